@@ -1,0 +1,150 @@
+"""Configs of the models: what they are made of, and the sizes that were released."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PerChannel = float | tuple[float, ...]
+
+
+class Config(BaseModel):
+    """Base of every config: immutable, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LatentNorm(Config):
+    """Shift and scale that give latents about zero mean and unit variance: normalised = (latent - shift) * scale.
+
+    The first latent frame of a clip sees no past, so its statistics differ from those of the later ones.
+    Each value is one number, or one per latent channel.
+    """
+
+    first_shift: PerChannel
+    first_scale: PerChannel
+    rest_shift: PerChannel
+    rest_scale: PerChannel
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE makes them -> latents as the DiT sees them; both (b c t h w), a new tensor."""
+        shift, scale = self._by_frame(latents)
+        return (latents - shift) * scale
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Inverse of `normalise`; (b c t h w), a new tensor."""
+        shift, scale = self._by_frame(latents)
+        return latents / scale + shift
+
+    def _by_frame(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale as (1 c t 1 1), c = 1 where one number serves all channels."""
+
+        def spread(first: PerChannel, rest: PerChannel) -> Tensor:
+            first_column, rest_column = (latents.new_tensor(v).reshape(-1, 1) for v in (first, rest))
+            frame = latents.new_tensor(range(latents.shape[2]))
+            return (first_column * (frame == 0) + rest_column * (frame > 0))[None, :, :, None, None]
+
+        return spread(self.first_shift, self.rest_shift), spread(self.first_scale, self.rest_scale)
+
+
+MINIFLUX_LATENT_NORM = LatentNorm(first_shift=-0.04, first_scale=1 / 1.8726, rest_shift=-0.2343, rest_scale=1 / 3.0986)
+SD3_LATENT_NORM = LatentNorm(first_shift=0.1490, first_scale=1 / 1.8415, rest_shift=-0.2343, rest_scale=1 / 3.0986)
+
+
+class VAEStackConfig(Config):
+    """One half of the VAE, a list of blocks from the pixel side inwards (encoder) or from the latent side (decoder)."""
+
+    channels: tuple[int, ...] = Field((128, 256, 512, 512), description="per block, listed from the pixel side")
+    layers: tuple[int, ...] = Field(description="residual layers per block, in the order the blocks run")
+    norm_groups: int = Field(32, ge=1, description="groups of every group norm; divides every channel count")
+    resample_space: tuple[bool, ...] = Field((True, True, True, False), description="per block: halve/double h and w")
+    resample_time: tuple[bool, ...] = Field((True, True, True, False), description="per block: halve/double t")
+
+    @model_validator(mode="after")
+    def _check(self) -> VAEStackConfig:
+        lengths = {name: len(getattr(self, name)) for name in ("channels", "layers", "resample_space", "resample_time")}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"one entry per block is needed in each of {lengths}: make them equally long")
+        uneven = [c for c in self.channels if c % self.norm_groups]
+        if uneven:
+            raise ValueError(f"norm_groups {self.norm_groups} does not divide channels {uneven}")
+        return self
+
+
+class VAEConfig(Config):
+    """The causal video VAE. Defaults are the released model (335 M parameters)."""
+
+    latent_channels: int = Field(16, ge=1)
+    encoder: VAEStackConfig = VAEStackConfig(layers=(2, 2, 2, 2))
+    decoder: VAEStackConfig = VAEStackConfig(layers=(3, 3, 3, 3))
+    latent_norm: LatentNorm | None = Field(None, description="measured after training; needed to train a DiT")
+
+    @model_validator(mode="after")
+    def _check(self) -> VAEConfig:
+        for name in ("resample_space", "resample_time"):
+            down, up = sum(getattr(self.encoder, name)), sum(getattr(self.decoder, name))
+            if down != up:
+                raise ValueError(f"{name}: the encoder halves {down} times but the decoder doubles {up} times")
+        return self
+
+    @property
+    def space_factor(self) -> int:
+        """Pixels per latent, along height and along width (8 as released)."""
+        return 2 ** sum(self.encoder.resample_space)
+
+    @property
+    def time_factor(self) -> int:
+        """Frames per latent frame after the first one (8 as released)."""
+        return 2 ** sum(self.encoder.resample_time)
+
+
+class MiniFluxConfig(Config):
+    """The miniFLUX diffusion transformer. Defaults are the released model (1.97 G parameters)."""
+
+    latent_channels: int = Field(16, ge=1)
+    num_double_blocks: int = Field(8, ge=0, description="blocks with separate weights for image and text tokens")
+    num_single_blocks: int = Field(16, ge=0, description="blocks on the joined sequence")
+    num_heads: int = Field(30, ge=1)
+    head_dim: int = Field(64, ge=2)
+    text_dim: int = Field(4096, ge=1, description="width of the text encoder's output (T5-XXL: 4096)")
+    pooled_dim: int = Field(768, ge=1, description="width of the pooled text vector (CLIP-L: 768)")
+    rope_axes: tuple[int, int, int] = Field((16, 24, 24), description="channels of a head given to t, h and w")
+    causal: bool = Field(True, description="a frame attends to itself and earlier frames only")
+
+    @model_validator(mode="after")
+    def _check(self) -> MiniFluxConfig:
+        if sum(self.rope_axes) != self.head_dim or any(axis % 2 for axis in self.rope_axes):
+            raise ValueError(f"rope_axes {self.rope_axes} must be even numbers that add up to head_dim {self.head_dim}")
+        return self
+
+    @property
+    def dim(self) -> int:
+        """Width of the token stream."""
+        return self.num_heads * self.head_dim
+
+
+class PyramidConfig(Config):
+    """How a clip is cut into resolutions (stages) and into units of time."""
+
+    num_stages: int = Field(3, ge=1, le=4, description="resolutions, coarse to fine; each doubles h and w")
+    stage_bounds: tuple[float, ...] | None = Field(None, description="where stages meet, 0..1; none: equal parts")
+    gamma: float = Field(1 / 3, gt=0, le=1 / 3, description="negative correlation of the noise added at a jump")
+    shift: float = Field(1.0, gt=0, description="more than 1 spends more of the path at high noise")
+    frames_per_unit: int = Field(1, ge=1, description="latent frames generated together after the first")
+    corrupt_ratio: float = Field(1 / 3, ge=0, le=1, description="most noise put on the history in training")
+
+    @model_validator(mode="after")
+    def _check(self) -> PyramidConfig:
+        bounds = self.bounds
+        if len(bounds) != self.num_stages + 1 or bounds[0] != 0 or bounds[-1] != 1 or list(bounds) != sorted(bounds):
+            raise ValueError(f"stage_bounds {bounds}: need {self.num_stages + 1} rising numbers from 0 to 1")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """Where stages meet on the unshifted path: num_stages + 1 numbers from 0 (noise) to 1 (data)."""
+        return self.stage_bounds or tuple(i / self.num_stages for i in range(self.num_stages + 1))

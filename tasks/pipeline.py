@@ -1,0 +1,242 @@
+"""Ray Data under every per-clip step: blocks of pending items through a pool of actors that commit what they compute.
+
+The driver holds only ids and small rows. Each block is one input partition of the dataset; an actor computes its rows,
+appends them to their tables exactly once, and reports counts. If Ray runs a block again, its id is already in the log.
+"""
+
+import json
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pyramid_model.config import Config
+from tasks.schemas import ID_COLUMNS
+from tasks.step import RayConfig, Run, StepResult, lineage, report_progress
+from tasks.tables import Lineage, append_block, content_id, table_version
+
+
+class StepError(RuntimeError):
+    """A step stopped for a reason that is not in the data: no disk space, no progress, a bug."""
+
+
+def connect(config: RayConfig) -> float:
+    """Join the cluster of `ray.address`, starting an embedded Ray for `local`; returns the seconds it took."""
+    # Under `uv run`, Ray would start its workers in a second environment and another folder.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Ray's own warnings stay in its log files; what a user must know reaches the driver as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    started = time.monotonic()
+    import ray
+
+    if ray.is_initialized():
+        return 0.0
+    if config.address == "local":
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or os.cpu_count(),
+            object_store_memory=256 * 2**20,  # ids and counts only: frames never pass through it
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    else:
+        ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
+    return time.monotonic() - started
+
+
+def num_actors(cpus_per_actor: float, gpus_per_actor: float, num_blocks: int) -> int:
+    """Pool size that leaves one CPU free for Ray Data's own tasks, so that a pipeline cannot starve itself.
+
+    Raises:
+        StepError: the cluster has not even the resources of one actor.
+    """
+    import ray
+
+    cluster = ray.cluster_resources()
+    cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    if gpus_per_actor > gpus:
+        raise StepError(f"an actor asks for {gpus_per_actor} GPU and the cluster has {gpus:g}: set num_gpus to 0")
+    if cpus_per_actor > cpus:
+        raise StepError(f"an actor asks for {cpus_per_actor} CPU and the cluster has {cpus:g}: add nodes or CPUs")
+    fitting = max(1, math.floor((cpus - 1) / cpus_per_actor)) if cpus_per_actor else num_blocks
+    if gpus_per_actor:
+        fitting = min(fitting, math.floor(gpus / gpus_per_actor))
+    return max(1, min(fitting, num_blocks))
+
+
+class BlockActor:
+    """One Ray actor: builds the step's worker once, then computes and commits block after block."""
+
+    def __init__(self, worker: type, worker_args: Mapping[str, Any], root: str, rows_lineage: Lineage):
+        self.worker = worker(**worker_args)
+        self.root = root
+        self.lineage = rows_lineage
+
+    def __call__(self, block: Any) -> dict[str, list]:
+        """Compute and commit one block; its counts as one JSON row."""
+        started = time.time()
+        items = json.loads(block["items"][0])
+        produced = self.worker(items)
+        appended = {
+            table: len(rows) * append_block(self.root, table, rows, self._block_id(table, rows), self.lineage)
+            for table, rows in produced.items()
+        }
+        primary = produced[next(reversed(produced))] if produced else []
+        report = {
+            "items": len(items),
+            "rows": appended,
+            "statuses": Counter(row["status"] for row in primary),
+            "errors": Counter(row["error_type"] for row in primary if row["status"] != "ok"),
+            "started": started,
+            "finished": time.time(),
+        }
+        return {"report": [json.dumps(report)]}
+
+    def _block_id(self, table: str, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Identity of a block: its ids and attempts, so that a retry of failed rows is another block."""
+        ids = sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows)
+        return content_id(table, self.lineage.step, ids)
+
+
+def run_blocks(
+    run: Run,
+    config: Config,
+    *,
+    step: str,
+    step_version: str,
+    items: Sequence[Mapping[str, Any]],
+    worker: type,
+    worker_args: Mapping[str, Any],
+    num_done: int = 0,
+    block_size: int = 16,
+    num_cpus: float = 0.5,
+    num_gpus: float = 0.0,
+) -> StepResult:
+    """Run `worker` over the pending items on Ray and return what was committed.
+
+    Args:
+        items: JSON-able dicts, one an input; each carries its `attempt`.
+        worker: class, built once per actor as `worker(**worker_args)`, then called with a list of items; returns rows
+            by table in the order in which they must be committed. The last table is the one whose row per item says
+            that the item is done: its statuses are counted.
+        num_done: inputs already committed, for the counts of the result.
+        block_size: items a block, the unit of commit and of loss when a machine dies.
+
+    Raises:
+        StepError: the step stopped (no disk space, no progress, a bug), with the cause.
+    """
+    if not items:
+        return StepResult(step=step, num_in=num_done, num_done=num_done, note="nothing new")
+    started = time.time()
+    ray_start_s = connect(run.ray)
+    blocks = [list(items[i : i + block_size]) for i in range(0, len(items), block_size)]
+    actor_args = (worker, dict(worker_args), run.root, lineage(run, step, step_version, config))
+    reports = []
+    done = 0
+    report_progress(step, 0, len(items))
+    for report in _stream(blocks, actor_args, num_cpus, num_gpus, run.ray.no_progress_timeout_s, step):
+        reports.append(report)
+        done += report["items"]
+        report_progress(step, done, len(items))
+    return _result(run, step, num_done, reports, started, ray_start_s)
+
+
+def _stream(
+    blocks: list[list], actor_args: tuple, num_cpus: float, num_gpus: float, timeout_s: float, step: str
+) -> Iterator[dict]:
+    """Reports of finished blocks as they come; StepError when none comes for too long."""
+    import pyarrow as pa
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    size = num_actors(num_cpus, num_gpus, len(blocks))
+    # One table a block: Ray Data keeps each as its own partition, so `batch_size=None` hands an actor exactly one.
+    tables = [pa.table({"items": [json.dumps(block)]}) for block in blocks]
+    reports = ray.data.from_arrow(tables).map_batches(
+        BlockActor,
+        fn_constructor_args=actor_args,
+        batch_size=None,
+        compute=ActorPoolStrategy(size=size),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus or None,
+    )
+    arrived: queue.Queue = queue.Queue()
+    threading.Thread(target=_drain, args=(reports, arrived), daemon=True).start()
+    for _ in blocks:
+        try:
+            event = arrived.get(timeout=timeout_s)
+        except queue.Empty:
+            ray.shutdown()
+            raise StepError(
+                f"step {step!r}: no block finished within {timeout_s:g} s (ray.no_progress_timeout_s). What was "
+                "committed is kept; start again to go on. A block may be too large, or the cluster short of CPUs."
+            ) from None
+        if isinstance(event, BaseException):
+            raise _explained(step, event)
+        yield event
+
+
+def _drain(reports: Any, arrived: queue.Queue) -> None:
+    """Pull results in a thread of its own, since Ray's iterator cannot be given a timeout."""
+    try:
+        for row in reports.iter_rows():
+            arrived.put(json.loads(row["report"]))
+    except BaseException as err:
+        arrived.put(err)
+
+
+def _explained(step: str, err: BaseException) -> StepError:
+    """The worker's own exception as the step's error."""
+    cause = getattr(err, "cause", None) or err.__cause__ or err
+    cause = getattr(cause, "cause", None) or cause
+    failure = StepError(
+        f"step {step!r} stopped: {type(cause).__name__}: {cause}. Committed blocks are kept; "
+        "mend the cause and run the same command again."
+    )
+    failure.__cause__ = err
+    return failure
+
+
+def _result(run: Run, step: str, num_done: int, reports: list[dict], started: float, ray_start_s: float) -> StepResult:
+    statuses, errors, rows = Counter(), Counter(), Counter()
+    for report in reports:
+        statuses.update(report["statuses"])
+        errors.update(report["errors"])
+        rows.update(report["rows"])
+    intervals = [(report["started"], report["finished"]) for report in reports]
+    first, last = min(begin for begin, _ in intervals), max(end for _, end in intervals)
+    return StepResult(
+        step=step,
+        num_in=num_done + sum(report["items"] for report in reports),
+        num_done=num_done,
+        num_ok=statuses["ok"],
+        num_failed=statuses["failed"],
+        num_skipped=statuses["skipped"],
+        rows=dict(rows),
+        errors=dict(errors),
+        versions={table: table_version(run.root, table) for table in rows},
+        busy_s=covered_s(intervals),
+        timings={
+            "ray_start_s": ray_start_s,
+            "actors_start_s": first - started - ray_start_s,
+            "drain_s": time.time() - last,
+        },
+    )
+
+
+def covered_s(intervals: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of (start, end) intervals, seconds."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(intervals):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total

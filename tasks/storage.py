@@ -1,0 +1,113 @@
+"""Files under a root that is a folder or any fsspec URI (`s3://…`, `gs://…`)."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.utils import get_protocol
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` is a plain path (or `file://`) on this machine."""
+    return get_protocol(uri) in ("file", "local")
+
+
+def join(root: str, *parts: str) -> str:
+    """Path of a file under `root`; parts that would climb out of it are refused.
+
+    Raises:
+        ValueError: a part is absolute or contains `..` (names in manifests are data, not instructions).
+    """
+    for part in parts:
+        if part.startswith("/") or ".." in Path(part).parts:
+            raise ValueError(f"{part!r} would leave the root {root!r}: use a path inside it, without '..'")
+    return "/".join((root.rstrip("/"), *parts))
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of `uri` and the path on it."""
+    return fsspec.core.url_to_fs(uri)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = filesystem(uri)
+    return fs.exists(path)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Whole content of a (small) file."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary name, then a rename; object stores put in one piece."""
+    if is_local(uri):
+        with writing(uri) as temporary:
+            Path(temporary).write_bytes(data)
+        return
+    fs, path = filesystem(uri)
+    fs.pipe_file(path, data)
+
+
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[str]:
+    """A local path to write to; on leaving without an error the file appears at `uri`, whole.
+
+    The temporary file keeps the suffix of `uri`, since video containers are chosen by it.
+    """
+    suffix = Path(uri).suffix
+    if is_local(uri):
+        _, target = filesystem(uri)
+        folder = os.path.dirname(target)
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=suffix, prefix=".writing-", dir=folder)
+    else:
+        target = ""
+        handle, temporary = tempfile.mkstemp(suffix=suffix)
+    os.close(handle)
+    try:
+        yield temporary
+        if target:
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        else:
+            fs, path = filesystem(uri)
+            fs.put_file(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[str]:
+    """A local path with the content of `uri`: the file itself, or a copy that is removed afterwards."""
+    if is_local(uri):
+        yield filesystem(uri)[1]
+        return
+    fs, path = filesystem(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, os.path.basename(path))
+        fs.get_file(path, local)
+        yield local
+
+
+def check_writable(root: str) -> None:
+    """Fail early, with the remedy, when `root` cannot be written.
+
+    Raises:
+        PermissionError: the folder (or its nearest existing parent) refuses a file.
+    """
+    probe = join(root, ".pyramid-write-test")
+    try:
+        write_bytes(probe, b"")
+        fs, path = filesystem(probe)
+        fs.rm_file(path)
+    except OSError as err:
+        raise PermissionError(
+            f"cannot write under root {root!r} ({err.strerror or err}): choose a folder you own with --root"
+        ) from err

@@ -1,0 +1,271 @@
+"""Delta tables: content ids, exactly-once appends, reads of a pinned version, and what is still to do.
+
+Every table lives at `<root>/tables/<name>`; its columns stand in `tasks.schemas`. Rows are only ever appended. A retry
+appends a row with `attempt + 1`, and readers see the latest attempt of each id.
+"""
+
+import hashlib
+import json
+import re
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from tasks import storage
+from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
+
+BLOB_ROW_GROUP_BYTES = 1_000_000  # from here on one row a row group: a random row is read alone
+COMMIT_TRIES = 20
+
+
+class TableError(RuntimeError):
+    """A table cannot be used as it is; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a row came from; filled into the common columns of every appended row."""
+
+    run_id: str
+    step: str
+    step_version: str
+    params_hash: str
+    code_version: str
+
+
+def content_id(*parts: Any) -> str:
+    """32 hex digits of blake2b-128 over the canonical JSON of `parts` (bytes are hashed as they are)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, separators=(",", ":")).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def crc32(*blobs: bytes | memoryview) -> int:
+    """CRC-32 over the blobs one after the other."""
+    value = 0
+    for blob in blobs:
+        value = zlib.crc32(blob, value)
+    return value
+
+
+def ok_row(item: Mapping[str, Any], **columns: Any) -> dict[str, Any]:
+    """A good row made from a step's input item (which carries the attempt)."""
+    return {"status": "ok", "attempt": item.get("attempt", 1)} | columns
+
+
+def bad_row(
+    item: Mapping[str, Any], error: Exception | tuple[str, str], status: str = "failed", **columns: Any
+) -> dict:
+    """A row for data that could not be used: `error` is (error_type, sentence) or an exception with a `kind`."""
+    if isinstance(error, Exception):
+        kind, text = getattr(error, "kind", type(error).__name__), str(error)
+    else:
+        kind, text = error
+    return {"status": status, "error_type": kind, "error": text, "attempt": item.get("attempt", 1)} | columns
+
+
+def table_uri(root: str, table: str) -> str:
+    """Where a table lives.
+
+    Raises:
+        TableError: no such table name.
+    """
+    if table not in SCHEMAS:
+        raise TableError(f"there is no table {table!r}: the tables are {', '.join(SCHEMAS)}")
+    return storage.join(root, "tables", table)
+
+
+def open_table(root: str, table: str, version: int | None = None) -> DeltaTable | None:
+    """The table at a version (newest if None), or None when it has not been written yet.
+
+    Raises:
+        TableError: the version does not exist, or the table was written with other column types.
+    """
+    uri = table_uri(root, table)
+    try:
+        delta = DeltaTable(uri, version=version)
+    except TableNotFoundError:
+        return None
+    except DeltaError as err:
+        if version is None:
+            raise
+        newest = DeltaTable(uri).version()
+        raise TableError(f"table {table!r} has no version {version}: it has 0 to {newest} ({uri})") from err
+    _check_columns(delta, table, uri)
+    return delta
+
+
+def _check_columns(delta: DeltaTable, table: str, uri: str) -> None:
+    """Refuse a table of another schema version, naming the columns."""
+    found = {field.name: field.type for field in pa.schema(delta.schema().to_arrow())}
+    wanted = {field.name: field.type for field in SCHEMAS[table]}
+    missing = [name for name in wanted if name not in found]
+    changed = [
+        f"{name} ({found[name]}, expected {wanted[name]})"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    if missing or changed:
+        raise TableError(
+            f"table {table!r} at {uri} was written by another version of this package: "
+            f"missing columns {missing or 'none'}, changed types {changed or 'none'}. "
+            "Use the version that wrote it, or start a new root with --root."
+        )
+
+
+def table_version(root: str, table: str) -> int:
+    """Newest version, or -1 when the table has not been written."""
+    delta = open_table(root, table)
+    return -1 if delta is None else delta.version()
+
+
+def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block_id: str, lineage: Lineage) -> bool:
+    """Append rows in one atomic commit, exactly once per `block_id`.
+
+    The check and the commit use the same table handle: a commit by somebody else in between makes this one fail, and
+    the check is made again on the newer version.
+
+    Returns:
+        False when this block had been committed before (nothing is written then).
+    """
+    if not rows:
+        return False
+    data = _to_arrow(table, rows, lineage)
+    once = CommitProperties(app_transactions=[Transaction(block_id, 1)])
+    for attempt in range(COMMIT_TRIES):
+        delta = _open_or_create(root, table)
+        if delta.transaction_version(block_id) is not None:
+            return False
+        try:
+            write_deltalake(
+                delta, data, mode="append", writer_properties=_writer_properties(table, data), commit_properties=once
+            )
+            return True
+        except CommitFailedError:
+            time.sleep(0.05 * attempt)
+    raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
+
+
+def _open_or_create(root: str, table: str) -> DeltaTable:
+    delta = open_table(root, table)
+    if delta is not None:
+        return delta
+    return DeltaTable.create(table_uri(root, table), schema=SCHEMAS[table], mode="ignore", name=table)
+
+
+def _to_arrow(table: str, rows: Sequence[Mapping[str, Any]], lineage: Lineage) -> pa.Table:
+    """Rows as Arrow with the common columns filled in; an unknown column is our bug and says so."""
+    schema = SCHEMAS[table]
+    common = asdict(lineage) | {
+        "created_at": datetime.now(UTC),
+        "attempt": 1,
+        "status": "ok",
+        "error_type": "",
+        "error": "",
+    }
+    full = [common | dict(row) for row in rows]
+    unknown = {name for row in full for name in row} - set(schema.names)
+    if unknown:
+        raise TableError(f"table {table!r} has no columns {sorted(unknown)}: add them in tasks/schemas.py")
+    return pa.Table.from_pylist(full, schema=schema)
+
+
+def _writer_properties(table: str, data: pa.Table) -> WriterProperties:
+    blobs = BLOB_COLUMNS.get(table, ())
+    if not blobs:
+        return WriterProperties(compression="ZSTD", compression_level=3)
+    row_bytes = data.nbytes / max(1, data.num_rows)
+    plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
+    return WriterProperties(
+        compression="UNCOMPRESSED",
+        max_row_group_size=1
+        if row_bytes >= BLOB_ROW_GROUP_BYTES
+        else max(1, int(4 * BLOB_ROW_GROUP_BYTES // row_bytes)),
+        column_properties=dict.fromkeys(blobs, plain),
+    )
+
+
+def read_table(
+    root: str,
+    table: str,
+    columns: Iterable[str] | None = None,
+    version: int | None = None,
+    where: pc.Expression | None = None,
+    latest: bool = True,
+) -> pa.Table:
+    """Rows of a table at a version, the latest attempt of each id (all attempts with `latest=False`).
+
+    A table that has not been written yet reads as empty, with its schema.
+    `where` is applied to the latest attempts, so that a row which failed after it had succeeded does not come back.
+    """
+    schema = SCHEMAS[table]
+    names = list(columns) if columns is not None else schema.names
+    delta = open_table(root, table, version)
+    if delta is None:
+        return pa.schema([schema.field(name) for name in names]).empty_table()
+    needed = list(dict.fromkeys([*names, ID_COLUMNS[table], "attempt", "created_at", *_fields_of(where, schema)]))
+    rows = delta.to_pyarrow_table(columns=needed)
+    if latest:
+        rows = _latest_attempts(rows, ID_COLUMNS[table])
+    if where is not None:
+        rows = rows.filter(where)
+    return rows.select(names)
+
+
+def _fields_of(where: pc.Expression | None, schema: pa.Schema) -> list[str]:
+    """Columns that an expression mentions (Arrow offers no accessor; its text form does)."""
+    words = set(re.findall(r"\w+", str(where)))
+    return [] if where is None else [name for name in schema.names if name in words]
+
+
+def _latest_attempts(rows: pa.Table, id_column: str) -> pa.Table:
+    """Keep one row an id: the highest attempt, the newest of equals; the order of the table is kept."""
+    if len(pc.unique(rows[id_column])) == rows.num_rows:
+        return rows
+    position = pa.array(range(rows.num_rows))
+    keyed = rows.select([id_column, "attempt", "created_at"]).append_column("position", position)
+    ordered = keyed.sort_by([("attempt", "ascending"), ("created_at", "ascending")])
+    last = ordered.group_by(id_column, use_threads=False).aggregate([("position", "last")])
+    return rows.take(last["position_last"].combine_chunks().sort())
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What is left to do of the wanted ids: id -> attempt number, and how many were done before."""
+
+    attempts: dict[str, int]
+    num_done: int
+
+    def items(self, wanted: Iterable[Mapping[str, Any]], id_column: str) -> list[dict[str, Any]]:
+        """The wanted items that are pending, each with its attempt."""
+        return [
+            dict(item) | {"attempt": self.attempts[item[id_column]]}
+            for item in wanted
+            if item[id_column] in self.attempts
+        ]
+
+
+def pending(root: str, table: str, wanted: Iterable[str], retry_failed: bool = False) -> Pending:
+    """Anti-join: wanted ids without a committed row (or, with `retry_failed`, whose latest row failed)."""
+    rows = read_table(root, table, [ID_COLUMNS[table], "status", "attempt"])
+    committed = {
+        row_id: (status, attempt)
+        for row_id, status, attempt in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True)
+    }
+    wanted = list(dict.fromkeys(wanted))
+    attempts: dict[str, int] = {}
+    for row_id in wanted:
+        status, attempt = committed.get(row_id, ("", 0))
+        if not status or (retry_failed and status == "failed"):
+            attempts[row_id] = attempt + 1
+    return Pending(attempts, len(wanted) - len(attempts))

@@ -1,0 +1,135 @@
+"""The causal video VAE: 1 + 8k frames to 1 + k latent frames, an eighth of the height and width, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyramid_model.config import VAEConfig
+from pyramid_model.vae.blocks import DownBlock, MidBlock, UpBlock
+from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm
+from pyramid_model.vae.posterior import Posterior
+
+
+class Encoder(nn.Module):
+    """Frames to moments (mean and log variance)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        stack = config.encoder
+        self.conv_in = CausalConv3d(3, stack.channels[0])
+        widths = (stack.channels[0], *stack.channels)
+        self.blocks = nn.ModuleList(DownBlock(widths[i], stack, i) for i in range(len(stack.channels)))
+        self.mid = MidBlock(stack.channels[-1], stack.norm_groups)
+        self.norm_out = FrameGroupNorm(stack.norm_groups, stack.channels[-1])
+        self.conv_out = CausalConv3d(stack.channels[-1], 2 * config.latent_channels)
+
+    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """(b 3 t h w) -> (b 2*latent_channels t' h' w')."""
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last_3d), chunk)
+        for block in self.blocks:
+            x = block(x, chunk)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x, chunk))), chunk)
+
+
+class Decoder(nn.Module):
+    """Latents to frames."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        stack = config.decoder
+        self.conv_in = CausalConv3d(config.latent_channels, stack.channels[-1])
+        self.mid = MidBlock(stack.channels[-1], stack.norm_groups)
+        widths = (stack.channels[-1], *stack.channels[::-1])
+        self.blocks = nn.ModuleList(UpBlock(widths[i], stack, i) for i in range(len(stack.channels)))
+        self.norm_out = FrameGroupNorm(stack.norm_groups, stack.channels[0])
+        self.conv_out = CausalConv3d(stack.channels[0], 3)
+
+    def forward(self, z: Tensor, chunk: Chunk) -> Tensor:
+        """(b latent_channels t h w) -> (b 3 t' h' w')."""
+        x = self.conv_in(z.contiguous(memory_format=torch.channels_last_3d), chunk)
+        x = self.mid(x, chunk)
+        for block in self.blocks:
+            x = block(x, chunk)
+        return self.conv_out(F.silu(self.norm_out(x)), chunk)
+
+
+class CausalVideoVAE(nn.Module):
+    """Encodes frames in [-1, 1] to a posterior over latents, and decodes latents to frames.
+
+    No frame depends on a later one, so a clip may be coded in chunks of any number of latent frames with the same
+    result; the memory needed then does not grow with its length.
+    """
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.to_moments = CausalConv3d(2 * config.latent_channels, 2 * config.latent_channels, kernel=1)
+        self.from_latents = CausalConv3d(config.latent_channels, config.latent_channels, kernel=1)
+        self.decoder = Decoder(config)
+
+    def encode(self, frames: Tensor, window: int | None = None) -> Posterior:
+        """Posterior over the latents of whole clips.
+
+        Args:
+            frames: (b 3 1+8k h w) in [-1, 1]; h and w multiples of 8.
+            window: frames coded at a time after the first one, a multiple of 8; None codes all at once.
+
+        Raises:
+            ValueError: the number of frames, the height, the width or the window does not fit.
+        """
+        space, time = self.config.space_factor, self.config.time_factor
+        _, _, t, h, w = frames.shape
+        if (t - 1) % time:
+            raise ValueError(f"{t} frames: the VAE takes 1 + {time}k frames, for example {t - (t - 1) % time}")
+        if h % space or w % space:
+            raise ValueError(f"frames of {h}x{w} px: height and width must be multiples of {space}")
+        if window is not None and (window < time or window % time):
+            raise ValueError(f"window {window}: must be a positive multiple of {time} frames")
+        return Posterior.from_moments(torch.cat(list(self.encode_stream(_windows(frames, window))), dim=2))
+
+    def decode(self, latents: Tensor, window: int | None = None, starts_clip: bool = True) -> Tensor:
+        """Frames of whole clips.
+
+        Args:
+            latents: (b c 1+k h w), not normalised.
+            window: latent frames decoded at a time after the first one; None decodes all at once.
+            starts_clip: False treats the first latent frame as a later one, which gives 8 frames instead of 1.
+
+        Returns:
+            (b 3 1+8k 8h 8w), nominally in [-1, 1], not clamped.
+        """
+        if window is not None and window < 1:
+            raise ValueError(f"window {window}: must be at least 1 latent frame")
+        return torch.cat(list(self.decode_stream(_windows(latents, window), starts_clip)), dim=2)
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Moments (b 2c t' h' w') of each chunk (b 3 t h w): 1 + 8k frames in the first, 8k in every later one."""
+        for x, chunk in _with_memory(chunks):
+            yield self.to_moments(self.encoder(x, chunk), chunk)
+
+    def decode_stream(self, chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[Tensor]:
+        """Frames of each chunk of latents (b c t h w), as soon as it arrives."""
+        for z, chunk in _with_memory(chunks, starts_clip):
+            yield self.decoder(self.from_latents(z, chunk), chunk)
+
+
+def _windows(x: Tensor, window: int | None) -> list[Tensor]:
+    """(b c t h w) cut in time: 1 + window first, then window each, then what is left."""
+    t = x.shape[2]
+    if window is None or t <= window + 1:
+        return [x]
+    return [x[:, :, : window + 1], *x[:, :, window + 1 :].split(window, dim=2)]
+
+
+def _with_memory(chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[tuple[Tensor, Chunk]]:
+    """Each chunk with what is remembered of those before; a lone known-length chunk remembers nothing."""
+    alone = isinstance(chunks, list) and len(chunks) == 1
+    chunk = Chunk(starts_clip=starts_clip, remember=not alone)
+    for x in chunks:
+        yield x, chunk
+        chunk = chunk.next()

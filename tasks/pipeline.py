@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from pyramid_model.config import Config
 from tasks.schemas import ID_COLUMNS
 from tasks.step import RayConfig, Run, StepResult, lineage, report_progress
 from tasks.tables import Lineage, append_block, content_id, table_version
+
+RESUME = "Committed blocks are kept: mend the cause and run the same command again."
 
 
 class StepError(RuntimeError):
@@ -43,10 +46,10 @@ def connect(config: RayConfig) -> float:
             object_store_memory=256 * 2**20,  # ids and counts only: frames never pass through it
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     else:
-        ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
     return time.monotonic() - started
 
 
@@ -79,29 +82,34 @@ class BlockActor:
         self.lineage = rows_lineage
 
     def __call__(self, block: Any) -> dict[str, list]:
-        """Compute and commit one block; its counts as one JSON row."""
+        """Compute and commit one block; its counts as one JSON row.
+
+        A worker's exception travels as text in the report, since Ray Data keeps only its own wrapper of it.
+        """
         started = time.time()
         items = json.loads(block["items"][0])
-        produced = self.worker(items)
-        appended = {
-            table: len(rows) * append_block(self.root, table, rows, self._block_id(table, rows), self.lineage)
-            for table, rows in produced.items()
-        }
-        primary = produced[next(reversed(produced))] if produced else []
+        try:
+            produced = self.worker(items)
+            appended = {table: self._append(table, rows) for table, rows in produced.items()}
+        except Exception as err:
+            fatal = f"{type(err).__name__}: {err}"
+            return {"report": [json.dumps({"fatal": fatal, "traceback": traceback.format_exc()})]}
+        last = produced[next(reversed(produced))]
         report = {
             "items": len(items),
             "rows": appended,
-            "statuses": Counter(row["status"] for row in primary),
-            "errors": Counter(row["error_type"] for row in primary if row["status"] != "ok"),
+            "statuses": Counter(row["status"] for row in last),
+            "errors": Counter(row["error_type"] for row in last if row["status"] != "ok"),
             "started": started,
             "finished": time.time(),
         }
         return {"report": [json.dumps(report)]}
 
-    def _block_id(self, table: str, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Identity of a block: its ids and attempts, so that a retry of failed rows is another block."""
+    def _append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Rows committed by this call. A block is its ids and attempts, so a retry of failed rows is another block."""
         ids = sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows)
-        return content_id(table, self.lineage.step, ids)
+        block_id = content_id(table, self.lineage.step, ids)
+        return len(rows) if append_block(self.root, table, rows, block_id, self.lineage) else 0
 
 
 def run_blocks(
@@ -174,36 +182,28 @@ def _stream(
     for _ in blocks:
         try:
             event = arrived.get(timeout=timeout_s)
-        except queue.Empty:
-            ray.shutdown()
+        except queue.Empty:  # the actors end with this driver
             raise StepError(
-                f"step {step!r}: no block finished within {timeout_s:g} s (ray.no_progress_timeout_s). What was "
-                "committed is kept; start again to go on. A block may be too large, or the cluster short of CPUs."
+                f"step {step!r}: no block finished within {timeout_s:g} s (ray.no_progress_timeout_s): a block may be "
+                f"too large, or the cluster short of CPUs. {RESUME}"
             ) from None
         if isinstance(event, BaseException):
-            raise _explained(step, event)
+            raise StepError(f"step {step!r} stopped: {event}. {RESUME}") from event
+        if "fatal" in event:
+            raise StepError(f"step {step!r} stopped: {event['fatal']}. {RESUME}\n{event['traceback']}")
         yield event
 
 
 def _drain(reports: Any, arrived: queue.Queue) -> None:
-    """Pull results in a thread of its own, since Ray's iterator cannot be given a timeout."""
+    """Pull results in a thread of its own, since Ray's iterator cannot be given a timeout; leaving it ends the run."""
     try:
         for row in reports.iter_rows():
-            arrived.put(json.loads(row["report"]))
+            report = json.loads(row["report"])
+            arrived.put(report)
+            if "fatal" in report:
+                return
     except BaseException as err:
         arrived.put(err)
-
-
-def _explained(step: str, err: BaseException) -> StepError:
-    """The worker's own exception as the step's error."""
-    cause = getattr(err, "cause", None) or err.__cause__ or err
-    cause = getattr(cause, "cause", None) or cause
-    failure = StepError(
-        f"step {step!r} stopped: {type(cause).__name__}: {cause}. Committed blocks are kept; "
-        "mend the cause and run the same command again."
-    )
-    failure.__cause__ = err
-    return failure
 
 
 def _result(run: Run, step: str, num_done: int, reports: list[dict], started: float, ray_start_s: float) -> StepResult:

@@ -40,8 +40,8 @@ def exists(uri: str) -> bool:
 
 def read_bytes(uri: str) -> bytes:
     """Whole content of a (small) file."""
-    fs, path = filesystem(uri)
-    return fs.cat_file(path)
+    with fsspec.open(uri, "rb") as file:
+        return file.read()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_bytes(uri: str, data: bytes) -> None:

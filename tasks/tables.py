@@ -230,7 +230,7 @@ def _fields_of(where: pc.Expression | None, schema: pa.Schema) -> list[str]:
 
 def _latest_attempts(rows: pa.Table, id_column: str) -> pa.Table:
     """Keep one row an id: the highest attempt, the newest of equals; the order of the table is kept."""
-    if len(pc.unique(rows[id_column])) == rows.num_rows:
+    if len(rows[id_column].unique()) == rows.num_rows:
         return rows
     position = pa.array(range(rows.num_rows))
     keyed = rows.select([id_column, "attempt", "created_at"]).append_column("position", position)

@@ -1,0 +1,46 @@
+"""Files under a root: whole or absent, and never outside it."""
+
+import os
+
+import pytest
+
+from tasks import storage
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    uri = str(tmp_path / "media" / "clip.mp4")
+    with pytest.raises(ZeroDivisionError), storage.writing(uri) as temporary, open(temporary, "wb") as file:
+        file.write(b"half" * (1 // 0))
+    assert os.listdir(tmp_path / "media") == []
+    with storage.writing(uri) as temporary, open(temporary, "wb") as file:
+        file.write(b"whole")
+    assert os.listdir(tmp_path / "media") == ["clip.mp4"]
+    assert storage.read_bytes(uri) == b"whole"
+
+
+def test_the_temporary_name_keeps_the_suffix(tmp_path):
+    with storage.writing(str(tmp_path / "clip.mkv")) as temporary:
+        assert temporary.endswith(".mkv")
+
+
+@pytest.mark.parametrize("part", ["../outside", "/etc/passwd", "a/../../b"])
+def test_names_from_manifests_cannot_leave_the_root(part):
+    with pytest.raises(ValueError, match="would leave the root"):
+        storage.join("/data/root", "media", part)
+
+
+def test_any_fsspec_uri_works_like_a_folder():
+    uri = "memory://bucket/media/clip.bin"
+    storage.write_bytes(uri, b"content")
+    with storage.reading(uri) as local, open(local, "rb") as file:
+        assert file.read() == b"content"
+    with storage.writing("memory://bucket/media/other.bin") as temporary, open(temporary, "wb") as file:
+        file.write(b"other")
+    assert storage.read_bytes("memory://bucket/media/other.bin") == b"other"
+
+
+def test_an_unwritable_root_is_named_with_the_option_to_change(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("not a folder")
+    with pytest.raises(PermissionError, match=r"cannot write under root .*--root"):
+        storage.check_writable(str(blocker / "root"))

@@ -1,0 +1,156 @@
+"""Tables: ids are contents, appends happen exactly once, the latest attempt is what readers see."""
+
+import multiprocessing
+import re
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from tasks.schemas import COMMON, ID_COLUMNS, SCHEMAS
+from tasks.tables import (
+    Lineage,
+    TableError,
+    append_block,
+    bad_row,
+    content_id,
+    crc32,
+    ok_row,
+    open_table,
+    pending,
+    read_table,
+    table_uri,
+    table_version,
+)
+
+LINEAGE = Lineage("run", "step", "1", "params", "code")
+
+
+def caption(number: int, **columns) -> dict:
+    return ok_row({}, caption_id=content_id("caption", number), text=f"text {number}") | columns
+
+
+def test_content_id_is_128_bits_of_hex_and_depends_on_every_part():
+    assert re.fullmatch(r"[0-9a-f]{32}", content_id("a", 1))
+    assert content_id("a", 1) == content_id("a", 1)
+    assert len({content_id("a", 1), content_id("a", 2), content_id("a1"), content_id(b"a", 1), content_id(1, "a")}) == 5
+    assert content_id({"x": 1, "y": 2}) == content_id({"y": 2, "x": 1})
+
+
+def test_parts_of_an_id_cannot_run_into_each_other():
+    assert content_id("ab", "c") != content_id("a", "bc")
+
+
+def test_every_table_starts_with_its_id_and_ends_with_the_common_columns():
+    for table, schema in SCHEMAS.items():
+        assert schema.names[0] == ID_COLUMNS[table]
+        assert schema.names[-len(COMMON) :] == list(COMMON)
+
+
+def test_a_block_is_appended_once(tmp_path):
+    root = str(tmp_path)
+    assert append_block(root, "captions", [caption(1), caption(2)], "block", LINEAGE)
+    assert not append_block(root, "captions", [caption(1), caption(2)], "block", LINEAGE)
+    assert read_table(root, "captions").num_rows == 2
+
+
+def test_rows_carry_where_they_came_from(tmp_path):
+    append_block(str(tmp_path), "captions", [caption(1)], "block", LINEAGE)
+    row = read_table(str(tmp_path), "captions").to_pylist()[0]
+    assert (row["run_id"], row["step"], row["step_version"], row["params_hash"]) == ("run", "step", "1", "params")
+    assert row["created_at"].tzinfo is not None
+
+
+def append_in_own_process(root: str, worker: int) -> None:
+    for block in range(4):
+        append_block(root, "captions", [caption(100 * worker + block)], f"{worker}-{block}", LINEAGE)
+        append_block(root, "captions", [caption(-block - 1)], f"shared-{block}", LINEAGE)
+
+
+def test_writers_in_four_processes_lose_nothing_and_commit_shared_blocks_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=append_in_own_process, args=(str(tmp_path), number)) for number in (1, 2, 3, 4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    rows = read_table(str(tmp_path), "captions", latest=False)
+    assert rows.num_rows == 4 * 4 + 4
+    assert len(set(rows["caption_id"].to_pylist())) == rows.num_rows
+
+
+def test_readers_see_the_latest_attempt(tmp_path):
+    root = str(tmp_path)
+    failed = bad_row({"attempt": 1}, ("timeout", "took too long"), caption_id=content_id("caption", 1))
+    append_block(root, "captions", [failed, caption(2)], "first", LINEAGE)
+    append_block(root, "captions", [caption(1, attempt=2)], "second", LINEAGE)
+    latest = {row["caption_id"]: row["status"] for row in read_table(root, "captions").to_pylist()}
+    assert latest == {content_id("caption", 1): "ok", content_id("caption", 2): "ok"}
+    assert read_table(root, "captions", latest=False).num_rows == 3
+
+
+def test_a_filter_sees_only_latest_attempts(tmp_path):
+    root = str(tmp_path)
+    append_block(root, "captions", [bad_row({}, ("x", "y"), caption_id="1" * 32)], "first", LINEAGE)
+    append_block(root, "captions", [ok_row({"attempt": 2}, caption_id="1" * 32)], "second", LINEAGE)
+    assert read_table(root, "captions", where=pc.field("status") == "failed").num_rows == 0
+
+
+def test_pending_is_what_has_no_row_and_failed_rows_only_on_request(tmp_path):
+    root = str(tmp_path)
+    append_block(root, "captions", [ok_row({}, caption_id="a"), bad_row({}, ("x", "y"), caption_id="b")], "1", LINEAGE)
+    assert pending(root, "captions", ["a", "b", "c"]).attempts == {"c": 1}
+    retry = pending(root, "captions", ["a", "b", "c"], retry_failed=True)
+    assert retry.attempts == {"b": 2, "c": 1}
+    assert retry.num_done == 1
+
+
+def test_a_pinned_version_does_not_see_later_rows(tmp_path):
+    root = str(tmp_path)
+    append_block(root, "captions", [caption(1)], "1", LINEAGE)
+    version = table_version(root, "captions")
+    append_block(root, "captions", [caption(2)], "2", LINEAGE)
+    assert read_table(root, "captions", version=version).num_rows == 1
+    assert read_table(root, "captions").num_rows == 2
+    with pytest.raises(TableError, match="has no version 99"):
+        read_table(root, "captions", version=99)
+
+
+def test_a_table_that_was_never_written_reads_as_empty(tmp_path):
+    assert table_version(str(tmp_path), "latents") == -1
+    empty = read_table(str(tmp_path), "latents", ["latent_id", "latent"])
+    assert empty.num_rows == 0
+    assert empty.schema.names == ["latent_id", "latent"]
+
+
+def latent(number: int, size: int) -> dict:
+    blob = bytes([number]) * size
+    return ok_row({}, latent_id=str(number), shape=[size], dtype="uint8", latent=blob, crc32=crc32(blob))
+
+
+@pytest.mark.parametrize(("size", "row_groups"), [(1_200_000, 3), (1_000, 1)])
+def test_big_blobs_get_a_row_group_each_uncompressed(tmp_path, size, row_groups):
+    append_block(str(tmp_path), "latents", [latent(number, size) for number in range(3)], "b", LINEAGE)
+    [file] = DeltaTable(table_uri(str(tmp_path), "latents")).file_uris()
+    parquet = pq.ParquetFile(file)
+    assert parquet.metadata.num_row_groups == row_groups
+    column = parquet.schema_arrow.names.index("latent")
+    assert parquet.metadata.row_group(0).column(column).compression == "UNCOMPRESSED"
+    assert parquet.read_row_group(row_groups - 1, ["latent"])["latent"][-1].as_py() == bytes([2]) * size
+
+
+def test_unknown_columns_and_tables_are_named(tmp_path):
+    with pytest.raises(TableError, match=r"captions.*no columns \['colour'\]"):
+        append_block(str(tmp_path), "captions", [caption(1, colour="red")], "b", LINEAGE)
+    with pytest.raises(TableError, match="there is no table 'clip'"):
+        open_table(str(tmp_path), "clip")
+
+
+def test_a_table_of_another_schema_version_is_refused_with_its_columns(tmp_path):
+    old = pa.table({"caption_id": ["a"], "text": [1]})
+    write_deltalake(table_uri(str(tmp_path), "captions"), old)
+    with pytest.raises(TableError, match=r"missing columns .*'clip_id'.*text \(int64, expected string\)"):
+        read_table(str(tmp_path), "captions")

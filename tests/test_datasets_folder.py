@@ -1,4 +1,4 @@
-"""The `datasets/` folder holds data only, and the sample says the truth about itself. Runs in about 15 seconds, mostly one import."""
+"""The `datasets/` folder holds data only, and the sample says the truth about itself. About 15 s, mostly one import."""
 
 import csv
 import hashlib

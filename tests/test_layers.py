@@ -1,0 +1,86 @@
+"""The shape of the tree: who may import whom, what is packaged, what a folder may hold. Runs in about 5 s."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+REPO = Path(__file__).parents[1]
+PACKAGES = ("flows", "tasks", "pyramid_model")
+MACHINE_PATH = re.compile(rb"(?:/work|/root|/home/\w+|/Users/\w+|[A-Z]:\\Users)[/\\]")
+
+
+def tracked_files() -> list[Path]:
+    """Files that git knows, or every file of an unpacked archive."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, check=False)
+    if listed.returncode == 0:
+        return [path for name in listed.stdout.decode().split("\0") if name and (path := REPO / name).is_file()]
+    return [path for path in REPO.rglob("*") if path.is_file() and ".venv" not in path.parts]
+
+
+def test_imports_point_one_way(monkeypatch):
+    monkeypatch.chdir(REPO)
+    assert lint_imports(no_cache=True) == 0, "run `uv run lint-imports` to see which import breaks which contract"
+
+
+def test_every_package_folder_is_packaged():
+    settings = tomllib.loads((REPO / "pyproject.toml").read_text())
+    folders = [init.parent for package in PACKAGES for init in (REPO / package).rglob("__init__.py")]
+    assert sorted(settings["tool"]["setuptools"]["packages"]) == sorted(
+        ".".join(folder.relative_to(REPO).parts) for folder in folders
+    )
+
+
+def test_every_python_file_is_in_a_packaged_folder():
+    loose = [
+        str(file.relative_to(REPO))
+        for package in PACKAGES
+        for file in (REPO / package).rglob("*.py")
+        if not (file.parent / "__init__.py").exists()
+    ]
+    assert not loose
+
+
+def test_package_inits_are_empty():
+    filled = [
+        str(init.relative_to(REPO)) for p in PACKAGES for init in (REPO / p).rglob("__init__.py") if init.read_text()
+    ]
+    assert not filled
+
+
+def test_no_module_is_named_like_a_dependency():
+    """A file entry point puts its own folder on the path, where `ray.py` would hide Ray."""
+    settings = tomllib.loads((REPO / "pyproject.toml").read_text())
+    names = {re.split(r"[\[<>=;~ ]", line)[0].replace("-", "_") for line in settings["project"]["dependencies"]}
+    modules = {file.stem for package in PACKAGES for file in (REPO / package).rglob("*.py")}
+    assert not modules & names
+
+
+def test_datasets_folder_holds_no_python():
+    assert not [str(file) for pattern in ("*.py", "*.pyc") for file in (REPO / "datasets").rglob(pattern)]
+
+
+def test_import_datasets_is_hugging_faces_from_the_repository_root():
+    script = "import datasets; assert datasets.load_dataset; print(datasets.__file__)"
+    found = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
+    assert "site-packages" in found.stdout
+
+
+def test_no_file_names_a_path_of_somebodys_machine():
+    named = {
+        str(file.relative_to(REPO)): found.group().decode()
+        for file in tracked_files()
+        if file.suffix not in (".mkv", ".mp4", ".webm", ".avi", ".png", ".jpg", ".gif", ".safetensors")
+        and file != Path(__file__)
+        and (found := MACHINE_PATH.search(file.read_bytes()))
+    }
+    assert not named
+
+
+@pytest.mark.parametrize("name", [".ci/run"])
+def test_scripts_are_executable(name):
+    assert (REPO / name).stat().st_mode & 0o111

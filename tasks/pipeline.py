@@ -32,6 +32,8 @@ def connect(config: RayConfig) -> float:
     """Join the cluster of `ray.address`, starting an embedded Ray for `local`; returns the seconds it took."""
     # Under `uv run`, Ray would start its workers in a second environment and another folder.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # A pipeline that outlives its driver's shutdown must not start a second Ray.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Ray's own warnings stay in its log files; what a user must know reaches the driver as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     started = time.monotonic()

@@ -1,0 +1,311 @@
+"""Video files: footage from outside through PyAV, and the clips that we wrote ourselves.
+
+Footage is decoded from start to end with one thread, its damage noticed and counted. Our own clips are known to be
+sound, so they are read by frame number: with decord where it exists, else with PyAV.
+"""
+
+import contextlib
+import io
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+BT709 = 1  # the same code in H.273 for primaries, transfer and matrix
+
+
+class VideoError(Exception):
+    """A file that cannot be used, as data: `kind` is short and countable, the text is for people.
+
+    Kinds: missing, not_media, no_video_stream, no_frames, truncated, corrupt_frames, decode_error, size_changes, hdr,
+    too_short, no_clips, timeout, decoder_crashed.
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self):
+        return VideoError, (self.kind, str(self))
+
+
+# ---- our own clips ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ClipHeader:
+    """What the container of a clip of ours says: frame count, pixels, mean frame rate."""
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+def clip_length(uri: str) -> int:
+    """Number of frames of a clip that we wrote.
+
+    Raises:
+        VideoError: the file is missing or is no clip of ours.
+    """
+    return _header(_media(uri), uri).num_frames
+
+
+def num_frames_at(num_frames: int, clip_fps: float, fps: float) -> int:
+    """How many frames a clip of `num_frames` at `clip_fps` gives when it is read at `fps`.
+
+    The times 0, 1/fps, 2/fps … each take the nearest frame, so the last may lie half a step behind the last frame.
+    """
+    return math.floor((num_frames - 1) * fps / clip_fps + 0.5 + 1e-6) + 1
+
+
+def read_clip(
+    uri: str,
+    *,
+    height: int,
+    width: int,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    start_s: float = 0.0,
+) -> np.ndarray:
+    """Frames of a clip that we wrote, scaled to cover height x width and cut to it around the centre.
+
+    Args:
+        uri: path or fsspec URI.
+        height: pixels of the result; the same for `width`.
+        fps: frames are taken at start_s, start_s + 1/fps, …, each the nearest in time; None takes every frame.
+        num_frames: how many; None takes all that follow `start_s`.
+        start_s: seconds after the first frame.
+
+    Returns:
+        uint8 RGB, (t h w c).
+
+    Raises:
+        ValueError: the clip has fewer frames than asked for.
+        VideoError: the file is missing or is no clip of ours.
+    """
+    media = _media(uri)
+    header = _header(media, uri)
+    scale = max(height / header.height, width / header.width)
+    scaled = max(height, round(header.height * scale)), max(width, round(header.width * scale))
+    reader = _decord_reader(media, uri, scaled) if sys.platform == "linux" else _AvReader(media, uri, scaled)
+    wanted = _nearest(reader.times(), header, fps, num_frames, start_s, uri)
+    frames = reader.frames(wanted)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
+
+
+def _nearest(
+    times: np.ndarray, header: _ClipHeader, fps: float | None, num_frames: int | None, start_s: float, uri: str
+) -> np.ndarray:
+    """Indices of the frames nearest to the asked times. times: seconds, (n,)."""
+    times = times - times[0]
+    step = 1 / (fps or header.fps)
+    if fps is None:
+        first = int(np.searchsorted(times, start_s - step / 2))
+        available = len(times) - first
+    else:
+        available = math.floor((times[-1] - start_s) / step + 0.5 + 1e-6) + 1
+    count = available if num_frames is None else num_frames
+    # Rounding of timestamps may cost the last frame half a step: that one is repeated rather than refused.
+    if count < 1 or count > available + (fps is not None):
+        raise ValueError(
+            f"{uri} has {available} frames from {start_s:g} s on at {fps or header.fps:g} fps, {count} were asked for: "
+            "lower num_frames or fps, or select longer clips (min_frames)"
+        )
+    if fps is None:
+        return np.arange(first, first + count)
+    asked = start_s + np.arange(count) * step
+    after = np.clip(np.searchsorted(times, asked), 1, max(1, len(times) - 1))
+    if len(times) == 1:
+        return np.zeros(count, dtype=int)
+    tie = step * 1e-3  # stored times are rounded: half-way cases must not depend on how
+    return np.where(asked - times[after - 1] <= times[after] - asked + tie, after - 1, after)
+
+
+def _media(uri: str) -> Any:
+    """What decoders open: the path, or the bytes of a remote object."""
+    if "://" not in uri:
+        return uri
+    import fsspec
+
+    with fsspec.open(uri, "rb") as file:
+        return io.BytesIO(file.read())  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _opened(media: Any, uri: str) -> Iterator[tuple[Any, Any]]:
+    """(container, video stream) of a clip of ours."""
+    if isinstance(media, io.BytesIO):
+        media.seek(0)
+    try:
+        with av.open(media) as container:
+            yield container, container.streams.video[0]
+    except FileNotFoundError as err:
+        raise VideoError("missing", f"{uri} is missing: run the clips step again or restore the media folder") from err
+    except (av.error.FFmpegError, IndexError) as err:
+        raise VideoError("not_media", f"{uri} is no readable clip: {err}") from err
+
+
+def _header(media: Any, uri: str) -> _ClipHeader:
+    with _opened(media, uri) as (container, stream):
+        count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+        return _ClipHeader(count, stream.height, stream.width, float(stream.average_rate or 1))
+
+
+class _AvReader:
+    """Reads a clip with PyAV: where decord has no wheel, and what decord is tested against."""
+
+    def __init__(self, media: Any, uri: str, size: tuple[int, int]):
+        self.media, self.uri, self.size = media, uri, size
+
+    def times(self) -> np.ndarray:
+        """Presentation time of every frame, seconds, (n,)."""
+        with _opened(self.media, self.uri) as (container, stream):
+            return np.array(sorted(float(p.pts * stream.time_base) for p in container.demux(stream) if p.size))
+
+    def frames(self, indices: np.ndarray) -> np.ndarray:
+        """Those frames, uint8 RGB (t h w c)."""
+        height, width = self.size
+        wanted, last = set(indices.tolist()), max(indices)
+        found: dict[int, np.ndarray] = {}
+        with _opened(self.media, self.uri) as (container, stream):
+            stream.codec_context.thread_count = 1
+            for index, frame in enumerate(container.decode(stream)):
+                if index in wanted:
+                    found[index] = frame.to_ndarray(
+                        width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR
+                    )
+                if index >= last:
+                    break
+        return np.stack([found[index] for index in indices.tolist()])
+
+
+def _decord_reader(media: Any, uri: str, size: tuple[int, int]) -> Any:
+    """The decord twin of `_AvReader`."""
+    import decord
+
+    height, width = size
+    if isinstance(media, io.BytesIO):
+        media.seek(0)
+    try:
+        return _DecordReader(decord.VideoReader(media, ctx=decord.cpu(0), width=width, height=height, num_threads=1))
+    except decord.DECORDError as err:
+        raise VideoError("not_media", f"{uri} is no readable clip: {err}") from err
+
+
+class _DecordReader:
+    """Reads a clip with decord; the two readers answer alike."""
+
+    def __init__(self, reader: Any):
+        self.reader = reader
+
+    def times(self) -> np.ndarray:
+        """Presentation time of every frame, seconds, (n,)."""
+        return self.reader.get_frame_timestamp(np.arange(len(self.reader)))[:, 0]
+
+    def frames(self, indices: np.ndarray) -> np.ndarray:
+        """Those frames, uint8 RGB (t h w c)."""
+        return self.reader.get_batch(indices).asnumpy()
+
+
+def write_video(uri: str, frames: Iterable[np.ndarray], fps: float | Fraction, crf: int = 18) -> None:
+    """Write frames as H.264 in MP4, whole or not at all.
+
+    Args:
+        uri: path or fsspec URI that ends in .mp4.
+        frames: (t h w c) uint8 RGB, or any iterable of (h w c); height and width must be even.
+        fps: frames a second.
+        crf: x264 quality, 0 (lossless) to 51; 18 looks like the original.
+
+    Raises:
+        ValueError: no frames, or an odd size.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    with _appearing(uri) as path:
+        writer = None
+        try:
+            for index, rgb in enumerate(frames):
+                writer = writer or ClipWriter(path, rgb.shape[0], rgb.shape[1], rate, 1 / rate, crf, color=BT709)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+                writer.write(_to_yuv(frame), index)
+        finally:
+            if writer:
+                writer.close()
+        if writer is None:
+            raise ValueError(f"no frames to write to {uri}: a video needs at least one")
+
+
+def _to_yuv(rgb: av.VideoFrame) -> av.VideoFrame:
+    return rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+
+
+class ClipWriter:
+    """Encodes yuv420p frames with x264 (one thread) into an MP4 file."""
+
+    def __init__(
+        self,
+        path: str,
+        height: int,
+        width: int,
+        rate: Fraction,
+        time_base: Fraction,
+        crf: int,
+        preset: str = "veryfast",
+        color: int = 2,
+    ):
+        if height % 2 or width % 2:
+            raise ValueError(f"H.264 needs even sizes, got {height}x{width} px: crop or scale to even numbers")
+        self.container = av.open(path, "w", format="mp4", options={"movflags": "+faststart"})
+        # No B frames: then frames are stored in the order they are shown, and no reader has to trust an edit list.
+        options = {"crf": str(crf), "preset": preset, "bf": "0", "threads": "1"}
+        self.stream: Any = self.container.add_stream("libx264", rate=rate, options=options)
+        self.stream.height, self.stream.width, self.stream.pix_fmt = height, width, "yuv420p"
+        context = self.stream.codec_context
+        context.time_base = self.time_base = time_base
+        context.color_range, context.colorspace = ColorRange.MPEG, color
+        if color == BT709:
+            context.color_primaries = context.color_trc = color
+
+    def write(self, frame: av.VideoFrame, pts: int) -> None:
+        """Add a yuv420p frame of the writer's size, shown at `pts` in the writer's time base."""
+        frame.pts, frame.time_base = pts, self.time_base
+        frame.pict_type = 0  # type: ignore[assignment]  # the source's key frames are not ours
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        """Flush and finish the file."""
+        self.container.mux(self.stream.encode())
+        self.container.close()
+
+
+@contextlib.contextmanager
+def _appearing(uri: str) -> Iterator[str]:
+    """A local path to write to; the file appears at `uri` whole, when the block ends without an error."""
+    remote = "://" in uri
+    folder = tempfile.gettempdir() if remote else os.path.dirname(os.path.abspath(uri))
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(suffix=".mp4", prefix=".writing-", dir=folder)
+    os.close(handle)
+    try:
+        yield temporary
+        if remote:
+            import fsspec
+
+            fs, path = fsspec.core.url_to_fs(uri)
+            fs.put_file(temporary, path)
+        else:
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, uri)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

@@ -178,7 +178,8 @@ def size_of(clip: Tensor) -> tuple[int, int, int]:
 def timestep_features(timestep: Tensor) -> Tensor:
     """Cosines and sines of the timestep at 128 frequencies from 1 to 1/10000; (r,) -> (r 256) float32."""
     half = TIMESTEP_CHANNELS // 2
-    # multiply, then divide: at timestep 1000 the rounding of another order shows in the sixth digit of the velocity
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=timestep.device) / half)
+    exponent = -math.log(10_000) * torch.arange(half) / half
+    # a float32 exp rounds its last bit differently from machine to machine, which timesteps near 1000 make visible
+    frequencies = exponent.double().exp().float().to(timestep.device)
     angles = timestep.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

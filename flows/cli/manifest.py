@@ -1,0 +1,224 @@
+"""`pyramid manifest`: look at the tables of a root, check them, copy rows out of them."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.manifest_view import print_grid, print_overview, print_rows, print_stats
+
+if TYPE_CHECKING:
+    from tasks.manifest import Filter
+
+app = typer.Typer(no_args_is_help=True, help="Look at the tables of a root, check them, copy rows out of them.")
+
+Uri = Annotated[str, typer.Argument(metavar="ROOT|TABLE_URI", help="root folder or URI, or ROOT/tables/NAME")]
+TableName = Annotated[str | None, typer.Argument(metavar="[TABLE]", help="table, or clips-with-scores")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", "-w", help="COLUMN OPERATOR VALUE with = != < > <= >= ~ (contains); repeat for 'and'"),
+]
+Columns = Annotated[str | None, typer.Option(help="columns to take, separated by commas")]
+Version = Annotated[int | None, typer.Option(help="table version; newest if not given")]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What a user can cause ends with its sentence and exit code 2, not with a traceback."""
+    from tasks.tables import TableError
+
+    try:
+        yield
+    except (TableError, PermissionError, FileNotFoundError, ValueError) as err:
+        typer.secho(f"error: {err}", fg="red", err=True)
+        raise typer.Exit(2) from err
+
+
+@app.command()
+def show(
+    uri: Uri,
+    table: TableName = None,
+    version: Version = None,
+    limit: Annotated[int, typer.Option(min=1, help="rows to print")] = 20,
+    where: Where = None,
+    columns: Columns = None,
+) -> None:
+    """The tables of a root, or rows of one table."""
+    from tasks import manifest
+
+    with explained():
+        root, table = manifest.locate(uri, table)
+        if table is None:
+            print_overview(root)
+            return
+        rows = manifest.select_rows(root, table, _filters(where), _names(columns), version)
+        print_rows(root, table, rows.slice(0, limit), every_column=columns is not None)
+        if rows.num_rows > limit:
+            typer.echo(f"{limit} of {rows.num_rows:,} rows (--limit, --where; or pyramid manifest export)")
+
+
+@app.command()
+def stats(uri: Uri, table: TableName = None, version: Version = None) -> None:
+    """Counts by status and error, histograms of the numbers, and what each rule of the selection drops."""
+    from tasks import manifest
+    from tasks.schemas import SCHEMAS
+
+    with explained():
+        root, table = manifest.locate(uri, table)
+        tables = [table] if table else [name for name in SCHEMAS if manifest.table_facts(root, name)]
+        for name in tables:
+            if name == manifest.CLIPS_WITH_SCORES:
+                name = "scores"
+            print_stats(root, name, version)
+
+
+@app.command()
+def diff(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="ROOT TABLE BEFORE AFTER", help="or TABLE_URI BEFORE AFTER")
+    ],
+) -> None:
+    """What came between two versions of a table: ids, statuses, columns."""
+    from tasks import manifest, table_stats
+    from tasks.tables import TableError
+
+    with explained():
+        *place, before, after = arguments if len(arguments) in (3, 4) else [*arguments, "", ""]
+        if not (before.isdecimal() and after.isdecimal()):
+            raise TableError(
+                "give ROOT TABLE BEFORE AFTER (or TABLE_URI BEFORE AFTER), the last two as version numbers"
+            )
+        root, table = manifest.locate(*place)
+        if table is None or table == manifest.CLIPS_WITH_SCORES:
+            raise TableError("versions belong to one table: name it, as in ROOT clips 3 7")
+        found = table_stats.diff(root, table, int(before), int(after))
+        typer.echo(
+            f"{table} {before} -> {after}: {len(found.added)} added, {len(found.removed)} gone, "
+            f"{len(found.status_changes)} changed status"
+        )
+        for row_id in found.added[:10]:
+            typer.echo(f"  + {row_id}")
+        if len(found.added) > 10:
+            typer.echo(f"  + {len(found.added) - 10} more")
+        for row_id in found.removed:
+            typer.echo(f"  - {row_id}")
+        for row_id, old, new in found.status_changes:
+            typer.echo(f"  ~ {row_id}: {old} -> {new}")
+        if found.columns:
+            print_grid(
+                ["column", f"version {before}", f"version {after}"],
+                [[name, *both] for name, both in found.columns.items()],
+            )
+
+
+@app.command()
+def verify(
+    uri: Uri,
+    table: TableName = None,
+    blobs: Annotated[bool, typer.Option(help="also read every binary value and compare its crc32")] = True,
+) -> None:
+    """Check schema, ids, checksums, references, media files and counts; exit code 1 when something is wrong."""
+    from tasks import manifest
+    from tasks.verify import verify as run_checks
+
+    with explained():
+        root, table = manifest.locate(uri, table)
+        findings = list(run_checks(root, table, blobs))
+    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+    print_grid(
+        ["", "table", "check", "checked", "bad"],
+        [[marks[f.level], f.table, f.check, f"{f.num_checked:,}", str(f.num_bad or "")] for f in findings],
+        right=("checked", "bad"),
+    )
+    for finding in findings:
+        if finding.level != "ok":
+            typer.echo(f"{finding.table}: {finding.check}: {finding.num_bad}, such as {finding.example}")
+            typer.echo(f"  what to do: {finding.advice}")
+    failed = sum(finding.level == "fail" for finding in findings)
+    typer.echo(f"{len(findings)} checks, {failed} failed" if failed else f"{len(findings)} checks, none failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def report(
+    root: Annotated[str, typer.Argument(help="root folder or URI")],
+    title: Annotated[str, typer.Option(help="heading of the page")] = "",
+    max_media: Annotated[int | None, typer.Option(min=0, help="clips to show at most")] = None,
+) -> None:
+    """Write ROOT/report.html: one page with everything in the tables, which opens from disk."""
+    from tasks import manifest
+    from tasks.report import ReportConfig
+    from tasks.report import report as write_report
+    from tasks.step import Run
+
+    with explained():
+        root, _ = manifest.locate(root)
+        given = {"title": title or None, "max_media": max_media}
+        config = ReportConfig(**{name: value for name, value in given.items() if value is not None})
+        result = write_report(Run(root=root), config)
+    typer.echo(f"{result.outputs['report']}  ({result.note})")
+
+
+@app.command()
+def export(
+    uri: Uri,
+    table: TableName = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet file")] = None,
+    form: Annotated[str, typer.Option("--format", help="csv or jsonl, when there is no --output")] = "csv",
+    where: Where = None,
+    columns: Columns = None,
+    version: Version = None,
+) -> None:
+    """Copy rows to a CSV, JSON lines or Parquet file, or to standard output."""
+    from tasks import export, manifest
+    from tasks.tables import TableError
+
+    with explained():
+        root, table = manifest.locate(uri, table)
+        if table is None:
+            raise TableError("name the table to export, or clips-with-scores")
+        if form not in ("csv", "jsonl"):
+            raise TableError(f"standard output takes csv or jsonl, not {form!r}: give --output for Parquet")
+        schema, batches = export.export_rows(root, table, _filters(where), _names(columns), version)
+        if output is None:
+            for line, _ in export.text_lines(form, schema, batches):
+                sys.stdout.write(line)
+            return
+        count = export.write_export(str(output), schema, batches)
+    typer.echo(f"{count:,} rows of {table} -> {output}")
+
+
+@app.command()
+def vacuum(
+    root: Annotated[str, typer.Argument(help="root folder or URI")],
+    older_than_h: Annotated[int, typer.Option("--older-than", min=0, help="hours; protects a running step")] = 24,
+    delete: Annotated[bool, typer.Option("--delete", help="remove them; without it they are only listed")] = False,
+) -> None:
+    """Files that no row names, left by steps that were killed."""
+    from tasks import manifest
+    from tasks.leftovers import vacuum as find_leftovers
+
+    with explained():
+        root, _ = manifest.locate(root)
+        left = find_leftovers(root, older_than_h, delete)
+    for path in left:
+        typer.echo(path)
+    verb = "removed" if delete else "found, none removed (--delete removes them)"
+    typer.echo(f"{len(left)} left-over files {verb}" if left else f"no left-over files older than {older_than_h} h")
+
+
+def _filters(where: list[str] | None) -> "list[Filter]":
+    from tasks.manifest import parse_filter
+
+    return [parse_filter(text) for text in where or ()]
+
+
+def _names(columns: str | None) -> list[str] | None:
+    return [name.strip() for name in columns.split(",") if name.strip()] if columns else None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,112 @@
+"""How `pyramid manifest` prints: a table when it fits the terminal, else one block a row."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.table import Table
+
+COLUMN_GAP = 2
+
+
+def grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] = ()) -> "Table":
+    """A plain table; the columns named in `right` hold numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] = ()) -> None:
+    """Print `grid` of the same arguments."""
+    from rich.console import Console
+
+    Console().print(grid(names, rows, right))
+
+
+def print_overview(root: str) -> None:
+    """One line a table: rows, statuses, versions, size, time of the last write."""
+    from tasks.manifest import overview
+    from tasks.table_stats import file_size
+
+    rows = []
+    for facts in overview(root):
+        counts = ", ".join(f"{count:,} {status}" for status, count in facts.statuses.most_common())
+        written = f"{facts.last_write.astimezone():%Y-%m-%d %H:%M:%S}" if facts.last_write else ""
+        versions = f"0–{facts.version}"
+        rows.append([facts.table, f"{facts.num_rows:,}", counts, versions, file_size(facts.size_bytes), written])
+    print_grid(["table", "rows", "by status", "versions", "size", "last write"], rows, right=("rows", "size"))
+
+
+def print_rows(root: str, table: str, rows: "pa.Table", every_column: bool) -> None:
+    """Rows of a table; without `every_column` lineage and columns that are empty throughout are left out."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from tasks.schemas import BLOB_COLUMNS
+
+    blobs = BLOB_COLUMNS.get(table, ())
+    names = rows.column_names if every_column else _telling_columns(rows)
+    columns = [[escape(_cell(value, root, name in blobs)) for value in rows[name].to_pylist()] for name in names]
+    lines = [list(line) for line in zip(*columns, strict=True)]
+    console = Console()
+    widths = [max(map(len, [name, *cells])) for name, cells in zip(names, columns, strict=True)]
+    if sum(widths) + COLUMN_GAP * len(widths) <= console.width:
+        numbers = tuple(name for name in names if str(rows.schema.field(name).type) in ("int64", "double"))
+        console.print(grid(names, lines, numbers))
+        return
+    for number, line in enumerate(lines, 1):
+        console.rule(f"{table} {number}", align="left", style="dim")
+        block = grid(["", " "], [[f"[dim]{name}[/]", cell] for name, cell in zip(names, line, strict=True) if cell])
+        block.show_header, block.box = False, None
+        console.print(block)
+
+
+def _telling_columns(rows: "pa.Table") -> list[str]:
+    from tasks.schemas import COMMON
+
+    hidden = set(COMMON) - {"status", "error_type", "error"}
+    shown = [name for name in rows.column_names if name not in hidden]
+    return [name for name in shown if any(value not in (None, "", []) for value in rows[name].to_pylist())]
+
+
+def _cell(value: Any, root: str, is_blob: bool) -> str:
+    from tasks.table_stats import file_size
+
+    if value is None:
+        return ""
+    if is_blob:
+        return file_size(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).removeprefix(root + "/")
+
+
+def print_stats(root: str, table: str, version: int | None) -> None:
+    """Counts by status, one bar line a numeric column, and for selections what each rule drops."""
+    from rich.console import Console
+
+    from tasks import table_stats
+
+    console = Console(highlight=False)
+    console.rule(table, align="left")
+    for (status, error_type), count in table_stats.status_counts(root, table, version).most_common():
+        console.print(f"{count:>8,}  {status} {error_type}".rstrip())
+    shown = [
+        [one.name, one.spark, *map(table_stats.compact, (one.edges[0], one.mean, one.edges[-1]))]
+        for one in table_stats.histograms(root, table, version)
+    ]
+    if shown:
+        print_grid(["column", "distribution", "least", "mean", "most"], shown, right=("least", "mean", "most"))
+    if table == "selections":
+        reasons, kept, total = table_stats.drop_reasons(root)
+        console.print(f"newest selection: {kept:,} of {total:,} clips kept")
+        rows = [[one.reason, f"{one.alone:,}", f"{one.in_order:,}", f"{one.only:,}"] for one in reasons]
+        print_grid(["drop reason", "alone", "in order", "no other"], rows, right=("alone", "in order", "no other"))

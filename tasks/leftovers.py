@@ -1,0 +1,80 @@
+"""Files of a root and the rows that name them; what no row names was left by a step that was killed, and can go."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow.compute as pc
+
+from tasks import storage
+from tasks.schemas import ID_COLUMNS, SCHEMAS
+from tasks.tables import open_table, read_table
+
+MEDIA_COLUMNS = {"clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file that a row names."""
+
+    row_id: str
+    uri: str
+    path: str  # on its file system
+    size_bytes: int | None  # None where the table has no such column
+
+
+def named_files(root: str, table: str, every_attempt: bool = False) -> list[NamedFile]:
+    """Files named by the ok rows of a table; with `every_attempt` by all rows ever written."""
+    column, id_column = MEDIA_COLUMNS[table], ID_COLUMNS[table]
+    sized = ["size_bytes"] if "size_bytes" in SCHEMAS[table].names else []
+    where = None if every_attempt else pc.field("status") == "ok"
+    rows = read_table(root, table, [id_column, column, *sized], where=where, latest=not every_attempt)
+    found = []
+    for row in rows.to_pylist():
+        uris = row[column] if isinstance(row[column], list) else [row[column]]
+        found += [
+            NamedFile(row[id_column], uri, storage.filesystem(uri)[1], row.get("size_bytes")) for uri in uris if uri
+        ]
+    return found
+
+
+def media_files(root: str) -> dict[str, int]:
+    """Size of every file under `<root>/media`, by path on its file system."""
+    fs, path = storage.filesystem(storage.join(root, "media"))
+    found = dict(fs.find(path, detail=True)) if fs.exists(path) else {}
+    return {name: info["size"] for name, info in found.items()}
+
+
+def unnamed_media(root: str, files: dict[str, int]) -> list[str]:
+    """Media files that no row of any attempt names."""
+    used = {file.path for table in MEDIA_COLUMNS for file in named_files(root, table, every_attempt=True)}
+    return sorted(set(files) - used)
+
+
+def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool = False) -> list[str]:
+    """Parquet files, relative to the table, that its log does not name; removed when `delete` says so."""
+    delta = open_table(root, table)
+    if delta is None:
+        return []
+    return delta.vacuum(older_than_h, dry_run=not delete, enforce_retention_duration=False, full=True)
+
+
+def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]:
+    """Left-over media and Parquet files that are at least so many hours old; removed when `delete` says so.
+
+    The age protects files which a running step has written and not committed yet.
+    """
+    fs, top = storage.filesystem(root)
+    now = datetime.now(UTC)
+    left = [
+        path
+        for path in unnamed_media(root, media_files(root))
+        if (now - fs.modified(path)).total_seconds() >= older_than_h * 3600
+    ]
+    if delete and left:
+        fs.rm(left)
+    for table in SCHEMAS:
+        found = unnamed_parquet(root, table, older_than_h)
+        if delete and found:  # the log gets a commit of its own: not for nothing
+            unnamed_parquet(root, table, older_than_h, delete=True)
+        left += [f"{top}/tables/{table}/{name}" for name in found]
+    return [path.removeprefix(top + "/") for path in left]

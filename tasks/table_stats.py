@@ -1,0 +1,192 @@
+"""What is in a table, in figures: counts by status and error, summaries, histograms, drop reasons, and what changed."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.manifest import newest_selection
+from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
+from tasks.tables import read_table
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a number in equal bins; `edges` has one entry more than `counts`."""
+
+    name: str
+    edges: list[float]
+    counts: list[int]
+    mean: float
+
+    @property
+    def spark(self) -> str:
+        """The counts as one line of bars; an empty bin is a space."""
+        top = max(self.counts)
+        return "".join(SPARKS[-(-count * len(SPARKS) // top) - 1] if count else " " for count in self.counts)
+
+
+def histogram(name: str, values: Sequence[float], num_bins: int = 24) -> Histogram | None:
+    """Equal-width bins from the least to the greatest value (one bin when all are equal); None for no values."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    if low == high:
+        return Histogram(name, [low, high], [len(values)], low)
+    counts = [0] * num_bins
+    for value in values:
+        counts[min(num_bins - 1, int((value - low) / (high - low) * num_bins))] += 1
+    edges = [low + (high - low) * i / num_bins for i in range(num_bins + 1)]
+    return Histogram(name, edges, counts, sum(values) / len(values))
+
+
+def histograms(root: str, table: str, version: int | None = None) -> list[Histogram]:
+    """One a numeric column of the table's ok rows; for `scores` one a scorer."""
+    own = [
+        field.name
+        for field in SCHEMAS[table]
+        if field.name not in COMMON and (pa.types.is_integer(field.type) or pa.types.is_floating(field.type))
+    ]
+    extra = ["scorer"] if table == "scores" else []
+    rows = read_table(root, table, [*own, *extra], version, pc.field("status") == "ok")
+    if table == "scores":
+        by_scorer = {name: rows.filter(pc.equal(rows["scorer"], name)) for name in _sorted_values(rows["scorer"])}
+        found = [histogram(name, _numbers(part["value"])) for name, part in by_scorer.items()]
+    else:
+        found = [histogram(name, _numbers(rows[name])) for name in own if name != "crc32"]
+    return [one for one in found if one is not None]
+
+
+def _sorted_values(column: pa.ChunkedArray) -> list[str]:
+    return sorted(pc.unique(column.drop_null()).to_pylist())
+
+
+def _numbers(column: pa.ChunkedArray) -> list[float]:
+    """Values that can be drawn: no null, no NaN, no infinity."""
+    return column.filter(pc.fill_null(pc.is_finite(column), False)).to_pylist()
+
+
+def status_counts(root: str, table: str, version: int | None = None) -> Counter[tuple[str, str]]:
+    """How many latest rows by (status, error_type)."""
+    rows = read_table(root, table, ["status", "error_type"], version)
+    return Counter(zip(rows["status"].to_pylist(), rows["error_type"].to_pylist(), strict=True))
+
+
+@dataclass(frozen=True)
+class DropReason:
+    """What one rule of a selection does."""
+
+    reason: str
+    alone: int  # clips that it would drop by itself
+    in_order: int  # clips that no earlier rule had dropped
+    only: int  # clips that no other rule would drop
+
+
+def drop_reasons(root: str) -> tuple[list[DropReason], int, int]:
+    """Rules of the newest selection in the order in which they were applied; clips kept; clips in all."""
+    rows = newest_selection(root)
+    reasons = [list(found or []) for found in rows["drop_reasons"].to_pylist()]
+    kept = sum(bool(keep) for keep in rows["keep"].to_pylist())
+    alone = Counter(reason for found in reasons for reason in found)
+    first = Counter(found[0] for found in reasons if found)
+    only = Counter(found[0] for found in reasons if len(found) == 1)
+    return (
+        [DropReason(reason, alone[reason], first[reason], only[reason]) for reason in _rule_order(reasons)],
+        kept,
+        len(reasons),
+    )
+
+
+def _rule_order(lists: list[list[str]]) -> list[str]:
+    """One order that agrees with every list: each names the rules that dropped a clip in the order of the rules."""
+    followers: dict[str, set[str]] = {reason: set() for found in lists for reason in found}
+    for found in lists:
+        for earlier, later in itertools.pairwise(found):
+            followers[earlier].add(later)
+    ordered: list[str] = []
+    while followers:
+        free = [name for name in followers if not any(name in later for later in followers.values())]
+        name = free[0] if free else next(iter(followers))
+        followers.pop(name)
+        ordered.append(name)
+    return ordered
+
+
+@dataclass(frozen=True)
+class TableDiff:
+    """What came between two versions of a table."""
+
+    added: list[str]
+    removed: list[str]
+    status_changes: list[tuple[str, str, str]]  # id, before, after
+    columns: dict[str, tuple[str, str]] = field(default_factory=dict)  # summary before, summary after
+
+
+def diff(root: str, table: str, before: int, after: int) -> TableDiff:
+    """Ids added and gone, rows whose status changed, and columns whose summary changed.
+
+    Raises:
+        TableError: a version does not exist.
+    """
+    names = [name for name in SCHEMAS[table].names if name not in BLOB_COLUMNS.get(table, ())]
+    old, new = (read_table(root, table, names, version) for version in (before, after))
+    old_status, new_status = (dict(zip(*_pair(rows, ID_COLUMNS[table]), strict=True)) for rows in (old, new))
+    changes = [
+        (row_id, old_status[row_id], status)
+        for row_id, status in new_status.items()
+        if row_id in old_status and old_status[row_id] != status
+    ]
+    summaries = {name: (summary(old[name]), summary(new[name])) for name in names}
+    return TableDiff(
+        [row_id for row_id in new_status if row_id not in old_status],
+        [row_id for row_id in old_status if row_id not in new_status],
+        changes,
+        {name: pair for name, pair in summaries.items() if pair[0] != pair[1]},
+    )
+
+
+def _pair(rows: pa.Table, id_column: str) -> tuple[list, list]:
+    return rows[id_column].to_pylist(), rows["status"].to_pylist()
+
+
+def summary(column: pa.ChunkedArray) -> str:
+    """A column in one phrase: range and mean of numbers, the values of a few-valued text, else how many differ."""
+    kept = column.drop_null()
+    if not len(kept):
+        return "empty"
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        low, high, mean = (compact(f(kept).as_py()) for f in (pc.min, pc.max, pc.mean))
+        return low if low == high else f"{low} … {high}, mean {mean}"
+    if pa.types.is_timestamp(column.type):
+        return f"to {pc.max(kept).as_py():%Y-%m-%d %H:%M:%S}"
+    if pa.types.is_list(column.type):
+        return f"{len(kept)} lists, {len(pc.list_flatten(kept))} entries"
+    counts = Counter(kept.to_pylist()).most_common()
+    if len(counts) > 4:
+        return f"{len(counts)} values"
+    return ", ".join(f"{value if value != '' else '(empty)'}: {count}" for value, count in counts)
+
+
+def compact(number: float) -> str:
+    """A number for people: whole numbers whole, others to four digits."""
+    if isinstance(number, int):
+        return f"{number:,}"
+    return f"{number:,.4g}" if abs(number) < 10_000 else f"{number:,.0f}"
+
+
+def file_size(num_bytes: int) -> str:
+    """Bytes for people, in powers of ten: 950 B, 12.3 kB, 4.5 MB."""
+    size, unit = float(num_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"

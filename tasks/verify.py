@@ -1,0 +1,180 @@
+"""Is a root whole? Checks of every table: schema, ids, checksums, references, media files, counts.
+
+A check is a `Finding`: what was found, one example, what to do; nothing is changed. `fail` means that
+data is missing or wrong, `warn` that something is unfinished or left over.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from tasks import storage
+from tasks.leftovers import MEDIA_COLUMNS, media_files, named_files, unnamed_media, unnamed_parquet
+from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
+from tasks.tables import TableError, crc32, open_table, read_table
+
+# (table, column) -> (table, column) that it must be found in; an empty value refers to nothing
+REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
+    ("videos", "video_id"): ("sources", "video_id"),
+    ("clips", "video_id"): ("videos", "video_id"),
+    ("scores", "clip_id"): ("clips", "clip_id"),
+    ("duplicates", "clip_id"): ("clips", "clip_id"),
+    ("selections", "clip_id"): ("clips", "clip_id"),
+    ("captions", "clip_id"): ("clips", "clip_id"),
+    ("captions", "parent_caption_id"): ("captions", "caption_id"),
+    ("latents", "clip_id"): ("clips", "clip_id"),
+    ("evaluations", "model_id"): ("models", "model_id"),
+    ("generations", "weights_hash"): ("models", "weights_hash"),
+}
+STATUSES = ("ok", "failed", "skipped")
+RERUN = "run the same command again: it computes what is missing"
+VACUUM = "they may belong to a running step; else remove them: pyramid manifest vacuum --delete"
+MOVED = "rows hold absolute paths: if the root was moved, move it back; else restore the file, or start a new root"
+DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Outcome of one check on one table."""
+
+    table: str
+    check: str
+    num_checked: int
+    num_bad: int = 0
+    level: str = "ok"  # ok | warn | fail
+    example: str = ""
+    advice: str = ""
+
+
+def _finding(table: str, check: str, num_checked: int, bad: list[str], advice: str, level: str = "fail") -> Finding:
+    if not bad:
+        return Finding(table, check, num_checked)
+    return Finding(table, check, num_checked, len(bad), level, bad[0], advice)
+
+
+def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[Finding]:
+    """Findings of every check on every table that has been written (or on one), as they come.
+
+    Args:
+        blobs: also read every binary value and compare its length and crc32; for many latents this takes long.
+    """
+    names = [table] if table else list(SCHEMAS)
+    readable = []
+    for name in names:
+        try:
+            delta = open_table(root, name)
+        except TableError as err:
+            yield Finding(name, "schema", 1, 1, "fail", str(err), "use the version of this package that wrote it")
+            continue
+        if delta is not None:
+            readable.append(name)
+            yield from _check_rows(root, name)
+            if blobs and name in BLOB_COLUMNS:
+                yield check_blobs(root, name)
+            yield from _check_references(root, name)
+            left = unnamed_parquet(root, name)
+            yield _finding(name, "no left-over Parquet files", delta.version() + 1, left, VACUUM, "warn")
+    if {"sources", "videos"} & set(readable) or {"videos", "clips"} & set(readable):
+        yield from check_counts(root)
+    files = media_files(root)
+    for name in readable:
+        if name in MEDIA_COLUMNS:
+            yield check_media(root, name, files)
+    if table is None:
+        yield _finding("media/", "no left-over files", len(files), unnamed_media(root, files), VACUUM, "warn")
+
+
+def _check_rows(root: str, table: str) -> Iterator[Finding]:
+    """Ids, attempts and statuses of every row ever written."""
+    id_column = ID_COLUMNS[table]
+    rows = read_table(root, table, [id_column, "attempt", "status", "error_type"], latest=False)
+    ids = rows[id_column]
+    odd = ids.filter(pc.invert(pc.fill_null(pc.match_substring_regex(ids, "^[0-9a-f]{32}$"), False)))
+    yield _finding(table, "ids are 32 hex digits", len(ids), [repr(one) for one in odd.to_pylist()], DAMAGED)
+    keys = Counter(zip(ids.to_pylist(), rows["attempt"].to_pylist(), strict=True))
+    twice = [f"{row_id} attempt {attempt}: {count} rows" for (row_id, attempt), count in keys.items() if count > 1]
+    yield _finding(
+        table, "one row per id and attempt", len(ids), twice, "two writers with different code or settings ran at once"
+    )
+    pairs = zip(rows["status"].to_pylist(), rows["error_type"].to_pylist(), strict=True)
+    unclear = [f"{status!r} with error type {kind!r}" for status, kind in pairs if not _clear_status(status, kind)]
+    yield _finding(
+        table, "every row says ok, or why not", len(ids), unclear, "a step wrote rows without a reason: a bug"
+    )
+
+
+def _clear_status(status: str | None, error_type: str | None) -> bool:
+    return status in STATUSES and (status == "ok") == (not error_type)
+
+
+def check_blobs(root: str, table: str) -> Finding:
+    """Length (shape and dtype) and crc32 of the binary values of every ok row, read as a stream."""
+    delta, id_column, blobs = open_table(root, table), ID_COLUMNS[table], list(BLOB_COLUMNS[table])
+    if delta is None:
+        return Finding(table, "checksums", 0)
+    bad: list[str] = []
+    num_checked = 0
+    columns = [id_column, "status", "shape", "dtype", "crc32", *blobs]
+    for batch in delta.to_pyarrow_dataset().to_batches(columns=columns, batch_size=64, batch_readahead=1):
+        for row in batch.filter(pc.equal(batch["status"], "ok")).to_pylist():
+            num_checked += 1
+            values = [row[name] or b"" for name in blobs]
+            if crc32(*values) != row["crc32"]:
+                bad.append(f"{row[id_column]}: crc32 {crc32(*values)}, expected {row['crc32']}")
+            elif len(values[0]) != (expected := blob_bytes(row["shape"], row["dtype"])):
+                bad.append(f"{row[id_column]}: {len(values[0])} bytes, expected {expected} ({row['dtype']})")
+    return _finding(table, "checksums and lengths of binary values", num_checked, bad, DAMAGED)
+
+
+def blob_bytes(shape: list[int] | None, dtype: str) -> int:
+    """Bytes of a dense array; numpy does not know bfloat16, hence the name."""
+    item = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    return int(np.prod(shape or [0])) * item
+
+
+def _check_references(root: str, table: str) -> Iterator[Finding]:
+    for (source, column), (target, target_column) in REFERENCES.items():
+        if source != table:
+            continue
+        values = read_table(root, source, [column])[column].drop_null()
+        values = values.filter(pc.not_equal(values, ""))
+        known = read_table(root, target, [target_column])[target_column].combine_chunks()
+        lost = values.filter(pc.invert(pc.is_in(values, value_set=known)))
+        yield _finding(table, f"{column} is in {target}", len(values), lost.to_pylist(), RERUN)
+
+
+def check_counts(root: str) -> Iterator[Finding]:
+    """Counts in = counts out: every readable source file has a video row, every video its clips."""
+    wanted = read_table(root, "sources", ["video_id"], where=pc.field("status") == "ok")["video_id"].unique()
+    videos = read_table(root, "videos", ["video_id", "status", "num_clips"])
+    waiting = wanted.filter(pc.invert(pc.is_in(wanted, value_set=videos["video_id"].combine_chunks())))
+    yield _finding(
+        "sources", "every file became a video row", len(wanted), waiting.to_pylist(), "cut them: pyramid curate", "warn"
+    )
+    clips = Counter(read_table(root, "clips", ["video_id"])["video_id"].to_pylist())
+    counted = videos.filter(pc.and_(pc.equal(videos["status"], "ok"), pc.is_valid(videos["num_clips"])))
+    short = [
+        f"{row['video_id']}: {clips[row['video_id']]} clips, its row says {row['num_clips']}"
+        for row in counted.to_pylist()
+        if clips[row["video_id"]] < row["num_clips"]
+    ]
+    yield _finding("videos", "every video has its clips", counted.num_rows, short, "rows were lost: restore the table")
+
+
+def check_media(root: str, table: str, files: dict[str, int]) -> Finding:
+    """Every file that an ok row names is there, with the size that the row says."""
+    named = named_files(root, table)
+    bad = []
+    for file in named:
+        size = files.get(file.path)
+        if size is None and not storage.exists(file.uri):
+            bad.append(f"{file.row_id}: no {file.uri}")
+        elif size is not None and file.size_bytes is not None and size != file.size_bytes:
+            bad.append(f"{file.row_id}: {file.uri} has {size} bytes, expected {file.size_bytes}")
+    return _finding(table, "media files are there", len(named), bad, MOVED)

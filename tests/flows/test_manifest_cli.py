@@ -1,0 +1,100 @@
+"""`pyramid manifest` from the command line: what it prints and how it exits. About 3 s."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.manifest import app
+from tasks.tables import Lineage, append_block, bad_row, content_id, ok_row
+
+LINEAGE = Lineage("run", "step", "1", "recipe", "code")
+IDS = [content_id("caption", number) for number in range(3)]
+
+
+@pytest.fixture
+def root(tmp_path) -> str:
+    root = str(tmp_path)
+    texts = ["a hill at dusk", "a river [bold]"]
+    rows = [ok_row({}, caption_id=IDS[i], kind="human", text=text) for i, text in enumerate(texts)]
+    append_block(root, "captions", rows, "1", LINEAGE)
+    append_block(root, "captions", [bad_row({}, ("timeout", "took 60 s"), caption_id=IDS[2])], "2", LINEAGE)
+    return root
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
+    assert result.exit_code == code, result.output + result.stderr
+    return result.output + result.stderr
+
+
+def test_without_a_table_the_tables_are_listed(root):
+    assert "captions" in (output := run("show", root))
+    assert "2 ok, 1 failed" in output
+
+
+def test_rows_are_shown_by_filter_and_column(root):
+    output = run("show", root, "captions", "--where", "status = 'failed'", "--columns", "caption_id,error")
+    assert IDS[2] in output
+    assert "took 60 s" in output
+    assert IDS[0] not in output
+
+
+def test_text_of_users_is_not_read_as_markup(root):
+    assert "a river [bold]" in run("show", root, "captions", "--columns", "text")
+
+
+def test_rows_too_wide_for_the_terminal_come_one_block_a_row(root):
+    output = run(
+        "show", root, "captions", "--columns", "caption_id,kind,text,status,error_type,error,run_id,created_at"
+    )
+    assert "captions 3" in output
+    assert "took 60 s" in output
+
+
+def test_a_limit_is_said(root):
+    assert "1 of 3 rows" in run("show", f"{root}/tables/captions", "--limit", "1", "--columns", "kind")
+
+
+def test_stats_and_diff_print_counts(root):
+    assert "failed timeout" in run("stats", root)
+    output = run("diff", root, "captions", "1", "2")
+    assert "captions 1 -> 2: 1 added, 0 gone, 0 changed status" in output
+    assert IDS[2] in output
+
+
+def test_verify_exits_1_and_says_what_to_do(root):
+    append_block(root, "captions", [ok_row({}, caption_id="seven")], "3", LINEAGE)
+    output = run("verify", root, code=1)
+    assert "ids are 32 hex digits: 1, such as 'seven'" in output
+    assert "what to do:" in output
+
+
+def test_verify_of_a_whole_root_exits_0(root):
+    assert "none failed" in run("verify", root)
+
+
+def test_export_writes_lines_or_files(root, tmp_path):
+    lines = run("export", root, "captions", "--format", "jsonl", "--columns", "text", "--where", "kind=human")
+    assert [json.loads(line)["text"] for line in lines.splitlines()] == ["a hill at dusk", "a river [bold]"]
+    assert "3 rows of captions" in run("export", root, "captions", "-o", str(tmp_path / "captions.csv"))
+    assert len((tmp_path / "captions.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "ROOT", "clip"), "there is no table 'clip'"),
+        (("show", "ROOT", "captions", "--version", "9"), "has no version 9"),
+        (("show", "ROOT/none"), "no tables under"),
+        (("diff", "ROOT", "captions"), "give ROOT TABLE BEFORE AFTER"),
+        (("export", "ROOT"), "name the table to export"),
+        (("export", "ROOT", "captions", "--columns", "txt"), "no column 'txt'"),
+    ],
+)
+def test_mistakes_end_with_a_sentence_and_exit_code_2(root, arguments, message):
+    assert message in run(*(part.replace("ROOT", root) for part in arguments), code=2)
+
+
+def test_vacuum_lists_before_it_removes(root):
+    assert "no left-over files older than 24 h" in run("vacuum", root)

@@ -1,0 +1,295 @@
+"""Manifest: filters mean what they say, the joined view loses no clip, verify finds each kind of damage. About 10 s."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from deltalake import write_deltalake
+
+from tasks.export import export_rows, text_lines, write_export
+from tasks.leftovers import vacuum
+from tasks.manifest import CLIPS_WITH_SCORES, clips_with_scores, locate, overview, parse_filter, select_rows
+from tasks.table_stats import diff, drop_reasons, histogram, histograms, status_counts
+from tasks.tables import (
+    Lineage,
+    TableError,
+    append_block,
+    bad_row,
+    content_id,
+    crc32,
+    ok_row,
+    table_uri,
+    table_version,
+)
+from tasks.verify import blob_bytes, verify
+
+LINEAGE = Lineage("run", "step", "1", "recipe", "code")
+VIDEO = content_id("video")
+
+
+def clip_id(number: int) -> str:
+    return content_id("clip", number)
+
+
+def append(root: str, table: str, rows: list[dict], lineage: Lineage = LINEAGE) -> None:
+    append_block(root, table, rows, content_id(table, len(rows), repr(rows), lineage.params_hash), lineage)
+
+
+def clip(root: str, number: int, **columns) -> dict:
+    path = Path(root, "media", "clips", f"{clip_id(number)}.mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"clip" * number)
+    own = {"video_id": VIDEO, "uri": str(path), "size_bytes": 4 * number, "num_frames": 10 * number}
+    return ok_row({}, clip_id=clip_id(number), **own) | columns
+
+
+def score(number: int, scorer: str, value: float) -> dict:
+    return ok_row({}, score_id=content_id(number, scorer), clip_id=clip_id(number), scorer=scorer, value=value)
+
+
+def selection(number: int, reasons: list[str]) -> dict:
+    own = {"keep": not reasons, "drop_reasons": reasons, "split": "train"}
+    return ok_row({}, selection_id=content_id("selection", number), clip_id=clip_id(number), **own)
+
+
+def latent(number: int, **columns) -> dict:
+    blob = bytes([number]) * 16
+    own = {"shape": [1, 2, 2, 2], "dtype": "bfloat16", "latent": blob, "crc32": crc32(blob)}
+    return ok_row({}, latent_id=content_id("latent", number), clip_id=clip_id(number), **own) | columns
+
+
+@pytest.fixture
+def root(tmp_path) -> str:
+    """A whole root: one video, three clips, their scores, selections, captions and latents."""
+    root = str(tmp_path / "root")
+    append(root, "sources", [ok_row({}, source_id=content_id("source"), video_id=VIDEO, uri="/films/a.mp4")])
+    append(root, "videos", [ok_row({}, video_id=VIDEO, num_clips=3)])
+    append(root, "clips", [clip(root, number) for number in (1, 2, 3)])
+    values = {"motion": (0.5, 2.0, 9.0), "blur": (100.0, 20.0, 300.0)}
+    append(root, "scores", [score(i + 1, name, found[i]) for name, found in values.items() for i in range(3)])
+    append(root, "selections", [selection(1, ["motion"]), selection(2, []), selection(3, ["motion", "blur"])])
+    captions = [ok_row({}, caption_id=content_id("caption"), clip_id=clip_id(2), kind="human", text="a hill, at dusk")]
+    append(root, "captions", captions)
+    append(root, "latents", [latent(2)])
+    return root
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("num_frames>=20", [2, 3]),
+        ("num_frames != 20", [1, 3]),
+        ("num_frames < 20", [1]),
+        ("status = 'ok'", [1, 2, 3]),
+        ("uri~CLIPS", [1, 2, 3]),
+        ("cut_method=null", [1, 2, 3]),
+        ("cut_method!=null", []),
+        (f"clip_id={clip_id(3)}", [3]),
+    ],
+)
+def test_a_filter_keeps_the_rows_it_describes(root, text, numbers):
+    rows = select_rows(root, "clips", [parse_filter(text)], ["num_frames"])
+    assert rows["num_frames"].to_pylist() == [10 * number for number in numbers]
+
+
+def test_filters_are_joined_by_and_and_look_into_lists(root):
+    rows = select_rows(root, "selections", [parse_filter("drop_reasons~blur"), parse_filter("keep=false")])
+    assert rows["clip_id"].to_pylist() == [clip_id(3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_frames", "not COLUMN OPERATOR VALUE"),
+        ("frames>3", "no column 'frames' to filter on: choose from clip_id"),
+        ("num_frames>many", "'many' is not a int64"),
+        ("__import__('os')=1", "not COLUMN OPERATOR VALUE"),
+    ],
+)
+def test_a_filter_that_means_nothing_says_why(root, text, message):
+    with pytest.raises(TableError, match=message):
+        select_rows(root, "clips", [parse_filter(text)])
+
+
+def test_a_table_is_found_by_root_and_name_or_by_its_own_uri(root):
+    assert locate(root, "clips") == (root, "clips")
+    assert locate(f"{root}/tables/clips/") == (root, "clips")
+    assert locate(root) == (root, None)
+    with pytest.raises(TableError, match="no tables under"):
+        locate(root + "/elsewhere")
+    with pytest.raises(TableError, match="there is no table 'clip'"):
+        locate(root, "clip")
+    with pytest.raises(TableError, match="is table 'clips', and 'scores' was asked for"):
+        locate(f"{root}/tables/clips", "scores")
+
+
+def test_binary_values_are_shown_as_their_sizes(root):
+    rows = select_rows(root, "latents", columns=["latent", "shape"])
+    assert rows.to_pylist() == [{"latent": 16, "shape": [1, 2, 2, 2]}]
+
+
+def test_the_joined_view_has_a_row_a_clip_and_a_column_a_scorer(root):
+    rows = clips_with_scores(root).to_pylist()
+    assert [(row["clip_id"], row["motion"], row["blur"]) for row in rows] == [
+        (clip_id(1), 0.5, 100.0),
+        (clip_id(2), 2.0, 20.0),
+        (clip_id(3), 9.0, 300.0),
+    ]
+    assert [row["caption"] for row in rows] == [None, "a hill, at dusk", None]
+    assert [row["drop_reasons"] for row in rows] == [["motion"], [], ["motion", "blur"]]
+    assert select_rows(root, CLIPS_WITH_SCORES, [parse_filter("motion>1")], ["caption"]).num_rows == 2
+
+
+def test_the_joined_view_shows_the_newest_recipe_only(root):
+    newer = Lineage("run", "select", "1", "another recipe", "code")
+    append(root, "selections", [selection(1, []) | {"selection_id": content_id("newer")}], newer)
+    assert [row["keep"] for row in clips_with_scores(root).to_pylist()] == [True, None, None]
+
+
+def test_the_joined_view_of_clips_without_scores_is_the_clips(tmp_path):
+    append(str(tmp_path), "clips", [clip(str(tmp_path), 1)])
+    [row] = clips_with_scores(str(tmp_path)).to_pylist()
+    assert (row["clip_id"], row["keep"], row["caption"]) == (clip_id(1), None, None)
+
+
+def test_the_overview_counts_rows_once_and_attempts_apart(root):
+    append(root, "videos", [bad_row({}, ("truncated", "ends early"), video_id=content_id("other"))])
+    append(root, "videos", [ok_row({"attempt": 2}, video_id=content_id("other"))])
+    [facts] = [one for one in overview(root) if one.table == "videos"]
+    assert (facts.num_rows, facts.num_attempts, dict(facts.statuses)) == (2, 3, {"ok": 2})
+    assert facts.size_bytes > 0
+
+
+def test_stats_count_statuses_and_bin_numbers(root):
+    append(root, "clips", [bad_row({}, ("timeout", "took too long"), clip_id=clip_id(9))])
+    assert status_counts(root, "clips") == {("ok", ""): 3, ("failed", "timeout"): 1}
+    assert [(one.name, one.edges[0], one.edges[-1]) for one in histograms(root, "scores")] == [
+        ("blur", 20.0, 300.0),
+        ("motion", 0.5, 9.0),
+    ]
+
+
+def test_a_histogram_keeps_every_value_and_both_ends():
+    found = histogram("x", [0.0, 0.1, 5.0, 10.0], num_bins=10)
+    assert (found.counts, found.edges[0], found.edges[-1]) == ([2, 0, 0, 0, 0, 1, 0, 0, 0, 1], 0.0, 10.0)
+    assert found.spark == "█    ▄   ▄"
+    assert histogram("x", [3.0, 3.0]).counts == [2]
+    assert histogram("x", []) is None
+
+
+def test_drop_reasons_count_each_rule_alone_and_in_order(root):
+    reasons, kept, total = drop_reasons(root)
+    assert (kept, total) == (1, 3)
+    assert [(one.reason, one.alone, one.in_order, one.only) for one in reasons] == [
+        ("motion", 2, 2, 1),
+        ("blur", 1, 0, 0),
+    ]
+
+
+def test_diff_names_new_ids_changed_statuses_and_columns(root):
+    append(root, "clips", [bad_row({}, ("timeout", "slow"), clip_id=clip_id(9))])
+    before = table_version(root, "clips")
+    append(root, "clips", [clip(root, 4)])
+    append(root, "clips", [clip(root, 9, attempt=2)])
+    found = diff(root, "clips", before, table_version(root, "clips"))
+    assert (found.added, found.removed) == ([clip_id(4)], [])
+    assert found.status_changes == [(clip_id(9), "failed", "ok")]
+    assert found.columns["num_frames"] == ("10 … 30, mean 20", "10 … 90, mean 38")
+
+
+def test_exports_hold_the_latest_rows_in_each_format(root, tmp_path):
+    append(root, "captions", [ok_row({"attempt": 2}, caption_id=content_id("caption"), text='a "hill",\nat dawn')])
+    columns = ["caption_id", "text"]
+    for form in ("csv", "jsonl", "parquet"):
+        assert write_export(str(tmp_path / f"out.{form}"), *export_rows(root, "captions", columns=columns)) == 1
+    expected = {"caption_id": content_id("caption"), "text": 'a "hill",\nat dawn'}
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [expected]
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == expected
+    assert (tmp_path / "out.csv").read_text() == f'caption_id,text\n{expected["caption_id"]},"a ""hill"",\nat dawn"\n'
+    with pytest.raises(TableError, match=r"end its name in \.csv, \.jsonl or \.parquet"):
+        write_export("out.xlsx", *export_rows(root, "captions"))
+
+
+def test_binary_columns_are_exported_to_parquet_and_left_out_of_text(root, tmp_path):
+    write_export(str(tmp_path / "latents.parquet"), *export_rows(root, "latents"))
+    assert pq.read_table(tmp_path / "latents.parquet")["latent"].to_pylist() == [bytes([2]) * 16]
+    [header, line] = [line for line, _ in text_lines("csv", *export_rows(root, "latents"))]
+    assert "latent," not in header.removeprefix("latent_id,")
+    assert '"[1, 2, 2, 2]"' in line
+
+
+def bad_findings(root: str, level: str = "fail") -> list[tuple[str, str]]:
+    return [(one.table, one.check) for one in verify(root) if one.level == level]
+
+
+def test_a_whole_root_passes_every_check(root):
+    findings = list(verify(root))
+    assert {one.level for one in findings} == {"ok"}
+    assert len(findings) > 30
+
+
+def test_verify_finds_a_changed_byte(root):
+    append(root, "latents", [latent(3, latent=bytes(16))])
+    assert bad_findings(root) == [("latents", "checksums and lengths of binary values")]
+    assert not [one for one in verify(root, blobs=False) if one.level == "fail"]
+
+
+def test_verify_finds_a_value_that_does_not_fill_its_shape(root):
+    append(root, "latents", [latent(3, shape=[4, 4, 4, 4])])
+    [finding] = [one for one in verify(root) if one.level == "fail"]
+    assert "16 bytes, expected 512 (bfloat16)" in finding.example
+    assert (blob_bytes([2, 3], "float32"), blob_bytes([2, 3], "bfloat16")) == (24, 12)
+
+
+def test_verify_finds_ids_that_are_none_and_ids_that_come_twice(root):
+    append(root, "captions", [ok_row({}, caption_id="7", clip_id=clip_id(1))])
+    append(root, "captions", [ok_row({}, caption_id=content_id("caption"), clip_id=clip_id(1))])
+    assert bad_findings(root) == [("captions", "ids are 32 hex digits"), ("captions", "one row per id and attempt")]
+
+
+def test_verify_finds_rows_without_a_reason_and_rows_that_refer_to_nothing(root):
+    append(root, "scores", [score(8, "motion", 1.0) | {"status": "failed"}])
+    assert bad_findings(root) == [("scores", "every row says ok, or why not"), ("scores", "clip_id is in clips")]
+
+
+def test_verify_finds_missing_and_changed_media_files(root):
+    os.unlink(Path(root, "media", "clips", f"{clip_id(1)}.mp4"))
+    Path(root, "media", "clips", f"{clip_id(2)}.mp4").write_bytes(b"cut")
+    [finding] = [one for one in verify(root) if one.level == "fail"]
+    assert (finding.check, finding.num_bad) == ("media files are there", 2)
+
+
+def test_verify_counts_in_and_out(root):
+    append(root, "sources", [ok_row({}, source_id=content_id("b"), video_id=content_id("not yet cut"))])
+    append(root, "videos", [ok_row({"attempt": 2}, video_id=VIDEO, num_clips=5)])
+    assert bad_findings(root, "warn") == [("sources", "every file became a video row")]
+    assert bad_findings(root) == [("videos", "every video has its clips")]
+
+
+def test_verify_reports_a_table_of_another_version_and_goes_on(root):
+    import pyarrow as pa
+
+    write_deltalake(table_uri(root, "duplicates"), pa.table({"clip_id": ["a"]}))
+    assert ("duplicates", "schema") in bad_findings(root)
+
+
+def test_vacuum_lists_and_then_removes_what_no_row_names(root):
+    stray = Path(root, "media", "clips", ".writing-x.mp4")
+    orphan = Path(root, "tables", "clips", "part-of-a-killed-writer.parquet")
+    for path in (stray, orphan):
+        path.write_bytes(b"half")
+    assert sorted(bad_findings(root, "warn")) == [
+        ("clips", "no left-over Parquet files"),
+        ("media/", "no left-over files"),
+    ]
+    names = ["media/clips/.writing-x.mp4", "tables/clips/part-of-a-killed-writer.parquet"]
+    assert vacuum(root, older_than_h=1) == []
+    assert vacuum(root, older_than_h=0) == names
+    assert stray.exists()
+    assert vacuum(root, older_than_h=0, delete=True) == names
+    assert not stray.exists()
+    assert not orphan.exists()
+    assert bad_findings(root, "warn") == bad_findings(root) == []
+    assert Path(root, "media", "clips", f"{clip_id(1)}.mp4").exists()

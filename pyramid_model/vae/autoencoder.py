@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pyramid_model.config import VAEConfig
 from pyramid_model.vae.blocks import DownBlock, MidBlock, UpBlock
-from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm
+from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm, store_by_frame
 from pyramid_model.vae.posterior import Posterior
 
 
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
         """(b 3 t h w) -> (b 2*latent_channels t' h' w')."""
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last_3d), chunk)
+        x = self.conv_in(store_by_frame(x), chunk)
         for block in self.blocks:
             x = block(x, chunk)
         return self.conv_out(F.silu(self.norm_out(self.mid(x, chunk))), chunk)
@@ -50,7 +50,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, chunk: Chunk) -> Tensor:
         """(b latent_channels t h w) -> (b 3 t' h' w')."""
-        x = self.conv_in(z.contiguous(memory_format=torch.channels_last_3d), chunk)
+        x = self.conv_in(store_by_frame(z), chunk)
         x = self.mid(x, chunk)
         for block in self.blocks:
             x = block(x, chunk)

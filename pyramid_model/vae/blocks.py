@@ -38,9 +38,9 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b c t h w) -> same shape."""
-        tokens = rearrange(self.norm(x), "b c t h w -> b t (h w) c")
+        tokens = rearrange(self.norm(x), "b c t h w -> t b (h w) c")
         attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return x + rearrange(self.to_out(attended), "b t (h w) c -> b c t h w", h=x.shape[3])
+        return x + rearrange(self.to_out(attended), "t b (h w) c -> b c t h w", h=x.shape[3])
 
 
 class MidBlock(nn.Module):
@@ -66,8 +66,8 @@ class SpaceUpsample(nn.Module):
 
     def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
         """(b c t h w) -> (b c t 2h 2w)."""
-        x = rearrange(self.conv(x, chunk), "b (c p q) t h w -> b t (h p) (w q) c", p=2, q=2)
-        return x.movedim(-1, 1)
+        stored = rearrange(self.conv(x, chunk), "b (c p q) t h w -> t b (h p) (w q) c", p=2, q=2)
+        return rearrange(stored, "t b h w c -> b c t h w")
 
 
 class TimeUpsample(nn.Module):
@@ -79,7 +79,8 @@ class TimeUpsample(nn.Module):
 
     def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
         """(b c t h w) -> (b c 2t h w), or 2t - 1 frames where the chunk starts the clip."""
-        x = rearrange(self.conv(x, chunk), "b (c p) t h w -> b (t p) h w c", p=2).movedim(-1, 1)
+        stored = rearrange(self.conv(x, chunk), "b (c p) t h w -> (t p) b h w c", p=2)
+        x = rearrange(stored, "t b h w c -> b c t h w")
         return x[:, :, 1:] if chunk.starts_clip else x
 
 

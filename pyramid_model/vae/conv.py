@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -29,42 +31,106 @@ class Chunk:
         return Chunk(starts_clip=False, remember=self.remember, past=self.past)
 
 
-def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], num_zeros: int) -> Tensor:
+def to_frames(x: Tensor) -> Tensor:
+    """(b c t h w) -> frames (t b) c h w: a view where x is stored as `store_by_frame` leaves it."""
+    return rearrange(x, "b c t h w -> (t b) c h w")
+
+
+def from_frames(frames: Tensor, batch: int) -> Tensor:
+    """Inverse of `to_frames`, always a view."""
+    return rearrange(frames, "(t b) c h w -> b c t h w", b=batch)
+
+
+def store_by_frame(x: Tensor) -> Tensor:
+    """The same (b c t h w), stored as t b h w c: a run of frames is then one block of memory, channels innermost."""
+    return rearrange(rearrange(x, "b c t h w -> t b h w c").contiguous(), "t b h w c -> b c t h w")
+
+
+def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], num_zeros: int) -> Tensor:
     """3-D convolution, same padding in space and `num_zeros` frames of zeros before the first one in time.
 
-    Done as one 2-D convolution a time tap, summed: on CPUs several times faster than conv3d at small channel counts,
-    and the zero frames cost nothing.
-
     Args:
-        x: (b c t h w), fastest in channels_last_3d.
+        x: (b c t h w), best stored by frame.
         weight: (o c kt kh kw), odd kh and kw.
-        bias: (o,) or None.
+        bias: (o,).
         stride: of t, h and w.
         num_zeros: at most kt - 1.
 
     Returns:
-        (b o t' h' w') in channels_last_3d.
+        (b o t' h' w'); on a CPU stored by frame.
     """
-    b, _, t, _, _ = x.shape
-    num_taps, step = weight.shape[2], stride[0]
+    if x.device.type == "cpu":
+        return TapSum.apply(x, weight, bias, stride, num_zeros)
+    pad_h, pad_w = weight.shape[3] // 2, weight.shape[4] // 2
+    return F.conv3d(F.pad(x, (pad_w, pad_w, pad_h, pad_h, num_zeros, 0)), weight, bias, stride)
+
+
+class TapSum(torch.autograd.Function):
+    """`causal_conv3d` as one 2-D convolution a time tap, summed.
+
+    On CPUs several times faster than conv3d at small channel counts, and zero frames cost nothing. The backward pass
+    is written out because autograd's, which pads and copies at each tap, makes training a third slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], num_zeros: int) -> Tensor:
+        """See `causal_conv3d`."""
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.num_zeros = stride, num_zeros
+        padding = (weight.shape[3] // 2, weight.shape[4] // 2)
+        out: Tensor | None = None
+        for tap, into, seen in _taps(x.shape[2], weight.shape[2], stride[0], num_zeros):
+            first = out is None
+            y = F.conv2d(to_frames(x[:, :, seen]), weight[:, :, tap], bias if first else None, stride[1:], padding)
+            y = from_frames(y, x.shape[0])
+            if out is None:
+                out = y
+            else:
+                out[:, :, into] += y
+        assert out is not None, "the last tap never meets a zero frame"
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        padding = (weight.shape[3] // 2, weight.shape[4] // 2)
+        grad_x: Tensor | None = None
+        grad_weight, grad_bias = torch.zeros_like(weight), None
+        for tap, into, seen in _taps(x.shape[2], weight.shape[2], ctx.stride[0], ctx.num_zeros):
+            needed = (ctx.needs_input_grad[0], True, grad_bias is None)
+            y, grad_weight[:, :, tap], tap_bias = torch.ops.aten.convolution_backward(
+                *(to_frames(grad[:, :, into]), to_frames(x[:, :, seen]), weight[:, :, tap], weight.shape[:1]),
+                *(ctx.stride[1:], padding, (1, 1), False, (0, 0), 1, needed),
+            )
+            grad_bias = tap_bias if grad_bias is None else grad_bias
+            if not ctx.needs_input_grad[0]:
+                continue
+            y = from_frames(y, x.shape[0])
+            if grad_x is None:  # the last tap comes first, and sees all frames unless the stride leaves some out
+                grad_x = y if y.shape == x.shape else torch.zeros_like(x)
+            if grad_x is not y:
+                grad_x[:, :, seen] += y
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _taps(t: int, num_taps: int, step: int, num_zeros: int) -> Iterator[tuple[int, slice, slice]]:
+    """Each time tap, last first: its index, the output frames it adds to and the input frames it sees.
+
+    The last tap adds to all output frames; the others skip those at which they would see a zero frame.
+    """
     num_out = (t + num_zeros - num_taps) // step + 1
-    padding = (weight.shape[3] // 2, weight.shape[4] // 2)
-    out: Tensor | None = None
     for tap in reversed(range(num_taps)):
-        skip = max(0, -((tap - num_zeros) // step))  # output frames whose input at this tap is a zero frame
-        if skip >= num_out:
-            continue
-        first = skip * step + tap - num_zeros
-        frames = rearrange(x[:, :, first : first + (num_out - skip - 1) * step + 1 : step], "b c t h w -> (b t) c h w")
-        y = F.conv2d(frames, weight[:, :, tap], bias if out is None else None, stride[1:], padding)
-        y = rearrange(y, "(b t) c h w -> b c t h w", b=b)
-        out = y if out is None else out + F.pad(y, (0, 0, 0, 0, skip, 0))
-    assert out is not None, "the last tap never meets a zero frame"
-    return out
+        skip = max(0, -((tap - num_zeros) // step))
+        if skip < num_out:
+            first = skip * step + tap - num_zeros
+            yield tap, slice(skip, num_out), slice(first, first + (num_out - skip - 1) * step + 1, step)
 
 
 class CausalConv3d(nn.Conv3d):
     """Convolution whose output at a frame depends on that frame and earlier ones. The past of a clip is zeros."""
+
+    bias: nn.Parameter  # pyright: ignore[reportIncompatibleVariableOverride] - never None here
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)):
         super().__init__(in_channels, out_channels, kernel, stride)
@@ -93,5 +159,4 @@ class FrameGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x: (b c t h w) -> same shape."""
-        frames = super().forward(rearrange(x, "b c t h w -> (b t) c h w"))
-        return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
+        return from_frames(super().forward(to_frames(x)), x.shape[0])

@@ -1,0 +1,231 @@
+"""Figures of the report as inline SVG. Colours and fonts come from the page's style sheet, so they follow its theme."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from tasks.table_stats import Histogram, compact
+
+
+@dataclass(frozen=True)
+class Node:
+    """A box of the pipeline picture."""
+
+    name: str
+    label: str
+    count: int | None  # None: not there yet
+    detail: str = ""
+    mood: str = ""  # "", "warn" or "bad": colour of the detail
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A limit drawn into a histogram; `keeps` says which side stays."""
+
+    value: float
+    keeps: str  # "above" | "below"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart. kind: "raw" (thin), "line" or "dots" (line with its points)."""
+
+    name: str
+    points: list[tuple[float, float]]
+    kind: str = "line"
+    colour: int = 1
+
+
+# column and row of each box; rows 0 and 2 lie above and below the middle line
+PLACES: dict[str, tuple[int, int]] = {
+    "sources": (0, 1),
+    "videos": (1, 1),
+    "clips": (2, 1),
+    "scores": (3, 1),
+    "selections": (4, 1),
+    "captions": (5, 0),
+    "text_features": (6, 0),
+    "vae": (5, 2),
+    "latents": (6, 2),
+    "dit": (7, 1),
+    "evaluations": (8, 1),
+    "generations": (9, 1),
+}
+ARROWS = (
+    *(("sources", "videos"), ("videos", "clips"), ("clips", "scores"), ("scores", "selections")),
+    *(("selections", "captions"), ("captions", "text_features"), ("text_features", "dit")),
+    *(("selections", "vae"), ("vae", "latents"), ("latents", "dit")),
+    *(("dit", "evaluations"), ("evaluations", "generations")),
+)
+BOX_W, BOX_H, GAP_X, ROW_H = 96, 66, 20, 46
+
+
+def pipeline_picture(nodes: Sequence[Node]) -> str:
+    """Every stop from source files to generated clips with its count; what is not there yet is dashed."""
+    width, height = 10 * BOX_W + 9 * GAP_X + 2, 2 * ROW_H + BOX_H + 2
+    known = {node.name: node for node in nodes}
+    parts = [_arrow(known[a], known[b]) for a, b in ARROWS] + [_box(node) for node in nodes]
+    return (
+        f'<svg class="pipeline" viewBox="0 0 {width} {height}" role="img" aria-label="the pipeline, with counts">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
+def _corner(node: Node) -> tuple[int, int]:
+    column, row = PLACES[node.name]
+    return 1 + column * (BOX_W + GAP_X), 1 + row * ROW_H
+
+
+def _arrow(start: Node, end: Node) -> str:
+    (x0, y0), (x1, y1) = _corner(start), _corner(end)
+    x0, y0, y1 = x0 + BOX_W, y0 + BOX_H // 2, y1 + BOX_H // 2
+    middle = (x0 + x1) / 2
+    waiting = " waiting" if end.count is None else ""
+    path = f"M{x0} {y0}C{middle} {y0} {middle} {y1} {x1 - 5} {y1}"
+    head = f"M{x1 - 6} {y1 - 4}L{x1 - 1} {y1}L{x1 - 6} {y1 + 4}"
+    return f'<path class="edge{waiting}" d="{path}"/><path class="edge head{waiting}" d="{head}"/>'
+
+
+def _box(node: Node) -> str:
+    x, y = _corner(node)
+    waiting = " waiting" if node.count is None else ""
+    number = "–" if node.count is None else f"{node.count:,}"
+    middle = x + BOX_W / 2
+    detail = (
+        f'<text class="detail {node.mood}" x="{middle}" y="{y + 57}">{escape(node.detail)}</text>'
+        if node.detail
+        else ""
+    )
+    label_y, count_y = (y + 17, y + 39) if node.detail else (y + 22, y + 47)
+    return (
+        f'<g class="node{waiting}"><rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="9"/>'
+        f'<text class="label" x="{middle}" y="{label_y}">{escape(node.label)}</text>'
+        f'<text class="count" x="{middle}" y="{count_y}">{number}</text>{detail}</g>'
+    )
+
+
+def histogram_figure(found: Histogram, limits: Sequence[Threshold] = (), width: int = 300, height: int = 96) -> str:
+    """Bars with the least and greatest value below; bars that a limit drops are pale, the limit a dashed line."""
+    low, high = _range_with(found, limits)
+    top, base = 14, height - 18
+    scale = (width - 2) / (high - low)
+    tallest = max(found.counts)
+    bars = []
+    for i, count in enumerate(found.counts):
+        begin = found.edges[i]
+        end = found.edges[i + 1] if found.edges[i + 1] > begin else begin + (high - low) / 20
+        x, bar_w = 1 + (begin - low) * scale, max(1.5, (end - begin) * scale - 1)
+        bar_h = (base - top) * count / tallest
+        dropped = " dropped" if any(_drops(limit, (begin + end) / 2) for limit in limits) else ""
+        tip = f"{compact(begin)} to {compact(end)}: {count:,}"
+        if count:
+            bars.append(
+                f'<rect class="bar{dropped}" x="{x:.1f}" y="{base - bar_h:.1f}" width="{bar_w:.1f}" '
+                f'height="{bar_h:.1f}" rx="1"><title>{tip}</title></rect>'
+            )
+    lines = [_limit_line(limit, 1 + (limit.value - low) * scale, top, base, width) for limit in limits]
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="histogram of {escape(found.name)}">'
+        + "".join(bars)
+        + f'<path class="axis" d="M0 {base + 0.5}H{width}"/>'
+        + "".join(lines)
+        + f'<text class="tick" x="1" y="{height - 4}">{compact(low)}</text>'
+        + f'<text class="tick end" x="{width - 1}" y="{height - 4}">{compact(high)}</text></svg>'
+    )
+
+
+def _range_with(found: Histogram, limits: Sequence[Threshold]) -> tuple[float, float]:
+    """Range of the axis: that of the values, widened so that the limits are seen too; never empty."""
+    ends = [found.edges[0], found.edges[-1], *(limit.value for limit in limits)]
+    low, high = min(ends), max(ends)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _drops(limit: Threshold, value: float) -> bool:
+    return value < limit.value if limit.keeps == "above" else value > limit.value
+
+
+def _limit_line(limit: Threshold, x: float, top: float, base: float, width: int) -> str:
+    word = ("≥ " if limit.keeps == "above" else "≤ ") + compact(limit.value)
+    anchor, shift = ("end", -4) if x > width - 60 else ("start", 4)
+    return (
+        f'<path class="limit" d="M{x:.1f} {top - 10}V{base}"/>'
+        f'<text class="tick limit-label" style="text-anchor:{anchor}" x="{x + shift:.1f}" y="{top - 2}">{word}</text>'
+    )
+
+
+def line_chart(series: Sequence[Series], *, log: bool = False, width: int = 540, height: int = 220) -> str:
+    """Lines over the training step, with round grid values; `log` draws the y axis logarithmically."""
+    lines = [(one, [(x, y) for x, y in one.points if math.isfinite(y) and (y > 0 or not log)]) for one in series]
+    points = [point for _, found in lines for point in found]
+    if not points:
+        return ""
+    left, right, top, bottom = 52, 10, 8, 24
+    x_high = max(1.0, *(x for x, _ in points))
+    ticks, (low, high) = _y_ticks([y for _, y in points], log)
+    measure = math.log10 if log else float
+    y_scale = (height - top - bottom) / (measure(high) - measure(low))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + x / x_high * (width - left - right), height - bottom - (measure(y) - measure(low)) * y_scale
+
+    grid = "".join(
+        f'<path class="gridline" d="M{left} {place(0, t)[1]:.1f}H{width - right}"/>'
+        f'<text class="tick end" x="{left - 7}" y="{place(0, t)[1] + 3.5:.1f}">{compact(t)}</text>'
+        for t in ticks
+    )
+    steps = "".join(
+        f'<text class="tick middle" x="{place(t, low)[0]:.1f}" y="{height - 7}">{compact(int(t))}</text>'
+        for t in _round_ticks(0, x_high, 6)
+    )
+    drawn = "".join(_line(one, [place(x, y) for x, y in found], found) for one, found in lines if found)
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{grid}{steps}{drawn}</svg>'
+
+
+def _line(one: Series, places: list[tuple[float, float]], points: list[tuple[float, float]]) -> str:
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    dots = ""
+    if one.kind == "dots":
+        dots = "".join(
+            f'<circle class="dot c{one.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
+            f"<title>{escape(one.name)} at step {compact(int(step))}: {compact(value)}</title></circle>"
+            for (x, y), (step, value) in zip(places, points, strict=True)
+        )
+    return f'<path class="line {one.kind} c{one.colour}" d="{path}"/>{dots}'
+
+
+def _y_ticks(values: Sequence[float], log: bool) -> tuple[list[float], tuple[float, float]]:
+    """Grid values and the range of the axis."""
+    low, high = min(values), max(values)
+    if log and high / low > 3:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        factors = (1, 2, 5) if high / low < 300 else (1,)
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        bounds = low / 1.05, high * 1.05
+        return [tick for tick in ticks if bounds[0] <= tick <= bounds[1]], bounds
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    margin = 0.04 * (high - low)
+    bounds = (low if log else low - margin, high + margin)
+    return [tick for tick in _round_ticks(*bounds, 5) if tick > 0 or not log], bounds
+
+
+def _round_ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) inside a range, about so many."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def smoothed(points: Sequence[tuple[float, float]], weight: float = 0.8) -> list[tuple[float, float]]:
+    """Exponential moving average of y, corrected at the start; noise goes, the trend stays."""
+    total = norm = 0.0
+    found = []
+    for x, y in points:
+        total, norm = weight * total + (1 - weight) * y, weight * norm + (1 - weight)
+        found.append((x, total / norm))
+    return found

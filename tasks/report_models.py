@@ -1,0 +1,216 @@
+"""What the report says about text, training, evaluation and generation: read from the tables, shaped for the page."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow.compute as pc
+
+from tasks.registry import champion
+from tasks.report_data import Records, loads, newest
+from tasks.report_figures import Series, line_chart, smoothed
+from tasks.report_media import MediaBudget
+from tasks.tables import read_table
+
+CURVE_SIDE_COLUMNS = ("step", "lr", "grad_norm", "elapsed_s")
+MAX_EVALUATIONS = 4
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """Captions and their features."""
+
+    captions_by_kind: Counter[str]
+    num_features: int
+    encoders: list[dict[str, Any]] = field(default_factory=list)
+
+
+def text_facts(root: str, records: Records) -> TextFacts:
+    """Captions by kind, and the encoders behind the text features with what their folders say of them."""
+    ok = pc.field("status") == "ok"
+    kinds = Counter(read_table(root, "captions", ["kind"], where=ok)["kind"].to_pylist())
+    rows = read_table(root, "text_features", ["encoder_hash", "shape"], where=ok).to_pylist()
+    by_encoder = Counter(row["encoder_hash"] for row in rows)
+    widths = {row["encoder_hash"]: row["shape"][-1] for row in rows if row["shape"]}
+    outputs = {result.outputs.get("encoder_hash"): result.outputs for _, result in records}
+    encoders = [
+        {"hash": hash_, "num_texts": count, "dim": widths.get(hash_), "about": encoder_about(outputs.get(hash_, {}))}
+        for hash_, count in by_encoder.most_common()
+    ]
+    return TextFacts(kinds, len(rows), encoders)
+
+
+def encoder_about(outputs: Mapping[str, str]) -> str:
+    """One sentence on a text encoder, from the outputs of the step that used it."""
+    if not outputs:
+        return "no record of it under runs/"
+    if outputs.get("random_init") == "true":
+        return "random weights, made for this run: it tells texts apart and knows nothing of their meaning"
+    return f"weights from {outputs['encoder']}"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its legend: (name, colour class) pairs."""
+
+    title: str
+    svg: str
+    legend: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One trained model."""
+
+    row: dict[str, Any]
+    name: str
+    charts: list[Chart]
+    figures: list[tuple[str, Any]]
+    settings: list[tuple[str, Any]]
+
+
+def trainings(root: str) -> list[Training]:
+    """Every trained model, the newest first, VAE and DiT apart."""
+    rows = read_table(root, "models", where=pc.field("status") == "ok").to_pylist()
+    return [
+        Training(
+            row,
+            row["kind"].replace("vae", "VAE").replace("dit", "DiT"),
+            charts(row),
+            _figures(row),
+            flat_figures(loads(row["config"])),
+        )
+        for row in newest(rows)
+    ]
+
+
+def _figures(row: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in loads(row["metrics"]).items() if not isinstance(value, dict | list)]
+
+
+def charts(row: dict[str, Any]) -> list[Chart]:
+    """Loss with its validation, and one small chart a further column of the curve."""
+    curve = loads(row["curve"]) or []
+    found = []
+    loss, val = _column(curve, "loss"), _column(curve, "val_loss")
+    if loss or val:
+        series = [
+            Series("training loss", loss, "raw"),
+            Series("training loss, smoothed", smoothed(loss)),
+            Series("validation loss", val, "dots", 2),
+        ]
+        legend = [("training loss", "c1")] * bool(loss) + [("validation loss", "c2")] * bool(val)
+        found.append(Chart("loss", line_chart(series, log=True), legend))
+    names = dict.fromkeys(name for point in curve for name in point)
+    for name in names:
+        if name not in (*CURVE_SIDE_COLUMNS, "loss", "val_loss") and len(points := _column(curve, name)) > 1:
+            kind = "dots" if len(points) <= 20 else "line"
+            chart = line_chart([Series(name, points, kind, 2 if name.startswith("val_") else 1)], height=150, width=360)
+            found.append(Chart(name, chart, []))
+    return found
+
+
+def _column(curve: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [
+        (point["step"], point[name])
+        for point in curve
+        if isinstance(point.get(name), int | float) and math.isfinite(point[name])
+    ]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A verdict of the gate with what it was based on."""
+
+    row: dict[str, Any]
+    is_champion: bool
+    checks: list[dict[str, Any]]
+    figures: list[tuple[str, Any]]
+    videos: list["EvaluationVideos"]
+
+
+@dataclass(frozen=True)
+class EvaluationVideos:
+    """Videos that belong together, e.g. a held-out clip and its reconstruction: (caption, data URI) pairs."""
+
+    name: str
+    videos: list[tuple[str, str]]
+
+
+def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
+    """Every verdict, the newest first; videos for the newest few."""
+    rows = newest(read_table(root, "evaluations", where=pc.field("status") == "ok").to_pylist())
+    best = champion(root)
+    found = []
+    for number, row in enumerate(rows):
+        videos = evaluation_videos(row["media"] or [], budget) if number < MAX_EVALUATIONS else []
+        checks = [check | {"sign": sign(check)} for check in loads(row["checks"]) or []]
+        is_champion = best is not None and best.evaluation_id == row["evaluation_id"]
+        found.append(Evaluation(row, is_champion, checks, flat_figures(loads(row["metrics"])), videos))
+    return found
+
+
+def sign(check: dict[str, Any]) -> str:
+    """Which side of its limit a value had to be on, told from the verdict."""
+    value, limit = check.get("value"), check.get("limit")
+    if value is None or limit is None:
+        return ""
+    return "≤" if (value <= limit) == bool(check.get("passed")) else "≥"
+
+
+def flat_figures(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Numbers and texts of nested JSON as (dotted name, value); lists are left out."""
+    found: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            found += flat_figures(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            found.append((prefix + name, value))
+    return found
+
+
+def evaluation_videos(media: Sequence[str], budget: MediaBudget) -> list[EvaluationVideos]:
+    """Videos grouped by what follows the first hyphen of their names: `original-3.mp4`, `reconstruction-3.mp4`."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for uri in media:
+        kind, _, key = PurePosixPath(uri).stem.partition("-")
+        groups.setdefault(key, []).append((kind, budget.video(uri)))
+    return [EvaluationVideos(key, videos) for key, videos in groups.items()]
+
+
+@dataclass(frozen=True)
+class GenerationCard:
+    """A generated clip, beside the training clip of the same prompt where there is one."""
+
+    row: dict[str, Any]
+    video: str
+    settings: list[tuple[str, Any]]
+    timings: list[tuple[str, Any]]
+    training_clip: str  # clip id, "" when no caption equals the prompt
+    training_video: str
+
+
+def generation_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[GenerationCard], int]:
+    """The newest generated clips, and how many there are."""
+    rows = newest(read_table(root, "generations", where=pc.field("status") == "ok").to_pylist())
+    ok = pc.field("status") == "ok"
+    captions = read_table(root, "captions", ["clip_id", "text"], where=ok).to_pylist()
+    clip_of = {row["text"].strip(): row["clip_id"] for row in captions}
+    uri_of = dict(zip(*read_table(root, "clips", ["clip_id", "uri"], where=ok).to_pydict().values(), strict=True))
+    cards = []
+    for row in rows[:max_media]:
+        clip_id = clip_of.get(row["prompt"].strip(), "")
+        cards.append(
+            GenerationCard(
+                row,
+                budget.video(row["uri"]),
+                flat_figures(loads(row["settings"])),
+                flat_figures(loads(row["timings"])),
+                clip_id,
+                budget.video(uri_of[clip_id]) if clip_id in uri_of else "",
+            )
+        )
+    return cards, len(rows)

@@ -1,0 +1,302 @@
+"""Report: one page that says what is in the tables, and what is not there yet. About 15 s."""
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyramid_model.config import Config
+from pyramid_model.video import write_video
+from tasks.report import ReportConfig, report
+from tasks.report_figures import Series, Threshold, histogram_figure, line_chart, smoothed
+from tasks.report_media import MediaBudget, small_frames
+from tasks.step import Run, StepResult, step
+from tasks.table_stats import histogram
+from tasks.tables import Lineage, append_block, bad_row, content_id, ok_row
+
+LINEAGE = Lineage("run", "step", "1", "recipe", "code")
+NUM_CLIPS = 6
+CAPTION = "A rabbit <yawns> & stretches"
+
+
+def moving_square(seed: int, side: int = 64, num_frames: int = 24) -> np.ndarray:
+    """A bright square that wanders over a coloured slope; (t h w c) uint8."""
+    rng = np.random.default_rng(seed)
+    slope = np.linspace(30, 160, side, dtype=np.float32)
+    frames = np.empty((num_frames, side, side, 3), np.uint8)
+    frames[:] = (slope[None, :, None, None] * rng.uniform(0.3, 1, 3)).astype(np.uint8)
+    for t in range(num_frames):
+        x, y = (int((side - 16) * (0.5 + 0.5 * np.sin(seed + t / 6 + phase))) for phase in (0, 1.5))
+        frames[t, y : y + 16, x : x + 16] = 255 - slope.astype(np.uint8)[:16, None, None]
+    return frames
+
+
+def append(root: str, table: str, rows: list[dict]) -> None:
+    append_block(root, table, rows, content_id(table, rows[0].get("status"), len(rows)), LINEAGE)
+
+
+def video(root: str, *parts: str, seed: int = 0, side: int = 64) -> str:
+    uri = str(Path(root, "media", *parts))
+    write_video(uri, moving_square(seed, side), 12)
+    return uri
+
+
+def write_sources(root: str) -> None:
+    films = Path(root).parent / "films"
+    films.mkdir()
+    (films / "source.yaml").write_text("attribution: Films by nobody in particular\nurl: https://example.org/films\n")
+    common = {"source": "films", "license": "CC-BY-3.0"}
+    rows = [
+        ok_row(
+            {}, source_id=content_id("s", i), video_id=content_id("v", i), uri=f"{films}/{name}", path=name, **common
+        )
+        for i, name in enumerate(("meadow.mp4", "broken.mp4"))
+    ]
+    append(root, "sources", rows)
+
+
+def write_clips(root: str) -> None:
+    facts = {"width": 640, "height": 360, "fps_num": 24, "fps_den": 1, "codec": "h264", "num_frames": 480}
+    good = ok_row({}, video_id=content_id("v", 0), duration_s=20.0, num_shots=6, num_clips=NUM_CLIPS, **facts)
+    broken = bad_row({}, ("truncated", "ends after 3 of 9 s"), video_id=content_id("v", 1))
+    append(root, "videos", [good, broken])
+    clips, scores, selections = [], [], []
+    for number in range(NUM_CLIPS):
+        clip_id = content_id("clip", number)
+        uri = video(root, "clips", f"{clip_id}.mp4", seed=number, side=320 if number == 0 else 64)
+        times = {"start_s": 3.0 * number, "end_s": 3.0 * number + 2, "num_frames": 24, "width": 64, "height": 64}
+        clips.append(ok_row({}, clip_id=clip_id, video_id=content_id("v", 0), uri=uri, **times))
+        for scorer, value in (("motion", 0.5 + number), ("sharpness", 100.0 / (1 + number))):
+            ids = {"score_id": content_id(clip_id, scorer), "clip_id": clip_id}
+            scores.append(ok_row({}, **ids, scorer=scorer, value=value))
+        own = {
+            "keep": number > 0,
+            "drop_reasons": [] if number else ["motion"],
+            "split": "val" if number == 5 else "train",
+        }
+        selections.append(ok_row({}, selection_id=content_id("sel", number), clip_id=clip_id, **own))
+    append(root, "clips", clips)
+    append(root, "scores", scores)
+    append(root, "selections", selections)
+    text = {"caption_id": content_id("caption"), "clip_id": content_id("clip", 1), "kind": "human", "text": CAPTION}
+    append(root, "captions", [ok_row({}, **text)])
+
+
+def write_models(root: str) -> None:
+    losses = [1 / (1 + step / 20) + 0.05 * np.sin(step) ** 2 for step in range(0, 300, 5)]
+    curve = [{"step": 5 * i, "loss": loss, "lr": 1e-4} for i, loss in enumerate(losses)]
+    curve[0] |= {"val_loss": 1.1}
+    curve[-1] |= {"val_loss": 0.12}
+    for kind in ("vae", "dit"):
+        own = {
+            "model_id": content_id(kind),
+            "kind": kind,
+            "weights_hash": content_id(kind, "weights"),
+            "num_steps": 300,
+        }
+        json_columns = {"curve": json.dumps(curve), "metrics": json.dumps({"val_loss": 0.12}), "config": "{}"}
+        append_block(root, "models", [ok_row({}, **own, **json_columns)], kind, LINEAGE)
+    for passed in (False, True):
+        evaluation_id = content_id("evaluation", passed)
+        check = {
+            "name": "val_loss_to_untrained",
+            "value": 0.4 if passed else 1.0,
+            "limit": 0.9,
+            "passed": passed,
+            "rule": "",
+        }
+        own = {
+            "evaluation_id": evaluation_id,
+            "model_id": content_id("dit"),
+            "weights_hash": content_id("dit", "weights"),
+        }
+        media = [
+            video(root, "evaluations", evaluation_id, f"{name}-0.mp4", seed=i)
+            for i, name in enumerate(("original", "reconstruction"))
+        ]
+        own |= {"checks": json.dumps([check]), "passed": passed, "media": media}
+        metrics = {"val_loss": 0.12, "val_loss_untrained": 1.1, "vae_psnr": 24.5, "vae_psnr_untrained": 6.1}
+        append_block(root, "evaluations", [ok_row({}, **own, metrics=json.dumps(metrics))], str(passed), LINEAGE)
+
+
+def write_generations(root: str) -> None:
+    rows = [
+        ok_row(
+            {},
+            generation_id=content_id("generation", number),
+            prompt=prompt,
+            seed=number,
+            settings='{"guidance_scale": 4.0}',
+            timings='{"total_s": 3.25}',
+            weights_hash=content_id("dit", "weights"),
+            uri=video(root, "generated", f"{number}.mp4", seed=number),
+        )
+        for number, prompt in enumerate((CAPTION, "Something never filmed"))
+    ]
+    append(root, "generations", rows)
+
+
+def write_whole_root(root: str) -> None:
+    """A run from source files to generated clips."""
+    for write in (write_sources, write_clips, write_models, write_generations):
+        write(root)
+
+
+@pytest.fixture(scope="module")
+def whole_root(tmp_path_factory) -> str:
+    root = str(tmp_path_factory.mktemp("report") / "root")
+    write_whole_root(root)
+    return root
+
+
+def page_of(root: str, **settings) -> str:
+    result = report(Run(root=root), ReportConfig(**settings))
+    return Path(result.outputs["report"]).read_text()
+
+
+def test_the_page_needs_nothing_but_itself(whole_root):
+    page = page_of(whole_root)
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert {source.split(":")[0] for source in sources if not source.startswith("#")} == {"data", "https"}
+    assert [source for source in sources if source.startswith("https")] == ["https://example.org/films"]
+    assert "<link" not in page
+    assert "@import" not in page
+
+
+def test_the_page_shows_what_is_in_the_tables(whole_root):
+    page = page_of(whole_root, title="A run & more")
+    for text in (
+        *("A run &amp; more", "A rabbit &lt;yawns&gt; &amp; stretches", "Something never filmed", "CC-BY-3.0"),
+        *("Films by nobody in particular", "ends after 3 of 9 s", "5 of 6 clips kept", "24.5 dB, untrained 6.1"),
+        *("val_loss_to_untrained", "did not pass", "histogram of sharpness", "no training clip has this prompt"),
+    ):
+        assert text.replace(" dB, untrained 6.1", " dB") in page
+    assert "untrained 6.1 dB" in page
+    assert "<yawns>" not in page
+
+
+def test_videos_in_the_page_are_small_and_play(whole_root):
+    videos = re.findall(r'<video src="data:video/mp4;base64,([^"]+)"', page_of(whole_root))
+    # two generated ones with one training clip, two evaluations of two, six clips
+    assert len(videos) == 2 + 1 + 4 + NUM_CLIPS
+    for video in videos:
+        frames, fps = small_frames(base64.b64decode(video))
+        assert fps == 12
+        assert frames.shape[0] == 24
+        assert max(frames.shape[1:3]) <= 320
+
+
+def test_a_second_report_does_nothing_until_a_table_changes(whole_root, tmp_path):
+    root = str(tmp_path / "root")
+    shutil.copytree(whole_root, root)
+    first = report(Run(root=root), ReportConfig(title="again"))
+    written = Path(root, "report.html").stat().st_mtime_ns
+    second = report(Run(root=root), ReportConfig(title="again"))
+    assert (first.num_ok, second.num_ok, second.note) == (1, 0, "nothing new")
+    assert Path(root, "report.html").stat().st_mtime_ns == written
+    append_block(root, "captions", [ok_row({}, caption_id=content_id("new"), text="new")], "new", LINEAGE)
+    assert report(Run(root=root), ReportConfig(title="again")).num_ok == 1
+    assert report(Run(root=root), ReportConfig(title="other")).num_ok == 1
+
+
+def test_after_ingest_alone_the_page_says_what_is_not_there_yet(tmp_path):
+    root = str(tmp_path / "root")
+    write_sources(root)
+    page = page_of(root)
+    assert "meadow.mp4" in page
+    assert "waiting" in page
+    for text in ("No clips yet", "No scores yet", "Nothing selected yet", "No model has been trained yet"):
+        assert text in page
+
+
+def test_an_empty_root_has_a_page_too(tmp_path):
+    assert "No source files yet" in page_of(str(tmp_path))
+
+
+def test_a_page_stays_below_its_limit_and_says_what_was_left_out(tmp_path):
+    root = str(tmp_path / "root")
+    write_whole_root(root)
+    for path in Path(root, "media").rglob("*.mp4"):
+        write_video(str(path), np.random.default_rng(0).integers(0, 255, (24, 64, 64, 3), np.uint8), 12, crf=10)
+    page = page_of(root, max_bytes=200_000)
+    assert len(page.encode()) < 200_000
+    assert "videos were left out to keep this page below 200 kB" in page
+
+
+def test_clips_whose_files_are_gone_are_counted(tmp_path):
+    root = str(tmp_path / "root")
+    write_sources(root)
+    write_clips(root)
+    shutil.rmtree(Path(root, "media"))
+    assert f"{NUM_CLIPS} video files could not be read" in page_of(root)
+
+
+@step
+def count_films(run: Run, config: Config) -> StepResult:
+    return StepResult(step="count_films", num_in=5, num_done=1, num_ok=3, num_skipped=1, rows={"videos": 4}, busy_s=2.5)
+
+
+def test_steps_are_listed_from_their_records(tmp_path):
+    count_films(Run(root=str(tmp_path)), Config())
+    cells = re.search(r"<tr><td>count_films.*?</tr>", page_of(str(tmp_path)), re.DOTALL)[0]
+    assert re.findall(r">([^<>\n]+)</td>", cells)[:8] == ["count_films", "5", "1", "3", "0", "1", "4 videos", "2.5"]
+
+
+def test_a_budget_serves_who_asks_first_and_counts_the_rest(tmp_path):
+    uri = str(tmp_path / "a.mp4")
+    write_video(uri, moving_square(1), 12)
+    budget = MediaBudget(len(base64.b64encode(Path(uri).read_bytes())) + 10)
+    assert budget.video(uri).startswith("data:video/mp4;base64,")
+    assert budget.video(uri) == ""
+    assert budget.video(str(tmp_path / "none.mp4")) == ""
+    assert (budget.left_out, budget.missing) == (1, 1)
+
+
+def test_long_wide_clips_become_short_small_previews(tmp_path):
+    uri = str(tmp_path / "a.mp4")
+    frames = np.random.default_rng(0).integers(0, 255, (100, 180, 480, 3), np.uint8)
+    write_video(uri, frames, 24)
+    data = base64.b64decode(MediaBudget(10**7).video(uri).split(",")[1])
+    frames, fps = small_frames(data)
+    assert (frames.shape, fps) == ((50, 96, 256, 3), 12)
+
+
+def coordinates(svg: str) -> tuple[np.ndarray, tuple[float, float]]:
+    """Points of the lines of a chart, (n 2), and the size of its box."""
+    path = "".join(re.findall(r'class="line[^>]*d="([^"]*)"', svg))
+    points = np.array([[float(x) for x in point.split()] for point in re.split("[ML]", path) if point])
+    return points, tuple(map(float, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups()))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_chart_keeps_its_lines_inside_and_a_higher_value_higher(log):
+    svg = line_chart([Series("loss", [(0, 100.0), (50, 1.0), (100, 0.01)])], log=log)
+    points, (width, height) = coordinates(svg)
+    assert (points >= 0).all()
+    assert (points <= (width, height)).all()
+    assert (np.diff(points[:, 0]) > 0).all()
+    assert (np.diff(points[:, 1]) > 0).all()  # y runs downwards
+
+
+def test_a_logarithmic_chart_leaves_out_what_has_no_logarithm():
+    points, _ = coordinates(line_chart([Series("loss", [(0, 1.0), (1, 0.0), (2, float("nan")), (3, 0.5)])], log=True))
+    assert len(points) == 2
+    assert line_chart([Series("loss", [])]) == ""
+    assert "NaN" not in line_chart([Series("flat", [(0, 2.0), (1, 2.0)])])
+
+
+def test_smoothing_keeps_a_constant_and_damps_a_jump():
+    assert smoothed([(0, 3.0), (1, 3.0)]) == [(0, 3.0), (1, 3.0)]
+    assert smoothed([(0, 0.0), (1, 1.0)])[1][1] < 0.6
+
+
+def test_a_histogram_pales_what_its_limits_drop_and_keeps_them_in_view():
+    found = histogram("motion", [float(v) for v in range(10)], num_bins=10)
+    svg = histogram_figure(found, [Threshold(4.5, "above"), Threshold(20.0, "below")])
+    assert svg.count('class="bar dropped"') == 5
+    assert svg.count('class="bar"') == 5
+    assert [float(x) for x in re.findall(r'class="limit" d="M([\d.]+)', svg)][1] <= 300

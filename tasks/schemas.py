@@ -28,6 +28,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "mtime_ns": INT,
         "source": STRING,
         "license": STRING,
+        "card": STRING,  # URI of the source.yaml that describes the file; empty when there is none
     },
     "videos": {
         "video_id": STRING,
@@ -60,6 +61,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "bit_rate": INT,
         "source": STRING,
         "license": STRING,
+        "clip_ids": pa.list_(STRING),  # its clips under these settings: a clip may also belong to other settings
     },
     "clips": {
         "clip_id": STRING,
@@ -69,7 +71,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "end_frame": INT,  # first frame after the clip
         "start_pts": INT,
         "end_pts": INT,
-        "start_s": FLOAT,
+        "start_s": FLOAT,  # after the first frame of the video
         "end_s": FLOAT,
         "num_frames": INT,
         "fps_num": INT,

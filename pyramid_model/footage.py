@@ -1,0 +1,337 @@
+"""Footage from outside: what a video file is, found out by decoding all of it once.
+
+Headers lie, so counts, times and damage come from the decoded frames. Decoding goes on after damage, which is counted;
+`Footage.integrity` gives the verdict when the last frame has passed.
+"""
+
+import contextlib
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.stream import Disposition
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from pyramid_model.video import VideoError
+
+# Demuxers that read scripts, playlists or text rather than one media file.
+NOT_MEDIA = {"tty", "concat", "hls", "dash", "lavfi", "bin", "xbin", "adf", "idf", "ffmetadata"}
+HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, H.273
+TRANSFERS = HDR_TRANSFERS | {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"}
+
+
+@dataclass(frozen=True)
+class VideoProbe:
+    """What header and first frame say about a file."""
+
+    container: str
+    codec: str
+    pix_fmt: str
+    width: int  # as shown: after sample aspect and rotation
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation: int  # degrees clockwise that turn the coded picture upright: 0, 90, 180 or 270
+    fps: Fraction
+    num_frames_header: int  # 0 when the container does not say
+    duration_s: float  # of the video stream, else of the container; 0 when unknown
+    start_pts: int
+    time_base: Fraction
+    color_transfer: str
+    is_hdr: bool
+    has_audio: bool
+    bit_rate: int
+
+
+@dataclass(frozen=True)
+class Integrity:
+    """What decoding the whole file showed."""
+
+    num_frames: int
+    num_frames_corrupt: int  # damaged, decoded from a damaged reference, or lost
+    num_pts_repaired: int  # frames whose time was missing or not after the one before
+    fps: Fraction
+    is_vfr: bool
+    duration_s: float
+    problem: VideoError | None  # why the file should not be used as it is
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame, in the order in which the decoder gives them."""
+
+    index: int
+    pts: int  # strictly increasing, in the time base of the probe
+    is_corrupt: bool
+    image: av.VideoFrame  # as coded: neither turned nor stretched
+    rotation: int
+
+    def upright(self, height: int, width: int, interpolation: Interpolation = Interpolation.BICUBIC) -> av.VideoFrame:
+        """The frame as it is shown, as yuv420p of limited range; height and width are those of the result and even."""
+        sideways = self.rotation in (90, 270)
+        scaled = self.image.reformat(
+            width=height if sideways else width,
+            height=width if sideways else height,
+            format="yuv420p",
+            interpolation=interpolation,
+            dst_color_range=ColorRange.MPEG,
+            dst_colorspace=Colorspace.ITU709 if self.image.format.is_rgb else None,
+        )
+        return _turned(scaled, self.rotation) if self.rotation else scaled
+
+    def small(self, height: int, width: int) -> np.ndarray:
+        """The frame scaled down as coded (not turned), BGR uint8 (h w c): what shot detection and scores look at."""
+        return self.image.to_ndarray(width=width, height=height, format="bgr24", interpolation=Interpolation.AREA)
+
+    def rgb(self) -> np.ndarray:
+        """The frame as it is shown but for sample aspect, uint8 (h w c)."""
+        return np.ascontiguousarray(np.rot90(self.image.to_ndarray(format="rgb24"), -self.rotation // 90))
+
+
+def _turned(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
+    """A yuv420p frame of even size turned clockwise, plane by plane and thus without loss."""
+    height, width = frame.height, frame.width
+    planes = np.split(frame.to_ndarray().reshape(-1), [height * width, height * width * 5 // 4])
+    shapes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
+    turned = [np.rot90(plane.reshape(shape), -rotation // 90) for plane, shape in zip(planes, shapes, strict=True)]
+    new_height, new_width = turned[0].shape
+    flat = np.concatenate([plane.reshape(-1) for plane in turned]).astype(np.uint8, copy=False)
+    result = av.VideoFrame.from_ndarray(flat.reshape(new_height * 3 // 2, new_width), format="yuv420p")
+    result.color_range, result.colorspace = frame.color_range, frame.colorspace
+    return result
+
+
+def probe(path: str) -> VideoProbe:
+    """Header and first frame of a file.
+
+    Raises:
+        VideoError: it is no video, or no frame of it can be decoded.
+    """
+    with Footage(path) as footage:
+        return footage.probe
+
+
+def decode(path: str) -> Iterator[Frame]:
+    """All frames of a file that can be decoded, damaged ones flagged.
+
+    Raises:
+        VideoError: it is no video, or no frame of it can be decoded.
+    """
+    with Footage(path) as footage:
+        yield from footage.frames()
+
+
+class Footage:
+    """A video file from outside, decoded once from start to end with one thread.
+
+    Raises:
+        VideoError: on opening: it is no video, or no frame of it can be decoded.
+    """
+
+    def __init__(self, path: str):
+        try:
+            # Nothing in a file may make us open another one.
+            self.container: Any = av.open(path, options={"protocol_whitelist": "file"})
+        except FileNotFoundError as err:
+            raise VideoError("missing", f"{path} is missing") from err
+        except av.error.FFmpegError as err:
+            raise VideoError("not_media", f"no media format that can be read: {err.strerror}") from err
+        try:
+            self.stream = self._video_stream()
+            self._images = self._decoded()
+            self._lost = self._num_corrupt = self._num_repaired = 0
+            self._pts: list[int] = []
+            self._last_duration = 0
+            self._ends_s: dict[str, float] = {}
+            self._first = next(self._images, None)
+            if self._first is None:
+                raise VideoError("no_frames", "not one frame could be decoded")
+            self.probe = self._probe(self._first)
+        except BaseException:
+            self.container.close()
+            raise
+
+    def __enter__(self) -> "Footage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def _video_stream(self) -> Any:
+        name = self.container.format.name
+        if NOT_MEDIA & set(name.split(",")):
+            raise VideoError("not_media", f"a {name} file is text or a list of other files, not a video")
+        streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "none"
+            raise VideoError("no_video_stream", f"the {name} file has no video stream (streams: {kinds})")
+        # With frame threads libavcodec forgets which frames were damaged; Ray gives the parallelism.
+        streams[0].codec_context.thread_count = 1
+        return streams[0]
+
+    def _decoded(self) -> Iterator[tuple[av.VideoFrame, bool]]:
+        """(frame, whether packets before it were lost), going on after damage."""
+        packets = self.container.demux(self.stream, *self.container.streams.audio)
+        lost = False
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError:  # the generator ends with its error: the next turn returns
+                self._lost, lost = self._lost + 1, True
+                continue
+            if packet.pts is not None:
+                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                self._ends_s[packet.stream.type] = max(end_s, self._ends_s.get(packet.stream.type, end_s))
+            if packet.stream.index != self.stream.index:
+                continue
+            try:
+                images = packet.decode()
+            except av.error.FFmpegError:
+                self._lost, lost = self._lost + 1, True
+                continue
+            for image in images:
+                yield image, lost
+                lost = False
+
+    def _probe(self, first: tuple[av.VideoFrame, bool]) -> VideoProbe:
+        image, stream, context = first[0], self.stream, self.stream.codec_context
+        aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
+        if not Fraction(1, 8) <= aspect <= 8:
+            aspect = Fraction(1)  # nonsense in the header
+        rotation = -round(image.rotation / 90) * 90 % 360
+        shown = [round(image.width * aspect), image.height]
+        width, height = reversed(shown) if rotation in (90, 270) else shown
+        rate = next((r for r in (stream.average_rate, stream.guessed_rate) if r and 0 < r <= 1000), Fraction(25))
+        return VideoProbe(
+            container=self.container.format.name,
+            codec=context.name,
+            pix_fmt=image.format.name,
+            width=width,
+            height=height,
+            coded_width=image.width,
+            coded_height=image.height,
+            rotation=rotation,
+            fps=rate,
+            num_frames_header=stream.frames,
+            duration_s=self._stated_duration_s() or (self.container.duration or 0) / av.time_base,
+            start_pts=image.pts or 0,
+            time_base=stream.time_base,
+            color_transfer=TRANSFERS.get(int(image.color_trc), ""),
+            is_hdr=int(image.color_trc) in HDR_TRANSFERS,
+            has_audio=bool(self.container.streams.audio),
+            bit_rate=self.container.bit_rate or 0,
+        )
+
+    def _stated_duration_s(self) -> float:
+        """Duration of the video stream by its own header, edit lists considered; 0 when only the container has one."""
+        if self.stream.duration:
+            return float(self.stream.duration * self.stream.time_base)
+        # Matroska: "00:00:02.600000000", the time of the end; DURATION-eng and the like by mkvmerge.
+        for key, value in self.stream.metadata.items():
+            if key.split("-")[0] == "DURATION":
+                with contextlib.suppress(ValueError):
+                    hours, minutes, seconds = value.split(":")
+                    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return 0.0
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame that can be decoded, once.
+
+        Raises:
+            VideoError: the picture changes its size on the way.
+        """
+        size = (self.probe.coded_width, self.probe.coded_height)
+        half_step = max(1, round(1 / (2 * self.probe.fps * self.probe.time_base)))
+        pending, self._first = self._first, None
+        damaged = False
+        while pending is not None:
+            image, lost = pending
+            if (image.width, image.height) != size:
+                raise VideoError(
+                    "size_changes",
+                    f"the picture changes from {size[0]}x{size[1]} to {image.width}x{image.height} at frame "
+                    f"{len(self._pts)}: cut the file there",
+                )
+            # Damage spreads through references until a key frame starts afresh.
+            damaged = image.is_corrupt or ((damaged or lost) and not image.key_frame)
+            self._num_corrupt += damaged
+            yield Frame(len(self._pts), self._keep_time(image, half_step), damaged, image, self.probe.rotation)
+            pending = next(self._images, None)
+
+    def _keep_time(self, image: av.VideoFrame, half_step: int) -> int:
+        """The frame's time, moved behind the one before where the file has it missing or out of order."""
+        pts = image.pts
+        if self._pts and (pts is None or pts <= self._pts[-1]):
+            pts = self._pts[-1] + half_step
+            self._num_repaired += 1
+        self._pts.append(pts if pts is not None else 0)
+        self._last_duration = image.duration or 2 * half_step
+        return self._pts[-1]
+
+    def end_pts(self) -> int:
+        """Where the last frame so far stops being shown."""
+        return self._pts[-1] + self._last_duration
+
+    def integrity(self) -> Integrity:
+        """The verdict; call it when `frames` is exhausted."""
+        base = self.probe.time_base
+        fps = mean_fps(len(self._pts), self._pts[0], self._pts[-1], base, self.probe.fps)
+        return Integrity(
+            num_frames=len(self._pts),
+            num_frames_corrupt=self._num_corrupt + self._lost,
+            num_pts_repaired=self._num_repaired,
+            fps=fps,
+            is_vfr=self._is_vfr(),
+            duration_s=float((self.end_pts() - self._pts[0]) * base),
+            problem=self._problem(float(3 / fps)),
+        )
+
+    def _is_vfr(self) -> bool:
+        """Whether frame intervals differ by more than the rounding of the time base."""
+        if self._num_repaired or len(self._pts) < 3:
+            return False
+        intervals = np.diff(self._pts)
+        typical = statistics.median_low(intervals.tolist())
+        return bool(np.abs(intervals - typical).max() > max(1, 0.25 * typical))
+
+    def _problem(self, tolerance_s: float) -> VideoError | None:
+        missing_s = self._missing_s()
+        corrupt = self._num_corrupt + self._lost
+        if missing_s > max(tolerance_s, 0.1):
+            return VideoError(
+                "truncated",
+                f"decoding ends after {len(self._pts)} frames, {missing_s:.2f} s before the end that the container "
+                f"states ({self.probe.duration_s:.2f} s, {self.probe.num_frames_header or '?'} frames)",
+            )
+        if corrupt:
+            return VideoError("corrupt_frames", f"{corrupt} of {len(self._pts) + self._lost} frames are damaged")
+        return None
+
+    def _missing_s(self) -> float:
+        """Seconds between the end of what could be decoded and the end that the file states."""
+        base = self.probe.time_base
+        is_matroska = "matroska" in self.probe.container  # states when the video ends, not how long it is
+        start_s = 0.0 if is_matroska else float(min(self._pts[0], self.stream.start_time or self._pts[0]) * base)
+        if stated_s := self._stated_duration_s():
+            return stated_s - (float(self.end_pts() * base) - start_s)
+        if not self.container.duration:
+            return 0.0
+        # The container's duration may be that of a longer audio track: then the audio must reach it.
+        start_s = 0.0 if is_matroska else (self.container.start_time or 0) / av.time_base
+        ends_s = max(self._ends_s.values(), default=0.0)
+        return self.container.duration / av.time_base - (ends_s - start_s)
+
+
+def mean_fps(num_frames: int, first_pts: int, last_pts: int, time_base: Fraction, nominal: Fraction) -> Fraction:
+    """Frames a second by the timestamps; the nominal rate where the two agree to 1 %."""
+    if num_frames < 2:
+        return nominal
+    measured = (num_frames - 1) / ((last_pts - first_pts) * time_base)
+    return nominal if abs(measured / nominal - 1) < 0.01 else measured.limit_denominator(1001)

@@ -1,0 +1,276 @@
+"""One decode pass over one video: cuts, clips and their scores. Runs in a process that may crash (`tasks.isolated`)."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps
+from pyramid_model.shots import CutDetector, analysis_size
+from pyramid_model.video import ClipWriter, VideoError
+from tasks import storage
+from tasks.clip_planning import plan_clips
+from tasks.clips import ClipsConfig
+from tasks.scores import score_rows
+from tasks.tables import bad_row, content_id, ok_row
+
+ENCODER = "libx264-1"  # enters the clip ids: count up when the same settings give other frames
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging: str) -> Rows:
+    """Cut one source video; returns its rows for `clips`, `scores` and `videos`, with the media files in place.
+
+    Args:
+        item: a row of `sources`, with its attempt and with the ids of `known` clips and scores, committed before.
+        config: a ClipsConfig as JSON.
+        media: URI of the folder of clips.
+        staging: an empty local folder on the file system of `media`; the caller removes it.
+
+    Raises:
+        OSError: the clips cannot be written.
+    """
+    cv2.setNumThreads(1)
+    video = VideoPass(item, ClipsConfig.model_validate(config), staging)
+    try:
+        clips = video.cut()
+    except VideoError as err:
+        status = "skipped" if err.kind in ("hdr", "no_clips") else "failed"
+        return {"clips": [], "scores": [], "videos": [bad_row(item, err, status, **video.columns)]}
+    rows: Rows = {"clips": [], "scores": []}
+    for clip in clips:
+        row = video.clip_row(clip, media)
+        _publish(clip.path, row["uri"])
+        rows["clips"].append(row)
+        rows["scores"] += score_rows(row["clip_id"], clip.grays)
+    clip_ids = [row["clip_id"] for row in rows["clips"]]
+    done = ok_row(item, **video.columns, clip_ids=clip_ids, error=video.remark)
+    known = set(item["known"])
+    rows["clips"] = [row for row in rows["clips"] if row["clip_id"] not in known]
+    rows["scores"] = [row for row in rows["scores"] if row["score_id"] not in known]
+    return rows | {"videos": [done]}
+
+
+def _publish(path: str, uri: str) -> None:
+    """Move an encoded clip to its place, where it appears whole."""
+    if storage.is_local(uri):
+        os.replace(path, storage.filesystem(uri)[1])
+        return
+    fs, target = storage.filesystem(uri)
+    fs.put_file(path, target)
+
+
+def clip_size(video: VideoProbe, max_side: int | None) -> tuple[int, int]:
+    """(height, width) of the clips of a video: as shown, both even, the longer side at most `max_side`."""
+    scale = min(1.0, (max_side or 1 << 30) / max(video.height, video.width))
+    return max(2, round(video.height * scale / 2) * 2), max(2, round(video.width * scale / 2) * 2)
+
+
+class _Damaged(Exception):
+    """A damaged frame was met and nothing is to be salvaged."""
+
+
+@dataclass
+class ShownFrame:
+    """A frame on its way into a clip."""
+
+    index: int
+    pts: int
+    end_pts: int  # when the next frame is shown
+    is_corrupt: bool
+    image: Any  # av.VideoFrame, yuv420p, upright, of the clips' size
+    gray: np.ndarray  # (h w) uint8, small: for scores
+    starts_shot: bool = False
+
+
+@dataclass(frozen=True)
+class CutClip:
+    """A clip that lies encoded at `path`, not yet at its place."""
+
+    shot: int
+    first: ShownFrame
+    last: ShownFrame
+    grays: np.ndarray  # (t h w) uint8
+    path: str
+
+
+class VideoPass:
+    """The decode pass over one video; what it finds about the video gathers in `columns`."""
+
+    def __init__(self, item: Mapping[str, Any], config: ClipsConfig, staging: str):
+        self.item, self.config, self.staging = item, config, staging
+        kept = ("video_id", "uri", "path", "size_bytes", "source", "license")
+        self.columns: dict[str, Any] = {name: item[name] for name in kept} | {"num_shots": 0, "num_clips": 0}
+        self.remark = ""
+
+    def cut(self) -> list[CutClip]:
+        """Clips of a sound video, or of the sound parts of a damaged one with `salvage`.
+
+        Raises:
+            VideoError: the video gives no clips, with the reason.
+        """
+        with storage.reading(self.item["uri"]) as path:
+            if os.path.isfile(path) and os.path.getsize(path) != self.item["size_bytes"]:
+                raise VideoError(
+                    "source_changed", f"{self.item['uri']} is not the file that was ingested: ingest again"
+                )
+            with Footage(path) as footage:
+                self.probe = footage.probe
+                self.columns |= probe_columns(footage.probe)
+                if footage.probe.is_hdr and not self.config.keep_hdr:
+                    transfer = footage.probe.color_transfer
+                    raise VideoError("hdr", f"HDR ({transfer}) would look washed out: tone-map it, or set keep_hdr")
+                return self._cut(footage)
+
+    def _cut(self, footage: Footage) -> list[CutClip]:
+        frames = footage.frames()
+        clips: list[CutClip] = []
+        with contextlib.suppress(_Damaged):
+            clips = list(self._encoded(self._shown(footage, frames)))
+        for _ in frames:  # of a damaged video the rest is only counted
+            pass
+        integrity = footage.integrity()
+        self.columns |= integrity_columns(integrity)
+        self.remark = _remark(integrity)
+        if integrity.problem and not self.config.salvage:
+            raise integrity.problem
+        if not clips:
+            raise VideoError(
+                "no_clips",
+                f"no clip of {self.config.min_frames} frames or more (min_frames) in the "
+                f"{integrity.num_frames} frames of {self.columns['num_shots']} shots",
+            )
+        self.columns["num_clips"] = len(clips)
+        return clips
+
+    def _shown(self, footage: Footage, frames: Iterator[Frame]) -> Iterator[ShownFrame]:
+        """Frames scaled to the clips' size, each with the verdict whether it starts a shot."""
+        detector = CutDetector(self.config.shots)
+        height, width = clip_size(footage.probe, self.config.max_side)
+        small_size = analysis_size(footage.probe)
+        waiting: deque[ShownFrame] = deque()
+        cuts: set[int] = set()
+
+        def decided(num_waiting: int) -> Iterator[ShownFrame]:
+            while len(waiting) > num_waiting:
+                waiting[0].starts_shot = waiting[0].index in cuts
+                self.columns["num_shots"] = len(cuts) + 1
+                yield waiting.popleft()
+
+        for frame in frames:
+            if frame.is_corrupt and not self.config.salvage:
+                raise _Damaged
+            if waiting:
+                waiting[-1].end_pts = frame.pts
+            small = frame.small(*small_size)
+            cuts.update(detector.add(small))
+            image, gray = frame.upright(height, width), cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+            waiting.append(ShownFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
+            yield from decided(max(1, detector.delay))
+        if waiting:
+            waiting[-1].end_pts = footage.end_pts()
+        yield from decided(0)
+
+    def _encoded(self, frames: Iterator[ShownFrame]) -> Iterator[CutClip]:
+        """Clips as their last frame passes, each a file in the staging folder."""
+        writer, clip, path = None, [], ""
+        try:
+            for shot, frame, is_last in plan_clips(frames, self.config):
+                if writer is None:
+                    path = os.path.join(self.staging, f"{frame.index}.mp4")
+                    writer, clip = self._writer(path, frame.image), []
+                clip.append(frame)
+                writer.write(frame.image, frame.pts - clip[0].pts)
+                frame.image = None  # encoded: what remains of it is its gray miniature
+                if is_last:
+                    writer.close()
+                    writer = None
+                    yield CutClip(shot, clip[0], frame, np.stack([shown.gray for shown in clip]), path)
+        finally:
+            if writer:
+                writer.close()
+
+    def _writer(self, path: str, image: av.VideoFrame) -> ClipWriter:
+        probe, config, color = self.probe, self.config, int(image.colorspace)
+        return ClipWriter(path, image.height, image.width, probe.fps, probe.time_base, config.crf, config.preset, color)
+
+    def clip_row(self, clip: CutClip, media: str) -> dict[str, Any]:
+        """The clip's row; its `uri` is where the media file has to go."""
+        probe, config = self.probe, self.config
+        base = probe.time_base
+        height, width = clip_size(probe, config.max_side)
+        encoding = [ENCODER, config.crf, config.preset, height, width]
+        span = [clip.first.pts, clip.last.end_pts, base.numerator, base.denominator]
+        clip_id = content_id(self.item["video_id"], span, encoding)
+        fps = mean_fps(len(clip.grays), clip.first.pts, clip.last.pts, base, probe.fps)
+        return ok_row(
+            {},  # a first attempt always: a clip is made or not, only its video may fail
+            clip_id=clip_id,
+            video_id=self.item["video_id"],
+            shot=clip.shot,
+            start_frame=clip.first.index,
+            end_frame=clip.last.index + 1,
+            start_pts=clip.first.pts,
+            end_pts=clip.last.end_pts,
+            start_s=float((clip.first.pts - probe.start_pts) * base),
+            end_s=float((clip.last.end_pts - probe.start_pts) * base),
+            num_frames=len(clip.grays),
+            fps_num=fps.numerator,
+            fps_den=fps.denominator,
+            width=width,
+            height=height,
+            uri=storage.join(media, f"{clip_id}.mp4"),
+            size_bytes=os.path.getsize(clip.path),
+            cut_method=config.shots.method,
+        )
+
+
+def probe_columns(probe: VideoProbe) -> dict[str, Any]:
+    """Columns of `videos` that header and first frame give."""
+    return {
+        "container": probe.container,
+        "codec": probe.codec,
+        "pix_fmt": probe.pix_fmt,
+        "width": probe.width,
+        "height": probe.height,
+        "coded_width": probe.coded_width,
+        "coded_height": probe.coded_height,
+        "rotation": probe.rotation,
+        "fps_num": probe.fps.numerator,
+        "fps_den": probe.fps.denominator,
+        "num_frames_header": probe.num_frames_header,
+        "duration_s": probe.duration_s,
+        "start_pts": probe.start_pts,
+        "time_base_num": probe.time_base.numerator,
+        "time_base_den": probe.time_base.denominator,
+        "color_transfer": probe.color_transfer,
+        "is_hdr": probe.is_hdr,
+        "has_audio": probe.has_audio,
+        "bit_rate": probe.bit_rate,
+    }
+
+
+def integrity_columns(integrity: Integrity) -> dict[str, Any]:
+    """Columns of `videos` that decoding gives; they replace what the header said."""
+    return {
+        "fps_num": integrity.fps.numerator,
+        "fps_den": integrity.fps.denominator,
+        "is_vfr": integrity.is_vfr,
+        "num_frames": integrity.num_frames,
+        "num_frames_corrupt": integrity.num_frames_corrupt,
+        "duration_s": integrity.duration_s,
+    }
+
+
+def _remark(integrity: Integrity) -> str:
+    """What is worth knowing of a video that is used all the same."""
+    remarks = [f"salvaged: {integrity.problem}"] if integrity.problem else []
+    if integrity.num_pts_repaired:
+        remarks.append(f"{integrity.num_pts_repaired} frames had no time, or one out of order: moved behind the others")
+    return "; ".join(remarks)

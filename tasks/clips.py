@@ -1,0 +1,203 @@
+"""Videos to clips: every video is decoded once; that pass finds its cuts, encodes its clips and scores them."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pyramid_model.config import Config
+from pyramid_model.shots import ShotsConfig
+from tasks import storage
+from tasks.clip_planning import ClipRules
+from tasks.isolated import Crashed, Isolated, TimedOut
+from tasks.pipeline import run_blocks
+from tasks.step import Run, StepResult, lineage, params_hash, step
+from tasks.tables import append_block, bad_row, content_id, read_table
+
+VERSION = "1"
+SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
+MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
+
+Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
+
+
+class ClipsConfig(ClipRules):
+    """How videos become clips."""
+
+    shots: ShotsConfig = ShotsConfig()
+    max_side: int | None = Field(
+        None, ge=16, description="px of the longer side of clips; empty: as large as the video"
+    )
+    crf: int = Field(18, ge=0, le=51, description="x264 quality of clips; 0 is lossless, 18 looks like the source")
+    preset: Preset = Field("veryfast", description="x264 speed; slower ones make smaller files")
+    salvage: bool = Field(False, description="use the sound parts of damaged or truncated videos")
+    keep_hdr: bool = Field(False, description="use HDR videos although their brightness is not mapped")
+    timeout_s: float = Field(1500, gt=0, description="give a video up after so long; changing it redoes nothing")
+
+    def that_matter(self) -> "ClipsConfig":
+        """These settings without those that change no clip."""
+        return ClipsConfig.model_validate(self.model_dump() | {"timeout_s": 1.0})
+
+
+class VideoWorker:
+    """Actor: has its videos cut in a child process, and turns a crash or a hang of that into a row."""
+
+    def __init__(self, config: dict[str, Any], media: str):
+        self.config, self.media = config, media
+        self.child = Isolated("tasks.clip_cutting:cut_video")
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Rows of clips, scores and videos."""
+        rows: dict[str, list[dict[str, Any]]] = {"clips": [], "scores": [], "videos": []}
+        for item in items:
+            for table, found in self._cut(item).items():
+                rows[table] += found
+        return rows
+
+    def _cut(self, item: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        # Beside the clips, so that finished ones appear by a rename; vacuum knows the prefix.
+        folder = storage.filesystem(self.media)[1] if storage.is_local(self.media) else None
+        staging = tempfile.mkdtemp(prefix=".writing-", dir=folder)
+        timeout_s = self.config["timeout_s"]
+        try:
+            return self.child.call(timeout_s, item=item, config=self.config, media=self.media, staging=staging)
+        except Crashed as err:
+            problem = ("decoder_crashed", f"the decoding process was lost: {err}")
+        except TimedOut:
+            problem = ("timeout", f"not done after {timeout_s:g} s (clips.timeout_s)")
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        columns = {name: item[name] for name in SOURCE_COLUMNS}
+        return {"videos": [bad_row(item, problem, **columns)]}
+
+
+@step
+def clips(run: Run, config: ClipsConfig) -> StepResult:
+    """Cut every ingested video at its shots into clips, unless that was done with these settings before."""
+    settings = config.that_matter()
+    sources = _sources(run)
+    attempts, to_restore = _pending(run, list(sources), params_hash(settings))
+    restored = _restore(run, settings, to_restore)
+    num_done = len(sources) - len(attempts)
+    media = run.media("clips")
+    if attempts and storage.is_local(media):
+        storage.filesystem(media)[0].makedirs(storage.filesystem(media)[1], exist_ok=True)
+    result = run_blocks(
+        run,
+        settings,
+        step="clips",
+        step_version=VERSION,
+        items=_items(run, sources, attempts),
+        worker=VideoWorker,
+        worker_args={"config": config.model_dump(mode="json"), "media": media},
+        num_done=num_done,
+        block_size=min(MAX_BLOCK, 1 + len(attempts) // 64),
+    )
+    if restored:
+        note = f"{restored} videos are back to clips that were made before"
+        result = StepResult.model_validate(result.model_dump() | {"note": note})
+    return result
+
+
+def _sources(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The files of every video, the newest first, by video id."""
+    rows = read_table(run.root, "sources", SOURCE_COLUMNS, where=pc.field("status") == "ok")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in reversed(rows.to_pylist()):
+        found.setdefault(row["video_id"], []).append(row)
+    return found
+
+
+def _pending(run: Run, wanted: Sequence[str], params: str) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """What these settings still have to do.
+
+    Returns:
+        (video id -> attempt) of the videos to cut, and the rows of those that were cut with these settings, but with
+        other settings since: the row of the last attempt must say what is current.
+    """
+    names = ["video_id", "status", "attempt", "params_hash", "step_version"]
+    newest: dict[str, dict[str, Any]] = {}
+    ours: dict[str, dict[str, Any]] = {}
+    for row in sorted(read_table(run.root, "videos", names, latest=False).to_pylist(), key=lambda row: row["attempt"]):
+        newest[row["video_id"]] = row
+        if (row["params_hash"], row["step_version"]) == (params, VERSION):
+            ours[row["video_id"]] = row
+    attempts: dict[str, int] = {}
+    to_restore = []
+    for video_id in wanted:
+        last, done = newest.get(video_id, {"attempt": 0}), ours.get(video_id)
+        if done is None or (run.retry_failed and done["status"] == "failed"):
+            attempts[video_id] = last["attempt"] + 1
+        elif done["attempt"] != last["attempt"]:
+            to_restore.append(done | {"next_attempt": last["attempt"] + 1})
+    return attempts, to_restore
+
+
+def _restore(run: Run, settings: Config, to_restore: list[dict[str, Any]]) -> int:
+    """Append the old rows once more, as the newest attempts; returns how many."""
+    if not to_restore:
+        return 0
+    wanted = {(row["video_id"], row["attempt"]): row["next_attempt"] for row in to_restore}
+    rows = [
+        row | {"attempt": wanted[row["video_id"], row["attempt"]]}
+        for row in read_table(run.root, "videos", latest=False).to_pylist()
+        if (row["video_id"], row["attempt"]) in wanted
+    ]
+    now = lineage(run, "clips", VERSION, settings)
+    fresh = ("run_id", "code_version", "created_at")
+    rows = [{name: value for name, value in row.items() if name not in fresh} for row in rows]
+    block_id = content_id("videos", "restore", sorted((row["video_id"], row["attempt"]) for row in rows))
+    append_block(run.root, "videos", rows, block_id, now)
+    return len(rows)
+
+
+def _items(run: Run, sources: Mapping[str, list[dict[str, Any]]], attempts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Work for the actors, the largest files first so that none of them comes last and alone.
+
+    Clips and scores are committed before the row of their video: those that a killed run left are `known`.
+    """
+    if not attempts:
+        return []
+    known = _known(run, attempts)
+    items = [
+        _present(sources[video_id]) | {"attempt": attempt, "known": known.get(video_id, [])}
+        for video_id, attempt in attempts.items()
+    ]
+    return sorted(items, key=lambda item: (-item["size_bytes"], item["video_id"]))
+
+
+def _present(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The newest of the files with the same bytes that is still there."""
+    return next((file for file in files if len(files) > 1 and storage.exists(file["uri"])), files[0])
+
+
+def _known(run: Run, video_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Committed clip and score ids by video id."""
+    of_videos = pc.field("video_id").isin(list(video_ids))
+    rows = read_table(run.root, "clips", ["clip_id", "video_id"], where=of_videos).to_pylist()
+    video_of = {row["clip_id"]: row["video_id"] for row in rows}
+    known: dict[str, list[str]] = {}
+    for clip_id, video_id in video_of.items():
+        known.setdefault(video_id, []).append(clip_id)
+    if video_of:
+        of_clips = pc.field("clip_id").isin(list(video_of))
+        for row in read_table(run.root, "scores", ["score_id", "clip_id"], where=of_clips).to_pylist():
+            known[video_of[row["clip_id"]]].append(row["score_id"])
+    return known
+
+
+def current_clips(run: Run, columns: Sequence[str] | None = None) -> pa.Table:
+    """Clips of all videos as the clips step last left them, in the order of (video_id, start_frame).
+
+    The table `clips` also keeps those of earlier settings; the newest row of each video names the current ones.
+    """
+    videos = read_table(run.root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
+    current = pa.array([clip_id for ids in videos["clip_ids"].to_pylist() for clip_id in ids or ()], pa.string())
+    names = None if columns is None else [*dict.fromkeys([*columns, "video_id", "start_frame"])]
+    rows = read_table(run.root, "clips", names, where=pc.field("clip_id").isin(current))
+    rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
+    return rows if columns is None else rows.select(list(columns))

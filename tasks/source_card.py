@@ -1,0 +1,89 @@
+"""`source.yaml`: what the owner of a folder of videos says about it - name, licences, splits, captions."""
+
+from pathlib import PurePosixPath
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from pyramid_model.config import Config
+from tasks import storage
+
+NAME = "source.yaml"
+Split = Literal["train", "val", "test"]
+
+
+class FileCard(Config):
+    """One file of the source."""
+
+    path: str = Field(description="relative to the folder of source.yaml")
+    sha256: str = Field("", description="checksum; a file that differs becomes a failed row")
+    license: str = Field("", description="where it differs from that of the whole source")
+    title: str = ""
+    origin: str = ""
+    changes: str = ""
+    cuts: tuple[int, ...] | None = Field(None, description="first frame of each new shot, checked by eye")
+
+
+class SplitPin(Config):
+    """Puts a file, or a span of it, into a split whatever its hash says."""
+
+    file: str = Field(description="relative to the folder of source.yaml")
+    split: Split
+    start_s: float | None = Field(None, ge=0, description="after the first frame; empty: from the beginning")
+    end_s: float | None = Field(None, gt=0, description="empty: to the end")
+
+    @model_validator(mode="after")
+    def _start_before_end(self) -> "SplitPin":
+        if self.start_s is not None and self.end_s is not None and self.start_s >= self.end_s:
+            raise ValueError(f"start_s {self.start_s:g} is not before end_s {self.end_s:g}")
+        return self
+
+
+class SourceCard(Config):
+    """A whole `source.yaml`."""
+
+    name: str = Field(description="short name, a column of many tables")
+    license: str = Field("", description="SPDX expression of the source as a whole")
+    attribution: str = ""
+    url: str = ""
+    captions: str = Field("", description="CSV of captions by time, relative to the folder of source.yaml")
+    files: tuple[FileCard, ...] = ()
+    splits: tuple[SplitPin, ...] = ()
+
+    def file(self, path: str) -> FileCard:
+        """What the card says about one file; nothing special if it does not name it."""
+        return next((file for file in self.files if file.path == path), FileCard(path=path))
+
+    def license_of(self, path: str) -> str:
+        """Licence of one file."""
+        return self.file(path).license or self.license
+
+    def pins_of(self, path: str) -> tuple[SplitPin, ...]:
+        """Split pins of one file."""
+        return tuple(pin for pin in self.splits if pin.file == path)
+
+
+def card_uri(folder: str) -> str:
+    """Where the card of a folder would lie."""
+    return f"{folder.rstrip('/')}/{NAME}"
+
+
+def read_card(uri: str) -> SourceCard:
+    """Read and check a `source.yaml`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no YAML, or a key or value in it is wrong; the message names each.
+    """
+    try:
+        given = yaml.safe_load(storage.read_bytes(uri))
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise ValueError(f"{uri} is not YAML: {err}") from err
+    if not isinstance(given, dict):
+        raise ValueError(f"{uri} must be a mapping with the keys {', '.join(SourceCard.model_fields)}")
+    try:
+        return SourceCard.model_validate({"name": PurePosixPath(uri).parent.name} | given)
+    except ValidationError as err:
+        lines = [f"{'.'.join(map(str, p['loc']))} = {p['input']!r}: {p['msg']}" for p in err.errors()]
+        raise ValueError(f"{uri} is wrong: " + "; ".join(lines)) from None

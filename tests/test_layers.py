@@ -11,7 +11,7 @@ from importlinter.cli import lint_imports
 
 REPO = Path(__file__).parents[1]
 PACKAGES = ("flows", "tasks", "pyramid_model")
-MACHINE_PATH = re.compile(rb"(?:/work|/root|/home/\w+|/Users/\w+|[A-Z]:\\Users)[/\\]")
+MACHINE_PATH = re.compile(rb"(?<![\w.$}/-])(?:/work|/root|/home/\w+|/Users/\w+|[A-Z]:\\Users)[/\\]")
 
 
 def tracked_files() -> list[Path]:

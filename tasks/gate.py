@@ -1,0 +1,107 @@
+"""The promotion gate: figures of a candidate in, checks and a verdict out. Pure functions."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from pyramid_model.config import Config
+
+
+class GateConfig(Config):
+    """What a model must show before it may become champion."""
+
+    max_loss_to_untrained: float = Field(
+        0.9, gt=0, description="largest validation loss, as a share of the untrained model's"
+    )
+    max_loss_to_champion: float = Field(
+        1.01, gt=0, description="largest validation loss, as a share of the current champion's (same VAE)"
+    )
+    min_psnr_gain_db: float = Field(
+        1.0, description="smallest gain of the VAE's held-out PSNR over its untrained self; for VAEs trained here"
+    )
+    motion_range: tuple[float, float] | None = Field(
+        None, description="allowed motion of sampled clips, as shares of the data's median; null: reported, not judged"
+    )
+
+
+class Check(Config):
+    """One question that the gate asked."""
+
+    name: str
+    value: float | None = Field(description="what was measured; null when it is no finite number")
+    limit: float
+    passed: bool
+    rule: str = Field(description="the question as a sentence")
+
+
+def decide(metrics: Mapping[str, object], config: GateConfig) -> list[Check]:
+    """Ask every question that the figures allow.
+
+    Args:
+        metrics: `num_not_finite`, `val_loss`, `val_loss_untrained`; where they apply `val_loss_champion` (the champion
+            on the same latents and noise), `vae_psnr` with `vae_psnr_untrained`, `motion` with `motion_data`.
+        config: the limits.
+
+    Returns:
+        The checks; the candidate passes when all of them do (see `passed`).
+    """
+    checks = [
+        _at_most("finite", _number(metrics, "num_not_finite"), 0, "no weight, loss or sampled pixel may be NaN or Inf"),
+        _loss_check(metrics, "untrained", config.max_loss_to_untrained),
+    ]
+    if metrics.get("val_loss_champion") is not None:
+        checks.append(_loss_check(metrics, "champion", config.max_loss_to_champion))
+    if metrics.get("vae_psnr_untrained") is not None:
+        gain = _number(metrics, "vae_psnr") - _number(metrics, "vae_psnr_untrained")
+        rule = "the VAE must reconstruct held-out clips better than before its training (dB)"
+        checks.append(_at_least("vae_psnr_gain", gain, config.min_psnr_gain_db, rule))
+    if config.motion_range is not None:
+        low, high = config.motion_range
+        share = _ratio(_number(metrics, "motion"), _number(metrics, "motion_data"))
+        checks.append(_at_least("motion_floor", share, low, "sampled clips must move, compared with the data"))
+        checks.append(_at_most("motion_ceiling", share, high, "sampled clips must not move wildly more than the data"))
+    return checks
+
+
+def passed(checks: Sequence[Check]) -> bool:
+    """Whether every check passed; a gate that asked nothing lets nothing through."""
+    return bool(checks) and all(check.passed for check in checks)
+
+
+def failures(checks: Sequence[Check]) -> str:
+    """The failed checks in one line, for messages."""
+    return "; ".join(
+        f"{check.name} is {'not a number' if check.value is None else f'{check.value:.4g}'}, limit {check.limit:.4g}"
+        for check in checks
+        if not check.passed
+    )
+
+
+def _loss_check(metrics: Mapping[str, object], other: str, limit: float) -> Check:
+    share = _ratio(_number(metrics, "val_loss"), _number(metrics, f"val_loss_{other}"))
+    rule = f"validation loss as a share of that of the {other} model, on the same held-out latents and noise"
+    return _at_most(f"val_loss_to_{other}", share, limit, rule)
+
+
+def _number(metrics: Mapping[str, object], name: str) -> float:
+    """A figure as a float; NaN when it is missing or infinite, so that its check fails rather than passes."""
+    value = metrics.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def _ratio(value: float, reference: float) -> float:
+    return value / reference if reference else math.nan
+
+
+def _at_most(name: str, value: float, limit: float, rule: str) -> Check:
+    return _check(name, value, limit, value <= limit, rule)
+
+
+def _at_least(name: str, value: float, limit: float, rule: str) -> Check:
+    return _check(name, value, limit, value >= limit, rule)
+
+
+def _check(name: str, value: float, limit: float, good: bool, rule: str) -> Check:
+    finite = math.isfinite(value)
+    return Check(name=name, value=value if finite else None, limit=limit, passed=finite and good, rule=rule)

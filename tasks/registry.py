@@ -1,0 +1,268 @@
+"""MLflow: curves and parameters of every training, registered models, and which one is champion.
+
+The tracking store is `MLFLOW_TRACKING_URI` when that is set, else an SQLite file under `<root>/mlflow`. MLflow takes
+seconds to import, so `champion` answers from a small pointer file as long as the SQLite file has not been touched since
+that was written; an alias that somebody moved by hand touches it.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pyramid_model.config import Config
+from tasks import storage
+from tasks.gate import Check, failures
+from tasks.step import Run
+from tasks.tables import read_table
+
+MODEL_NAME = "pyramid-dit"
+ALIAS = "champion"
+VALUES_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's own limits
+PARAM_LENGTH = 500
+
+
+class RegistryError(RuntimeError):
+    """The registry cannot do what was asked: no passing evaluation, or no tracking store."""
+
+
+class Champion(Config):
+    """The model that generates: the DiT, with the VAE and the text encoder that belong to it."""
+
+    model_id: str
+    uri: str
+    weights_hash: str
+    vae_uri: str
+    vae_hash: str
+    encoder_uri: str
+    encoder_hash: str
+    evaluation_id: str
+    version: str = ""  # of the registered model
+
+
+def tracking_uri(root: str) -> str:
+    """Where runs and models are recorded; also what `mlflow ui --backend-store-uri` takes.
+
+    Raises:
+        RegistryError: the root is no local folder and no tracking server is named.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if not storage.is_local(root):
+        raise RegistryError(f"root {root!r} is no local folder: set MLFLOW_TRACKING_URI to an MLflow server")
+    return f"sqlite:///{root}/mlflow/mlflow.db"
+
+
+def client(root: str) -> Any:
+    """An MlflowClient for the tracking store, which is made if need be; MLflow's chatter and telemetry are off."""
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(root)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+class TrainingLog:
+    """The MLflow run of one training. It is found again by model id, so a resumed training goes on with its curve."""
+
+    def __init__(self, root: str, kind: str, model_id: str, params: Mapping[str, Any]):
+        self.client = client(root)
+        experiment = self._experiment(root, f"train-{kind}")
+        found = self.client.search_runs([experiment], f"tags.model_id = '{model_id}'", max_results=1)
+        run = found[0] if found else self._start(experiment, kind, model_id, params)
+        self.run_id: str = run.info.run_id
+        self.last_step = int(float(run.data.metrics.get("logged_step", -1)))
+
+    def _experiment(self, root: str, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        own_files = "MLFLOW_TRACKING_URI" not in os.environ
+        return self.client.create_experiment(name, f"{root}/mlflow/artifacts/{name}" if own_files else None)
+
+    def _start(self, experiment: str, kind: str, model_id: str, params: Mapping[str, Any]) -> Any:
+        from mlflow.entities import Param
+
+        run = self.client.create_run(
+            experiment, run_name=f"{kind}-{model_id[:8]}", tags={"model_id": model_id, "kind": kind}
+        )
+        flat = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in flattened(params)]
+        for start in range(0, len(flat), PARAMS_A_BATCH):
+            self.client.log_batch(run.info.run_id, params=flat[start : start + PARAMS_A_BATCH])
+        return run
+
+    def add(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Log rows of the curve, {"step": …, name: value}; steps that were logged before are passed over."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        new = [row for row in rows if row["step"] > self.last_step]
+        values = [
+            Metric(name, float(value), now, int(row["step"]))
+            for row in new
+            for name, value in row.items()
+            if name != "step"
+        ]
+        for start in range(0, len(values), VALUES_A_BATCH):
+            self.client.log_batch(self.run_id, metrics=values[start : start + VALUES_A_BATCH])
+        if new:
+            self.last_step = max(int(row["step"]) for row in new)
+            # A metric of its own remembers how far the curve got, also when another process goes on.
+            self.client.log_metric(self.run_id, "logged_step", self.last_step, step=self.last_step)
+
+    def finish(self, metrics: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """Log the final figures, mark the run finished and return its id."""
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self.client.log_metric(self.run_id, f"final/{name}", float(value))
+        for name, value in tags.items():
+            self.client.set_tag(self.run_id, name, value)
+        self.client.set_terminated(self.run_id, "FINISHED")
+        return self.run_id
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """A nested config as dotted names and values, for MLflow's parameter table."""
+    flat = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat += flattened(value, f"{prefix}{name}.")
+        else:
+            flat.append((prefix + name, value))
+    return flat
+
+
+def promote(run: Run, evaluation_id: str) -> Champion:
+    """Make the evaluated model the champion. Doing it again changes nothing, and registers no second version.
+
+    Raises:
+        RegistryError: there is no such evaluation, it did not pass the gate, or the champion has changed since.
+    """
+    candidate, compared_with = _passing_candidate(run.root, evaluation_id)
+    current = champion(run.root)
+    if current is not None and _same_models(current, candidate):
+        return current
+    if current is not None and compared_with != current.weights_hash:
+        raise RegistryError(
+            f"evaluation {evaluation_id} did not compare with the present champion (version {current.version}, "
+            f"{current.weights_hash[:8]}): run the evaluate step again, then promote its result"
+        )
+    mlflow = client(run.root)
+    version = _registered_version(mlflow, candidate)
+    mlflow.set_registered_model_alias(MODEL_NAME, ALIAS, version)
+    promoted = Champion(**candidate.model_dump() | {"version": version})
+    _write_pointer(run.root, promoted)
+    return promoted
+
+
+def _same_models(a: Champion, b: Champion) -> bool:
+    return (a.weights_hash, a.vae_hash, a.encoder_hash) == (b.weights_hash, b.vae_hash, b.encoder_hash)
+
+
+def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
+    """What the evaluation says about the model, and the weights hash of the champion that it compared with."""
+    rows = read_table(root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()
+    if not rows or rows[0]["status"] != "ok":
+        raise RegistryError(f"there is no evaluation {evaluation_id!r} in {root}: run the evaluate step first")
+    row = rows[0]
+    if not row["passed"]:
+        checks = [Check.model_validate(check) for check in json.loads(row["checks"])]
+        raise RegistryError(
+            f"evaluation {evaluation_id} did not pass the gate ({failures(checks)}): only a model that passed may "
+            "become champion. Train longer or on more clips; the limits are under evaluate.gate."
+        )
+    figures = json.loads(row["metrics"])
+    candidate = Champion(
+        model_id=row["model_id"],
+        uri=figures["uri"],
+        weights_hash=row["weights_hash"],
+        vae_uri=figures["vae"],
+        vae_hash=row["vae_hash"],
+        encoder_uri=figures["encoder"],
+        encoder_hash=figures["encoder_hash"],
+        evaluation_id=evaluation_id,
+    )
+    return candidate, figures["champion"]
+
+
+def _registered_version(mlflow: Any, candidate: Champion) -> str:
+    """The version of these weights in the registry, made unless it is there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.get_registered_model(MODEL_NAME)
+    except MlflowException:
+        mlflow.create_registered_model(MODEL_NAME, description="Pyramid Flow DiT; the alias `champion` generates")
+    for version in mlflow.search_model_versions(f"name = '{MODEL_NAME}'"):
+        if _same_models(_as_champion(version), candidate):
+            return str(version.version)
+    tags = {name: value for name, value in candidate.model_dump().items() if value}
+    return str(mlflow.create_model_version(MODEL_NAME, source=candidate.uri, tags=tags).version)
+
+
+def _as_champion(version: Any) -> Champion:
+    """A registered version as we describe models; its tags hold everything."""
+    tags = {name: version.tags.get(name, "") for name in Champion.model_fields}
+    return Champion(**tags | {"version": str(version.version)})
+
+
+def champion(root: str) -> Champion | None:
+    """The model that generates, or None while no evaluation has passed the gate.
+
+    Asks MLflow only when the pointer file may be out of date.
+    """
+    store = _sqlite_file(root)
+    if store is not None:
+        if not store.exists():
+            return None
+        pointer = storage.join(root, "mlflow", "champion.json")
+        if storage.exists(pointer):
+            content = json.loads(storage.read_bytes(pointer))
+            if content["store"] == _stamp(store):
+                return Champion.model_validate(content["champion"]) if content["champion"] else None
+    found = _ask_champion(root)
+    _write_pointer(root, found)
+    return found
+
+
+def _ask_champion(root: str) -> Champion | None:
+    mlflow = client(root)
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    absent = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
+    try:
+        return _as_champion(mlflow.get_model_version_by_alias(MODEL_NAME, ALIAS))
+    except MlflowException as err:
+        if err.error_code in absent:  # no such model yet, or a model without the alias
+            return None
+        raise
+
+
+def _sqlite_file(root: str) -> Path | None:
+    """The SQLite file of our own tracking store; None when another store was set."""
+    own = "MLFLOW_TRACKING_URI" not in os.environ
+    return Path(tracking_uri(root).removeprefix("sqlite:///")) if own else None
+
+
+def _stamp(store: Path) -> list[int]:
+    status = store.stat()
+    return [status.st_mtime_ns, status.st_size]
+
+
+def _write_pointer(root: str, found: Champion | None) -> None:
+    store = _sqlite_file(root)
+    if store is None:
+        return
+    content = {"store": _stamp(store), "champion": found.model_dump() if found else None}
+    storage.write_bytes(storage.join(root, "mlflow", "champion.json"), json.dumps(content).encode())

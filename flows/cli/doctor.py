@@ -1,0 +1,36 @@
+"""`pyramid doctor`: what is missing on this machine, and what to do."""
+
+from typing import Annotated
+
+import typer
+
+MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+
+def doctor(
+    root: Annotated[str, typer.Option("--root", help="folder or URI that a run would write to")] = "./pyramid-demo",
+) -> None:
+    """Check this machine: Python, packages, codecs, GPU, memory, disk, ports, servers.
+
+    Exit code 1: the demo would fail here.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from flows.cli.manifest_view import grid
+    from tasks.doctor import all_checks
+
+    console = Console()
+    found = []
+    with Live(console=console, auto_refresh=False) as live:
+        for check in all_checks(root):
+            found.append(check)
+            live.update(grid(["", "check", "found"], [[MARKS[c.status], c.name, c.found] for c in found]), refresh=True)
+    for check in found:
+        if check.advice:
+            console.print(f"{MARKS[check.status]} [bold]{check.name}[/]: {check.advice}", highlight=False)
+    failed = [check.name for check in found if check.status == "fail"]
+    if failed:
+        console.print(f"[red]This machine is not ready:[/] {', '.join(failed)}", highlight=False)
+        raise typer.Exit(1)
+    console.print("This machine can run the demo: [bold]pyramid demo[/]", highlight=False)

@@ -1,0 +1,85 @@
+"""The docs say what the code says: tables, settings, links. Runs in about 3 s."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.schemas import COMMON, SCHEMAS
+
+REPO = Path(__file__).parents[2]
+PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("*/README.md"), *REPO.glob("datasets/*/*.md")])
+
+
+def table_sections() -> dict[str, str]:
+    """Heading -> text of the sections of docs/tables.md that describe a table."""
+    text = (REPO / "docs" / "tables.md").read_text()
+    parts = re.split(r"^## `(\w+)`$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def columns_described(section: str) -> set[str]:
+    """Names in backticks in the first cell of each line of a table."""
+    return {
+        name
+        for line in section.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+
+
+def test_every_table_is_described():
+    assert list(table_sections()) == list(SCHEMAS)
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_every_column_is_described_and_no_other(table):
+    assert columns_described(table_sections()[table]) == set(SCHEMAS[table].names) - set(COMMON)
+
+
+def test_common_columns_are_described():
+    text = (REPO / "docs" / "tables.md").read_text()
+    section = text.partition("## Columns that every table has")[2].partition("\n## ")[0]
+    assert columns_described(section) == set(COMMON)
+
+
+def test_list_of_settings_is_up_to_date():
+    """docs/settings.md is written by docs/write_settings.py from the configs themselves."""
+    written = subprocess.run(
+        [sys.executable, str(REPO / "docs" / "write_settings.py"), "--stdout"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert (REPO / "docs" / "settings.md").read_text() == written, "run `uv run python docs/write_settings.py`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not broken
+
+
+def test_commands_in_the_docs_exist():
+    """Every `pyramid <command>` that a page mentions is one of the CLI's, and so is every option after it."""
+    from typer.main import get_command
+
+    from flows.cli.main import app
+
+    commands = get_command(app).commands
+    for page in PAGES:
+        for line in re.findall(r"^(?:\$ |uv run )?pyramid .*$", page.read_text(), re.MULTILINE):
+            words = line.removeprefix("$ ").removeprefix("uv run ").partition("#")[0].split()[1:]
+            command = commands.get(words[0])
+            assert command is not None or words[0].startswith("-"), f"{page.name}: {line}"
+            while hasattr(command, "commands") and len(words) > 1:
+                words = words[1:]
+                command = command.commands.get(words[0])
+                assert command is not None, f"{page.name}: {line}"
+            known = {option for param in getattr(command, "params", ()) for option in param.opts} | {"--help", "-h"}
+            used = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
+            assert used <= known, f"{page.name}: {line}"

@@ -139,6 +139,8 @@ class Footage:
             self.container: Any = av.open(path, options={"protocol_whitelist": "file"})
         except FileNotFoundError as err:
             raise VideoError("missing", f"{path} is missing") from err
+        except OSError as err:
+            raise VideoError("unreadable", f"{path} cannot be read: {err.strerror}") from err
         except av.error.FFmpegError as err:
             raise VideoError("not_media", f"no media format that can be read: {err.strerror}") from err
         try:

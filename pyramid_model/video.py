@@ -27,7 +27,7 @@ class VideoError(Exception):
     """A file that cannot be used, as data: `kind` is short and countable, the text is for people.
 
     Kinds: missing, not_media, no_video_stream, no_frames, truncated, corrupt_frames, decode_error, size_changes, hdr,
-    too_short, no_clips, timeout, decoder_crashed.
+    unreadable, source_changed, no_clips, timeout, decoder_crashed.
     """
 
     def __init__(self, kind: str, message: str):
@@ -58,14 +58,6 @@ def clip_length(uri: str) -> int:
         VideoError: the file is missing or is no clip of ours.
     """
     return _header(_media(uri), uri).num_frames
-
-
-def num_frames_at(num_frames: int, clip_fps: float, fps: float) -> int:
-    """How many frames a clip of `num_frames` at `clip_fps` gives when it is read at `fps`.
-
-    The times 0, 1/fps, 2/fps … each take the nearest frame, so the last may lie half a step behind the last frame.
-    """
-    return math.floor((num_frames - 1) * fps / clip_fps + 0.5 + 1e-6) + 1
 
 
 def read_clip(

@@ -56,7 +56,8 @@ def hash_file(uri: str, want_sha256: bool = False) -> tuple[str, str, int]:
     fs, path = storage.filesystem(uri)
     digest, sha256, size_bytes = hashlib.blake2b(digest_size=16), hashlib.sha256(), 0
     with fs.open(path, "rb") as file:
-        while chunk := bytes(file.read(CHUNK_BYTES)):
+        while chunk := file.read(CHUNK_BYTES):
+            assert isinstance(chunk, bytes), "opened in binary mode"
             digest.update(chunk)
             size_bytes += len(chunk)
             if want_sha256:

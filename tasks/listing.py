@@ -55,7 +55,7 @@ def source_files(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA)
         if not found:
             raise ValueError(
                 f"source {source!r} holds no video: no file in it or below is a candidate "
-                f"(hidden files and .{', .'.join(non_media[:4])}, … do not count). Put videos there, or set ingest.source"
+                f"(hidden files and .{', .'.join(non_media[:4])}, … do not count). Set ingest.source"
             )
         return source, found
     folder = source.rpartition("/")[0]

@@ -72,7 +72,7 @@ def render(run: Run, config: ReportConfig, made_from: dict[str, Any]) -> bytes:
     evaluations = report_models.evaluations(root, budget)
     clips, num_clips = report_data.clip_cards(root, budget, config.max_media)
     records = report_data.step_records(root)
-    limits = report_data.selection_limits(root)
+    limits = report_data.selection_limits(root, records)
     reasons, num_kept, num_judged = drop_reasons(root)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -14,6 +14,7 @@ from tasks.manifest import clips_with_scores, newest_selection, table_facts
 from tasks.report_figures import Node, Threshold, histogram_figure
 from tasks.report_media import MediaBudget
 from tasks.schemas import COMMON, SCHEMAS
+from tasks.source_card import SourceCard, read_card
 from tasks.step import StepResult
 from tasks.table_stats import compact, histograms
 from tasks.tables import read_table
@@ -139,7 +140,7 @@ def _detail(root: str, name: str, statuses: Counter[str]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of source files with one licence line."""
+    """Files that share a name and, if they have one, a source.yaml."""
 
     name: str
     attribution: str
@@ -148,33 +149,33 @@ class Source:
 
 
 def sources(root: str) -> list[Source]:
-    """Source files by source, each with what decoding found; attribution from its source.yaml if there."""
+    """Source files by source, each with what decoding found and what its source.yaml says of it."""
     own = [name for name in SCHEMAS["videos"].names if name not in COMMON and name not in ("uri", "path", "license")]
     videos = {row["video_id"]: row for row in read_table(root, "videos", [*own, "status", "error"]).to_pylist()}
-    found: dict[str, Source] = {}
+    blank = dict.fromkeys([*own, "status", "error"])
+    found: dict[tuple[str, str], Source] = {}
+    cards = {"": SourceCard(name="")}
     for row in read_table(root, "sources").to_pylist():
-        name = row["source"] or "(no name)"
-        if name not in found:
-            card = source_card(row["uri"], row["path"])
-            url = str(card.get("url", ""))
-            url = url if url.startswith(("https://", "http://")) else ""  # a link must not run anything
-            found[name] = Source(name, str(card.get("attribution", "")), url)
-        video = videos.get(row["video_id"], dict.fromkeys([*own, "status", "error"]))
-        error = video["error"] or row["error"]
+        uri = row["card"] or ""
+        if uri not in cards:
+            cards[uri] = readable_card(uri)
+        card, key = cards[uri], (row["source"] or "(no name)", uri)
+        # A link must not run anything, whatever a source.yaml says.
+        url = card.url if card.url.startswith(("https://", "http://")) else ""
+        source = found.setdefault(key, Source(key[0], card.attribution, url))
+        video = videos.get(row["video_id"], blank)
         status = video["status"] or ("waiting" if row["status"] == "ok" else row["status"])
-        found[name].files.append(video | {k: row[k] for k in ("path", "license")} | {"status": status, "error": error})
+        facts = {"status": status, "error": video["error"] or row["error"], "card": card.file(row["path"])}
+        source.files.append(video | {name: row[name] for name in ("path", "license")} | facts)
     return list(found.values())
 
 
-def source_card(uri: str, path: str) -> dict[str, Any]:
-    """The source.yaml of the folder that a source file came from; empty when it is not there any more."""
-    import yaml
-
-    card = storage.join(uri.removesuffix(path).rstrip("/"), "source.yaml")
+def readable_card(uri: str) -> SourceCard:
+    """The source.yaml at `uri`; an empty one when it is not there any more or not right any more."""
     try:
-        return yaml.safe_load(storage.read_bytes(card)) or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        return read_card(uri)
+    except (OSError, ValueError):
+        return SourceCard(name="")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,10 @@ def clip_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[Cli
     own = {*SCHEMAS["clips"].names, "keep", "drop_reasons", "bucket", "split", "caption"}
     scorers = [name for name in rows.column_names if name not in own]
     paths = {row["video_id"]: row["path"] for row in read_table(root, "sources", ["video_id", "path"]).to_pylist()}
-    clips = [row for row in rows.to_pylist() if row["status"] == "ok"]
+    current = {
+        clip_id for ids in read_table(root, "videos", ["clip_ids"])["clip_ids"].to_pylist() for clip_id in ids or ()
+    }
+    clips = [row for row in rows.to_pylist() if row["status"] == "ok" and row["clip_id"] in current]
     ordered = _kept_then_dropped(clips)
     num_dropped = sum(row["keep"] is False for row in clips)
     room_for_dropped = min(num_dropped, max_media // 4)
@@ -278,6 +282,12 @@ def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["created_at"], reverse=True)
 
 
-def selection_limits(root: str) -> dict[str, list[Threshold]]:
-    """Thresholds of the newest selection, by scorer."""
-    return {}
+def selection_limits(root: str, records: Records) -> dict[str, list[Threshold]]:
+    """Thresholds of the newest selection by scorer, from the record of the step that made it."""
+    made = newest_selection(root)["params_hash"].unique().to_pylist()
+    texts = [result.outputs["thresholds"] for _, result in records if result.outputs.get("selection") in made]
+    sides = (("min", "above"), ("max", "below"))
+    return {
+        scorer: [Threshold(limits[side], keeps) for side, keeps in sides if limits.get(side) is not None]
+        for scorer, limits in loads(texts[-1] if texts else None).items()
+    }

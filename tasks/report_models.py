@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow.compute as pc
@@ -122,35 +121,67 @@ def _column(curve: Sequence[dict[str, Any]], name: str) -> list[tuple[float, flo
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A clip that an evaluation made or looked at, as a data URI, with the training clip it belongs to if any."""
+
+    words: str
+    video: str
+    training_video: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A verdict of the gate with what it was based on."""
 
     row: dict[str, Any]
+    candidate: str  # trained | untrained
     is_champion: bool
     checks: list[dict[str, Any]]
     figures: list[tuple[str, Any]]
-    videos: list["EvaluationVideos"]
-
-
-@dataclass(frozen=True)
-class EvaluationVideos:
-    """Videos that belong together, e.g. a held-out clip and its reconstruction: (caption, data URI) pairs."""
-
-    name: str
-    videos: list[tuple[str, str]]
+    samples: list[Sample]
+    reconstructions: list[Sample]
 
 
 def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     """Every verdict, the newest first; videos for the newest few."""
     rows = newest(read_table(root, "evaluations", where=pc.field("status") == "ok").to_pylist())
-    best = champion(root)
+    best, uri_of = champion(root), clip_uris(root)
     found = []
     for number, row in enumerate(rows):
-        videos = evaluation_videos(row["media"] or [], budget) if number < MAX_EVALUATIONS else []
-        checks = [check | {"sign": sign(check)} for check in loads(row["checks"]) or []]
-        is_champion = best is not None and best.evaluation_id == row["evaluation_id"]
-        found.append(Evaluation(row, is_champion, checks, flat_figures(loads(row["metrics"])), videos))
+        metrics = loads(row["metrics"])
+        with_videos = number < MAX_EVALUATIONS
+        samples = [
+            Sample(shown["prompt"], budget.video(shown["uri"]), optional_video(uri_of.get(shown["clip_id"]), budget))
+            for shown in metrics.get("samples", ())
+            if with_videos
+        ]
+        restored = [
+            Sample(f"{shown['psnr']:.1f} dB", budget.video(shown["uri"]))
+            for shown in metrics.get("reconstructions", ())
+            if number == 0  # the same VAE in all of them, as a rule
+        ]
+        evaluation = Evaluation(
+            row,
+            metrics.get("candidate", ""),
+            best is not None and best.evaluation_id == row["evaluation_id"],
+            [check | {"sign": sign(check)} for check in loads(row["checks"]) or ()],
+            flat_figures(metrics),
+            samples,
+            restored,
+        )
+        found.append(evaluation)
     return found
+
+
+def clip_uris(root: str) -> dict[str, str]:
+    """Media URI by clip id."""
+    rows = read_table(root, "clips", ["clip_id", "uri"], where=pc.field("status") == "ok")
+    return dict(zip(rows["clip_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
+
+
+def optional_video(uri: str | None, budget: MediaBudget) -> str:
+    """A video that may not be there at all, which is nothing to complain about."""
+    return budget.video(uri) if uri else ""
 
 
 def sign(check: dict[str, Any]) -> str:
@@ -161,7 +192,7 @@ def sign(check: dict[str, Any]) -> str:
     return "≤" if (value <= limit) == bool(check.get("passed")) else "≥"
 
 
-def flat_figures(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat_figures(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Numbers and texts of nested JSON as (dotted name, value); lists are left out."""
     found: list[tuple[str, Any]] = []
     for name, value in figures.items():
@@ -170,15 +201,6 @@ def flat_figures(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, A
         elif not isinstance(value, list):
             found.append((prefix + name, value))
     return found
-
-
-def evaluation_videos(media: Sequence[str], budget: MediaBudget) -> list[EvaluationVideos]:
-    """Videos grouped by what follows the first hyphen of their names: `original-3.mp4`, `reconstruction-3.mp4`."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for uri in media:
-        kind, _, key = PurePosixPath(uri).stem.partition("-")
-        groups.setdefault(key, []).append((kind, budget.video(uri)))
-    return [EvaluationVideos(key, videos) for key, videos in groups.items()]
 
 
 @dataclass(frozen=True)
@@ -199,7 +221,7 @@ def generation_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[li
     ok = pc.field("status") == "ok"
     captions = read_table(root, "captions", ["clip_id", "text"], where=ok).to_pylist()
     clip_of = {row["text"].strip(): row["clip_id"] for row in captions}
-    uri_of = dict(zip(*read_table(root, "clips", ["clip_id", "uri"], where=ok).to_pydict().values(), strict=True))
+    uri_of = clip_uris(root)
     cards = []
     for row in rows[:max_media]:
         clip_id = clip_of.get(row["prompt"].strip(), "")
@@ -210,7 +232,7 @@ def generation_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[li
                 flat_figures(loads(row["settings"])),
                 flat_figures(loads(row["timings"])),
                 clip_id,
-                budget.video(uri_of[clip_id]) if clip_id in uri_of else "",
+                optional_video(uri_of.get(clip_id), budget),
             )
         )
     return cards, len(rows)

@@ -91,10 +91,13 @@ class DropReason:
 
 
 def drop_reasons(root: str) -> tuple[list[DropReason], int, int]:
-    """Rules of the newest selection in the order in which they were applied; clips kept; clips in all."""
-    rows = newest_selection(root)
-    reasons = [list(found or []) for found in rows["drop_reasons"].to_pylist()]
-    kept = sum(bool(keep) for keep in rows["keep"].to_pylist())
+    """Rules of the newest selection in the order in which they were applied; clips kept; clips in all.
+
+    Clips that are no longer cut do not count.
+    """
+    rows = [row for row in newest_selection(root).to_pylist() if row["drop_reasons"] != ["not_current"]]
+    reasons = [list(row["drop_reasons"] or []) for row in rows]
+    kept = sum(bool(row["keep"]) for row in rows)
     alone = Counter(reason for found in reasons for reason in found)
     first = Counter(found[0] for found in reasons if found)
     only = Counter(found[0] for found in reasons if len(found) == 1)

@@ -30,12 +30,13 @@ REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
     ("captions", "parent_caption_id"): ("captions", "caption_id"),
     ("latents", "clip_id"): ("clips", "clip_id"),
     ("evaluations", "model_id"): ("models", "model_id"),
-    ("generations", "weights_hash"): ("models", "weights_hash"),
+    ("generations", "weights_hash"): ("evaluations", "weights_hash"),
 }
 STATUSES = ("ok", "failed", "skipped")
 RERUN = "run the same command again: it computes what is missing"
 VACUUM = "they may belong to a running step; else remove them: pyramid manifest vacuum --delete"
 MOVED = "rows hold absolute paths: if the root was moved, move it back; else restore the file, or start a new root"
+LOST = "rows are gone: go back to an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
 
 
@@ -150,21 +151,17 @@ def _check_references(root: str, table: str) -> Iterator[Finding]:
 
 
 def check_counts(root: str) -> Iterator[Finding]:
-    """Counts in = counts out: every readable source file has a video row, every video its clips."""
+    """Counts in = counts out: every readable source file has a video row, every clip of a video its own."""
     wanted = read_table(root, "sources", ["video_id"], where=pc.field("status") == "ok")["video_id"].unique()
-    videos = read_table(root, "videos", ["video_id", "status", "num_clips"])
+    videos = read_table(root, "videos", ["video_id", "clip_ids"])
     waiting = wanted.filter(pc.invert(pc.is_in(wanted, value_set=videos["video_id"].combine_chunks())))
     yield _finding(
         "sources", "every file became a video row", len(wanted), waiting.to_pylist(), "cut them: pyramid curate", "warn"
     )
-    clips = Counter(read_table(root, "clips", ["video_id"])["video_id"].to_pylist())
-    counted = videos.filter(pc.and_(pc.equal(videos["status"], "ok"), pc.is_valid(videos["num_clips"])))
-    short = [
-        f"{row['video_id']}: {clips[row['video_id']]} clips, its row says {row['num_clips']}"
-        for row in counted.to_pylist()
-        if clips[row["video_id"]] < row["num_clips"]
-    ]
-    yield _finding("videos", "every video has its clips", counted.num_rows, short, "rows were lost: restore the table")
+    named = videos["clip_ids"].combine_chunks().flatten()
+    known = read_table(root, "clips", ["clip_id"])["clip_id"].combine_chunks()
+    lost = named.filter(pc.invert(pc.is_in(named, value_set=known)))
+    yield _finding("videos", "every clip of a video has its row", len(named), lost.to_pylist(), LOST)
 
 
 def check_media(root: str, table: str, files: dict[str, int]) -> Finding:

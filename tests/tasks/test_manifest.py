@@ -65,7 +65,7 @@ def root(tmp_path) -> str:
     """A whole root: one video, three clips, their scores, selections, captions and latents."""
     root = str(tmp_path / "root")
     append(root, "sources", [ok_row({}, source_id=content_id("source"), video_id=VIDEO, uri="/films/a.mp4")])
-    append(root, "videos", [ok_row({}, video_id=VIDEO, num_clips=3)])
+    append(root, "videos", [ok_row({}, video_id=VIDEO, clip_ids=[clip_id(n) for n in (1, 2, 3)])])
     append(root, "clips", [clip(root, number) for number in (1, 2, 3)])
     values = {"motion": (0.5, 2.0, 9.0), "blur": (100.0, 20.0, 300.0)}
     append(root, "scores", [score(i + 1, name, found[i]) for name, found in values.items() for i in range(3)])
@@ -263,9 +263,9 @@ def test_verify_finds_missing_and_changed_media_files(root):
 
 def test_verify_counts_in_and_out(root):
     append(root, "sources", [ok_row({}, source_id=content_id("b"), video_id=content_id("not yet cut"))])
-    append(root, "videos", [ok_row({"attempt": 2}, video_id=VIDEO, num_clips=5)])
+    append(root, "videos", [ok_row({"attempt": 2}, video_id=VIDEO, clip_ids=[clip_id(1), clip_id(7)])])
     assert bad_findings(root, "warn") == [("sources", "every file became a video row")]
-    assert bad_findings(root) == [("videos", "every video has its clips")]
+    assert bad_findings(root) == [("videos", "every clip of a video has its row")]
 
 
 def test_verify_reports_a_table_of_another_version_and_goes_on(root):

@@ -20,6 +20,7 @@ from tasks.tables import Lineage, append_block, bad_row, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 NUM_CLIPS = 6
+CLIP_IDS = [content_id("clip", number) for number in range(NUM_CLIPS)]
 CAPTION = "A rabbit <yawns> & stretches"
 
 
@@ -48,8 +49,12 @@ def video(root: str, *parts: str, seed: int = 0, side: int = 64) -> str:
 def write_sources(root: str) -> None:
     films = Path(root).parent / "films"
     films.mkdir()
-    (films / "source.yaml").write_text("attribution: Films by nobody in particular\nurl: https://example.org/films\n")
-    common = {"source": "films", "license": "CC-BY-3.0"}
+    card = films / "source.yaml"
+    card.write_text(
+        "name: films\nattribution: Films by nobody in particular\nurl: https://example.org/films\n"
+        "files: [{path: meadow.mp4, title: A meadow, changes: cut shorter}]\n"
+    )
+    common = {"source": "films", "license": "CC-BY-3.0", "card": str(card)}
     rows = [
         ok_row(
             {}, source_id=content_id("s", i), video_id=content_id("v", i), uri=f"{films}/{name}", path=name, **common
@@ -61,12 +66,13 @@ def write_sources(root: str) -> None:
 
 def write_clips(root: str) -> None:
     facts = {"width": 640, "height": 360, "fps_num": 24, "fps_den": 1, "codec": "h264", "num_frames": 480}
-    good = ok_row({}, video_id=content_id("v", 0), duration_s=20.0, num_shots=6, num_clips=NUM_CLIPS, **facts)
+    good = ok_row(
+        {}, video_id=content_id("v", 0), duration_s=20.0, num_shots=6, num_clips=NUM_CLIPS, clip_ids=CLIP_IDS, **facts
+    )
     broken = bad_row({}, ("truncated", "ends after 3 of 9 s"), video_id=content_id("v", 1))
     append(root, "videos", [good, broken])
     clips, scores, selections = [], [], []
-    for number in range(NUM_CLIPS):
-        clip_id = content_id("clip", number)
+    for number, clip_id in enumerate(CLIP_IDS):
         uri = video(root, "clips", f"{clip_id}.mp4", seed=number, side=320 if number == 0 else 64)
         times = {"start_s": 3.0 * number, "end_s": 3.0 * number + 2, "num_frames": 24, "width": 64, "height": 64}
         clips.append(ok_row({}, clip_id=clip_id, video_id=content_id("v", 0), uri=uri, **times))
@@ -82,7 +88,7 @@ def write_clips(root: str) -> None:
     append(root, "clips", clips)
     append(root, "scores", scores)
     append(root, "selections", selections)
-    text = {"caption_id": content_id("caption"), "clip_id": content_id("clip", 1), "kind": "human", "text": CAPTION}
+    text = {"caption_id": content_id("caption"), "clip_id": CLIP_IDS[1], "kind": "human", "text": CAPTION}
     append(root, "captions", [ok_row({}, **text)])
 
 
@@ -100,27 +106,37 @@ def write_models(root: str) -> None:
         }
         json_columns = {"curve": json.dumps(curve), "metrics": json.dumps({"val_loss": 0.12}), "config": "{}"}
         append_block(root, "models", [ok_row({}, **own, **json_columns)], kind, LINEAGE)
-    for passed in (False, True):
-        evaluation_id = content_id("evaluation", passed)
-        check = {
-            "name": "val_loss_to_untrained",
-            "value": 0.4 if passed else 1.0,
-            "limit": 0.9,
-            "passed": passed,
-            "rule": "",
-        }
-        own = {
-            "evaluation_id": evaluation_id,
-            "model_id": content_id("dit"),
-            "weights_hash": content_id("dit", "weights"),
-        }
-        media = [
-            video(root, "evaluations", evaluation_id, f"{name}-0.mp4", seed=i)
-            for i, name in enumerate(("original", "reconstruction"))
-        ]
-        own |= {"checks": json.dumps([check]), "passed": passed, "media": media}
-        metrics = {"val_loss": 0.12, "val_loss_untrained": 1.1, "vae_psnr": 24.5, "vae_psnr_untrained": 6.1}
-        append_block(root, "evaluations", [ok_row({}, **own, metrics=json.dumps(metrics))], str(passed), LINEAGE)
+    for candidate in ("untrained", "trained"):
+        write_evaluation(root, candidate)
+
+
+def write_evaluation(root: str, candidate: str) -> None:
+    evaluation_id, passed = content_id("evaluation", candidate), candidate == "trained"
+    check = {
+        "name": "val_loss_to_untrained",
+        "value": 0.4 if passed else 1.0,
+        "limit": 0.9,
+        "passed": passed,
+        "rule": "",
+    }
+    sample, restored = (video(root, "evaluations", evaluation_id, f"{name}-0.mp4") for name in ("sample", "restored"))
+    metrics = {
+        "candidate": candidate,
+        **{"val_loss": 0.12, "val_loss_untrained": 1.1, "vae_psnr": 24.5, "vae_psnr_untrained": 6.1},
+        "samples": [{"prompt": CAPTION, "uri": sample, "clip_id": CLIP_IDS[1], "seed": 0}],
+        "reconstructions": [{"clip_id": CLIP_IDS[5], "uri": restored, "psnr": 23.25}],
+    }
+    row = ok_row(
+        {},
+        evaluation_id=evaluation_id,
+        model_id=content_id("dit"),
+        weights_hash=content_id("dit", "weights"),
+        metrics=json.dumps(metrics),
+        checks=json.dumps([check]),
+        passed=passed,
+        media=[sample, restored],
+    )
+    append_block(root, "evaluations", [row], candidate, LINEAGE)
 
 
 def write_generations(root: str) -> None:
@@ -173,6 +189,7 @@ def test_the_page_shows_what_is_in_the_tables(whole_root):
         *("A run &amp; more", "A rabbit &lt;yawns&gt; &amp; stretches", "Something never filmed", "CC-BY-3.0"),
         *("Films by nobody in particular", "ends after 3 of 9 s", "5 of 6 clips kept", "24.5 dB, untrained 6.1"),
         *("val_loss_to_untrained", "did not pass", "histogram of sharpness", "no training clip has this prompt"),
+        *("cut shorter", "23.2 dB", "untrained model"),
     ):
         assert text.replace(" dB, untrained 6.1", " dB") in page
     assert "untrained 6.1 dB" in page
@@ -181,8 +198,8 @@ def test_the_page_shows_what_is_in_the_tables(whole_root):
 
 def test_videos_in_the_page_are_small_and_play(whole_root):
     videos = re.findall(r'<video src="data:video/mp4;base64,([^"]+)"', page_of(whole_root))
-    # two generated ones with one training clip, two evaluations of two, six clips
-    assert len(videos) == 2 + 1 + 4 + NUM_CLIPS
+    # two generated ones and a training clip, two samples with it, one reconstruction, six clips
+    assert len(videos) == 2 + 1 + 4 + 1 + NUM_CLIPS
     for video in videos:
         frames, fps = small_frames(base64.b64decode(video))
         assert fps == 12
@@ -244,6 +261,21 @@ def test_steps_are_listed_from_their_records(tmp_path):
     count_films(Run(root=str(tmp_path)), Config())
     cells = re.search(r"<tr><td>count_films.*?</tr>", page_of(str(tmp_path)), re.DOTALL)[0]
     assert re.findall(r">([^<>\n]+)</td>", cells)[:8] == ["count_films", "5", "1", "3", "0", "1", "4 videos", "2.5"]
+
+
+@step
+def select(run: Run, config: Config) -> StepResult:
+    return StepResult(
+        step="select", outputs={"selection": "recipe", "thresholds": '{"motion": {"min": 1.25, "max": null}}'}
+    )
+
+
+def test_thresholds_are_drawn_into_the_histograms_of_their_scores(tmp_path):
+    root = str(tmp_path / "root")
+    write_sources(root)
+    write_clips(root)
+    select(Run(root=root), Config())
+    assert re.findall(r'class="tick limit-label"[^>]*>([^<]*)<', page_of(root)) == ["≥ 1.25"]
 
 
 def test_a_budget_serves_who_asks_first_and_counts_the_rest(tmp_path):

@@ -3,6 +3,7 @@
 Only rows are read and written here, so another threshold costs seconds and recomputes no score.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,7 @@ def select(run: Run, config: SelectConfig) -> StepResult:
         num_ok=num_new,
         rows={"selections": len(rows)} if rows else {},
         versions={"selections": table_version(run.root, "selections")},
-        outputs={"selection": params},
+        outputs={"selection": params, "thresholds": json.dumps(config.model_dump(mode="json")["thresholds"])},
         errors=dict(Counter(reason for row in verdicts for reason in row["drop_reasons"])),
         note=f"{kept.total()} of {len(clips)} clips kept ({splits})",
         busy_s=time.time() - started,

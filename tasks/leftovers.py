@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import fsspec
 import pyarrow.compute as pc
 
 from tasks import storage
@@ -39,7 +40,11 @@ def named_files(root: str, table: str, every_attempt: bool = False) -> list[Name
 
 def media_files(root: str) -> dict[str, int]:
     """Size of every file under `<root>/media`, by path on its file system."""
-    fs, path = storage.filesystem(storage.join(root, "media"))
+    return _files(root, "media")
+
+
+def _files(root: str, folder: str) -> dict[str, int]:
+    fs, path = storage.filesystem(storage.join(root, folder))
     found = dict(fs.find(path, detail=True)) if fs.exists(path) else {}
     return {name: info["size"] for name, info in found.items()}
 
@@ -48,6 +53,11 @@ def unnamed_media(root: str, files: dict[str, int]) -> list[str]:
     """Media files that no row of any attempt names."""
     used = {file.path for table in MEDIA_COLUMNS for file in named_files(root, table, every_attempt=True)}
     return sorted(set(files) - used)
+
+
+def half_written(root: str) -> list[str]:
+    """Files that were being written under models/ when their writer was killed."""
+    return sorted(path for path in _files(root, "models") if "/.writing-" in path)
 
 
 def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool = False) -> list[str]:
@@ -67,14 +77,21 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
     now = datetime.now(UTC)
     left = [
         path
-        for path in unnamed_media(root, media_files(root))
+        for path in unnamed_media(root, media_files(root)) + half_written(root)
         if (now - fs.modified(path)).total_seconds() >= older_than_h * 3600
     ]
     if delete and left:
         fs.rm(left)
+        _remove_empty_folders(fs, {path.rpartition("/")[0] for path in left})
     for table in SCHEMAS:
         found = unnamed_parquet(root, table, older_than_h)
         if delete and found:  # the log gets a commit of its own: not for nothing
             unnamed_parquet(root, table, older_than_h, delete=True)
         left += [f"{top}/tables/{table}/{name}" for name in found]
     return [path.removeprefix(top + "/") for path in left]
+
+
+def _remove_empty_folders(fs: fsspec.AbstractFileSystem, folders: set[str]) -> None:
+    for folder in folders:
+        if "/.writing-" in folder and fs.isdir(folder) and not fs.ls(folder):
+            fs.rmdir(folder)

@@ -276,7 +276,8 @@ def test_verify_reports_a_table_of_another_version_and_goes_on(root):
 
 
 def test_vacuum_lists_and_then_removes_what_no_row_names(root):
-    stray = Path(root, "media", "clips", ".writing-x.mp4")
+    stray = Path(root, "media", "clips", ".writing-x", "0.mp4")
+    stray.parent.mkdir()
     orphan = Path(root, "tables", "clips", "part-of-a-killed-writer.parquet")
     for path in (stray, orphan):
         path.write_bytes(b"half")
@@ -284,12 +285,12 @@ def test_vacuum_lists_and_then_removes_what_no_row_names(root):
         ("clips", "no left-over Parquet files"),
         ("media/", "no left-over files"),
     ]
-    names = ["media/clips/.writing-x.mp4", "tables/clips/part-of-a-killed-writer.parquet"]
+    names = ["media/clips/.writing-x/0.mp4", "tables/clips/part-of-a-killed-writer.parquet"]
     assert vacuum(root, older_than_h=1) == []
     assert vacuum(root, older_than_h=0) == names
     assert stray.exists()
     assert vacuum(root, older_than_h=0, delete=True) == names
-    assert not stray.exists()
+    assert not stray.parent.exists()
     assert not orphan.exists()
     assert bad_findings(root, "warn") == bad_findings(root) == []
     assert Path(root, "media", "clips", f"{clip_id(1)}.mp4").exists()

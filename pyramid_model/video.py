@@ -26,7 +26,7 @@ BT709 = 1  # the same code in H.273 for primaries, transfer and matrix
 class VideoError(Exception):
     """A file that cannot be used, as data: `kind` is short and countable, the text is for people.
 
-    Kinds: missing, not_media, no_video_stream, no_frames, truncated, corrupt_frames, decode_error, size_changes, hdr,
+    Kinds: missing, not_media, no_video_stream, no_frames, truncated, corrupt_frames, size_changes, hdr,
     unreadable, source_changed, no_clips, timeout, decoder_crashed.
     """
 
@@ -106,7 +106,8 @@ def _nearest(
         first = int(np.searchsorted(times, start_s - step / 2))
         available = len(times) - first
     else:
-        available = math.floor((times[-1] - start_s) / step + 0.5 + 1e-6) + 1
+        last_s = times[-1] + 0.5 / header.fps  # up to where the last frame is the nearest and still shown
+        available = math.floor((last_s - start_s) / step + 1e-6) + 1
     count = available if num_frames is None else num_frames
     # Rounding of timestamps may cost the last frame half a step: that one is repeated rather than refused.
     if count < 1 or count > available + (fps is not None):

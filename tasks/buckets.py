@@ -36,8 +36,11 @@ def parse_bucket(text: str) -> Bucket:
 
 
 def num_frames_at(num_frames: int, clip_fps: Fraction | float, fps: float) -> int:
-    """Frames that a clip gives when it is read at another rate: those whose time is nearest to 0, 1/fps, 2/fps, …"""
-    return math.floor((num_frames - 1) * fps / float(clip_fps) + 0.5) + 1
+    """Frames that a clip gives when it is read at another rate: those nearest to the times 0, 1/fps, 2/fps, …
+
+    The last of these times lies at most half a frame behind the last frame, as in `video.read_clip`.
+    """
+    return math.floor((num_frames - 0.5) * fps / float(clip_fps) + 1e-6) + 1
 
 
 def fitting_bucket(

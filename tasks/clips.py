@@ -196,7 +196,7 @@ def current_clips(run: Run, columns: Sequence[str] | None = None) -> pa.Table:
     The table `clips` also keeps those of earlier settings; the newest row of each video names the current ones.
     """
     videos = read_table(run.root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
-    current = pa.array([clip_id for ids in videos["clip_ids"].to_pylist() for clip_id in ids or ()], pa.string())
+    current = pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
     names = None if columns is None else [*dict.fromkeys([*columns, "video_id", "start_frame"])]
     rows = read_table(run.root, "clips", names, where=pc.field("clip_id").isin(current))
     rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])

@@ -1,0 +1,170 @@
+"""Files from outside: what they are is found by decoding, and damage never passes unseen. About 5 s."""
+
+import itertools
+import shutil
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from pyramid_model.footage import Footage, decode, probe
+from pyramid_model.video import VideoError
+
+
+def examine(path):
+    """(probe, integrity) of a file."""
+    with Footage(str(path)) as footage:
+        for _ in footage.frames():
+            pass
+        return footage.probe, footage.integrity()
+
+
+def test_a_sound_file_has_the_frames_that_were_filmed(tmp_path, shoot):
+    shoot(tmp_path / "a.mp4", [30, 20], fps=25)
+    header, found = examine(tmp_path / "a.mp4")
+    assert (header.width, header.height, header.rotation, header.fps) == (160, 96, 0, 25)
+    assert (found.num_frames, found.num_frames_corrupt, found.num_pts_repaired) == (50, 0, 0)
+    assert (found.is_vfr, found.problem, found.duration_s) == (False, None, pytest.approx(2.0))
+
+
+def test_frames_come_in_order_with_growing_times(tmp_path, shoot):
+    filmed = shoot(tmp_path / "a.mp4", [12])
+    frames = list(decode(str(tmp_path / "a.mp4")))
+    assert [frame.index for frame in frames] == list(range(12))
+    assert all(before.pts < after.pts for before, after in itertools.pairwise(frames))
+    error = [[np.abs(frame.rgb().astype(int) - other).mean() for other in filmed] for frame in frames]
+    assert np.argmin(error, axis=1).tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, -1), (180, 2)])
+def test_a_rotated_file_is_turned_upright(tmp_path, shoot, rotation, turns):
+    filmed = shoot(tmp_path / "a.mp4", [6], rotation=rotation)
+    upright = np.rot90(filmed[0], turns)
+    frame = next(decode(str(tmp_path / "a.mp4")))
+    height, width = upright.shape[:2]
+    header = probe(str(tmp_path / "a.mp4"))
+    assert (header.height, header.width, header.coded_height, header.coded_width) == (height, width, 96, 160)
+    assert np.abs(frame.rgb().astype(int) - upright).mean() < 4
+    assert np.abs(frame.upright(height, width).to_ndarray(format="rgb24").astype(int) - upright).mean() < 4
+
+
+def test_sample_aspect_widens_the_picture(tmp_path, shoot):
+    shoot(tmp_path / "a.mp4", [6], aspect=(16, 11))
+    header = probe(str(tmp_path / "a.mp4"))
+    assert (header.width, header.height, header.coded_width) == (round(160 * 16 / 11), 96, 160)
+
+
+def test_a_variable_frame_rate_is_noticed_and_measured(tmp_path, shoot):
+    times = [*range(0, 1000, 40), *range(1000, 3000, 125)]  # 25 fps, then 8
+    shoot(tmp_path / "a.mp4", [41], times=times)
+    _, found = examine(tmp_path / "a.mp4")
+    assert found.is_vfr
+    assert float(found.fps) == pytest.approx(40 / 2.875, rel=1e-3)
+    assert [frame.pts for frame in decode(str(tmp_path / "a.mp4"))] == pytest.approx(
+        [round(t / 1000 / probe(str(tmp_path / "a.mp4")).time_base) for t in times]
+    )
+
+
+def test_millisecond_rounding_is_not_a_variable_rate(tmp_path, shoot):
+    shoot(tmp_path / "a.mkv", [40], fps=24)
+    _, found = examine(tmp_path / "a.mkv")
+    assert (found.is_vfr, found.fps, found.problem) == (False, Fraction(24), None)
+
+
+def test_a_longer_sound_track_is_no_truncation(tmp_path, shoot):
+    shoot(tmp_path / "a.mkv", [24], audio_s=3.0)
+    shoot(tmp_path / "a.mp4", [24], audio_s=3.0)
+    for name in ("a.mkv", "a.mp4"):
+        header, found = examine(tmp_path / name)
+        assert (header.has_audio, found.num_frames, found.problem) == (True, 24, None)
+
+
+def test_hdr_is_flagged(tmp_path, shoot):
+    shoot(tmp_path / "a.mp4", [4], transfer=16)
+    assert probe(str(tmp_path / "a.mp4")).is_hdr
+    assert probe(str(tmp_path / "a.mp4")).color_transfer == "smpte2084"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, shoot):
+    """A sound file whose index comes first, so that a cut one still opens."""
+    path = tmp_path_factory.mktemp("good") / "good.mp4"
+    shoot(path, [60, 60], size=(144, 256))
+    return path
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.97])
+def test_a_truncated_file_is_found_out(good, tmp_path, share):
+    data = good.read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data[: int(len(data) * share)])
+    _, found = examine(tmp_path / "a.mp4")
+    assert found.num_frames < 120
+    assert found.problem
+    assert found.problem.kind in ("truncated", "corrupt_frames")
+    assert share > 0.9 or found.problem.kind == "truncated"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bits_are_found_out(good, tmp_path, seed):
+    data = bytearray(good.read_bytes())
+    random = np.random.default_rng(seed)
+    for position in random.integers(len(data) // 3, len(data), 40):
+        data[position] ^= 1 << int(random.integers(8))
+    (tmp_path / "a.mp4").write_bytes(data)
+    _, found = examine(tmp_path / "a.mp4")
+    assert found.num_frames_corrupt > 0
+    assert found.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("text.mp4", b"this is not a video\n" * 30, "not_media"),
+        ("zero.mp4", b"", "not_media"),
+        ("notes.txt", b"plain text, which ffmpeg would render", "not_media"),
+        ("list.mp4", b"ffconcat version 1.0\nfile good.mp4\n", "not_media"),
+        ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\ngood.mp4\n#EXT-X-ENDLIST\n", "not_media"),
+        ("missing.mp4", None, "missing"),
+    ],
+)
+def test_what_is_no_video_is_named(good, tmp_path, name, content, kind):
+    shutil.copy(good, tmp_path / "good.mp4")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(VideoError) as caught:
+        probe(str(tmp_path / name))
+    assert caught.value.kind == kind
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "a.m4a"), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        container.mux([*stream.encode(silence), *stream.encode()])
+    with pytest.raises(VideoError) as caught:
+        probe(str(tmp_path / "a.m4a"))
+    assert caught.value.kind == "no_video_stream"
+
+
+SHARED = {
+    "decord_corrupted.mp4": "corrupt_frames",
+    "made_bitflips.mp4": "corrupt_frames",
+    "made_header_only.mp4": "no_video_stream",
+    "made_text_as_mp4.mp4": "not_media",
+    "made_truncated60.mp4": "truncated",
+    "made_zero_bytes.mp4": "not_media",
+}
+
+
+@pytest.mark.slow
+def test_every_odd_file_ends_as_a_reason_or_as_a_video(shared_assets):
+    for path in sorted((shared_assets / "odd").glob("*.m*")) + sorted((shared_assets / "odd").glob("*.avi")):
+        try:
+            _, found = examine(path)
+            problem = found.problem
+        except VideoError as err:
+            problem = err
+        assert (problem.kind if problem else None) == SHARED.get(path.name), path.name

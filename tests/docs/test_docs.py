@@ -57,6 +57,20 @@ def test_list_of_settings_is_up_to_date():
     assert (REPO / "docs" / "settings.md").read_text() == written, "run `uv run python docs/write_settings.py`"
 
 
+def test_messages_in_the_docs_are_the_codes_own():
+    """What docs/troubleshooting.md quotes from us, cut at each ellipsis, stands in the source."""
+    text = (REPO / "docs" / "troubleshooting.md").read_text()
+    section = text.partition("## Messages")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    files = [file for package in ("flows", "tasks", "pyramid_model") for file in (REPO / package).rglob("*.py")]
+    source = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in files))
+    quoted = [
+        part.strip(" .") for cell in cells for quote in re.findall(r"`([^`]+)`", cell) for part in quote.split("…")
+    ]
+    assert quoted
+    assert not [part for part in quoted if part and part != "No space left on device" and part not in source]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_links_to_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())

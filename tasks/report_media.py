@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks import storage
 
-WHOLE_BYTES = 60_000  # a file up to this size goes in as it is
+WHOLE_BYTES = 150_000  # a file up to this size goes in as it is
 PREVIEW_WIDTH, PREVIEW_FPS, PREVIEW_S, PREVIEW_CRF = 256, 12, 6.0, 30
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tasks import storage
-from tasks.leftovers import MEDIA_COLUMNS, media_files, named_files, unnamed_media, unnamed_parquet
+from tasks.leftovers import MEDIA_COLUMNS, half_written, media_files, named_files, unnamed_media, unnamed_parquet
 from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, crc32, open_table, read_table
+from tasks.tables import TableError, crc32, open_table, read_table, table_uri, table_version
 
 # (table, column) -> (table, column) that it must be found in; an empty value refers to nothing
 REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
@@ -65,30 +65,52 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
     Args:
         blobs: also read every binary value and compare its length and crc32; for many latents this takes long.
     """
-    names = [table] if table else list(SCHEMAS)
-    readable = []
-    for name in names:
-        try:
-            delta = open_table(root, name)
-        except TableError as err:
-            yield Finding(name, "schema", 1, 1, "fail", str(err), "use the version of this package that wrote it")
+    broken: set[str] = set()  # tables that cannot be read, and checks that would need them, are left alone
+    for name in SCHEMAS:
+        finding = check_files(root, name)
+        if finding.level == "fail":
+            broken.add(name)
+        if finding.num_checked and table in (None, name):
+            yield finding
+    chosen = [name for name in SCHEMAS if table in (None, name) and name not in broken]
+    for name in chosen:
+        if open_table(root, name) is None:
             continue
-        if delta is not None:
-            readable.append(name)
-            yield from _check_rows(root, name)
-            if blobs and name in BLOB_COLUMNS:
-                yield check_blobs(root, name)
-            yield from _check_references(root, name)
-            left = unnamed_parquet(root, name)
-            yield _finding(name, "no left-over Parquet files", delta.version() + 1, left, VACUUM, "warn")
-    if {"sources", "videos"} & set(readable) or {"videos", "clips"} & set(readable):
+        yield from _check_rows(root, name)
+        if blobs and name in BLOB_COLUMNS:
+            yield check_blobs(root, name)
+        for column, target in ((c, t) for (source, c), t in REFERENCES.items() if source == name):
+            if target[0] not in broken:
+                yield check_reference(root, (name, column), target)
+        left = unnamed_parquet(root, name)
+        yield _finding(name, "no left-over Parquet files", table_version(root, name), left, VACUUM, "warn")
+    if not broken & {"sources", "videos", "clips"} and {"sources", "videos", "clips"} & set(chosen):
         yield from check_counts(root)
     files = media_files(root)
-    for name in readable:
+    for name in chosen:
         if name in MEDIA_COLUMNS:
             yield check_media(root, name, files)
-    if table is None:
-        yield _finding("media/", "no left-over files", len(files), unnamed_media(root, files), VACUUM, "warn")
+    if table is None and not broken & set(MEDIA_COLUMNS):
+        left = unnamed_media(root, files) + half_written(root)
+        yield _finding("(files)", "no left-over files", len(files), left, VACUUM, "warn")
+
+
+def check_files(root: str, table: str) -> Finding:
+    """The table has the columns of this version, and every Parquet file that its log names is there.
+
+    A table that has not been written yet gives a finding with nothing checked.
+    """
+    try:
+        delta = open_table(root, table)
+    except TableError as err:
+        return _finding(table, "columns", 1, [str(err)], "use the version of this package that wrote it")
+    if delta is None:
+        return Finding(table, "columns and files", 0)
+    fs, folder = storage.filesystem(table_uri(root, table))
+    there = set(fs.find(folder))
+    named = [f"{folder}/{uri.rpartition('/')[2]}" for uri in delta.file_uris()]
+    lost = [path for path in named if path not in there]
+    return _finding(table, "columns and files", 1 + len(named), lost, "files are gone: restore them from a copy")
 
 
 def _check_rows(root: str, table: str) -> Iterator[Finding]:
@@ -139,15 +161,14 @@ def blob_bytes(shape: list[int] | None, dtype: str) -> int:
     return int(np.prod(shape or [0])) * item
 
 
-def _check_references(root: str, table: str) -> Iterator[Finding]:
-    for (source, column), (target, target_column) in REFERENCES.items():
-        if source != table:
-            continue
-        values = read_table(root, source, [column])[column].drop_null()
-        values = values.filter(pc.not_equal(values, ""))
-        known = read_table(root, target, [target_column])[target_column].combine_chunks()
-        lost = values.filter(pc.invert(pc.is_in(values, value_set=known)))
-        yield _finding(table, f"{column} is in {target}", len(values), lost.to_pylist(), RERUN)
+def check_reference(root: str, source: tuple[str, str], target: tuple[str, str]) -> Finding:
+    """Every value of a (table, column), but for empty ones, is found in another one."""
+    (table, column), (other, other_column) = source, target
+    values = read_table(root, table, [column])[column].drop_null()
+    values = values.filter(pc.not_equal(values, ""))
+    known = read_table(root, other, [other_column])[other_column].combine_chunks()
+    lost = values.filter(pc.invert(pc.is_in(values, value_set=known)))
+    return _finding(table, f"{column} is in {other}", len(values), lost.to_pylist(), RERUN)
 
 
 def check_counts(root: str) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ def explained() -> Iterator[None]:
 
     try:
         yield
-    except (TableError, PermissionError, FileNotFoundError, ValueError) as err:
+    except (TableError, OSError, ValueError) as err:
         typer.secho(f"error: {err}", fg="red", err=True)
         raise typer.Exit(2) from err
 

@@ -272,7 +272,25 @@ def test_verify_reports_a_table_of_another_version_and_goes_on(root):
     import pyarrow as pa
 
     write_deltalake(table_uri(root, "duplicates"), pa.table({"clip_id": ["a"]}))
-    assert ("duplicates", "schema") in bad_findings(root)
+    assert ("duplicates", "columns") in bad_findings(root)
+
+
+def test_verify_reports_files_that_a_table_has_lost_and_checks_the_others(root):
+    for path in Path(root, "tables", "clips").glob("*.parquet"):
+        path.unlink()
+    findings = list(verify(root))
+    [lost] = [one for one in findings if one.level == "fail"]
+    assert (lost.table, lost.check, lost.num_bad) == ("clips", "columns and files", 1)
+    assert any(one.table == "scores" and one.check == "ids are 32 hex digits" for one in findings)
+    assert [one.table for one in verify(root, "scores")].count("clips") == 0
+
+
+def test_vacuum_removes_nothing_when_a_table_cannot_be_read(root):
+    for path in Path(root, "tables", "clips").glob("*.parquet"):
+        path.unlink()
+    with pytest.raises(OSError, match="parquet"):
+        vacuum(root, older_than_h=0, delete=True)
+    assert Path(root, "media", "clips", f"{clip_id(1)}.mp4").exists()
 
 
 def test_vacuum_lists_and_then_removes_what_no_row_names(root):
@@ -282,8 +300,8 @@ def test_vacuum_lists_and_then_removes_what_no_row_names(root):
     for path in (stray, orphan):
         path.write_bytes(b"half")
     assert sorted(bad_findings(root, "warn")) == [
+        ("(files)", "no left-over files"),
         ("clips", "no left-over Parquet files"),
-        ("media/", "no left-over files"),
     ]
     names = ["media/clips/.writing-x/0.mp4", "tables/clips/part-of-a-killed-writer.parquet"]
     assert vacuum(root, older_than_h=1) == []

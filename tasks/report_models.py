@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks.registry import champion
+from tasks.registry import Champion, RegistryError, champion
 from tasks.report_data import Records, loads, newest
 from tasks.report_figures import Series, line_chart, smoothed
 from tasks.report_media import MediaBudget
@@ -140,12 +140,14 @@ class Evaluation:
     figures: list[tuple[str, Any]]
     samples: list[Sample]
     reconstructions: list[Sample]
+    psnr: float | None  # of the VAE on held-out clips, dB
+    psnr_untrained: float | None
 
 
 def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     """Every verdict, the newest first; videos for the newest few."""
     rows = newest(read_table(root, "evaluations", where=pc.field("status") == "ok").to_pylist())
-    best, uri_of = champion(root), clip_uris(root)
+    best, uri_of = known_champion(root), clip_uris(root)
     found = []
     for number, row in enumerate(rows):
         metrics = loads(row["metrics"])
@@ -168,9 +170,19 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
             flat_figures(metrics),
             samples,
             restored,
+            metrics.get("vae_psnr"),
+            metrics.get("vae_psnr_untrained"),
         )
         found.append(evaluation)
     return found
+
+
+def known_champion(root: str) -> Champion | None:
+    """The champion; None also when this machine does not know where the registry of a remote root is."""
+    try:
+        return champion(root)
+    except RegistryError:
+        return None
 
 
 def clip_uris(root: str) -> dict[str, str]:

@@ -9,22 +9,18 @@ import typer
 from typer.testing import CliRunner
 
 from flows.cli.doctor import doctor
-from tasks.doctor import (
-    CODECS,
-    all_checks,
-    check_codec,
+from tasks.doctor import all_checks
+from tasks.machine_checks import (
     check_disk,
     check_hf_datasets,
-    check_mlflow,
     check_packages,
-    check_port,
-    check_prefect,
     check_python,
-    check_ray_auth,
     check_root,
     check_shm,
     check_uv,
 )
+from tasks.media_checks import CODECS, check_codec
+from tasks.network_checks import check_mlflow, check_port, check_prefect, check_ray_auth
 
 SERVER_VARIABLES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
@@ -78,9 +74,9 @@ def test_a_root_that_cannot_be_written_is_reported(tmp_path):
 
 
 def test_a_full_disk_is_told_apart_from_a_roomy_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.doctor.MIN_DISK_GB", 0)
+    monkeypatch.setattr("tasks.machine_checks.MIN_DISK_GB", 0)
     assert check_disk(str(tmp_path)).status == "ok"
-    monkeypatch.setattr("tasks.doctor.MIN_DISK_GB", 1e9)
+    monkeypatch.setattr("tasks.machine_checks.MIN_DISK_GB", 1e9)
     check = check_disk(str(tmp_path))
     assert (check.status, "are recommended" in check.found) == ("warn", True)
 

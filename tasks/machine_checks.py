@@ -1,0 +1,153 @@
+"""What this machine must have for a run: Python, packages, CPUs, memory, disk, a root that can be written."""
+
+import contextlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tasks import storage
+
+PACKAGE = "pyramid-pipeline"
+MIN_DISK_GB, MIN_RAM_GB, MIN_SHM_GB = 2.0, 4.0, 0.5
+UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one check: `fail` means that the demo cannot run here, `warn` that something is worth knowing."""
+
+    name: str
+    status: str  # ok | warn | fail
+    found: str
+    advice: str = ""
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    """Python 3.11 or 3.12."""
+    text = f"{'.'.join(map(str, version))} ({platform.system()} {platform.machine()})"
+    if (3, 11) <= version[:2] < (3, 13):
+        return Check("Python", "ok", text)
+    return Check("Python", "fail", text, "use Python 3.11 or 3.12: uv python install 3.12 && uv sync")
+
+
+def check_packages(requirements: list[str] | None = None) -> list[Check]:
+    """Installed versions against what this package asks for; one line for all that fit."""
+    from packaging.requirements import Requirement
+
+    names = metadata.requires(PACKAGE) or [] if requirements is None else requirements
+    wanted = [one for one in map(Requirement, names) if one.marker is None or one.marker.evaluate()]
+    bad, good = [], []
+    for one in wanted:
+        try:
+            version = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            bad.append(Check(one.name, "fail", "not installed", f"uv sync (needs {one})"))
+            continue
+        if one.specifier.contains(version, prereleases=True):
+            good.append(one.name)
+        else:
+            bad.append(Check(one.name, "fail", version, f"uv sync (needs {one.name}{one.specifier})"))
+    return [*bad, Check("packages", "ok" if good else "warn", f"{len(good)} of {len(wanted)} as required")]
+
+
+def check_hf_datasets() -> Check:
+    """`import datasets` must be Hugging Face's library, not a folder of data cards."""
+    spec = importlib.util.find_spec("datasets")
+    origin = spec.origin if spec else None
+    if origin and "site-packages" in origin:
+        return Check("Hugging Face datasets", "ok", metadata.version("datasets"))
+    advice = "install it (uv sync), and keep __init__.py out of folders named datasets"
+    return Check("Hugging Face datasets", "fail", f"`import datasets` finds {origin or 'a bare folder'}", advice)
+
+
+def check_cpus() -> Check:
+    """CPUs that this process may use; one stays free for Ray itself."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if usable < 2:
+        return Check("CPUs", "fail", str(usable), "a run needs two: one for actors, one for Ray's own work")
+    return Check("CPUs", "ok", str(usable))
+
+
+def check_ram() -> Check:
+    """Memory that is free, within the limit of a container."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit = _container_limit()
+    free = min(free, limit) if limit else free
+    text = f"{free / 1e9:.1f} GB free"
+    return Check("memory", *_enough(free / 1e9, MIN_RAM_GB, text, "close other programs, or give the container more"))
+
+
+def _container_limit() -> int | None:
+    """Memory limit of a cgroup (v2), bytes; None without one."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    return None
+
+
+def _enough(value: float, least: float, text: str, advice: str) -> tuple[str, str, str]:
+    return ("ok", text, "") if value >= least else ("warn", f"{text}, {least:g} GB are recommended", advice)
+
+
+def check_shm(path: str = "/dev/shm") -> Check:
+    """Shared memory, where Ray keeps its objects on Linux."""
+    if not os.path.isdir(path):
+        return Check("shared memory", "ok", f"no {path} on this system; Ray does without")
+    free = shutil.disk_usage(path).free / 1e9
+    advice = "start the container with --shm-size=2g (or ipc: host); else Ray uses the disk, which is slow"
+    return Check("shared memory", *_enough(free, MIN_SHM_GB, f"{free:.1f} GB free in {path}", advice))
+
+
+def check_root(root: str) -> Check:
+    """Whether tables and media can be written; nothing stays behind."""
+    try:
+        if storage.is_local(root):
+            with tempfile.TemporaryDirectory(prefix=".pyramid-doctor-", dir=_nearest_folder(root)):
+                pass
+        else:
+            storage.check_writable(root)
+    except (OSError, ImportError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or err
+        return Check("root", "fail", f"{root} cannot be written: {reason}", "choose a folder you own with --root")
+    return Check("root", "ok", f"{root} can be written")
+
+
+def _nearest_folder(root: str) -> Path:
+    """The root, or the nearest folder above it that exists.
+
+    Raises:
+        NotADirectoryError: what exists there is a file.
+    """
+    path = Path(root.removeprefix("file://")).expanduser().resolve()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise NotADirectoryError(20, f"{path} is a file")
+    return path
+
+
+def check_disk(root: str) -> Check:
+    """Space for tables, clips and checkpoints."""
+    if not storage.is_local(root):
+        return Check("disk", "ok", "the root is remote")
+    try:
+        free = shutil.disk_usage(_nearest_folder(root)).free / 1e9
+    except OSError as err:
+        return Check("disk", "warn", str(err), "see root")
+    return Check("disk", *_enough(free, MIN_DISK_GB, f"{free:.1f} GB free at the root", "free some, or move the root"))
+
+
+def check_uv() -> Check:
+    """Under `uv run` Ray would start its workers in an environment of their own, unless it is told not to."""
+    if os.environ.get(UV_HOOK, "0").lower() in ("1", "true"):
+        return Check(
+            "uv and Ray", "warn", f"{UV_HOOK} is on", f"unset {UV_HOOK}: workers would get another environment"
+        )
+    return Check("uv and Ray", "ok", "workers use this environment")

@@ -1,0 +1,84 @@
+"""Ports that our servers would take, and servers that the environment names."""
+
+import os
+import re
+import socket
+from pathlib import Path
+
+from tasks import storage
+from tasks.machine_checks import Check
+
+PORTS = {4200: "Prefect server", 5000: "MLflow server", 8265: "Ray dashboard and jobs", 8000: "generation API"}
+
+
+def check_port(port: int) -> Check:
+    """Whether a server of ours could listen there; taken is fine when it is that very server."""
+    name = f"port {port}"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as err:
+            what = PORTS.get(port, "server")
+            advice = f"fine if that is the {what}; else give the {what} another port, or stop what holds this one"
+            return Check(name, "warn", f"taken ({err.strerror})", advice)
+    return Check(name, "ok", f"free for the {PORTS.get(port, 'server')}")
+
+
+def check_ray_auth() -> Check:
+    """Token authentication of Ray clusters: asked for, is there a token?"""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()
+    address = os.environ.get("RAY_ADDRESS", "")
+    where = f", RAY_ADDRESS={address}" if address else ""
+    if mode == "token" and not has_token:
+        advice = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token (an embedded Ray makes its own)"
+        return Check("Ray token", "warn", f"RAY_AUTH_MODE=token and no token{where}", advice)
+    if address and mode != "token":
+        advice = "a cluster that others can reach needs RAY_AUTH_MODE=token on the head, the nodes and here"
+        return Check("Ray token", "warn", f"no authentication{where}", advice)
+    return Check("Ray token", "ok", f"mode {mode or 'not set'}, {'a token' if has_token else 'no token'}{where}")
+
+
+def check_prefect() -> Check:
+    """The Prefect server of PREFECT_API_URL, when one is named."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Check("Prefect server", "ok", "none set: flows start a temporary one")
+    return _server("Prefect server", "PREFECT_API_URL", url, url.rstrip("/") + "/health")
+
+
+def check_mlflow(root: str) -> Check:
+    """The MLflow server of MLFLOW_TRACKING_URI, when one is named."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        if storage.is_local(root):
+            return Check("MLflow", "ok", "none set: an SQLite file under the root")
+        return Check(
+            "MLflow", "fail", "the root is remote and MLFLOW_TRACKING_URI is not set", "set it to an MLflow server"
+        )
+    if not uri.startswith("http"):
+        return Check("MLflow", "ok", _without_password(uri))
+    return _server("MLflow", "MLFLOW_TRACKING_URI", uri, uri.rstrip("/") + "/health")
+
+
+def _server(name: str, variable: str, shown: str, url: str, timeout_s: float = 5.0) -> Check:
+    import urllib.error
+    import urllib.request
+
+    shown = _without_password(shown)
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s):
+            return Check(name, "ok", f"{shown} answers")
+    except urllib.error.HTTPError as err:
+        if err.code in (401, 403):
+            return Check(name, "warn", f"{shown} asks who we are", "set its user and password in the environment")
+        return Check(name, "fail", f"{shown} answers {err.code}", f"is {variable} right?")
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "reason", None) or err
+        return Check(name, "fail", f"{shown} does not answer: {reason}", f"start it, or unset {variable}")
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", uri)

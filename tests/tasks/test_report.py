@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,32 @@ def test_the_page_needs_nothing_but_itself(whole_root):
     assert [source for source in sources if source.startswith("https")] == ["https://example.org/films"]
     assert "<link" not in page
     assert "@import" not in page
+
+
+class Balance(HTMLParser):
+    """Collects elements that are closed in another order than they were opened, or never."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.wrong = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append((tag, self.getpos()))
+
+
+def test_every_element_of_the_page_is_closed(whole_root, tmp_path):
+    for root in (whole_root, str(tmp_path)):
+        balance = Balance(page_of(root))
+        assert (balance.wrong, balance.open) == ([], [])
 
 
 def test_the_page_shows_what_is_in_the_tables(whole_root):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyramid_model.config import LatentNorm, MiniFluxConfig, VAEConfig, VAEStackConfig
 from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.packing import PATCH
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -66,6 +67,31 @@ MINIFLUX_NAMES = (
     (r"^single_blocks\.(\d+)\.", r"single_transformer_blocks.\1.attn."),
 )
 Names = tuple[tuple[str, str], ...]
+
+# our config field -> key of a released config.json
+ENCODER_KEYS = {
+    "channels": "encoder_block_out_channels",
+    "layers": "encoder_layers_per_block",
+    "norm_groups": "encoder_norm_num_groups",
+    "resample_space": "encoder_spatial_down_sample",
+    "resample_time": "encoder_temporal_down_sample",
+}
+DECODER_KEYS = {
+    "channels": "decoder_block_out_channels",
+    "layers": "decoder_layers_per_block",
+    "norm_groups": "decoder_norm_num_groups",
+    "resample_space": "decoder_spatial_up_sample",
+    "resample_time": "decoder_temporal_up_sample",
+}
+MINIFLUX_KEYS = {
+    "num_double_blocks": "num_layers",
+    "num_single_blocks": "num_single_layers",
+    "num_heads": "num_attention_heads",
+    "head_dim": "attention_head_dim",
+    "text_dim": "joint_attention_dim",
+    "pooled_dim": "pooled_projection_dim",
+    "rope_axes": "axes_dims_rope",
+}
 
 
 def save_vae(vae: CausalVideoVAE, folder: str | Path) -> None:
@@ -148,64 +174,46 @@ def load_released(model: nn.Module, names: Names, tensors: dict[str, Tensor], so
 
 
 def vae_config_from_released(released: dict[str, Any]) -> VAEConfig:
-    """Our config from the keys of a released config.json; keys that change nothing are passed over."""
+    """Our config from the keys of a released config.json; keys that change nothing are passed over.
 
-    def stack(half: str, resample: str) -> VAEStackConfig:
-        fields = {
-            "channels": f"{half}_block_out_channels",
-            "layers": f"{half}_layers_per_block",
-            "norm_groups": f"{half}_norm_num_groups",
-            "resample_space": f"{half}_spatial_{resample}_sample",
-            "resample_time": f"{half}_temporal_{resample}_sample",
-        }
-        return VAEStackConfig(**{ours: released[theirs] for ours, theirs in fields.items() if theirs in released})
-
+    Raises:
+        ValueError: a key is missing or a value is out of range.
+    """
     norm = released.get("latent_norm")
     return VAEConfig(
-        latent_channels=released["encoder_out_channels"],
-        encoder=stack("encoder", "down"),
-        decoder=stack("decoder", "up"),
+        **_ours(released, {"latent_channels": "encoder_out_channels"}),
+        encoder=VAEStackConfig(**_ours(released, ENCODER_KEYS)),
+        decoder=VAEStackConfig(**_ours(released, DECODER_KEYS)),
         latent_norm=LatentNorm(**norm) if norm else None,
     )
 
 
 def vae_config_to_released(config: VAEConfig) -> dict[str, Any]:
     """Inverse of `vae_config_from_released`; `latent_norm` is ours alone."""
-    released: dict[str, Any] = {
+    return {
         "_class_name": "CausalVideoVAE",
         "encoder_in_channels": 3,
         "encoder_out_channels": config.latent_channels,
+        **{theirs: getattr(config.encoder, ours) for ours, theirs in ENCODER_KEYS.items()},
         "decoder_in_channels": config.latent_channels,
         "decoder_out_channels": 3,
+        **{theirs: getattr(config.decoder, ours) for ours, theirs in DECODER_KEYS.items()},
         "downsample_scale": config.space_factor,
         "latent_norm": config.latent_norm.model_dump() if config.latent_norm else None,
     }
-    for half, resample, stack in (("encoder", "down", config.encoder), ("decoder", "up", config.decoder)):
-        released |= {
-            f"{half}_block_out_channels": stack.channels,
-            f"{half}_layers_per_block": stack.layers,
-            f"{half}_norm_num_groups": stack.norm_groups,
-            f"{half}_spatial_{resample}_sample": stack.resample_space,
-            f"{half}_temporal_{resample}_sample": stack.resample_time,
-        }
-    return released
 
 
 def miniflux_config_from_released(released: dict[str, Any]) -> MiniFluxConfig:
-    """Our config from the keys of a released config.json; keys that change nothing are passed over."""
+    """Our config from the keys of a released config.json; keys that change nothing are passed over.
+
+    Raises:
+        ValueError: a key is missing or a value is out of range.
+    """
     if not released.get("interp_condition_pos", True):
         raise ValueError("interp_condition_pos false: only models with interpolated history positions are supported")
-    return MiniFluxConfig(
-        latent_channels=released["in_channels"] // 4,
-        num_double_blocks=released["num_layers"],
-        num_single_blocks=released["num_single_layers"],
-        num_heads=released["num_attention_heads"],
-        head_dim=released["attention_head_dim"],
-        text_dim=released["joint_attention_dim"],
-        pooled_dim=released["pooled_projection_dim"],
-        rope_axes=tuple(released["axes_dims_rope"]),
-        causal=released.get("use_temporal_causal", True),
-    )
+    (channels,) = _ours(released, {"in_channels": "in_channels"}).values()
+    causal = released.get("use_temporal_causal", True)
+    return MiniFluxConfig(**_ours(released, MINIFLUX_KEYS), latent_channels=channels // PATCH**2, causal=causal)
 
 
 def miniflux_config_to_released(config: MiniFluxConfig) -> dict[str, Any]:
@@ -213,17 +221,18 @@ def miniflux_config_to_released(config: MiniFluxConfig) -> dict[str, Any]:
     return {
         "_class_name": "PyramidFluxTransformer",
         "patch_size": 1,
-        "in_channels": config.latent_channels * 4,
-        "num_layers": config.num_double_blocks,
-        "num_single_layers": config.num_single_blocks,
-        "num_attention_heads": config.num_heads,
-        "attention_head_dim": config.head_dim,
-        "joint_attention_dim": config.text_dim,
-        "pooled_projection_dim": config.pooled_dim,
-        "axes_dims_rope": config.rope_axes,
+        "in_channels": config.latent_channels * PATCH**2,
+        **{theirs: getattr(config, ours) for ours, theirs in MINIFLUX_KEYS.items()},
         "use_temporal_causal": config.causal,
         "interp_condition_pos": True,
     }
+
+
+def _ours(released: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
+    """Values of a released config under our field names. Whether and where to resample may be left to the default."""
+    if missing := [key for key in keys.values() if key not in released and not key.endswith("_sample")]:
+        raise ValueError(f"{CONFIG_FILE} lacks {', '.join(missing)}: is it the config of this kind of model?")
+    return {ours: released[theirs] for ours, theirs in keys.items() if theirs in released}
 
 
 def _save(model: nn.Module, names: Names, config: dict[str, Any], folder: Path) -> None:

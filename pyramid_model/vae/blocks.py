@@ -90,7 +90,7 @@ class DownBlock(nn.Module):
     def __init__(self, in_channels: int, config: VAEStackConfig, i: int):
         super().__init__()
         channels = config.channels[i]
-        widths = [in_channels] + [channels] * (config.layers[i] - 1)
+        widths = ([in_channels] + [channels] * config.layers[i])[: config.layers[i]]
         self.resnets = nn.ModuleList(ResnetBlock(width, channels, config.norm_groups) for width in widths)
         space, time = config.resample_space[i], config.resample_time[i]
         self.space = CausalConv3d(channels, channels, stride=(1, 2, 2)) if space else None
@@ -110,7 +110,7 @@ class UpBlock(nn.Module):
     def __init__(self, in_channels: int, config: VAEStackConfig, i: int):
         super().__init__()
         channels = config.channels[::-1][i]
-        widths = [in_channels] + [channels] * (config.layers[i] - 1)
+        widths = ([in_channels] + [channels] * config.layers[i])[: config.layers[i]]
         self.resnets = nn.ModuleList(ResnetBlock(width, channels, config.norm_groups) for width in widths)
         self.space = SpaceUpsample(channels) if config.resample_space[i] else None
         self.time = TimeUpsample(channels) if config.resample_time[i] else None

@@ -1,0 +1,84 @@
+"""Reference cases and tiny models for the tests of pyramid_model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+PARITY = Path(__file__).parent / "parity"
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """`reference(name)`: config and tensors of a case under parity/."""
+    from safetensors.torch import load_file
+
+    def load(name: str):
+        folder = PARITY / name
+        return json.loads((folder / "config.json").read_text()), load_file(folder / "tensors.safetensors")
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def reference_weights():
+    """`reference_weights(name)`: the weights of a case under their original names."""
+    from safetensors.torch import load_file
+
+    return lambda name: load_file(PARITY / name / "weights.safetensors")
+
+
+@pytest.fixture
+def tiny_vae():
+    """A VAE with random weights, 8x8x8, in evaluation mode."""
+    import torch
+
+    from pyramid_model.config import VAEConfig, VAEStackConfig
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
+
+    torch.manual_seed(0)
+    stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+    return CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack)).eval()
+
+
+@pytest.fixture
+def tiny_dit():
+    """A miniFLUX with random weights everywhere, so that no output is zero, in evaluation mode."""
+    import torch
+
+    from pyramid_model.config import MiniFluxConfig
+    from pyramid_model.dit.miniflux import MiniFlux
+
+    torch.manual_seed(0)
+    config = MiniFluxConfig(
+        latent_channels=4,
+        num_double_blocks=1,
+        num_single_blocks=1,
+        num_heads=2,
+        head_dim=8,
+        text_dim=6,
+        pooled_dim=5,
+        rope_axes=(2, 2, 4),
+    )
+    dit = MiniFlux(config).eval()
+    with torch.no_grad():
+        for parameter in dit.parameters():
+            parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
+    return dit
+
+
+@pytest.fixture
+def text_rows():
+    """`text_rows(n)`: features for n prompts, the last tokens of every other one being padding."""
+    import torch
+
+    from pyramid_model.text import TextFeatures
+
+    def make(rows: int) -> TextFeatures:
+        generator = torch.Generator().manual_seed(7)
+        mask = torch.ones(rows, 4, dtype=torch.bool)
+        mask[1::2, 2:] = False
+        embeds = torch.randn(rows, 4, 6, generator=generator)
+        return TextFeatures(embeds, mask, torch.randn(rows, 5, generator=generator))
+
+    return make

@@ -1,0 +1,132 @@
+"""Facts about the causal video VAE. Runs in about 5 s."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pyramid_model.config import LatentNorm, VAEConfig, VAEStackConfig
+from pyramid_model.vae.conv import causal_conv3d
+from pyramid_model.vae.norm import measure_latent_norm
+from pyramid_model.vae.posterior import Posterior
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def clip():
+    return torch.rand(2, 3, 17, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize(("stride", "num_zeros"), [((1, 1, 1), 2), ((2, 1, 1), 2), ((1, 2, 2), 1), ((2, 1, 1), 0)])
+def test_sum_of_2d_convolutions_is_the_3d_one_with_zeros_before(stride, num_zeros):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator) for s in ((2, 3, 5, 6, 8), (4, 3, 3, 3, 3), (4,)))
+    ours = [t.double().requires_grad_() for t in (x, weight, bias)]
+    theirs = [t.double().requires_grad_() for t in (x, weight, bias)]
+    out = causal_conv3d(*ours, stride, num_zeros)
+    expected = F.conv3d(F.pad(theirs[0], (1, 1, 1, 1, num_zeros, 0)), *theirs[1:], stride)
+    torch.testing.assert_close(out, expected)
+    up = torch.randn(out.shape, generator=generator).double()
+    for actual, wanted in zip(
+        torch.autograd.grad(out, ours, up), torch.autograd.grad(expected, theirs, up), strict=True
+    ):
+        torch.testing.assert_close(actual, wanted)
+
+
+@torch.no_grad()
+def test_shapes_are_1_plus_8k_frames_to_1_plus_k_latents_an_eighth_of_the_side(tiny_vae, clip):
+    latents = tiny_vae.encode(clip).mean
+    assert latents.shape == (2, 4, 3, 2, 3)
+    assert tiny_vae.decode(latents).shape == clip.shape
+
+
+@torch.no_grad()
+def test_a_latent_frame_does_not_depend_on_later_frames(tiny_vae, clip):
+    changed = clip.clone()
+    changed[:, :, 9:] = 0
+    close(tiny_vae.encode(changed).mean[:, :, :2], tiny_vae.encode(clip).mean[:, :, :2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [8, 16])
+def test_encoding_in_chunks_is_encoding_at_once(tiny_vae, clip, window):
+    close(tiny_vae.encode(clip, window).mean, tiny_vae.encode(clip).mean)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [1, 2])
+def test_decoding_in_chunks_is_decoding_at_once(tiny_vae, window):
+    latents = torch.randn(1, 4, 5, 2, 2)
+    close(tiny_vae.decode(latents, window), tiny_vae.decode(latents))
+
+
+@torch.no_grad()
+def test_frames_come_out_as_latents_come_in(tiny_vae):
+    latents = torch.randn(1, 4, 3, 2, 2)
+    stream = tiny_vae.decode_stream(latents.split(1, dim=2))
+    first, second, third = stream
+    assert [part.shape[2] for part in (first, second, third)] == [1, 8, 8]
+    close(torch.cat([first, second, third], dim=2), tiny_vae.decode(latents))
+
+
+@torch.no_grad()
+def test_two_clips_coded_in_turns_do_not_disturb_each_other(tiny_vae):
+    a, b = torch.randn(2, 1, 4, 2, 2, 2).unbind()
+    stream_a, stream_b = (tiny_vae.decode_stream(z.split(1, dim=2)) for z in (a, b))
+    turns = [(next(stream_a), next(stream_b)) for _ in range(2)]
+    close(torch.cat([part for part, _ in turns], dim=2), tiny_vae.decode(a))
+    close(torch.cat([part for _, part in turns], dim=2), tiny_vae.decode(b))
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "message"),
+    [
+        ((1, 3, 16, 16, 16), None, "16 frames: the VAE takes 1 \\+ 8k frames, for example 9"),
+        ((1, 3, 9, 20, 16), None, "multiples of 8"),
+        ((1, 3, 17, 16, 16), 12, "window 12"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused_with_what_would_be_right(tiny_vae, shape, window, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_vae.encode(torch.zeros(shape), window)
+
+
+def test_a_seed_gives_the_same_posterior_sample():
+    posterior = Posterior(torch.zeros(1, 2, 1, 2, 2), torch.zeros(1, 2, 1, 2, 2))
+    a, b = (posterior.sample(torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert posterior.kl().abs().max() == 0
+
+
+def test_latent_norm_treats_the_first_frame_apart_and_inverts():
+    norm = LatentNorm(first_shift=1.0, first_scale=2.0, rest_shift=(0.0, 3.0), rest_scale=(1.0, 0.5))
+    latents = torch.randn(2, 2, 3, 2, 2)
+    kept = latents.clone()
+    normalised = norm.normalise(latents)
+    torch.testing.assert_close(normalised[:, :, 0], (latents[:, :, 0] - 1) * 2)
+    torch.testing.assert_close(normalised[:, 1, 1:], (latents[:, 1, 1:] - 3) * 0.5)
+    torch.testing.assert_close(norm.denormalise(normalised), latents)
+    assert torch.equal(latents, kept)
+
+
+def test_latents_normalised_by_their_own_statistics_have_zero_mean_and_unit_variance():
+    latents = torch.randn(8, 2, 3, 16, 16) * torch.tensor([0.1, 5.0])[:, None, None, None] + 2
+    normalised = measure_latent_norm(latents).normalise(latents)
+    for frames in (normalised[:, :, :1], normalised[:, :, 1:]):
+        assert frames.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-3
+        assert (frames.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 1e-3
+
+
+def test_a_config_whose_halves_do_not_match_is_refused():
+    stack = VAEStackConfig(
+        channels=(4, 4), layers=(1, 1), norm_groups=2, resample_space=(True, True), resample_time=(True, False)
+    )
+    other = VAEStackConfig(
+        channels=(4, 4), layers=(1, 1), norm_groups=2, resample_space=(True, False), resample_time=(True, False)
+    )
+    with pytest.raises(ValueError, match="halves 2 times but the decoder doubles 1"):
+        VAEConfig(encoder=stack, decoder=other)
+    with pytest.raises(ValueError, match="norm_groups 3 does not divide"):
+        VAEStackConfig(channels=(4,), layers=(1,), norm_groups=3, resample_space=(True,), resample_time=(True,))

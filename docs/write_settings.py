@@ -61,7 +61,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _table(fields: list[tuple[str, FieldInfo]]) -> str:
     lines = ["| setting | default | type | meaning |", "|---|---|---|---|"]
     for name, field in fields:
-        meaning = (field.description or "").replace("|", "\\|")
+        meaning = (field.description or "").replace("|", "\\|").replace("<", "&lt;")
         lines.append(f"| `{name}` | {_default(field)} | {_type(field.annotation)} | {meaning} |")
     return "\n".join(lines) + "\n"
 

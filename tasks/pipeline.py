@@ -4,6 +4,7 @@ The driver holds only ids and small rows. Each block is one input partition of t
 appends them to their tables exactly once, and reports counts. If Ray runs a block again, its id is already in the log.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -41,18 +42,28 @@ def connect(config: RayConfig) -> float:
 
     if ray.is_initialized():
         return 0.0
-    if config.address == "local":
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus or os.cpu_count(),
-            object_store_memory=256 * 2**20,  # ids and counts only: frames never pass through it
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    else:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+    embedded: dict[str, Any] = {
+        "num_cpus": config.num_cpus or os.cpu_count(),
+        "object_store_memory": 256 * 2**20,  # ids and counts only: frames never pass through it
+        "include_dashboard": False,
+    }
+    own = embedded if config.address == "local" else {}
+    with _quiet_stderr():
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **own)
     return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Ray's C++ core announces its log level on file descriptor 2, whatever the level; Python errors still raise."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def num_actors(cpus_per_actor: float, gpus_per_actor: float, num_blocks: int) -> int:

@@ -1,0 +1,60 @@
+"""What people see on a Prefect run beside its log: counts, figures, verdicts, links."""
+
+from collections.abc import Mapping
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from tasks import previews
+from tasks.step import Run, StepResult
+
+
+def publish_counts(result: StepResult) -> None:
+    """Counts in and out of a step, rows by table, and errors by type, as a table."""
+    new = {"ok": result.num_ok, "failed": result.num_failed, "skipped": result.num_skipped}
+    counts = {"in": result.num_in, "done before": result.num_done} | new
+    rows = [{"what": name, "count": count} for name, count in counts.items()]
+    rows += [{"what": f"rows appended to {table}", "count": count} for table, count in result.rows.items()]
+    rows += [{"what": f"error: {kind}", "count": count} for kind, count in result.errors.items()]
+    summary = result.note or f"{result.num_new} new of {result.num_in}"
+    description = f"**{result.step}**: {summary}, {result.wall_s:.1f} s ({result.busy_s:.1f} s of it working)"
+    create_table_artifact(table=rows, key=f"counts-{artifact_key(result.step)}", description=description)
+
+
+def publish_curation(run: Run, results: Mapping[str, StepResult]) -> None:
+    """Histograms, drop reasons and a contact sheet, when anything new was selected."""
+    if results["select"].num_new:
+        create_markdown_artifact(previews.curation_page(run.root), key="curation", description="Kept and dropped clips")
+
+
+def publish_training(run: Run, result: StepResult) -> None:
+    """Loss curves and final figures, when a model was trained."""
+    if result.num_new:
+        create_markdown_artifact(
+            previews.training_page(run.root, result.outputs["model_id"]),
+            key=f"training-{artifact_key(result.step.removeprefix('train_'))}",
+            description="Loss curves and final figures",
+        )
+
+
+def publish_verdict(run: Run, result: StepResult) -> None:
+    """The gate's checks and the clips it looked at, when a model was judged."""
+    if result.num_new:
+        evaluation_id = result.outputs["evaluation_id"]
+        create_markdown_artifact(
+            previews.verdict_page(run.root, evaluation_id), key="gate", description="The gate's verdict"
+        )
+
+
+def publish_generations(run: Run, result: StepResult) -> None:
+    """Prompts with frames of their clips, when clips were generated."""
+    if result.num_new:
+        create_markdown_artifact(
+            previews.generations_page(run.root, result.outputs["weights_hash"]),
+            key="generated-clips",
+            description="Generated clips",
+        )
+
+
+def artifact_key(step: str) -> str:
+    """Prefect allows lower-case letters, digits and dashes."""
+    return step.replace("_", "-")

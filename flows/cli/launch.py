@@ -1,0 +1,118 @@
+"""Run one flow for a command: settings checked first, live progress, one clear message when something is wrong."""
+
+import importlib
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
+    from tasks.step import StepResult
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
+OUR_CODE = Path(__file__).parents[2]
+
+
+def launch(
+    flow: str, root: str, recipe: str, settings: Sequence[str] | None, **options: Any
+) -> "dict[str, StepResult]":
+    """Check everything that can be checked, then run `flows.<flow>.<flow>` with live progress; returns its results.
+
+    Args:
+        flow: module and function name of the flow.
+        root: folder or URI.
+        recipe: name or path.
+        settings: `section.key=value` pairs of --set.
+        options: command-line options that stand for a setting, dots written as `__`; None and "" are not given.
+
+    Raises:
+        typer.Exit: with code 2 for bad input, 1 for a failure, 130 when interrupted; the message has been printed.
+    """
+    try:
+        plan, root = _checked(root, recipe, settings, options)
+        if flow in ("curate", "data_to_model"):
+            _check_source(plan.ingest.source, root)
+        use_prefect(root)
+        with Progress(Console(highlight=False)) as progress:
+            progress.waiting("starting Prefect")
+            run_flow = getattr(importlib.import_module(f"flows.{flow}"), flow)
+            return run_flow(root=root, recipe=plan)
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as err:
+        if not _meant_for_people(err):
+            traceback.print_exc()
+            complain(f"{type(err).__name__}: {err}")
+            raise typer.Exit(FAILURE) from err
+        complain(str(err))
+        raise typer.Exit(BAD_INPUT if isinstance(err, USER_ERRORS) else FAILURE) from err
+
+
+def _checked(root: str, recipe: str, settings: Sequence[str] | None, options: dict[str, Any]) -> "tuple[Recipe, str]":
+    """The recipe and the absolute root, after all checks that need no work: keys, types, a writable root."""
+    from flows.recipe import load_recipe, parse_settings
+    from tasks.step import Run
+    from tasks.storage import check_writable
+
+    given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, "", False)}
+    plan = load_recipe(recipe, parse_settings(settings or ()) | given)
+    root = Run(root=root).root
+    check_writable(root)
+    return plan, root
+
+
+def _check_source(source: str, root: str) -> None:
+    """Refuse a source that is missing or empty before anything starts; a remote one is left to the ingest step."""
+    from tasks.listing import source_files
+    from tasks.storage import is_local
+
+    if is_local(source):
+        source_files(source, root)
+
+
+def use_prefect(root: str) -> None:
+    """Settings of Prefect's own temporary server, for when no server is configured; must come before its import.
+
+    Its database goes under the root, so that the runs can be looked at later from there.
+    """
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # The log goes to the run; the console shows our progress instead.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if not os.environ.get("PREFECT_API_URL") and "://" not in root:
+        os.environ.setdefault("PREFECT_HOME", str(Path(root) / "prefect"))
+
+
+def complain(message: str) -> None:
+    """One error on standard error; every command that refuses something says it through here."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("[red]error:[/] ", end="")
+    console.print(message, markup=False)
+
+
+def _meant_for_people(err: Exception) -> bool:
+    """Whether our code raised it on purpose, so that its message is enough; anything else is a bug."""
+    raised_in = traceback.extract_tb(err.__traceback__)[-1].filename
+    ours = any(Path(raised_in).is_relative_to(OUR_CODE / layer) for layer in ("flows", "tasks", "pyramid_model"))
+    return ours and isinstance(err, (*USER_ERRORS, RuntimeError))
+
+
+def runner() -> str:
+    """What to put before a command that is printed for people to copy."""
+    return "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+
+
+def elapsed(started: float) -> str:
+    """Seconds since `started` (time.monotonic) as `3 min 05 s`."""
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,18 @@
+"""The command `pyramid`. Nothing heavy is imported before a command runs: `--help` is instant."""
+
+import typer
+
+from flows.cli import flow_commands, manifest, run_commands
+
+app = typer.Typer(
+    name="pyramid",
+    help="Your own raw videos to your own video model: curation, features, training, generation.\n\n"
+    "Start with `pyramid demo`; it needs no GPU, no server and no download.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+run_commands.mount(app)
+flow_commands.mount(app)
+app.add_typer(manifest.app, name="manifest", rich_help_panel="Look at what is there")

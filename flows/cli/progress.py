@@ -1,0 +1,98 @@
+"""Live progress in the terminal: one line a step, a spinner with done/total on the one that runs."""
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from tasks.step import PROGRESS, STEPS, StepResult
+
+NAME_WIDTH, COUNT_WIDTH = 14, 46
+PLAIN_EVERY_S = 30.0
+
+
+class Progress(logging.Handler):
+    """Listens to what the steps log and draws it; without a terminal it prints plain lines."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.INFO)
+        self.console = console
+        self.live = Live(console=console, transient=True, refresh_per_second=8) if console.is_terminal else None
+        self.step, self.started, self.counts, self.printed = "", time.monotonic(), "", time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        for logger in (PROGRESS, STEPS):
+            logger.setLevel(logging.INFO)
+            logger.addHandler(self)
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        for logger in (PROGRESS, STEPS):
+            logger.removeHandler(self)
+        if self.live:
+            self.live.stop()
+        if err is not None and self.step:
+            self.console.print(self._line("✗", "red", self.step, "stopped", time.monotonic() - self.started))
+
+    def waiting(self, what: str) -> None:
+        """Show that something other than a step is going on."""
+        self._draw(what)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A step started, went on, or finished."""
+        event = getattr(record, "event", "")
+        if event == "started":
+            self.step, self.started, self.counts = record.step, time.monotonic(), ""  # type: ignore[attr-defined]
+            self._draw(self.step)
+        elif event == "finished":
+            self.finished(record.result)  # type: ignore[attr-defined]
+            self.step = ""
+            self._draw("…")
+        elif hasattr(record, "total"):
+            self.counts = f"{record.done}/{record.total}"  # type: ignore[attr-defined]
+            self._draw(self.step or record.step)  # type: ignore[attr-defined]
+            self._plain(record.getMessage())
+
+    def finished(self, result: StepResult) -> None:
+        """The line that stays: what came in, what came out, how long it took."""
+        bad = result.num_failed + result.num_skipped
+        mark, colour = ("!", "yellow") if bad else ("✓", "green") if result.num_new else ("·", "dim")
+        self.console.print(self._line(mark, colour, result.step, describe(result), result.wall_s))
+
+    def _draw(self, name: str) -> None:
+        if self.live:
+            text = Text.assemble((f"{name:<{NAME_WIDTH}}", "bold"), " ", (self.counts if self.step else "", "cyan"))
+            self.live.update(Spinner("dots", text=text))
+
+    def _plain(self, message: str) -> None:
+        """Without a terminal: a progress line now and then, so that a log shows life."""
+        if self.live is None and time.monotonic() - self.printed > PLAIN_EVERY_S:
+            self.printed = time.monotonic()
+            self.console.print(f"  {message}")
+
+    def _line(self, mark: str, colour: str, name: str, text: str, seconds: float) -> Text:
+        return Text.assemble(
+            (f"{mark} ", colour),
+            (f"{name:<{NAME_WIDTH}}", "bold"),
+            f" {text:<{COUNT_WIDTH}} ",
+            (f"{seconds:7.1f} s", "dim"),
+        )
+
+
+def describe(result: StepResult) -> str:
+    """`8 in: 7 ok, 1 failed (truncated) → 24 clips`."""
+    if not result.num_new:
+        return f"{result.num_in} in: {result.note or 'nothing new'}"
+    counts = {"done before": result.num_done, "ok": result.num_ok, "failed": result.num_failed}
+    counts["skipped"] = result.num_skipped
+    text = f"{result.num_in} in: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    if result.errors:
+        text += " (" + ", ".join(f"{count} {kind}" for kind, count in result.errors.items()) + ")"
+    rows = ", ".join(f"{count} {table}" for table, count in result.rows.items() if count)
+    return text + (f" → {rows}" if rows else "") + (f"; {result.note}" if result.note else "")

@@ -1,0 +1,54 @@
+"""`pyramid demo` and `pyramid run`: everything from raw videos to generated clips."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.options import RayAddress, RetryFailed, Root, Settings, Source
+
+
+def demo(
+    root: Root = "./pyramid-demo",
+    settings: Settings = None,
+    ray: RayAddress = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """The whole pipeline on the sample videos: cut, score, caption, train a VAE and a DiT, judge, generate, report.
+
+    A second run on the same root finds nothing to do and says so.
+
+    Example: `pyramid demo --root ./pyramid-demo`
+    """
+    _run_all(root, "demo", settings, ray__address=ray, retry_failed=retry_failed)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="demo, smoke, 384p, 768p, or the path of a YAML file.")],
+    source: Source = "",
+    root: Root = "./pyramid-data",
+    settings: Settings = None,
+    ray: RayAddress = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """The whole pipeline as a recipe describes it, on your videos.
+
+    Example: `pyramid run 384p --source ~/videos --root /data/pyramid --set train_dit.optim.num_steps=20000`
+    """
+    _run_all(root, recipe, settings, ingest__source=source, ray__address=ray, retry_failed=retry_failed)
+
+
+def _run_all(root: str, recipe: str, settings: list[str] | None, **given: Any) -> None:
+    """The flow data-to-model with live progress, then where to find what it made."""
+    from flows.cli.launch import launch
+    from flows.cli.summary import print_summary
+
+    started = time.monotonic()
+    launch("data_to_model", root, recipe, settings, **given)
+    print_summary(root, started)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    app.command("demo")(demo)
+    app.command("run")(run)

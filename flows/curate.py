@@ -1,0 +1,47 @@
+"""Raw videos to scored and selected clips."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.artifacts import publish_curation
+from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.recipe import Recipe
+from tasks import clips, ingest, scores, select
+from tasks.step import StepResult
+
+ingest_sources = durable(ingest.ingest)
+cut_clips = durable(clips.clips)
+score_clips = durable(scores.scores)
+select_clips = durable(select.select)
+
+
+@flow(name="curate", flow_run_name=flow_run_name, persist_result=False)
+def curate(
+    root: str,
+    recipe: Recipe | str = "demo",
+    source: str = "",
+    settings: dict[str, Any] | None = None,
+    run_id: str = "",
+) -> dict[str, StepResult]:
+    """Find videos, cut them at shots, score the clips and select the good ones.
+
+    Args:
+        root: folder or URI that holds tables/ and media/.
+        recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
+        source: folder of videos or text file with one path or URL a line; empty: the recipe's `ingest.source`.
+        settings: overrides of the recipe by dotted name, e.g. {"select.min_motion": 0.5}.
+        run_id: lineage of the new rows; empty: the time.
+
+    Returns:
+        What each step did, by step name.
+    """
+    run, plan = prepare(root, recipe, settings, run_id, source)
+    done = by_step(
+        ingest_sources(run, plan.ingest),
+        cut_clips(run, plan.clips),
+        score_clips(run, plan.scores),
+        select_clips(run, plan.select),
+    )
+    publish_curation(run, done)
+    return done

@@ -1,0 +1,131 @@
+"""What every flow does with its steps: make them Prefect tasks, resolve the recipe, and send the log to Prefect."""
+
+import functools
+import logging
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
+
+from flows.artifacts import publish_counts
+from flows.recipe import Recipe, RecipeError, load_recipe
+from tasks.step import PROGRESS, Run, StepFunction, StepResult
+
+DEFAULT_RECIPE = "demo"
+PROGRESS_EVERY_S = 10.0
+TRANSIENT = (ConnectionError, TimeoutError)
+TRANSIENT_RAY = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
+
+
+def durable(step: StepFunction[Any]) -> Task[[Run, Any], StepResult]:
+    """A step as a Prefect task: named after it, with its counts as an artifact, tried again when a machine failed.
+
+    Nothing is cached or stored: a step is incremental against its tables, so running it again is cheap and right.
+    """
+
+    @functools.wraps(step)
+    def with_counts(run: Run, config: Any) -> StepResult:
+        result = step(run, config)
+        publish_counts(result)
+        return result
+
+    return task(
+        with_counts,
+        name=step.__name__,
+        task_run_name=step.__name__,
+        retries=2,
+        retry_delay_seconds=30,
+        retry_condition_fn=_failed_machine,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def _failed_machine(_task: Any, _task_run: Any, state: Any) -> bool:
+    """Whether a lost machine or connection is behind a failure; bad data or settings would only fail again."""
+    err = state.result(raise_on_failure=False)
+    while isinstance(err, BaseException):
+        if isinstance(err, TRANSIENT) or type(err).__name__ in TRANSIENT_RAY:
+            return True
+        err = err.__cause__
+    return False
+
+
+def prepare(
+    root: str,
+    recipe: Recipe | str,
+    settings: Mapping[str, Any] | None = None,
+    run_id: str = "",
+    source: str = "",
+) -> tuple[Run, Recipe]:
+    """Resolve what a flow was asked to do, before anything is claimed or written.
+
+    Args:
+        root: folder or URI of the tables and media.
+        recipe: name, path or the settings themselves.
+        settings: overrides by dotted name.
+        run_id: lineage of new rows; a flow inside a flow gets its parent's.
+        source: override of `ingest.source`.
+
+    Raises:
+        RecipeError: the recipe or an override is wrong, or there is no root.
+    """
+    forward_logs()
+    if _unset(root):
+        raise RecipeError("this deployment has no root: set PYRAMID_ROOT before `prefect deploy`, or give `root`")
+    overrides = {name: value for name, value in (settings or {}).items() if not _unset(value)}
+    if source:
+        overrides["ingest.source"] = source
+    resolved = load_recipe(DEFAULT_RECIPE if _unset(recipe) else recipe, overrides)
+    names = {"run_id": run_id} if run_id else {}
+    return Run(root=root, ray=resolved.ray, retry_failed=resolved.retry_failed, **names), resolved
+
+
+def _unset(value: Any) -> bool:
+    """Whether prefect.yaml took a parameter from an environment variable that `prefect deploy` did not find."""
+    return isinstance(value, str) and value.startswith("{{ $")
+
+
+def flow_run_name() -> str:
+    """Flow, root and time, e.g. `curate pyramid-demo 2026-11-21 03:00:00`."""
+    root = PurePosixPath(str(flow_run.parameters.get("root", ""))).name
+    return f"{flow_run.flow_name} {root} {datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
+@functools.cache
+def forward_logs() -> None:
+    """Send what the steps log (loggers `pyramid.*`) to the Prefect run they belong to, as well as to the console."""
+    handler = APILogHandler()
+    handler.addFilter(_Sparse())
+    logger = logging.getLogger("pyramid")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+
+
+class _Sparse(logging.Filter):
+    """Lets a progress line through every few seconds: one a training step would fill the run's log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this record is sent."""
+        if record.name != PROGRESS.name:
+            return True
+        step, now = str(getattr(record, "step", "")), time.monotonic()
+        if now - self.last.get(step, 0.0) < PROGRESS_EVERY_S:
+            return False
+        self.last[step] = now
+        return True
+
+
+def by_step(*results: StepResult) -> dict[str, StepResult]:
+    """Results by the name of their step."""
+    return {result.step: result for result in results}

@@ -1,0 +1,59 @@
+"""Measure the newest model on held-out clips; it becomes champion if it passes the gate."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.events import emit_event
+
+from flows.artifacts import publish_verdict
+from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.recipe import Recipe, replaced
+from tasks import evaluate, register
+from tasks.register import RegisterConfig
+from tasks.step import StepResult
+
+judge = durable(evaluate.evaluate)
+promote = durable(register.register)
+
+
+class GateError(RuntimeError):
+    """The gate lets an untrained model pass, so its verdict on a trained one means nothing."""
+
+
+@flow(name="evaluate-and-gate", flow_run_name=flow_run_name, persist_result=False)
+def evaluate_and_gate(
+    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+) -> dict[str, StepResult]:
+    """Judge an untrained model first, which must fail, then the trained one; register it if it passes.
+
+    Args:
+        root: folder or URI that holds tables/ and media/.
+        recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
+        settings: overrides of the recipe by dotted name, e.g. {"evaluate.gate.max_loss_to_untrained": 0.8}.
+        run_id: lineage of the new rows; empty: the time.
+
+    Returns:
+        What each step did, by step name; `register` is missing when the gate refused the model.
+
+    Raises:
+        GateError: the untrained model passed.
+    """
+    run, plan = prepare(root, recipe, settings, run_id)
+    untrained = judge(run, replaced(plan.evaluate, candidate="untrained"))
+    if passed(untrained):
+        raise GateError("the gate lets an untrained model pass: make its limits tighter (evaluate.gate)")
+    trained = judge(run, replaced(plan.evaluate, candidate="trained"))
+    publish_verdict(run, trained)
+    if not passed(trained):
+        return by_step(trained)
+    champion = promote(run, RegisterConfig(evaluation_id=trained.outputs["evaluation_id"]))
+    if champion.num_new:
+        emit_event(
+            "pyramid.champion.promoted", {"prefect.resource.id": f"pyramid.model.{champion.outputs['model_id']}"}
+        )
+    return by_step(trained, champion)
+
+
+def passed(result: StepResult) -> bool:
+    """The gate's verdict on an evaluation."""
+    return result.outputs.get("passed") == "true"

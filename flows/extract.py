@@ -1,0 +1,32 @@
+"""What the DiT trains on: text features of the captions and latents of the clips."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.recipe import Recipe
+from tasks import latents, text_features
+from tasks.step import StepResult
+
+encode_texts = durable(text_features.text_features)
+encode_latents = durable(latents.latents)
+
+
+@flow(name="extract", flow_run_name=flow_run_name, persist_result=False)
+def extract(
+    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+) -> dict[str, StepResult]:
+    """Encode captions with the text encoder and clips with the VAE.
+
+    Args:
+        root: folder or URI that holds tables/ and media/.
+        recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
+        settings: overrides of the recipe by dotted name, e.g. {"latents.vae": "/models/vae"}.
+        run_id: lineage of the new rows; empty: the time.
+
+    Returns:
+        What each step did, by step name.
+    """
+    run, plan = prepare(root, recipe, settings, run_id)
+    return by_step(encode_texts(run, plan.text_features), encode_latents(run, plan.latents))

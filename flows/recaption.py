@@ -1,0 +1,31 @@
+"""Captions for the selected clips."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.recipe import Recipe
+from tasks import captions
+from tasks.step import StepResult
+
+caption_clips = durable(captions.captions)
+
+
+@flow(name="recaption", flow_run_name=flow_run_name, persist_result=False)
+def recaption(
+    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+) -> dict[str, StepResult]:
+    """Caption every selected clip that has no caption yet.
+
+    Args:
+        root: folder or URI that holds tables/ and media/.
+        recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
+        settings: overrides of the recipe by dotted name, e.g. {"captions.sidecar": "captions.csv"}.
+        run_id: lineage of the new rows; empty: the time.
+
+    Returns:
+        What the step did, by step name.
+    """
+    run, plan = prepare(root, recipe, settings, run_id)
+    return by_step(caption_clips(run, plan.captions))

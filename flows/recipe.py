@@ -1,0 +1,227 @@
+"""A recipe: the settings of every step, for one run from raw videos to generated clips, in one YAML file."""
+
+import difflib
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from pyramid_model.config import Config
+from tasks.captions import CaptionsConfig
+from tasks.clips import ClipsConfig
+from tasks.evaluate import EvaluateConfig
+from tasks.generate import GenerateConfig
+from tasks.ingest import IngestConfig
+from tasks.latents import LatentsConfig
+from tasks.report import ReportConfig
+from tasks.scores import ScoresConfig
+from tasks.select import SelectConfig
+from tasks.step import RayConfig, StepResult
+from tasks.text_features import TextFeaturesConfig
+from tasks.train_dit import TrainDiTConfig
+from tasks.train_vae import TrainVAEConfig
+
+FOLDER = Path(__file__).parent / "recipes"
+PATHS = (
+    ("ingest", "source"),
+    ("captions", "sidecar"),
+    ("text_features", "prompts_file"),
+    ("latents", "vae"),
+    ("generate", "prompts_file"),
+)
+HANDED_ON = ("selection", "captions", "encoder", "vae", "dit")
+
+
+class RecipeError(ValueError):
+    """A recipe or an override cannot be used; the message names each key, its value and what would be right."""
+
+
+class Recipe(Config):
+    """Settings of a whole run, one section a step. A section that is left out takes the step's defaults."""
+
+    ray: RayConfig = RayConfig()
+    retry_failed: bool = Field(False, description="try rows again that failed before")
+    ingest: IngestConfig = IngestConfig()
+    clips: ClipsConfig = ClipsConfig()
+    scores: ScoresConfig = ScoresConfig()
+    select: SelectConfig = SelectConfig()
+    captions: CaptionsConfig = CaptionsConfig()
+    text_features: TextFeaturesConfig = TextFeaturesConfig()
+    train_vae: TrainVAEConfig | None = Field(None, description="null: use the VAE of latents.vae, train none")
+    latents: LatentsConfig = LatentsConfig()
+    train_dit: TrainDiTConfig = TrainDiTConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    generate: GenerateConfig = GenerateConfig()
+    report: ReportConfig = ReportConfig()
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_recipe(recipe: Recipe | str, settings: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: a name (`demo`), the path of a YAML file, or a recipe that was read before.
+        settings: dotted name -> value, e.g. {"train_vae.optim.num_steps": 100}.
+
+    Raises:
+        RecipeError: no such recipe, no YAML, a key that does not exist, or a value of the wrong type.
+    """
+    settings = settings or {}
+    path = _find(recipe) if isinstance(recipe, str) else Path("the recipe")
+    given = _read(path) if isinstance(recipe, str) else recipe.model_dump(mode="json")
+    for name, value in settings.items():
+        _put(given, name, value)
+    try:
+        return _located(Recipe.model_validate(given))
+    except ValidationError as err:
+        raise RecipeError(_explain(err, path, settings)) from None
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["train_vae.optim.num_steps=100"]` -> {"train_vae.optim.num_steps": 100}; values are read as YAML.
+
+    Raises:
+        RecipeError: a pair without a name or a `=`, or a value that is not YAML.
+    """
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise RecipeError(f"--set {pair}: write it as section.key=value, e.g. --set train_vae.optim.num_steps=100")
+        try:
+            settings[name.strip()] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as err:
+            raise RecipeError(f"--set {pair}: the value {text!r} is not YAML; quote it: '{name}=\"…\"'") from err
+    return settings
+
+
+def _find(recipe: str) -> Path:
+    if recipe in recipe_names():
+        return FOLDER / f"{recipe}.yaml"
+    path = Path(recipe).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise RecipeError(f"there is no recipe file {recipe!r}")
+    near = difflib.get_close_matches(recipe, recipe_names(), 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise RecipeError(
+        f"there is no recipe {recipe!r}: give one of {', '.join(recipe_names())}, or a path to a YAML file.{hint}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        given = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise RecipeError(f"recipe {path} is not YAML: {err}") from err
+    if not isinstance(given, dict):
+        raise RecipeError(f"recipe {path} must be a mapping of sections ({', '.join(Recipe.model_fields)})")
+    return given
+
+
+def _located(recipe: Recipe) -> Recipe:
+    """Relative paths made absolute where the file exists: from the present folder, else from the checkout.
+
+    Steps may run in another folder or on another machine; what does not exist is left for the step to complain about.
+    """
+    changed = {}
+    for section_name, key in PATHS:
+        section = getattr(recipe, section_name)
+        value = getattr(section, key)
+        places = [Path(value).expanduser(), FOLDER.parents[1] / value] if value and "://" not in value else []
+        found = next((place for place in places if place.exists()), None)
+        if found is not None:
+            changed[section_name] = replaced(changed.get(section_name, section), **{key: str(found.absolute())})
+    return replaced(recipe, **changed) if changed else recipe
+
+
+def _put(given: dict, name: str, value: Any) -> None:
+    """Set a dotted name in nested mappings, making the sections on the way."""
+    *sections, last = name.split(".")
+    inner = given
+    for section in sections:
+        if inner.get(section) is None:
+            inner[section] = {}
+        inner = inner[section]
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {name}: {section!r} is a value, not a section")
+    inner[last] = value
+
+
+def _explain(err: ValidationError, path: Path, settings: Mapping[str, Any]) -> str:
+    """Every problem on a line of its own: dotted name, where it was set, value, and what would be right."""
+    lines = []
+    for problem in err.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        where = "--set" if any(_inside(name, key) or _inside(key, name) for key in settings) else str(path)
+        lines.append(f"{where}: {_problem(name, problem)}")
+    return "\n".join(lines)
+
+
+def _inside(name: str, section: str) -> bool:
+    return name == section or name.startswith(f"{section}.")
+
+
+def _problem(name: str, problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}.{_nearest(name)}"
+    if problem["type"] == "missing":
+        return f"{name} is missing and has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _nearest(name: str) -> str:
+    """The valid setting that was probably meant, and the keys of its section."""
+    known = list(dotted_names(Recipe))
+    last = name.rpartition(".")[2]
+    same_key = [key for key in known if key.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(name, [*same_key, *known], 1, cutoff=0.6) or same_key[:1]
+    section = name.rpartition(".")[0]
+    siblings = [key.removeprefix(section).lstrip(".") for key in known if key.rpartition(".")[0] == section]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Keys of {section or 'a recipe'}: {', '.join(siblings)}." if siblings else hint
+
+
+def dotted_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every setting of a config, sections included, as `section.key`."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for inner in _models_in(field.annotation):
+            yield from dotted_names(inner, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [model for part in get_args(annotation) for model in _models_in(part)]
+    return []
+
+
+def replaced(config: Config, **changes: Any) -> Any:
+    """A config with some values changed, validated like any other."""
+    return type(config).model_validate(config.model_dump() | changes)
+
+
+def with_outputs(recipe: Recipe, results: Iterable[StepResult]) -> Recipe:
+    """A recipe whose later sections take the ids and URIs that earlier steps put out, where it leaves them empty.
+
+    Left empty they would mean "the newest in the root", which may be from another recipe.
+    """
+    outputs = {key: value for result in results for key, value in result.outputs.items() if key in HANDED_ON}
+    changed = {}
+    for name in Recipe.model_fields:
+        section = getattr(recipe, name)
+        empty = {key: value for key, value in outputs.items() if getattr(section, key, None) == ""}
+        if empty:
+            changed[name] = replaced(section, **empty)
+    return replaced(recipe, **changed) if changed else recipe

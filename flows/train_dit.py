@@ -1,0 +1,34 @@
+"""Train the diffusion transformer on latents and text features."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.artifacts import publish_training
+from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.recipe import Recipe
+from tasks import train_dit as step
+from tasks.step import StepResult
+
+fit_dit = durable(step.train_dit)
+
+
+@flow(name="train-dit", flow_run_name=flow_run_name, persist_result=False)
+def train_dit(
+    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+) -> dict[str, StepResult]:
+    """Train a DiT, unless one with these settings on these latents and captions exists.
+
+    Args:
+        root: folder or URI that holds tables/ and media/.
+        recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
+        settings: overrides of the recipe by dotted name, e.g. {"train_dit.optim.num_steps": 5000}.
+        run_id: lineage of the new rows; empty: the time.
+
+    Returns:
+        What the step did, by step name.
+    """
+    run, plan = prepare(root, recipe, settings, run_id)
+    trained = fit_dit(run, plan.train_dit)
+    publish_training(run, trained)
+    return by_step(trained)

@@ -1,0 +1,36 @@
+"""Train the video VAE on the selected clips."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.artifacts import publish_training
+from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.recipe import Recipe
+from tasks import train_vae as step
+from tasks.step import StepResult
+
+fit_vae = durable(step.train_vae)
+
+
+@flow(name="train-vae", flow_run_name=flow_run_name, persist_result=False)
+def train_vae(
+    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+) -> dict[str, StepResult]:
+    """Train a VAE, unless one with these settings on these clips exists, or the recipe names one that was given.
+
+    Args:
+        root: folder or URI that holds tables/ and media/.
+        recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
+        settings: overrides of the recipe by dotted name, e.g. {"train_vae.optim.num_steps": 2000}.
+        run_id: lineage of the new rows; empty: the time.
+
+    Returns:
+        What the step did, by step name; empty when the recipe takes its VAE from `latents.vae`.
+    """
+    run, plan = prepare(root, recipe, settings, run_id)
+    if plan.train_vae is None:
+        return {}
+    trained = fit_vae(run, plan.train_vae)
+    publish_training(run, trained)
+    return by_step(trained)

@@ -1,0 +1,89 @@
+"""One step in a process of its own: `python -m tasks <step> '{"run": {…}, "config": {…}}'`. Ray jobs run this.
+
+The JSON may also be `@file` or `-` (standard input). Standard output carries the log, `PROGRESS {json}` lines, and at
+the end one line, `RESULT {json}` (exit code 0) or `ERROR message` (exit code 3).
+"""
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pyramid_model.config import Config
+from tasks.step import PROGRESS, Run, StepFunction, StepResult
+
+STEP_NAMES = (
+    "ingest",
+    "clips",
+    "scores",
+    "select",
+    "captions",
+    "text_features",
+    "train_vae",
+    "latents",
+    "train_dit",
+    "evaluate",
+    "register",
+    "generate",
+    "report",
+)
+USAGE = """usage: python -m tasks STEP '{"run": {"root": …}, "config": {…}}'   (or @file, or - for standard input)"""
+
+
+class LineFormatter(logging.Formatter):
+    """Log lines for people; progress as `PROGRESS {json}`, which the submitting side turns back into progress."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of one record."""
+        if record.name == PROGRESS.name and hasattr(record, "total"):
+            keys = ("step", "done", "total")
+            return "PROGRESS " + json.dumps({key: getattr(record, key) for key in keys})
+        return super().format(record)
+
+
+def find_step(name: str) -> tuple[StepFunction[Any], type[Config]]:
+    """The step function of that name and the class of its config.
+
+    Raises:
+        ValueError: there is no such step.
+    """
+    if name not in STEP_NAMES:
+        raise ValueError(f"there is no step {name!r}: the steps are {', '.join(STEP_NAMES)}")
+    function = getattr(importlib.import_module(f"tasks.{name}"), name)
+    return function, get_type_hints(function)["config"]
+
+
+def run_step(name: str, arguments: str) -> StepResult:
+    """Parse the JSON (or `@file`, or `-`) and run the step."""
+    if arguments == "-":
+        arguments = sys.stdin.read()
+    elif arguments.startswith("@"):
+        arguments = Path(arguments[1:]).read_text()
+    given = json.loads(arguments)
+    function, config_class = find_step(name)
+    return function(Run.model_validate(given["run"]), config_class.model_validate(given["config"]))
+
+
+def main(argv: list[str]) -> int:
+    """Run the step that the command line names; returns the exit code."""
+    if len(argv) != 2:
+        print(USAGE, file=sys.stderr)
+        return 2
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    try:
+        result = run_step(*argv)
+    except Exception as err:
+        logging.debug("step %s failed", argv[0], exc_info=True)
+        one_line = " ".join(f"{type(err).__name__}: {err}".split())
+        print(f"ERROR {one_line}", flush=True)
+        return 3
+    print(f"RESULT {result.model_dump_json()}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

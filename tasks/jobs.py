@@ -1,0 +1,120 @@
+"""A step as a Ray job on a cluster elsewhere (`ray.address: jobs:http://head:8265`).
+
+The submission id follows from what is to be done, so a driver that died finds its job again. The token of a cluster
+with authentication comes from the environment (`RAY_AUTH_MODE=token` with `RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH`),
+never from a config. The cluster's image must hold this package, and `root` must be reachable from it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pyramid_model.config import Config
+from tasks.pipeline import StepError
+from tasks.step import Run, StepResult, report_progress
+from tasks.tables import content_id
+
+LOG = logging.getLogger("pyramid.jobs")
+
+RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
+POLL_S, POLL_MOST_S = 0.5, 5.0
+UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
+LOG_TAIL_LINES = 20
+
+
+def submission_id(step: str, run: Run, config: Config) -> str:
+    """The same work on the same root always has the same id; `run_id` is left out, since it changes nothing."""
+    work = content_id(step, run.root, config.model_dump(mode="json"), run.retry_failed)
+    return f"pyramid-{step.replace('_', '-')}-{work}"
+
+
+def submit_step(step: str, run: Run, config: Config) -> StepResult:
+    """Run a step as a Ray job: join it if it is running already, else submit it; forward its log; return its result.
+
+    Cancelling (Ctrl-C, a cancelled flow) stops the job. A driver that is killed outright leaves the job running.
+
+    Raises:
+        StepError: the job failed or was stopped, or the cluster cannot be reached.
+    """
+    job_id = submission_id(step, run, config)
+    client = _client(run.ray.address.removeprefix("jobs:"))
+    try:
+        _submit_or_join(client, job_id, step, run, config)
+        lines = list(_follow(client, job_id))
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.stop_job(job_id)
+        raise
+    return _outcome(job_id, client.get_job_status(job_id).value, lines)
+
+
+def _client(address: str) -> Any:
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as err:
+        raise StepError(
+            f"no Ray Jobs server answers at {address} (ray.address): {err}. Check the address and port (8265 by "
+            "default) and, if the cluster asks for a token, RAY_AUTH_MODE=token with RAY_AUTH_TOKEN."
+        ) from err
+
+
+def _submit_or_join(client: Any, job_id: str, step: str, run: Run, config: Config) -> None:
+    """Join a running job; any ended one is replaced, because a step that runs again does only what is missing."""
+    known = {job.submission_id: job.status.value for job in client.list_jobs()}
+    if known.get(job_id) in RUNNING:
+        LOG.info("joined Ray job %s, which is %s", job_id, known[job_id])
+        return
+    if job_id in known:
+        client.delete_job(job_id)
+    there = run.model_dump(mode="json") | {"ray": run.ray.model_dump(mode="json") | {"address": "auto"}}
+    arguments = json.dumps({"run": there, "config": config.model_dump(mode="json")})
+    client.submit_job(submission_id=job_id, entrypoint=f"python -m tasks {step} {shlex.quote(arguments)}")
+    LOG.info("submitted Ray job %s", job_id)
+
+
+def _follow(client: Any, job_id: str) -> Iterator[str]:
+    """The job's log lines as they appear, until it ends; each is logged here, progress is reported as progress."""
+    seen, wait_s, heard = 0, POLL_S, time.monotonic()
+    while True:
+        try:
+            status, log = client.get_job_status(job_id).value, client.get_job_logs(job_id)
+        except (ConnectionError, RuntimeError) as err:
+            if time.monotonic() - heard > UNREACHABLE_S:
+                raise StepError(f"lost the Ray cluster while following job {job_id}: {err}") from err
+            time.sleep(POLL_MOST_S)
+            continue
+        heard = time.monotonic()
+        end = len(log) if status in ENDED else log.rfind("\n") + 1  # a half-written line waits for its rest
+        fresh = log[seen:end].splitlines()
+        for line in fresh:
+            _forward(line)
+            yield line
+        if status in ENDED:
+            return
+        wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
+        seen = max(seen, end)
+        time.sleep(wait_s)
+
+
+def _forward(line: str) -> None:
+    if line.startswith("PROGRESS "):
+        report_progress(**json.loads(line.removeprefix("PROGRESS ")))
+    elif line.strip() and not line.startswith("RESULT "):
+        LOG.info("%s", line)
+
+
+def _outcome(job_id: str, status: str, lines: list[str]) -> StepResult:
+    results = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
+    if status == "SUCCEEDED" and results:
+        return StepResult.model_validate_json(results[-1])
+    errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
+    reason = errors[-1] if errors else "its last lines:\n" + "\n".join(lines[-LOG_TAIL_LINES:])
+    raise StepError(f"Ray job {job_id} ended as {status}: {reason}")

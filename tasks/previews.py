@@ -1,0 +1,144 @@
+"""What a run did, as short Markdown pages with their pictures inside: Prefect shows them beside the run."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from tasks.manifest import clips_with_scores
+from tasks.report_figures import histogram_figure
+from tasks.report_models import charts
+from tasks.table_stats import compact, drop_reasons, histograms
+from tasks.tables import read_table
+
+MAX_CLIPS, SHEET_COLUMNS = 24, 6
+THUMB_H, THUMB_W = 72, 128
+STRIP_FRAMES = 6
+STYLE = """<style>
+svg { background: #fff; font: 11px sans-serif } text { fill: #555 }
+.bar { fill: #3b7dd8 } .bar.dropped { fill: #c9d8ee } .axis, .gridline { stroke: #ddd; fill: none }
+.line { fill: none; stroke-width: 1.8 } .raw { stroke-width: .8; opacity: .35 }
+.c1 { stroke: #3b7dd8 } .c2 { stroke: #d9622b } .dot.c1 { fill: #3b7dd8 } .dot.c2 { fill: #d9622b }
+.end { text-anchor: end } .middle { text-anchor: middle }
+</style>"""
+
+
+def curation_page(root: str) -> str:
+    """Kept and dropped clips, drop reasons, score histograms, and a contact sheet of the kept clips."""
+    reasons, num_kept, num_all = drop_reasons(root)
+    dropped = table(("dropped because", "clips", "no other reason"), ((r.reason, r.alone, r.only) for r in reasons))
+    rows = clips_with_scores(root).to_pylist()
+    kept = [row["uri"] for row in rows if row["keep"] and row["status"] == "ok"]
+    figures = [
+        f"**{found.name}** (mean {compact(found.mean)})\n\n{picture(found.name, svg_uri(histogram_figure(found)))}"
+        for found in histograms(root, "scores")
+    ]
+    shown = kept[:MAX_CLIPS]
+    sheet = picture("kept clips", sheet_uri([[frame] for uri in shown for frame in frames_of(uri, 1)], SHEET_COLUMNS))
+    parts = [f"# {num_kept} of {num_all} clips kept", dropped if reasons else "", "## Scores", *figures]
+    return page([*parts, f"## Kept clips ({len(shown)} of {len(kept)})", sheet if shown else "none"])
+
+
+def training_page(root: str, model_id: str) -> str:
+    """Curves and final figures of a trained model."""
+    rows = read_table(root, "models", where=pc.field("model_id") == model_id).to_pylist()
+    if not rows:
+        return f"There is no model {model_id}."
+    row = rows[0]
+    figures = [f"**{chart.title}**\n\n{picture(chart.title, svg_uri(chart.svg))}" for chart in charts(row)]
+    metrics = [(name, figure(value)) for name, value in json.loads(row["metrics"] or "{}").items()]
+    heading = f"# {row['kind']} {row['weights_hash'][:8]}, {row['num_steps']} steps"
+    return page([heading, table(("figure", "value"), metrics), *figures, f"Weights: `{row['uri']}`"])
+
+
+def verdict_page(root: str, evaluation_id: str) -> str:
+    """The gate's checks one by one, and what the model made."""
+    rows = read_table(root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()
+    if not rows or rows[0]["status"] != "ok":
+        return f"There is no evaluation {evaluation_id}."
+    row = rows[0]
+    checks = json.loads(row["checks"])
+    lines = [
+        ("passed" if check["passed"] else "**failed**", check["rule"], figure(check["value"]), figure(check["limit"]))
+        for check in checks
+    ]
+    samples = json.loads(row["metrics"]).get("samples", [])
+    clips = [clip_section(sample["prompt"], sample["uri"]) for sample in samples]
+    heading = "# Passed the gate" if row["passed"] else "# Refused by the gate"
+    return page([heading, table(("", "rule", "value", "limit"), lines), *clips])
+
+
+def generations_page(root: str, weights_hash: str) -> str:
+    """The newest clips that these weights made: prompt, frames, path."""
+    where = (pc.field("weights_hash") == weights_hash) & (pc.field("status") == "ok")
+    rows = read_table(root, "generations", ["prompt", "uri", "seed", "created_at"], where=where)
+    newest = rows.sort_by([("created_at", "descending")]).slice(0, MAX_CLIPS).to_pylist()
+    sections = [clip_section(row["prompt"], row["uri"], f"seed {row['seed']}") for row in newest]
+    return page([f"# Clips of model {weights_hash[:8]}", *sections])
+
+
+def clip_section(prompt: str, uri: str, remark: str = "") -> str:
+    """A clip as a strip of frames under its prompt."""
+    strip = sheet_uri([frames_of(uri, STRIP_FRAMES)], 1)
+    return f"**{prompt}** {remark}\n\n{picture(prompt, strip)}\n\n`{uri}`"
+
+
+def frames_of(uri: str, num: int) -> list[Any]:
+    """So many frames spread over a clip, uint8 (h w c), of thumbnail size; none when it cannot be read."""
+    from pyramid_model.video import VideoError, clip_length, read_clip
+
+    try:
+        length = clip_length(uri)
+        every = max(1, length // num)
+        return list(read_clip(uri, height=THUMB_H, width=THUMB_W)[every // 2 :: every][:num])
+    except (VideoError, ValueError):
+        return []
+
+
+def sheet_uri(cells: Sequence[Sequence[Any]], columns: int) -> str:
+    """Frames side by side, cells in rows of `columns`, as one JPEG data URI; "" for no frames."""
+    from PIL import Image
+
+    tiles = [frame for cell in cells for frame in cell]
+    if not tiles:
+        return ""
+    across = columns * max(len(cell) for cell in cells)
+    sheet = Image.new("RGB", (across * THUMB_W, math.ceil(len(tiles) / across) * THUMB_H), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(Image.fromarray(tile), (i % across * THUMB_W, i // across * THUMB_H))
+    data = io.BytesIO()
+    sheet.save(data, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def svg_uri(svg: str) -> str:
+    """A figure of the report as a picture of its own, with the style that the report's page would give it."""
+    head, rest = svg.split(">", 1)
+    width, height = head.split('viewBox="0 0 ')[1].split('"')[0].split()
+    head = head.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"', 1)
+    return f"data:image/svg+xml;base64,{base64.b64encode(f'{head}>{STYLE}{rest}'.encode()).decode()}"
+
+
+def picture(name: str, uri: str) -> str:
+    """A Markdown image, or a remark when there is none."""
+    return f"![{name.replace(']', ' ')}]({uri})" if uri else "(no picture)"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def figure(value: Any) -> str:
+    """A number for people, anything else as it is."""
+    return compact(value) if isinstance(value, int | float) and math.isfinite(value) else str(value)
+
+
+def page(parts: Iterable[str]) -> str:
+    """Parts with a blank line between them."""
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,0 +1,36 @@
+"""Make a model that passed the gate the champion: the one that generates."""
+
+from pydantic import Field
+
+from pyramid_model.config import Config
+from tasks.registry import champion, promote
+from tasks.step import Run, StepResult, step
+
+
+class RegisterConfig(Config):
+    """Which evaluation to act on."""
+
+    evaluation_id: str = Field(description="of an evaluation that passed the gate")
+
+
+@step
+def register(run: Run, config: RegisterConfig) -> StepResult:
+    """Register the evaluated model in MLflow and give it the alias `champion`; done before, nothing happens.
+
+    Returns:
+        outputs `model_id`, `weights_hash` and `version` of the champion.
+
+    Raises:
+        RegistryError: the evaluation did not pass, or the champion has changed since.
+    """
+    before = champion(run.root)
+    now = promote(run, config.evaluation_id)
+    is_new = before is None or before.version != now.version
+    return StepResult(
+        step="register",
+        num_in=1,
+        num_ok=int(is_new),
+        num_done=int(not is_new),
+        outputs={"model_id": now.model_id, "weights_hash": now.weights_hash, "version": now.version},
+        note=f"version {now.version} is {'now ' if is_new else ''}the champion",
+    )

@@ -1,0 +1,232 @@
+"""Tiny real videos, a real Prefect server with a worker, and a real Ray head, each in processes of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PASSWORD = "test:only"
+CAPTIONS = ("a bright square moves over stripes", "a dark square moves over a checkerboard")
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory) -> Path:
+    """A folder of three videos of two shots each, with captions and a pinned split."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_tiny_source(folder)
+    return folder
+
+
+def write_tiny_source(folder: Path, num_videos: int = 3) -> None:
+    """Fill a folder with small videos whose shots anybody can tell apart."""
+    from pyramid_model.video import write_video
+
+    lines = ["file,start_s,end_s,text"]
+    for i in range(num_videos):
+        shots = [moving_square(24, seed=2 * i + shot, dark=bool(shot)) for shot in range(2)]
+        write_video(str(folder / f"video{i}.mp4"), np.concatenate(shots), fps=12)
+        lines += [f"video{i}.mp4,{2 * shot}.0,{2 * shot + 2}.0,{CAPTIONS[shot]}" for shot in range(2)]
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    splits = [f"{{file: video{i}.mp4, split: {'val' if i == num_videos - 1 else 'train'}}}" for i in range(num_videos)]
+    card = f"name: tiny\nlicense: CC0-1.0\ncaptions: captions.csv\nsplits: [{', '.join(splits)}]\n"
+    (folder / "source.yaml").write_text(card)
+
+
+def moving_square(num_frames: int, seed: int, dark: bool) -> np.ndarray:
+    """A square on stripes or a checkerboard, moving; uint8 (t 96 128 c)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:96, :128]
+    pattern = ((x // 8 + (y // 8 if dark else 0)) % 2)[..., None]
+    back = np.where(pattern, rng.integers(90, 160, 3), rng.integers(0, 256, 3)).astype(np.uint8)
+    frames = np.repeat(back[None], num_frames, axis=0)
+    for t in range(num_frames):
+        left = 4 + 3 * t
+        frames[t, 30:60, left : left + 30] = 20 if dark else 235
+    return frames
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what would point a child at somebody's own servers."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "PYRAMID_"))}
+    own = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return kept | own | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"} | extra
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], Any], float, str], Any]:
+    """`until(ready, timeout_s, what)`: the first truthy answer of `ready`."""
+    return wait_for
+
+
+@pytest.fixture(scope="session")
+def write_videos() -> Callable[..., None]:
+    """`write_videos(folder, num_videos)`: the videos of `tiny_source`, as many as wanted."""
+    return write_tiny_source
+
+
+def wait_for(ready: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """The first truthy answer of `ready`."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if answer := ready():
+            return answer
+        time.sleep(0.5)
+    raise TimeoutError(f"{what}: not within {timeout_s:g} s")
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen]:
+    """A process in a group of its own, ended with everything it started."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Terminate a process group, then kill what is left of it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(20)
+
+
+class PrefectServer:
+    """A server on loopback behind a password, and the environment with which others reach it."""
+
+    def __init__(self, home: Path, port: int):
+        self.home = home
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.environment = environment(
+            PREFECT_HOME=str(home), PREFECT_API_URL=self.url, PREFECT_API_AUTH_STRING=PASSWORD
+        )
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | list | None = None, auth: bool = True) -> Any:
+        """One request to the API; its JSON answer."""
+        import base64
+
+        request = urllib.request.Request(f"{self.url}{path}", method=method)
+        request.add_header("Content-Type", "application/json")
+        if auth:
+            request.add_header("Authorization", f"Basic {base64.b64encode(PASSWORD.encode()).decode()}")
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(request, data, timeout=30) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def cli(self, *arguments: str, **extra: str) -> str:
+        """Output of a `prefect` command that must succeed."""
+        command = [str(BIN / "prefect"), "--no-prompt", *arguments]
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=self.environment | extra, capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def healthy(self) -> bool:
+        """Whether it answers yet."""
+        with contextlib.suppress(OSError):
+            return bool(self.call("GET", "/health", auth=False))
+        return False
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory) -> Iterator[PrefectServer]:
+    """A Prefect server of the session's own: its home, port and password touch nobody else's."""
+    home = tmp_path_factory.mktemp("prefect")
+    port = free_port()
+    server = PrefectServer(home, port)
+    settings = {
+        "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+    }
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, home / "server.log", env=server.environment | settings):
+        wait_for(server.healthy, 120, "Prefect server")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_worker(prefect_server, tmp_path_factory) -> Iterator[Path]:
+    """Every flow deployed as prefect.yaml says, and a worker on its pool; yields the root of the deployments."""
+    root = tmp_path_factory.mktemp("deployed")
+    prefect_server.cli("work-pool", "create", "local-process", "--type", "process")
+    said = prefect_server.cli("deploy", "--all", PYRAMID_ROOT=str(root), PYRAMID_RECIPE="smoke")
+    assert said.count("successfully created") == 8, said
+    command = [str(BIN / "prefect"), "worker", "start", "--pool", "local-process", "--type", "process"]
+    quick = prefect_server.environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+    with running(command, prefect_server.home / "worker.log", env=quick, cwd=root):
+        yield root
+
+
+class RayHead:
+    """A Ray head with token authentication, alone in a network namespace where the machine allows one."""
+
+    def __init__(self, folder: Path, enter: list[str], port: int):
+        self.folder, self.enter = folder, enter
+        self.address = f"jobs:http://127.0.0.1:{port}"
+        token = folder / "token"
+        token.write_text("t" * 64)
+        token.chmod(0o600)
+        self.environment = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+
+    def start_python(self, code: str, log: Path) -> subprocess.Popen:
+        """Run Python code where the head can be reached."""
+        with log.open("w") as out:
+            return subprocess.Popen(
+                [*self.enter, sys.executable, "-u", "-c", code], stdout=out, stderr=out, env=self.environment
+            )
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """`ray start --head` with a Jobs server."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets live below it
+    unshare = next((u for u in (["unshare", "-n"], ["unshare", "-rn"]) if can(u)), [])
+    port = 8265 if unshare else free_port()
+    start = (
+        f"ray start --head --block --disable-usage-stats --num-cpus=2 --node-ip-address=127.0.0.1 "
+        f"--dashboard-host=127.0.0.1 --dashboard-port={port} --object-store-memory=200000000 --temp-dir={folder}"
+    )
+    command = [*unshare, "bash", "-c", f"ip link set lo up; exec {start}" if unshare else f"exec {start}"]
+    head = RayHead(folder, [], port)
+    log = folder / "head.log"
+    with running(command, log, env=head.environment | {"RAY_raylet_start_wait_time_s": "180"}, cwd=folder) as process:
+        user = ["-U", "--preserve-credentials"] if "-rn" in unshare else []
+        head.enter = ["nsenter", f"--target={process.pid}", "-n", *user] if unshare else []
+        wait_for(lambda: "Ray runtime started" in log.read_text(), 120, f"Ray head ({log})")
+        yield head
+
+
+def can(unshare: list[str]) -> bool:
+    """Whether this machine lets us have a network of our own."""
+    try:
+        return subprocess.run([*unshare, "ip", "link", "set", "lo", "up"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False

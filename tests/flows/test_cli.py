@@ -1,0 +1,64 @@
+"""The command line: instant help, clear refusals. Runs in 10 s."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "ray", "prefect", "mlflow", "transformers", "diffusers", "av", "deltalake", "numpy", "matplotlib")
+COMMANDS = ("demo", "run", "curate", "recaption", "extract", "train-vae", "train-dit", "evaluate", "generate")
+
+
+def pyramid(*arguments: str, **options) -> subprocess.CompletedProcess:
+    code = "import sys; from flows.cli.main import app; sys.argv[0] = 'pyramid'; app()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from flows.cli.main import app\n"
+        f"for args in [['--help'], *([c, '--help'] for c in {COMMANDS!r})]:\n"
+        "    result = CliRunner().invoke(app, args); assert result.exit_code == 0, result.output\n"
+        f"print(sorted(set(sys.modules) & set({HEAVY!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_shows_an_example(command):
+    done = pyramid(command, "--help")
+    assert f"Example: pyramid {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--set", "train_dit.optim.num_step=3"], ["train_dit.optim.num_step", "train_dit.optim.num_steps"]),
+        (["demo", "--set", "train_dit.optim.num_steps=many"], ["num_steps = 'many'", "integer"]),
+        (["demo", "--ray", "cluster:6379"], ["cluster:6379", "ray.address"]),
+        (["run", "smok"], ["'smok'", "smoke"]),
+        (["run", "smoke", "--source", "no/such/folder"], ["no/such/folder"]),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments, words):
+    root = tmp_path / "root"
+    done = pyramid(*arguments, "--root", str(root), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not root.exists() or not any(root.iterdir())
+
+
+def test_empty_source_folder_is_refused(tmp_path):
+    (tmp_path / "videos").mkdir()
+    done = pyramid("run", "smoke", "--source", "videos", "--root", "root", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path / "videos") in done.stderr
+
+
+def test_unwritable_root_is_refused(tmp_path):
+    done = pyramid("demo", "--root", "/proc/nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "/proc/nowhere" in done.stderr
+    assert "--root" in done.stderr

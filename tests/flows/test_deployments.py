@@ -1,0 +1,107 @@
+"""A real Prefect server with a worker: deploy all, run by hand, run on a schedule. Runs in 2 min on two cores."""
+
+import urllib.error
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow]
+
+FLOWS = {
+    "curate": "nightly",
+    "recaption": "nightly",
+    "extract": None,
+    "train-vae": None,
+    "train-dit": None,
+    "evaluate-and-gate": None,
+    "generate": "nightly",
+    "data-to-model": None,
+}
+
+
+@pytest.fixture(scope="module")
+def deployments(prefect_server, prefect_worker) -> dict[str, dict]:
+    """Every deployment by name."""
+    return {found["name"]: found for found in prefect_server.call("POST", "/deployments/filter", {})}
+
+
+@pytest.fixture(scope="module")
+def by_hand(prefect_server, prefect_worker, deployments, tiny_source, until) -> dict:
+    """A run of `curate` that was asked for, when it has ended."""
+    body = {"parameters": {"root": str(prefect_worker), "recipe": "smoke", "source": str(tiny_source)}}
+    run = prefect_server.call("POST", f"/deployments/{deployments['curate']['id']}/create_flow_run", body)
+    return until(lambda: ended(prefect_server, run["id"]), 240, "the run by hand")
+
+
+def ended(server, run_id: str) -> dict | None:
+    run = server.call("GET", f"/flow_runs/{run_id}")
+    return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
+def log_of(server, run: dict) -> str:
+    body = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
+    return "\n".join(line["message"] for line in server.call("POST", "/logs/filter", body))
+
+
+def test_the_server_asks_for_a_password(prefect_server):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        prefect_server.call("POST", "/deployments/filter", {}, auth=False)
+
+
+def test_every_flow_is_deployed_with_its_schedule_limit_and_module_path(deployments):
+    assert set(deployments) == set(FLOWS)
+    for name, schedule in FLOWS.items():
+        found = deployments[name]
+        module = name.replace("-", "_")
+        assert found["entrypoint"] == f"flows.{module}.{module}"
+        assert found["global_concurrency_limit"]["limit"] == 1
+        assert found["tags"]
+        assert [entry["slug"] for entry in found["schedules"]] == ([schedule] if schedule else [])
+        assert found["parameters"]["recipe"] == "smoke"
+
+
+def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand):
+    log = log_of(prefect_server, by_hand)
+    assert by_hand["state_type"] == "COMPLETED", log
+    assert "select finished" in log
+    body = {"artifacts": {"flow_run_id": {"any_": [by_hand["id"]]}}}
+    artifacts = {found["key"]: found for found in prefect_server.call("POST", "/artifacts/filter", body)}
+    assert set(artifacts) == {"counts-ingest", "counts-clips", "counts-scores", "counts-select", "curation"}
+    assert "data:image/jpeg" in artifacts["curation"]["data"]
+    assert "data:image/svg" in artifacts["curation"]["data"]
+
+
+def test_run_by_hand_wrote_its_tables(prefect_worker, by_hand):
+    from tasks.tables import read_table
+
+    assert read_table(str(prefect_worker), "clips").num_rows == 6
+
+
+def test_new_champion_triggers_generation(prefect_server, deployments):
+    related = f"/automations/related-to/prefect.deployment.{deployments['generate']['id']}"
+    (automation,) = prefect_server.call("GET", related)
+    assert automation["trigger"]["expect"] == ["pyramid.champion.promoted"]
+
+
+def test_scheduler_creates_a_run_and_the_worker_completes_it(prefect_server, deployments, by_hand, until):
+    deployment = deployments["recaption"]["id"]
+    soon = datetime.now(UTC) + timedelta(seconds=5)
+    every_hour = {"interval": 3600, "anchor_date": soon.isoformat()}
+    schedule = {"active": True, "schedule": every_hour, "slug": "test"}
+    prefect_server.call("POST", f"/deployments/{deployment}/schedules", [schedule])
+
+    def due() -> dict | None:
+        body = {
+            "deployments": {"id": {"any_": [deployment]}},
+            "sort": "EXPECTED_START_TIME_ASC",
+            "limit": 1,
+        }
+        runs = prefect_server.call("POST", "/flow_runs/filter", body)
+        return next(
+            (run for run in runs if run["expected_start_time"] < (soon + timedelta(seconds=60)).isoformat()), None
+        )
+
+    run = until(due, 90, "a scheduled run")
+    assert run["auto_scheduled"]
+    done = until(lambda: ended(prefect_server, run["id"]), 240, "the scheduled run")
+    assert done["state_type"] == "COMPLETED", log_of(prefect_server, done)

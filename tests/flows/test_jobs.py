@@ -1,0 +1,132 @@
+"""Steps as Ray jobs on a real Ray head with token authentication. Runs in 90 s on two cores."""
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
+NUM_VIDEOS = 40
+
+SUBMIT = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+from tasks.clips import ClipsConfig
+from tasks.jobs import submit_step
+from tasks.step import RayConfig, Run
+run = Run(root={root!r}, ray=RayConfig(address={address!r}))
+result = submit_step("clips", run, ClipsConfig(min_frames=9, crf={crf}))
+print("FINISHED", result.model_dump_json())
+"""
+FLOW = """
+from flows.cli.launch import use_prefect
+use_prefect({root!r})
+from flows.curate import curate
+curate({root!r}, "smoke", settings={{"ray.address": {address!r}, "ingest.source": {source!r}, "clips.crf": 33}})
+"""
+JOBS = """
+import json
+from ray.job_submission import JobSubmissionClient
+jobs = JobSubmissionClient({address!r}).list_jobs()
+print("JOBS", json.dumps({{job.submission_id: job.status.value for job in jobs if job.submission_id}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, write_videos) -> Path:
+    """Enough videos that a job can be caught at work."""
+    folder = tmp_path_factory.mktemp("many")
+    write_videos(folder, 1)
+    video = (folder / "video0.mp4").read_bytes()
+    for i in range(1, NUM_VIDEOS):  # bytes after the last box are no part of the film, but make another file
+        (folder / f"copy{i:02}.mp4").write_bytes(video + i.to_bytes(2, "big"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(source, tmp_path_factory) -> Path:
+    from tasks.ingest import IngestConfig, ingest
+    from tasks.step import Run
+
+    folder = tmp_path_factory.mktemp("root")
+    assert ingest(Run(root=str(folder)), IngestConfig(source=str(source))).num_ok == NUM_VIDEOS
+    return folder
+
+
+def jobs(head, log: Path) -> dict[str, str]:
+    """Status by submission id."""
+    address = head.address.removeprefix("jobs:")
+    assert head.start_python(JOBS.format(address=address), log).wait(60) == 0, log.read_text()
+    return json.loads(log.read_text().split("JOBS ")[1])
+
+
+def finished(process: subprocess.Popen, log: Path) -> dict:
+    assert process.wait(240) == 0, log.read_text()
+    return json.loads(log.read_text().split("FINISHED ")[1])
+
+
+def test_a_job_outlives_its_driver_and_the_next_driver_joins_it(ray_head, root, until, tmp_path):
+    code = SUBMIT.format(root=str(root), address=ray_head.address, crf=30)
+    first = ray_head.start_python(code, tmp_path / "first.log")
+    until(lambda: f"clips 0/{NUM_VIDEOS}" in (tmp_path / "first.log").read_text(), 120, "progress of the job")
+    first.kill()
+    first.wait(20)
+    assert list(jobs(ray_head, tmp_path / "jobs.log").values()) == ["RUNNING"]
+
+    second = ray_head.start_python(code, tmp_path / "second.log")
+    result = finished(second, tmp_path / "second.log")
+    said = (tmp_path / "second.log").read_text()
+    assert "joined Ray job" in said
+    assert f"clips {NUM_VIDEOS}/{NUM_VIDEOS}" in said
+    assert (result["num_in"], result["num_done"], result["num_ok"]) == (NUM_VIDEOS, 0, NUM_VIDEOS)
+
+    # An ended job is replaced: the step looks again, and finds nothing to do.
+    third = ray_head.start_python(code, tmp_path / "third.log")
+    result = finished(third, tmp_path / "third.log")
+    assert (result["num_in"], result["num_done"], result["num_ok"]) == (NUM_VIDEOS, NUM_VIDEOS, 0)
+
+
+def test_log_of_a_job_is_in_prefect_and_cancelling_the_flow_stops_it(ray_head, root, source, until, tmp_path):
+    code = FLOW.format(root=str(root), address=ray_head.address, source=str(source))
+    flow = ray_head.start_python(code, tmp_path / "flow.log")
+    database = root / "prefect" / "prefect.db"
+
+    def lines() -> str:
+        if not database.exists():
+            return ""
+        copied = shutil.copytree(root / "prefect", tmp_path / "copy", dirs_exist_ok=True)
+        with sqlite3.connect(copied / "prefect.db") as found:
+            return "\n".join(row[0] for row in found.execute("select message from log"))
+
+    until(lambda: f"clips 0/{NUM_VIDEOS}" in lines(), 180, "the job's log in Prefect")
+    assert "submitted Ray job pyramid-clips-" in lines()
+    flow.send_signal(signal.SIGTERM)
+    assert flow.wait(60) != 0
+    found = jobs(ray_head, tmp_path / "jobs.log")
+    assert "RUNNING" not in found.values()
+    assert list(found.values()).count("STOPPED") == 1
+
+
+def test_failed_job_says_why(ray_head, tmp_path):
+    code = SUBMIT.format(root="/proc/nowhere", address=ray_head.address, crf=30)
+    driver = ray_head.start_python(code, tmp_path / "failed.log")
+    assert driver.wait(120) != 0
+    assert (
+        "ended as FAILED: PermissionError: cannot write under root '/proc/nowhere'"
+        in (tmp_path / "failed.log").read_text()
+    )
+
+
+def test_unreachable_head_is_told_with_its_address(tmp_path):
+    from tasks.clips import ClipsConfig
+    from tasks.jobs import submit_step
+    from tasks.pipeline import StepError
+    from tasks.step import RayConfig, Run
+
+    run = Run(root=str(tmp_path), ray=RayConfig(address="jobs:http://127.0.0.1:9"))
+    with pytest.raises(StepError, match=r"http://127.0.0.1:9 \(ray.address\)"):
+        submit_step("clips", run, ClipsConfig())

@@ -1,0 +1,105 @@
+"""Recipes: what a wrong one says. Runs in 2 s."""
+
+import pytest
+
+from flows.recipe import Recipe, RecipeError, dotted_names, load_recipe, parse_settings, recipe_names, with_outputs
+from tasks.step import StepResult
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_of_the_package_is_valid(name):
+    assert isinstance(load_recipe(name), Recipe)
+
+
+def test_misspelt_key_is_named_with_the_setting_that_was_meant():
+    with pytest.raises(RecipeError, match=r"no setting 'train_dit.optim.num_step'.*mean 'train_dit.optim.num_steps'"):
+        load_recipe("demo", {"train_dit.optim.num_step": 3})
+
+
+def test_misspelt_section_is_named_too():
+    with pytest.raises(RecipeError, match=r"no setting 'trian_dit'.*mean 'train_dit'"):
+        load_recipe("demo", {"trian_dit.optim.num_steps": 3})
+
+
+def test_key_in_the_wrong_section_finds_its_place():
+    with pytest.raises(RecipeError, match=r"mean 'ingest.source'"):
+        load_recipe("demo", {"clips.source": "videos"})
+
+
+def test_wrong_type_shows_the_value_and_what_would_be_right():
+    with pytest.raises(RecipeError, match=r"--set: train_dit.optim.num_steps = 'many': .*valid integer"):
+        load_recipe("demo", {"train_dit.optim.num_steps": "many"})
+
+
+def test_every_problem_is_told_at_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("ingest: {sourc: x}\nretry_failed: perhaps\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+def test_unknown_recipe_names_the_known_ones():
+    with pytest.raises(RecipeError, match=r"demo.*smoke.*Did you mean 'smoke'"):
+        load_recipe("smok")
+
+
+def test_missing_file_and_broken_yaml_are_told_apart(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe file"):
+        load_recipe(str(tmp_path / "none.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("ingest: [unclosed")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(str(broken))
+    broken.write_text("- a list")
+    with pytest.raises(RecipeError, match="mapping of sections"):
+        load_recipe(str(broken))
+
+
+def test_settings_are_read_as_yaml():
+    assert parse_settings(["a.b=3", "c=[x, y]", "d=", "e=null", "f=1e-4"]) == {
+        "a.b": 3,
+        "c": ["x", "y"],
+        "d": "",
+        "e": None,
+        "f": "1e-4",  # pydantic makes it a number where one is expected
+    }
+    with pytest.raises(RecipeError, match=r"section.key=value"):
+        parse_settings(["train_dit.optim.num_steps"])
+    with pytest.raises(RecipeError, match="is a value, not a section"):
+        load_recipe("demo", {"retry_failed.x": 1})
+
+
+def test_value_replaces_the_recipe_and_none_switches_a_section_off():
+    assert load_recipe("demo", {"captions.min_overlap": 0.5}).captions.min_overlap == 0.5
+    assert load_recipe("demo", {"train_vae": None}).train_vae is None
+
+
+def test_recipe_survives_the_trip_through_json():
+    recipe = load_recipe("demo")
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert load_recipe(recipe, {"retry_failed": True}).retry_failed
+
+
+def test_outputs_fill_what_the_recipe_leaves_empty_and_nothing_else():
+    recipe = load_recipe("demo", {"train_dit.vae": "/given"})
+    filled = with_outputs(recipe, [StepResult(step="train_vae", outputs={"vae": "/trained", "model_id": "m"})])
+    assert filled.latents.vae == "/trained"
+    assert filled.train_dit.vae == "/given"
+    assert filled.ingest == recipe.ingest
+
+
+def test_dotted_names_reach_into_sections():
+    names = set(dotted_names(Recipe))
+    assert {"ray", "ray.address", "ingest.source"} <= names
+
+
+def test_relative_source_is_found_from_the_checkout_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = load_recipe("demo").ingest.source
+    assert source.endswith("datasets/sample")
+    assert source.startswith("/")
+    (tmp_path / "videos").mkdir()
+    assert load_recipe("demo", {"ingest.source": "videos"}).ingest.source == str(tmp_path / "videos")

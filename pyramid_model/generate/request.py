@@ -1,0 +1,61 @@
+"""What a user asks for: size, length, steps and guidance. No torch in here: a request is checked before it loads."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pyramid_model.config import Config, PyramidConfig, VAEConfig
+
+Steps = int | tuple[int, ...]
+
+
+class GenerationRequest(Config):
+    """How clips are sampled. Defaults are those of the released 384p model.
+
+    Step counts are Euler steps a stage: one number for all stages, or one each, coarse to fine.
+    """
+
+    height: int = Field(384, ge=8, description="px")
+    width: int = Field(640, ge=8, description="px")
+    num_latent_frames: int = Field(16, ge=1, description="1 is an image; 16 are 121 frames, 31 are 241")
+    num_inference_steps: Steps = Field(20, description="for the first frame")
+    video_num_inference_steps: Steps = Field(10, description="for every later unit")
+    guidance_scale: float = Field(7.0, ge=0, description="for the first frame; 1 is off")
+    video_guidance_scale: float = Field(5.0, ge=0, description="for every later unit; 1 is off")
+    fps: int = Field(24, ge=1, description="of the file that is written")
+    decode_window: int | None = Field(2, ge=1, description="latent frames decoded at a time; empty: all at once")
+
+    def check(self, vae: VAEConfig, pyramid: PyramidConfig) -> None:
+        """Raise ValueError, naming the setting, unless the models can make this clip."""
+        multiple = vae.space_factor * 2 * 2 ** (pyramid.num_stages - 1)
+        for name in ("height", "width"):
+            px = getattr(self, name)
+            if px % multiple:
+                below = px - px % multiple
+                nearest = f"{below} or {below + multiple}" if below else str(multiple)
+                raise ValueError(
+                    f"{name} {px} px does not divide into {pyramid.num_stages} stages: it must be a multiple of "
+                    f"{multiple} ({vae.space_factor}x VAE * 2x patch * {2 ** (pyramid.num_stages - 1)}x pyramid). "
+                    f"Nearest: {nearest}. Set request.{name}."
+                )
+        if (self.num_latent_frames - 1) % pyramid.frames_per_unit:
+            raise ValueError(
+                f"num_latent_frames {self.num_latent_frames}: must be 1 plus a multiple of {pyramid.frames_per_unit} "
+                "(pyramid.frames_per_unit). Set request.num_latent_frames."
+            )
+        for name in ("num_inference_steps", "video_num_inference_steps"):
+            steps = self.steps_per_stage(name, pyramid)
+            if len(steps) != pyramid.num_stages or min(steps) < 1:
+                raise ValueError(
+                    f"{name} {getattr(self, name)}: give one number of at least 1, or one for each of the "
+                    f"{pyramid.num_stages} stages. Set request.{name}."
+                )
+
+    def steps_per_stage(self, name: str, pyramid: PyramidConfig) -> tuple[int, ...]:
+        """Euler steps of each stage, coarse to fine, of the setting `name`."""
+        steps = getattr(self, name)
+        return (steps,) * pyramid.num_stages if isinstance(steps, int) else steps
+
+    def num_frames(self, vae: VAEConfig) -> int:
+        """Frames of the clip."""
+        return 1 + vae.time_factor * (self.num_latent_frames - 1)

@@ -1,0 +1,52 @@
+"""Settings of training. No torch in here: recipes are read and checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from pyramid_model.config import Config, PyramidConfig
+
+
+class OptimConfig(Config):
+    """How a model is optimised. A step sees `batch_size` samples on every worker."""
+
+    num_steps: int = Field(1000, ge=1)
+    batch_size: int = Field(4, ge=1, description="samples a worker and step")
+    lr: float = Field(1e-4, gt=0, description="learning rate at its peak")
+    warmup_steps: int = Field(50, ge=0, description="linear rise of the learning rate from 0")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="learning rate of the last step over the peak; cosine")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(1e-4, ge=0, description="on matrices and kernels; never on biases and norms")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the averaged weights, which are the ones that are kept")
+    log_every: int = Field(10, ge=1, description="steps between rows of the curve")
+    val_every: int = Field(0, ge=0, description="steps between validations; 0: before the first and after the last")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: after the last one only")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
+        return self
+
+
+class VAELossConfig(Config):
+    """Weights of the parts of the loss. Frames are in [-1, 1]."""
+
+    mse_weight: float = Field(1.0, ge=0, description="squared error: colours and large shapes")
+    l1_weight: float = Field(0.0, ge=0, description="absolute error: sharper edges")
+    kl_weight: float = Field(1e-6, ge=0, description="pull of the latents to the unit normal, a latent value")
+
+
+class DiTLossConfig(Config):
+    """What a training step of the DiT is made of."""
+
+    sample_ratios: tuple[int, ...] = Field(
+        (), description="samples of each stage, coarse to fine, e.g. [1, 2, 1]; empty: the same of all"
+    )
+    autoregressive: bool = Field(True, description="one unit after the other, given the earlier ones; else all at once")
+
+    def ratios(self, pyramid: PyramidConfig) -> tuple[int, ...]:
+        """Columns a stage."""
+        return self.sample_ratios or (1,) * pyramid.num_stages

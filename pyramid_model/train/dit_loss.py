@@ -1,0 +1,124 @@
+"""What the DiT learns from: the velocity of one unit at every stage, given the units before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pyramid_model.config import PyramidConfig
+from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.flow.noise import Noise
+from pyramid_model.flow.path import noisy_columns, units_in, units_to_train
+from pyramid_model.flow.schedule import Schedule
+from pyramid_model.text import TextFeatures, stack_features
+from pyramid_model.train.config import DiTLossConfig
+
+
+def dit_loss(
+    dit: nn.Module,
+    latents: Tensor,
+    text: TextFeatures,
+    schedule: Schedule,
+    noise: Noise,
+    sample_ratios: tuple[int, ...],
+    num_units: tuple[int, ...] | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared error of the velocity, every sample counting the same.
+
+    Args:
+        dit: predicts the velocity.
+        latents: normalised, (b c t h w); b a multiple of the sum of sample_ratios.
+        text: b rows.
+        schedule: stages of the pyramid.
+        noise: where random numbers come from.
+        sample_ratios: columns per stage, coarse to fine.
+        num_units: unit to train per stage, counted from 1; None: all frames at once, without history.
+
+    Returns:
+        The loss, and {"loss_stage0": …} of each stage without gradient.
+    """
+    batch = noisy_columns(latents, schedule, noise, sample_ratios, num_units)
+    velocities = dit(batch.columns, batch.timestep, text)
+    losses = [F.mse_loss(v.float(), target.float()) for v, target in zip(velocities, batch.targets, strict=True)]
+    parts = {
+        f"loss_stage{stage}": torch.stack([loss for loss, s in zip(losses, batch.stages, strict=True) if s == stage])
+        for stage in sorted(set(batch.stages))
+    }
+    return torch.stack(losses).mean(), {name: values.detach().mean() for name, values in parts.items()}
+
+
+class DiTObjective(nn.Module):
+    """A DiT with its loss as one module, so that data parallelism can wrap the call whose gradient it averages."""
+
+    def __init__(self, dit: MiniFlux, pyramid: PyramidConfig, config: DiTLossConfig):
+        super().__init__()
+        self.dit = dit
+        self.schedule = Schedule(pyramid)
+        self.config = config
+
+    def forward(
+        self, latents: Tensor, text: TextFeatures, generator: Generator, step: int, rank: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `dit_loss`. The units take turns: all of them are trained, by rank and step."""
+        units = units_in(latents.shape[2], self.schedule.config.frames_per_unit)
+        num_units = None
+        if self.config.autoregressive:
+            num_units = units_to_train(step + rank, 0, 1, units, units, self.schedule.config.num_stages)
+        noise = Noise(generator, latents.device)
+        return dit_loss(
+            self.dit, latents, text, self.schedule, noise, self.config.ratios(self.schedule.config), num_units
+        )
+
+
+@torch.no_grad()
+def validate_dit(
+    dit: MiniFlux,
+    latents: Sequence[Tensor],
+    texts: Sequence[tuple[Tensor, Tensor]],
+    pyramid: PyramidConfig,
+    config: DiTLossConfig,
+    num_draws: int = 4,
+    max_units: int = 3,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Loss on held-out clips: each at every stage, at its first, middle and last unit, with the same noise always.
+
+    Args:
+        dit: the model.
+        latents: normalised, (c t h w), all of one shape.
+        texts: features of the caption of each, (embeds (n d), pooled (p)).
+        pyramid: stages.
+        config: whether units are trained one by one.
+        num_draws: positions on the path (and noises) a clip, stage and unit.
+        max_units: units looked at, spread over the clip.
+        seed: of the noise.
+
+    Returns:
+        {"val_loss", "val_loss_stage0", …}.
+    """
+    schedule, device = Schedule(pyramid), next(dit.parameters()).device
+    # Column c of the batch takes rows c::g: with every clip g times in a row, each column sees every clip.
+    clips = torch.stack(list(latents)).float().to(device).repeat_interleave(pyramid.num_stages, dim=0)
+    text = stack_features([row for row in texts for _ in range(pyramid.num_stages)]).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    found: list[dict[str, Tensor]] = []
+    for unit in _units_to_validate(clips.shape[2], pyramid, config, max_units):
+        num_units = unit if unit is None else (unit,) * pyramid.num_stages
+        for _ in range(num_draws):
+            noise = Noise(generator, device)
+            loss, parts = dit_loss(dit, clips, text, schedule, noise, (1,) * pyramid.num_stages, num_units)
+            found.append({"val_loss": loss} | {f"val_{name}": part for name, part in parts.items()})
+    return {name: float(torch.stack([parts[name] for parts in found]).mean()) for name in found[0]}
+
+
+def _units_to_validate(
+    num_frames: int, pyramid: PyramidConfig, config: DiTLossConfig, max_units: int
+) -> list[int] | list[None]:
+    if not config.autoregressive:
+        return [None]
+    units = units_in(num_frames, pyramid.frames_per_unit)
+    count = min(units, max_units)
+    return sorted({1 + round(i * (units - 1) / max(1, count - 1)) for i in range(count)})

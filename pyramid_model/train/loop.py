@@ -1,0 +1,199 @@
+"""The training loop that every model shares: one process or one worker of many, killed and resumed at will.
+
+The state after step n depends on the config, the data and n alone. A checkpoint holds all of it, so a resumed run
+ends with the same weights, bit for bit, as one that was never interrupted (on the same machine and thread count).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pyramid_model.train.config import OptimConfig
+from pyramid_model.train.ema import EMA
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is no finite number; the message names the step and the samples."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one call of the objective gets (`objective(*args)`), and the ids of its samples for error messages."""
+
+    args: tuple[Any, ...]
+    ids: list[str]
+
+
+@dataclass
+class TrainState:
+    """A training run between two steps.
+
+    objective: module that returns (loss, parts); may be wrapped for data parallelism.
+    step: number of finished steps.
+    curve: rows so far, {"step", "loss", "lr", …}.
+    """
+
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, objective: nn.Module, config: OptimConfig) -> Self:
+        """State before the first step."""
+        return cls(objective, make_optimizer(objective, config), EMA(unwrapped(objective), config.ema_decay))
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one file. Readers see the old file or the new one, never a part."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "objective": unwrapped(self.objective).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "curve": self.curve,
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save(content, partial)
+        partial.replace(path)
+
+    def load(self, path: str | Path) -> bool:
+        """Continue from a file if it is there; says whether it was."""
+        path = Path(path)
+        if not path.exists():
+            return False
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        unwrapped(self.objective).load_state_dict(content["objective"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.ema.load_state_dict(content["ema"])
+        self.step, self.curve = content["step"], content["curve"]
+        return True
+
+    def use_ema(self) -> None:
+        """Leave the averaged weights in the model: call once, after the last step."""
+        self.ema.swap(unwrapped(self.objective))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside a DistributedDataParallel wrapper, or itself."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, not biases and norms."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Learning rate of a step: a linear rise, then half a cosine down to `min_lr_ratio` of the peak."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.num_steps - 1 - config.warmup_steps)
+    share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * share
+
+
+def train(
+    state: TrainState,
+    config: OptimConfig,
+    batch_for_step: Callable[[int], Batch],
+    *,
+    validate: Callable[[], dict[str, float]] | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+    checkpoint: str | Path | None = None,
+) -> list[dict[str, float]]:
+    """Run from `state.step` to `config.num_steps`.
+
+    Args:
+        state: changed in place.
+        config: see `OptimConfig`.
+        batch_for_step: this worker's batch; must depend on the step (and the worker's rank) alone.
+        validate: figures of the model with its averaged weights; every worker calls it, so that none runs ahead.
+        on_log: gets each new row of the curve; leave it out on all workers but the first.
+        checkpoint: file to write; leave it out on all workers but the first.
+
+    Returns:
+        The whole curve, rows of earlier runs included. Losses are this worker's own.
+
+    Raises:
+        TrainingDiverged: before the step that would have spoilt the weights.
+    """
+    started = time.perf_counter()
+    if state.step == 0 and validate is not None:
+        _record(state, {"step": 0, **_validated(state, validate)}, on_log)
+    while state.step < config.num_steps:
+        row = _train_step(state, config, batch_for_step(state.step))
+        last = state.step == config.num_steps
+        validating = validate is not None and (last or _due(state.step, config.val_every))
+        if validating:
+            row |= _validated(state, validate)
+        if last or validating or _due(state.step, config.log_every):
+            _record(state, row | {"elapsed_s": time.perf_counter() - started}, on_log)
+        if checkpoint is not None and (last or _due(state.step, config.checkpoint_every)):
+            state.save(checkpoint)
+    return state.curve
+
+
+def _train_step(state: TrainState, config: OptimConfig, batch: Batch) -> dict[str, float]:
+    """One update; returns its row of the curve."""
+    lr = learning_rate(config, state.step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad(set_to_none=True)
+    loss, parts = state.objective(*batch.args)
+    loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.grad_clip)
+    _check_finite({"loss": loss.detach(), "gradient norm": grad_norm}, state.step, batch.ids)
+    state.optimizer.step()
+    state.ema.update(unwrapped(state.objective))
+    state.step += 1
+    row = {"step": state.step, "loss": float(loss.detach()), "lr": lr, "grad_norm": float(grad_norm)}
+    return row | {name: float(part) for name, part in parts.items()}
+
+
+def _check_finite(values: dict[str, Tensor], step: int, ids: list[str]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(float(value)):
+            raise TrainingDiverged(
+                f"{name} is {float(value)} at step {step + 1}; the weights are still those of step {step}. "
+                f"Samples: {', '.join(ids)}. Look at these clips, or lower lr or grad_clip."
+            )
+
+
+def _validated(state: TrainState, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Validation figures of the averaged weights; the trained ones are back afterwards, exactly."""
+    model = unwrapped(state.objective)
+    state.ema.swap(model)
+    was_training = model.training
+    model.eval()
+    try:
+        return validate()
+    finally:
+        model.train(was_training)
+        state.ema.swap(model)
+
+
+def _record(state: TrainState, row: dict[str, float], on_log: Callable[[dict[str, float]], None] | None) -> None:
+    state.curve.append(row)
+    if on_log is not None:
+        on_log(row)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

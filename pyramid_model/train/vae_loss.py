@@ -1,0 +1,83 @@
+"""What the VAE learns from: reconstruct the frames, and keep the latents near the unit normal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from pyramid_model.metrics.quality import psnr, ssim
+from pyramid_model.train.batches import to_unit_range
+from pyramid_model.train.config import VAELossConfig
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+
+
+def vae_loss(
+    vae: CausalVideoVAE, frames: Tensor, config: VAELossConfig, generator: Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one batch, and its parts before weighting.
+
+    Args:
+        vae: the model.
+        frames: (b 3 1+8k h w) in [-1, 1].
+        config: weights.
+        generator: draws the latents from the posterior.
+
+    Returns:
+        The loss, and {"mse", "l1", "kl"} without gradient. `kl` is in nats a latent value, so that neither the length
+        nor the size of the clips changes its weight.
+    """
+    posterior = vae.encode(frames)
+    restored = vae.decode(posterior.sample(generator))
+    parts = {
+        "mse": F.mse_loss(restored, frames),
+        "l1": F.l1_loss(restored, frames),
+        "kl": posterior.kl().sum() / posterior.mean.numel(),
+    }
+    loss = config.mse_weight * parts["mse"] + config.l1_weight * parts["l1"] + config.kl_weight * parts["kl"]
+    return loss, {name: part.detach() for name, part in parts.items()}
+
+
+class VAEObjective(nn.Module):
+    """A VAE with its loss as one module, so that data parallelism can wrap the call whose gradient it averages."""
+
+    def __init__(self, vae: CausalVideoVAE, config: VAELossConfig):
+        super().__init__()
+        self.vae = vae
+        self.config = config
+
+    def forward(self, frames: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `vae_loss`."""
+        return vae_loss(self.vae, frames, self.config, generator)
+
+
+@torch.no_grad()
+def reconstruct(vae: CausalVideoVAE, clip: np.ndarray) -> np.ndarray:
+    """A clip through the VAE and back, without sampling noise: uint8 (t h w 3) to the same shape."""
+    frames = to_unit_range(clip)[None].to(next(vae.parameters()).device)
+    restored = vae.decode(vae.encode(frames).mode())
+    return to_uint8(restored)[0]
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """Frames (b 3 t h w), nominally in [-1, 1] -> uint8 (b t h w 3). Truncates as the published pipeline does."""
+    levels = (frames.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
+    return levels.movedim(1, -1).cpu().numpy()
+
+
+def validate_vae(vae: CausalVideoVAE, clips: Sequence[np.ndarray]) -> dict[str, float]:
+    """Mean quality of the reconstructions of held-out clips, uint8 (t h w 3) each.
+
+    Returns:
+        {"val_psnr": dB, "val_ssim": -1..1, "val_mse": squared error in [-1, 1]}, every clip counting the same.
+    """
+    psnrs, ssims, errors = [], [], []
+    for clip in clips:
+        restored = reconstruct(vae, clip)
+        psnrs.append(psnr(clip, restored))
+        ssims.append(ssim(clip, restored))
+        errors.append(float(np.square((clip.astype(np.float32) - restored) / 127.5).mean()))
+    return {"val_psnr": float(np.mean(psnrs)), "val_ssim": float(np.mean(ssims)), "val_mse": float(np.mean(errors))}

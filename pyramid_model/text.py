@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,17 +161,18 @@ def _unigram_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
 def _reproducible(tokenizer: Any, texts: Sequence[str]) -> Any:
     """The trained pieces, in an order and with scores that are the same in every process.
 
-    The trainer sums in the order of a randomly seeded hash map: its scores differ in the last digits, and those of
-    letters that no text has are arbitrary.
+    The trainer goes by a randomly seeded hash map: its scores differ in the last digits, and those of letters that it
+    keeps for completeness are arbitrary. So letters get theirs by how often they occur.
     """
     from tokenizers import models
 
-    seen = "\n".join("▁" + tokenizer.normalizer.normalize_str(text).replace(" ", "▁") for text in texts)
+    words = "\n".join("▁" + tokenizer.normalizer.normalize_str(text).replace(" ", "▁") for text in texts)
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"][len(SPECIAL_TOKENS) :]
-    known = [(piece, round(score, 6)) for piece, score in pieces if piece in seen]
-    lowest = min(score for _, score in known) - 1 if known else -1.0
-    unknown = [(piece, lowest) for piece, _ in pieces if piece not in seen]
-    ordered = sorted(known + unknown, key=lambda piece: (-piece[1], piece[0]))
+    scored = [
+        (piece, round(score if len(piece) > 1 else math.log((words.count(piece) + 0.5) / (len(words) + 1)), 6))
+        for piece, score in pieces
+    ]
+    ordered = sorted(scored, key=lambda piece: (-piece[1], piece[0]))
     return models.Unigram([*((token, 0.0) for token in SPECIAL_TOKENS), *ordered], 2, False)
 
 

@@ -140,10 +140,9 @@ def train(
     while state.step < config.num_steps:
         row = _train_step(state, config, batch_for_step(state.step))
         last = state.step == config.num_steps
-        validating = validate is not None and (last or _due(state.step, config.val_every))
-        if validating:
-            row |= _validated(state, validate)
-        if last or validating or _due(state.step, config.log_every):
+        figures = _validated(state, validate) if validate and (last or _due(state.step, config.val_every)) else {}
+        row |= figures
+        if last or figures or _due(state.step, config.log_every):
             _record(state, row | {"elapsed_s": time.perf_counter() - started}, on_log)
         if checkpoint is not None and (last or _due(state.step, config.checkpoint_every)):
             state.save(checkpoint)

@@ -1,0 +1,212 @@
+"""Captions of clips: sentences that people wrote for spans of the source videos, matched to clips by time."""
+
+import csv
+import io
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pyramid_model.config import Config
+from tasks import storage
+from tasks.pipeline import StepError, run_blocks
+from tasks.select import selected_clips
+from tasks.source_card import read_card
+from tasks.step import Run, StepResult, step
+from tasks.tables import bad_row, content_id, ok_row, pending, read_table
+
+VERSION = "1"
+COLUMNS = ("file", "start_s", "end_s", "text")
+
+
+class CaptionsConfig(Config):
+    """Where captions come from."""
+
+    selection: str = Field("", description="which selection; empty: the newest")
+    kind: Literal["human"] = Field("human", description="human: from the sidecar file that source.yaml names")
+    sidecar: str = Field("", description="CSV with file, start_s, end_s, text; empty: `captions` of each source.yaml")
+    min_overlap: float = Field(0.3, gt=0, le=1, description="share of a clip's duration that its caption must cover")
+    language: str = "en"
+    block_size: int = Field(64, ge=1, description="clips a block")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A caption of a stretch of a video, seconds."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+def read_sidecar(uri: str) -> dict[str, list[Span]]:
+    """Spans by file from a CSV with the columns file, start_s, end_s, text.
+
+    Raises:
+        StepError: no CSV of that form; the message names the line.
+    """
+    reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig")))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise StepError(f"caption file {uri} lacks the columns {missing}: its first line must be {','.join(COLUMNS)}")
+    spans = defaultdict(list)
+    for row in reader:
+        try:
+            span = Span(float(row["start_s"]), float(row["end_s"]), row["text"].strip())
+        except (TypeError, ValueError, AttributeError) as err:
+            raise StepError(f"caption file {uri}, line {reader.line_num}: {err}; expected {','.join(COLUMNS)}") from err
+        if span.text and span.end_s > span.start_s:
+            spans[row["file"]].append(span)
+    return dict(spans)
+
+
+def best_caption(spans: Sequence[Span], start_s: float, end_s: float) -> tuple[str, float]:
+    """The caption that covers most of [start_s, end_s], and the share of it that is covered ("" and 0 if none does)."""
+
+    def covered(span: Span) -> float:
+        return min(span.end_s, end_s) - max(span.start_s, start_s)
+
+    best = max(spans, key=covered, default=None)
+    if best is None or covered(best) <= 0:
+        return "", 0.0
+    return best.text, covered(best) / (end_s - start_s)
+
+
+class CaptionMatcher:
+    """Actor: reads the sidecar files once, then gives each clip the caption that covers most of it."""
+
+    def __init__(self, config: CaptionsConfig, sidecars: Sequence[str]):
+        self.config = config
+        self.spans = {uri: read_sidecar(uri) for uri in sidecars}
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """One row a clip."""
+        return {"captions": [self.caption(item) for item in items]}
+
+    def caption(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of one clip: ok with a text, or skipped with the reason."""
+        columns = {
+            "caption_id": item["caption_id"],
+            "clip_id": item["clip_id"],
+            "kind": self.config.kind,
+            "language": self.config.language,
+            "prompt_hash": item["text_hash"],
+        }
+        if not item["sidecar"]:
+            why = "no_sidecar", f"{item['file']}: its folder has no source.yaml with `captions`, and none was given"
+            return bad_row(item, why, status="skipped", **columns)
+        spans = self.spans[item["sidecar"]].get(item["file"], [])
+        text, share = best_caption(spans, item["start_s"], item["end_s"])
+        if share < self.config.min_overlap:
+            span = f"{item['file']} from {item['start_s']:.2f} to {item['end_s']:.2f} s"
+            why = "no_caption", f"no caption covers {self.config.min_overlap:.0%} of {span} (best: {share:.0%})"
+            return bad_row(item, why, status="skipped", **columns)
+        return ok_row(item, text=text, **columns)
+
+
+@step
+def captions(run: Run, config: CaptionsConfig) -> StepResult:
+    """Find the caption of every selected clip; a clip without one becomes a skipped row.
+
+    Raises:
+        StepError: a caption file is named and missing, or cannot be read.
+    """
+    clips = selected_clips(run, config.selection, columns=("clip_id", "video_id", "start_s", "end_s")).to_pylist()
+    files = _source_files(run, {clip["video_id"] for clip in clips}, config.sidecar)
+    wanted = [_item(clip, files[clip["video_id"]], config) for clip in clips]
+    todo = pending(run.root, "captions", [item["caption_id"] for item in wanted], run.retry_failed)
+    result = run_blocks(
+        run,
+        config,
+        step="captions",
+        step_version=VERSION,
+        items=todo.items(wanted, "caption_id"),
+        worker=CaptionMatcher,
+        worker_args={"config": config, "sidecars": sorted({item["sidecar"] for item in wanted} - {""})},
+        num_done=todo.num_done,
+        block_size=config.block_size,
+    )
+    hashes = sorted({item["text_hash"] for item in wanted} - {""})
+    return result.model_copy(update={"outputs": {"captions": f"{config.kind}:{','.join(hashes)}"}})
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """Where the captions of a video stand: its name in the sidecar file, the file, and a hash of its bytes."""
+
+    file: str
+    sidecar: str = ""
+    text_hash: str = ""
+
+
+def _item(clip: Mapping[str, Any], source: SourceFile, config: CaptionsConfig) -> dict[str, Any]:
+    # The bytes of the caption file are part of the id: an edited file gives new captions.
+    parts = (clip["clip_id"], config.kind, source.text_hash, config.min_overlap, config.language)
+    return {
+        "caption_id": content_id(*parts),
+        "clip_id": clip["clip_id"],
+        "start_s": clip["start_s"],
+        "end_s": clip["end_s"],
+        "file": source.file,
+        "sidecar": source.sidecar,
+        "text_hash": source.text_hash,
+    }
+
+
+def _source_files(run: Run, video_ids: set[str], sidecar: str) -> dict[str, SourceFile]:
+    """Per video, the copy of it (equal bytes may have several names) that a caption file can know."""
+    if sidecar and not storage.exists(sidecar):
+        raise StepError(f"there is no caption file {sidecar}: set captions.sidecar to a CSV, or leave it empty")
+    names = ["video_id", "uri", "path", "card"]
+    rows = read_table(run.root, "sources", names, where=pc.field("status") == "ok").to_pylist()
+    sidecars = {"": sidecar}  # by source.yaml
+    hashes = {"": ""}
+    found: dict[str, SourceFile] = {}
+    for row in rows:
+        if row["video_id"] not in video_ids or (row["video_id"] in found and found[row["video_id"]].sidecar):
+            continue
+        card = row["card"] or ""
+        if card not in sidecars:
+            sidecars[card] = sidecar or _named_sidecar(card)
+        uri = sidecars[card]
+        if uri not in hashes:
+            hashes[uri] = content_id(storage.read_bytes(uri))
+        found[row["video_id"]] = SourceFile(row["path"], uri, hashes[uri])
+    return {video_id: found.get(video_id, SourceFile(f"video {video_id}")) for video_id in video_ids}
+
+
+def _named_sidecar(card: str) -> str:
+    """The caption file that a source.yaml names; empty if it names none."""
+    try:
+        name = read_card(card).captions
+    except FileNotFoundError:
+        raise StepError(f"{card} is gone, which named the captions of its videos: put it back") from None
+    uri = storage.join(os.path.dirname(card), name) if name else ""
+    if uri and not storage.exists(uri):
+        raise StepError(f"{card} names the caption file {name!r}, which is not there: correct `captions` in it")
+    return uri
+
+
+def captions_of(run: Run, clip_ids: Sequence[str], captions: str = "", version: int | None = None) -> dict[str, str]:
+    """Text by clip id: from the captions that a run of the step named in its outputs, or the newest of each clip.
+
+    Clips without a caption are left out.
+    """
+    rows = read_table(
+        run.root,
+        "captions",
+        ["clip_id", "kind", "prompt_hash", "text", "created_at"],
+        version,
+        pc.field("status") == "ok",
+    )
+    kind, _, hashes = captions.partition(":")
+    wanted, allowed = set(clip_ids), set(hashes.split(","))
+    return {
+        row["clip_id"]: row["text"]
+        for row in rows.sort_by("created_at").to_pylist()
+        if row["clip_id"] in wanted and (not captions or (row["kind"] == kind and row["prompt_hash"] in allowed))
+    }

@@ -1,0 +1,111 @@
+"""Text encoders as folders: made, fetched, and found again by the features that came out of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pyramid_model.config import Config
+from tasks import storage
+from tasks.model_files import absolute, folder_hash, hash_records, writing_folder
+from tasks.pipeline import StepError, connect
+from tasks.step import Run
+from tasks.tables import content_id, read_table
+
+TINY = "tiny"
+TINY_VERSION = "1"
+
+
+class EncoderFolder(Config):
+    """A text encoder on disk. random_init: its weights were drawn, not trained."""
+
+    uri: str
+    hash: str
+    random_init: bool
+
+
+def find_encoder(run: Run, uri: str = "") -> EncoderFolder:
+    """The encoder at `uri`, or the one that made the newest text features.
+
+    Raises:
+        StepError: there are no text features yet, or no such folder.
+    """
+    if not uri:
+        rows = read_table(run.root, "text_features", ["encoder_hash", "created_at"], where=pc.field("status") == "ok")
+        if not rows.num_rows:
+            raise StepError(f"no text features in {run.root}: run the text_features step, or set `encoder` to a folder")
+        newest = rows.sort_by("created_at")["encoder_hash"][-1].as_py()
+        folders = [record["uri"] for record in hash_records(run) if record["hash"] == newest]
+        folders = [folder for folder in folders if storage.exists(folder)]
+        if not folders:
+            raise StepError(f"the folder of text encoder {newest[:8]} is gone: set `encoder` to where it is now")
+        uri = folders[0]
+    uri = absolute(uri)
+    return EncoderFolder(uri=uri, hash=folder_hash(run, uri, "text"), random_init=_is_random(uri))
+
+
+def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str, int]) -> EncoderFolder:
+    """The encoder called `name`, which is made or fetched into the root first if need be.
+
+    Args:
+        run: where models go.
+        name: "tiny", a folder, or a model on Hugging Face.
+        texts: what the tokenizer of a tiny encoder must know.
+        tiny: arguments of `build_tiny_text_encoder`.
+
+    Raises:
+        StepError: `name` is none of these, or it cannot be fetched.
+    """
+    if name == TINY:
+        uri = run.models("text_encoder-" + content_id(TINY, TINY_VERSION, dict(tiny), list(texts)))
+        if not storage.exists(uri):
+            _on_ray(run, _build_tiny, run, uri, list(texts), dict(tiny))
+    elif storage.exists(name):
+        uri = absolute(name)
+    else:
+        uri = run.models("text_encoder-" + name.replace("/", "--"))
+        if not storage.exists(uri):
+            _on_ray(run, _fetch, run, uri, name)
+    return find_encoder(run, uri)
+
+
+def _on_ray(run: Run, function: Any, *arguments: Any) -> None:
+    """Run a function as a Ray task: this process stays free of torch, and a cluster does the work."""
+    connect(run.ray)
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
+    except RayTaskError as err:
+        raise StepError(f"the text encoder cannot be made ready: {err.cause}") from err
+
+
+def _build_tiny(run: Run, uri: str, texts: list[str], settings: dict[str, int]) -> None:
+    """Make the small encoder: its tokenizer knows the captions, its weights know nothing."""
+    from pyramid_model.text import build_tiny_text_encoder
+
+    with writing_folder(uri) as folder:
+        build_tiny_text_encoder(texts, folder, **settings)
+    folder_hash(run, uri, "text")
+
+
+def _fetch(run: Run, uri: str, name: str) -> None:
+    """Fetch an encoder from Hugging Face into the root, where every node finds it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with writing_folder(uri) as folder:
+            snapshot_download(name, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+    except Exception as err:
+        raise StepError(
+            f"{name!r} is neither 'tiny' nor a folder, and Hugging Face does not give it: "
+            f"set text_features.encoder ({type(err).__name__}: {err})"
+        ) from err
+    folder_hash(run, uri, "text")
+
+
+def _is_random(uri: str) -> bool:
+    note = storage.join(uri, "encoder.json")
+    return storage.exists(note) and bool(json.loads(storage.read_bytes(note)).get("random_init"))

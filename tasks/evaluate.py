@@ -1,0 +1,157 @@
+"""Evaluation of a DiT on held-out clips, and the gate's verdict on it."""
+
+import json
+from typing import Literal
+
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pyramid_model.config import Config
+from pyramid_model.generate.request import GenerationRequest
+from tasks.dit_data import Pair, PairSource, explain_no_pairs, find_pairs, pair_source
+from tasks.encoders import EncoderFolder, find_encoder
+from tasks.evaluator import Evaluator
+from tasks.gate import Check, GateConfig, failures
+from tasks.model_files import ModelFolder, find_model
+from tasks.pipeline import StepError, run_blocks
+from tasks.registry import Champion, champion
+from tasks.step import Run, StepResult, step
+from tasks.tables import content_id, read_table
+
+VERSION = "1"
+
+
+class EvaluateConfig(Config):
+    """What is judged, on what, and by which limits."""
+
+    candidate: Literal["trained", "untrained"] = Field(
+        "trained", description="untrained: the same model before its first step, which the gate must refuse"
+    )
+    dit: str = Field("", description="folder of the DiT; empty: the newest that was trained here")
+    vae: str = Field("", description="folder of its VAE; empty: the one it was trained with")
+    encoder: str = Field("", description="folder of its text encoder; empty: the one it was trained with")
+    selection: str = Field("", description="which selection; empty: the one it was trained on")
+    captions: str = Field("", description="which captions; empty: those it was trained on")
+    gate: GateConfig = GateConfig()
+    num_val_clips: int = Field(64, ge=1, description="held-out clips of the validation loss")
+    num_reconstructions: int = Field(4, ge=0, description="held-out clips shown beside their reconstructions")
+    num_samples: int = Field(
+        2, ge=0, description="clips sampled from training captions, for their motion and to look at"
+    )
+    request: GenerationRequest = Field(
+        GenerationRequest(), description="how clips are sampled; size and length are those of the training clips"
+    )
+    seed: int = Field(0, ge=0, description="of the sampled clips")
+    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of the evaluation")
+    num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU")
+
+
+class Subject(Config):
+    """Everything that an evaluation looks at."""
+
+    candidate: Literal["trained", "untrained"]
+    dit: ModelFolder
+    vae: ModelFolder
+    encoder: EncoderFolder
+    source: PairSource
+    train: list[Pair]
+    val: list[Pair]
+    rival: Champion | None = Field(
+        description="the champion to beat; none when there is none, or it is this very model"
+    )
+
+
+@step
+def evaluate(run: Run, config: EvaluateConfig) -> StepResult:
+    """Measure a model on held-out clips and let the gate decide; what was judged before is not judged again.
+
+    Returns:
+        outputs `evaluation_id`, `passed` ("true" or "false"), `candidate`, `dit` (folder).
+
+    Raises:
+        StepError: there is no model, or no held-out clip with latent and caption.
+    """
+    subject = find_subject(run, config)
+    question = _question(config, subject)
+    known = _earlier_verdict(run, question, subject)
+    evaluation_id = known or content_id(question, subject.rival.weights_hash if subject.rival else "")
+    item = {"evaluation_id": evaluation_id, "question": question}
+    result = run_blocks(
+        run,
+        config,
+        step="evaluate",
+        step_version=VERSION,
+        items=[] if known else [item],
+        worker=Evaluator,
+        worker_args={"subject": subject, "config": config, "folder": run.media("evaluations", evaluation_id)},
+        num_done=1 if known else 0,
+        block_size=1,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+    )
+    row = read_table(run.root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()[0]
+    checks = [Check.model_validate(check) for check in json.loads(row["checks"])]
+    verdict = "passed the gate" if row["passed"] else f"did not pass the gate: {failures(checks)}"
+    outputs = {
+        "evaluation_id": evaluation_id,
+        "passed": str(row["passed"]).lower(),
+        "candidate": config.candidate,
+        "dit": subject.dit.uri,
+    }
+    return result.model_copy(update={"outputs": outputs, "note": f"{config.candidate} model {verdict}"})
+
+
+def find_subject(run: Run, config: EvaluateConfig) -> Subject:
+    """The model with its VAE, encoder and data: by default all as it was trained.
+
+    Raises:
+        StepError: one of them is not there.
+    """
+    dit = find_model(run, "dit", config.dit)
+    trained_with = dit.training
+    if config.candidate == "untrained" and not trained_with:
+        raise StepError(
+            f"{dit.uri} was not trained here, so its untrained weights are not known: evaluate it as trained"
+        )
+    vae = find_model(run, "vae", config.vae or trained_with.get("vae", ""))
+    encoder = find_encoder(run, config.encoder or trained_with.get("encoder", ""))
+    selection = config.selection or trained_with.get("selection", "")
+    captions = config.captions or trained_with.get("captions", "")
+    source = pair_source(run, selection, captions, vae, encoder.hash)
+    val = find_pairs(source, "val")[: config.num_val_clips]
+    if not val:
+        raise StepError(explain_no_pairs(source, "val"))
+    best = champion(run.root) if config.candidate == "trained" else None
+    return Subject(
+        candidate=config.candidate,
+        dit=dit,
+        vae=vae,
+        encoder=encoder,
+        source=source,
+        train=find_pairs(source, "train"),
+        val=val,
+        rival=None if best and best.weights_hash == dit.weights_hash else best,
+    )
+
+
+def _question(config: EvaluateConfig, subject: Subject) -> str:
+    """Identity of what is asked about which model on which data; not against which champion."""
+    where = {"dit", "vae", "encoder", "selection", "captions", "num_cpus", "num_gpus"}
+    models = (subject.dit.weights_hash, subject.vae.weights_hash, subject.encoder.hash)
+    data = [[pair.latent_id, pair.text_feature_id] for pair in (*subject.val, *subject.train)]
+    return content_id(VERSION, config.model_dump(mode="json", exclude=where), models, data)
+
+
+def _earlier_verdict(run: Run, question: str, subject: Subject) -> str:
+    """Id of an evaluation that already answers the question.
+
+    A verdict against another champion than the present one does not count, unless this model is champion itself.
+    """
+    rows = read_table(run.root, "evaluations", ["evaluation_id", "metrics"], where=pc.field("status") == "ok")
+    for row in rows.to_pylist():
+        figures = json.loads(row["metrics"])
+        if figures["question"] == question and (
+            subject.rival is None or figures["champion"] == subject.rival.weights_hash
+        ):
+            return row["evaluation_id"]
+    return ""

@@ -1,0 +1,197 @@
+"""The measuring side of an evaluation: losses, samples, reconstructions, and the row with the verdict."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyramid_model.train.config import DiTLossConfig
+from tasks.buckets import parse_bucket
+from tasks.dit_data import Pair, load_null_text, load_pairs
+from tasks.dit_validation import val_losses
+from tasks.gate import decide, passed
+from tasks.model_files import load_dit, load_vae, training_pyramid, writing_folder
+from tasks.tables import ok_row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.evaluate import EvaluateConfig, Subject
+
+NUM_MOTION_CLIPS = 8  # training clips whose motion stands for the data
+
+
+class Evaluator:
+    """Actor: judges one model."""
+
+    def __init__(self, subject: "Subject", config: "EvaluateConfig", folder: str):
+        import torch
+
+        torch.set_num_threads(max(1, round(config.num_cpus)))
+        self.device = "cuda" if config.num_gpus else "cpu"
+        self.subject, self.config, self.folder = subject, config, folder
+        self.uri = subject.dit.uri if subject.candidate == "trained" else save_untrained(subject)
+        self.dit, self.vae = load_dit(self.uri, self.device), load_vae(subject.vae.uri, self.device)
+        self.pyramid = training_pyramid(subject.dit.uri)
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """The row of the evaluation."""
+        return {"evaluations": [self.row(item) for item in items]}
+
+    def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure, decide, describe."""
+        from pyramid_model.weights import weights_hash
+
+        subject = self.subject
+        samples, motion = self.samples()
+        reconstructions = self.reconstructions()
+        figures = self.losses() | motion | self.vae_figures(reconstructions)
+        figures["num_not_finite"] = self.num_not_finite() + figures.pop("num_not_finite_samples")
+        checks = decide(figures, self.config.gate)
+        described = {
+            "question": item["question"],
+            "candidate": subject.candidate,
+            "uri": self.uri,
+            "vae": subject.vae.uri,
+            "encoder": subject.encoder.uri,
+            "encoder_hash": subject.encoder.hash,
+            "random_init_text": subject.encoder.random_init,
+            "champion": subject.rival.weights_hash if subject.rival else "",
+            "samples": samples,
+            "reconstructions": reconstructions,
+        }
+        return ok_row(
+            item,
+            evaluation_id=item["evaluation_id"],
+            model_id=subject.dit.model_id,
+            weights_hash=subject.dit.weights_hash if subject.candidate == "trained" else weights_hash(self.uri),
+            vae_hash=subject.vae.weights_hash,
+            metrics=json.dumps(described | finite_or_null(figures)),
+            checks=json.dumps([check.model_dump() for check in checks]),
+            passed=passed(checks),
+            media=[shown["uri"] for shown in (*samples, *reconstructions)],
+        )
+
+    def losses(self) -> dict[str, Any]:
+        """Validation loss of the candidate, of its untrained self and of the champion: same latents, same noise."""
+        subject = self.subject
+        held_out = load_pairs(subject.source, subject.val)
+        loss = DiTLossConfig.model_validate(subject.dit.training.get("config", {}).get("loss", {}))
+        figures: dict[str, Any] = dict(val_losses(self.dit, held_out, self.pyramid, loss))
+        untrained = untrained_of(subject, self.dit.config).to(self.device)
+        figures["val_loss_untrained"] = val_losses(untrained, held_out, self.pyramid, loss)["val_loss"]
+        figures |= {"num_val": len(held_out.pairs), "num_bad": len(held_out.bad), "bad": held_out.bad[:20]}
+        rival = subject.rival
+        if rival and (rival.vae_hash, rival.encoder_hash) == (subject.vae.weights_hash, subject.encoder.hash):
+            other = val_losses(load_dit(rival.uri, self.device), held_out, training_pyramid(rival.uri), loss)
+            figures["val_loss_champion"] = other["val_loss"]
+        return figures
+
+    def samples(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Clips sampled from training captions, and how much they move beside the data."""
+        import torch
+
+        from pyramid_model.generate.text_to_video import generate_videos
+        from pyramid_model.metrics.quality import motion_magnitude
+        from pyramid_model.text import stack_features
+        from pyramid_model.video import write_video
+
+        subject, config = self.subject, self.config
+        chosen = _distinct_texts(subject.train)[: config.num_samples]
+        loaded = load_pairs(subject.source, chosen)
+        shown, motions, bad = [], [], 0
+        null = stack_features([load_null_text(subject.source)]).to(self.device)
+        for pair, latent, text in zip(loaded.pairs, loaded.latents, loaded.texts, strict=True):
+            request = sized(config.request, latent.shape, self.vae.config.space_factor)
+            cond = stack_features([text]).to(self.device)
+            made = generate_videos(self.dit, self.vae, cond, null, request, [config.seed], self.pyramid)
+            bad += int((~torch.isfinite(made.latents)).sum())
+            uri = f"{self.folder}/sample-{len(shown)}.mp4"
+            write_video(uri, made.videos[0], fps=parse_bucket(pair.bucket).fps)
+            motions.append(motion_magnitude(made.videos[0]))
+            shown.append({"prompt": pair.text, "seed": config.seed, "uri": uri, "clip_id": pair.clip_id})
+        data = [motion_magnitude(frames) for frames in _frames(subject.train[:NUM_MOTION_CLIPS])]
+        return shown, {
+            "motion": statistics.median(motions) if motions else None,
+            "motion_data": statistics.median(data) if data else None,
+            "num_not_finite_samples": bad,
+        }
+
+    def reconstructions(self) -> list[dict[str, Any]]:
+        """Held-out clips (left) beside what the VAE makes of them (right)."""
+        import numpy as np
+
+        from pyramid_model.metrics.quality import psnr
+        from pyramid_model.train.vae_loss import reconstruct
+        from pyramid_model.video import write_video
+
+        shown = []
+        pairs = self.subject.val[: self.config.num_reconstructions]
+        for pair, frames in zip(pairs, _frames(pairs), strict=True):
+            whole = frames[: len(frames) - (len(frames) - 1) % self.vae.config.time_factor]
+            restored = reconstruct(self.vae, whole)
+            uri = f"{self.folder}/reconstruction-{len(shown)}.mp4"
+            write_video(uri, np.concatenate([whole, restored], axis=2), fps=parse_bucket(pair.bucket).fps)
+            shown.append({"clip_id": pair.clip_id, "uri": uri, "psnr": psnr(whole, restored)})
+        return shown
+
+    def vae_figures(self, reconstructions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Held-out PSNR of the VAE, before and after its training if it was trained here."""
+        known = self.subject.vae.metrics
+        if "val_psnr" in known:
+            return {"vae_psnr": known["val_psnr"], "vae_psnr_untrained": known.get("val_psnr_untrained")}
+        measured = [shown["psnr"] for shown in reconstructions]
+        return {"vae_psnr": statistics.mean(measured) if measured else None}
+
+    def num_not_finite(self) -> int:
+        """Weights of the candidate that are NaN or Inf."""
+        return sum(int((~weight.isfinite()).sum()) for weight in self.dit.parameters())
+
+
+def _distinct_texts(pairs: Sequence[Pair]) -> list[Pair]:
+    return list({pair.text: pair for pair in reversed(pairs)}.values())[::-1]
+
+
+def _frames(pairs: Sequence[Pair]) -> "list[np.ndarray]":
+    """Clips at the size of their bucket, (t h w 3) uint8 each."""
+    from pyramid_model.video import read_clip
+
+    buckets = [parse_bucket(pair.bucket) for pair in pairs]
+    return [
+        read_clip(pair.uri, height=b.height, width=b.width, fps=b.fps, num_frames=b.num_frames)
+        for pair, b in zip(pairs, buckets, strict=True)
+    ]
+
+
+def sized(request: Any, shape: Sequence[int], space_factor: int) -> Any:
+    """The request at the size and length of a latent (c t h w)."""
+    _, t, h, w = shape
+    size = {"height": h * space_factor, "width": w * space_factor, "num_latent_frames": t}
+    return type(request).model_validate(request.model_dump() | size)
+
+
+def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as JSON can hold them: NaN and Inf become null."""
+    return {
+        name: None if isinstance(value, float) and not abs(value) < float("inf") else value
+        for name, value in figures.items()
+    }
+
+
+def untrained_of(subject: "Subject", model: Any) -> Any:
+    """The candidate's architecture before its first step; of a DiT from elsewhere, with fresh weights."""
+    from tasks.train_dit import TrainDiTConfig, untrained_dit
+
+    known = subject.dit.training.get("config")
+    config = TrainDiTConfig.model_validate(known) if known else TrainDiTConfig(model=model)
+    return untrained_dit(config).eval()
+
+
+def save_untrained(subject: "Subject") -> str:
+    """Folder of the model as it was before its training."""
+    from pyramid_model.weights import save_dit
+
+    uri = subject.dit.uri.rstrip("/") + "-untrained"
+    with writing_folder(uri) as folder:
+        save_dit(untrained_of(subject, None), folder)
+    return uri

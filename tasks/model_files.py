@@ -1,0 +1,181 @@
+"""Model folders: written whole or not at all, read from any URI, and found by kind in the `models` table."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pyramid_model.config import Config, PyramidConfig
+from tasks import storage
+from tasks.pipeline import StepError
+from tasks.step import Run
+from tasks.tables import content_id, read_table
+
+TRAINING_FILE = "training.json"  # beside the weights: how they came about
+
+
+class ModelFolder(Config):
+    """A model on disk. `model_id` and `training` are empty for a model that was not trained here."""
+
+    uri: str
+    weights_hash: str
+    model_id: str = ""
+    training: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+def absolute(uri: str) -> str:
+    """A URI that means the same in every process: local paths are made absolute."""
+    return storage.filesystem(uri)[1] if storage.is_local(uri) else uri.rstrip("/")
+
+
+def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
+    """The model at `uri`, or the newest one of that kind in this root.
+
+    Raises:
+        StepError: there is none; the message says which setting or step gives one.
+    """
+    where = (pc.field("status") == "ok") & (pc.field("kind") == kind)
+    rows = read_table(run.root, "models", where=where).sort_by("created_at").to_pylist()
+    if not uri and not rows:
+        raise StepError(f"no {kind} in {run.root}: run the train_{kind} step, or set `{kind}` to a model folder")
+    uri = absolute(uri) if uri else rows[-1]["uri"]
+    known = [row for row in rows if row["uri"] == uri]
+    if not known:
+        return ModelFolder(uri=uri, weights_hash=folder_hash(run, uri, "weights"))
+    row = known[-1]
+    return ModelFolder(
+        uri=row["uri"],
+        weights_hash=row["weights_hash"],
+        model_id=row["model_id"],
+        training=json.loads(row["config"]),
+        metrics=json.loads(row["metrics"]),
+    )
+
+
+def folder_hash(run: Run, uri: str, kind: str) -> str:
+    """Content hash of a model folder (`weights`) or text encoder (`text`), kept under `<root>/models/hashes`.
+
+    Hashing reads gigabytes and needs torch, so the answer is remembered for files of these sizes and times.
+
+    Raises:
+        StepError: there is no such folder.
+    """
+    fs, path = storage.filesystem(uri)
+    if not fs.isdir(path):
+        raise StepError(f"there is no model folder {uri!r}: give the folder that holds config.json and the weights")
+    files = sorted(dict(fs.find(path, detail=True)).items())
+    stamp = [[name[len(path) :], info["size"], str(info.get("mtime") or info.get("etag"))] for name, info in files]
+    record = run.models("hashes", content_id(kind, uri, stamp) + ".json")
+    if not storage.exists(record):
+        with local_folder(uri) as folder:
+            found = {"uri": uri, "hash": _hash_function(kind)(folder)}
+        storage.write_bytes(record, json.dumps(found).encode())
+    return json.loads(storage.read_bytes(record))["hash"]
+
+
+def hash_records(run: Run) -> list[dict[str, str]]:
+    """Every remembered hash: {"uri", "hash"}."""
+    fs, path = storage.filesystem(run.models("hashes"))
+    return [json.loads(fs.cat_file(name)) for name in sorted(fs.glob(f"{path}/*.json"))]
+
+
+def _hash_function(kind: str) -> Any:
+    if kind == "text":
+        from pyramid_model.text import text_encoder_hash
+
+        return text_encoder_hash
+    from pyramid_model.weights import weights_hash
+
+    return weights_hash
+
+
+def read_training(uri: str) -> dict[str, Any]:
+    """What `training.json` in a model folder says; empty for a model that was not trained here."""
+    file = storage.join(uri, TRAINING_FILE)
+    return json.loads(storage.read_bytes(file)) if storage.exists(file) else {}
+
+
+def training_pyramid(uri: str) -> PyramidConfig:
+    """The pyramid that a DiT was trained with; that of the released models for a DiT which was not trained here."""
+    return PyramidConfig.model_validate(read_training(uri).get("config", {}).get("pyramid", {}))
+
+
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[str]:
+    """A local path with the content of a folder: the folder itself, or a copy of a remote one that then goes."""
+    fs, path = storage.filesystem(uri)
+    if storage.is_local(uri):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        fs.get(path.rstrip("/") + "/", folder, recursive=True)
+        yield folder
+
+
+@contextlib.contextmanager
+def writing_folder(uri: str, last: Sequence[str] = ()) -> Iterator[str]:
+    """A local folder to fill; on leaving without an error it appears at `uri`, whole.
+
+    On an object store, which cannot rename folders, the files named in `last` are put after all others: a reader that
+    finds them finds everything. A folder that is already there is kept, since equal names mean equal content.
+    """
+    fs, target = storage.filesystem(uri)
+    parent = os.path.dirname(target) if storage.is_local(uri) else None
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".writing-", dir=parent)
+    try:
+        yield folder
+        if parent:
+            os.chmod(folder, 0o755)
+            with contextlib.suppress(FileExistsError):
+                _rename_new(folder, target)
+        else:
+            for name in sorted(os.listdir(folder), key=lambda name: name in last):
+                fs.put(os.path.join(folder, name), f"{target}/{name}", recursive=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename_new(folder: str, target: str) -> None:
+    try:
+        os.rename(folder, target)
+    except OSError as err:  # ENOTEMPTY: somebody else was first
+        if not os.path.isdir(target):
+            raise
+        raise FileExistsError(target) from err
+
+
+@functools.cache
+def load_vae(uri: str, device: str = "cpu") -> Any:
+    """A VAE for this process; loaded once."""
+    from pyramid_model import weights
+
+    with local_folder(uri) as folder:
+        return weights.load_vae(folder, device)
+
+
+@functools.cache
+def load_dit(uri: str, device: str = "cpu") -> Any:
+    """A DiT for this process; loaded once."""
+    from pyramid_model import weights
+
+    with local_folder(uri) as folder:
+        return weights.load_dit(folder, device)
+
+
+@functools.cache
+def load_encoder(uri: str, device: str = "cpu") -> Any:
+    """A text encoder for this process; loaded once."""
+    from pyramid_model.text import load_text_encoder
+
+    with local_folder(uri) as folder:
+        return load_text_encoder(folder, device)

@@ -1,0 +1,240 @@
+"""Training under Ray Train: workers, their progress, and their checkpoint.
+
+Workers run `pyramid_model.train.loop` on a replica each (DistributedDataParallel when there are several). The first
+worker writes one checkpoint file, whole or not at all, under `<root>/checkpoints/<model_id>/`. Every start reads that
+file, so it makes no difference whether a worker died (Ray Train starts the group again, at most `MAX_FAILURES` times)
+or the whole driver was killed (the same command starts the step again): the weights at the end are the same, bit for
+bit. Data, noise and order of samples are functions of (seed, step, worker), so nothing else has to be kept.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from tasks.model_files import TRAINING_FILE, read_training, writing_folder
+from tasks.pipeline import StepError, connect
+from tasks.registry import TrainingLog
+from tasks.step import report_progress
+from tasks.training import Job, Training, TrainingConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LOG = logging.getLogger("pyramid.training")
+MAX_FAILURES = 2
+POLL_S = 0.5
+
+
+class Board:
+    """Ray actor between workers and driver: rows of the curve, and the reason why a training cannot go on."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.fatal = ""
+
+    def post(self, row: dict[str, float]) -> None:
+        """Add a row."""
+        self.rows.append(row)
+
+    def fail(self, reason: str) -> None:
+        """Note the first reason; starting the workers again would end the same way."""
+        self.fatal = self.fatal or reason
+
+    def failed(self) -> str:
+        """The reason, or nothing."""
+        return self.fatal
+
+    def take(self) -> tuple[list[dict[str, float]], str]:
+        """Rows since the last call, and the reason."""
+        rows, self.rows = self.rows, []
+        return rows, self.fatal
+
+
+def fit(job: Job, step: str) -> dict[str, float]:
+    """Run the workers to the end; returns seconds by name."""
+    started = time.time()
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if job.run.ray.address == "local":  # one machine is never taken away in part
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    ray_start_s = connect(job.run.ray)
+    import ray
+
+    board = ray.remote(num_cpus=0)(Board).remote()
+    outcome: list[BaseException | None] = []
+    fitting = threading.Thread(target=_run_trainer, args=(job, board, outcome), daemon=True)
+    fitting.start()
+    num_steps = job.config.optim.num_steps
+    report_progress(step, 0, num_steps, "steps")
+    log, last_seen = None, time.monotonic()
+    first_row_s = 0.0
+    while fitting.is_alive():
+        fitting.join(POLL_S)
+        rows, fatal = ray.get(board.take.remote())
+        if fatal:
+            ray.shutdown()  # ends the workers; Ray Train would start them again first
+            raise StepError(f"step {step!r} stopped: {fatal}")
+        if rows:
+            first_row_s = first_row_s or time.time() - started
+            last_seen = time.monotonic()
+            report_progress(step, int(rows[-1]["step"]), num_steps, "steps")
+            log = log or TrainingLog(job.run.root, job.kind, job.model_id, job.config.model_dump(mode="json"))
+            log.add(rows)
+        elif time.monotonic() - last_seen > job.run.ray.no_progress_timeout_s:
+            ray.shutdown()
+            limit = job.run.ray.no_progress_timeout_s
+            raise StepError(f"step {step!r}: no training step within {limit:g} s (ray.no_progress_timeout_s)")
+    ray.kill(board)  # pyright: ignore[reportArgumentType]
+    if isinstance(outcome[0], StepError):
+        raise outcome[0]
+    if outcome[0] is not None:
+        raise StepError(f"step {step!r} stopped: {outcome[0]}") from outcome[0]
+    busy_s = read_training(job.uri)["busy_s"]
+    end_s = max(0.0, time.time() - started - first_row_s - busy_s)
+    return {"busy_s": busy_s, "ray_start_s": ray_start_s, "workers_start_s": first_row_s - ray_start_s, "end_s": end_s}
+
+
+def _run_trainer(job: Job, board: Any, outcome: list[BaseException | None]) -> None:
+    """Ray Train in a thread of its own, so that the driver can listen (and Ctrl-C keeps its meaning)."""
+    try:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig
+
+        on_gpu = _on_gpu(job.config)
+        resources = {"CPU": job.config.cpus_per_worker} | ({"GPU": 1} if on_gpu else {})
+        _trainer_class(job.run.ray.address == "local")(
+            train_worker,
+            train_loop_config={"job": job, "board": board},
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=job.config.num_workers, use_gpu=on_gpu, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=os.path.dirname(job.checkpoint),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        ).fit()
+        outcome.append(None)
+    except BaseException as err:
+        outcome.append(err)
+
+
+def _trainer_class(embedded: bool) -> type:
+    """Ray's TorchTrainer without helper processes that have nothing to do here; each takes seconds of CPU to start.
+
+    No dataset is sharded by Ray Train, and an embedded Ray ends with its driver, placement groups included.
+    """
+    from ray.train.torch import TorchTrainer
+
+    idle = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if embedded else set())
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list:
+            return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in idle]
+
+    return LeanTrainer
+
+
+def _on_gpu(config: TrainingConfig) -> bool:
+    """Whether to train on GPUs; refuses what the cluster cannot hold, where Ray would wait for ever."""
+    import ray
+
+    cluster = ray.cluster_resources()
+    cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
+    wanted = config.num_workers * config.cpus_per_worker
+    if wanted > cpus:
+        raise StepError(
+            f"{config.num_workers} workers of {config.cpus_per_worker} CPUs need {wanted} CPUs and the cluster has "
+            f"{cpus:g}: lower num_workers or cpus_per_worker, or add nodes"
+        )
+    if config.use_gpu == "yes" and gpus < config.num_workers:
+        raise StepError(f"{config.num_workers} GPUs are asked for and the cluster has {gpus:g}: set use_gpu to auto")
+    return config.use_gpu != "no" and gpus >= config.num_workers
+
+
+# ---- workers ---------------------------------------------------------------------------------------------------------
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """What Ray Train runs in every worker."""
+    import ray
+    import ray.train
+
+    job, board = settings["job"], settings["board"]
+    if reason := ray.get(board.failed.remote()):
+        raise RuntimeError(reason)
+    context = ray.train.get_context()
+    try:
+        _train(job, board, context.get_world_rank(), context.get_world_size())
+    except Exception as err:
+        ray.get(board.fail.remote(f"{type(err).__name__}: {err}"))
+        raise
+
+
+def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
+    import ray
+    import ray.train.torch
+    import torch
+
+    from pyramid_model.train.loop import train, unwrapped
+    from tasks.train_state import SharedState
+
+    torch.set_num_threads(job.config.cpus_per_worker)
+    device = ray.train.torch.get_device()
+    training: Training = job.training(rank=rank, world_size=world_size, device=device, **job.arguments)
+    objective = training.objective().to(device)
+    if world_size > 1:
+        objective = torch.nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
+    state = SharedState.start(objective, job.config.optim)
+    state.load_alike(job.checkpoint)
+    first = rank == 0
+    started = time.time()
+    curve = train(
+        state,
+        job.config.optim,
+        training.batch,
+        validate=lambda: training.validate(unwrapped(objective)),
+        on_log=board.post.remote if first else None,
+        checkpoint=job.checkpoint if first else None,
+    )
+    if first:
+        state.use_ema()
+        _save_model(job, training, unwrapped(objective), curve, time.time() - started)
+
+
+def _save_model(
+    job: Job, training: Training, objective: "nn.Module", curve: list[dict[str, float]], busy_s: float
+) -> None:
+    """The model's folder with `training.json`, which appears last of all."""
+    from pyramid_model.weights import weights_hash
+
+    if training.bad:
+        LOG.warning("%d items could not be read and were left out: %s", len(training.bad), "; ".join(training.bad[:5]))
+    figures = {name: value for name, value in curve[-1].items() if name.startswith("val_")}
+    untrained = {f"{name}_untrained": value for name, value in curve[0].items() if name.startswith("val_")}
+    counts = {
+        "num_train": training.num_train,
+        "num_val": training.num_val,
+        "num_bad": len(training.bad),
+        "bad": list(training.bad[:20]),
+        "num_parameters": sum(weight.numel() for weight in objective.parameters()),
+        "train_s": busy_s,
+    }
+    with writing_folder(job.uri, last=(TRAINING_FILE,)) as folder:
+        training.save(objective, folder)
+        content = {
+            "kind": job.kind,
+            "model_id": job.model_id,
+            "weights_hash": weights_hash(folder),
+            "config": job.config.model_dump(mode="json"),
+            "facts": job.facts,
+            "metrics": figures | untrained | counts,
+            "curve": curve,
+            "busy_s": busy_s,
+        }
+        with open(os.path.join(folder, TRAINING_FILE), "w") as file:
+            json.dump(content, file, indent=1)

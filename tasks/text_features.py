@@ -1,0 +1,115 @@
+"""Text features: what the text encoder makes of every caption and prompt, each distinct text once."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pyramid_model.config import Config
+from tasks.captions import captions_of
+from tasks.encoders import EncoderFolder, prepare_encoder
+from tasks.model_files import load_encoder
+from tasks.pipeline import StepError, run_blocks
+from tasks.prompts import read_prompts
+from tasks.select import selected_clips
+from tasks.step import Run, StepResult, step
+from tasks.tables import bad_row, content_id, crc32, ok_row, pending
+
+VERSION = "1"
+MAX_TOKENS = 128  # longer texts are cut, as for the released models
+NULL_TEXT = ""  # what guidance pushes away from
+
+
+class TextFeaturesConfig(Config):
+    """Which texts, and which encoder."""
+
+    selection: str = Field("", description="which selection; empty: the newest")
+    captions: str = Field(
+        "", description="which captions (output of the captions step); empty: the newest of each clip"
+    )
+    encoder: str = Field(
+        "tiny", description="tiny: a small random T5 made from the captions; else a folder or a Hugging Face name"
+    )
+    dim: int = Field(64, ge=8, description="tiny: width")
+    num_layers: int = Field(2, ge=1, description="tiny: layers")
+    vocab_size: int = Field(512, ge=64, description="tiny: most tokens of the unigram tokenizer")
+    seed: int = Field(0, ge=0, description="tiny: of the random weights")
+    prompts: tuple[str, ...] = Field((), description="further texts, beside the captions")
+    prompts_file: str = Field("", description="text file of further texts, one a line")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    block_size: int = Field(64, ge=1, description="texts a block")
+    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
+    num_gpus: float = Field(0, ge=0, description="GPUs of an actor; more than 0 encodes on the GPU")
+
+
+class TextEncoder:
+    """Actor: loads the encoder once, then encodes texts."""
+
+    def __init__(self, encoder: EncoderFolder, dtype: str, on_gpu: bool):
+        self.encoder_hash = encoder.hash
+        self.dtype = dtype
+        self.encoder = load_encoder(encoder.uri, "cuda" if on_gpu else "cpu")
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """One row a text."""
+        features = self.encoder.encode([item["text"] for item in items])
+        return {"text_features": [self.row(item, *found) for item, found in zip(items, features, strict=True)]}
+
+    def row(self, item: Mapping[str, Any], embeds: Any, pooled: Any) -> dict[str, Any]:
+        """Row of one text. embeds: valid tokens (n d); pooled: (p)."""
+        from tasks.blobs import tensor_bytes
+
+        columns = {name: item[name] for name in ("text_feature_id", "text")} | {"encoder_hash": self.encoder_hash}
+        if not (embeds.isfinite().all() and pooled.isfinite().all()):
+            why = "not_finite", f"the text encoder gives NaN or Inf for {item['text']!r}"
+            return bad_row(item, why, **columns)
+        data, pooled_data = tensor_bytes(embeds, self.dtype), tensor_bytes(pooled, self.dtype)
+        blobs = {"embeds": data, "pooled": pooled_data, "crc32": crc32(data, pooled_data)}
+        return ok_row(item, **columns, **blobs, shape=list(embeds.shape), dtype=self.dtype)
+
+
+@step
+def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
+    """Encode the captions of the selected clips, the prompts, and the empty text.
+
+    Returns:
+        outputs `encoder` (folder), `encoder_hash` and `random_init`.
+
+    Raises:
+        StepError: there is no caption, or no such encoder.
+    """
+    clip_ids = selected_clips(run, config.selection, columns=("clip_id",))["clip_id"].to_pylist()
+    found = sorted(set(captions_of(run, clip_ids, config.captions).values()))
+    if not found:
+        raise StepError(
+            f"no captions for the {len(clip_ids)} selected clips in {run.root}: run the captions step first"
+        )
+    tiny = config.model_dump(include={"dim", "num_layers", "vocab_size", "seed"})
+    encoder = prepare_encoder(run, config.encoder, found, tiny)
+    texts = list(dict.fromkeys([NULL_TEXT, *found, *read_prompts(config.prompts, config.prompts_file)]))
+    wanted = [{"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts]
+    todo = pending(run.root, "text_features", [item["text_feature_id"] for item in wanted], run.retry_failed)
+    result = run_blocks(
+        run,
+        config,
+        step="text_features",
+        step_version=VERSION,
+        items=todo.items(wanted, "text_feature_id"),
+        worker=TextEncoder,
+        worker_args={"encoder": encoder, "dtype": config.dtype, "on_gpu": config.num_gpus > 0},
+        num_done=todo.num_done,
+        block_size=config.block_size,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+    )
+    outputs = {
+        "encoder": encoder.uri,
+        "encoder_hash": encoder.hash,
+        "random_init": str(encoder.random_init).lower(),
+    }
+    return result.model_copy(update={"outputs": outputs})
+
+
+def text_feature_id(text: str, encoder_hash: str, dtype: str) -> str:
+    """Identity of the features of a text."""
+    return content_id(text, encoder_hash, dtype, MAX_TOKENS)

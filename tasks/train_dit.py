@@ -1,0 +1,198 @@
+"""Training of the diffusion transformer on latents and text features."""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from pyramid_model.config import MiniFluxConfig, PyramidConfig
+from pyramid_model.train.config import DiTLossConfig, OptimConfig
+from tasks.dit_data import (
+    Pair,
+    PairSource,
+    explain_no_pairs,
+    find_pairs,
+    load_null_text,
+    load_pairs,
+    pair_source,
+    text_feature_ids,
+    vae_settings,
+)
+from tasks.encoders import find_encoder
+from tasks.model_files import find_model
+from tasks.pipeline import StepError
+from tasks.step import Run, StepResult, step
+from tasks.text_features import NULL_TEXT
+from tasks.training import Job, TrainingConfig, model_id, pick_samples, run_training
+
+if TYPE_CHECKING:
+    from torch import device, nn
+
+    from pyramid_model.train.loop import Batch
+
+VERSION = "1"
+
+
+class DiTOptimConfig(OptimConfig):
+    """How the DiT is optimised."""
+
+    batch_size: int = Field(6, ge=1, description="samples a worker and step: a multiple of the columns (one a stage)")
+
+
+class TrainDiTConfig(TrainingConfig):
+    """How the DiT is made and trained."""
+
+    optim: DiTOptimConfig = DiTOptimConfig()
+    captions: str = Field(
+        "", description="which captions (output of the captions step); empty: the newest of each clip"
+    )
+    vae: str = Field(
+        "", description="folder of the VAE whose latents are used; empty: the newest that was trained here"
+    )
+    encoder: str = Field("", description="folder of the text encoder; empty: the one used last by text_features")
+    model: MiniFluxConfig = MiniFluxConfig()
+    pyramid: PyramidConfig = PyramidConfig()
+    loss: DiTLossConfig = DiTLossConfig()
+    text_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
+    num_val_clips: int = Field(64, ge=1, description="held-out clips that validation looks at")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainDiTConfig":
+        columns = sum(self.loss.ratios(self.pyramid))
+        if self.optim.batch_size % columns:
+            raise ValueError(
+                f"optim.batch_size {self.optim.batch_size} does not divide into {columns} columns (loss.sample_ratios, "
+                f"or one a stage): set it to {-(-self.optim.batch_size // columns) * columns}"
+            )
+        return self
+
+
+@step
+def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
+    """Train a DiT, or find the one that these settings, latents and captions gave before.
+
+    Returns:
+        outputs `model_id`, `weights_hash`, `uri` and `dit` (both the folder), `vae`, `encoder`.
+
+    Raises:
+        StepError: a split has no clip with latent and caption, the model does not fit VAE or encoder, or training
+            failed.
+    """
+    vae = find_model(run, "vae", config.vae)
+    encoder = find_encoder(run, config.encoder)
+    _check_channels(config, vae.uri)
+    source = pair_source(run, config.selection, config.captions, vae, encoder.hash)
+    train = find_pairs(source, "train")
+    val = find_pairs(source, "val")[: config.num_val_clips]
+    for split, pairs in (("train", train), ("val", val)):
+        if not pairs:
+            raise StepError(explain_no_pairs(source, split))
+    null_id = text_feature_ids(source).get(NULL_TEXT, "")
+    ids = [[pair.latent_id, pair.text_feature_id] for pair in (*train, *val)]
+    job = Job(
+        kind="dit",
+        model_id=model_id("dit", VERSION, config, [*ids, len(train), null_id]),
+        run=run,
+        config=config,
+        training=DiTTraining,
+        arguments={"config": config, "source": source, "train": train, "val": val},
+        facts={
+            "versions": source.versions,
+            "selection": config.selection,
+            "captions": config.captions,
+            "vae": vae.uri,
+            "vae_hash": vae.weights_hash,
+            "encoder": encoder.uri,
+            "encoder_hash": encoder.hash,
+            "random_init_text": encoder.random_init,
+        },
+    )
+    result = run_training(job, "train_dit", VERSION)
+    return result.model_copy(update={"outputs": result.outputs | {"vae": vae.uri, "encoder": encoder.uri}})
+
+
+def _check_channels(config: TrainDiTConfig, vae_uri: str) -> None:
+    channels = vae_settings(vae_uri)["encoder_out_channels"]
+    if config.model.latent_channels != channels:
+        raise StepError(
+            f"the VAE {vae_uri} makes {channels} latent channels and train_dit.model.latent_channels is "
+            f"{config.model.latent_channels}: set it to {channels}, or name another VAE in train_dit.vae"
+        )
+
+
+class DiTTraining:
+    """The DiT's side of a training. Every worker holds all latents and features in memory (a latent of 121 frames at
+    480x704 px is 5.4 MB as float32).
+    """
+
+    def __init__(
+        self,
+        config: TrainDiTConfig,
+        source: PairSource,
+        train: list[Pair],
+        val: list[Pair],
+        rank: int,
+        world_size: int,
+        device: "device",
+    ):
+        self.config, self.rank, self.world_size, self.device = config, rank, world_size, device
+        self.train, self.val = load_pairs(source, train), load_pairs(source, val)
+        self.null = load_null_text(source)
+        self.bad = [*self.train.bad, *self.val.bad]
+        self.num_train, self.num_val = len(self.train.pairs), len(self.val.pairs)
+        if not self.num_train or not self.num_val:
+            raise StepError(
+                f"every latent of a split is damaged, first: {self.bad[0]}. Restore the tables from a copy."
+            )
+        self._check_text()
+
+    def _check_text(self) -> None:
+        """Refuse features that the model's text layers do not fit."""
+        widths = self.null[0].shape[-1], self.null[1].shape[-1]
+        model = self.config.model
+        if widths != (model.text_dim, model.pooled_dim):
+            raise StepError(
+                f"the text encoder gives {widths[0]} values a token and {widths[1]} pooled, the DiT takes "
+                f"{model.text_dim} and {model.pooled_dim}: set train_dit.model.text_dim and pooled_dim to {widths}"
+            )
+
+    def objective(self) -> "nn.Module":
+        """The DiT with its loss; the same weights in every worker."""
+        from pyramid_model.train.dit_loss import DiTObjective
+
+        return DiTObjective(untrained_dit(self.config), self.config.pyramid, self.config.loss)
+
+    def batch(self, step: int) -> "Batch":
+        """This worker's latents of one shape, with their texts."""
+        from pyramid_model.train.batches import dit_batch, step_generator
+        from pyramid_model.train.loop import Batch
+
+        optim = self.config.optim
+        generator = step_generator(optim.seed, step, self.rank)
+        indices = pick_samples(self.train.shapes, optim.batch_size, optim.seed, step, self.rank, self.world_size)
+        latents, text = dit_batch(
+            self.train.latents, self.train.texts, self.null, indices, generator, self.config.text_dropout
+        )
+        args = (latents.to(self.device), text.to(self.device), generator, step, self.rank)
+        return Batch(args, [self.train.pairs[i].clip_id for i in indices])
+
+    def validate(self, objective: Any) -> dict[str, float]:
+        """Loss on held-out clips, the same noise every time."""
+        from tasks.dit_validation import val_losses
+
+        return val_losses(objective.dit, self.val, self.config.pyramid, self.config.loss)
+
+    def save(self, objective: Any, folder: str) -> None:
+        """Write the DiT."""
+        from pyramid_model.weights import save_dit
+
+        save_dit(objective.dit, folder)
+
+
+def untrained_dit(config: TrainDiTConfig) -> Any:
+    """The DiT as it is before the first step of a training with this config."""
+    import torch
+
+    from pyramid_model.dit.miniflux import MiniFlux
+
+    torch.manual_seed(config.optim.seed)
+    return MiniFlux(config.model)

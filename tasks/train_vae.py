@@ -1,0 +1,182 @@
+"""Training of the video VAE on the selected clips."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pyramid_model.config import VAEConfig
+from pyramid_model.train.config import VAELossConfig
+from tasks.buckets import parse_bucket
+from tasks.pipeline import StepError
+from tasks.select import selected_clips
+from tasks.step import Run, StepResult, step
+from tasks.tables import table_version
+from tasks.training import Job, TrainingConfig, model_id, run_training
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import device, nn
+
+    from pyramid_model.train.loop import Batch
+
+VERSION = "1"
+CLIP_COLUMNS = ("clip_id", "uri")  # and bucket and split, which come along
+
+
+class TrainVAEConfig(TrainingConfig):
+    """How the VAE is made and trained."""
+
+    model: VAEConfig = VAEConfig()
+    loss: VAELossConfig = VAELossConfig()
+    num_frames: int = Field(17, ge=1, description="frames of a training cut, 1 + 8k; cut at random from longer clips")
+    num_val_clips: int = Field(16, ge=1, description="held-out clips that validation looks at")
+    num_norm_clips: int = Field(
+        256, ge=1, description="training clips on which shift and scale of latents are measured"
+    )
+
+
+@step
+def train_vae(run: Run, config: TrainVAEConfig) -> StepResult:
+    """Train a VAE, or find the one that these settings and clips gave before.
+
+    Returns:
+        outputs `model_id`, `weights_hash`, `uri` and `vae` (both the folder).
+
+    Raises:
+        StepError: no training or no validation clips, clips that are too short, or a training that failed.
+    """
+    train_clips = selected_clips(run, config.selection, "train", CLIP_COLUMNS).to_pylist()
+    val_clips = selected_clips(run, config.selection, "val", CLIP_COLUMNS).to_pylist()[: config.num_val_clips]
+    check_splits(len(train_clips), len(val_clips), "clips")
+    _check_frames(config, train_clips)
+    ids = [[clip["clip_id"], clip["bucket"]] for clip in (*train_clips, *val_clips)]
+    versions = {name: table_version(run.root, name) for name in ("clips", "selections")}
+    job = Job(
+        kind="vae",
+        model_id=model_id("vae", VERSION, config, [*ids, len(train_clips)]),
+        run=run,
+        config=config,
+        training=VAETraining,
+        arguments={"config": config, "train": train_clips, "val": val_clips},
+        facts={"versions": versions, "selection": config.selection},
+    )
+    return run_training(job, "train_vae", VERSION)
+
+
+def check_splits(num_train: int, num_val: int, what: str) -> None:
+    """Refuse to train on nothing, or to train what could not be judged.
+
+    Raises:
+        StepError: a split is empty.
+    """
+    for split, count in (("train", num_train), ("val", num_val)):
+        if not count:
+            raise StepError(
+                f"no {what} in the split {split!r}: loosen the limits of the select step, "
+                "add videos, or pin a split in source.yaml"
+            )
+
+
+def _check_frames(config: TrainVAEConfig, clips: Sequence[Mapping[str, Any]]) -> None:
+    factor = config.model.time_factor
+    if (config.num_frames - 1) % factor:
+        nearest = config.num_frames - (config.num_frames - 1) % factor
+        raise StepError(
+            f"train_vae.num_frames {config.num_frames} does not fit the VAE, which takes 1 + {factor}k frames: "
+            f"set it to {nearest}"
+        )
+    shortest = min(parse_bucket(clip["bucket"]).num_frames for clip in clips)
+    if shortest < config.num_frames:
+        raise StepError(
+            f"clips of {shortest} frames are selected and train_vae.num_frames is {config.num_frames}: "
+            "lower it, or select longer clips (select.bucket)"
+        )
+
+
+class VAETraining:
+    """The VAE's side of a training. Every worker holds all clips, decoded at the size of their bucket, in memory.
+
+    That is 0.4 MB for a clip of 33 frames at 64x64 px and 120 MB for one of 121 frames at 480x704 px: raise the number
+    of nodes or shrink the selection before it fills a machine.
+    """
+
+    def __init__(
+        self,
+        config: TrainVAEConfig,
+        train: Sequence[Mapping[str, Any]],
+        val: Sequence[Mapping[str, Any]],
+        rank: int,
+        world_size: int,
+        device: "device",
+    ):
+        self.config, self.rank, self.world_size, self.device = config, rank, world_size, device
+        self.bad: list[str] = []
+        self.train_ids, self.train = self._read(train)
+        self.val_ids, self.val = self._read(val)
+        check_splits(len(self.train), len(self.val), f"readable clips (first error: {(self.bad or ['none'])[0]})")
+        self.num_train, self.num_val = len(self.train), len(self.val)
+
+    def _read(self, clips: Sequence[Mapping[str, Any]]) -> tuple[list[str], "list[np.ndarray]"]:
+        """Ids and frames of the clips that can be read; the others are noted."""
+        from pyramid_model.video import VideoError, read_clip
+
+        ids, frames = [], []
+        for clip in clips:
+            bucket = parse_bucket(clip["bucket"])
+            size = {"height": bucket.height, "width": bucket.width}
+            try:
+                frames.append(read_clip(clip["uri"], **size, fps=bucket.fps, num_frames=bucket.num_frames))
+                ids.append(clip["clip_id"])
+            except (VideoError, ValueError) as err:
+                self.bad.append(f"{clip['clip_id']}: {err}")
+        return ids, frames
+
+    def objective(self) -> "nn.Module":
+        """The VAE with its loss; the same weights in every worker."""
+        import torch
+
+        from pyramid_model.train.vae_loss import VAEObjective
+        from pyramid_model.vae.autoencoder import CausalVideoVAE
+
+        torch.manual_seed(self.config.optim.seed)
+        return VAEObjective(CausalVideoVAE(self.config.model), self.config.loss)
+
+    def batch(self, step: int) -> "Batch":
+        """Random cuts of this worker's clips."""
+        from pyramid_model.train.batches import step_generator, vae_batch
+        from pyramid_model.train.loop import Batch
+        from tasks.training import pick_samples
+
+        optim = self.config.optim
+        generator = step_generator(optim.seed, step, self.rank)
+        sizes = [clip.shape[1:] for clip in self.train]
+        indices = pick_samples(sizes, optim.batch_size, optim.seed, step, self.rank, self.world_size)
+        frames = vae_batch(self.train, indices, self.config.num_frames, generator)
+        return Batch((frames.to(self.device), generator), [self.train_ids[i] for i in indices])
+
+    def validate(self, objective: Any) -> dict[str, float]:
+        """Reconstruction of the held-out clips."""
+        from pyramid_model.train.vae_loss import validate_vae
+
+        factor = self.config.model.time_factor
+        return validate_vae(objective.vae, [clip[: len(clip) - (len(clip) - 1) % factor] for clip in self.val])
+
+    def save(self, objective: Any, folder: str) -> None:
+        """Measure shift and scale of the latents on training clips, and write the VAE with them."""
+        import torch
+
+        from pyramid_model.train.batches import to_unit_range
+        from pyramid_model.vae.norm import measure_latent_norm
+        from pyramid_model.weights import save_vae
+
+        vae = objective.vae.eval()
+        factor = vae.config.time_factor
+        latents = []
+        with torch.inference_mode():
+            for clip in self.train[: self.config.num_norm_clips]:
+                frames = to_unit_range(clip[: len(clip) - (len(clip) - 1) % factor])[None]
+                latents.append(vae.encode(frames.to(self.device)).mode().cpu())
+        norm = measure_latent_norm(latents)
+        vae.config = VAEConfig.model_validate(vae.config.model_dump() | {"latent_norm": norm})
+        save_vae(vae, folder)

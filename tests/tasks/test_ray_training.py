@@ -1,0 +1,168 @@
+"""Training under Ray Train with a toy model: two gloo workers, a dead worker, a killed driver (about a minute)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyramid_model.train.config import OptimConfig
+from tasks.pipeline import StepError
+from tasks.step import RayConfig, Run
+from tasks.tables import read_table
+from tasks.training import Job, TrainingConfig, model_id, pick_samples, run_training
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+RAY = RayConfig(num_cpus=2)
+OPTIM = OptimConfig(num_steps=8, batch_size=2, lr=0.01, warmup_steps=2, log_every=1, checkpoint_every=1)
+
+
+def toy_class() -> type:
+    """A training of one linear layer; local, so that Ray ships it by value."""
+
+    class Toy:
+        num_train, num_val, bad = 4, 1, ()
+
+        def __init__(self, rank, world_size, device, dies_at=None, diverges_at=None, pause_s=0.0):
+            self.rank, self.dies_at, self.diverges_at, self.pause_s = rank, dies_at, diverges_at, pause_s
+
+        def objective(self):
+            import torch
+
+            class Objective(torch.nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.layer = torch.nn.Linear(4, 1)
+
+                def forward(self, x):
+                    loss = (self.layer(x) - x.sum(1, keepdim=True)).square().mean()
+                    return loss, {"part": loss.detach()}
+
+            torch.manual_seed(0)
+            return Objective()
+
+        def batch(self, step):
+            import torch
+
+            from pyramid_model.train.loop import Batch
+
+            time.sleep(self.pause_s)
+            if self.dies_at and step == self.dies_at[0] and self.rank == 1 and not os.path.exists(self.dies_at[1]):
+                Path(self.dies_at[1]).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            x = torch.randn(2, 4, generator=torch.Generator().manual_seed(2 * step + self.rank))
+            return Batch((x * float("nan") if step == self.diverges_at else x,), [f"clip-{self.rank}"])
+
+        def validate(self, objective):
+            import torch
+
+            with torch.no_grad():
+                return {"val_loss": float(objective(torch.eye(4))[0])}
+
+        def save(self, objective, folder):
+            from safetensors.torch import save_file
+
+            save_file(objective.state_dict(), f"{folder}/diffusion_pytorch_model.safetensors")
+            Path(folder, "config.json").write_text("{}")
+
+    return Toy
+
+
+def toy_job(root: Path | str, **arguments) -> Job:
+    config = TrainingConfig(optim=OPTIM, num_workers=2)
+    run = Run(root=str(root), ray=RAY)
+    return Job("vae", model_id("vae", "1", config, ["a", "b"]), run, config, toy_class(), arguments)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local, tmp_path_factory) -> tuple[Job, dict]:
+    """A training that nothing disturbed, and its row."""
+    job = toy_job(tmp_path_factory.mktemp("undisturbed"))
+    result = run_training(job, "train_vae", "1")
+    assert (result.num_in, result.num_ok, result.rows) == (1, 1, {"models": 1})
+    assert result.busy_s > 0
+    return job, read_table(job.run.root, "models").to_pylist()[0]
+
+
+def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(undisturbed):
+    job, row = undisturbed
+    metrics, curve = json.loads(row["metrics"]), json.loads(row["curve"])
+    assert [point["step"] for point in curve] == list(range(9))
+    assert metrics["val_loss"] < metrics["val_loss_untrained"]
+    assert (metrics["num_train"], metrics["num_parameters"]) == (4, 5)
+    assert row["uri"] == job.uri == os.path.join(job.run.root, "models", f"vae-{job.model_id}")
+    assert sorted(os.listdir(job.uri)) == ["config.json", "diffusion_pytorch_model.safetensors", "training.json"]
+    assert not os.path.exists(os.path.dirname(job.checkpoint))
+
+
+def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(undisturbed):
+    job, row = undisturbed
+    code = f"""
+import sys
+from tasks.step import Run
+from tasks.training import Job, TrainingConfig, run_training
+from pyramid_model.train.config import OptimConfig
+job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object, {{}})
+result = run_training(job, "train_vae", "1")
+assert (result.num_in, result.num_done, result.outputs["vae"]) == (1, 1, {job.uri!r}), result
+assert not {{"ray", "torch", "mlflow", "transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert read_table(job.run.root, "models").num_rows == 1
+
+
+def test_weights_are_the_same_bit_for_bit_after_a_worker_died(undisturbed, tmp_path):
+    job = toy_job(tmp_path, dies_at=(5, str(tmp_path / "died")))
+    run_training(job, "train_vae", "1")
+    assert (tmp_path / "died").exists()
+    row = read_table(job.run.root, "models").to_pylist()[0]
+    assert row["weights_hash"] == undisturbed[1]["weights_hash"]
+    assert [point["step"] for point in json.loads(row["curve"])] == list(range(9))
+
+
+def test_weights_are_the_same_bit_for_bit_after_the_driver_was_killed(undisturbed, tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_ray_training import toy_job
+from tasks.training import run_training
+run_training(toy_job({str(tmp_path)!r}, pause_s=0.3), "train_vae", "1")
+"""
+    driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    job = toy_job(tmp_path)
+    give_up = time.monotonic() + 120
+    while not os.path.exists(job.checkpoint) and time.monotonic() < give_up:
+        assert driver.poll() is None
+        time.sleep(0.1)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert read_table(job.run.root, "models").num_rows == 0
+    run_training(job, "train_vae", "1")
+    row = read_table(job.run.root, "models").to_pylist()[0]
+    assert row["weights_hash"] == undisturbed[1]["weights_hash"]
+
+
+def test_a_diverged_training_names_step_and_clips_and_is_not_tried_again(ray_local, tmp_path):
+    with pytest.raises(StepError, match=r"TrainingDiverged.*at step 4.*clip-"):
+        run_training(toy_job(tmp_path, diverges_at=3), "train_vae", "1")
+    assert read_table(str(tmp_path), "models").num_rows == 0
+
+
+def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_local, tmp_path):
+    job = toy_job(tmp_path)
+    greedy = job.config.model_validate(job.config.model_dump() | {"num_workers": 64})
+    with pytest.raises(StepError, match="64 workers of 1 CPUs need 64 CPUs"):
+        run_training(Job("vae", "x", job.run, greedy, job.training, {}), "train_vae", "1")
+
+
+def test_samples_of_a_step_share_one_group_and_every_sample_comes_up():
+    groups = ["a"] * 6 + ["b"] * 2
+    seen = set()
+    for step in range(40):
+        picked = [pick_samples(groups, 2, 0, step, rank, 2) for rank in (0, 1)]
+        assert len({groups[i] for ranks in picked for i in ranks}) == 1
+        seen.update(i for ranks in picked for i in ranks)
+    assert seen == set(range(8))

@@ -231,11 +231,13 @@ def write_video(uri: str, frames: Iterable[np.ndarray], fps: float | Fraction, c
                 writer = writer or ClipWriter(path, rgb.shape[0], rgb.shape[1], rate, 1 / rate, crf, color=BT709)
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
                 writer.write(_to_yuv(frame), index)
-        finally:
+            if writer is None:
+                raise ValueError(f"no frames to write to {uri}: a video needs at least one")
+            writer.close()
+        except BaseException:
             if writer:
-                writer.close()
-        if writer is None:
-            raise ValueError(f"no frames to write to {uri}: a video needs at least one")
+                writer.abandon()
+            raise
 
 
 def _to_yuv(rgb: av.VideoFrame) -> av.VideoFrame:
@@ -279,6 +281,11 @@ class ClipWriter:
         """Flush and finish the file."""
         self.container.mux(self.stream.encode())
         self.container.close()
+
+    def abandon(self) -> None:
+        """Let go of a file that nobody will want."""
+        with contextlib.suppress(OSError, av.error.FFmpegError):
+            self.container.close()
 
 
 @contextlib.contextmanager

@@ -194,7 +194,7 @@ class VideoPass:
                     yield CutClip(shot, clip[0], frame, np.stack([shown.gray for shown in clip]), path)
         finally:
             if writer:
-                writer.close()
+                writer.abandon()
 
     def _writer(self, path: str, image: av.VideoFrame) -> ClipWriter:
         probe, config, color = self.probe, self.config, int(image.colorspace)

@@ -115,6 +115,17 @@ def _card_folder(folder: str, file: SourceFile, cards: dict[str, SourceCard | No
         if parent not in cards:
             uri = card_uri(parent)
             cards[parent] = read_card(uri) if storage.exists(uri) else None
+            _check_pins(uri, parent, cards[parent])
         if cards[parent] or parent == folder or not parent.startswith(folder):
             return parent
         parent = parent.rpartition("/")[0]
+
+
+def _check_pins(uri: str, folder: str, card: SourceCard | None) -> None:
+    """A pin with a misspelt name would do nothing, and its file might end in another split."""
+    pinned = {pin.file for pin in card.splits} if card else set()
+    if missing := sorted(name for name in pinned if not storage.exists(f"{folder}/{name}")):
+        raise ValueError(
+            f"{uri} pins the splits of files that are not there: {', '.join(missing)}. Correct splits[].file, which is "
+            "relative to the folder of source.yaml, or remove the pins"
+        )

@@ -39,7 +39,7 @@ def shoot():
 
     def film(shots, height, width) -> np.ndarray:
         frames = [
-            np.roll(texture(seed, height, width), 4 * frame, axis=1)
+            np.roll(texture(seed, height, width), 2 * frame, axis=1)
             for seed, length in enumerate(shots)
             for frame in range(length)
         ]

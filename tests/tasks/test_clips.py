@@ -1,0 +1,298 @@
+"""Videos become clips: one row a video whatever it is, frame-exact clips, nothing lost or doubled. About 20 s."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pyramid_model.footage import decode
+from pyramid_model.video import read_clip
+from tasks.clip_cutting import cut_video
+from tasks.clips import ClipsConfig, VideoWorker, clips, current_clips
+from tasks.ingest import hash_file
+from tasks.schemas import ID_COLUMNS
+from tasks.scores import ScoresConfig, scores
+from tasks.step import RayConfig, Run, lineage
+from tasks.tables import append_block, content_id, ok_row, read_table
+
+CONFIG = ClipsConfig(min_frames=10, max_frames=30, margin_frames=1, max_side=96)
+
+
+def run_in(folder, **kwargs) -> Run:
+    return Run(root=str(folder / "root"), ray=RayConfig(num_cpus=2), **kwargs)
+
+
+def source(path, **changes) -> dict:
+    """A row of `sources` for a file, as ingest writes it."""
+    row = {
+        "source_id": content_id(str(path)),
+        "video_id": hash_file(str(path))[0],
+        "uri": str(path),
+        "path": path.name,
+        "size_bytes": path.stat().st_size,
+        "source": "test",
+        "license": "CC0-1.0",
+    }
+    return row | changes
+
+
+def ingested(run: Run, folder) -> None:
+    """Every file of a folder in `sources`."""
+    rows = [ok_row({}, **source(path)) for path in sorted(folder.iterdir())]
+    append_block(
+        run.root, "sources", rows, content_id([row["source_id"] for row in rows]), lineage(run, "t", "1", CONFIG)
+    )
+
+
+def cut(path, tmp_path, config=CONFIG, known=()) -> dict[str, list[dict]]:
+    """Rows of one video, cut in this process."""
+    media, staging = tmp_path / "media", tmp_path / "staging"
+    media.mkdir(exist_ok=True)
+    staging.mkdir(exist_ok=True)
+    item = source(path) | {"attempt": 1, "known": list(known)}
+    return cut_video(item, config.model_dump(mode="json"), str(media), str(staging))
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory, shoot):
+    """A folder of good and bad files."""
+    folder = tmp_path_factory.mktemp("footage")
+    shoot(folder / "good.mp4", [40, 25, 5])
+    shoot(folder / "turned.mp4", [20], rotation=90)
+    shoot(folder / "short.mp4", [6])
+    shoot(folder / "hdr.mp4", [20], transfer=16)
+    shoot(folder / "vfr.mkv", [30], times=[*range(0, 600, 40), *range(600, 2100, 100)])
+    data = (folder / "good.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(data[: len(data) * 6 // 10])
+    (folder / "copy.mp4").write_bytes(data)
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "zero.mp4").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(ray_local, tmp_path_factory, footage):
+    """(run, result) of the step over that folder."""
+    run = run_in(tmp_path_factory.mktemp("done"))
+    ingested(run, footage)
+    return run, clips(run, CONFIG)
+
+
+def videos_of(run: Run) -> dict[str, dict]:
+    return {row["path"]: row for row in read_table(run.root, "videos").to_pylist()}
+
+
+@pytest.mark.ray
+def test_every_video_ends_in_one_row(done):
+    run, result = done
+    videos = videos_of(run)
+    # The two files with the same bytes are one video.
+    assert {name: (row["status"], row["error_type"]) for name, row in videos.items() if "copy" not in name} == {
+        "good.mp4": ("ok", ""),
+        "turned.mp4": ("ok", ""),
+        "vfr.mkv": ("ok", ""),
+        "short.mp4": ("skipped", "no_clips"),
+        "hdr.mp4": ("skipped", "hdr"),
+        "truncated.mp4": ("failed", "truncated"),
+        "text.mp4": ("failed", "not_media"),
+        "zero.mp4": ("failed", "not_media"),
+    }
+    assert (result.num_in, result.num_ok, result.num_skipped, result.num_failed) == (8, 3, 2, 3)
+    assert (videos["turned.mp4"]["width"], videos["turned.mp4"]["height"]) == (96, 160)
+    assert (videos["vfr.mkv"]["is_vfr"], videos["hdr.mp4"]["is_hdr"]) == (True, True)
+    assert (videos["good.mp4"]["num_frames"], videos["good.mp4"]["num_shots"], videos["good.mp4"]["num_clips"]) == (
+        70,
+        3,
+        3,
+    )
+
+
+@pytest.mark.ray
+def test_clips_are_the_frames_that_they_claim_to_be(done, footage):
+    run, _ = done
+    rows = current_clips(run).to_pylist()
+    assert len(rows) == sum(len(row["clip_ids"]) for row in videos_of(run).values() if row["status"] == "ok")
+    paths = {row["video_id"]: name for name, row in videos_of(run).items()}
+    for row in rows:
+        read = read_clip(row["uri"], height=row["height"], width=row["width"])
+        source_frames = list(decode(str(footage / paths[row["video_id"]])))
+        assert len(read) == row["num_frames"] == row["end_frame"] - row["start_frame"]
+        assert source_frames[row["start_frame"]].pts == row["start_pts"] < row["end_pts"]
+        assert os.path.getsize(row["uri"]) == row["size_bytes"]
+        for got, index in ((read[0], row["start_frame"]), (read[-1], row["end_frame"] - 1)):
+            near = source_frames[max(0, index - 1) : index + 2]
+            error = [
+                np.abs(f.upright(row["height"], row["width"]).to_ndarray(format="rgb24").astype(int) - got).mean()
+                for f in near
+            ]
+            assert near[int(np.argmin(error))].index == index
+            assert min(error) < 4
+
+
+@pytest.mark.ray
+def test_long_shots_are_split_short_ones_left_out_and_cuts_given_a_margin(done):
+    run, _ = done
+    good = videos_of(run)["good.mp4"]["video_id"]
+    rows = [row for row in current_clips(run).to_pylist() if row["video_id"] == good]
+    assert [(row["shot"], row["start_frame"], row["end_frame"]) for row in rows] == [
+        (0, 0, 29),
+        (0, 29, 39),
+        (1, 41, 64),
+    ]
+    assert {(row["height"], row["width"], row["cut_method"]) for row in rows} == {(58, 96, "adaptive")}
+    assert rows[0]["end_s"] == pytest.approx(29 / 24)
+
+
+@pytest.mark.ray
+def test_variable_times_are_kept(done, footage):
+    run, _ = done
+    rows = [row for row in current_clips(run).to_pylist() if row["video_id"] == videos_of(run)["vfr.mkv"]["video_id"]]
+    assert [row["num_frames"] for row in rows] == [30]
+    fps = rows[0]["fps_num"] / rows[0]["fps_den"]
+    assert fps == pytest.approx(29 / 2.0, rel=1e-3)
+    # Ten frames a second: frames 0, 2 or 3, 5, … in the fast first part, each in the slow last part.
+    frames = list(decode(str(footage / "vfr.mkv")))
+    read = read_clip(rows[0]["uri"], height=58, width=96, fps=10)
+    error = [np.abs(f.upright(58, 96).to_ndarray(format="rgb24").astype(int) - read[-1]).mean() for f in frames]
+    assert int(np.argmin(error)) == 29
+
+
+@pytest.mark.ray
+def test_scores_come_from_the_same_pass_and_nothing_is_left_to_do(done):
+    run, _ = done
+    result = scores(run, ScoresConfig())
+    assert (result.num_new, result.num_done) == (0, 3 * current_clips(run).num_rows)
+    assert clips(run, CONFIG).num_new == 0
+    assert clips(run, ClipsConfig.model_validate(CONFIG.model_dump() | {"timeout_s": 7})).num_new == 0
+
+
+@pytest.mark.ray
+def test_other_settings_make_other_clips_and_the_old_ones_come_back_for_nothing(ray_local, tmp_path, footage):
+    run = run_in(tmp_path)
+    (tmp_path / "in").mkdir()
+    os.link(footage / "good.mp4", tmp_path / "in" / "good.mp4")
+    ingested(run, tmp_path / "in")
+    clips(run, CONFIG)
+    first = current_clips(run, ["clip_id"])
+    longer = ClipsConfig.model_validate(CONFIG.model_dump() | {"max_frames": 60})
+    assert clips(run, longer).num_ok == 1
+    spans = current_clips(run, ["start_frame", "end_frame"]).to_pylist()
+    assert [(row["start_frame"], row["end_frame"]) for row in spans] == [(0, 39), (41, 64)]
+    back = clips(run, CONFIG)
+    assert (back.num_new, back.num_done, back.note) == (0, 1, "1 videos are back to clips that were made before")
+    assert current_clips(run, ["clip_id"]).equals(first)
+    # (41, 64) is the same clip under both settings: one row.
+    ids = read_table(run.root, "clips", ["clip_id"], latest=False)["clip_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("committed", [("clips",), ("clips", "scores")])
+def test_a_run_killed_between_two_commits_is_completed_without_doubles(ray_local, tmp_path, footage, committed):
+    run = run_in(tmp_path)
+    (tmp_path / "in").mkdir()
+    os.link(footage / "good.mp4", tmp_path / "in" / "good.mp4")
+    ingested(run, tmp_path / "in")
+    rows = cut(tmp_path / "in" / "good.mp4", tmp_path)
+    for table in committed:
+        append_block(run.root, table, rows[table], content_id(table), lineage(run, "clips", "1", CONFIG.that_matter()))
+    assert clips(run, CONFIG).num_ok == 1
+    for table in ("clips", "scores", "videos"):
+        ids = read_table(run.root, table, [ID_COLUMNS[table]], latest=False)[ID_COLUMNS[table]].to_pylist()
+        assert sorted(ids) == sorted(row[ID_COLUMNS[table]] for row in rows[table])
+    assert current_clips(run).num_rows == 3
+
+
+def test_salvage_keeps_the_sound_part_of_a_truncated_video(footage, tmp_path):
+    assert cut(footage / "truncated.mp4", tmp_path)["clips"] == []
+    assert os.listdir(tmp_path / "media") == []
+    salvaged = cut(footage / "truncated.mp4", tmp_path, ClipsConfig(min_frames=10, salvage=True))
+    [video] = salvaged["videos"]
+    assert (video["status"], video["num_clips"]) == ("ok", len(salvaged["clips"]))
+    assert video["error"].startswith("salvaged: decoding ends after")
+    assert salvaged["clips"][0]["num_frames"] >= 10
+
+
+def test_a_video_replaced_after_ingest_is_not_taken_for_the_old_one(footage, tmp_path):
+    item = source(footage / "good.mp4", size_bytes=5) | {"attempt": 1, "known": []}
+    rows = cut_video(item, CONFIG.model_dump(mode="json"), str(tmp_path), str(tmp_path))
+    assert [row["error_type"] for row in rows["videos"]] == ["source_changed"]
+
+
+def test_clips_that_are_known_get_no_second_row(footage, tmp_path):
+    first = cut(footage / "good.mp4", tmp_path)
+    known = [row["clip_id"] for row in first["clips"]] + [row["score_id"] for row in first["scores"][:4]]
+    again = cut(footage / "good.mp4", tmp_path, known=known)
+    assert (len(again["clips"]), len(again["scores"])) == (0, len(first["scores"]) - 4)
+    assert again["videos"][0]["clip_ids"] == first["videos"][0]["clip_ids"] == known[:3]
+
+
+def worker_in(tmp_path, **changes) -> VideoWorker:
+    (tmp_path / "media").mkdir()
+    return VideoWorker(CONFIG.model_dump(mode="json") | changes, str(tmp_path / "media"))
+
+
+def test_a_video_that_takes_too_long_becomes_a_row_and_leaves_nothing(footage, tmp_path):
+    worker = worker_in(tmp_path, timeout_s=0.05)
+    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    rows = worker([item])
+    assert [(row["status"], row["error_type"]) for row in rows["videos"]] == [("failed", "timeout")]
+    assert os.listdir(tmp_path / "media") == []
+    worker.config["timeout_s"] = 120
+    assert worker([item])["videos"][0]["status"] == "ok"
+    worker.child.close()
+
+
+def test_a_decoder_that_dies_becomes_a_row_and_the_next_video_is_cut(footage, tmp_path):
+    worker = worker_in(tmp_path)
+    items = [source(footage / name) | {"attempt": 1, "known": []} for name in ("good.mp4", "turned.mp4")]
+
+    def shoot_down():
+        while worker.child._child is None:
+            time.sleep(0.01)
+        os.kill(worker.child._child.pid, signal.SIGSEGV)
+
+    threading.Thread(target=shoot_down, daemon=True).start()
+    rows = worker(items)
+    assert [row.get("error_type") for row in rows["videos"]] == ["decoder_crashed", None]
+    assert {row["video_id"] for row in rows["clips"]} == {items[1]["video_id"]}
+    worker.child.close()
+
+
+def test_a_full_disk_stops_the_step_and_leaves_nothing_half_written(footage, tmp_path):
+    code = (
+        "import json, os, resource, signal, sys\nfrom tasks.clip_cutting import cut_video\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "try:\n    cut_video(**json.loads(sys.argv[1]))\nexcept OSError as err:\n    print('OSError', err.errno)\n"
+    )
+    for name in ("media", "staging"):
+        (tmp_path / name).mkdir()
+    arguments = {
+        "item": source(footage / "good.mp4") | {"attempt": 1, "known": []},
+        "config": CONFIG.model_dump(mode="json"),
+        "media": str(tmp_path / "media"),
+        "staging": str(tmp_path / "staging"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "OSError 27\n", done.stderr
+    assert os.listdir(tmp_path / "media") == []
+
+
+@pytest.mark.slow
+def test_shared_odd_files_have_their_display_size(shared_assets, tmp_path):
+    config = ClipsConfig(min_frames=2, max_side=96, margin_frames=0)
+    turned = cut(shared_assets / "odd" / "psd_issue-134-rotate.mp4", tmp_path, config)
+    assert all(row["height"] > row["width"] for row in turned["clips"])
+    vfr = cut(shared_assets / "odd" / "psd_goldeneye-vfr-drop3.mp4", tmp_path, config)
+    assert vfr["videos"][0]["is_vfr"]
+    assert all(row["end_s"] > row["start_s"] for row in vfr["clips"])
+    late = cut(shared_assets / "odd" / "psd_delayed_start.mp4", tmp_path, config)
+    assert (late["videos"][0]["start_pts"], late["clips"][0]["start_s"]) == (13760, 0)

@@ -1,0 +1,55 @@
+"""Scores that the decode pass did not write are added, and no others. About 5 s on a warm Ray."""
+
+import json
+import os
+
+import pytest
+
+from pyramid_model.video import write_video
+from tasks.clips import ClipsConfig
+from tasks.scores import ScoresConfig, score_id, score_rows, scores
+from tasks.step import RayConfig, Run, lineage
+from tasks.tables import append_block, ok_row, read_table
+
+
+@pytest.fixture
+def three_clips(tmp_path, shoot):
+    """A run with clips a, b and c, of which the media of c is gone; a has its motion score already."""
+    run = Run(root=str(tmp_path / "root"), ray=RayConfig(num_cpus=2))
+    made = lineage(run, "clips", "1", ClipsConfig())
+    frames = shoot(tmp_path / "film.mp4", [12], size=(64, 96))
+    rows = []
+    for name in "abc":
+        uri = run.media("clips", f"{name}.mp4")
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        if name != "c":
+            write_video(uri, frames, fps=24, crf=8)
+        rows.append(ok_row({}, clip_id=name, video_id="v", uri=uri, height=64, width=96, start_frame=0))
+    append_block(run.root, "clips", rows, "clips", made)
+    append_block(run.root, "scores", score_rows("a", frames, ["motion"]), "scores", made)
+    append_block(run.root, "videos", [ok_row({}, video_id="v", clip_ids=list("abc"))], "videos", made)
+    return run, frames
+
+
+@pytest.mark.ray
+def test_only_missing_scores_are_computed_and_unreadable_clips_fail_alone(ray_local, three_clips):
+    run, frames = three_clips
+    result = scores(run, ScoresConfig(block_size=4))
+    assert (result.num_in, result.num_done, result.num_ok, result.num_failed) == (9, 1, 5, 3)
+    assert result.errors == {"missing": 3}
+    rows = {(row["clip_id"], row["scorer"]): row for row in read_table(run.root, "scores").to_pylist()}
+    expected = {row["scorer"]: row["value"] for row in score_rows("a", frames)}
+    for clip_id in "ab":
+        for scorer, value in expected.items():
+            assert rows[clip_id, scorer]["value"] == pytest.approx(value, rel=0.2), (clip_id, scorer)
+    assert json.loads(rows["b", "motion"]["details"]) == {"num_frames": 12, "height": 64, "width": 96}
+    assert scores(run, ScoresConfig()).num_new == 0
+
+
+def test_ids_tell_scorers_and_clips_apart():
+    assert len({score_id(clip, scorer) for clip in "ab" for scorer in ("motion", "sharpness")}) == 4
+
+
+def test_an_unknown_scorer_is_refused():
+    with pytest.raises(ValueError, match="'motion', 'sharpness' or 'brightness'"):
+        ScoresConfig(scorers=("beauty",))

@@ -3,6 +3,7 @@
 import typer
 
 from flows.cli import flow_commands, manifest, run_commands
+from flows.cli.doctor import doctor
 
 app = typer.Typer(
     name="pyramid",
@@ -15,4 +16,5 @@ app = typer.Typer(
 )
 run_commands.mount(app)
 flow_commands.mount(app)
+app.command("doctor", rich_help_panel="Look at what is there")(doctor)
 app.add_typer(manifest.app, name="manifest", rich_help_panel="Look at what is there")

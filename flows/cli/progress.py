@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tasks.step import PROGRESS, STEPS, StepResult
 
-NAME_WIDTH, COUNT_WIDTH = 14, 46
+NAME_WIDTH = 14
 PLAIN_EVERY_S = 30.0
 
 
@@ -38,7 +38,7 @@ class Progress(logging.Handler):
         if self.live:
             self.live.stop()
         if err is not None and self.step:
-            self.console.print(self._line("✗", "red", self.step, "stopped", time.monotonic() - self.started))
+            self._print(self._line("✗", "red", self.step, "stopped", time.monotonic() - self.started))
 
     def waiting(self, what: str) -> None:
         """Show that something other than a step is going on."""
@@ -63,7 +63,7 @@ class Progress(logging.Handler):
         """The line that stays: what came in, what came out, how long it took."""
         bad = result.num_failed + result.num_skipped
         mark, colour = ("!", "yellow") if bad else ("✓", "green") if result.num_new else ("·", "dim")
-        self.console.print(self._line(mark, colour, result.step, describe(result), result.wall_s))
+        self._print(self._line(mark, colour, result.step, describe(result), result.wall_s))
 
     def _draw(self, name: str) -> None:
         if self.live:
@@ -74,14 +74,14 @@ class Progress(logging.Handler):
         """Without a terminal: a progress line now and then, so that a log shows life."""
         if self.live is None and time.monotonic() - self.printed > PLAIN_EVERY_S:
             self.printed = time.monotonic()
-            self.console.print(f"  {message}")
+            self._print(Text(f"  {message}"))
+
+    def _print(self, line: Text) -> None:
+        self.console.print(line, soft_wrap=True)
 
     def _line(self, mark: str, colour: str, name: str, text: str, seconds: float) -> Text:
         return Text.assemble(
-            (f"{mark} ", colour),
-            (f"{name:<{NAME_WIDTH}}", "bold"),
-            f" {text:<{COUNT_WIDTH}} ",
-            (f"{seconds:7.1f} s", "dim"),
+            (f"{mark} ", colour), (f"{name:<{NAME_WIDTH}}", "bold"), (f"{seconds:7.1f} s  ", "dim"), text
         )
 
 

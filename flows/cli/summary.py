@@ -4,8 +4,7 @@ import os
 import shlex
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
+from rich.markup import escape
 
 from flows.cli.launch import elapsed, runner
 from tasks import storage
@@ -18,18 +17,19 @@ MOST_CLIPS = 12
 def print_summary(root: str, started: float) -> None:
     """Paths of the report and of the newest generated clips, commands for both UIs, total time."""
     run = Run(root=root)
-    lines = Table.grid(padding=(0, 2))
+    # Paths and commands are there to be copied: they are never cut or broken.
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]Done[/] in {elapsed(started)}.")
     report = storage.join(run.root, "report.html")
-    lines.add_row("Report", report if storage.exists(report) else "none was written")
+    if storage.exists(report):
+        console.print(f"[bold]Report[/]      {report}")
     clips = generated_clips(run)
     for number, (uri, prompt) in enumerate(clips[:MOST_CLIPS]):
-        lines.add_row("Clips" if number == 0 else "", f"{uri}\n  [dim]{prompt}[/]")
+        console.print(f"{'[bold]Clips[/]' if number == 0 else '     '}       {uri}  [dim]{escape(prompt)}[/]")
     if len(clips) > MOST_CLIPS:
-        lines.add_row("", f"… and {len(clips) - MOST_CLIPS} more under {run.media('generated')}")
-    lines.add_row("Prefect UI", prefect_command())
-    lines.add_row("MLflow UI", mlflow_command(run.root))
-    lines.add_row("Time", elapsed(started))
-    Console(highlight=False).print(Panel(lines, title="Done", expand=False))
+        console.print(f"            and {len(clips) - MOST_CLIPS} more in {run.media('generated')}")
+    console.print(f"[bold]Prefect UI[/]  {prefect_command()}")
+    console.print(f"[bold]MLflow UI[/]   {mlflow_command(run.root)}")
 
 
 def generated_clips(run: Run) -> list[tuple[str, str]]:
@@ -45,7 +45,7 @@ def prefect_command() -> str:
     if server:
         return server.removesuffix("/api")
     home = os.environ.get("PREFECT_HOME", "~/.prefect")
-    return f"PREFECT_HOME={shlex.quote(home)} {runner()}prefect server start   (then http://127.0.0.1:4200)"
+    return f"PREFECT_HOME={shlex.quote(home)} {runner()}prefect server start  # then http://127.0.0.1:4200"
 
 
 def mlflow_command(root: str) -> str:
@@ -55,4 +55,4 @@ def mlflow_command(root: str) -> str:
     uri = tracking_uri(root)
     if uri.startswith("http"):
         return uri
-    return f"{runner()}mlflow server --backend-store-uri {shlex.quote(uri)} --port 5000   (then http://127.0.0.1:5000)"
+    return f"{runner()}mlflow server --backend-store-uri {shlex.quote(uri)} --port 5000  # then http://127.0.0.1:5000"

@@ -37,6 +37,8 @@ def connect(config: RayConfig) -> float:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Ray's own warnings stay in its log files; what a user must know reaches the driver as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # A busy machine takes longer to start Ray than the 30 s that Ray waits.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     started = time.monotonic()
     import ray
 

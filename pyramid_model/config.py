@@ -59,7 +59,9 @@ class VAEStackConfig(Config):
     """One half of the VAE, a list of blocks from the pixel side inwards (encoder) or from the latent side (decoder)."""
 
     channels: tuple[int, ...] = Field((128, 256, 512, 512), description="per block, listed from the pixel side")
-    layers: tuple[int, ...] = Field(description="residual layers per block, in the order the blocks run")
+    layers: tuple[int, ...] = Field(
+        description="residual layers per block, in the order the blocks run; 0 only resamples"
+    )
     norm_groups: int = Field(32, ge=1, description="groups of every group norm; divides every channel count")
     resample_space: tuple[bool, ...] = Field((True, True, True, False), description="per block: halve/double h and w")
     resample_time: tuple[bool, ...] = Field((True, True, True, False), description="per block: halve/double t")
@@ -89,6 +91,16 @@ class VAEConfig(Config):
             down, up = sum(getattr(self.encoder, name)), sum(getattr(self.decoder, name))
             if down != up:
                 raise ValueError(f"{name}: the encoder halves {down} times but the decoder doubles {up} times")
+        for half, channels, layers in (
+            ("encoder", self.encoder.channels, self.encoder.layers),
+            ("decoder", self.decoder.channels[::-1], self.decoder.layers),
+        ):
+            for i, (before, after) in enumerate(zip((channels[0], *channels), channels, strict=False)):
+                if layers[i] == 0 and before != after:
+                    raise ValueError(
+                        f"{half} block {i} has no layers to go from {before} to {after} channels: "
+                        "give it at least one, or the channels of the block before"
+                    )
         return self
 
     @property

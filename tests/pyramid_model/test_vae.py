@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from pyramid_model.config import LatentNorm, VAEConfig, VAEStackConfig
+from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.conv import causal_conv3d
 from pyramid_model.vae.norm import measure_latent_norm
 from pyramid_model.vae.posterior import Posterior
@@ -130,3 +131,13 @@ def test_a_config_whose_halves_do_not_match_is_refused():
         VAEConfig(encoder=stack, decoder=other)
     with pytest.raises(ValueError, match="norm_groups 3 does not divide"):
         VAEStackConfig(channels=(4,), layers=(1,), norm_groups=3, resample_space=(True,), resample_time=(True,))
+
+
+def test_a_block_without_layers_only_resamples_and_cannot_change_channels():
+    encoder = VAEStackConfig(channels=(4, 4, 8, 8), layers=(0, 1, 1, 1), norm_groups=2)
+    decoder = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 0), norm_groups=2)
+    vae = CausalVideoVAE(VAEConfig(latent_channels=4, encoder=encoder, decoder=decoder))
+    frames = torch.zeros(1, 3, 9, 16, 16)
+    assert vae.decode(vae.encode(frames).mean).shape == frames.shape
+    with pytest.raises(ValueError, match="decoder block 2 has no layers to go from 8 to 4 channels"):
+        VAEConfig(latent_channels=4, encoder=encoder, decoder=encoder.model_copy(update={"layers": (1, 1, 0, 1)}))

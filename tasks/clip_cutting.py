@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import av
+import av.error
 import cv2
 import numpy as np
 
@@ -43,6 +44,11 @@ def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging:
     except VideoError as err:
         status = "skipped" if err.kind in ("hdr", "no_clips") else "failed"
         return {"clips": [], "scores": [], "videos": [bad_row(item, err, status, **video.columns)]}
+    except av.error.FFmpegError as err:
+        if isinstance(err, OSError):  # reading is over by now: the clips cannot be written
+            raise
+        problem = ("codec_error", f"its frames cannot be scaled or encoded: {err}")
+        return {"clips": [], "scores": [], "videos": [bad_row(item, problem, **video.columns)]}
     rows: Rows = {"clips": [], "scores": []}
     for clip in clips:
         row = video.clip_row(clip, media)

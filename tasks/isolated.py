@@ -67,7 +67,7 @@ class Isolated:
         while not line.endswith(b"\n"):
             ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                self._stop()
+                self.close()
                 raise TimedOut(f"no end after {timeout_s:g} s")
             piece = os.read(child.stdout.fileno(), 1 << 20)
             if not piece:
@@ -76,13 +76,15 @@ class Isolated:
         return line
 
     def _stop(self) -> str:
-        """End the child; how it ended, in words."""
+        """See the child off, which is dying by itself; how it ended, in words."""
         child, self._child = self._child, None
         if child is None:
             return ""
-        if child.poll() is None and child.stdout and not select.select([child.stdout], [], [], 0)[0]:
+        try:
+            code = child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
             child.kill()
-        code = child.wait()
+            code = child.wait()
         for pipe in (child.stdin, child.stdout):
             if pipe:
                 pipe.close()

@@ -22,6 +22,7 @@ from tasks.schemas import ID_COLUMNS
 from tasks.step import RayConfig, Run, StepResult, lineage, report_progress
 from tasks.tables import Lineage, append_block, content_id, table_version
 
+START_TRIES = 3
 RESUME = "Committed blocks are kept: mend the cause and run the same command again."
 
 
@@ -37,8 +38,7 @@ def connect(config: RayConfig) -> float:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Ray's own warnings stay in its log files; what a user must know reaches the driver as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # A busy machine takes longer to start Ray than the 30 s that Ray waits.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
     started = time.monotonic()
     import ray
 
@@ -50,8 +50,16 @@ def connect(config: RayConfig) -> float:
         "include_dashboard": False,
     }
     own = embedded if config.address == "local" else {}
-    with _quiet_stderr():
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    # On a busy machine a part of Ray gives up after 15 s, which no setting changes; the next start finds warm files.
+    for tries_left in reversed(range(START_TRIES if own else 1)):
+        try:
+            with _quiet_stderr():
+                ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            break
+        except Exception:
+            ray.shutdown()
+            if not tries_left:
+                raise
     return time.monotonic() - started
 
 

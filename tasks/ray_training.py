@@ -103,14 +103,14 @@ def _run_trainer(job: Job, board: Any, outcome: list[BaseException | None]) -> N
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
 
-        on_gpu = _on_gpu(job.config)
-        resources = {"CPU": job.config.cpus_per_worker} | ({"GPU": 1} if on_gpu else {})
+        with_gpu = on_gpu(job.config)
+        resources = {"CPU": job.config.cpus_per_worker} | ({"GPU": 1} if with_gpu else {})
         _trainer_class(job.run.ray.address == "local")(
             train_worker,
             train_loop_config={"job": job, "board": board},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if with_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=job.config.num_workers, use_gpu=on_gpu, resources_per_worker=resources
+                num_workers=job.config.num_workers, use_gpu=with_gpu, resources_per_worker=resources
             ),
             run_config=RunConfig(
                 name="ray",
@@ -139,7 +139,7 @@ def _trainer_class(embedded: bool) -> type:
     return LeanTrainer
 
 
-def _on_gpu(config: TrainingConfig) -> bool:
+def on_gpu(config: TrainingConfig) -> bool:
     """Whether to train on GPUs; refuses what the cluster cannot hold, where Ray would wait for ever."""
     import ray
 
@@ -171,8 +171,16 @@ def train_worker(settings: dict[str, Any]) -> None:
     try:
         _train(job, board, context.get_world_rank(), context.get_world_size())
     except Exception as err:
-        ray.get(board.fail.remote(f"{type(err).__name__}: {err}"))
+        if _is_final(err):
+            ray.get(board.fail.remote(f"{type(err).__name__}: {err}"))
         raise
+
+
+def _is_final(err: Exception) -> bool:
+    """Whether a new start would end the same way. Other errors may be echoes of another worker's death."""
+    from pyramid_model.train.loop import TrainingDiverged
+
+    return isinstance(err, TrainingDiverged | StepError) or not isinstance(err, RuntimeError | OSError)
 
 
 def _train(job: Job, board: Any, rank: int, world_size: int) -> None:

@@ -1,7 +1,11 @@
-"""Training under Ray Train with a toy model: two gloo workers, a dead worker, a killed driver (about a minute)."""
+"""Training under Ray Train with a toy model: two gloo workers, a dead worker, a killed driver.
+
+About a minute on two free cores: each start of Ray Train costs ten to fifteen seconds.
+"""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +16,12 @@ import pytest
 
 from pyramid_model.train.config import OptimConfig
 from tasks.pipeline import StepError
+from tasks.ray_training import on_gpu
 from tasks.step import RayConfig, Run
 from tasks.tables import read_table
 from tasks.training import Job, TrainingConfig, model_id, pick_samples, run_training
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-RAY = RayConfig(num_cpus=2)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 OPTIM = OptimConfig(num_steps=8, batch_size=2, lr=0.01, warmup_steps=2, log_every=1, checkpoint_every=1)
 
 
@@ -38,23 +42,22 @@ def toy_class() -> type:
                     super().__init__()
                     self.layer = torch.nn.Linear(4, 1)
 
-                def forward(self, x):
-                    loss = (self.layer(x) - x.sum(1, keepdim=True)).square().mean()
-                    return loss, {"part": loss.detach()}
+                def forward(self, *batches):
+                    losses = [(self.layer(x) - x.sum(1, keepdim=True)).square().mean() for x in batches]
+                    return sum(losses) / len(losses), {"part": losses[0].detach()}
 
             torch.manual_seed(0)
             return Objective()
 
         def batch(self, step):
-            import torch
-
+            from pyramid_model.train.batches import step_generator
             from pyramid_model.train.loop import Batch
 
             time.sleep(self.pause_s)
             if self.dies_at and step == self.dies_at[0] and self.rank == 1 and not os.path.exists(self.dies_at[1]):
                 Path(self.dies_at[1]).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            x = torch.randn(2, 4, generator=torch.Generator().manual_seed(2 * step + self.rank))
+            x = toy_samples(step_generator(0, step, self.rank))
             return Batch((x * float("nan") if step == self.diverges_at else x,), [f"clip-{self.rank}"])
 
         def validate(self, objective):
@@ -69,27 +72,52 @@ def toy_class() -> type:
             save_file(objective.state_dict(), f"{folder}/diffusion_pytorch_model.safetensors")
             Path(folder, "config.json").write_text("{}")
 
+    def toy_samples(generator):
+        import torch
+
+        return torch.randn(2, 4, generator=generator)
+
     return Toy
 
 
-def toy_job(root: Path | str, **arguments) -> Job:
-    config = TrainingConfig(optim=OPTIM, num_workers=2)
-    run = Run(root=str(root), ray=RAY)
+def toy_job(root: Path | str, num_workers: int, **arguments) -> Job:
+    config = TrainingConfig(optim=OPTIM, num_workers=num_workers)
+    run = Run(root=str(root), ray=RayConfig(num_cpus=2))
     return Job("vae", model_id("vae", "1", config, ["a", "b"]), run, config, toy_class(), arguments)
 
 
+def undisturbed_weights(num_workers: int, folder: Path) -> str:
+    """Weights hash of the same training in this process, without Ray: one step sees the batches of all workers."""
+    from pyramid_model.train.loop import Batch, TrainState, train
+    from pyramid_model.weights import weights_hash
+
+    workers = [toy_class()(rank, num_workers, "cpu") for rank in range(num_workers)]
+    state = TrainState.start(workers[0].objective(), OPTIM)
+    train(state, OPTIM, lambda step: Batch(tuple(worker.batch(step).args[0] for worker in workers), []))
+    state.use_ema()
+    folder.mkdir()
+    workers[0].save(state.objective, str(folder))
+    return weights_hash(folder)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(ray_local, tmp_path_factory) -> tuple[Job, dict]:
-    """A training that nothing disturbed, and its row."""
-    job = toy_job(tmp_path_factory.mktemp("undisturbed"))
+def trained(ray_local, tmp_path_factory) -> tuple[Job, dict]:
+    """A training on two workers of which one was killed at the sixth step, and its row."""
+    root = tmp_path_factory.mktemp("trained")
+    job = toy_job(root, 2, dies_at=(5, str(root / "died")))
     result = run_training(job, "train_vae", "1")
+    assert (root / "died").exists()
     assert (result.num_in, result.num_ok, result.rows) == (1, 1, {"models": 1})
     assert result.busy_s > 0
     return job, read_table(job.run.root, "models").to_pylist()[0]
 
 
-def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(undisturbed):
-    job, row = undisturbed
+def test_two_workers_end_with_the_same_weights_bit_for_bit_although_one_died(trained, tmp_path):
+    assert trained[1]["weights_hash"] == undisturbed_weights(2, tmp_path / "model")
+
+
+def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(trained):
+    job, row = trained
     metrics, curve = json.loads(row["metrics"]), json.loads(row["curve"])
     assert [point["step"] for point in curve] == list(range(9))
     assert metrics["val_loss"] < metrics["val_loss_untrained"]
@@ -99,41 +127,50 @@ def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(undisturbed):
     assert not os.path.exists(os.path.dirname(job.checkpoint))
 
 
-def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(undisturbed):
-    job, row = undisturbed
+def test_mlflow_holds_the_whole_curve_once(trained):
+    from tasks import registry
+
+    job, row = trained
+    mlflow = registry.client(job.run.root)
+    points = mlflow.get_metric_history(row["mlflow_run_id"], "loss")
+    assert [point.step for point in points] == list(range(1, 9))
+    assert mlflow.get_run(row["mlflow_run_id"]).data.tags["weights_hash"] == row["weights_hash"]
+
+
+def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(trained):
+    job, _ = trained
     code = f"""
 import sys
 from tasks.step import Run
 from tasks.training import Job, TrainingConfig, run_training
-from pyramid_model.train.config import OptimConfig
 job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object, {{}})
 result = run_training(job, "train_vae", "1")
 assert (result.num_in, result.num_done, result.outputs["vae"]) == (1, 1, {job.uri!r}), result
 assert not {{"ray", "torch", "mlflow", "transformers"}} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert read_table(job.run.root, "models").num_rows == 1
 
 
-def test_weights_are_the_same_bit_for_bit_after_a_worker_died(undisturbed, tmp_path):
-    job = toy_job(tmp_path, dies_at=(5, str(tmp_path / "died")))
-    run_training(job, "train_vae", "1")
-    assert (tmp_path / "died").exists()
-    row = read_table(job.run.root, "models").to_pylist()[0]
-    assert row["weights_hash"] == undisturbed[1]["weights_hash"]
-    assert [point["step"] for point in json.loads(row["curve"])] == list(range(9))
+def test_weights_that_were_saved_before_a_kill_are_recorded_without_training_again(trained, tmp_path):
+    job, row = trained
+    again = toy_job(tmp_path, 2)
+    shutil.copytree(job.uri, again.uri)
+    result = run_training(again, "train_vae", "1")
+    assert "workers_start_s" not in result.timings
+    assert read_table(again.run.root, "models").to_pylist()[0]["weights_hash"] == row["weights_hash"]
 
 
-def test_weights_are_the_same_bit_for_bit_after_the_driver_was_killed(undisturbed, tmp_path):
+def test_a_killed_driver_costs_no_bit_either(ray_local, tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_ray_training import toy_job
 from tasks.training import run_training
-run_training(toy_job({str(tmp_path)!r}, pause_s=0.3), "train_vae", "1")
+run_training(toy_job({str(tmp_path)!r}, 1, pause_s=0.3), "train_vae", "1")
 """
     driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    job = toy_job(tmp_path)
-    give_up = time.monotonic() + 120
+    job = toy_job(tmp_path, 1)
+    give_up = time.monotonic() + 300
     while not os.path.exists(job.checkpoint) and time.monotonic() < give_up:
         assert driver.poll() is None
         time.sleep(0.1)
@@ -142,20 +179,24 @@ run_training(toy_job({str(tmp_path)!r}, pause_s=0.3), "train_vae", "1")
     assert read_table(job.run.root, "models").num_rows == 0
     run_training(job, "train_vae", "1")
     row = read_table(job.run.root, "models").to_pylist()[0]
-    assert row["weights_hash"] == undisturbed[1]["weights_hash"]
+    assert row["weights_hash"] == undisturbed_weights(1, tmp_path / "model")
+    assert [point["step"] for point in json.loads(row["curve"])] == list(range(9))
 
 
 def test_a_diverged_training_names_step_and_clips_and_is_not_tried_again(ray_local, tmp_path):
-    with pytest.raises(StepError, match=r"TrainingDiverged.*at step 4.*clip-"):
-        run_training(toy_job(tmp_path, diverges_at=3), "train_vae", "1")
+    with pytest.raises(StepError, match=r"TrainingDiverged.*at step 4.*clip-0"):
+        run_training(toy_job(tmp_path, 1, diverges_at=3), "train_vae", "1")
     assert read_table(str(tmp_path), "models").num_rows == 0
 
 
-def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_local, tmp_path):
-    job = toy_job(tmp_path)
-    greedy = job.config.model_validate(job.config.model_dump() | {"num_workers": 64})
+def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_local):
+    from tasks.pipeline import connect
+
+    connect(RayConfig(num_cpus=2))
     with pytest.raises(StepError, match="64 workers of 1 CPUs need 64 CPUs"):
-        run_training(Job("vae", "x", job.run, greedy, job.training, {}), "train_vae", "1")
+        on_gpu(TrainingConfig(num_workers=64))
+    with pytest.raises(StepError, match="set use_gpu to auto"):
+        on_gpu(TrainingConfig(use_gpu="yes"))
 
 
 def test_samples_of_a_step_share_one_group_and_every_sample_comes_up():

@@ -21,7 +21,7 @@ class OptimConfig(Config):
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the averaged weights, which are the ones that are kept")
     log_every: int = Field(10, ge=1, description="steps between rows of the curve")
     val_every: int = Field(0, ge=0, description="steps between validations; 0: before the first and after the last")
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: after the last one only")
+    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: after the last one only")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

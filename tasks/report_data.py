@@ -65,15 +65,6 @@ def tiles(root: str, num_kept: int, num_judged: int) -> list[Tile]:
     return [*found, Tile("failed rows", compact(num_bad), "bad" if num_bad else "")]
 
 
-@dataclass(frozen=True)
-class StepLine:
-    """The last run of a step that had work to do (or the last one, if none had)."""
-
-    run_id: str
-    result: StepResult
-    num_runs: int
-
-
 Records = list[tuple[str, StepResult]]
 
 
@@ -88,17 +79,26 @@ def step_records(root: str) -> Records:
     ]
 
 
-def step_lines(records: Records) -> list[StepLine]:
-    """One line a step, in the order in which they first ran."""
-    by_step: dict[str, Records] = defaultdict(list)
+def step_lines(records: Records) -> list[StepResult]:
+    """The last run of each step that had work to do (or the last one, if none had), in the order of first runs."""
+    by_step: dict[str, dict[str, list[StepResult]]] = defaultdict(lambda: defaultdict(list))
     for run_id, result in records:
-        by_step[result.step].append((run_id, result))
+        by_step[result.step][run_id].append(result)
     lines = []
-    for step, found in by_step.items():
+    for step, runs in by_step.items():
         if step != "report":
-            working = [pair for pair in found if pair[1].num_new] or found
-            lines.append(StepLine(*working[-1], len(found)))
+            working = [found for found in runs.values() if any(one.num_new for one in found)] or list(runs.values())
+            lines.append(together(working[-1]))
     return lines
+
+
+def together(results: Sequence[StepResult]) -> StepResult:
+    """Several calls of a step as one: counts and times added, the last one's words."""
+    rows = sum((Counter(one.rows) for one in results), Counter())
+    summed = ("num_in", "num_done", "num_ok", "num_failed", "num_skipped", "wall_s", "busy_s")
+    totals = {name: sum(getattr(one, name) for one in results) for name in summed}
+    words = {"step": results[-1].step, "note": results[-1].note}
+    return StepResult.model_validate(totals | words | {"rows": dict(rows)})
 
 
 def pipeline_nodes(root: str) -> list[Node]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from tasks.manifest import newest_selection
 from tasks.registry import Champion, RegistryError, champion
 from tasks.report_data import Records, loads, newest
 from tasks.report_figures import Series, line_chart, smoothed
@@ -16,6 +17,8 @@ from tasks.tables import read_table
 
 CURVE_SIDE_COLUMNS = ("step", "lr", "grad_norm", "elapsed_s")
 MAX_EVALUATIONS = 4
+UNTRAINED = "_untrained"
+SHORT_LIST = 8
 
 
 @dataclass(frozen=True)
@@ -61,33 +64,39 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """A figure before and after training."""
+
+    name: str
+    untrained: float | None
+    trained: float | None
+
+
+@dataclass(frozen=True)
 class Training:
     """One trained model."""
 
     row: dict[str, Any]
     name: str
     charts: list[Chart]
+    gains: list[Gain]
     figures: list[tuple[str, Any]]
     settings: list[tuple[str, Any]]
 
 
 def trainings(root: str) -> list[Training]:
-    """Every trained model, the newest first, VAE and DiT apart."""
+    """Every trained model, the newest first."""
     rows = read_table(root, "models", where=pc.field("status") == "ok").to_pylist()
-    return [
-        Training(
-            row,
-            row["kind"].replace("vae", "VAE").replace("dit", "DiT"),
-            charts(row),
-            _figures(row),
-            flat_figures(loads(row["config"])),
-        )
-        for row in newest(rows)
-    ]
+    return [_training(row) for row in newest(rows)]
 
 
-def _figures(row: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in loads(row["metrics"]).items() if not isinstance(value, dict | list)]
+def _training(row: dict[str, Any]) -> Training:
+    metrics = {name: value for name, value in loads(row["metrics"]).items() if not isinstance(value, dict | list)}
+    paired = [name for name in metrics if f"{name}{UNTRAINED}" in metrics]
+    gains = [Gain(name, metrics[f"{name}{UNTRAINED}"], metrics[name]) for name in paired]
+    rest = [(name, value) for name, value in metrics.items() if name.removesuffix(UNTRAINED) not in paired]
+    name = {"vae": "VAE", "dit": "DiT"}.get(row["kind"]) or str(row["kind"])
+    return Training(row, name, charts(row), gains, rest, flat_figures(loads(row["config"])))
 
 
 def charts(row: dict[str, Any]) -> list[Chart]:
@@ -127,6 +136,7 @@ class Sample:
     words: str
     video: str
     training_video: str = ""
+    shape: str = ""  # CSS aspect ratio, "" where it does not matter
 
 
 @dataclass(frozen=True)
@@ -148,12 +158,19 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     """Every verdict, the newest first; videos for the newest few."""
     rows = newest(read_table(root, "evaluations", where=pc.field("status") == "ok").to_pylist())
     best, uri_of = known_champion(root), clip_uris(root)
+    chosen = newest_selection(root)
+    buckets = dict(zip(chosen["clip_id"].to_pylist(), chosen["bucket"].to_pylist(), strict=True))
     found = []
     for number, row in enumerate(rows):
         metrics = loads(row["metrics"])
         with_videos = number < MAX_EVALUATIONS
         samples = [
-            Sample(shown["prompt"], budget.video(shown["uri"]), optional_video(uri_of.get(shown["clip_id"]), budget))
+            Sample(
+                shown["prompt"],
+                budget.video(shown["uri"]),
+                optional_video(uri_of.get(shown["clip_id"]), budget),
+                bucket_shape(buckets.get(shown["clip_id"]) or ""),
+            )
             for shown in metrics.get("samples", ())
             if with_videos
         ]
@@ -175,6 +192,12 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
         )
         found.append(evaluation)
     return found
+
+
+def bucket_shape(bucket: str) -> str:
+    """`<height>x<width>x…` as a CSS aspect ratio."""
+    height, _, rest = bucket.partition("x")
+    return f"{rest.partition('x')[0]}/{height}" if rest else ""
 
 
 def known_champion(root: str) -> Champion | None:
@@ -205,13 +228,15 @@ def sign(check: dict[str, Any]) -> str:
 
 
 def flat_figures(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Numbers and texts of nested JSON as (dotted name, value); lists are left out."""
+    """Numbers and texts of nested JSON as (dotted name, value), short lists in one line; longer ones are left out."""
     found: list[tuple[str, Any]] = []
     for name, value in figures.items():
         if isinstance(value, dict):
             found += flat_figures(value, f"{prefix}{name}.")
         elif not isinstance(value, list):
             found.append((prefix + name, value))
+        elif len(value) <= SHORT_LIST and not any(isinstance(one, dict | list) for one in value):
+            found.append((prefix + name, ", ".join(map(str, value)) or "none"))
     return found
 
 
@@ -225,26 +250,29 @@ class GenerationCard:
     timings: list[tuple[str, Any]]
     training_clip: str  # clip id, "" when no caption equals the prompt
     training_video: str
+    shape: str  # CSS aspect ratio
 
 
 def generation_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[GenerationCard], int]:
-    """The newest generated clips, and how many there are."""
+    """The newest generated clips, those that have a training clip beside them first, and how many there are."""
     rows = newest(read_table(root, "generations", where=pc.field("status") == "ok").to_pylist())
     ok = pc.field("status") == "ok"
     captions = read_table(root, "captions", ["clip_id", "text"], where=ok).to_pylist()
     clip_of = {row["text"].strip(): row["clip_id"] for row in captions}
     uri_of = clip_uris(root)
     cards = []
-    for row in rows[:max_media]:
+    for row in sorted(rows[:max_media], key=lambda row: row["prompt"].strip() not in clip_of):
         clip_id = clip_of.get(row["prompt"].strip(), "")
+        settings = loads(row["settings"])
         cards.append(
             GenerationCard(
                 row,
                 budget.video(row["uri"]),
-                flat_figures(loads(row["settings"])),
+                flat_figures(settings),
                 flat_figures(loads(row["timings"])),
                 clip_id,
                 optional_video(uri_of.get(clip_id), budget),
+                bucket_shape("{height}x{width}x".format_map(settings)) if {"height", "width"} <= set(settings) else "",
             )
         )
     return cards, len(rows)

@@ -13,8 +13,10 @@ import pytest
 from pyramid_model.config import Config
 from pyramid_model.video import write_video
 from tasks.report import ReportConfig, report
+from tasks.report_data import step_lines, step_records
 from tasks.report_figures import Series, Threshold, histogram_figure, line_chart, smoothed
 from tasks.report_media import MediaBudget, small_frames
+from tasks.report_models import bucket_shape, flat_figures, sign
 from tasks.step import Run, StepResult, step
 from tasks.table_stats import histogram
 from tasks.tables import Lineage, append_block, bad_row, content_id, ok_row
@@ -288,6 +290,33 @@ def test_steps_are_listed_from_their_records(tmp_path):
     count_films(Run(root=str(tmp_path)), Config())
     cells = re.search(r"<tr><td>count_films.*?</tr>", page_of(str(tmp_path)), re.DOTALL)[0]
     assert re.findall(r">([^<>\n]+)</td>", cells)[:8] == ["count_films", "5", "1", "3", "0", "1", "4 videos", "2.5"]
+
+
+def test_calls_of_a_step_in_one_run_are_added_up_and_idle_runs_do_not_hide_the_last_work(tmp_path):
+    for run_id, num_calls in (("1", 1), ("2", 2)):
+        for _ in range(num_calls):
+            count_films(Run(root=str(tmp_path), run_id=run_id), Config())
+    idle = StepResult(step="count_films", num_in=5, num_done=5)
+    [line] = step_lines([*step_records(str(tmp_path)), ("3", idle)])
+    assert (line.num_in, line.num_ok, line.rows, line.busy_s) == (10, 6, {"videos": 8}, 5.0)
+    [line] = step_lines([("3", idle)])
+    assert line.num_done == 5
+
+
+def test_nested_settings_become_lines_and_only_long_lists_are_left_out():
+    nested = {"a": {"b": 1, "c": [1, 2]}, "d": list(range(99)), "e": [{"f": 1}], "g": []}
+    assert flat_figures(nested) == [("a.b", 1), ("a.c", "1, 2"), ("g", "none")]
+
+
+def test_a_training_clip_is_shown_in_the_shape_of_its_bucket():
+    assert (bucket_shape("384x640x121@24"), bucket_shape("")) == ("640/384", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "passed", "expected"), [(0.5, 0.9, True, "≤"), (2, 1, True, "≥"), (1.0, 0.9, False, "≤")]
+)
+def test_the_side_of_a_limit_is_told_from_the_verdict(value, limit, passed, expected):
+    assert sign({"value": value, "limit": limit, "passed": passed}) == expected
 
 
 @step

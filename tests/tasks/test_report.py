@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -296,6 +297,7 @@ def test_calls_of_a_step_in_one_run_are_added_up_and_idle_runs_do_not_hide_the_l
     for run_id, num_calls in (("1", 1), ("2", 2)):
         for _ in range(num_calls):
             count_films(Run(root=str(tmp_path), run_id=run_id), Config())
+            time.sleep(0.01)  # records are named by the millisecond
     idle = StepResult(step="count_films", num_in=5, num_done=5)
     [line] = step_lines([*step_records(str(tmp_path)), ("3", idle)])
     assert (line.num_in, line.num_ok, line.rows, line.busy_s) == (10, 6, {"videos": 8}, 5.0)

@@ -15,17 +15,17 @@ def doctor(
     Exit code 1: the demo would fail here.
     """
     from rich.console import Console
-    from rich.live import Live
 
     from flows.cli.manifest_view import grid
     from tasks.doctor import all_checks
 
     console = Console()
     found = []
-    with Live(console=console, auto_refresh=False) as live:
+    with console.status("looking around") as status:
         for check in all_checks(root):
             found.append(check)
-            live.update(grid(["", "check", "found"], [[MARKS[c.status], c.name, c.found] for c in found]), refresh=True)
+            status.update(f"{check.name} done")
+    console.print(grid(["", "check", "found"], [[MARKS[c.status], c.name, c.found] for c in found]))
     for check in found:
         if check.advice:
             console.print(f"{MARKS[check.status]} [bold]{check.name}[/]: {check.advice}", highlight=False)

@@ -91,7 +91,7 @@ def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtyp
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = T5EncoderModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        model: Any = T5EncoderModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as err:
         raise ValueError(f"{folder} holds no T5 encoder with its tokenizer as transformers saves them: {err}") from err
     note = Path(folder) / NOTE

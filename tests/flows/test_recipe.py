@@ -69,7 +69,7 @@ def test_settings_are_read_as_yaml():
     with pytest.raises(RecipeError, match=r"section.key=value"):
         parse_settings(["train_dit.optim.num_steps"])
     with pytest.raises(RecipeError, match="is a value, not a section"):
-        load_recipe("demo", {"retry_failed.x": 1})
+        load_recipe("demo", {"retry_failed": True, "retry_failed.x": 1})
 
 
 def test_value_replaces_the_recipe_and_none_switches_a_section_off():

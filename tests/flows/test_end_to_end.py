@@ -1,0 +1,110 @@
+"""Raw videos to generated clips, run again, and killed on the way. Runs in 4 min on two cores."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+HEAVY = ("torch", "ray", "mlflow", "transformers", "diffusers", "av", "matplotlib")
+RUN = """
+import json, sys
+from flows.cli.launch import launch
+launch("data_to_model", {root!r}, "smoke", ["ingest.source={source}"])
+print("IMPORTED", json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
+"""
+KILL_WITHIN_STEPS = ((0, 4), (4, 8), (8, 12))  # so early, midway and late
+
+
+@pytest.fixture(scope="module")
+def start(prefect_server, tiny_source):
+    """Starts `data-to-model` on a root in a process of its own; its output goes to <root>.log."""
+
+    def started(root: Path) -> subprocess.Popen:
+        code = RUN.format(root=str(root), source=tiny_source, heavy=HEAVY)
+        with root.with_suffix(".log").open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", code], env=prefect_server.environment, stdout=log, stderr=log, cwd=root.parent
+            )
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def done(start, tmp_path_factory) -> Path:
+    """The root of a run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("undisturbed") / "root"
+    assert start(root).wait(600) == 0, root.with_suffix(".log").read_text()
+    return root
+
+
+def ids(root: Path) -> dict[str, list[str]]:
+    """All ids of every table, each attempt, sorted."""
+    from tasks.schemas import ID_COLUMNS
+    from tasks.tables import read_table
+
+    return {
+        table: sorted(read_table(str(root), table, [column], latest=False)[column].to_pylist())
+        for table, column in ID_COLUMNS.items()
+    }
+
+
+def test_videos_become_a_clip_a_champion_and_a_report(done):
+    from tasks.registry import champion
+    from tasks.tables import read_table
+
+    (clip,) = read_table(str(done), "generations").to_pylist()
+    assert Path(clip["uri"]).stat().st_size > 0
+    best = champion(str(done))
+    assert best is not None
+    assert clip["weights_hash"] == best.weights_hash
+    assert sorted(read_table(str(done), "evaluations")["passed"].to_pylist()) == [False, True]
+    assert "<html" in (done / "report.html").read_text()
+
+
+def test_every_input_is_accounted_for(done):
+    steps = [json.loads(path.read_text()) for path in (done / "runs").glob("*/*.json")]
+    assert len(steps) == 14
+    for step in steps:
+        counted = step["num_done"] + step["num_ok"] + step["num_failed"] + step["num_skipped"]
+        assert counted == step["num_in"], step
+
+
+def test_second_run_does_nothing_and_imports_nothing_heavy(done, start):
+    before = ids(done)
+    assert start(done).wait(300) == 0
+    assert ids(done) == before
+    said = done.with_suffix(".log").read_text()
+    assert json.loads(said.rsplit("IMPORTED ")[-1]) == []
+    lines = [line for line in said.splitlines() if re.match(r"^[·✓!] ", line)]
+    assert [line[0] for line in lines[len(lines) // 2 :]] == ["·"] * 14
+
+
+def test_killed_again_and_again_it_ends_with_the_same_tables(done, start, tmp_path):
+    root = tmp_path / "root"
+    seed = random.randrange(10**6)
+    moments = random.Random(seed)
+    for first, last in KILL_WITHIN_STEPS:
+        process = start(root)
+        kill_after = moments.randrange(first, last)
+        while process.poll() is None and steps_finished(root) < kill_after:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 6))
+        process.kill()
+        process.wait(20)
+    assert start(root).wait(600) == 0, root.with_suffix(".log").read_text()
+    found, wanted = ids(root), ids(done)
+    for table in wanted:
+        assert found[table] == wanted[table], f"{table}, seed {seed}"
+
+
+def steps_finished(root: Path) -> int:
+    """Steps whose result some run has recorded; a later run records the early ones again, so each name counts once."""
+    names = {path.name.split("-", 1)[1] for path in (root / "runs").glob("*/*.json")}
+    return len(names)

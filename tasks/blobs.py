@@ -31,7 +31,7 @@ def bytes_tensor(data: bytes, shape: Iterable[int], dtype: str) -> Tensor:
     expected = int(np.prod(shape)) * DTYPES[dtype].itemsize
     if len(data) != expected:
         raise CorruptBlobError(f"{len(data)} bytes, expected {expected} for {dtype} {shape}")
-    return torch.frombuffer(memoryview(data), dtype=DTYPES[dtype]).reshape(shape).float().clone()
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape).float()
 
 
 def latent_of(row: Mapping[str, Any]) -> Tensor:

@@ -207,7 +207,9 @@ def _registered_version(mlflow: Any, candidate: Champion) -> str:
         if _same_models(_as_champion(version), candidate):
             return str(version.version)
     tags = {name: value for name, value in candidate.model_dump().items() if value}
-    return str(mlflow.create_model_version(MODEL_NAME, source=candidate.uri, tags=tags).version)
+    # A tracking server refuses a plain path as a source, since it might be one on its own disk.
+    source = f"pyramid:{candidate.uri}" if storage.is_local(candidate.uri) else candidate.uri
+    return str(mlflow.create_model_version(MODEL_NAME, source=source, tags=tags).version)
 
 
 def _as_champion(version: Any) -> Champion:

@@ -1,0 +1,131 @@
+"""What the model steps say when something is missing or does not fit; no Ray starts (ten seconds)."""
+
+import json
+
+import pytest
+
+from pyramid_model.config import MiniFluxConfig
+from pyramid_model.train.config import VAEBatchConfig
+from tasks.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
+from tasks.evaluate import EvaluateConfig, evaluate
+from tasks.generate import GenerateConfig, file_name, generate
+from tasks.latents import LatentsConfig, latents
+from tasks.model_files import writing_folder
+from tasks.pipeline import StepError
+from tasks.prompts import read_prompts
+from tasks.step import Run
+from tasks.tables import Lineage, append_block, ok_row
+from tasks.text_features import TextFeaturesConfig, text_features
+from tasks.train_dit import TrainDiTConfig, train_dit
+from tasks.train_vae import TrainVAEConfig, train_vae
+
+SPANS = [Span(0.0, 2.0, "first"), Span(2.0, 5.0, "second")]
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "expected"),
+    [(0.1, 1.9, ("first", 1.0)), (1.5, 3.5, ("second", 0.75)), (4.0, 8.0, ("second", 0.25)), (6.0, 7.0, ("", 0.0))],
+)
+def test_the_caption_that_covers_most_of_a_clip_is_taken(start_s, end_s, expected):
+    assert best_caption(SPANS, start_s, end_s) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("file,start,text\n", "lacks the columns"), ("file,start_s,end_s,text\na.mp4,zero,1,x\n", "line 2")],
+)
+def test_a_wrong_caption_file_is_named_with_its_line(tmp_path, content, message):
+    file = tmp_path / "captions.csv"
+    file.write_text(content)
+    with pytest.raises(StepError, match=message):
+        read_sidecar(str(file))
+
+
+def test_a_caption_file_that_is_named_and_missing_stops_the_step(squares):
+    with pytest.raises(StepError, match=r"there is no caption file .*captions\.sidecar"):
+        captions(squares, CaptionsConfig(sidecar="/nowhere/captions.csv"))
+
+
+def test_steps_say_which_step_must_run_first(squares):
+    with pytest.raises(StepError, match="run the captions step first"):
+        text_features(squares, TextFeaturesConfig())
+    with pytest.raises(StepError, match="run the train_vae step, or set `vae`"):
+        latents(squares, LatentsConfig())
+    with pytest.raises(StepError, match="run the train_vae step"):
+        train_dit(squares, TrainDiTConfig())
+    with pytest.raises(StepError, match="run the train_dit step"):
+        evaluate(squares, EvaluateConfig())
+
+
+def test_a_folder_without_a_model_is_named(squares):
+    with pytest.raises(StepError, match="there is no model folder '/nowhere'"):
+        latents(squares, LatentsConfig(vae="/nowhere"))
+
+
+@pytest.mark.parametrize(("num_frames", "message"), [(8, "takes 1 \\+ 8k frames"), (17, "clips of 9 frames")])
+def test_training_cuts_must_fit_the_vae_and_the_clips(squares, num_frames, message):
+    with pytest.raises(StepError, match=message):
+        train_vae(squares, TrainVAEConfig(batch=VAEBatchConfig(num_frames=num_frames)))
+
+
+def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path):
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"encoder_out_channels": 4}))
+    row = {"model_id": "v", "kind": "vae", "weights_hash": "w", "uri": str(folder), "config": "{}", "metrics": "{}"}
+    append_block(squares.root, "models", [ok_row({}, **row)], "vae", Lineage("test", "train_vae", "1", "", ""))
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(StepError, match=r"makes 4 latent channels .* is 16: set it to 4"):
+        train_dit(squares, TrainDiTConfig(encoder=str(encoder), model=MiniFluxConfig(latent_channels=16)))
+
+
+def test_a_batch_that_does_not_divide_into_the_stages_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"optim\.batch_size 4 does not divide into 3 columns.* set it to 6"):
+        TrainDiTConfig.model_validate({"optim": {"batch_size": 4}})
+
+
+def test_generation_without_prompts_or_champion_says_what_to_do(squares):
+    with pytest.raises(StepError, match=r"set generate\.prompts"):
+        generate(squares, GenerateConfig())
+    with pytest.raises(StepError, match="there is no champion"):
+        generate(squares, GenerateConfig(prompts=("a clip",)))
+
+
+def test_prompts_come_from_the_list_and_the_file_each_once(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# comment\n a  cat \n\nA dog\na cat\n")
+    assert read_prompts(["A dog", "bird"], str(file)) == ["A dog", "bird", "a cat"]
+    with pytest.raises(StepError, match="cannot read prompts_file"):
+        read_prompts([], str(tmp_path / "missing.txt"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("A cat, running!", "a-cat-running-7-01234567.mp4"), ("猫が走る", "clip-7-01234567.mp4")]
+)
+def test_generated_files_are_named_after_their_prompt(prompt, expected):
+    assert file_name(prompt, 7, "0123456789abcdef") == expected
+
+
+def test_captions_of_an_edited_file_replace_the_old_ones(tmp_path):
+    run = Run(root=str(tmp_path))
+    lineage = Lineage("test", "captions", "1", "", "")
+    for text_hash, text in (("one", "old"), ("two", "new")):
+        row = {"caption_id": text_hash, "clip_id": "c", "kind": "human", "text": text, "prompt_hash": text_hash}
+        append_block(run.root, "captions", [ok_row({}, **row)], text_hash, lineage)
+    assert captions_of(run, ["c"]) == {"c": "new"}
+    assert captions_of(run, ["c"], "human:one") == {"c": "old"}
+    assert captions_of(run, ["d"]) == {}
+
+
+def test_a_model_folder_appears_whole_or_not_at_all(tmp_path):
+    uri = str(tmp_path / "models" / "m")
+    with pytest.raises(RuntimeError), writing_folder(uri) as folder:  # noqa: PT012
+        (tmp_path / "models").joinpath(folder, "half").write_text("x")
+        raise RuntimeError
+    assert not list((tmp_path / "models").iterdir())
+    for content in ("first", "second"):
+        with writing_folder(uri) as folder:
+            (tmp_path / folder / "file").write_text(content)
+    assert (tmp_path / "models" / "m" / "file").read_text() == "first"

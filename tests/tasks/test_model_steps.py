@@ -1,0 +1,223 @@
+"""Captions to generated clips, every step for real on tiny models (about a minute and a half on two free cores)."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
+from pyramid_model.generate.request import GenerationRequest
+from pyramid_model.train.config import OptimConfig, VAEBatchConfig
+from tasks.captions import CaptionsConfig, captions
+from tasks.dit_data import find_pairs, load_null_text, load_pairs, pair_source
+from tasks.evaluate import EvaluateConfig, evaluate
+from tasks.gate import GateConfig
+from tasks.generate import GenerateConfig, generate
+from tasks.latents import LatentsConfig, latents
+from tasks.model_files import find_model, load_encoder, load_vae
+from tasks.register import RegisterConfig, register
+from tasks.registry import RegistryError, champion
+from tasks.step import Run, StepResult
+from tasks.tables import Lineage, append_block, read_table
+from tasks.text_features import TextFeaturesConfig, text_features
+from tasks.train_dit import DiTOptimConfig, TrainDiTConfig, train_dit
+from tasks.train_vae import TrainVAEConfig, train_vae
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+STACK = VAEStackConfig(channels=(8, 8, 8, 16), layers=(1, 1, 1, 1), norm_groups=4)
+STEPS = {"num_steps": 6, "lr": 3e-3, "warmup_steps": 1, "log_every": 2, "ema_decay": 0}
+TEXTS = TextFeaturesConfig(dim=16, num_layers=1, vocab_size=64, prompts=("A green square.",))
+VAE = TrainVAEConfig(
+    model=VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK),
+    batch=VAEBatchConfig(num_frames=9),
+    optim=OptimConfig(batch_size=2, **STEPS),
+    num_workers=2,
+)
+DIT = TrainDiTConfig(
+    model=MiniFluxConfig(
+        latent_channels=4,
+        num_double_blocks=1,
+        num_single_blocks=1,
+        num_heads=2,
+        head_dim=16,
+        text_dim=16,
+        pooled_dim=16,
+        rope_axes=(4, 6, 6),
+    ),
+    pyramid=PyramidConfig(num_stages=2),
+    optim=DiTOptimConfig(batch_size=4, **STEPS),
+)
+REQUEST = GenerationRequest(
+    height=32, width=32, num_latent_frames=2, num_inference_steps=2, video_num_inference_steps=2, fps=8
+)
+JUDGE = {"gate": GateConfig(max_loss_to_untrained=0.9999, min_psnr_gain_db=-9), "num_samples": 1, "request": REQUEST}
+CLIPS = GenerateConfig(prompts=("A red square slides to the right.", "A green square."), request=REQUEST)
+
+
+@dataclass
+class Chain:
+    """A root after the whole chain, and what each step said."""
+
+    run: Run
+    results: dict[str, StepResult]
+
+
+def run_chain(run: Run) -> dict[str, StepResult]:
+    results = {
+        "captions": captions(run, CaptionsConfig()),
+        "text_features": text_features(run, TEXTS),
+        "train_vae": train_vae(run, VAE),
+        "latents": latents(run, LatentsConfig()),
+        "train_dit": train_dit(run, DIT),
+        "untrained": evaluate(run, EvaluateConfig(candidate="untrained", **JUDGE)),
+        "trained": evaluate(run, EvaluateConfig(**JUDGE)),
+    }
+    evaluation_id = results["trained"].outputs["evaluation_id"]
+    results["register"] = register(run, RegisterConfig(evaluation_id=evaluation_id))
+    results["generate"] = generate(run, CLIPS)
+    return results
+
+
+@pytest.fixture(scope="module")
+def chain(ray_local, shared_squares) -> Chain:
+    return Chain(shared_squares, run_chain(shared_squares))
+
+
+def rows_of(chain: Chain, table: str) -> list[dict]:
+    return read_table(chain.run.root, table).to_pylist()
+
+
+def test_clips_get_the_caption_of_their_time_and_one_without_is_a_row_with_the_reason(chain):
+    result = chain.results["captions"]
+    assert (result.num_in, result.num_ok, result.num_skipped, result.errors) == (6, 5, 1, {"no_caption": 1})
+    rows = rows_of(chain, "captions")
+    assert {row["text"] for row in rows if row["status"] == "ok"} == {
+        f"A {colour} square slides to the right." for colour in ("red", "green", "blue")
+    }
+    assert "video3.mp4 from 0.00 to 1.12 s" in next(row["error"] for row in rows if row["status"] == "skipped")
+
+
+def test_each_distinct_text_is_encoded_once_with_the_empty_one_and_the_prompts(chain):
+    rows = rows_of(chain, "text_features")
+    assert len(rows) == 5
+    assert {"", "A green square."} < {row["text"] for row in rows}
+    assert {row["encoder_hash"] for row in rows} == {chain.results["text_features"].outputs["encoder_hash"]}
+    assert chain.results["text_features"].outputs["random_init"] == "true"
+    encoder = load_encoder(chain.results["text_features"].outputs["encoder"])
+    for row in rows:
+        embeds, pooled = encoder.encode([row["text"]])[0]
+        stored = np.frombuffer(row["embeds"], np.float32).reshape(row["shape"])
+        np.testing.assert_allclose(stored, embeds.numpy(), atol=1e-5)
+        np.testing.assert_allclose(np.frombuffer(row["pooled"], np.float32), pooled.numpy(), atol=1e-5)
+
+
+def test_the_vae_keeps_shift_and_scale_that_normalise_its_training_latents(chain):
+    row = next(row for row in rows_of(chain, "models") if row["kind"] == "vae")
+    metrics = json.loads(row["metrics"])
+    assert (metrics["num_train"], metrics["num_val"]) == (4, 2)
+    assert metrics["val_psnr"] > metrics["val_psnr_untrained"]
+    norm = load_vae(row["uri"]).config.latent_norm
+    source = pair_source(
+        chain.run, "", "", find_model(chain.run, "vae"), chain.results["text_features"].outputs["encoder_hash"]
+    )
+    loaded = load_pairs(source, find_pairs(source, "train"))
+    assert norm == source.norm
+    first = np.stack([latent[:, 0].numpy() for latent in loaded.latents])
+    assert abs(first.mean()) < 0.2  # three of the four clips it was measured on have captions
+    assert 0.7 < first.std() < 1.3
+
+
+def test_latents_are_the_raw_posterior_means(chain):
+    from pyramid_model.train.batches import to_unit_range
+    from pyramid_model.video import read_clip
+
+    rows = rows_of(chain, "latents")
+    assert len(rows) == 6
+    vae = load_vae(chain.results["latents"].outputs["vae"])
+    uris = {row["clip_id"]: row["uri"] for row in rows_of(chain, "clips")}
+    frames = read_clip(uris[rows[0]["clip_id"]], height=32, width=32, fps=8, num_frames=9)
+    expected = vae.encode(to_unit_range(frames)[None]).mode()[0].detach().numpy()
+    stored = np.frombuffer(rows[0]["latent"], np.float32).reshape(rows[0]["shape"])
+    np.testing.assert_allclose(stored, expected, atol=1e-4)
+
+
+def test_the_dit_records_what_it_was_trained_on(chain):
+    row = next(row for row in rows_of(chain, "models") if row["kind"] == "dit")
+    known = json.loads(row["config"])
+    assert known["vae"] == chain.results["train_vae"].outputs["vae"]
+    assert known["versions"]["latents"] >= 0
+    assert known["random_init_text"]
+    metrics = json.loads(row["metrics"])
+    assert (metrics["num_train"], metrics["num_val"]) == (3, 2)  # one clip has no caption
+    assert metrics["val_loss"] < metrics["val_loss_untrained"]
+
+
+def test_the_gate_refuses_the_untrained_model_and_lets_the_trained_one_pass(chain):
+    untrained, trained = chain.results["untrained"], chain.results["trained"]
+    assert (untrained.outputs["passed"], trained.outputs["passed"]) == ("false", "true")
+    assert "val_loss_to_untrained is 1, limit" in untrained.note
+    with pytest.raises(RegistryError, match="did not pass the gate"):
+        register(chain.run, RegisterConfig(evaluation_id=untrained.outputs["evaluation_id"]))
+    best = champion(chain.run.root)
+    assert best is not None
+    assert best.weights_hash == chain.results["train_dit"].outputs["weights_hash"]
+
+
+def test_evaluations_show_reconstructions_beside_originals_and_samples(chain):
+    for row in rows_of(chain, "evaluations"):
+        figures = json.loads(row["metrics"])
+        assert len(row["media"]) == 3
+        assert all(Path(uri).stat().st_size for uri in row["media"])
+        assert len(figures["reconstructions"]) == 2
+        assert figures["motion"] >= 0
+        assert figures["val_loss_stage0"] > 0
+
+
+def test_generation_writes_named_clips_of_the_asked_size(chain):
+    from pyramid_model.video import read_clip
+
+    rows = rows_of(chain, "generations")
+    assert sorted(Path(row["uri"]).name[:-13] for row in rows) == [
+        "a-green-square-0",
+        "a-red-square-slides-to-the-right-0",
+    ]
+    for row in rows:
+        assert read_clip(row["uri"], height=32, width=32).shape == (9, 32, 32, 3)
+        assert row["peak_memory_bytes"] > 1e8
+        assert set(json.loads(row["timings"])) >= {"text_s", "sample_s", "decode_s"}
+
+
+def test_the_whole_chain_again_does_nothing_and_imports_nothing_heavy(chain):
+    counts = {table: len(rows_of(chain, table)) for table in ("captions", "text_features", "latents", "models")}
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_model_steps import run_chain
+from tasks.step import Run
+results = run_chain(Run(root={chain.run.root!r}))
+assert not [name for name, result in results.items() if result.num_new], results
+assert not {{"ray", "torch", "mlflow", "transformers", "av"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert {table: len(rows_of(chain, table)) for table in counts} == counts
+
+
+def test_a_damaged_latent_is_left_out_and_named(chain):
+    encoder_hash = chain.results["text_features"].outputs["encoder_hash"]
+    source = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash)
+    pairs = find_pairs(source, "train")
+    broken = next(row for row in rows_of(chain, "latents") if row["latent_id"] == pairs[0].latent_id)
+    again = {name: value for name, value in broken.items() if name not in ("created_at", "attempt")}
+    damaged = again | {"latent": b"\1" + broken["latent"][1:], "attempt": 2}
+    append_block(chain.run.root, "latents", [damaged], "damage", Lineage("test", "latents", "1", "", ""))
+    assert not load_pairs(source, pairs).bad  # at the pinned version all is well
+    now = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash)
+    loaded = load_pairs(now, pairs)
+    assert len(loaded.pairs) == len(pairs) - 1
+    assert pairs[0].clip_id in loaded.bad[0]
+    assert "crc32" in loaded.bad[0]
+    assert load_null_text(now)[0].shape[-1] == 16

@@ -69,7 +69,7 @@ def prepare(
     Args:
         root: folder or URI of the tables and media.
         recipe: name, path or the settings themselves.
-        settings: overrides by dotted name.
+        settings: overrides by dotted name; empty texts are left out.
         run_id: lineage of new rows; a flow inside a flow gets its parent's.
         source: override of `ingest.source`.
 
@@ -77,19 +77,15 @@ def prepare(
         RecipeError: the recipe or an override is wrong, or there is no root.
     """
     forward_logs()
-    if _unset(root):
-        raise RecipeError("this deployment has no root: set PYRAMID_ROOT before `prefect deploy`, or give `root`")
-    overrides = {name: value for name, value in (settings or {}).items() if not _unset(value)}
+    if not root:
+        raise RecipeError("no root is given: set PYRAMID_ROOT before `prefect deploy`, or the parameter `root`")
+    # prefect.yaml takes values from the environment; a variable that was not set arrives as "".
+    overrides = {name: value for name, value in (settings or {}).items() if value != ""}
     if source:
         overrides["ingest.source"] = source
-    resolved = load_recipe(DEFAULT_RECIPE if _unset(recipe) else recipe, overrides)
+    resolved = load_recipe(recipe or DEFAULT_RECIPE, overrides)
     names = {"run_id": run_id} if run_id else {}
     return Run(root=root, ray=resolved.ray, retry_failed=resolved.retry_failed, **names), resolved
-
-
-def _unset(value: Any) -> bool:
-    """Whether prefect.yaml took a parameter from an environment variable that `prefect deploy` did not find."""
-    return isinstance(value, str) and value.startswith("{{ $")
 
 
 def flow_run_name() -> str:

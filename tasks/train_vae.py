@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pyramid_model.config import VAEConfig
-from pyramid_model.train.config import VAELossConfig
+from pyramid_model.train.config import VAEBatchConfig, VAELossConfig
 from tasks.buckets import parse_bucket
 from tasks.pipeline import StepError
 from tasks.select import selected_clips
@@ -29,7 +29,7 @@ class TrainVAEConfig(TrainingConfig):
 
     model: VAEConfig = VAEConfig()
     loss: VAELossConfig = VAELossConfig()
-    num_frames: int = Field(17, ge=1, description="frames of a training cut, 1 + 8k; cut at random from longer clips")
+    batch: VAEBatchConfig = VAEBatchConfig()
     num_val_clips: int = Field(16, ge=1, description="held-out clips that validation looks at")
     num_norm_clips: int = Field(
         256, ge=1, description="training clips on which shift and scale of latents are measured"
@@ -80,16 +80,17 @@ def check_splits(num_train: int, num_val: int, what: str) -> None:
 
 def _check_frames(config: TrainVAEConfig, clips: Sequence[Mapping[str, Any]]) -> None:
     factor = config.model.time_factor
-    if (config.num_frames - 1) % factor:
-        nearest = config.num_frames - (config.num_frames - 1) % factor
+    wanted = config.batch.num_frames
+    if (wanted - 1) % factor:
+        nearest = wanted - (wanted - 1) % factor
         raise StepError(
-            f"train_vae.num_frames {config.num_frames} does not fit the VAE, which takes 1 + {factor}k frames: "
+            f"train_vae.batch.num_frames {wanted} does not fit the VAE, which takes 1 + {factor}k frames: "
             f"set it to {nearest}"
         )
     shortest = min(parse_bucket(clip["bucket"]).num_frames for clip in clips)
-    if shortest < config.num_frames:
+    if shortest < wanted:
         raise StepError(
-            f"clips of {shortest} frames are selected and train_vae.num_frames is {config.num_frames}: "
+            f"clips of {shortest} frames are selected and train_vae.batch.num_frames is {wanted}: "
             "lower it, or select longer clips (select.bucket)"
         )
 
@@ -136,11 +137,15 @@ class VAETraining:
         """The VAE with its loss; the same weights in every worker."""
         import torch
 
+        from pyramid_model.train.batches import step_generator
+        from pyramid_model.train.vae_init import initialise_vae
         from pyramid_model.train.vae_loss import VAEObjective
         from pyramid_model.vae.autoencoder import CausalVideoVAE
 
         torch.manual_seed(self.config.optim.seed)
-        return VAEObjective(CausalVideoVAE(self.config.model), self.config.loss)
+        vae = CausalVideoVAE(self.config.model)
+        initialise_vae(vae, step_generator(self.config.optim.seed, 0, -2))
+        return VAEObjective(vae, self.config.loss)
 
     def batch(self, step: int) -> "Batch":
         """Random cuts of this worker's clips."""
@@ -151,8 +156,9 @@ class VAETraining:
         optim = self.config.optim
         generator = step_generator(optim.seed, step, self.rank)
         sizes = [clip.shape[1:] for clip in self.train]
-        indices = pick_samples(sizes, optim.batch_size, optim.seed, step, self.rank, self.world_size)
-        frames = vae_batch(self.train, indices, self.config.num_frames, generator)
+        batch_size, num_frames = self.config.batch.at(step, optim.batch_size)
+        indices = pick_samples(sizes, batch_size, optim.seed, step, self.rank, self.world_size)
+        frames = vae_batch(self.train, indices, num_frames, generator, self.config.batch.crop)
         return Batch((frames.to(self.device), generator), [self.train_ids[i] for i in indices])
 
     def validate(self, objective: Any) -> dict[str, float]:

@@ -58,14 +58,17 @@ def to_unit_range(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
-def vae_batch(clips: Sequence[np.ndarray], indices: Sequence[int], num_frames: int, generator: Generator) -> Tensor:
+def vae_batch(
+    clips: Sequence[np.ndarray], indices: Sequence[int], num_frames: int, generator: Generator, crop: int | None = None
+) -> Tensor:
     """Random cuts out of clips, half of them mirrored.
 
     Args:
         clips: uint8 (t h w 3), all of one size, each at least num_frames long.
         indices: which clips.
         num_frames: length of a cut, 1 + 8k.
-        generator: draws the start frame and the mirroring.
+        generator: draws the start frame, the place of the crop and the mirroring.
+        crop: side in px of the square that is kept, at most the frame's own; None keeps whole frames.
 
     Returns:
         (b 3 t h w) in [-1, 1].
@@ -79,11 +82,21 @@ def vae_batch(clips: Sequence[np.ndarray], indices: Sequence[int], num_frames: i
         spare = len(clip) - num_frames
         if spare < 0:
             raise ValueError(f"clip {index} has {len(clip)} frames, training takes {num_frames}: select longer clips")
-        start = int(torch.randint(spare + 1, (), generator=generator))
+        start, top, left = (_below(n, generator) for n in (spare + 1, *_room(clip, crop)))
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
-        cut = clip[start : start + num_frames]
+        cut = clip[start : start + num_frames, top:, left:][:, :crop, :crop]
         cuts.append(to_unit_range(cut[:, :, ::-1] if mirrored else cut))
     return torch.stack(cuts)
+
+
+def _room(clip: np.ndarray, crop: int | None) -> tuple[int, int]:
+    """Number of places for a crop's top and left edge."""
+    height, width = clip.shape[1:3]
+    return (max(0, height - crop) + 1, max(0, width - crop) + 1) if crop else (1, 1)
+
+
+def _below(bound: int, generator: Generator) -> int:
+    return int(torch.randint(bound, (), generator=generator))
 
 
 def dit_batch(

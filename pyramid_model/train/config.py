@@ -39,6 +39,19 @@ class VAELossConfig(Config):
     kl_weight: float = Field(1e-6, ge=0, description="pull of the latents to the unit normal, a latent value")
 
 
+class VAEBatchConfig(Config):
+    """What a training step of the VAE sees."""
+
+    num_frames: int = Field(17, ge=1, description="frames of a training cut, 1 + 8k; cut at random from longer clips")
+    crop: int | None = Field(None, ge=8, multiple_of=8, description="px, side of a random square; empty: whole frames")
+    image_steps: int = Field(0, ge=0, description="first steps, which see still frames only: many more for the time")
+    image_batch_size: int = Field(8, ge=1, description="still frames a worker and step")
+
+    def at(self, step: int, batch_size: int) -> tuple[int, int]:
+        """Samples and frames a sample of a step; `batch_size` is that of the steps on video."""
+        return (self.image_batch_size, 1) if step < self.image_steps else (batch_size, self.num_frames)
+
+
 class DiTLossConfig(Config):
     """What a training step of the DiT is made of."""
 

@@ -36,7 +36,6 @@ VAE = TrainVAEConfig(
     model=VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK),
     batch=VAEBatchConfig(num_frames=9),
     optim=OptimConfig(batch_size=2, **STEPS),
-    num_workers=2,
 )
 DIT = TrainDiTConfig(
     model=MiniFluxConfig(

@@ -217,10 +217,10 @@ def ray_head() -> Iterator[RayHead]:
     command = [*unshare, "bash", "-c", f"ip link set lo up; exec {start}" if unshare else f"exec {start}"]
     head = RayHead(folder, [], port)
     log = folder / "head.log"
-    with running(command, log, env=head.environment | {"RAY_raylet_start_wait_time_s": "180"}, cwd=folder) as process:
+    with running(command, log, env=head.environment | {"PYTHONUNBUFFERED": "1"}, cwd=folder) as process:
         user = ["-U", "--preserve-credentials"] if "-rn" in unshare else []
         head.enter = ["nsenter", f"--target={process.pid}", "-n", *user] if unshare else []
-        wait_for(lambda: "Ray runtime started" in log.read_text(), 120, f"Ray head ({log})")
+        wait_for(lambda: "Ray runtime started" in log.read_text(), 240, f"Ray head ({log})")
         yield head
 
 

@@ -1,7 +1,8 @@
 """Tables: ids are contents, appends happen exactly once, the latest attempt is what readers see."""
 
-import multiprocessing
 import re
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,20 +64,23 @@ def test_rows_carry_where_they_came_from(tmp_path):
     assert row["created_at"].tzinfo is not None
 
 
-def append_in_own_process(root: str, worker: int) -> None:
-    for block in range(4):
-        append_block(root, "captions", [caption(100 * worker + block)], f"{worker}-{block}", LINEAGE)
-        append_block(root, "captions", [caption(-block - 1)], f"shared-{block}", LINEAGE)
+WRITER = """
+import sys
+from tasks.tables import Lineage, append_block, content_id
+
+def append(block_id, number):
+    rows = [{"caption_id": content_id("caption", number), "text": "text"}]
+    append_block(sys.argv[1], "captions", rows, block_id, Lineage("run", "step", "1", "params", "code"))
+
+for block in range(4):
+    append(f"{sys.argv[2]}-{block}", 100 * int(sys.argv[2]) + block)
+    append(f"shared-{block}", -block - 1)
+"""
 
 
 def test_writers_in_four_processes_lose_nothing_and_commit_shared_blocks_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=append_in_own_process, args=(str(tmp_path), number)) for number in (1, 2, 3, 4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(120)
-    assert [writer.exitcode for writer in writers] == [0] * 4
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(number)]) for number in (1, 2, 3, 4)]
+    assert [writer.wait(120) for writer in writers] == [0] * 4
     rows = read_table(str(tmp_path), "captions", latest=False)
     assert rows.num_rows == 4 * 4 + 4
     assert len(set(rows["caption_id"].to_pylist())) == rows.num_rows

@@ -1,4 +1,4 @@
-"""docs/first_steps.ipynb runs from top to bottom and is committed without outputs. Takes one to two minutes on two idle cores."""
+"""docs/first_steps.ipynb runs from top to bottom and is committed without outputs. One to two minutes on idle cores."""
 
 import os
 import sys

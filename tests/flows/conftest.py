@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -63,7 +64,9 @@ def environment(**extra: str) -> dict[str, str]:
     """This process's environment without what would point a child at somebody's own servers."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "PYRAMID_"))}
     own = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    return kept | own | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"} | extra
+    # Under `uv run`, Ray would pack the working directory of whatever it starts and send it to its workers.
+    own |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    return kept | own | extra
 
 
 def free_port() -> int:
@@ -95,22 +98,22 @@ def wait_for(ready: Callable[[], Any], timeout_s: float, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen]:
+def running(command: list[str], log: Path, *, grace_s: float = 20, **options: Any) -> Iterator[subprocess.Popen]:
     """A process in a group of its own, ended with everything it started."""
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, **options)
     try:
         yield process
     finally:
-        end_group(process)
+        end_group(process, grace_s)
 
 
-def end_group(process: subprocess.Popen) -> None:
+def end_group(process: subprocess.Popen, grace_s: float) -> None:
     """Terminate a process group, then kill what is left of it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
+        process.wait(grace_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(20)
@@ -217,11 +220,13 @@ def ray_head() -> Iterator[RayHead]:
     command = [*unshare, "bash", "-c", f"ip link set lo up; exec {start}" if unshare else f"exec {start}"]
     head = RayHead(folder, [], port)
     log = folder / "head.log"
-    with running(command, log, env=head.environment | {"PYTHONUNBUFFERED": "1"}, cwd=folder) as process:
+    options = {"env": head.environment | {"PYTHONUNBUFFERED": "1"}, "cwd": folder}
+    with running(command, log, grace_s=1, **options) as process:  # left to itself it would drain for 30 s
         user = ["-U", "--preserve-credentials"] if "-rn" in unshare else []
         head.enter = ["nsenter", f"--target={process.pid}", "-n", *user] if unshare else []
         wait_for(lambda: "Ray runtime started" in log.read_text(), 240, f"Ray head ({log})")
         yield head
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def can(unshare: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
-NUM_VIDEOS = 40
+NUM_VIDEOS = 60
 
 SUBMIT = """
 import logging, sys
@@ -75,12 +76,11 @@ def test_a_job_outlives_its_driver_and_the_next_driver_joins_it(ray_head, root, 
     until(lambda: f"clips 0/{NUM_VIDEOS}" in (tmp_path / "first.log").read_text(), 120, "progress of the job")
     first.kill()
     first.wait(20)
-    assert list(jobs(ray_head, tmp_path / "jobs.log").values()) == ["RUNNING"]
 
     second = ray_head.start_python(code, tmp_path / "second.log")
     result = finished(second, tmp_path / "second.log")
     said = (tmp_path / "second.log").read_text()
-    assert "joined Ray job" in said
+    assert re.search(r"joined Ray job pyramid-clips-\w+, which is RUNNING", said)
     assert f"clips {NUM_VIDEOS}/{NUM_VIDEOS}" in said
     assert (result["num_in"], result["num_done"], result["num_ok"]) == (NUM_VIDEOS, 0, NUM_VIDEOS)
 
@@ -109,9 +109,8 @@ def test_log_of_a_job_is_in_prefect_and_cancelling_the_flow_stops_it(ray_head, r
     assert "submitted Ray job pyramid-clips-" in lines()
     flow.send_signal(signal.SIGTERM)
     assert flow.wait(60) != 0
-    found = jobs(ray_head, tmp_path / "jobs.log")
-    assert "RUNNING" not in found.values()
-    assert list(found.values()).count("STOPPED") == 1
+    until(lambda: "RUNNING" not in jobs(ray_head, tmp_path / "jobs.log").values(), 60, "the end of the job")
+    assert list(jobs(ray_head, tmp_path / "jobs.log").values()).count("STOPPED") == 1
 
 
 def test_failed_job_says_why(ray_head, tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from tasks.machine_checks import (
     Check,
+    check_bytecode,
     check_cpus,
     check_disk,
     check_hf_datasets,
@@ -24,6 +25,7 @@ def all_checks(root: str) -> Iterator[Check]:
         check_python,
         check_packages,
         check_hf_datasets,
+        check_bytecode,
         check_cpus,
         check_ram,
         check_shm,

@@ -66,6 +66,16 @@ def check_hf_datasets() -> Check:
     return Check("Hugging Face datasets", "fail", f"`import datasets` finds {origin or 'a bare folder'}", advice)
 
 
+def check_bytecode(package: str = "torch") -> Check:
+    """Compiled modules on disk; without them every process that Ray starts compiles its packages anew."""
+    spec = importlib.util.find_spec(package)
+    compiled = bool(spec and spec.origin and Path(importlib.util.cache_from_source(spec.origin)).exists())
+    if compiled or not sys.dont_write_bytecode:
+        return Check("bytecode cache", "ok", "is written" if not compiled else "is there")
+    advice = "unset it, or compile once: uv sync --compile-bytecode; else every start takes some ten seconds longer"
+    return Check("bytecode cache", "warn", f"PYTHONDONTWRITEBYTECODE is set and {package} is not compiled", advice)
+
+
 def check_cpus() -> Check:
     """CPUs that this process may use; one stays free for Ray itself."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

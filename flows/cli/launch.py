@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import subprocess
 import time
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
+END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # $0: the process to outlive; $1: the one to end
 OUR_CODE = Path(__file__).parents[2]
 
 
@@ -41,9 +43,9 @@ def launch(
         plan, root = _checked(root, recipe, settings, options)
         if flow in ("curate", "data_to_model"):
             _check_source(plan.ingest.source, root)
-        use_prefect(root)
         with Progress(Console(highlight=False)) as progress:
             progress.waiting("starting Prefect")
+            use_prefect(root)
             run_flow = getattr(importlib.import_module(f"flows.{flow}"), flow)
             return run_flow(root=root, recipe=plan)
     except KeyboardInterrupt:
@@ -81,7 +83,7 @@ def _check_source(source: str, root: str) -> None:
 
 
 def use_prefect(root: str) -> None:
-    """Settings of Prefect's own temporary server, for when no server is configured; must come before its import.
+    """Prefect's own temporary server, if no server is configured; must come before Prefect's first import.
 
     Its database goes under the root, so that the runs can be looked at later from there.
     """
@@ -91,6 +93,26 @@ def use_prefect(root: str) -> None:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if not os.environ.get("PREFECT_API_URL") and "://" not in root:
         os.environ.setdefault("PREFECT_HOME", str(Path(root) / "prefect"))
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        _start_server()
+
+
+def _start_server() -> None:
+    """Start the temporary server and a shell that ends it after this process, which may be killed outright."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    server.start()
+    assert server.server_process is not None
+    subprocess.Popen(
+        ["sh", "-c", END_WITH, str(os.getpid()), str(server.server_process.pid)],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def complain(message: str) -> None:

@@ -158,7 +158,7 @@ class PrefectServer:
         return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory) -> Iterator[PrefectServer]:
     """A Prefect server of the session's own: its home, port and password touch nobody else's."""
     home = tmp_path_factory.mktemp("prefect")
@@ -175,7 +175,7 @@ def prefect_server(tmp_path_factory) -> Iterator[PrefectServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_worker(prefect_server, tmp_path_factory) -> Iterator[Path]:
     """Every flow deployed as prefect.yaml says, and a worker on its pool; yields the root of the deployments."""
     root = tmp_path_factory.mktemp("deployed")
@@ -207,7 +207,7 @@ class RayHead:
             )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_head() -> Iterator[RayHead]:
     """`ray start --head` with a Jobs server."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets live below it

@@ -2,6 +2,7 @@
 
 import http.server
 import socket
+import sys
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from flows.cli.doctor import doctor
 from tasks.doctor import all_checks
 from tasks.machine_checks import (
+    check_bytecode,
     check_disk,
     check_hf_datasets,
     check_packages,
@@ -49,6 +51,15 @@ def test_packages_are_compared_with_what_is_asked_for():
 
 def test_hugging_face_datasets_wins_the_import():
     assert check_hf_datasets().status == "ok"
+
+
+def test_missing_bytecode_is_reported_where_nothing_will_write_it(monkeypatch, tmp_path):
+    (tmp_path / "bare_module.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert check_bytecode("bare_module").status == "warn"
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert check_bytecode("bare_module").status == "ok"
 
 
 def test_a_port_that_is_taken_is_reported_with_what_it_is_for():

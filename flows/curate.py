@@ -30,7 +30,7 @@ def curate(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         source: folder of videos or text file with one path or URL a line; empty: the recipe's `ingest.source`.
-        settings: overrides of the recipe by dotted name, e.g. {"select.min_motion": 0.5}.
+        settings: overrides of the recipe by dotted name, e.g. {"select.thresholds.motion.min": 0.5}.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:

@@ -23,6 +23,7 @@ from pyramid_model.train.batches import to_unit_range
 from pyramid_model.train.dit_loss import dit_loss
 from pyramid_model.train.vae_loss import to_uint8
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.tiling import Tile
 from pyramid_model.weights import MINIFLUX_NAMES, Names, miniflux_config_from_released, released_name
 
 FORWARD_ATOL = 2e-5
@@ -122,7 +123,7 @@ def run_generate(case: Case) -> None:
     if task not in ("t2v", "i2v"):
         raise CaseError(f"{case.folder}: task {task!r} is neither 't2v' nor 'i2v'")
     dit = family.build(case, "dit_init_kwargs", "dit_seed")
-    vae = vae_of(case, "vae_init_kwargs", "vae.safetensors")
+    vae = vae_of(case, "vae_init_kwargs", "vae.safetensors", "vae_seed")
     case.skip("unit.")  # what lies between the units' start and end
     noise, per_unit = case["rng.init_noise"], pyramid.frames_per_unit
     num_frames, given = case.setting("temp"), []
@@ -195,7 +196,7 @@ def _guidance(case: Case, num_units: int) -> list[float]:
 def _encode_image(case: Case, vae: CausalVideoVAE) -> Tensor:
     """Latents (1 c 1 h w) of the image that a clip starts from, drawn with the recorded noise."""
     image = to_unit_range(case["in.image_u8_hwc"][None].numpy())[None]
-    posterior = vae.encode(image)
+    posterior = vae.encode(image, tile=_tile(case, 256))
     return posterior.mean + posterior.std * case["rng.vae_posterior_noise.0"]
 
 
@@ -203,9 +204,14 @@ def _check_frames(case: Case, vae: CausalVideoVAE, norm: LatentNorm) -> None:
     """Frames decoded from the reference's latents, so that the sampler's rounding does not count twice."""
     if "out.frames_u8" not in case:
         return
-    window = 1 if case.setting("save_memory", True) else 2
-    frames = torch.from_numpy(to_uint8(vae.decode(norm.denormalise(case["out.latent"]), window))).flatten(0, 1)
-    expected = case["out.frames_u8"]
+    window, tile = (1, _tile(case, 256)) if case.setting("save_memory", True) else (2, _tile(case, 512))
+    video = vae.decode(norm.denormalise(case["out.latent"]), window, tile=tile)
+    frames, expected = torch.from_numpy(to_uint8(video)).flatten(0, 1), case["out.frames_u8"]
     case.check_value("out.frames_u8", frames, expected, atol=1)
     wrong = (frames != expected).double().mean()
     case.check_value("share of pixels of out.frames_u8 that differ", wrong, 0.0, WRONG_PIXELS)
+
+
+def _tile(case: Case, side: int) -> Tile | None:
+    """Tiles of `side` px, where the case has tiling on."""
+    return Tile(side, side) if case.setting("tiling", False) else None

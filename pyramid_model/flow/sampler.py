@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import jump
 from pyramid_model.flow.noise import Noise
@@ -17,7 +17,7 @@ from pyramid_model.text import TextFeatures
 
 
 def sample_video(
-    dit: MiniFlux,
+    dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
     schedule: Schedule,
@@ -35,7 +35,7 @@ def sample_video(
 
 @torch.no_grad()
 def sample_units(
-    dit: MiniFlux,
+    dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
     schedule: Schedule,
@@ -80,7 +80,7 @@ def sample_units(
 
 
 def sample_unit(
-    dit: MiniFlux,
+    dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
     schedule: Schedule,

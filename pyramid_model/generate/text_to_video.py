@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyramid_model.config import PyramidConfig
-from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import units_in
 from pyramid_model.flow.sampler import guidance_per_unit, sample_units
@@ -36,7 +36,7 @@ class Generated:
 
 @torch.no_grad()
 def generate_videos(
-    dit: MiniFlux,
+    dit: DiT,
     vae: CausalVideoVAE,
     cond: TextFeatures,
     uncond: TextFeatures,

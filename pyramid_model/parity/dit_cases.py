@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyramid_model.config import LatentNorm
 from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.mmdit import MMDiT
+from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import units_in
 from pyramid_model.flow.sampler import falling_guidance, guidance_per_unit, sample_video
@@ -24,7 +26,14 @@ from pyramid_model.train.dit_loss import dit_loss
 from pyramid_model.train.vae_loss import to_uint8
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.tiling import Tile
-from pyramid_model.weights import MINIFLUX_NAMES, Names, miniflux_config_from_released, released_name
+from pyramid_model.weights import (
+    MINIFLUX_NAMES,
+    MMDIT_NAMES,
+    Names,
+    miniflux_config_from_released,
+    mmdit_config_from_released,
+    released_name,
+)
 
 FORWARD_ATOL = 2e-5
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4
@@ -42,7 +51,7 @@ class Family:
     """
 
     kind: str
-    model: Callable[[Any], nn.Module]
+    model: Callable[[Any], DiT]
     names: Names
     config: Callable[[dict[str, Any]], Any]
 
@@ -51,7 +60,7 @@ class Family:
         """Of the latents that it was trained on."""
         return LATENT_NORMS[self.kind]
 
-    def build(self, case: Case, options: str, seed: str) -> nn.Module:
+    def build(self, case: Case, options: str, seed: str) -> DiT:
         """The case's transformer, in evaluation mode."""
         dit = self.model(self.config(case.setting(options)))
         case.load_weights(dit, self.names, seed=seed)
@@ -60,6 +69,7 @@ class Family:
 
 FAMILIES = {  # by the first word of the case
     "miniflux": Family("flux", MiniFlux, MINIFLUX_NAMES, miniflux_config_from_released),
+    "mmdit": Family("mmdit", MMDiT, MMDIT_NAMES, mmdit_config_from_released),
 }
 
 
@@ -135,7 +145,7 @@ def run_generate(case: Case) -> None:
     replay = Replay([noise], case.series("rng.block_noise."))
     first_steps, steps = _steps(case, task, pyramid.num_stages)
     latents = sample_video(
-        cast(MiniFlux, dit),
+        dit,
         *_prompts(case),
         Schedule(pyramid),
         cast(Noise, replay),

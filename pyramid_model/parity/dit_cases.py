@@ -217,9 +217,10 @@ def _check_frames(case: Case, vae: CausalVideoVAE, norm: LatentNorm) -> None:
     window, tile = (1, _tile(case, 256)) if case.setting("save_memory", True) else (2, _tile(case, 512))
     video = vae.decode(norm.denormalise(case["out.latent"]), window, tile=tile)
     frames, expected = torch.from_numpy(to_uint8(video)).flatten(0, 1), case["out.frames_u8"]
-    case.check_value("out.frames_u8", frames, expected, atol=1)
+    if (frames.int() - expected.int()).abs().max() > 1:
+        case.check_value("out.frames_u8", frames, expected, atol=1)
     wrong = (frames != expected).double().mean()
-    case.check_value("share of pixels of out.frames_u8 that differ", wrong, 0.0, WRONG_PIXELS)
+    case.check_value("pixels of out.frames_u8 that differ by 1", wrong, 0.0, WRONG_PIXELS)
 
 
 def _tile(case: Case, side: int) -> Tile | None:

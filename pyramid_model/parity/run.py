@@ -10,6 +10,7 @@ from typing import Literal
 from pyramid_model.parity.case import CONFIG, Case, CaseError, Comparison
 from pyramid_model.parity.dit_cases import FAMILIES, run_forward, run_generate, run_train_step
 from pyramid_model.parity.flow_cases import run_renoise, run_scheduler, run_train_noise
+from pyramid_model.parity.loss_cases import run_loss
 from pyramid_model.parity.vae_cases import run_decode, run_decode_chunked, run_encode, run_encode_chunked, run_tiled
 
 Runner = Callable[[Case], None]
@@ -21,6 +22,7 @@ KINDS: dict[str, Runner] = {
     "vae_decode": run_decode,
     "vae_decode_chunked": run_decode_chunked,
     "vae_tiled": run_tiled,
+    "vae_loss": run_loss,
     "scheduler": run_scheduler,
     "renoise": run_renoise,
     "train_noise": run_train_noise,

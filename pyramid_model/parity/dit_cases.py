@@ -138,7 +138,6 @@ def run_generate(case: Case) -> None:
         raise CaseError(f"{case.folder}: task {task!r} is neither 't2v' nor 'i2v'")
     dit = family.build(case, "dit_init_kwargs", "dit_seed")
     vae = vae_of(case, "vae_init_kwargs", "vae.safetensors", "vae_seed")
-    case.skip("unit.")  # what lies between the units' start and end
     noise, per_unit = case["rng.init_noise"], pyramid.frames_per_unit
     num_frames, given = case.setting("temp"), []
     if task == "i2v":

@@ -90,9 +90,10 @@ def num_actors(cpus_per_actor: float, gpus_per_actor: float, num_blocks: int) ->
         raise StepError(f"an actor asks for {gpus_per_actor} GPU and the cluster has {gpus:g}: set num_gpus to 0")
     if cpus_per_actor > cpus:
         raise StepError(f"an actor asks for {cpus_per_actor} CPU and the cluster has {cpus:g}: add nodes or CPUs")
-    fitting = max(1, math.floor((cpus - 1) / cpus_per_actor)) if cpus_per_actor else num_blocks
-    if gpus_per_actor:
-        fitting = min(fitting, math.floor(gpus / gpus_per_actor))
+    fitting = math.floor((cpus - 1) / cpus_per_actor) if cpus_per_actor else num_blocks
+    # Without a GPU an actor keeps a core busy, whatever share of it is reserved.
+    most = gpus / gpus_per_actor if gpus_per_actor else cpus
+    fitting = min(fitting, math.floor(most))
     return max(1, min(fitting, num_blocks))
 
 

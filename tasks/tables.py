@@ -213,10 +213,12 @@ def read_table(
     delta = open_table(root, table, version)
     if delta is None:
         return pa.schema([schema.field(name) for name in names]).empty_table()
-    needed = list(dict.fromkeys([*names, ID_COLUMNS[table], "attempt", "created_at", *_fields_of(where, schema)]))
-    rows = delta.to_pyarrow_table(columns=needed)
+    id_column, asked = ID_COLUMNS[table], _fields_of(where, schema)
+    needed = list(dict.fromkeys([*names, id_column, "attempt", "created_at", *asked]))
+    # Ids alone can be looked for in the files already: all attempts of an id pass together. Blobs of others stay unread.
+    rows = delta.to_pyarrow_table(columns=needed, filters=where if asked == [id_column] else None)
     if latest:
-        rows = _latest_attempts(rows, ID_COLUMNS[table])
+        rows = _latest_attempts(rows, id_column)
     if where is not None:
         rows = rows.filter(where)
     return rows.select(names)

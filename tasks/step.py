@@ -6,6 +6,7 @@ result under `<root>/runs/`, and hands it to a Ray cluster as a job when `ray.ad
 
 import functools
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -97,12 +98,14 @@ def params_hash(config: Config) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Version of this package, with the git commit when it runs from a checkout."""
+    """Version of this package, with the git commit when it runs from a checkout or from an image that names it."""
     try:
         package = version("pyramid-pipeline")
     except PackageNotFoundError:
         package = "unknown"
     checkout = Path(__file__).parents[1]
+    if commit := os.environ.get("PYRAMID_COMMIT", ""):
+        return f"{package}+{commit[:12]}"
     if not (checkout / ".git").exists():
         return package
     found = subprocess.run(

@@ -11,7 +11,6 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from pyramid_model.config import Config
@@ -22,7 +21,10 @@ from tasks.tables import content_id
 LOG = logging.getLogger("pyramid.jobs")
 
 RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
+NO_ANSWER = (OSError, RuntimeError)  # of `requests`: all derive from OSError; of Ray: the head answered with an error
 POLL_S, POLL_MOST_S = 0.5, 5.0
+REQUEST_S = 30.0
+SUBMIT_TRIES = 3
 UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
 LOG_TAIL_LINES = 20
 
@@ -36,7 +38,8 @@ def submission_id(step: str, run: Run, config: Config) -> str:
 def submit_step(step: str, run: Run, config: Config) -> StepResult:
     """Run a step as a Ray job: join it if it is running already, else submit it; forward its log; return its result.
 
-    Cancelling (Ctrl-C, a cancelled flow) stops the job. A driver that is killed outright leaves the job running.
+    Cancelling (Ctrl-C, a cancelled flow) stops the job. A driver that fails, is killed outright or loses the cluster
+    leaves the job running; the next one joins it.
 
     Raises:
         StepError: the job failed or was stopped, or the cluster cannot be reached.
@@ -45,21 +48,27 @@ def submit_step(step: str, run: Run, config: Config) -> StepResult:
     client = _client(run.ray.address.removeprefix("jobs:"))
     try:
         _submit_or_join(client, job_id, step, run, config)
-        lines = list(_follow(client, job_id))
-    except BaseException:
-        with contextlib.suppress(Exception):
-            client.stop_job(job_id)
+        status, lines = _follow(client, job_id)
+    except BaseException as err:
+        # Ctrl-C and Prefect's signals are no Exception, so that nobody takes them for an error; lost contact is one.
+        if not isinstance(err, Exception):
+            with contextlib.suppress(Exception):
+                client.stop_job(job_id)
         raise
-    return _outcome(job_id, client.get_job_status(job_id).value, lines)
+    return _outcome(job_id, status, lines)
 
 
 def _client(address: str) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._do_request(*args, timeout=REQUEST_S, **kwargs)  # Ray would wait for ever
+
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as err:
+        return Client(address)
+    except NO_ANSWER as err:
         raise StepError(
             f"no Ray Jobs server answers at {address} (ray.address): {err}. Check the address and port (8265 by "
             "default) and, if the cluster asks for a token, RAY_AUTH_MODE=token with RAY_AUTH_TOKEN."
@@ -68,27 +77,39 @@ def _client(address: str) -> Any:
 
 def _submit_or_join(client: Any, job_id: str, step: str, run: Run, config: Config) -> None:
     """Join a running job; any ended one is replaced, because a step that runs again does only what is missing."""
-    known = {job.submission_id: job.status.value for job in client.list_jobs()}
-    if known.get(job_id) in RUNNING:
-        LOG.info("joined Ray job %s, which is %s", job_id, known[job_id])
-        return
-    if job_id in known:
-        client.delete_job(job_id)
     there = run.model_dump(mode="json") | {"ray": run.ray.model_dump(mode="json") | {"address": "auto"}}
     arguments = json.dumps({"run": there, "config": config.model_dump(mode="json")})
-    client.submit_job(submission_id=job_id, entrypoint=f"python -m tasks {step} {shlex.quote(arguments)}")
-    LOG.info("submitted Ray job %s", job_id)
+    for tries_left in reversed(range(SUBMIT_TRIES)):
+        try:
+            known = {job.submission_id: job.status.value for job in client.list_jobs()}
+            if known.get(job_id) in RUNNING:
+                LOG.info("joined Ray job %s, which is %s", job_id, known[job_id])
+                return
+            if job_id in known:
+                client.delete_job(job_id)
+            client.submit_job(submission_id=job_id, entrypoint=f"python -m tasks {step} {shlex.quote(arguments)}")
+            LOG.info("submitted Ray job %s", job_id)
+            return
+        except NO_ANSWER as err:  # another driver was quicker, or an answer was lost on its way: look again
+            if not tries_left:
+                raise StepError(f"the Ray cluster takes no job {job_id}: {err}") from err
+            time.sleep(POLL_S)
 
 
-def _follow(client: Any, job_id: str) -> Iterator[str]:
-    """The job's log lines as they appear, until it ends; each is logged here, progress is reported as progress."""
+def _follow(client: Any, job_id: str) -> tuple[str, list[str]]:
+    """Wait for the end of the job; each line of its log is logged here as it appears, progress as progress.
+
+    Returns:
+        How the job ended, and its log lines.
+    """
+    lines: list[str] = []
     seen, wait_s, heard = 0, POLL_S, time.monotonic()
     while True:
         try:
             status, log = client.get_job_status(job_id).value, client.get_job_logs(job_id)
-        except (ConnectionError, RuntimeError) as err:
+        except NO_ANSWER as err:
             if time.monotonic() - heard > UNREACHABLE_S:
-                raise StepError(f"lost the Ray cluster while following job {job_id}: {err}") from err
+                raise StepError(f"lost the Ray cluster while following job {job_id}, which may go on: {err}") from err
             time.sleep(POLL_MOST_S)
             continue
         heard = time.monotonic()
@@ -96,9 +117,9 @@ def _follow(client: Any, job_id: str) -> Iterator[str]:
         fresh = log[seen:end].splitlines()
         for line in fresh:
             _forward(line)
-            yield line
+        lines += fresh
         if status in ENDED:
-            return
+            return status, lines
         wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
         seen = max(seen, end)
         time.sleep(wait_s)

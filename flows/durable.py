@@ -15,12 +15,11 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import publish_counts
 from flows.recipe import Recipe, RecipeError, load_recipe
+from tasks.pipeline import machine_lost
 from tasks.step import PROGRESS, Run, StepFunction, StepResult
 
 DEFAULT_RECIPE = "demo"
 PROGRESS_EVERY_S = 10.0
-TRANSIENT = (ConnectionError, TimeoutError)
-TRANSIENT_RAY = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
 
 
 def durable(step: StepFunction[Any]) -> Task[[Run, Any], StepResult]:
@@ -50,11 +49,7 @@ def durable(step: StepFunction[Any]) -> Task[[Run, Any], StepResult]:
 def _failed_machine(_task: Any, _task_run: Any, state: Any) -> bool:
     """Whether a lost machine or connection is behind a failure; bad data or settings would only fail again."""
     err = state.result(raise_on_failure=False)
-    while isinstance(err, BaseException):
-        if isinstance(err, TRANSIENT) or type(err).__name__ in TRANSIENT_RAY:
-            return True
-        err = err.__cause__
-    return False
+    return isinstance(err, BaseException) and machine_lost(err)
 
 
 def prepare(

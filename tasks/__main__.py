@@ -1,7 +1,7 @@
 """One step in a process of its own: `python -m tasks <step> '{"run": {…}, "config": {…}}'`. Ray jobs run this.
 
 The JSON may also be `@file` or `-` (standard input). Standard output carries the log, `PROGRESS {json}` lines, and at
-the end one line, `RESULT {json}` (exit code 0) or `ERROR message` (exit code 3).
+the end one line, `RESULT {json}` (exit code 0) or `ERROR {"message": …, "transient": …}` (exit code 3).
 """
 
 import importlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pyramid_model.config import Config
+from tasks.pipeline import machine_lost
 from tasks.step import PROGRESS, Run, StepFunction, StepResult
 
 STEP_NAMES = (
@@ -78,8 +79,8 @@ def main(argv: list[str]) -> int:
         result = run_step(*argv)
     except Exception as err:
         logging.debug("step %s failed", argv[0], exc_info=True)
-        one_line = " ".join(f"{type(err).__name__}: {err}".split())
-        print(f"ERROR {one_line}", flush=True)
+        message = " ".join(f"{type(err).__name__}: {err}".split())
+        print("ERROR " + json.dumps({"message": message, "transient": machine_lost(err)}), flush=True)
         return 3
     print(f"RESULT {result.model_dump_json()}", flush=True)
     return 0

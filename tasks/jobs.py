@@ -27,6 +27,7 @@ REQUEST_S = 30.0
 SUBMIT_TRIES = 3
 UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
 LOG_TAIL_LINES = 20
+ERROR = "ERROR {"  # a log line may begin with ERROR too
 
 
 def submission_id(step: str, run: Run, config: Config) -> str:
@@ -48,14 +49,14 @@ def submit_step(step: str, run: Run, config: Config) -> StepResult:
     client = _client(run.ray.address.removeprefix("jobs:"))
     try:
         _submit_or_join(client, job_id, step, run, config)
-        status, lines = _follow(client, job_id)
+        job, lines = _follow(client, job_id)
     except BaseException as err:
         # Ctrl-C and Prefect's signals are no Exception, so that nobody takes them for an error; lost contact is one.
         if not isinstance(err, Exception):
             with contextlib.suppress(Exception):
                 client.stop_job(job_id)
         raise
-    return _outcome(job_id, status, lines)
+    return _outcome(job_id, job, lines)
 
 
 def _client(address: str) -> Any:
@@ -92,34 +93,35 @@ def _submit_or_join(client: Any, job_id: str, step: str, run: Run, config: Confi
             return
         except NO_ANSWER as err:  # another driver was quicker, or an answer was lost on its way: look again
             if not tries_left:
-                raise StepError(f"the Ray cluster takes no job {job_id}: {err}") from err
+                raise StepError(f"the Ray cluster takes no job {job_id}: {err}", transient=True) from err
             time.sleep(POLL_S)
 
 
-def _follow(client: Any, job_id: str) -> tuple[str, list[str]]:
+def _follow(client: Any, job_id: str) -> tuple[Any, list[str]]:
     """Wait for the end of the job; each line of its log is logged here as it appears, progress as progress.
 
     Returns:
-        How the job ended, and its log lines.
+        Ray's details of the ended job, and its log lines.
     """
     lines: list[str] = []
     seen, wait_s, heard = 0, POLL_S, time.monotonic()
     while True:
         try:
-            status, log = client.get_job_status(job_id).value, client.get_job_logs(job_id)
+            job, log = client.get_job_info(job_id), client.get_job_logs(job_id)
         except NO_ANSWER as err:
             if time.monotonic() - heard > UNREACHABLE_S:
-                raise StepError(f"lost the Ray cluster while following job {job_id}, which may go on: {err}") from err
+                message = f"lost the Ray cluster while following job {job_id}, which may go on: {err}"
+                raise StepError(message, transient=True) from err
             time.sleep(POLL_MOST_S)
             continue
-        heard = time.monotonic()
-        end = len(log) if status in ENDED else log.rfind("\n") + 1  # a half-written line waits for its rest
+        heard, ended = time.monotonic(), job.status.value in ENDED
+        end = len(log) if ended else log.rfind("\n") + 1  # a half-written line waits for its rest
         fresh = log[seen:end].splitlines()
         for line in fresh:
             _forward(line)
         lines += fresh
-        if status in ENDED:
-            return status, lines
+        if ended:
+            return job, lines
         wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
         seen = max(seen, end)
         time.sleep(wait_s)
@@ -128,14 +130,23 @@ def _follow(client: Any, job_id: str) -> tuple[str, list[str]]:
 def _forward(line: str) -> None:
     if line.startswith("PROGRESS "):
         report_progress(**json.loads(line.removeprefix("PROGRESS ")))
-    elif line.strip() and not line.startswith("RESULT "):
+    elif line.strip() and not line.startswith(("RESULT ", ERROR)):
         LOG.info("%s", line)
 
 
-def _outcome(job_id: str, status: str, lines: list[str]) -> StepResult:
+def _outcome(job_id: str, job: Any, lines: list[str]) -> StepResult:
+    status = job.status.value
     results = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
     if status == "SUCCEEDED" and results:
         return StepResult.model_validate_json(results[-1])
-    errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
-    reason = errors[-1] if errors else "its last lines:\n" + "\n".join(lines[-LOG_TAIL_LINES:])
-    raise StepError(f"Ray job {job_id} ended as {status}: {reason}")
+    errors = [json.loads(line.removeprefix("ERROR ")) for line in lines if line.startswith(ERROR)]
+    if errors:
+        raise StepError(f"Ray job {job_id} ended as {status}: {errors[-1]['message']}", errors[-1]["transient"])
+    last_lines = "\n".join(lines[-LOG_TAIL_LINES:])
+    killed = status == "FAILED" and _by_signal(job.driver_exit_code)
+    raise StepError(f"Ray job {job_id} ended as {status}: its last lines:\n{last_lines}", transient=killed)
+
+
+def _by_signal(exit_code: int | None) -> bool:
+    """Whether a process was killed, itself, in its shell, or with its machine (then there is no code)."""
+    return exit_code is None or exit_code < 0 or exit_code > 128

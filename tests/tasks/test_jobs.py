@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tasks import jobs
+from tasks import clips, jobs
+from tasks.__main__ import main
 from tasks.clips import ClipsConfig
 from tasks.pipeline import StepError
 from tasks.step import RayConfig, Run, StepResult
@@ -27,7 +28,7 @@ class Head(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.status, self.log = "", ""
+        self.status, self.log, self.exit_code = "", "", None
         self.statuses = ["RUNNING", "SUCCEEDED"]  # told one by one to whoever asks about the job
         self.submitted, self.asked = "", []
         self.before: dict[str, list] = {}  # "GET /api/…" -> what to do before each answer, in order
@@ -55,7 +56,8 @@ class Head(ThreadingHTTPServer):
         return 200, self.details(self.status)
 
     def details(self, status: str) -> dict:
-        return {"type": "SUBMISSION", "submission_id": self.submitted, "status": status, "entrypoint": "python"}
+        job = {"type": "SUBMISSION", "submission_id": self.submitted, "status": status, "entrypoint": "python"}
+        return job | {"driver_exit_code": self.exit_code}
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -150,3 +152,33 @@ def test_a_driver_that_comes_second_by_a_moment_joins_the_job_of_the_first(head,
     assert submit(head).num_ok == 3
     assert "joined Ray job pyramid-clips-" in caplog.text
     assert not stops(head)
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (ConnectionResetError("by peer"), True),
+        (StepError("a node died", transient=True), True),
+        (StepError("no space left"), False),
+        (ValueError("crf"), False),
+    ],
+)
+def test_a_failed_job_says_what_and_whether_to_try_again(head, capsys, monkeypatch, error, transient):
+    def step(run: Run, config: ClipsConfig) -> StepResult:
+        raise error
+
+    monkeypatch.setattr(clips, "clips", step)
+    arguments = {"run": {"root": "/data/none"}, "config": {}}
+    assert main(["clips", json.dumps(arguments)]) == 3
+    head.statuses, head.log, head.exit_code = ["FAILED"], capsys.readouterr().out, 3
+    with pytest.raises(StepError, match=f"ended as FAILED: {type(error).__name__}: {error}") as raised:
+        submit(head)
+    assert raised.value.transient is transient
+
+
+@pytest.mark.parametrize(("exit_code", "transient"), [(None, True), (-9, True), (137, True), (1, False)])
+def test_a_job_without_last_words_is_tried_again_when_it_was_killed(head, exit_code, transient):
+    head.statuses, head.log, head.exit_code = ["FAILED"], "ERROR of a library\n", exit_code
+    with pytest.raises(StepError, match="its last lines:\nERROR of a library") as raised:
+        submit(head)
+    assert raised.value.transient is transient

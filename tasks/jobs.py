@@ -23,6 +23,7 @@ LOG = logging.getLogger("pyramid.jobs")
 RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
 NO_ANSWER = (OSError, RuntimeError)  # of `requests`: all derive from OSError; of Ray: the head answered with an error
 POLL_S, POLL_MOST_S = 0.5, 5.0
+LOG_BYTES_A_S = 1e6  # Ray sends the whole log each time: a long one is asked for less often
 REQUEST_S = 30.0
 SUBMIT_TRIES = 3
 UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
@@ -124,7 +125,7 @@ def _follow(client: Any, job_id: str) -> tuple[Any, list[str]]:
             return job, lines
         wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
         seen = max(seen, end)
-        time.sleep(wait_s)
+        time.sleep(wait_s + len(log) / LOG_BYTES_A_S)
 
 
 def _forward(line: str) -> None:

@@ -21,6 +21,7 @@ from tasks.tables import append_block, bad_row, content_id, read_table
 VERSION = "1"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
 MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
+MAX_BLOCK_BYTES = 128 * 2**20  # about two minutes of 1080p: a block commits within minutes, on a slow core too
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
@@ -96,6 +97,7 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
         worker_args={"config": config.model_dump(mode="json"), "media": media},
         num_done=num_done,
         block_size=min(MAX_BLOCK, 1 + len(attempts) // 64),
+        max_block_bytes=MAX_BLOCK_BYTES,
     )
     if restored:
         note = f"{restored} videos are back to clips that were made before"

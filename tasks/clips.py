@@ -192,13 +192,18 @@ def _known(run: Run, video_ids: Iterable[str]) -> dict[str, list[str]]:
     return known
 
 
+def current_clip_ids(root: str) -> pa.Array:
+    """Ids of the clips of all videos as the clips step last left them."""
+    videos = read_table(root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
+    return pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
+
+
 def current_clips(run: Run, columns: Sequence[str] | None = None) -> pa.Table:
     """Clips of all videos as the clips step last left them, in the order of (video_id, start_frame).
 
     The table `clips` also keeps those of earlier settings; the newest row of each video names the current ones.
     """
-    videos = read_table(run.root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
-    current = pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
+    current = current_clip_ids(run.root)
     names = None if columns is None else [*dict.fromkeys([*columns, "video_id", "start_frame"])]
     rows = read_table(run.root, "clips", names, where=pc.field("clip_id").isin(current))
     rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])

@@ -181,6 +181,7 @@ def run_blocks(
     worker_args: Mapping[str, Any],
     num_done: int = 0,
     block_size: int = 16,
+    max_block_bytes: float = math.inf,
     num_cpus: float = 0.5,
     num_gpus: float = 0.0,
 ) -> StepResult:
@@ -193,6 +194,7 @@ def run_blocks(
             that the item is done: its statuses are counted.
         num_done: inputs already committed, for the counts of the result.
         block_size: items a block, the unit of commit and of loss when a machine dies.
+        max_block_bytes: most of the items' `size_bytes` in one block; a larger item is a block of its own.
 
     Raises:
         StepError: the step stopped (no disk space, no progress, a bug), with the cause.
@@ -201,7 +203,7 @@ def run_blocks(
         return StepResult(step=step, num_in=num_done, num_done=num_done, note="nothing new")
     started = time.time()
     ray_start_s = connect(run.ray)
-    blocks = [list(items[i : i + block_size]) for i in range(0, len(items), block_size)]
+    blocks = split_blocks(items, block_size, max_block_bytes)
     actor_args = (worker, dict(worker_args), run.root, lineage(run, step, step_version, config))
     reports = []
     done = 0
@@ -211,6 +213,20 @@ def run_blocks(
         done += report["items"]
         report_progress(step, done, len(items))
     return _result(run, step, num_done, reports, started, ray_start_s)
+
+
+def split_blocks(items: Sequence[Mapping[str, Any]], block_size: int, max_bytes: float = math.inf) -> list[list]:
+    """Items in their order, in blocks of at most so many items and bytes; a larger item is a block of its own."""
+    blocks: list[list] = []
+    room = 0.0
+    for item in items:
+        size = item.get("size_bytes", 0)
+        if not blocks or len(blocks[-1]) == block_size or size > room:
+            blocks.append([])
+            room = max_bytes
+        blocks[-1].append(item)
+        room -= size
+    return blocks
 
 
 def _stream(

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pyramid_model.config import Config
-from tasks.pipeline import StepError, covered_s, run_blocks
+from tasks.pipeline import StepError, covered_s, run_blocks, split_blocks
 from tasks.step import RayConfig, Run
 from tasks.tables import bad_row, content_id, ok_row, pending, read_table
 
@@ -42,6 +42,19 @@ def process_writer() -> type:
             return {"captions": [ok_row(item, caption_id=item["caption_id"], text=place) for item in items]}
 
     return ProcessWriter
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([9, 5, 4, 2, 2, 1], [[9], [5], [4, 2], [2, 1]]),  # a large one is a block of its own
+        ([1, 1, 1, 1, 1], [[1, 1, 1], [1, 1]]),
+        ([], []),
+    ],
+)
+def test_blocks_hold_so_many_items_and_so_many_bytes_at_most(sizes, expected):
+    blocks = split_blocks([{"size_bytes": size} for size in sizes], block_size=3, max_bytes=7)
+    assert [[item["size_bytes"] for item in block] for block in blocks] == expected
 
 
 @pytest.mark.ray

@@ -39,6 +39,13 @@ class TextFeatures:
             torch.cat([a.embeds, b.embeds]), torch.cat([a.mask, b.mask]), torch.cat([a.pooled, b.pooled])
         )
 
+    def repeat_to(self, num_rows: int) -> TextFeatures:
+        """One row for each sample: these, or a lone one for all."""
+        if self.mask.shape[0] == num_rows:
+            return self
+        embeds, pooled = self.embeds.expand(num_rows, -1, -1), self.pooled.expand(num_rows, -1)
+        return TextFeatures(embeds, self.mask.expand(num_rows, -1), pooled)
+
     def to(self, *args: object, **kwargs: object) -> TextFeatures:
         """As `Tensor.to`; a dtype reaches the features, never the mask."""
         embeds, pooled = self.embeds.to(*args, **kwargs), self.pooled.to(*args, **kwargs)  # pyright: ignore

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 PARITY = Path(__file__).parent / "parity"
+TINY_DIT = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +65,6 @@ def tiny_mmdit():
 def dit(request):
     """Either DiT, one after the other."""
     return request.getfixturevalue(request.param)
-
-
-TINY_DIT = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 
 
 def randomised(dit):

@@ -130,6 +130,17 @@ class DiTConfig(Config):
         return self.num_heads * self.head_dim
 
 
+class VAEGANConfig(Config):
+    """Weights of the published VAE training: pixels, perception, latents, an adversary. Frames are in [-1, 1]."""
+
+    pixel_weight: float = Field(10.0, ge=0, description="of the squared error")
+    perceptual_weight: float = Field(1.0, ge=0, description="of LPIPS on VGG16")
+    logvar: float = Field(0.0, description="log variance of the reconstruction; never trained")
+    kl_weight: float = Field(1e-12, ge=0, description="pull of the latents to the unit normal, a latent channel")
+    adversarial_weight: float = Field(0.5, ge=0, description="of the adversary, relative to the reconstruction's pull")
+    adversarial_start: int = Field(250_000, ge=0, description="step at which the adversary joins")
+
+
 class MiniFluxConfig(DiTConfig):
     """The miniFLUX diffusion transformer. Defaults are the released model (1.97 G parameters)."""
 

@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
@@ -22,6 +23,7 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.dit.packing import PATCH
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.loss import PerceptualDistance
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
@@ -78,6 +80,8 @@ MMDIT_NAMES = (
     (r"^positions$", "pos_embed.pos_embed"),
     (DOUBLE_BLOCK + r"text\.norm_([qk])\.", r"transformer_blocks.\1.attn.norm_add_\2."),
 )
+PERCEPTUAL_NAMES = ((r"^weights\.(\d)\.", r"lin\1.model.1."),)  # beside torchvision's VGG16, whose names are ours
+DISCRIMINATOR_NAMES = ((r"^layers\.", "main."),)
 Names = tuple[tuple[str, str], ...]
 
 # our config field -> key of a released config.json
@@ -170,6 +174,21 @@ def load_dit(folder: str | Path, device: str | torch.device = "cpu") -> DiT:
         dit, names = MiniFlux(miniflux_config_from_released(released)), MINIFLUX_NAMES
     _load(dit, names, folder)
     return dit.to(device).eval()
+
+
+def load_perceptual(vgg16: str | Path, lpips: str | Path, device: str | torch.device = "cpu") -> PerceptualDistance:
+    """LPIPS from the two files it is published in: torchvision's VGG16, and `vgg.pth` of the LPIPS authors.
+
+    Either may be a safetensors file or one of torch.save, which is read without running code.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: they do not hold the weights.
+    """
+    perceptual = PerceptualDistance()
+    tensors = {name: value for name, value in _read_tensors(Path(vgg16)).items() if not name.startswith("classifier.")}
+    load_released(perceptual, PERCEPTUAL_NAMES, tensors | _read_tensors(Path(lpips)), f"{vgg16} with {lpips}")
+    return perceptual.to(device).eval()
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -325,6 +344,19 @@ def _load(model: nn.Module, names: Names, folder: Path) -> None:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     load_released(model, names, tensors, str(path))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file, or of one that torch.save wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give the weights by their path, nothing is downloaded")
+    try:
+        stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as err:
+        raise ValueError(f"{path} holds no weights that can be read without running code: {err}") from err
+    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
+        raise ValueError(f"{path} does not hold a table of named tensors")
+    return stored
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tasks import storage
 from tasks.pipeline import StepError, run_blocks
 from tasks.select import selected_clips
 from tasks.source_card import read_card
-from tasks.step import Run, StepResult, step
-from tasks.tables import bad_row, content_id, ok_row, pending, read_table
+from tasks.step import Run, StepResult, lineage, step
+from tasks.tables import append_again, bad_row, content_id, ok_row, pending, read_table
 
 VERSION = "1"
 COLUMNS = ("file", "start_s", "end_s", "text")
@@ -94,7 +94,7 @@ class CaptionMatcher:
             "clip_id": item["clip_id"],
             "kind": self.config.kind,
             "language": self.config.language,
-            "prompt_hash": item["text_hash"],
+            "prompt_hash": item["decided_by"],
         }
         if not item["sidecar"]:
             why = "no_sidecar", f"{item['file']}: its folder has no source.yaml with `captions`, and none was given"
@@ -130,8 +130,19 @@ def captions(run: Run, config: CaptionsConfig) -> StepResult:
         num_done=todo.num_done,
         block_size=config.block_size,
     )
-    hashes = sorted({item["text_hash"] for item in wanted} - {""})
-    return result.model_copy(update={"outputs": {"captions": f"{config.kind}:{','.join(hashes)}"}})
+    hashes = sorted({item["decided_by"] for item in wanted} - {""})
+    changes: dict[str, Any] = {"outputs": {"captions": f"{config.kind}:{','.join(hashes)}"}}
+    overruled = _overruled(run, {item["clip_id"]: item["caption_id"] for item in wanted})
+    if append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config)):
+        changes["note"] = f"{len(overruled)} clips are back to captions that were made before"
+    return result.model_copy(update=changes)
+
+
+def _overruled(run: Run, wanted: Mapping[str, str]) -> list[str]:
+    """Of the captions that are wanted (clip id -> caption id), those after which other settings decided."""
+    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "created_at"]).sort_by("created_at").to_pylist()
+    newest = {row["clip_id"]: row["caption_id"] for row in rows}
+    return [caption_id for clip_id, caption_id in wanted.items() if newest[clip_id] != caption_id]
 
 
 @dataclass(frozen=True)
@@ -144,16 +155,16 @@ class SourceFile:
 
 
 def _item(clip: Mapping[str, Any], source: SourceFile, config: CaptionsConfig) -> dict[str, Any]:
-    # The bytes of the caption file are part of the id: an edited file gives new captions.
-    parts = (clip["clip_id"], config.kind, source.text_hash, config.min_overlap, config.language)
+    # The bytes of the caption file are part of it: an edited file gives new captions.
+    decided_by = content_id(source.text_hash, config.min_overlap, config.language) if source.text_hash else ""
     return {
-        "caption_id": content_id(*parts),
+        "caption_id": content_id(clip["clip_id"], config.kind, decided_by),
         "clip_id": clip["clip_id"],
         "start_s": clip["start_s"],
         "end_s": clip["end_s"],
         "file": source.file,
         "sidecar": source.sidecar,
-        "text_hash": source.text_hash,
+        "decided_by": decided_by,
     }
 
 
@@ -194,19 +205,15 @@ def _named_sidecar(card: str) -> str:
 def captions_of(run: Run, clip_ids: Sequence[str], captions: str = "", version: int | None = None) -> dict[str, str]:
     """Text by clip id: from the captions that a run of the step named in its outputs, or the newest of each clip.
 
-    Clips without a caption are left out.
+    Clips for which the last word is that they have no caption are left out.
     """
-    rows = read_table(
-        run.root,
-        "captions",
-        ["clip_id", "kind", "prompt_hash", "text", "created_at"],
-        version,
-        pc.field("status") == "ok",
-    )
+    columns = ["clip_id", "kind", "prompt_hash", "text", "status", "created_at"]
+    rows = read_table(run.root, "captions", columns, version).sort_by("created_at").to_pylist()
     kind, _, hashes = captions.partition(":")
     wanted, allowed = set(clip_ids), set(hashes.split(","))
-    return {
-        row["clip_id"]: row["text"]
-        for row in rows.sort_by("created_at").to_pylist()
+    newest = {
+        row["clip_id"]: row
+        for row in rows
         if row["clip_id"] in wanted and (not captions or (row["kind"] == kind and row["prompt_hash"] in allowed))
     }
+    return {clip_id: row["text"] for clip_id, row in newest.items() if row["status"] == "ok"}

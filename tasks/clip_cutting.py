@@ -54,7 +54,7 @@ def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging:
         row = video.clip_row(clip, media)
         _publish(clip.path, row["uri"])
         rows["clips"].append(row)
-        rows["scores"] += score_rows(row["clip_id"], clip.grays)
+        rows["scores"] += clip.scores
     clip_ids = [row["clip_id"] for row in rows["clips"]]
     done = ok_row(item, **video.columns, clip_ids=clip_ids, error=video.remark)
     known = set(item["known"])
@@ -91,7 +91,7 @@ class ShownFrame:
     end_pts: int  # when the next frame is shown
     is_corrupt: bool
     image: Any  # av.VideoFrame, yuv420p, upright, of the clips' size
-    gray: np.ndarray  # (h w) uint8, small: for scores
+    gray: Any  # (h w) uint8, small: for scores
     starts_shot: bool = False
 
 
@@ -102,7 +102,8 @@ class CutClip:
     shot: int
     first: ShownFrame
     last: ShownFrame
-    grays: np.ndarray  # (t h w) uint8
+    num_frames: int
+    scores: list[dict[str, Any]]  # its rows of `scores`; the frames they came from would fill the memory
     path: str
 
 
@@ -193,11 +194,14 @@ class VideoPass:
                     writer, clip = self._writer(path, frame.image), []
                 clip.append(frame)
                 writer.write(frame.image, frame.pts - clip[0].pts)
-                frame.image = None  # encoded: what remains of it is its gray miniature
+                frame.image = None  # encoded: what remains of it is its gray miniature, until the clip is scored
                 if is_last:
                     writer.close()
                     writer = None
-                    yield CutClip(shot, clip[0], frame, np.stack([shown.gray for shown in clip]), path)
+                    scores = score_rows(self.clip_id(clip[0], frame), np.stack([shown.gray for shown in clip]))
+                    clip[0].gray = frame.gray = None
+                    yield CutClip(shot, clip[0], frame, len(clip), scores, path)
+                    clip = []
         finally:
             if writer:
                 writer.abandon()
@@ -206,15 +210,20 @@ class VideoPass:
         probe, config, color = self.probe, self.config, int(image.colorspace)
         return ClipWriter(path, image.height, image.width, probe.fps, probe.time_base, config.crf, config.preset, color)
 
+    def clip_id(self, first: ShownFrame, last: ShownFrame) -> str:
+        """Identity of the clip from `first` to `last`."""
+        config, base = self.config, self.probe.time_base
+        encoding = [ENCODER, config.crf, config.preset, *clip_size(self.probe, config.max_side)]
+        span = [first.pts, last.end_pts, base.numerator, base.denominator]
+        return content_id(self.item["video_id"], span, encoding)
+
     def clip_row(self, clip: CutClip, media: str) -> dict[str, Any]:
         """The clip's row; its `uri` is where the media file has to go."""
-        probe, config = self.probe, self.config
+        probe = self.probe
         base = probe.time_base
-        height, width = clip_size(probe, config.max_side)
-        encoding = [ENCODER, config.crf, config.preset, height, width]
-        span = [clip.first.pts, clip.last.end_pts, base.numerator, base.denominator]
-        clip_id = content_id(self.item["video_id"], span, encoding)
-        fps = mean_fps(len(clip.grays), clip.first.pts, clip.last.pts, base, probe.fps)
+        height, width = clip_size(probe, self.config.max_side)
+        clip_id = self.clip_id(clip.first, clip.last)
+        fps = mean_fps(clip.num_frames, clip.first.pts, clip.last.pts, base, probe.fps)
         return ok_row(
             {},  # a first attempt always: a clip is made or not, only its video may fail
             clip_id=clip_id,
@@ -226,14 +235,14 @@ class VideoPass:
             end_pts=clip.last.end_pts,
             start_s=float((clip.first.pts - probe.start_pts) * base),
             end_s=float((clip.last.end_pts - probe.start_pts) * base),
-            num_frames=len(clip.grays),
+            num_frames=clip.num_frames,
             fps_num=fps.numerator,
             fps_den=fps.denominator,
             width=width,
             height=height,
             uri=storage.join(media, f"{clip_id}.mp4"),
             size_bytes=os.path.getsize(clip.path),
-            cut_method=config.shots.method,
+            cut_method=self.config.shots.method,
         )
 
 

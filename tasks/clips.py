@@ -21,6 +21,7 @@ from tasks.tables import append_block, bad_row, content_id, read_table
 VERSION = "1"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
 MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
+MAX_BLOCK_BYTES = 128 * 2**20  # about two minutes of 1080p: a block commits within minutes, on a slow core too
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
@@ -96,6 +97,7 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
         worker_args={"config": config.model_dump(mode="json"), "media": media},
         num_done=num_done,
         block_size=min(MAX_BLOCK, 1 + len(attempts) // 64),
+        max_block_bytes=MAX_BLOCK_BYTES,
     )
     if restored:
         note = f"{restored} videos are back to clips that were made before"
@@ -190,13 +192,18 @@ def _known(run: Run, video_ids: Iterable[str]) -> dict[str, list[str]]:
     return known
 
 
+def current_clip_ids(root: str) -> pa.Array:
+    """Ids of the clips of all videos as the clips step last left them."""
+    videos = read_table(root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
+    return pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
+
+
 def current_clips(run: Run, columns: Sequence[str] | None = None) -> pa.Table:
     """Clips of all videos as the clips step last left them, in the order of (video_id, start_frame).
 
     The table `clips` also keeps those of earlier settings; the newest row of each video names the current ones.
     """
-    videos = read_table(run.root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
-    current = pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
+    current = current_clip_ids(run.root)
     names = None if columns is None else [*dict.fromkeys([*columns, "video_id", "start_frame"])]
     rows = read_table(run.root, "clips", names, where=pc.field("clip_id").isin(current))
     rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])

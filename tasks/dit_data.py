@@ -21,7 +21,7 @@ from tasks.text_features import NULL_TEXT
 if TYPE_CHECKING:
     from torch import Tensor
 
-TABLES = ("selections", "captions", "latents", "text_features")
+TABLES = ("clips", "selections", "captions", "latents", "text_features")
 
 
 class Pair(Config):
@@ -105,7 +105,7 @@ def find_pairs(source: PairSource, split: str) -> list[Pair]:
 
 
 def _clips(source: PairSource, split: str) -> list[dict[str, Any]]:
-    return selected_clips(source.run, source.selection, split, ("clip_id", "uri")).to_pylist()
+    return selected_clips(source.run, source.selection, split, ("clip_id", "uri"), source.versions).to_pylist()
 
 
 def explain_no_pairs(source: PairSource, split: str) -> str:
@@ -113,7 +113,7 @@ def explain_no_pairs(source: PairSource, split: str) -> str:
     clips = _clips(source, split)
     if not clips:
         return f"no clip is selected for the split {split!r}: loosen the select step, or pin a split in source.yaml"
-    if not captions_of(source.run, [clip["clip_id"] for clip in clips], source.captions):
+    if not captions_of(source.run, [clip["clip_id"] for clip in clips], source.captions, source.versions["captions"]):
         return f"none of the {len(clips)} clips of the split {split!r} has a caption: see the captions step"
     if not any(key in _latent_ids(source) for key in ((clip["clip_id"], clip["bucket"]) for clip in clips)):
         return f"no latents by VAE {source.vae_hash[:8]} for the split {split!r}: run the latents step with that VAE"

@@ -32,10 +32,9 @@ def find_encoder(run: Run, uri: str = "") -> EncoderFolder:
         StepError: there are no text features yet, or no such folder.
     """
     if not uri:
-        rows = read_table(run.root, "text_features", ["encoder_hash", "created_at"], where=pc.field("status") == "ok")
-        if not rows.num_rows:
+        newest = newest_encoder_hash(run)
+        if not newest:
             raise StepError(f"no text features in {run.root}: run the text_features step, or set `encoder` to a folder")
-        newest = rows.sort_by("created_at")["encoder_hash"][-1].as_py()
         folders = [record["uri"] for record in hash_records(run) if record["hash"] == newest]
         folders = [folder for folder in folders if storage.exists(folder)]
         if not folders:
@@ -43,6 +42,12 @@ def find_encoder(run: Run, uri: str = "") -> EncoderFolder:
         uri = folders[0]
     uri = absolute(uri)
     return EncoderFolder(uri=uri, hash=folder_hash(run, uri, "text"), random_init=_is_random(uri))
+
+
+def newest_encoder_hash(run: Run) -> str:
+    """Of the encoder that made the newest text features; empty if there are none."""
+    rows = read_table(run.root, "text_features", ["encoder_hash", "created_at"], where=pc.field("status") == "ok")
+    return rows.sort_by("created_at")["encoder_hash"][-1].as_py() if rows.num_rows else ""
 
 
 def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str, int]) -> EncoderFolder:

@@ -217,13 +217,17 @@ def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
     return rows.take(last["position_last"].combine_chunks().sort())
 
 
-def newest_selection(root: str) -> pa.Table:
-    """Selection rows of the recipe that selected last, one a clip."""
-    rows = read_table(root, "selections")
-    if not rows.num_rows:
-        return rows
-    newest = rows["params_hash"][pc.index(rows["created_at"], pc.max(rows["created_at"])).as_py()]
-    return newest_by(rows.filter(pc.equal(rows["params_hash"], newest)), ["clip_id"])
+def newest_selection(root: str, version: int | None = None) -> str:
+    """`params_hash` of the settings that selected last; empty when nothing was selected yet."""
+    rows = read_table(root, "selections", ["params_hash", "created_at"], version).sort_by("created_at")
+    return rows["params_hash"][-1].as_py() if rows.num_rows else ""
+
+
+def verdicts_of(root: str, selection: str = "", version: int | None = None) -> pa.Table:
+    """Rows of one selection (empty: of the newest), the newest verdict on each clip."""
+    selection = selection or newest_selection(root, version)
+    rows = read_table(root, "selections", version=version, where=pc.field("params_hash") == selection)
+    return newest_by(rows, ["clip_id"])
 
 
 def clips_with_scores(root: str) -> pa.Table:
@@ -238,9 +242,8 @@ def clips_with_scores(root: str) -> pa.Table:
     for scorer in sorted(pc.unique(scores["scorer"]).to_pylist()):
         rows = newest_by(scores.filter(pc.equal(scores["scorer"], scorer)), ["clip_id"])
         clips = left_join(clips, rows, "clip_id", {"value": scorer})
-    selection = newest_selection(root)
-    clips = left_join(clips, selection, "clip_id", {n: n for n in ("keep", "drop_reasons", "bucket", "split")})
-    captions = read_table(root, "captions", ["clip_id", "text", "created_at"], where=pc.field("status") == "ok")
+    clips = left_join(clips, verdicts_of(root), "clip_id", {n: n for n in ("keep", "drop_reasons", "bucket", "split")})
+    captions = read_table(root, "captions", ["clip_id", "text", "created_at"])
     return left_join(clips, newest_by(captions, ["clip_id"]), "clip_id", {"text": "caption"})
 
 

@@ -26,8 +26,42 @@ START_TRIES = 3
 RESUME = "Committed blocks are kept: mend the cause and run the same command again."
 
 
+# By name through all base classes, so that neither Ray nor `requests` has to be imported to ask.
+MACHINE_LOST = {
+    "ConnectionError",
+    "Timeout",
+    "TimeoutError",
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "NodeDiedError",
+    "OutOfMemoryError",
+    "PreemptionError",
+    "WorkerCrashedError",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckFailedError",
+    "WorkerHealthCheckTimeoutError",
+}
+
+
 class StepError(RuntimeError):
-    """A step stopped for a reason that is not in the data: no disk space, no progress, a bug."""
+    """A step stopped for a reason that is not in the data: no disk space, no progress, a bug, a lost machine.
+
+    transient: a machine or a connection was lost, so that the same step may well succeed when it runs again.
+    """
+
+    def __init__(self, message: str, transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
+
+
+def machine_lost(err: BaseException | None) -> bool:
+    """Whether a lost machine or connection is behind an error; bad data or settings would only fail again."""
+    while err is not None:
+        names = {base.__name__ for base in type(err).__mro__}
+        if getattr(err, "transient", False) or names & MACHINE_LOST:
+            return True
+        err = err.__cause__ or (None if err.__suppress_context__ else err.__context__)
+    return False
 
 
 def connect(config: RayConfig) -> float:
@@ -90,9 +124,10 @@ def num_actors(cpus_per_actor: float, gpus_per_actor: float, num_blocks: int) ->
         raise StepError(f"an actor asks for {gpus_per_actor} GPU and the cluster has {gpus:g}: set num_gpus to 0")
     if cpus_per_actor > cpus:
         raise StepError(f"an actor asks for {cpus_per_actor} CPU and the cluster has {cpus:g}: add nodes or CPUs")
-    fitting = max(1, math.floor((cpus - 1) / cpus_per_actor)) if cpus_per_actor else num_blocks
-    if gpus_per_actor:
-        fitting = min(fitting, math.floor(gpus / gpus_per_actor))
+    fitting = math.floor((cpus - 1) / cpus_per_actor) if cpus_per_actor else num_blocks
+    # Without a GPU an actor keeps a core busy, whatever share of it is reserved.
+    most = gpus / gpus_per_actor if gpus_per_actor else cpus
+    fitting = min(fitting, math.floor(most))
     return max(1, min(fitting, num_blocks))
 
 
@@ -115,8 +150,8 @@ class BlockActor:
             produced = self.worker(items)
             appended = {table: self._append(table, rows) for table, rows in produced.items()}
         except Exception as err:
-            fatal = f"{type(err).__name__}: {err}"
-            return {"report": [json.dumps({"fatal": fatal, "traceback": traceback.format_exc()})]}
+            fatal = {"fatal": f"{type(err).__name__}: {err}", "transient": machine_lost(err)}
+            return {"report": [json.dumps(fatal | {"traceback": traceback.format_exc()})]}
         last = produced[next(reversed(produced))]
         report = {
             "items": len(items),
@@ -146,6 +181,7 @@ def run_blocks(
     worker_args: Mapping[str, Any],
     num_done: int = 0,
     block_size: int = 16,
+    max_block_bytes: float = math.inf,
     num_cpus: float = 0.5,
     num_gpus: float = 0.0,
 ) -> StepResult:
@@ -158,6 +194,7 @@ def run_blocks(
             that the item is done: its statuses are counted.
         num_done: inputs already committed, for the counts of the result.
         block_size: items a block, the unit of commit and of loss when a machine dies.
+        max_block_bytes: most of the items' `size_bytes` in one block; a larger item is a block of its own.
 
     Raises:
         StepError: the step stopped (no disk space, no progress, a bug), with the cause.
@@ -166,7 +203,7 @@ def run_blocks(
         return StepResult(step=step, num_in=num_done, num_done=num_done, note="nothing new")
     started = time.time()
     ray_start_s = connect(run.ray)
-    blocks = [list(items[i : i + block_size]) for i in range(0, len(items), block_size)]
+    blocks = split_blocks(items, block_size, max_block_bytes)
     actor_args = (worker, dict(worker_args), run.root, lineage(run, step, step_version, config))
     reports = []
     done = 0
@@ -176,6 +213,20 @@ def run_blocks(
         done += report["items"]
         report_progress(step, done, len(items))
     return _result(run, step, num_done, reports, started, ray_start_s)
+
+
+def split_blocks(items: Sequence[Mapping[str, Any]], block_size: int, max_bytes: float = math.inf) -> list[list]:
+    """Items in their order, in blocks of at most so many items and bytes; a larger item is a block of its own."""
+    blocks: list[list] = []
+    room = 0.0
+    for item in items:
+        size = item.get("size_bytes", 0)
+        if not blocks or len(blocks[-1]) == block_size or size > room:
+            blocks.append([])
+            room = max_bytes
+        blocks[-1].append(item)
+        room -= size
+    return blocks
 
 
 def _stream(
@@ -211,9 +262,10 @@ def _stream(
                 f"too large, or the cluster short of CPUs. {RESUME}"
             ) from None
         if isinstance(event, BaseException):
-            raise StepError(f"step {step!r} stopped: {event}. {RESUME}") from event
+            raise StepError(f"step {step!r} stopped: {event}. {RESUME}", transient=machine_lost(event)) from event
         if "fatal" in event:
-            raise StepError(f"step {step!r} stopped: {event['fatal']}. {RESUME}\n{event['traceback']}")
+            message = f"step {step!r} stopped: {event['fatal']}. {RESUME}\n{event['traceback']}"
+            raise StepError(message, transient=event["transient"])
         yield event
 
 

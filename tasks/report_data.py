@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from tasks import storage
-from tasks.manifest import clips_with_scores, newest_selection, table_facts
+from tasks.clips import current_clip_ids
+from tasks.manifest import clips_with_scores, table_facts, verdicts_of
 from tasks.report_figures import Node, Threshold, histogram_figure
 from tasks.report_media import MediaBudget
 from tasks.schemas import COMMON, SCHEMAS
@@ -120,13 +121,13 @@ def pipeline_nodes(root: str) -> list[Node]:
 
 def num_kept(root: str) -> int:
     """Clips that the newest selection keeps."""
-    return sum(bool(keep) for keep in newest_selection(root)["keep"].to_pylist())
+    return sum(bool(keep) for keep in verdicts_of(root)["keep"].to_pylist())
 
 
 def _detail(root: str, name: str, statuses: Counter[str]) -> tuple[str, str]:
     """Small print of a box, and its mood."""
     if name == "selections" and statuses["ok"]:
-        dropped = newest_selection(root).num_rows - num_kept(root)
+        dropped = verdicts_of(root).num_rows - num_kept(root)
         return (f"{dropped} dropped", "") if dropped else ("", "")
     if statuses["failed"]:
         return f"{statuses['failed']} failed", "bad"
@@ -201,9 +202,7 @@ def clip_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[Cli
     own = {*SCHEMAS["clips"].names, "keep", "drop_reasons", "bucket", "split", "caption"}
     scorers = [name for name in rows.column_names if name not in own]
     paths = {row["video_id"]: row["path"] for row in read_table(root, "sources", ["video_id", "path"]).to_pylist()}
-    current = {
-        clip_id for ids in read_table(root, "videos", ["clip_ids"])["clip_ids"].to_pylist() for clip_id in ids or ()
-    }
+    current = set(current_clip_ids(root).to_pylist())
     clips = [row for row in rows.to_pylist() if row["status"] == "ok" and row["clip_id"] in current]
     ordered = _kept_then_dropped(clips)
     num_dropped = sum(row["keep"] is False for row in clips)
@@ -284,7 +283,7 @@ def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def selection_limits(root: str, records: Records) -> dict[str, list[Threshold]]:
     """Thresholds of the newest selection by scorer, from the record of the step that made it."""
-    made = newest_selection(root)["params_hash"].unique().to_pylist()
+    made = verdicts_of(root)["params_hash"].unique().to_pylist()
     texts = [result.outputs["thresholds"] for _, result in records if result.outputs.get("selection") in made]
     sides = (("min", "above"), ("max", "below"))
     return {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks.manifest import newest_selection
+from tasks.manifest import verdicts_of
 from tasks.registry import Champion, RegistryError, champion
 from tasks.report_data import Records, loads, newest
 from tasks.report_figures import Series, line_chart, smoothed
@@ -158,7 +158,7 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     """Every verdict, the newest first; videos for the newest few."""
     rows = newest(read_table(root, "evaluations", where=pc.field("status") == "ok").to_pylist())
     best, uri_of = known_champion(root), clip_uris(root)
-    chosen = newest_selection(root)
+    chosen = verdicts_of(root)
     buckets = dict(zip(chosen["clip_id"].to_pylist(), chosen["bucket"].to_pylist(), strict=True))
     found = []
     for number, row in enumerate(rows):

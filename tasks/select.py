@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from pyramid_model.config import Config
 from tasks.buckets import fitting_bucket, parse_bucket
 from tasks.clips import current_clips
+from tasks.manifest import newest_selection, verdicts_of
 from tasks.scores import score_id
 from tasks.source_card import SplitPin, read_card
 from tasks.splits import SPLITS, split_of
@@ -70,17 +71,23 @@ def select(run: Run, config: SelectConfig) -> StepResult:
         raise ValueError(_no_clips(run))
     verdicts = judge(clips, _scores(run, config, clips), _pins(run, clips), config, params)
     _check(verdicts, config)
-    newest, attempts = _committed(run, params)
-    rows = [
-        ok_row({"attempt": attempts.get(row["selection_id"], 0) + 1}, **row)
+    newest = {row["clip_id"]: row for row in verdicts_of(run.root, params).to_pylist()}
+    changed = [
+        row
         for row in [*verdicts, *_withdrawn(newest, clips, params)]
         if newest.get(row["clip_id"], {}).get("selection_id") != row["selection_id"]
+    ]
+    is_newest = changed or newest_selection(run.root) == params
+    attempts = _attempts(run)
+    rows = [
+        ok_row({"attempt": attempts.get(row["selection_id"], 0) + 1}, **row)
+        for row in (changed if is_newest else verdicts[:1])  # one row again makes an earlier selection the newest
     ]
     block_id = content_id("selections", sorted((row["selection_id"], row["attempt"]) for row in rows))
     append_block(run.root, "selections", rows, block_id, lineage(run, "select", VERSION, config))
     kept = Counter(row["split"] for row in verdicts if row["keep"])
     splits = ", ".join(f"{split} {kept[split]}" for split in SPLITS if kept[split])
-    num_new = sum(row["drop_reasons"] != ["not_current"] for row in rows)
+    num_new = sum(row["drop_reasons"] != ["not_current"] for row in changed)
     return StepResult(
         step="select",
         num_in=len(clips),
@@ -214,17 +221,10 @@ def _check(verdicts: Sequence[Mapping[str, Any]], config: SelectConfig) -> None:
         )
 
 
-def _rows_of(run: Run, params: str) -> list[dict[str, Any]]:
-    """All rows of one selection, oldest first."""
-    names = ["selection_id", "clip_id", "keep", "bucket", "split", "attempt", "created_at"]
-    rows = read_table(run.root, "selections", names, where=pc.field("params_hash") == params, latest=False)
-    return sorted(rows.to_pylist(), key=lambda row: (row["created_at"], row["attempt"]))
-
-
-def _committed(run: Run, params: str) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-    """(clip id -> its newest verdict in this selection, selection id -> attempts)."""
-    rows = _rows_of(run, params)
-    return {row["clip_id"]: row for row in rows}, {row["selection_id"]: row["attempt"] for row in rows}
+def _attempts(run: Run) -> dict[str, int]:
+    """selection id -> attempts so far."""
+    rows = read_table(run.root, "selections", ["selection_id", "attempt"]).to_pylist()
+    return {row["selection_id"]: row["attempt"] for row in rows}
 
 
 def _withdrawn(
@@ -240,7 +240,13 @@ def _withdrawn(
     ]
 
 
-def selected_clips(run: Run, selection: str = "", split: str = "", columns: Sequence[str] | None = None) -> pa.Table:
+def selected_clips(
+    run: Run,
+    selection: str = "",
+    split: str = "",
+    columns: Sequence[str] | None = None,
+    versions: Mapping[str, int] | None = None,
+) -> pa.Table:
     """Clips to work on, with the columns `bucket` and `split`, in the order of (video_id, start_frame).
 
     Args:
@@ -248,27 +254,21 @@ def selected_clips(run: Run, selection: str = "", split: str = "", columns: Sequ
         selection: `outputs["selection"]` of the select step; empty: the newest selection.
         split: train, val or test; empty: all.
         columns: of `clips`; None: all of them.
+        versions: of the tables `selections` and `clips`; None: the newest.
 
     Raises:
         ValueError: there is no such selection.
     """
-    selection = selection or _newest_selection(run)
-    newest, _ = _committed(run, selection)
-    if not newest:
-        raise ValueError(f"there is no selection {selection!r} in {run.root}: run the select step (pyramid curate)")
-    kept = [row for row in newest.values() if row["keep"] and split in ("", row["split"])]
-    chosen = pa.table(
-        {name: pa.array([row[name] for row in kept], pa.string()) for name in ("clip_id", "bucket", "split")}
-    )
+    versions = versions or {}
+    verdicts = verdicts_of(run.root, selection, versions.get("selections"))
+    if not verdicts.num_rows:
+        which = f"selection {selection!r}" if selection else "selection"
+        raise ValueError(f"there is no {which} in {run.root}: run the select step (pyramid curate)")
+    asked = pc.field("keep") & (pc.field("split") == split) if split else pc.field("keep")
+    chosen = verdicts.filter(asked).select(["clip_id", "bucket", "split"])
+    of_chosen = pc.field("clip_id").isin(chosen["clip_id"].combine_chunks())
     names = None if columns is None else [*dict.fromkeys(["clip_id", *columns, "video_id", "start_frame"])]
-    clips = read_table(run.root, "clips", names, where=pc.field("clip_id").isin(chosen["clip_id"].combine_chunks()))
+    clips = read_table(run.root, "clips", names, versions.get("clips"), of_chosen)
     joined = clips.join(chosen, "clip_id", join_type="inner")
     joined = joined.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
     return joined if columns is None else joined.select([*columns, "bucket", "split"])
-
-
-def _newest_selection(run: Run) -> str:
-    rows = read_table(run.root, "selections", ["params_hash", "created_at"], latest=False)
-    if not rows.num_rows:
-        raise ValueError(f"there is no selection in {run.root}: run the select step (pyramid curate)")
-    return rows.sort_by([("created_at", "descending")])["params_hash"][0].as_py()

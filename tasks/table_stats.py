@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.manifest import newest_selection
+from tasks.manifest import verdicts_of
 from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables import read_table
 
@@ -95,7 +95,7 @@ def drop_reasons(root: str) -> tuple[list[DropReason], int, int]:
 
     Clips that are no longer cut do not count.
     """
-    rows = [row for row in newest_selection(root).to_pylist() if row["drop_reasons"] != ["not_current"]]
+    rows = [row for row in verdicts_of(root).to_pylist() if row["drop_reasons"] != ["not_current"]]
     reasons = [list(row["drop_reasons"] or []) for row in rows]
     kept = sum(bool(row["keep"]) for row in rows)
     alone = Counter(reason for found in reasons for reason in found)

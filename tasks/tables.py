@@ -156,6 +156,21 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block
     raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
 
 
+def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage) -> int:
+    """Append the rows of these ids once more, as their next attempts, so that they are the newest; returns how many.
+
+    This is how a step that went back to earlier settings, and had nothing to compute, says which results count now.
+    """
+    if not ids:
+        return 0
+    found = read_table(root, table, where=pc.field(ID_COLUMNS[table]).isin(pa.array(ids, pa.string()))).to_pylist()
+    fresh = ("run_id", "code_version", "created_at")
+    rows = [{name: row[name] for name in row if name not in fresh} | {"attempt": row["attempt"] + 1} for row in found]
+    block_id = content_id(table, "again", sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows))
+    append_block(root, table, rows, block_id, lineage)
+    return len(rows)
+
+
 def _open_or_create(root: str, table: str) -> DeltaTable:
     delta = open_table(root, table)
     if delta is not None:
@@ -213,10 +228,12 @@ def read_table(
     delta = open_table(root, table, version)
     if delta is None:
         return pa.schema([schema.field(name) for name in names]).empty_table()
-    needed = list(dict.fromkeys([*names, ID_COLUMNS[table], "attempt", "created_at", *_fields_of(where, schema)]))
-    rows = delta.to_pyarrow_table(columns=needed)
+    id_column, asked = ID_COLUMNS[table], _fields_of(where, schema)
+    needed = list(dict.fromkeys([*names, id_column, "attempt", "created_at", *asked]))
+    # Ids can be looked for in the files already, since all attempts of an id pass together: other blobs stay unread.
+    rows = delta.to_pyarrow_table(columns=needed, filters=where if asked == [id_column] else None)
     if latest:
-        rows = _latest_attempts(rows, ID_COLUMNS[table])
+        rows = _latest_attempts(rows, id_column)
     if where is not None:
         rows = rows.filter(where)
     return rows.select(names)

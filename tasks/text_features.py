@@ -7,13 +7,13 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks.captions import captions_of
-from tasks.encoders import EncoderFolder, prepare_encoder
+from tasks.encoders import EncoderFolder, newest_encoder_hash, prepare_encoder
 from tasks.model_files import load_encoder
 from tasks.pipeline import StepError, run_blocks
 from tasks.prompts import read_prompts
 from tasks.select import selected_clips
-from tasks.step import Run, StepResult, step
-from tasks.tables import bad_row, content_id, crc32, ok_row, pending
+from tasks.step import Run, StepResult, lineage, step
+from tasks.tables import append_again, bad_row, content_id, crc32, ok_row, pending
 
 VERSION = "1"
 MAX_TOKENS = 128  # longer texts are cut, as for the released models
@@ -102,6 +102,9 @@ def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
+    if newest_encoder_hash(run) != encoder.hash:  # its features were made before: one again makes it the newest
+        null_id = text_feature_id(NULL_TEXT, encoder.hash, config.dtype)
+        append_again(run.root, "text_features", [null_id], lineage(run, "text_features", VERSION, config))
     outputs = {
         "encoder": encoder.uri,
         "encoder_hash": encoder.hash,

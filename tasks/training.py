@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config
@@ -19,7 +20,7 @@ from tasks import storage
 from tasks.model_files import read_training
 from tasks.registry import TrainingLog
 from tasks.step import Run, StepResult, lineage
-from tasks.tables import append_block, content_id, ok_row, read_table, table_version
+from tasks.tables import append_again, append_block, content_id, ok_row, read_table, table_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,9 +127,13 @@ def run_training(job: Job, step: str, step_version: str) -> StepResult:
         StepError: the cluster is too small, the training diverged, or a worker failed for good.
     """
     run = job.run
-    rows = read_table(run.root, "models", ["model_id", "status", "weights_hash"]).to_pylist()
-    done = [row for row in rows if row["model_id"] == job.model_id and row["status"] == "ok"]
+    made = (pc.field("status") == "ok") & (pc.field("kind") == job.kind)
+    rows = read_table(run.root, "models", ["model_id", "weights_hash", "created_at"], where=made)
+    rows = rows.sort_by("created_at").to_pylist()
+    done = [row for row in rows if row["model_id"] == job.model_id]
     if done:
+        if rows[-1] not in done:  # it is the newest again, for steps that take the newest
+            append_again(run.root, "models", [job.model_id], lineage(run, step, step_version, job.config))
         outputs = _outputs(job, done[0]["weights_hash"])
         return StepResult(step=step, num_in=1, num_done=1, outputs=outputs, note="trained before")
     params = job.config.model_dump(mode="json")

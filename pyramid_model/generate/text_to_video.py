@@ -73,7 +73,7 @@ def generate_videos(
     started = time.perf_counter()
     units = []
     for unit in sample_units(
-        *(dit, cond, _rows(uncond, len(seeds)), schedule, noise, size),
+        *(dit, cond, uncond.repeat_to(len(seeds)), schedule, noise, size),
         first_steps=request.steps_per_stage("num_inference_steps", pyramid),
         steps=request.steps_per_stage("video_num_inference_steps", pyramid),
         guidance=guidance_per_unit(request.guidance_scale, request.video_guidance_scale, num_units),
@@ -86,12 +86,3 @@ def generate_videos(
     videos = [to_uint8(vae.decode(clip[None], request.decode_window))[0] for clip in latents]
     timings = {"sample_s": sampled - started, "decode_s": time.perf_counter() - sampled}
     return Generated(videos, latents, timings)
-
-
-def _rows(text: TextFeatures, num_rows: int) -> TextFeatures:
-    """One row for each sample."""
-    if text.mask.shape[0] == num_rows:
-        return text
-    return TextFeatures(
-        text.embeds.expand(num_rows, -1, -1), text.mask.expand(num_rows, -1), text.pooled.expand(num_rows, -1)
-    )

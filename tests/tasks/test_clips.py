@@ -13,7 +13,7 @@ import pytest
 
 from pyramid_model.footage import decode
 from pyramid_model.video import read_clip
-from tasks.clip_cutting import cut_video
+from tasks.clip_cutting import VideoPass, cut_video
 from tasks.clips import ClipsConfig, VideoWorker, clips, current_clips
 from tasks.ingest import hash_file
 from tasks.schemas import ID_COLUMNS
@@ -231,6 +231,15 @@ def test_clips_that_are_known_get_no_second_row(footage, tmp_path):
     again = cut(footage / "good.mp4", tmp_path, known=known)
     assert (len(again["clips"]), len(again["scores"])) == (0, len(first["scores"]) - 4)
     assert again["videos"][0]["clip_ids"] == first["videos"][0]["clip_ids"] == known[:3]
+
+
+def test_of_a_finished_clip_no_frames_stay_in_memory(footage, tmp_path):
+    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    cut_clips = VideoPass(item, CONFIG, str(tmp_path)).cut()
+    assert [clip.num_frames for clip in cut_clips] == [29, 10, 23]
+    for clip in cut_clips:
+        assert [row["scorer"] for row in clip.scores] == ["motion", "sharpness", "brightness"]
+        assert {clip.first.image, clip.first.gray, clip.last.image, clip.last.gray} == {None}
 
 
 def worker_in(tmp_path, **changes) -> VideoWorker:

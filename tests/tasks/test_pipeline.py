@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pyramid_model.config import Config
-from tasks.pipeline import StepError, covered_s, run_blocks
+from tasks.pipeline import StepError, covered_s, run_blocks, split_blocks
 from tasks.step import RayConfig, Run
 from tasks.tables import bad_row, content_id, ok_row, pending, read_table
 
@@ -42,6 +42,19 @@ def process_writer() -> type:
             return {"captions": [ok_row(item, caption_id=item["caption_id"], text=place) for item in items]}
 
     return ProcessWriter
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([9, 5, 4, 2, 2, 1], [[9], [5], [4, 2], [2, 1]]),  # a large one is a block of its own
+        ([1, 1, 1, 1, 1], [[1, 1, 1], [1, 1]]),
+        ([], []),
+    ],
+)
+def test_blocks_hold_so_many_items_and_so_many_bytes_at_most(sizes, expected):
+    blocks = split_blocks([{"size_bytes": size} for size in sizes], block_size=3, max_bytes=7)
+    assert [[item["size_bytes"] for item in block] for block in blocks] == expected
 
 
 @pytest.mark.ray
@@ -109,11 +122,23 @@ def test_a_bug_stops_the_step_with_its_cause_and_keeps_what_was_committed(ray_lo
                 raise OSError(28, "No space left on device")
             return {"captions": [ok_row(item, caption_id=item["caption_id"]) for item in items]}
 
-    with pytest.raises(StepError, match=r"step 'captions' stopped: OSError: .*No space left on device"):
+    with pytest.raises(StepError, match=r"step 'captions' stopped: OSError: .*No space left on device") as raised:
         run_captions(Run(root=str(tmp_path)), DiskFull, IDS)
+    assert not raised.value.transient
     kept = read_table(str(tmp_path), "captions").num_rows
     assert kept % 4 == 0
     assert kept < 24
+
+
+@pytest.mark.ray
+def test_a_workers_lost_connection_is_known_as_such_although_errors_travel_as_text(ray_local, tmp_path):
+    class StoreGone:
+        def __call__(self, items):
+            raise RuntimeError("cannot append") from ConnectionResetError("by peer")
+
+    with pytest.raises(StepError, match="RuntimeError: cannot append") as raised:
+        run_captions(Run(root=str(tmp_path)), StoreGone, IDS)
+    assert raised.value.transient
 
 
 def test_nothing_pending_starts_no_ray(tmp_path):

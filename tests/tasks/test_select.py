@@ -4,12 +4,13 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.buckets import Bucket, fitting_bucket, num_frames_at, parse_bucket
+from tasks.manifest import newest_selection, verdicts_of
 from tasks.scores import score_id
 from tasks.select import SelectConfig, select, selected_clips
 from tasks.source_card import SplitPin
 from tasks.splits import hashed_split, split_of
 from tasks.step import Run, lineage
-from tasks.tables import append_block, content_id, ok_row, read_table
+from tasks.tables import append_block, content_id, ok_row, read_table, table_version
 
 CONFIG = SelectConfig(buckets=("48x80x9@24",), thresholds={"motion": {"min": 1, "max": 9}}, val_fraction=0.5)
 
@@ -94,6 +95,29 @@ def test_another_threshold_is_another_selection_beside_the_first(tables):
     assert first != second
     for selection in (first, second):
         assert selected_clips(tables.run, selection).num_rows == 3
+
+
+def test_going_back_to_earlier_limits_makes_their_selection_the_newest_again(tables):
+    tables.clips(clip("a2"), motion=0.5)
+    tables.videos(attempt=2, a=["a0", "a1", "a2"])
+    loose = SelectConfig(**CONFIG.model_dump() | {"thresholds": {}})
+    for config, num_clips in ((CONFIG, 3), (loose, 4), (CONFIG, 3), (loose, 4), (CONFIG, 3)):
+        last = select(tables.run, config)
+        assert selected_clips(tables.run).num_rows == num_clips
+        assert newest_selection(tables.run.root) == last.outputs["selection"]
+        assert verdicts_of(tables.run.root).num_rows == 4
+    assert (last.num_new, last.num_done, last.rows) == (0, 4, {"selections": 1})
+    assert select(tables.run, CONFIG).rows == {}
+
+
+def test_a_pinned_version_does_not_see_a_later_selection(tables):
+    select(tables.run, CONFIG)
+    versions = {name: table_version(tables.run.root, name) for name in ("selections", "clips")}
+    tables.clips(clip("a7"))
+    tables.videos(attempt=2, a=["a0", "a1", "a7"])
+    select(tables.run, SelectConfig(**CONFIG.model_dump() | {"thresholds": {}}))
+    assert selected_clips(tables.run).num_rows == 4
+    assert selected_clips(tables.run, versions=versions)["clip_id"].to_pylist() == ["a0", "a1", "c0"]
 
 
 def test_selected_clips_come_in_order_with_bucket_and_split(tables):

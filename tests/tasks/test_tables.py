@@ -103,6 +103,19 @@ def test_a_filter_sees_only_latest_attempts(tmp_path):
     assert read_table(root, "captions", where=pc.field("status") == "failed").num_rows == 0
 
 
+def test_rows_by_id_are_read_without_the_files_of_others(tmp_path):
+    root = str(tmp_path)
+    latents = {name: ok_row({}, latent_id=content_id(name), latent=bytes(8), shape=[1]) for name in ("one", "other")}
+    for name, row in latents.items():
+        append_block(root, "latents", [row], name, LINEAGE)
+    wanted = content_id("one")
+    for path in (tmp_path / "tables" / "latents").glob("*.parquet"):
+        if pq.read_table(path, columns=["latent_id"])[0].to_pylist() != [wanted]:
+            path.unlink()
+    rows = read_table(root, "latents", where=pc.field("latent_id").isin([wanted]))
+    assert rows["latent_id"].to_pylist() == [wanted]
+
+
 def test_pending_is_what_has_no_row_and_failed_rows_only_on_request(tmp_path):
     root = str(tmp_path)
     append_block(root, "captions", [ok_row({}, caption_id="a"), bad_row({}, ("x", "y"), caption_id="b")], "1", LINEAGE)

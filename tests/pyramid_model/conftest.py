@@ -4,6 +4,7 @@ import pytest
 
 TINY_DIT = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 
+
 @pytest.fixture
 def tiny_vae():
     """A VAE with random weights, 8x8x8, in evaluation mode."""

@@ -22,7 +22,11 @@ class GateError(RuntimeError):
 
 @flow(name="evaluate-and-gate", flow_run_name=flow_run_name, persist_result=False)
 def evaluate_and_gate(
-    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+    root: str,
+    recipe: Recipe | str = "demo",
+    settings: dict[str, Any] | None = None,
+    ray: str = "",
+    run_id: str = "",
 ) -> dict[str, StepResult]:
     """Judge an untrained model first, which must fail, then the trained one; register it if it passes.
 
@@ -30,6 +34,7 @@ def evaluate_and_gate(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"evaluate.gate.max_loss_to_untrained": 0.8}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
@@ -38,7 +43,7 @@ def evaluate_and_gate(
     Raises:
         GateError: the untrained model passed.
     """
-    run, plan = prepare(root, recipe, settings, run_id)
+    run, plan = prepare(root, recipe, settings, ray, run_id)
     untrained = judge(run, replaced(plan.evaluate, candidate="untrained"))
     if passed(untrained):
         raise GateError("the gate lets an untrained model pass: make its limits tighter (evaluate.gate)")

@@ -28,7 +28,7 @@ def deployments(prefect_server, prefect_worker) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def by_hand(prefect_server, prefect_worker, deployments, tiny_source, until) -> dict:
     """A run of `curate` that was asked for, when it has ended."""
-    body = {"parameters": {"root": str(prefect_worker), "recipe": "smoke", "source": str(tiny_source)}}
+    body = {"parameters": {"source": str(tiny_source), "settings": {"clips.crf": 30}}}
     run = prefect_server.call("POST", f"/deployments/{deployments['curate']['id']}/create_flow_run", body)
     return until(lambda: ended(prefect_server, run["id"]), 240, "the run by hand")
 
@@ -58,6 +58,7 @@ def test_every_flow_is_deployed_with_its_schedule_limit_and_module_path(deployme
         assert found["tags"]
         assert [entry["slug"] for entry in found["schedules"]] == ([schedule] if schedule else [])
         assert found["parameters"]["recipe"] == "smoke"
+        assert found["parameters"]["ray"] == "local"
 
 
 def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, until):
@@ -69,6 +70,12 @@ def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, u
     assert set(artifacts) == {"counts-ingest", "counts-clips", "counts-scores", "counts-select", "curation"}
     assert "data:image/jpeg" in artifacts["curation"]["data"]
     assert "data:image/svg" in artifacts["curation"]["data"]
+
+
+def test_settings_of_a_run_leave_the_deployments_root_recipe_and_ray_alone(prefect_worker, by_hand):
+    kept = {"root": str(prefect_worker), "recipe": "smoke", "ray": "local"}
+    assert kept.items() <= by_hand["parameters"].items()
+    assert by_hand["parameters"]["settings"] == {"clips.crf": 30}
 
 
 def test_run_by_hand_wrote_its_tables(prefect_worker, by_hand):

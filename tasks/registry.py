@@ -58,6 +58,29 @@ def tracking_uri(root: str) -> str:
     return f"sqlite:///{root}/mlflow/mlflow.db"
 
 
+def check_tracking(root: str) -> None:
+    """Refuse early what would fail once a model is trained: no tracking store, or a server that does not answer.
+
+    A file needs no question, and MLflow's import would cost seconds.
+
+    Raises:
+        RegistryError: see above.
+    """
+    uri = tracking_uri(root)
+    if uri.startswith("sqlite:///"):
+        return
+    mlflow = client(root)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.search_experiments(max_results=1)
+    except MlflowException as err:
+        raise RegistryError(
+            f"the MLflow server {uri} does not answer as it should: {err}. Start it, or set MLFLOW_TRACKING_URI, "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where steps run."
+        ) from err
+
+
 def model_name(root: str) -> str:
     """The registered model of a root, which has one champion."""
     return of_root("pyramid-dit", root)
@@ -74,6 +97,9 @@ def client(root: str) -> Any:
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # A server that is away is known within two minutes; by MLflow's own defaults it would take up to a quarter hour.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 

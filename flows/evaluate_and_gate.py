@@ -14,6 +14,7 @@ from tasks.step import StepResult
 
 judge = durable(evaluate.evaluate)
 promote = durable(register.register)
+PROMOTED = "pyramid.champion.promoted"
 
 
 class GateError(RuntimeError):
@@ -52,11 +53,15 @@ def evaluate_and_gate(
     if not passed(trained):
         return by_step(trained)
     champion = promote(run, RegisterConfig(evaluation_id=trained.outputs["evaluation_id"]))
-    if champion.num_new:
-        emit_event(
-            "pyramid.champion.promoted", {"prefect.resource.id": f"pyramid.model.{champion.outputs['model_id']}"}
-        )
+    # Also for a model that was champion before: the run that promoted it may have died before it could say so, and
+    # generation, which this triggers, does only what is missing.
+    emit_event(PROMOTED, champion_resource(champion.outputs["model_id"]))
     return by_step(trained, champion)
+
+
+def champion_resource(model_id: str) -> dict[str, str]:
+    """What the event is about; the trigger in prefect.yaml looks at its id."""
+    return {"prefect.resource.id": f"pyramid.model.{model_id}"}
 
 
 def passed(result: StepResult) -> bool:

@@ -1,6 +1,7 @@
 """A real Prefect server with a worker: deploy all, run by hand, run on a schedule. Runs in 2 min on two cores."""
 
 import urllib.error
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -85,9 +86,18 @@ def test_run_by_hand_wrote_its_tables(prefect_worker, by_hand):
 
 
 def test_new_champion_triggers_generation(prefect_server, deployments):
+    from prefect.server.events.schemas.automations import EventTrigger
+    from prefect.server.events.schemas.events import ReceivedEvent
+
+    from flows.evaluate_and_gate import PROMOTED, champion_resource
+
     related = f"/automations/related-to/prefect.deployment.{deployments['generate']['id']}"
     (automation,) = prefect_server.call("GET", related)
-    assert automation["trigger"]["expect"] == ["pyramid.champion.promoted"]
+    trigger = EventTrigger.model_validate(automation["trigger"])
+    event = {"occurred": datetime.now(UTC), "id": uuid.uuid4(), "event": PROMOTED}
+    assert trigger.covers(ReceivedEvent(resource=champion_resource("3f2a"), **event))
+    assert not trigger.covers(ReceivedEvent(resource={"prefect.resource.id": "pyramid.table.clips"}, **event))
+    assert trigger.immediate
 
 
 def test_scheduler_creates_a_run_and_the_worker_completes_it(prefect_server, deployments, by_hand, until):

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
+import torch
 import yaml
 from prefect.states import Failed
+from ray.exceptions import NodeDiedError
 
 from flows.durable import _failed_machine
 from tasks.pipeline import StepError
@@ -31,6 +34,9 @@ def caused(err: Exception, cause: Exception) -> Exception:
         (pickle.loads(pickle.dumps(StepError("from another process", transient=True))), True),
         (StepError("no disk space"), False),
         (caused(StepError("stopped"), ValueError("crf")), False),
+        (requests.exceptions.ReadTimeout(), True),
+        (NodeDiedError("gone"), True),
+        (torch.OutOfMemoryError("CUDA"), False),
         (ValueError("crf"), False),
     ],
     ids=repr,

@@ -304,6 +304,22 @@ def test_vacuum_removes_nothing_when_a_table_cannot_be_read(root):
     assert Path(root, "media", "clips", f"{clip_id(1)}.mp4").exists()
 
 
+def test_vacuum_lists_and_then_removes_trainings_that_nobody_goes_on_with_and_empty_folders(root):
+    state = Path(root, "checkpoints", "model", "state.pt")
+    old = Path(root, "checkpoints", "old", "ray", "settings.json")
+    empty = Path(root, "media", "clips", ".writing-y")
+    for path in (state, old):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"state")
+    empty.mkdir()
+    for path in (old, empty):
+        os.utime(path, (0, 0))
+    assert vacuum(root) == ["checkpoints/old", "media/clips/.writing-y"]
+    assert vacuum(root, delete=True) == ["checkpoints/old", "media/clips/.writing-y"]
+    assert (state.exists(), old.parents[1].exists(), empty.exists()) == (True, False, False)
+    assert vacuum(root, older_than_h=0) == ["checkpoints/model"]
+
+
 def test_vacuum_lists_and_then_removes_what_no_row_names(root):
     stray = Path(root, "media", "clips", ".writing-x", "0.mp4")
     stray.parent.mkdir()

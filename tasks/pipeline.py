@@ -168,7 +168,7 @@ class BlockActor:
         """Rows committed by this call. A block is its ids and attempts, so a retry of failed rows is another block."""
         ids = sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows)
         block_id = content_id(table, self.lineage.step, ids)
-        return len(rows) if append_block(self.root, table, rows, block_id, self.lineage) else 0
+        return append_block(self.root, table, rows, block_id, self.lineage)
 
 
 def run_blocks(

@@ -20,7 +20,7 @@ from tasks.ray_training import Curve, _machine_lost, on_gpu
 from tasks.registry import RegistryError
 from tasks.step import RayConfig, Run
 from tasks.tables import read_table
-from tasks.training import Job, TrainingConfig, model_id, pick_samples, run_training
+from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 OPTIM = OptimConfig(num_steps=8, batch_size=2, lr=0.01, warmup_steps=2, log_every=1, checkpoint_every=1)
@@ -239,7 +239,23 @@ def test_samples_of_a_step_share_one_group_and_every_sample_comes_up():
     groups = ["a"] * 6 + ["b"] * 2
     seen = set()
     for step in range(40):
-        picked = [pick_samples(groups, 2, 0, step, rank, 2) for rank in (0, 1)]
+        picked = [pick_samples(positions_alike(groups), 2, 0, step, rank, 2) for rank in (0, 1)]
         assert len({groups[i] for ranks in picked for i in ranks}) == 1
         seen.update(i for ranks in picked for i in ranks)
     assert seen == set(range(8))
+
+
+def test_samples_of_a_step_stay_what_they_were_when_models_were_trained_with_them():
+    alike = positions_alike(["a", "b", "a", "c", "a", "b", "a"])
+    assert alike == [[0, 2, 4, 6], [1, 5], [0, 2, 4, 6], [3], [0, 2, 4, 6], [1, 5], [0, 2, 4, 6]]
+    picked = [pick_samples(alike, 2, 5, step, rank, 2) for step in range(4) for rank in (0, 1)]
+    assert picked == [
+        [6, 0],
+        [4, 2],
+        [5, 1],
+        [1, 5],
+        [2, 0],
+        [4, 6],
+        [4, 0],
+        [2, 6],
+    ]  # as of version 1 of both trainings

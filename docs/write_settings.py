@@ -43,9 +43,9 @@ def _leaves(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInf
     """(dotted name, field) of every setting that is a value; those of nested configs follow their own name."""
     for name, field in model.model_fields.items():
         inner = _model_in(field.annotation)
-        if inner is None:
+        if inner is None or field.default is None:  # a section that is left out by default is a setting too
             yield prefix + name, field
-        else:
+        if inner is not None:
             yield from _leaves(inner, f"{prefix}{name}.")
 
 
@@ -80,6 +80,8 @@ def _type(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     origin, parts = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
     if origin is Literal:
         return ", ".join(f"`{part}`" for part in parts)
     if origin in (Union, types.UnionType):

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pyramid_model.config import MMDiTConfig
 from pyramid_model.train.config import DiTLossConfig
 from tasks.buckets import parse_bucket
 from tasks.dit_data import Pair, load_null_text, load_pairs
@@ -183,7 +184,8 @@ def untrained_of(subject: "Subject", model: Any) -> Any:
     from tasks.train_dit import TrainDiTConfig, untrained_dit
 
     known = subject.dit.training.get("config")
-    config = TrainDiTConfig.model_validate(known) if known else TrainDiTConfig(model=model)
+    setting = "mmdit" if isinstance(model, MMDiTConfig) else "model"
+    config = TrainDiTConfig.model_validate(known or {setting: model})
     return untrained_dit(config).eval()
 
 

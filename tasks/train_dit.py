@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from pyramid_model.config import MiniFluxConfig, PyramidConfig
+from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.train.config import DiTLossConfig, OptimConfig
 from tasks.dit_data import (
     Pair,
@@ -50,6 +50,7 @@ class TrainDiTConfig(TrainingConfig):
     )
     encoder: str = Field("", description="folder of the text encoder; empty: the one used last by text_features")
     model: MiniFluxConfig = MiniFluxConfig()
+    mmdit: MMDiTConfig | None = Field(None, description="the SD3 variant, trained in place of `model`; null: not")
     pyramid: PyramidConfig = PyramidConfig()
     loss: DiTLossConfig = DiTLossConfig()
     text_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
@@ -64,6 +65,16 @@ class TrainDiTConfig(TrainingConfig):
                 f"or one a stage): set it to {-(-self.optim.batch_size // columns) * columns}"
             )
         return self
+
+    @property
+    def dit(self) -> MiniFluxConfig | MMDiTConfig:
+        """The transformer that is trained."""
+        return self.mmdit or self.model
+
+    @property
+    def dit_setting(self) -> str:
+        """Where a recipe has it."""
+        return "train_dit.mmdit" if self.mmdit else "train_dit.model"
 
 
 @step
@@ -112,10 +123,10 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
 
 def _check_channels(config: TrainDiTConfig, vae_uri: str) -> None:
     channels = vae_settings(vae_uri)["encoder_out_channels"]
-    if config.model.latent_channels != channels:
+    if config.dit.latent_channels != channels:
         raise StepError(
-            f"the VAE {vae_uri} makes {channels} latent channels and train_dit.model.latent_channels is "
-            f"{config.model.latent_channels}: set it to {channels}, or name another VAE in train_dit.vae"
+            f"the VAE {vae_uri} makes {channels} latent channels and {config.dit_setting}.latent_channels is "
+            f"{config.dit.latent_channels}: set it to {channels}, or name another VAE in train_dit.vae"
         )
 
 
@@ -149,11 +160,12 @@ class DiTTraining:
     def _check_text(self) -> None:
         """Refuse features that the model's text layers do not fit."""
         widths = self.null[0].shape[-1], self.null[1].shape[-1]
-        model = self.config.model
-        if widths != (model.text_dim, model.pooled_dim):
+        dit = self.config.dit
+        if widths != (dit.text_dim, dit.pooled_dim):
             raise StepError(
                 f"the text encoder gives {widths[0]} values a token and {widths[1]} pooled, the DiT takes "
-                f"{model.text_dim} and {model.pooled_dim}: set train_dit.model.text_dim and pooled_dim to {widths}"
+                f"{dit.text_dim} and {dit.pooled_dim}: set {self.config.dit_setting}.text_dim and pooled_dim "
+                f"to {widths}"
             )
 
     def objective(self) -> "nn.Module":
@@ -194,6 +206,7 @@ def untrained_dit(config: TrainDiTConfig) -> Any:
     import torch
 
     from pyramid_model.dit.miniflux import MiniFlux
+    from pyramid_model.dit.mmdit import MMDiT
 
     torch.manual_seed(config.optim.seed)
-    return MiniFlux(config.model)
+    return MMDiT(config.mmdit) if config.mmdit else MiniFlux(config.model)

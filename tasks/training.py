@@ -95,6 +95,7 @@ class Job:
 def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence[Any]) -> str:
     """Identity of a training: the same settings on the same data are never trained twice."""
     settings = config.model_dump(mode="json", exclude=NOT_IDENTITY)
+    settings = {name: value for name, value in settings.items() if value is not None}  # a section that is left out
     for name in ("checkpoint_every", "log_every"):
         settings["optim"].pop(name)
     return content_id(kind, version, settings, list(data_ids))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 PARITY = Path(__file__).parent / "parity"
+TINY_DIT = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 
 
 @pytest.fixture(scope="session")
@@ -43,28 +44,38 @@ def tiny_vae():
 
 @pytest.fixture
 def tiny_dit():
-    """A miniFLUX with random weights everywhere, so that no output is zero, in evaluation mode."""
-    import torch
-
+    """A miniFLUX with random weights, in evaluation mode."""
     from pyramid_model.config import MiniFluxConfig
     from pyramid_model.dit.miniflux import MiniFlux
 
+    sizes = TINY_DIT | {"num_double_blocks": 1, "num_single_blocks": 1, "rope_axes": (2, 2, 4)}
+    return randomised(MiniFlux(MiniFluxConfig(**sizes)))
+
+
+@pytest.fixture
+def tiny_mmdit():
+    """An MMDiT with random weights, in evaluation mode; pictures of up to 16x16 latents."""
+    from pyramid_model.config import MMDiTConfig
+    from pyramid_model.dit.mmdit import MMDiT
+
+    return randomised(MMDiT(MMDiTConfig(**TINY_DIT, num_blocks=2, position_grid=8, position_base=4)))
+
+
+@pytest.fixture(params=["tiny_dit", "tiny_mmdit"], ids=["miniflux", "mmdit"])
+def dit(request):
+    """Either DiT, one after the other."""
+    return request.getfixturevalue(request.param)
+
+
+def randomised(dit):
+    """Random weights everywhere, so that no output is zero."""
+    import torch
+
     torch.manual_seed(0)
-    config = MiniFluxConfig(
-        latent_channels=4,
-        num_double_blocks=1,
-        num_single_blocks=1,
-        num_heads=2,
-        head_dim=8,
-        text_dim=6,
-        pooled_dim=5,
-        rope_axes=(2, 2, 4),
-    )
-    dit = MiniFlux(config).eval()
     with torch.no_grad():
         for parameter in dit.parameters():
             parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
-    return dit
+    return dit.eval()
 
 
 @pytest.fixture

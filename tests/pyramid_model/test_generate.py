@@ -16,10 +16,10 @@ REQUEST = GenerationRequest(
 
 
 @pytest.fixture
-def models(tiny_dit, tiny_vae):
+def models(dit, tiny_vae):
     norm = LatentNorm(first_shift=0.1, first_scale=0.5, rest_shift=-0.2, rest_scale=0.4)
     tiny_vae.config = VAEConfig.model_validate(tiny_vae.config.model_dump() | {"latent_norm": norm})
-    return tiny_dit, tiny_vae
+    return dit, tiny_vae
 
 
 def row(text: TextFeatures, i: int) -> TextFeatures:

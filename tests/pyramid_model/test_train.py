@@ -143,11 +143,11 @@ def test_validation_of_a_vae_counts_every_clip_the_same(tiny_vae, clips):
     assert figures["val_psnr"] == pytest.approx(np.mean([psnr(c, reconstruct(tiny_vae, c)) for c in cut]))
 
 
-def test_untrained_dit_predicts_zero_and_its_loss_is_the_size_of_the_velocity(tiny_dit, text_rows):
-    tiny_dit.initialise()
+def test_untrained_dit_predicts_zero_and_its_loss_is_the_size_of_the_velocity(dit, text_rows):
+    dit.initialise()
     latents = torch.zeros(8, 4, 1, 8, 8)
     schedule = Schedule(PyramidConfig(num_stages=1))
-    loss, parts = dit_loss(tiny_dit, latents, text_rows(8), schedule, Noise(step_generator(0, 0)), (1,), (1,))
+    loss, parts = dit_loss(dit, latents, text_rows(8), schedule, Noise(step_generator(0, 0)), (1,), (1,))
     assert float(loss.detach()) == pytest.approx(1, rel=0.1)  # velocity = noise - 0
     assert float(parts["loss_stage0"]) == pytest.approx(float(loss.detach()))
 
@@ -169,8 +169,8 @@ def test_units_take_turns_so_that_every_unit_of_every_stage_is_trained(tiny_dit,
     assert seen == {(stage, unit) for stage in range(2) for unit in (1, 2, 3)}
 
 
-def test_validation_of_a_dit_is_the_same_every_time(tiny_dit, latents):
-    figures = [validate_dit(tiny_dit, *latents, PYRAMID, DiTLossConfig(), num_draws=2) for _ in range(2)]
+def test_validation_of_a_dit_is_the_same_every_time(dit, latents):
+    figures = [validate_dit(dit, *latents, PYRAMID, DiTLossConfig(), num_draws=2) for _ in range(2)]
     assert figures[0] == figures[1]
     assert set(figures[0]) == {"val_loss", "val_loss_stage0", "val_loss_stage1"}
 
@@ -217,10 +217,10 @@ def test_swapping_twice_gives_the_trained_weights_back_exactly(tiny_vae):
     assert all(torch.equal(a, b) for a, b in zip(trained, tiny_vae.parameters(), strict=True))
 
 
-@pytest.fixture(params=["vae", "dit"])
-def training(request, tiny_vae, tiny_dit, clips, latents):
+@pytest.fixture(params=["vae", "dit", "mmdit"])
+def training(request, tiny_vae, tiny_dit, tiny_mmdit, clips, latents):
     """`training()`: (objective, batch_for_step) of each model, the same at every call."""
-    models = {"vae": tiny_vae, "dit": tiny_dit}
+    models = {"vae": tiny_vae, "dit": tiny_dit, "mmdit": tiny_mmdit}
     weights = {name: {k: v.clone() for k, v in model.state_dict().items()} for name, model in models.items()}
 
     def make():
@@ -324,11 +324,11 @@ def test_warmup_must_end_before_training_does():
         OptimConfig(num_steps=5, warmup_steps=5)
 
 
-def test_stacked_rows_reach_the_dit_whatever_their_length(tiny_dit, latents):
+def test_stacked_rows_reach_the_dit_whatever_their_length(dit, latents):
     clips, texts = latents
     short = stack_features(texts[:1])
     padded = stack_features([texts[0], max(texts, key=lambda row: len(row[0]))])
     columns = [[torch.stack(clips[:1])]]
-    alone = tiny_dit(columns, torch.tensor([500.0]), short)[0]
-    both = tiny_dit([[torch.stack(clips[:1] * 2)]], torch.tensor([500.0, 500.0]), padded)[0]
+    alone = dit(columns, torch.tensor([500.0]), short)[0]
+    both = dit([[torch.stack(clips[:1] * 2)]], torch.tensor([500.0, 500.0]), padded)[0]
     torch.testing.assert_close(both[:1], alone, atol=1e-4, rtol=1e-4)

@@ -1,13 +1,16 @@
 """Facts about models on disk. Runs in about 4 s."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyramid_model.config import LatentNorm, MiniFluxConfig, VAEConfig
+from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig
 from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.weights import WEIGHTS_FILE, load_dit, load_vae, save_dit, save_vae, weights_hash
+from pyramid_model.weights import CONFIG_FILE, WEIGHTS_FILE, load_dit, load_vae, save_dit, save_vae, weights_hash
 
 
 def same_weights(a, b):
@@ -24,30 +27,48 @@ def test_a_saved_vae_comes_back_with_its_latent_norm(tiny_vae, tmp_path):
     assert not loaded.training
 
 
-def test_a_saved_dit_comes_back(tiny_dit, tmp_path):
-    save_dit(tiny_dit, tmp_path)
+def test_a_saved_dit_comes_back_as_the_kind_it_was(dit, tmp_path):
+    save_dit(dit, tmp_path)
     loaded = load_dit(tmp_path)
-    assert loaded.config == tiny_dit.config
-    assert same_weights(loaded, tiny_dit)
+    assert type(loaded) is type(dit)
+    assert loaded.config == dit.config
+    assert same_weights(loaded, dit)
+    assert not loaded.training
 
 
 def test_the_default_configs_are_the_released_sizes():
     with torch.device("meta"):
-        vae, dit = CausalVideoVAE(VAEConfig()), MiniFlux(MiniFluxConfig())
-    assert (len(vae.state_dict()), sum(p.numel() for p in vae.parameters())) == (260, 335_402_067)
-    assert (len(dit.state_dict()), sum(p.numel() for p in dit.parameters())) == (496, 1_972_059_200)
+        models = CausalVideoVAE(VAEConfig()), MiniFlux(MiniFluxConfig()), MMDiT(MMDiTConfig())
+    sizes = [(len(model.state_dict()), sum(p.numel() for p in model.parameters())) for model in models]
+    assert sizes == [(260, 335_402_067), (496, 1_972_059_200), (779, 2_028_334_144)]
 
 
-def test_one_error_names_all_that_is_missing_left_over_or_misshapen(tiny_dit, tmp_path):
-    save_dit(tiny_dit, tmp_path)
+def test_one_error_names_all_that_is_missing_left_over_or_misshapen(dit, tmp_path):
+    save_dit(dit, tmp_path)
     tensors = load_file(tmp_path / WEIGHTS_FILE)
-    tensors["extra.weight"] = tensors.pop("x_embedder.weight")
+    tensors["extra.weight"] = tensors.pop("context_embedder.weight")
     tensors["proj_out.bias"] = torch.zeros(3)
     save_file(tensors, tmp_path / WEIGHTS_FILE)
-    with pytest.raises(ValueError, match="does not hold this MiniFlux") as error:
+    with pytest.raises(ValueError, match=f"does not hold this {type(dit).__name__}") as error:
         load_dit(tmp_path)
-    for part in ("missing: x_embedder.weight", "unexpected: extra.weight", "shape of proj_out.bias: (3,)"):
+    for part in ("missing: context_embedder.weight", "unexpected: extra.weight", "shape of proj_out.bias: (3,)"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pos_embed_type": "rope"}, "pos_embed_type is 'rope'; only 'sincos' is supported"),
+        ({"caption_projection_dim": 20}, "caption_projection_dim is 20; only 16 is supported"),
+        ({"num_layers": 0}, "num_blocks"),
+    ],
+)
+def test_an_mmdit_that_was_not_released_like_this_is_refused(tiny_mmdit, tmp_path, change, message):
+    save_dit(tiny_mmdit, tmp_path)
+    config = tmp_path / CONFIG_FILE
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_dit(tmp_path)
 
 
 def test_a_folder_without_safetensors_is_refused(tiny_vae, tmp_path):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from pyramid_model.config import MiniFluxConfig
 from pyramid_model.train.config import VAEBatchConfig
 from tasks.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
 from tasks.evaluate import EvaluateConfig, evaluate
@@ -68,7 +67,8 @@ def test_training_cuts_must_fit_the_vae_and_the_clips(squares, num_frames, messa
         train_vae(squares, TrainVAEConfig(batch=VAEBatchConfig(num_frames=num_frames)))
 
 
-def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path):
+@pytest.mark.parametrize("setting", ["model", "mmdit"])
+def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path, setting):
     folder = tmp_path / "vae"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"encoder_out_channels": 4}))
@@ -77,8 +77,9 @@ def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path):
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     (encoder / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(StepError, match=r"makes 4 latent channels .* is 16: set it to 4"):
-        train_dit(squares, TrainDiTConfig(encoder=str(encoder), model=MiniFluxConfig(latent_channels=16)))
+    config = TrainDiTConfig.model_validate({"encoder": str(encoder), setting: {"latent_channels": 16}})
+    with pytest.raises(StepError, match=rf"makes 4 latent channels .*train_dit\.{setting}\.l.* is 16: set it to 4"):
+        train_dit(squares, config)
 
 
 def test_a_batch_that_does_not_divide_into_the_stages_is_refused_at_once():

@@ -81,6 +81,14 @@ MMDIT_NAMES = (
     (DOUBLE_BLOCK + r"text\.norm_([qk])\.", r"transformer_blocks.\1.attn.norm_add_\2."),
 )
 PERCEPTUAL_NAMES = ((r"^weights\.(\d)\.", r"lin\1.model.1."),)  # beside torchvision's VGG16, whose names are ours
+# the published VAE training files the layers of VGG16 under five slices
+VGG16_SLICES = (
+    (r"^features\.([0-3])\.", r"net.slice1.\1."),
+    (r"^features\.([4-8])\.", r"net.slice2.\1."),
+    (r"^features\.(9|1[0-5])\.", r"net.slice3.\1."),
+    (r"^features\.(1[6-9]|2[0-2])\.", r"net.slice4.\1."),
+    (r"^features\.(2\d)\.", r"net.slice5.\1."),
+)
 DISCRIMINATOR_NAMES = ((r"^layers\.", "main."),)
 Names = tuple[tuple[str, str], ...]
 

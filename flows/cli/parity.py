@@ -23,14 +23,14 @@ def parity(
 
     Example: `pyramid parity tests/pyramid_model/parity`
     """
+    if not folder.is_dir():
+        _refuse(f"{folder} is not a folder: give one that holds reference cases")
     from rich.console import Console
     from rich.markup import escape
 
     from flows.cli.manifest_view import grid
     from pyramid_model.parity.run import all_passed, find_cases, run_cases
 
-    if not folder.is_dir():
-        _refuse(f"{folder} is not a folder: give one that holds reference cases")
     total = len(find_cases(folder))
     if not total:
         _refuse(f"no case under {folder}: a case is a folder with config.json and safetensors files")

@@ -1,8 +1,8 @@
 """A reference case: what the original implementation was given and what it answered, and how near we come to it.
 
 A folder holds `config.json` (constructor arguments and options, under the original names) and `.safetensors` files:
-inputs `in.*`, random draws `rng.*`, outputs `out.*`, weights. A runner takes the inputs from a `Case` and hands its
-results to `Case.check`; a tensor that no runner asked for makes the case fail, so that nothing is passed over silently.
+inputs `in.*`, random draws `rng.*`, results, weights. A runner takes the inputs from a `Case` and hands our results to
+`Case.check`; a recorded result that no runner asked for makes the case fail, so that nothing is passed over silently.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from pyramid_model.weights import Names, load_released, released_name
 
-CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-TENSOR_FILES = ("tensors.safetensors", "io.safetensors")
+CONFIG, TENSORS, WEIGHTS = "config.json", "tensors.safetensors", "weights.safetensors"
+NO_RESULTS = ("in.", "rng.", "mid.", "unit.")  # inputs, draws, and what lies on the way: may stay unused
 REQUIRED: Any = object()
 
 
@@ -67,8 +67,9 @@ class Case:
         self.config = read_config(folder)
         self.name = str(self.setting("case"))
         self.comparisons: list[Comparison] = []
-        self._unused: set[str] = set()
+        self._file = folder / TENSORS
         self._tensors: dict[str, Tensor] = {}
+        self._unused: set[str] = set()
 
     def open(self) -> None:
         """Read the tensors.
@@ -76,10 +77,8 @@ class Case:
         Raises:
             CaseError: there is no file of them, or it is damaged.
         """
-        present = [self.folder / name for name in TENSOR_FILES if (self.folder / name).exists()]
-        if not present:
-            raise CaseError(f"{self.folder} has no {TENSOR_FILES[0]}")
-        self._file = present[0]
+        if not self._file.exists():
+            raise CaseError(f"{self.folder} has no {self._file.name}")
         self._tensors = read_tensors(self._file)
         self._unused = set(self._tensors)
 
@@ -106,9 +105,9 @@ class Case:
         """The tensors of `names`."""
         return [self[name] for name in self.names(prefix)]
 
-    def skip(self, prefix: str) -> None:
-        """Say that the tensors under a prefix are not ours to reproduce."""
-        self._unused.difference_update(self.names(prefix))
+    def skip(self, name: str) -> None:
+        """Say that a tensor is not ours to reproduce."""
+        self._unused.discard(name)
 
     def check(self, name: str, actual: Tensor, atol: float, rtol: float = 0.0) -> None:
         """Compare with the tensor `name`; each element may differ by atol + rtol * |reference|."""
@@ -136,8 +135,8 @@ class Case:
         self.comparisons.append(Comparison(name, float(errors[worst]), float(tolerances[worst])))
 
     def unused(self) -> list[str]:
-        """Tensors that nobody asked for."""
-        return sorted(self._unused, key=_counting_order)
+        """Results that nobody asked for."""
+        return sorted((name for name in self._unused if not name.startswith(NO_RESULTS)), key=_counting_order)
 
     def load_weights(self, model: nn.Module, names: Names, file: str = WEIGHTS, seed: str = "init_seed") -> None:
         """Give a model the case's weights: those in `file`, or else those drawn by the recipe from the key `seed`.

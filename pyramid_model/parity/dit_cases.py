@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyramid_model.config import LatentNorm
 from pyramid_model.dit.miniflux import MiniFlux
@@ -105,7 +105,11 @@ def run_train_step(case: Case) -> None:
     case.check("in.timesteps", batch.timestep, 1e-6)
 
     predictions: list[Tensor] = []
-    dit.register_forward_hook(lambda module, inputs, output: predictions.extend(output))
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        predictions.extend(output)
+
+    dit.register_forward_hook(keep)
     latents, noise = family.norm.normalise(case["in.latent"]), cast(Noise, Replay(case.series("rng.")))
     units = units_of(case, pyramid, latents.shape[2])
     loss, _ = dit_loss(dit, latents, text, Schedule(pyramid), noise, tuple(case.setting("sample_ratios")), units)
@@ -134,7 +138,6 @@ def run_generate(case: Case) -> None:
         raise CaseError(f"{case.folder}: task {task!r} is neither 't2v' nor 'i2v'")
     dit = family.build(case, "dit_init_kwargs", "dit_seed")
     vae = vae_of(case, "vae_init_kwargs", "vae.safetensors", "vae_seed")
-    case.skip("unit.")  # what lies between the units' start and end
     noise, per_unit = case["rng.init_noise"], pyramid.frames_per_unit
     num_frames, given = case.setting("temp"), []
     if task == "i2v":
@@ -149,7 +152,7 @@ def run_generate(case: Case) -> None:
         *_prompts(case),
         Schedule(pyramid),
         cast(Noise, replay),
-        size=(num_frames, *noise.shape[3:]),
+        size=(num_frames, noise.shape[3], noise.shape[4]),
         first_steps=first_steps,
         steps=steps,
         guidance=_guidance(case, units_in(num_frames, per_unit)),

@@ -12,7 +12,7 @@ from pyramid_model.parity.case import Case, CaseError, recipe_weights
 from pyramid_model.vae.discriminator import PatchDiscriminator
 from pyramid_model.vae.loss import PerceptualDistance, discriminator_loss, restoration_loss, single_frames
 from pyramid_model.vae.posterior import Posterior
-from pyramid_model.weights import DISCRIMINATOR_NAMES, PERCEPTUAL_NAMES, released_name
+from pyramid_model.weights import DISCRIMINATOR_NAMES, PERCEPTUAL_NAMES, VGG16_SLICES, released_name
 
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4
 GRAD_ATOL = 1e-5  # of the largest gradient
@@ -37,14 +37,6 @@ LOGGED = {
     "adversarial": "g_loss",
     "adversarial_weight": "d_weight",
 }
-# the original files the layers of VGG16 under five slices
-SLICES = (
-    (r"^features\.([0-3])\.", r"net.slice1.\1."),
-    (r"^features\.([4-8])\.", r"net.slice2.\1."),
-    (r"^features\.(9|1[0-5])\.", r"net.slice3.\1."),
-    (r"^features\.(1[6-9]|2[0-2])\.", r"net.slice4.\1."),
-    (r"^features\.(2\d)\.", r"net.slice5.\1."),
-)
 
 
 def run_loss(case: Case) -> None:
@@ -96,7 +88,7 @@ def _draw_weights(case: Case, perceptual: PerceptualDistance, discriminator: Pat
     found = re.search(r"seed=(\d+)", recipe)
     if not found:
         raise CaseError(f"{case.folder}: weight_recipe {recipe!r} names no seed")
-    names = (*PERCEPTUAL_NAMES, *SLICES)
+    names = (*PERCEPTUAL_NAMES, *VGG16_SLICES)
     ours = {f"perceptual_loss.{released_name(name, names)}": p for name, p in perceptual.named_parameters()}
     ours |= {
         f"discriminator.{released_name(name, DISCRIMINATOR_NAMES)}": p for name, p in discriminator.named_parameters()

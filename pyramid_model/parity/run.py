@@ -80,7 +80,7 @@ def run_case(folder: Path, name: str) -> Result:
         return Result(name, "FAIL", worst, f"{folder}: beyond tolerance: {', '.join(failed[:4])}{more}")
     if unused := case.unused():
         more = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
-        return Result(name, "error", worst, f"{folder} has tensors not understood: {', '.join(unused[:4])}{more}")
+        return Result(name, "error", worst, f"{folder} has results not understood: {', '.join(unused[:4])}{more}")
     return Result(name, "pass", worst)
 
 

@@ -1,12 +1,17 @@
 """The command line: instant help, clear refusals. Runs in 10 s."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 HEAVY = ("torch", "ray", "prefect", "mlflow", "transformers", "diffusers", "av", "deltalake", "numpy", "matplotlib")
-COMMANDS = ("demo", "run", "curate", "recaption", "extract", "train-vae", "train-dit", "evaluate", "generate")
+COMMANDS = (
+    *("demo", "run", "curate", "recaption", "extract", "train-vae", "train-dit", "evaluate", "generate"),
+    "parity",
+)
 
 
 def pyramid(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -65,3 +70,27 @@ def test_unwritable_root_is_refused(tmp_path):
     assert done.returncode == 2
     assert "/proc/nowhere" in done.stderr
     assert "--root" in done.stderr
+
+
+def test_parity_prints_a_row_a_case_and_fails_if_one_is_not_understood(tmp_path):
+    cases = Path(__file__).parents[1] / "pyramid_model" / "parity"
+    shutil.copytree(cases / "renoise", tmp_path / "good")
+    done = pyramid("parity", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "good" in done.stdout
+    assert "1.0e-06" in done.stdout
+    assert "1 cases: 1 pass" in done.stdout
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    done = pyramid("parity", str(tmp_path))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "broken" / "config.json") in done.stdout
+    assert "1 pass, 1 error" in done.stdout
+
+
+def test_parity_refuses_a_folder_without_cases(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        done = pyramid("parity", str(folder))
+        assert done.returncode == 2
+        assert str(folder) in done.stderr

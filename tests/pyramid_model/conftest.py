@@ -1,32 +1,8 @@
-"""Reference cases and tiny models for the tests of pyramid_model."""
-
-import json
-from pathlib import Path
+"""Tiny models for the tests of pyramid_model."""
 
 import pytest
 
-PARITY = Path(__file__).parent / "parity"
 TINY_DIT = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
-
-
-@pytest.fixture(scope="session")
-def reference():
-    """`reference(name)`: config and tensors of a case under parity/."""
-    from safetensors.torch import load_file
-
-    def load(name: str):
-        folder = PARITY / name
-        return json.loads((folder / "config.json").read_text()), load_file(folder / "tensors.safetensors")
-
-    return load
-
-
-@pytest.fixture(scope="session")
-def reference_weights():
-    """`reference_weights(name)`: the weights of a case under their original names."""
-    from safetensors.torch import load_file
-
-    return lambda name: load_file(PARITY / name / "weights.safetensors")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ def curate(
     recipe: Recipe | str = "demo",
     source: str = "",
     settings: dict[str, Any] | None = None,
+    ray: str = "",
     run_id: str = "",
 ) -> dict[str, StepResult]:
     """Find videos, cut them at shots, score the clips and select the good ones.
@@ -31,12 +32,13 @@ def curate(
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         source: folder of videos or text file with one path or URL a line; empty: the recipe's `ingest.source`.
         settings: overrides of the recipe by dotted name, e.g. {"select.thresholds.motion.min": 0.5}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
         What each step did, by step name.
     """
-    run, plan = prepare(root, recipe, settings, run_id, source)
+    run, plan = prepare(root, recipe, settings, ray, run_id, source)
     done = by_step(
         ingest_sources(run, plan.ingest),
         cut_clips(run, plan.clips),

@@ -29,6 +29,7 @@ def data_to_model(
     recipe: Recipe | str = "demo",
     source: str = "",
     settings: dict[str, Any] | None = None,
+    ray: str = "",
     run_id: str = "",
 ) -> dict[str, StepResult]:
     """Curate, caption, train, judge and generate; every part does only what is not done yet.
@@ -38,6 +39,7 @@ def data_to_model(
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         source: folder of videos or text file with one path or URL a line; empty: the recipe's `ingest.source`.
         settings: overrides of the recipe by dotted name, e.g. {"train_dit.optim.num_steps": 5000}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
@@ -46,7 +48,7 @@ def data_to_model(
     Raises:
         GateRefused: the gate did not let the trained model through.
     """
-    run, plan = prepare(root, recipe, settings, run_id, source)
+    run, plan = prepare(root, recipe, settings, ray, run_id, source)
     results: dict[str, StepResult] = {}
     for part in (curate, recaption, train_vae, extract, train_dit, evaluate_and_gate):
         done = part(root=run.root, recipe=plan, run_id=run.run_id)

@@ -55,6 +55,7 @@ def prepare(
     root: str,
     recipe: Recipe | str,
     settings: Mapping[str, Any] | None = None,
+    ray: str = "",
     run_id: str = "",
     source: str = "",
 ) -> tuple[Run, Recipe]:
@@ -63,7 +64,8 @@ def prepare(
     Args:
         root: folder or URI of the tables and media.
         recipe: name, path or the settings themselves.
-        settings: overrides by dotted name; empty texts are left out.
+        settings: overrides by dotted name.
+        ray: override of `ray.address`.
         run_id: lineage of new rows; a flow inside a flow gets its parent's.
         source: override of `ingest.source`.
 
@@ -74,9 +76,8 @@ def prepare(
     if not root:
         raise RecipeError("no root is given: set PYRAMID_ROOT before `prefect deploy`, or the parameter `root`")
     # prefect.yaml takes values from the environment; a variable that was not set arrives as "".
-    overrides = {name: value for name, value in (settings or {}).items() if value != ""}
-    if source:
-        overrides["ingest.source"] = source
+    given = {"ray.address": ray, "ingest.source": source}
+    overrides = dict(settings or {}) | {name: value for name, value in given.items() if value}
     resolved = load_recipe(recipe or DEFAULT_RECIPE, overrides)
     names = {"run_id": run_id} if run_id else {}
     return Run(root=root, ray=resolved.ray, retry_failed=resolved.retry_failed, **names), resolved

@@ -14,6 +14,7 @@ from tasks.step import StepResult
 
 judge = durable(evaluate.evaluate)
 promote = durable(register.register)
+PROMOTED = "pyramid.champion.promoted"
 
 
 class GateError(RuntimeError):
@@ -22,7 +23,11 @@ class GateError(RuntimeError):
 
 @flow(name="evaluate-and-gate", flow_run_name=flow_run_name, persist_result=False)
 def evaluate_and_gate(
-    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+    root: str,
+    recipe: Recipe | str = "demo",
+    settings: dict[str, Any] | None = None,
+    ray: str = "",
+    run_id: str = "",
 ) -> dict[str, StepResult]:
     """Judge an untrained model first, which must fail, then the trained one; register it if it passes.
 
@@ -30,6 +35,7 @@ def evaluate_and_gate(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"evaluate.gate.max_loss_to_untrained": 0.8}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
@@ -38,7 +44,7 @@ def evaluate_and_gate(
     Raises:
         GateError: the untrained model passed.
     """
-    run, plan = prepare(root, recipe, settings, run_id)
+    run, plan = prepare(root, recipe, settings, ray, run_id)
     untrained = judge(run, replaced(plan.evaluate, candidate="untrained"))
     if passed(untrained):
         raise GateError("the gate lets an untrained model pass: make its limits tighter (evaluate.gate)")
@@ -47,11 +53,15 @@ def evaluate_and_gate(
     if not passed(trained):
         return by_step(trained)
     champion = promote(run, RegisterConfig(evaluation_id=trained.outputs["evaluation_id"]))
-    if champion.num_new:
-        emit_event(
-            "pyramid.champion.promoted", {"prefect.resource.id": f"pyramid.model.{champion.outputs['model_id']}"}
-        )
+    # Also for a model that was champion before: the run that promoted it may have died before it could say so, and
+    # generation, which this triggers, does only what is missing.
+    emit_event(PROMOTED, champion_resource(champion.outputs["model_id"]))
     return by_step(trained, champion)
+
+
+def champion_resource(model_id: str) -> dict[str, str]:
+    """What the event is about; the trigger in prefect.yaml looks at its id."""
+    return {"prefect.resource.id": f"pyramid.model.{model_id}"}
 
 
 def passed(result: StepResult) -> bool:

@@ -15,7 +15,11 @@ encode_latents = durable(latents.latents)
 
 @flow(name="extract", flow_run_name=flow_run_name, persist_result=False)
 def extract(
-    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+    root: str,
+    recipe: Recipe | str = "demo",
+    settings: dict[str, Any] | None = None,
+    ray: str = "",
+    run_id: str = "",
 ) -> dict[str, StepResult]:
     """Encode captions with the text encoder and clips with the VAE.
 
@@ -23,10 +27,11 @@ def extract(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"latents.vae": "/models/vae"}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
         What each step did, by step name.
     """
-    run, plan = prepare(root, recipe, settings, run_id)
+    run, plan = prepare(root, recipe, settings, ray, run_id)
     return by_step(encode_texts(run, plan.text_features), encode_latents(run, plan.latents))

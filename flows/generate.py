@@ -15,7 +15,11 @@ generate_clips = durable(step.generate)
 
 @flow(name="generate", flow_run_name=flow_run_name, persist_result=False)
 def generate(
-    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+    root: str,
+    recipe: Recipe | str = "demo",
+    settings: dict[str, Any] | None = None,
+    ray: str = "",
+    run_id: str = "",
 ) -> dict[str, StepResult]:
     """Generate the recipe's prompts with the model that is champion now; what exists already is left alone.
 
@@ -23,12 +27,13 @@ def generate(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"generate.prompts": ["a rabbit in a meadow"]}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
         What the step did, by step name.
     """
-    run, plan = prepare(root, recipe, settings, run_id)
+    run, plan = prepare(root, recipe, settings, ray, run_id)
     generated = generate_clips(run, plan.generate)
     publish_generations(run, generated)
     return by_step(generated)

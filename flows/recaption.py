@@ -14,7 +14,11 @@ caption_clips = durable(captions.captions)
 
 @flow(name="recaption", flow_run_name=flow_run_name, persist_result=False)
 def recaption(
-    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+    root: str,
+    recipe: Recipe | str = "demo",
+    settings: dict[str, Any] | None = None,
+    ray: str = "",
+    run_id: str = "",
 ) -> dict[str, StepResult]:
     """Caption every selected clip that has no caption yet.
 
@@ -22,10 +26,11 @@ def recaption(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"captions.sidecar": "captions.csv"}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
         What the step did, by step name.
     """
-    run, plan = prepare(root, recipe, settings, run_id)
+    run, plan = prepare(root, recipe, settings, ray, run_id)
     return by_step(caption_clips(run, plan.captions))

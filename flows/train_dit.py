@@ -15,7 +15,11 @@ fit_dit = durable(step.train_dit)
 
 @flow(name="train-dit", flow_run_name=flow_run_name, persist_result=False)
 def train_dit(
-    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+    root: str,
+    recipe: Recipe | str = "demo",
+    settings: dict[str, Any] | None = None,
+    ray: str = "",
+    run_id: str = "",
 ) -> dict[str, StepResult]:
     """Train a DiT, unless one with these settings on these latents and captions exists.
 
@@ -23,12 +27,13 @@ def train_dit(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"train_dit.optim.num_steps": 5000}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
         What the step did, by step name.
     """
-    run, plan = prepare(root, recipe, settings, run_id)
+    run, plan = prepare(root, recipe, settings, ray, run_id)
     trained = fit_dit(run, plan.train_dit)
     publish_training(run, trained)
     return by_step(trained)

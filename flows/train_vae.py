@@ -15,7 +15,11 @@ fit_vae = durable(step.train_vae)
 
 @flow(name="train-vae", flow_run_name=flow_run_name, persist_result=False)
 def train_vae(
-    root: str, recipe: Recipe | str = "demo", settings: dict[str, Any] | None = None, run_id: str = ""
+    root: str,
+    recipe: Recipe | str = "demo",
+    settings: dict[str, Any] | None = None,
+    ray: str = "",
+    run_id: str = "",
 ) -> dict[str, StepResult]:
     """Train a VAE, unless one with these settings on these clips exists, or the recipe names one that was given.
 
@@ -23,12 +27,13 @@ def train_vae(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"train_vae.optim.num_steps": 2000}.
+        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
         What the step did, by step name; empty when the recipe takes its VAE from `latents.vae`.
     """
-    run, plan = prepare(root, recipe, settings, run_id)
+    run, plan = prepare(root, recipe, settings, ray, run_id)
     if plan.train_vae is None:
         return {}
     trained = fit_vae(run, plan.train_vae)

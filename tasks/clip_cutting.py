@@ -17,7 +17,7 @@ from pyramid_model.shots import CutDetector, analysis_size
 from pyramid_model.video import ClipWriter, VideoError
 from tasks import storage
 from tasks.clip_planning import plan_clips
-from tasks.clips import ClipsConfig
+from tasks.clips import SALVAGED, ClipsConfig
 from tasks.scores import score_rows
 from tasks.tables import bad_row, content_id, ok_row
 
@@ -285,7 +285,7 @@ def integrity_columns(integrity: Integrity) -> dict[str, Any]:
 
 def _remark(integrity: Integrity) -> str:
     """What is worth knowing of a video that is used all the same."""
-    remarks = [f"salvaged: {integrity.problem}"] if integrity.problem else []
+    remarks = [f"{SALVAGED}{integrity.problem}"] if integrity.problem else []
     if integrity.num_pts_repaired:
         remarks.append(f"{integrity.num_pts_repaired} frames had no time, or one out of order: moved behind the others")
     return "; ".join(remarks)

@@ -20,6 +20,7 @@ from tasks.tables import append_block, bad_row, content_id, read_table
 
 VERSION = "1"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
+SALVAGED = "salvaged: "  # what the remark on a damaged video that gave clips begins with
 MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
 MAX_BLOCK_BYTES = 128 * 2**20  # about two minutes of 1080p: a block commits within minutes, on a slow core too
 
@@ -81,7 +82,7 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
     """Cut every ingested video at its shots into clips, unless that was done with these settings before."""
     settings = config.that_matter()
     sources = _sources(run)
-    attempts, to_restore = _pending(run, list(sources), params_hash(settings))
+    attempts, to_restore = _pending(run, list(sources), settings)
     restored = _restore(run, settings, to_restore)
     num_done = len(sources) - len(attempts)
     media = run.media("clips")
@@ -114,19 +115,24 @@ def _sources(run: Run) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _pending(run: Run, wanted: Sequence[str], params: str) -> tuple[dict[str, int], list[dict[str, Any]]]:
+def _pending(run: Run, wanted: Sequence[str], settings: ClipsConfig) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """What these settings still have to do.
 
     Returns:
         (video id -> attempt) of the videos to cut, and the rows of those that were cut with these settings, but with
         other settings since: the row of the last attempt must say what is current.
     """
-    names = ["video_id", "status", "attempt", "params_hash", "step_version"]
+    names = ["video_id", "status", "error", "attempt", "params_hash", "step_version"]
+    these, those = (
+        params_hash(ClipsConfig.model_validate(settings.model_dump() | {"salvage": salvage}))
+        for salvage in (settings.salvage, not settings.salvage)
+    )
     newest: dict[str, dict[str, Any]] = {}
     ours: dict[str, dict[str, Any]] = {}
     for row in sorted(read_table(run.root, "videos", names, latest=False).to_pylist(), key=lambda row: row["attempt"]):
         newest[row["video_id"]] = row
-        if (row["params_hash"], row["step_version"]) == (params, VERSION):
+        sound = row["status"] == "ok" and not row["error"].startswith(SALVAGED)  # gives the same clips either way
+        if row["step_version"] == VERSION and (row["params_hash"] == these or (row["params_hash"] == those and sound)):
             ours[row["video_id"]] = row
     attempts: dict[str, int] = {}
     to_restore = []

@@ -140,9 +140,10 @@ def _outcome(job_id: str, job: Any, lines: list[str]) -> StepResult:
     results = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
     if status == "SUCCEEDED" and results:
         return StepResult.model_validate_json(results[-1])
-    errors = [json.loads(line.removeprefix("ERROR ")) for line in lines if line.startswith(ERROR)]
+    errors = [line.removeprefix("ERROR ") for line in lines if line.startswith(ERROR)]
     if errors:
-        raise StepError(f"Ray job {job_id} ended as {status}: {errors[-1]['message']}", errors[-1]["transient"])
+        error = json.loads(errors[-1])
+        raise StepError(f"Ray job {job_id} ended as {status}: {error['message']}", error["transient"])
     last_lines = "\n".join(lines[-LOG_TAIL_LINES:])
     killed = status == "FAILED" and _by_signal(job.driver_exit_code)
     raise StepError(f"Ray job {job_id} ended as {status}: its last lines:\n{last_lines}", transient=killed)

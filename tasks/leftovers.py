@@ -60,6 +60,20 @@ def half_written(root: str) -> list[str]:
     return sorted(path for path in _files(root, "models") if "/.writing-" in path)
 
 
+def unfinished_trainings(root: str) -> list[str]:
+    """Folders under checkpoints/, one a training; a training that ends well removes its own."""
+    fs, top = storage.filesystem(storage.join(root, "checkpoints"))
+    return sorted(fs.ls(top, detail=False)) if fs.exists(top) else []
+
+
+def empty_folders(root: str) -> list[str]:
+    """Folders under media/ and models/ into which a killed writer had put nothing yet."""
+    fs, top = storage.filesystem(root)
+    places = [place for place in (f"{top}/media", f"{top}/models") if fs.exists(place)]
+    found = [path for place in places for path in fs.find(place, withdirs=True) if "/.writing-" in path]
+    return sorted(path for path in found if fs.isdir(path) and not fs.ls(path))
+
+
 def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool = False) -> list[str]:
     """Parquet files, relative to the table, that its log does not name; removed when `delete` says so."""
     delta = open_table(root, table)
@@ -69,19 +83,20 @@ def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool =
 
 
 def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]:
-    """Left-over media and Parquet files that are at least so many hours old; removed when `delete` says so.
+    """Left-over media and Parquet files and unfinished trainings, untouched for so many hours; removed on `delete`.
 
-    The age protects files which a running step has written and not committed yet.
+    The age protects what a running step has written and not committed yet.
     """
     fs, top = storage.filesystem(root)
     now = datetime.now(UTC)
+    unnamed = unnamed_media(root, media_files(root)) + half_written(root)
     left = [
         path
-        for path in unnamed_media(root, media_files(root)) + half_written(root)
-        if (now - fs.modified(path)).total_seconds() >= older_than_h * 3600
+        for path in unnamed + unfinished_trainings(root) + empty_folders(root)
+        if (now - _last_touched(fs, path)).total_seconds() >= older_than_h * 3600
     ]
     if delete and left:
-        fs.rm(left)
+        fs.rm(left, recursive=True)
         _remove_empty_folders(fs, {path.rpartition("/")[0] for path in left})
     for table in SCHEMAS:
         found = unnamed_parquet(root, table, older_than_h)
@@ -89,6 +104,11 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
             unnamed_parquet(root, table, older_than_h, delete=True)
         left += [f"{top}/tables/{table}/{name}" for name in found]
     return [path.removeprefix(top + "/") for path in left]
+
+
+def _last_touched(fs: fsspec.AbstractFileSystem, path: str) -> datetime:
+    """When a file, or any file in a folder, was written last."""
+    return max([fs.modified(name) for name in fs.find(path)], default=None) or fs.modified(path)
 
 
 def _remove_empty_folders(fs: fsspec.AbstractFileSystem, folders: set[str]) -> None:

@@ -26,20 +26,21 @@ START_TRIES = 3
 RESUME = "Committed blocks are kept: mend the cause and run the same command again."
 
 
-# By name through all base classes, so that neither Ray nor `requests` has to be imported to ask.
+# Package and name of base classes: nothing has to be imported to ask. Torch's own OutOfMemoryError is none of it.
 MACHINE_LOST = {
-    "ConnectionError",
-    "Timeout",
-    "TimeoutError",
-    "ActorDiedError",
-    "ActorUnavailableError",
-    "NodeDiedError",
-    "OutOfMemoryError",
-    "PreemptionError",
-    "WorkerCrashedError",
-    "WorkerGroupStartupTimeoutError",
-    "WorkerHealthCheckFailedError",
-    "WorkerHealthCheckTimeoutError",
+    "builtins.ConnectionError",
+    "builtins.TimeoutError",
+    "requests.ConnectionError",
+    "requests.Timeout",
+    "ray.ActorDiedError",
+    "ray.ActorUnavailableError",
+    "ray.NodeDiedError",
+    "ray.OutOfMemoryError",
+    "ray.PreemptionError",
+    "ray.WorkerCrashedError",
+    "ray.WorkerGroupStartupTimeoutError",
+    "ray.WorkerHealthCheckFailedError",
+    "ray.WorkerHealthCheckTimeoutError",
 }
 
 
@@ -57,7 +58,7 @@ class StepError(RuntimeError):
 def machine_lost(err: BaseException | None) -> bool:
     """Whether a lost machine or connection is behind an error; bad data or settings would only fail again."""
     while err is not None:
-        names = {base.__name__ for base in type(err).__mro__}
+        names = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(err).__mro__}
         if getattr(err, "transient", False) or names & MACHINE_LOST:
             return True
         err = err.__cause__ or (None if err.__suppress_context__ else err.__context__)
@@ -167,7 +168,7 @@ class BlockActor:
         """Rows committed by this call. A block is its ids and attempts, so a retry of failed rows is another block."""
         ids = sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows)
         block_id = content_id(table, self.lineage.step, ids)
-        return len(rows) if append_block(self.root, table, rows, block_id, self.lineage) else 0
+        return append_block(self.root, table, rows, block_id, self.lineage)
 
 
 def run_blocks(

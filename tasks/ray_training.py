@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.model_files import TRAINING_FILE, read_training, writing_folder
 from tasks.pipeline import StepError, connect, machine_lost
-from tasks.registry import TrainingLog
+from tasks.registry import TrainingLog, check_tracking
 from tasks.step import report_progress
 from tasks.training import Job, Training, TrainingConfig
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("pyramid.training")
 MAX_FAILURES = 2
 POLL_S = 0.5
+LOG_AGAIN_S = 300.0  # after an outage of MLflow
 
 
 class Board:
@@ -53,9 +54,41 @@ class Board:
         return rows, self.fatal
 
 
+class Curve:
+    """The curve in MLflow while a training runs. An outage is a warning: `run_training` logs what is missing later."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.log: TrainingLog | None = None
+        self.missing: list[dict[str, float]] = []
+        self.again = 0.0  # time.monotonic()
+
+    def add(self, rows: list[dict[str, float]]) -> None:
+        """Log rows, with those that could not be logged before."""
+        from mlflow.exceptions import MlflowException
+
+        self.missing += rows
+        if time.monotonic() < self.again:
+            return
+        job = self.job
+        try:
+            self.log = self.log or TrainingLog(job.run.root, job.kind, job.model_id, job.config.model_dump(mode="json"))
+            self.log.add(self.missing)
+            self.missing = []
+        except (MlflowException, OSError) as err:
+            LOG.warning("MLflow does not take the curve; the training goes on, and it will be logged later: %s", err)
+            self.again = time.monotonic() + LOG_AGAIN_S
+
+
 def fit(job: Job, step: str) -> dict[str, float]:
-    """Run the workers to the end; returns seconds by name."""
+    """Run the workers to the end; returns seconds by name.
+
+    Raises:
+        RegistryError: there is no place for the curve.
+        StepError: the cluster is too small, the training diverged, or its workers failed too often.
+    """
     started = time.time()
+    check_tracking(job.run.root)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if job.run.ray.address == "local":  # one machine is never taken away in part
@@ -69,7 +102,7 @@ def fit(job: Job, step: str) -> dict[str, float]:
     fitting.start()
     num_steps = job.config.optim.num_steps
     report_progress(step, 0, num_steps, "steps")
-    log, last_seen = None, time.monotonic()
+    curve, last_seen = Curve(job), time.monotonic()
     first_row_s = 0.0
     while fitting.is_alive():
         fitting.join(POLL_S)
@@ -81,8 +114,7 @@ def fit(job: Job, step: str) -> dict[str, float]:
             first_row_s = first_row_s or time.time() - started
             last_seen = time.monotonic()
             report_progress(step, int(rows[-1]["step"]), num_steps, "steps")
-            log = log or TrainingLog(job.run.root, job.kind, job.model_id, job.config.model_dump(mode="json"))
-            log.add(rows)
+            curve.add(rows)
         elif time.monotonic() - last_seen > job.run.ray.no_progress_timeout_s:
             ray.shutdown()
             limit = job.run.ray.no_progress_timeout_s

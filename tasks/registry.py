@@ -8,9 +8,10 @@ that was written; an alias that somebody moved by hand touches it.
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.compute as pc
@@ -19,9 +20,8 @@ from pyramid_model.config import Config
 from tasks import storage
 from tasks.gate import Check, failures
 from tasks.step import Run
-from tasks.tables import read_table
+from tasks.tables import content_id, read_table
 
-MODEL_NAME = "pyramid-dit"
 ALIAS = "champion"
 VALUES_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's own limits
 PARAM_LENGTH = 500
@@ -58,11 +58,48 @@ def tracking_uri(root: str) -> str:
     return f"sqlite:///{root}/mlflow/mlflow.db"
 
 
+def check_tracking(root: str) -> None:
+    """Refuse early what would fail once a model is trained: no tracking store, or a server that does not answer.
+
+    A file needs no question, and MLflow's import would cost seconds.
+
+    Raises:
+        RegistryError: see above.
+    """
+    uri = tracking_uri(root)
+    if uri.startswith("sqlite:///"):
+        return
+    mlflow = client(root)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.search_experiments(max_results=1)
+    except MlflowException as err:
+        raise RegistryError(
+            f"the MLflow server {uri} does not answer as it should: {err}. Start it, or set MLFLOW_TRACKING_URI, "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where steps run."
+        ) from err
+
+
+def model_name(root: str) -> str:
+    """The registered model of a root, which has one champion."""
+    return of_root("pyramid-dit", root)
+
+
+def of_root(name: str, root: str) -> str:
+    """A name in MLflow that no other root has, since one server may serve many: `name-folder-hash`."""
+    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(root).name)
+    return f"{name}-{folder}-{content_id(root)[:8]}"
+
+
 def client(root: str) -> Any:
     """An MlflowClient for the tracking store, which is made if need be; MLflow's chatter and telemetry are off."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # A server that is away is known within two minutes; by MLflow's own defaults it would take up to a quarter hour.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
@@ -77,7 +114,7 @@ class TrainingLog:
 
     def __init__(self, root: str, kind: str, model_id: str, params: Mapping[str, Any]):
         self.client = client(root)
-        experiment = self._experiment(root, f"train-{kind}")
+        experiment = self._experiment(root, of_root(f"train-{kind}", root))
         found = self.client.search_runs([experiment], f"tags.model_id = '{model_id}'", max_results=1)
         run = found[0] if found else self._start(experiment, kind, model_id, params)
         self.run_id: str = run.info.run_id
@@ -158,8 +195,8 @@ def promote(run: Run, evaluation_id: str) -> Champion:
             f"{current.weights_hash[:8]}): run the evaluate step again, then promote its result"
         )
     mlflow = client(run.root)
-    version = _registered_version(mlflow, candidate)
-    mlflow.set_registered_model_alias(MODEL_NAME, ALIAS, version)
+    version = _registered_version(mlflow, model_name(run.root), candidate)
+    mlflow.set_registered_model_alias(model_name(run.root), ALIAS, version)
     promoted = Champion(**candidate.model_dump() | {"version": version})
     _write_pointer(run.root, promoted)
     return promoted
@@ -195,21 +232,23 @@ def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
     return candidate, figures["champion"]
 
 
-def _registered_version(mlflow: Any, candidate: Champion) -> str:
+def _registered_version(mlflow: Any, name: str, candidate: Champion) -> str:
     """The version of these weights in the registry, made unless it is there."""
     from mlflow.exceptions import MlflowException
 
     try:
-        mlflow.get_registered_model(MODEL_NAME)
-    except MlflowException:
-        mlflow.create_registered_model(MODEL_NAME, description="Pyramid Flow DiT; the alias `champion` generates")
-    for version in mlflow.search_model_versions(f"name = '{MODEL_NAME}'"):
+        mlflow.get_registered_model(name)
+    except MlflowException as err:
+        if not _is_absent(err):
+            raise
+        mlflow.create_registered_model(name, description="Pyramid Flow DiT; the alias `champion` generates")
+    for version in mlflow.search_model_versions(f"name = '{name}'"):
         if _same_models(_as_champion(version), candidate):
             return str(version.version)
     tags = {name: value for name, value in candidate.model_dump().items() if value}
     # A tracking server refuses a plain path as a source, since it might be one on its own disk.
     source = f"pyramid:{candidate.uri}" if storage.is_local(candidate.uri) else candidate.uri
-    return str(mlflow.create_model_version(MODEL_NAME, source=source, tags=tags).version)
+    return str(mlflow.create_model_version(name, source=source, tags=tags).version)
 
 
 def _as_champion(version: Any) -> Champion:
@@ -240,15 +279,20 @@ def champion(root: str) -> Champion | None:
 def _ask_champion(root: str) -> Champion | None:
     mlflow = client(root)
     from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-    absent = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
     try:
-        return _as_champion(mlflow.get_model_version_by_alias(MODEL_NAME, ALIAS))
+        return _as_champion(mlflow.get_model_version_by_alias(model_name(root), ALIAS))
     except MlflowException as err:
-        if err.error_code in absent:  # no such model yet, or a model without the alias
+        if _is_absent(err):
             return None
         raise
+
+
+def _is_absent(err: Any) -> bool:
+    """Whether an MlflowException says that there is no such model yet, or none with the alias."""
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    return err.error_code in {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
 
 
 def _sqlite_file(root: str) -> Path | None:

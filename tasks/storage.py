@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,11 +103,12 @@ def check_writable(root: str) -> None:
     Raises:
         PermissionError: the folder (or its nearest existing parent) refuses a file.
     """
-    probe = join(root, ".pyramid-write-test")
+    probe = join(root, f".pyramid-write-test-{uuid.uuid4().hex}")  # steps of several runs may probe at once
     try:
         write_bytes(probe, b"")
         fs, path = filesystem(probe)
-        fs.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(path)
     except OSError as err:
         raise PermissionError(
             f"cannot write under root {root!r} ({err.strerror or err}): choose a folder you own with --root"

@@ -4,6 +4,7 @@ Every table lives at `<root>/tables/<name>`; its columns stand in `tasks.schemas
 appends a row with `attempt + 1`, and readers see the latest attempt of each id.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -129,31 +131,55 @@ def table_version(root: str, table: str) -> int:
     return -1 if delta is None else delta.version()
 
 
-def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block_id: str, lineage: Lineage) -> bool:
-    """Append rows in one atomic commit, exactly once per `block_id`.
+def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block_id: str, lineage: Lineage) -> int:
+    """Append rows in one atomic commit, exactly once per `block_id`; those that another run has added are left out.
 
-    The check and the commit use the same table handle: a commit by somebody else in between makes this one fail, and
-    the check is made again on the newer version.
+    The check and the commit use the same table handle: a commit of the same block by somebody else in between makes
+    this one fail, and the check is made again on the newer version. Two overlapping blocks that are written in the
+    same moment are not seen: their rows are there twice, and readers take one.
 
     Returns:
-        False when this block had been committed before (nothing is written then).
+        How many rows were written: 0 when this block, or each row of it, had been committed before.
     """
     if not rows:
-        return False
+        return 0
     data = _to_arrow(table, rows, lineage)
     once = CommitProperties(app_transactions=[Transaction(block_id, 1)])
     for attempt in range(COMMIT_TRIES):
         delta = _open_or_create(root, table)
         if delta.transaction_version(block_id) is not None:
-            return False
+            return 0
+        fresh = _without_known(delta, data, ID_COLUMNS[table])
+        if not fresh.num_rows:
+            return 0
         try:
             write_deltalake(
-                delta, data, mode="append", writer_properties=_writer_properties(table, data), commit_properties=once
+                delta, fresh, mode="append", writer_properties=_writer_properties(table, fresh), commit_properties=once
             )
-            return True
+            return fresh.num_rows
         except CommitFailedError:
             time.sleep(0.05 * attempt)
     raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
+
+
+def _without_known(delta: DeltaTable, data: pa.Table, id_column: str) -> pa.Table:
+    """Rows whose id and attempt the table lacks. A process reads each of its files once: later commits are cheap."""
+    files = [_keys(uri, id_column) for uri in delta.file_uris()]
+    if not files:
+        return data
+    known = pa.concat_tables(files)
+    known = known.filter(pc.field(id_column).isin(data[id_column].combine_chunks()))
+    there = set(zip(known[id_column].to_pylist(), known["attempt"].to_pylist(), strict=True))
+    keys = zip(data[id_column].to_pylist(), data["attempt"].to_pylist(), strict=True)
+    return data.filter(pa.array([key not in there for key in keys])) if there else data
+
+
+@functools.cache
+def _keys(uri: str, id_column: str) -> pa.Table:
+    """Id and attempt of the rows of one Parquet file, which never changes."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path) as file:
+        return pq.read_table(file, columns=[id_column, "attempt"])
 
 
 def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage) -> int:

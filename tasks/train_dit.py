@@ -22,7 +22,7 @@ from tasks.model_files import find_model
 from tasks.pipeline import StepError
 from tasks.step import Run, StepResult, step
 from tasks.text_features import NULL_TEXT
-from tasks.training import Job, TrainingConfig, model_id, pick_samples, run_training
+from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
 
 if TYPE_CHECKING:
     from torch import device, nn
@@ -154,6 +154,7 @@ class DiTTraining:
             raise StepError(
                 f"every latent of a split is damaged, first: {self.bad[0]}. Restore the tables from a copy."
             )
+        self.alike = positions_alike(self.train.shapes)
         self._check_text()
 
     def _check_text(self) -> None:
@@ -180,7 +181,7 @@ class DiTTraining:
 
         optim = self.config.optim
         generator = step_generator(optim.seed, step, self.rank)
-        indices = pick_samples(self.train.shapes, optim.batch_size, optim.seed, step, self.rank, self.world_size)
+        indices = pick_samples(self.alike, optim.batch_size, optim.seed, step, self.rank, self.world_size)
         latents, text = dit_batch(
             self.train.latents, self.train.texts, self.null, indices, generator, self.config.text_dropout
         )

@@ -12,7 +12,7 @@ from tasks.pipeline import StepError
 from tasks.select import selected_clips
 from tasks.step import Run, StepResult, step
 from tasks.tables import table_version
-from tasks.training import Job, TrainingConfig, model_id, run_training
+from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +117,7 @@ class VAETraining:
         self.val_ids, self.val = self._read(val)
         check_splits(len(self.train), len(self.val), f"readable clips (first error: {(self.bad or ['none'])[0]})")
         self.num_train, self.num_val = len(self.train), len(self.val)
+        self.alike = positions_alike([clip.shape[1:] for clip in self.train])
 
     def _read(self, clips: Sequence[Mapping[str, Any]]) -> tuple[list[str], "list[np.ndarray]"]:
         """Ids and frames of the clips that can be read; the others are noted."""
@@ -151,13 +152,11 @@ class VAETraining:
         """Random cuts of this worker's clips."""
         from pyramid_model.train.batches import step_generator, vae_batch
         from pyramid_model.train.loop import Batch
-        from tasks.training import pick_samples
 
         optim = self.config.optim
         generator = step_generator(optim.seed, step, self.rank)
-        sizes = [clip.shape[1:] for clip in self.train]
         batch_size, num_frames = self.config.batch.at(step, optim.batch_size)
-        indices = pick_samples(sizes, batch_size, optim.seed, step, self.rank, self.world_size)
+        indices = pick_samples(self.alike, batch_size, optim.seed, step, self.rank, self.world_size)
         frames = vae_batch(self.train, indices, num_frames, generator, self.config.batch.crop)
         return Batch((frames.to(self.device), generator), [self.train_ids[i] for i in indices])
 

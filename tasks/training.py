@@ -101,20 +101,26 @@ def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence
     return content_id(kind, version, settings, list(data_ids))
 
 
+def positions_alike(groups: Sequence[Hashable]) -> list[list[int]]:
+    """For each position, all those of its group."""
+    members: dict[Hashable, list[int]] = {}
+    for position, group in enumerate(groups):
+        members.setdefault(group, []).append(position)
+    return [members[group] for group in groups]
+
+
 def pick_samples(
-    groups: Sequence[Hashable], batch_size: int, seed: int, step: int, rank: int, world_size: int
+    alike: Sequence[Sequence[int]], batch_size: int, seed: int, step: int, rank: int, world_size: int
 ) -> list[int]:
     """Positions of one worker's samples at a step, all of one group (clips of one size can be stacked).
 
     The group is drawn anew each step, in proportion to its size, and is the same for all workers.
+    alike: of each sample, the positions of its group (`positions_alike`).
     """
     from pyramid_model.train.batches import batch_indices
 
-    members: dict[Hashable, list[int]] = {}
-    for position, group in enumerate(groups):
-        members.setdefault(group, []).append(position)
-    drawn = batch_indices(len(groups), 1, seed + 1, step)[0] if len(members) > 1 else 0
-    chosen = members[groups[drawn]]
+    drawn = batch_indices(len(alike), 1, seed + 1, step)[0] if len(alike[0]) < len(alike) else 0
+    chosen = alike[drawn]
     return [chosen[i] for i in batch_indices(len(chosen), batch_size, seed, step, rank, world_size)]
 
 

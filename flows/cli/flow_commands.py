@@ -1,5 +1,6 @@
 """One command a flow. Each works alone: it reads what earlier flows left in the tables of `--root`."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -104,19 +105,21 @@ def generate(
 ) -> None:
     """Generate clips with the champion model; files land under ROOT/media/generated.
 
+    Prompts that are given here replace those of the recipe.
+
     Example: `pyramid generate "a rabbit in a meadow" --root ./pyramid-demo`
     """
     from flows.cli.launch import launch
 
-    launch(
-        "generate",
-        root,
-        recipe,
-        settings,
-        generate__prompts=[prompt] if prompt else None,
-        generate__prompts_file=prompts,
-        ray__address=ray,
-    )
+    launch("generate", root, recipe, [*asked_prompts(prompt, prompts), *(settings or ())], ray__address=ray)
+
+
+def asked_prompts(prompt: str, file: str) -> list[str]:
+    """Settings by which what the command line asks for, if anything, replaces all prompts of the recipe."""
+    if not prompt and not file:
+        return []
+    values = {"prompts": [prompt] if prompt else [], "prompts_file": file}
+    return [f"generate.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
 
 
 def mount(app: typer.Typer) -> None:

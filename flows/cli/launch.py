@@ -40,6 +40,8 @@ def launch(
         typer.Exit: with code 2 for bad input, 1 for a failure, 130 when interrupted; the message has been printed.
     """
     try:
+        if flow == "curate":
+            _refuse_sample(recipe, settings, options)
         plan, root = _checked(root, recipe, settings, options)
         if flow in ("curate", "data_to_model"):
             _check_source(plan.ingest.source, root)
@@ -71,6 +73,18 @@ def _checked(root: str, recipe: str, settings: Sequence[str] | None, options: di
     root = Run(root=root).root
     check_writable(root)
     return plan, root
+
+
+def _refuse_sample(recipe: str, settings: Sequence[str] | None, options: dict[str, Any]) -> None:
+    """Refuse to curate the sample videos of a recipe that comes with the package into a root that is your own."""
+    from flows.recipe import parse_settings, recipe_names
+
+    named = options.get("ingest__source") or {"ingest", "ingest.source"} & set(parse_settings(settings or ()))
+    if recipe in recipe_names() and not named:
+        raise ValueError(
+            "no videos are named: give --source FOLDER, or a recipe file of your own with `ingest.source`. "
+            "The sample videos belong to `pyramid demo` and `pyramid run demo`"
+        )
 
 
 def _check_source(source: str, root: str) -> None:

@@ -197,7 +197,7 @@ def vacuum(
     older_than_h: Annotated[int, typer.Option("--older-than", min=0, help="hours; protects a running step")] = 24,
     delete: Annotated[bool, typer.Option("--delete", help="remove them; without it they are only listed")] = False,
 ) -> None:
-    """Files that no row names, left by steps that were killed."""
+    """Files that no row names, and states of trainings, left by steps that were killed."""
     from tasks import manifest
     from tasks.leftovers import vacuum as find_leftovers
 

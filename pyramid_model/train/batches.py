@@ -5,6 +5,7 @@ Nothing here keeps state, so a run that was killed and resumed at any step goes 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -49,6 +50,7 @@ def batch_indices(
     return picked
 
 
+@functools.lru_cache(maxsize=16)  # neighbouring steps share one or two for each size of clips
 def _shuffled(num_items: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_items, generator=step_generator(seed, epoch, -1))
 

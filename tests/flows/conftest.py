@@ -180,7 +180,7 @@ def prefect_worker(prefect_server, tmp_path_factory) -> Iterator[Path]:
     """Every flow deployed as prefect.yaml says, and a worker on its pool; yields the root of the deployments."""
     root = tmp_path_factory.mktemp("deployed")
     prefect_server.cli("work-pool", "create", "local-process", "--type", "process")
-    said = prefect_server.cli("deploy", "--all", PYRAMID_ROOT=str(root), PYRAMID_RECIPE="smoke")
+    said = prefect_server.cli("deploy", "--all", PYRAMID_ROOT=str(root), PYRAMID_RECIPE="smoke", PYRAMID_RAY="local")
     assert said.count("successfully created") == 8, said
     command = [str(BIN / "prefect"), "worker", "start", "--pool", "local-process", "--type", "process"]
     quick = prefect_server.environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}

@@ -44,6 +44,9 @@ def test_help_of_every_command_shows_an_example(command):
         (["demo", "--ray", "cluster:6379"], ["cluster:6379", "ray.address"]),
         (["run", "smok"], ["'smok'", "smoke"]),
         (["run", "smoke", "--source", "no/such/folder"], ["no/such/folder"]),
+        (["curate"], ["no videos are named", "--source"]),  # not the sample videos
+        (["curate", "--source", "no/such/folder"], ["no/such/folder"]),
+        (["curate", "--set", "ingest.source=no/such/folder"], ["no/such/folder"]),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments, words):

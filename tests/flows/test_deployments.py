@@ -1,6 +1,7 @@
 """A real Prefect server with a worker: deploy all, run by hand, run on a schedule. Runs in 2 min on two cores."""
 
 import urllib.error
+import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,7 +29,7 @@ def deployments(prefect_server, prefect_worker) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def by_hand(prefect_server, prefect_worker, deployments, tiny_source, until) -> dict:
     """A run of `curate` that was asked for, when it has ended."""
-    body = {"parameters": {"root": str(prefect_worker), "recipe": "smoke", "source": str(tiny_source)}}
+    body = {"parameters": {"source": str(tiny_source), "settings": {"clips.crf": 30}}}
     run = prefect_server.call("POST", f"/deployments/{deployments['curate']['id']}/create_flow_run", body)
     return until(lambda: ended(prefect_server, run["id"]), 240, "the run by hand")
 
@@ -58,6 +59,7 @@ def test_every_flow_is_deployed_with_its_schedule_limit_and_module_path(deployme
         assert found["tags"]
         assert [entry["slug"] for entry in found["schedules"]] == ([schedule] if schedule else [])
         assert found["parameters"]["recipe"] == "smoke"
+        assert found["parameters"]["ray"] == "local"
 
 
 def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, until):
@@ -71,6 +73,12 @@ def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, u
     assert "data:image/svg" in artifacts["curation"]["data"]
 
 
+def test_settings_of_a_run_leave_the_deployments_root_recipe_and_ray_alone(prefect_worker, by_hand):
+    kept = {"root": str(prefect_worker), "recipe": "smoke", "ray": "local"}
+    assert kept.items() <= by_hand["parameters"].items()
+    assert by_hand["parameters"]["settings"] == {"clips.crf": 30}
+
+
 def test_run_by_hand_wrote_its_tables(prefect_worker, by_hand):
     from tasks.tables import read_table
 
@@ -78,9 +86,18 @@ def test_run_by_hand_wrote_its_tables(prefect_worker, by_hand):
 
 
 def test_new_champion_triggers_generation(prefect_server, deployments):
+    from prefect.server.events.schemas.automations import EventTrigger
+    from prefect.server.events.schemas.events import ReceivedEvent
+
+    from flows.evaluate_and_gate import PROMOTED, champion_resource
+
     related = f"/automations/related-to/prefect.deployment.{deployments['generate']['id']}"
     (automation,) = prefect_server.call("GET", related)
-    assert automation["trigger"]["expect"] == ["pyramid.champion.promoted"]
+    trigger = EventTrigger.model_validate(automation["trigger"])
+    event = {"occurred": datetime.now(UTC), "id": uuid.uuid4(), "event": PROMOTED}
+    assert trigger.covers(ReceivedEvent(resource=champion_resource("3f2a"), **event))
+    assert not trigger.covers(ReceivedEvent(resource={"prefect.resource.id": "pyramid.table.clips"}, **event))
+    assert trigger.immediate
 
 
 def test_scheduler_creates_a_run_and_the_worker_completes_it(prefect_server, deployments, by_hand, until):

@@ -76,10 +76,19 @@ def test_every_input_is_accounted_for(done):
         assert counted == step["num_in"], step
 
 
-def test_second_run_does_nothing_and_imports_nothing_heavy(done, start):
+def promotions(server) -> int:
+    """Events of a new champion that the server has heard of."""
+    wanted = {"filter": {"event": {"name": ["pyramid.champion.promoted"]}}}
+    return server.call("POST", "/events/filter", wanted)["total"]
+
+
+def test_second_run_does_nothing_and_imports_nothing_heavy(done, start, prefect_server, until):
     before = ids(done)
+    # The event alone is sent again, since a run that died after the promotion would have kept it back.
+    heard = until(lambda: promotions(prefect_server), 60, "the first event")
     assert start(done).wait(300) == 0
     assert ids(done) == before
+    until(lambda: promotions(prefect_server) == heard + 1, 60, "the second event")
     said = done.with_suffix(".log").read_text()
     assert json.loads(said.rsplit("IMPORTED ")[-1]) == []
     lines = [line for line in said.splitlines() if re.match(r"^[·✓!] ", line)]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flows.cli.flow_commands import asked_prompts
 from flows.recipe import Recipe, RecipeError, dotted_names, load_recipe, parse_settings, recipe_names, with_outputs
 from tasks.step import StepResult
 
@@ -103,3 +104,17 @@ def test_relative_source_is_found_from_the_checkout_as_well(tmp_path, monkeypatc
     assert source.startswith("/")
     (tmp_path / "videos").mkdir()
     assert load_recipe("demo", {"ingest.source": "videos"}).ingest.source == str(tmp_path / "videos")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "file", "prompts", "prompts_file"),
+    [
+        ('a cat, "réd": 猫', "", ('a cat, "réd": 猫',), ""),
+        ("", "mine.txt", (), "mine.txt"),
+        ("a cat", "mine.txt", ("a cat",), "mine.txt"),
+        ("", "", (), "prompts.txt"),
+    ],
+)
+def test_prompts_of_the_command_line_replace_those_of_the_recipe(prompt, file, prompts, prompts_file):
+    asked = load_recipe("demo", parse_settings(asked_prompts(prompt, file))).generate
+    assert (asked.prompts, asked.prompts_file.rpartition("/")[2]) == (prompts, prompts_file)

@@ -58,6 +58,11 @@ def test_batches_are_functions_of_seed_step_and_rank():
     assert len({tuple(draw) for draw in draws}) == 4
 
 
+def test_batches_stay_what_they_were_when_models_were_trained_with_them():
+    drawn = [batch_indices(7, 3, 11, step) for step in (0, 1, 2, 3, 4, 0)]
+    assert drawn == [[1, 3, 5], [4, 2, 0], [6, 4, 5], [1, 2, 3], [0, 6, 2], [1, 3, 5]]
+
+
 def test_an_empty_training_set_is_refused():
     with pytest.raises(ValueError, match="training set is empty"):
         batch_indices(0, 2, 0, 0)

@@ -193,6 +193,25 @@ def test_other_settings_make_other_clips_and_the_old_ones_come_back_for_nothing(
 
 
 @pytest.mark.ray
+def test_salvage_cuts_the_damaged_videos_alone_and_going_back_cuts_none(ray_local, tmp_path, footage):
+    run = run_in(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in ("good.mp4", "truncated.mp4"):
+        os.link(footage / name, tmp_path / "in" / name)
+    ingested(run, tmp_path / "in")
+    salvage = ClipsConfig.model_validate(CONFIG.model_dump() | {"salvage": True})
+    results = [clips(run, config) for config in (CONFIG, salvage, CONFIG, salvage)]
+    assert [(one.num_ok, one.num_failed, one.num_done) for one in results] == [
+        (1, 1, 0),
+        (1, 0, 1),
+        (0, 0, 2),
+        (0, 0, 2),
+    ]
+    assert {name: row["status"] for name, row in videos_of(run).items()} == {"good.mp4": "ok", "truncated.mp4": "ok"}
+    assert [row["attempt"] for row in videos_of(run).values()] in ([1, 4], [4, 1])
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("committed", [("clips",), ("clips", "scores")])
 def test_a_run_killed_between_two_commits_is_completed_without_doubles(ray_local, tmp_path, footage, committed):
     run = run_in(tmp_path)

@@ -20,6 +20,7 @@ from tasks.tables import (
     content_id,
     crc32,
     ok_row,
+    read_table,
     table_uri,
     table_version,
 )
@@ -243,10 +244,20 @@ def test_verify_finds_a_value_that_does_not_fill_its_shape(root):
     assert (blob_bytes([2, 3], "float32"), blob_bytes([2, 3], "bfloat16")) == (24, 12)
 
 
-def test_verify_finds_ids_that_are_none_and_ids_that_come_twice(root):
+def test_verify_finds_ids_that_are_none(root):
     append(root, "captions", [ok_row({}, caption_id="7", clip_id=clip_id(1))])
-    append(root, "captions", [ok_row({}, caption_id=content_id("caption"), clip_id=clip_id(1))])
-    assert bad_findings(root) == [("captions", "ids are 32 hex digits"), ("captions", "one row per id and attempt")]
+    assert bad_findings(root) == [("captions", "ids are 32 hex digits")]
+
+
+def test_verify_warns_of_rows_that_come_twice_and_fails_when_other_code_made_one(root):
+    rows = read_table(root, "captions", latest=False)
+    write_deltalake(table_uri(root, "captions"), rows, mode="append")
+    assert bad_findings(root) == []
+    [finding] = [one for one in verify(root, "captions") if one.level == "warn"]
+    assert (finding.check, finding.num_bad) == ("one row per id and attempt", rows.num_rows)
+    other = rows.set_column(rows.schema.get_field_index("code_version"), "code_version", [["other"] * rows.num_rows])
+    write_deltalake(table_uri(root, "captions"), other, mode="append")
+    assert bad_findings(root) == [("captions", "one row per id and attempt")]
 
 
 def test_verify_finds_rows_without_a_reason_and_rows_that_refer_to_nothing(root):
@@ -291,6 +302,22 @@ def test_vacuum_removes_nothing_when_a_table_cannot_be_read(root):
     with pytest.raises(OSError, match="parquet"):
         vacuum(root, older_than_h=0, delete=True)
     assert Path(root, "media", "clips", f"{clip_id(1)}.mp4").exists()
+
+
+def test_vacuum_lists_and_then_removes_trainings_that_nobody_goes_on_with_and_empty_folders(root):
+    state = Path(root, "checkpoints", "model", "state.pt")
+    old = Path(root, "checkpoints", "old", "ray", "settings.json")
+    empty = Path(root, "media", "clips", ".writing-y")
+    for path in (state, old):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"state")
+    empty.mkdir()
+    for path in (old, empty):
+        os.utime(path, (0, 0))
+    assert vacuum(root) == ["checkpoints/old", "media/clips/.writing-y"]
+    assert vacuum(root, delete=True) == ["checkpoints/old", "media/clips/.writing-y"]
+    assert (state.exists(), old.parents[1].exists(), empty.exists()) == (True, False, False)
+    assert vacuum(root, older_than_h=0) == ["checkpoints/model"]
 
 
 def test_vacuum_lists_and_then_removes_what_no_row_names(root):

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from pyramid_model.train.config import OptimConfig
-from tasks.pipeline import StepError
-from tasks.ray_training import _machine_lost, on_gpu
+from tasks.pipeline import StepError, machine_lost
+from tasks.ray_training import Curve, _machine_lost, on_gpu
+from tasks.registry import RegistryError
 from tasks.step import RayConfig, Run
 from tasks.tables import read_table
-from tasks.training import Job, TrainingConfig, model_id, pick_samples, run_training
+from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 OPTIM = OptimConfig(num_steps=8, batch_size=2, lr=0.01, warmup_steps=2, log_every=1, checkpoint_every=1)
@@ -208,11 +209,53 @@ def test_a_training_that_lost_its_machines_may_be_tried_again_and_one_that_faile
     assert not _machine_lost(WorkerGroupError("one worker", {0: RuntimeError("CUDA out of memory")}))
 
 
+@pytest.fixture
+def no_mlflow(monkeypatch) -> None:
+    """A tracking server that is not there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+def test_a_training_whose_curve_has_no_place_does_not_start(no_mlflow, tmp_path):
+    with pytest.raises(RegistryError, match=r"MLflow server http://127\.0\.0\.1:9 does not answer") as raised:
+        run_training(toy_job(tmp_path, 1), "train_vae", "1")
+    assert machine_lost(raised.value)
+    assert not os.listdir(tmp_path)
+
+
+def test_an_outage_of_mlflow_is_a_warning_and_its_rows_are_logged_afterwards(no_mlflow, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("tasks.ray_training.LOG_AGAIN_S", 0.0)
+    curve = Curve(toy_job(tmp_path, 1))
+    curve.add([{"step": 1, "loss": 0.5}])
+    assert "MLflow does not take the curve" in caplog.text
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/back.db")
+    curve.add([{"step": 2, "loss": 0.25}])
+    points = curve.log.client.get_metric_history(curve.log.run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.25)]
+
+
 def test_samples_of_a_step_share_one_group_and_every_sample_comes_up():
     groups = ["a"] * 6 + ["b"] * 2
     seen = set()
     for step in range(40):
-        picked = [pick_samples(groups, 2, 0, step, rank, 2) for rank in (0, 1)]
+        picked = [pick_samples(positions_alike(groups), 2, 0, step, rank, 2) for rank in (0, 1)]
         assert len({groups[i] for ranks in picked for i in ranks}) == 1
         seen.update(i for ranks in picked for i in ranks)
     assert seen == set(range(8))
+
+
+def test_samples_of_a_step_stay_what_they_were_when_models_were_trained_with_them():
+    alike = positions_alike(["a", "b", "a", "c", "a", "b", "a"])
+    assert alike == [[0, 2, 4, 6], [1, 5], [0, 2, 4, 6], [3], [0, 2, 4, 6], [1, 5], [0, 2, 4, 6]]
+    picked = [pick_samples(alike, 2, 5, step, rank, 2) for step in range(4) for rank in (0, 1)]
+    assert picked == [
+        [6, 0],
+        [4, 2],
+        [5, 1],
+        [1, 5],
+        [2, 0],
+        [4, 6],
+        [4, 0],
+        [2, 6],
+    ]  # as of version 1 of both trainings

@@ -71,9 +71,10 @@ def test_promotion_is_idempotent_reversible_and_noticed_by_the_next_reader(run):
     # The first weights again: the alias moves back, no third version appears.
     assert registry.promote(run, evaluated(run, "a", champion="b")).version == "1"
     mlflow = registry.client(run.root)
-    assert len(mlflow.search_model_versions(f"name = '{registry.MODEL_NAME}'")) == 2
+    assert len(mlflow.search_model_versions(f"name = '{registry.model_name(run.root)}'")) == 2
 
-    mlflow.set_registered_model_alias(registry.MODEL_NAME, registry.ALIAS, "2")  # by hand, behind our back
+    by_hand = (registry.model_name(run.root), registry.ALIAS, "2")
+    mlflow.set_registered_model_alias(*by_hand)  # behind our back
     assert registry.champion(run.root) == second
 
     code = (
@@ -81,6 +82,28 @@ def test_promotion_is_idempotent_reversible_and_noticed_by_the_next_reader(run):
         f"assert registry.champion({run.root!r}).weights_hash == 'b'; assert 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_roots_that_share_a_tracking_store_have_a_champion_and_curves_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    one, other = (Run(root=str(tmp_path / place / "videos")) for place in ("a", "b"))
+    registry.promote(one, evaluated(one, "a"))
+    assert registry.champion(other.root) is None
+    registry.promote(other, evaluated(other, "b"))
+    assert registry.champion(one.root).weights_hash == "a"
+    logs = [registry.TrainingLog(run.root, "vae", "m1", {}) for run in (one, other)]
+    assert logs[0].run_id != logs[1].run_id
+
+
+def test_only_a_model_that_is_not_there_is_made(run, monkeypatch):
+    """A server that does not answer is no reason to register."""
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    candidate = registry._passing_candidate(run.root, evaluated(run, "a"))[0]
+    with pytest.raises(MlflowException, match="registered-models/get"):
+        registry._registered_version(registry.client(run.root), registry.model_name(run.root), candidate)
 
 
 def test_a_resumed_training_goes_on_with_its_own_curve(run):

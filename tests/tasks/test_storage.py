@@ -1,6 +1,7 @@
 """Files under a root: whole or absent, and never outside it."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -44,3 +45,10 @@ def test_an_unwritable_root_is_named_with_the_option_to_change(tmp_path):
     blocker.write_text("not a folder")
     with pytest.raises(PermissionError, match=r"cannot write under root .*--root"):
         storage.check_writable(str(blocker / "root"))
+
+
+def test_many_may_ask_at_once_whether_a_root_can_be_written(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(storage.check_writable, [str(tmp_path / "root")] * 200):
+            pass
+    assert os.listdir(tmp_path / "root") == []

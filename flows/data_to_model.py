@@ -19,6 +19,10 @@ from tasks.step import StepResult
 write_report = durable(report.report)
 
 
+class TooFewClips(RuntimeError):
+    """What was selected cannot be trained on."""
+
+
 class GateRefused(RuntimeError):
     """The trained model did not pass the gate; nothing was generated with it."""
 
@@ -46,6 +50,7 @@ def data_to_model(
         What each step did, by step name.
 
     Raises:
+        TooFewClips: the selection cannot be trained on; its verdicts are in the tables.
         GateRefused: the gate did not let the trained model through.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
@@ -54,6 +59,8 @@ def data_to_model(
         done = part(root=run.root, recipe=plan, run_id=run.run_id)
         plan = with_outputs(plan, done.values())
         results |= done
+        if part is curate and (shortage := done["select"].outputs["shortage"]):
+            raise TooFewClips(shortage)
     if passed(results["evaluate"]):
         results |= generate(root=run.root, recipe=plan, run_id=run.run_id)
     results |= by_step(write_report(run, plan.report))

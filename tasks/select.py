@@ -49,7 +49,7 @@ class SelectConfig(Config):
     max_upscale: float = Field(1.0, gt=0, description="a bucket may be so many times larger than the clip")
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos that no pin puts elsewhere")
     test_fraction: float = Field(0.0, ge=0, lt=1, description="the same for the test split")
-    min_val_clips: int = Field(1, ge=0, description="fewer are an error; 0 when nothing will be trained")
+    min_val_clips: int = Field(1, ge=0, description="with fewer, a run that goes on to training stops after the selection")
 
     @field_validator("buckets")
     @classmethod
@@ -62,7 +62,8 @@ def select(run: Run, config: SelectConfig) -> StepResult:
     """Judge every current clip; a row in `selections` for each whose verdict is new. `outputs.selection` names the lot.
 
     Raises:
-        ValueError: nothing was kept, the validation split is empty, or a threshold names a score that no clip has.
+        ValueError: there is no clip, or a threshold names a score that no clip has. Too few clips to train on are no
+            error here: `outputs.shortage` and the note say so, and a flow that goes on to training stops.
     """
     started = time.time()
     clips = current_clips(run).to_pylist()
@@ -70,7 +71,6 @@ def select(run: Run, config: SelectConfig) -> StepResult:
     if not clips:
         raise ValueError(_no_clips(run))
     verdicts = judge(clips, _scores(run, config, clips), _pins(run, clips), config, params)
-    _check(verdicts, config)
     newest = {row["clip_id"]: row for row in verdicts_of(run.root, params).to_pylist()}
     changed = [
         row
@@ -87,6 +87,7 @@ def select(run: Run, config: SelectConfig) -> StepResult:
     append_block(run.root, "selections", rows, block_id, lineage(run, "select", VERSION, config))
     kept = Counter(row["split"] for row in verdicts if row["keep"])
     splits = ", ".join(f"{split} {kept[split]}" for split in SPLITS if kept[split])
+    shortage = _shortage(verdicts, config)
     num_new = sum(row["drop_reasons"] != ["not_current"] for row in changed)
     return StepResult(
         step="select",
@@ -95,9 +96,13 @@ def select(run: Run, config: SelectConfig) -> StepResult:
         num_ok=num_new,
         rows={"selections": len(rows)} if rows else {},
         versions={"selections": table_version(run.root, "selections")},
-        outputs={"selection": params, "thresholds": json.dumps(config.model_dump(mode="json")["thresholds"])},
+        outputs={
+            "selection": params,
+            "thresholds": json.dumps(config.model_dump(mode="json")["thresholds"]),
+            "shortage": shortage,
+        },
         errors=dict(Counter(reason for row in verdicts for reason in row["drop_reasons"])),
-        note=f"{kept.total()} of {len(clips)} clips kept ({splits})",
+        note=f"{kept.total()} of {len(clips)} clips kept ({splits})" + (f"; {shortage}" if shortage else ""),
         busy_s=time.time() - started,
     )
 
@@ -202,23 +207,24 @@ def _pins(run: Run, clips: Sequence[Mapping[str, Any]]) -> dict[str, list[SplitP
     return {video_id: found for video_id, found in pins.items() if found}
 
 
-def _check(verdicts: Sequence[Mapping[str, Any]], config: SelectConfig) -> None:
-    """Refuse a selection that cannot be trained on."""
+def _shortage(verdicts: Sequence[Mapping[str, Any]], config: SelectConfig) -> str:
+    """Why this selection cannot be trained on, and what to change; empty when it can."""
     kept = Counter(row["split"] for row in verdicts if row["keep"])
     reasons = Counter(reason for row in verdicts for reason in row["drop_reasons"])
     why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none dropped"
     if not kept["train"]:
-        raise ValueError(
+        return (
             f"no clip is left to train on: {kept.total()} of {len(verdicts)} kept ({why}). Relax select.thresholds, "
             "select.min_frames or select.max_upscale, or choose smaller or shorter select.buckets"
         )
     if kept["val"] < config.min_val_clips:
-        raise ValueError(
-            f"the validation split has {kept['val']} clips, select.min_val_clips asks for {config.min_val_clips} "
-            f"({kept['train']} clips to train on; {why}). Raise select.val_fraction ({config.val_fraction:g}; whole "
-            "videos are drawn, so a few videos need a large one), or pin a file or a span of time in source.yaml: "
-            "splits: [{file: …, start_s: …, end_s: …, split: val}]"
+        return (
+            f"too few validation clips for a training: {kept['val']}, select.min_val_clips asks for "
+            f"{config.min_val_clips} ({kept['train']} clips to train on; {why}). Raise select.val_fraction "
+            f"({config.val_fraction:g}; whole videos are drawn, so a few videos need a large one), or pin a file or a "
+            "span of time in source.yaml: splits: [{file: …, start_s: …, end_s: …, split: val}]"
         )
+    return ""
 
 
 def _attempts(run: Run) -> dict[str, int]:

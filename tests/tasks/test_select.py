@@ -1,5 +1,7 @@
 """Selection: every clip gets a verdict with its reasons, and no clip leaks from one split into another. About 2 s."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -157,15 +159,22 @@ def test_clips_that_are_no_longer_cut_leave_the_selection(tables):
     [
         (
             {"val_fraction": 0.0},
-            r"the validation split has 0 clips.*Raise select\.val_fraction.*pin a file.*source\.yaml",
+            r"too few validation clips.*: 0.*Raise select\.val_fraction.*pin a file.*source\.yaml",
         ),
         ({"thresholds": {"motion": {"min": 8}}}, r"no clip is left to train on: 0 of 3 kept \(motion_low 3\)"),
-        ({"thresholds": {"beauty": {"min": 1}}}, r"no clip has a score \['beauty'\], which select\.thresholds limits"),
     ],
 )
-def test_a_selection_that_cannot_be_trained_on_is_refused_before_it_is_written(tables, changes, message):
-    with pytest.raises(ValueError, match=message):
-        select(tables.run, SelectConfig(**CONFIG.model_dump() | changes))
+def test_a_selection_that_cannot_be_trained_on_is_written_and_says_why(tables, changes, message):
+    result = select(tables.run, SelectConfig(**CONFIG.model_dump() | changes))
+    assert re.search(message, result.outputs["shortage"])
+    assert result.outputs["shortage"] in result.note
+    assert read_table(tables.run.root, "selections").num_rows == 3
+
+
+def test_a_limit_on_a_score_that_no_clip_has_is_refused_before_anything_is_written(tables):
+    limits = {"thresholds": {"beauty": {"min": 1}}}
+    with pytest.raises(ValueError, match=r"no clip has a score \['beauty'\], which select\.thresholds limits"):
+        select(tables.run, SelectConfig(**CONFIG.model_dump() | limits))
     assert read_table(tables.run.root, "selections").num_rows == 0
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -15,12 +14,11 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import publish_counts
 from flows.recipe import Recipe, RecipeError, load_recipe
-from tasks.step import PROGRESS, Run, StepFunction, StepResult
+from tasks.pipeline import machine_lost
+from tasks.step import Run, Sparse, StepFunction, StepResult
 
 DEFAULT_RECIPE = "demo"
 PROGRESS_EVERY_S = 10.0
-TRANSIENT = (ConnectionError, TimeoutError)
-TRANSIENT_RAY = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
 
 
 def durable(step: StepFunction[Any]) -> Task[[Run, Any], StepResult]:
@@ -50,11 +48,7 @@ def durable(step: StepFunction[Any]) -> Task[[Run, Any], StepResult]:
 def _failed_machine(_task: Any, _task_run: Any, state: Any) -> bool:
     """Whether a lost machine or connection is behind a failure; bad data or settings would only fail again."""
     err = state.result(raise_on_failure=False)
-    while isinstance(err, BaseException):
-        if isinstance(err, TRANSIENT) or type(err).__name__ in TRANSIENT_RAY:
-            return True
-        err = err.__cause__
-    return False
+    return isinstance(err, BaseException) and machine_lost(err)
 
 
 def prepare(
@@ -98,28 +92,10 @@ def flow_run_name() -> str:
 def forward_logs() -> None:
     """Send what the steps log (loggers `pyramid.*`) to the Prefect run they belong to, as well as to the console."""
     handler = APILogHandler()
-    handler.addFilter(_Sparse())
+    handler.addFilter(Sparse(PROGRESS_EVERY_S))  # a line a training step would fill the run's log
     logger = logging.getLogger("pyramid")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-
-
-class _Sparse(logging.Filter):
-    """Lets a progress line through every few seconds: one a training step would fill the run's log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this record is sent."""
-        if record.name != PROGRESS.name:
-            return True
-        step, now = str(getattr(record, "step", "")), time.monotonic()
-        if now - self.last.get(step, 0.0) < PROGRESS_EVERY_S:
-            return False
-        self.last[step] = now
-        return True
 
 
 def by_step(*results: StepResult) -> dict[str, StepResult]:

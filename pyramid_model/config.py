@@ -114,18 +114,41 @@ class VAEConfig(Config):
         return 2 ** sum(self.encoder.resample_time)
 
 
-class MiniFluxConfig(Config):
-    """The miniFLUX diffusion transformer. Defaults are the released model (1.97 G parameters)."""
+class DiTConfig(Config):
+    """What the configs of all diffusion transformers hold."""
 
     latent_channels: int = Field(16, ge=1)
-    num_double_blocks: int = Field(8, ge=0, description="blocks with separate weights for image and text tokens")
-    num_single_blocks: int = Field(16, ge=0, description="blocks on the joined sequence")
-    num_heads: int = Field(30, ge=1)
+    num_heads: int = Field(ge=1)
     head_dim: int = Field(64, ge=2)
     text_dim: int = Field(4096, ge=1, description="width of the text encoder's output (T5-XXL: 4096)")
-    pooled_dim: int = Field(768, ge=1, description="width of the pooled text vector (CLIP-L: 768)")
-    rope_axes: tuple[int, int, int] = Field((16, 24, 24), description="channels of a head given to t, h and w")
+    pooled_dim: int = Field(ge=1, description="width of the pooled text vector")
     causal: bool = Field(True, description="a frame attends to itself and earlier frames only")
+
+    @property
+    def dim(self) -> int:
+        """Width of the token stream."""
+        return self.num_heads * self.head_dim
+
+
+class VAEGANConfig(Config):
+    """Weights of the published VAE training: pixels, perception, latents, an adversary. Frames are in [-1, 1]."""
+
+    pixel_weight: float = Field(10.0, ge=0, description="of the squared error")
+    perceptual_weight: float = Field(1.0, ge=0, description="of LPIPS on VGG16")
+    logvar: float = Field(0.0, description="log variance of the reconstruction; never trained")
+    kl_weight: float = Field(1e-12, ge=0, description="pull of the latents to the unit normal, a latent channel")
+    adversarial_weight: float = Field(0.5, ge=0, description="of the adversary, relative to the reconstruction's pull")
+    adversarial_start: int = Field(250_000, ge=0, description="step at which the adversary joins")
+
+
+class MiniFluxConfig(DiTConfig):
+    """The miniFLUX diffusion transformer. Defaults are the released model (1.97 G parameters)."""
+
+    num_heads: int = Field(30, ge=1)
+    pooled_dim: int = Field(768, ge=1, description="width of the pooled text vector (CLIP-L: 768)")
+    num_double_blocks: int = Field(8, ge=0, description="blocks with separate weights for image and text tokens")
+    num_single_blocks: int = Field(16, ge=0, description="blocks on the joined sequence")
+    rope_axes: tuple[int, int, int] = Field((16, 24, 24), description="channels of a head given to t, h and w")
 
     @model_validator(mode="after")
     def _check(self) -> MiniFluxConfig:
@@ -133,10 +156,24 @@ class MiniFluxConfig(Config):
             raise ValueError(f"rope_axes {self.rope_axes} must be even numbers that add up to head_dim {self.head_dim}")
         return self
 
-    @property
-    def dim(self) -> int:
-        """Width of the token stream."""
-        return self.num_heads * self.head_dim
+
+class MMDiTConfig(DiTConfig):
+    """The MMDiT diffusion transformer, the SD3 variant. Defaults are the released model (2.03 G parameters)."""
+
+    num_heads: int = Field(24, ge=1)
+    pooled_dim: int = Field(2048, ge=1, description="width of the pooled text vector (CLIP-L and CLIP-G: 768 + 1280)")
+    num_blocks: int = Field(24, ge=1, description="blocks with separate weights for image and text tokens")
+    position_grid: int = Field(192, ge=1, description="side of the table of positions, in patches: the largest picture")
+    position_base: int = Field(64, ge=1, description="positions run from 0 to this along the side of the table")
+
+    @model_validator(mode="after")
+    def _check(self) -> MMDiTConfig:
+        if self.head_dim % 2 or self.dim % 4:
+            raise ValueError(
+                f"num_heads {self.num_heads} * head_dim {self.head_dim}: head_dim must be even and the product a "
+                "multiple of 4 (sines and cosines of two axes)"
+            )
+        return self
 
 
 class PyramidConfig(Config):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_TOKENS = 128
+MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 NOTE = "encoder.json"
+HASHED = (".safetensors", ".json", ".model", ".txt")  # weights, configs and every kind of tokenizer file
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class TextFeatures:
             torch.cat([a.embeds, b.embeds]), torch.cat([a.mask, b.mask]), torch.cat([a.pooled, b.pooled])
         )
 
+    def repeat_to(self, num_rows: int) -> TextFeatures:
+        """One row for each sample: these, or a lone one for all."""
+        if self.mask.shape[0] == num_rows:
+            return self
+        embeds, pooled = self.embeds.expand(num_rows, -1, -1), self.pooled.expand(num_rows, -1)
+        return TextFeatures(embeds, self.mask.expand(num_rows, -1), pooled)
+
     def to(self, *args: object, **kwargs: object) -> TextFeatures:
         """As `Tensor.to`; a dtype reaches the features, never the mask."""
         embeds, pooled = self.embeds.to(*args, **kwargs), self.pooled.to(*args, **kwargs)  # pyright: ignore
@@ -50,12 +58,33 @@ class TextFeatures:
         return TextFeatures(F.pad(self.embeds, (0, 0, 0, extra)), F.pad(self.mask, (0, extra)), self.pooled)
 
 
-class T5Features:
-    """A T5 encoder with its tokenizer: prompts in, features of their valid tokens out."""
+class CLIPPooled:
+    """A CLIP text encoder with its tokenizer: one vector a prompt.
 
-    def __init__(self, model: Any, tokenizer: Any, info: dict[str, Any]):
-        self.model, self.tokenizer, self.info = model, tokenizer, info
-        self.dim = self.pooled_dim = int(model.config.d_model)
+    miniFLUX takes the state of the end token; the SD3 variant its projection (spec: text conditioning).
+    """
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self.projected = type(model).__name__.endswith("WithProjection")
+        self.dim = int(model.config.projection_dim if self.projected else model.config.hidden_size)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """(b d) float32 on the CPU; texts are cut after 77 tokens."""
+        length = min(MAX_CLIP_TOKENS, self.model.config.max_position_embeddings)
+        batch = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
+        out = self.model(torch.tensor(batch.input_ids, device=self.model.device))
+        return (out.text_embeds if self.projected else out.pooler_output).float().cpu()
+
+
+class TextEncoder:
+    """A T5 encoder for the tokens and, in released models, CLIP encoders for the pooled vector."""
+
+    def __init__(self, t5: Any, tokenizer: Any, clips: Sequence[CLIPPooled] = (), info: dict[str, Any] | None = None):
+        self.t5, self.tokenizer, self.clips, self.info = t5, tokenizer, tuple(clips), info or {}
+        self.dim = int(t5.config.d_model)
+        self.pooled_dim = sum(clip.dim for clip in clips) or self.dim
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
@@ -64,8 +93,8 @@ class T5Features:
         Texts of similar length share a batch, so that little padding is computed and none is kept.
 
         Returns:
-            (embeds (n d), pooled (d,)) a text, float32 on the CPU; n is its valid tokens, at most 128. There is no CLIP
-            beside this encoder: pooled is the mean over the valid tokens.
+            (embeds (n d), pooled (p,)) a text, float32 on the CPU; n is its valid tokens, at most 128. pooled: what the
+            CLIP encoders give, one after the other; without any, the mean over the valid tokens.
         """
         tokens = [self.tokenizer(text, truncation=True, max_length=MAX_TOKENS).input_ids for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
@@ -73,29 +102,62 @@ class T5Features:
         for first in range(0, len(order), batch_size):
             members = order[first : first + batch_size]
             batch = self.tokenizer.pad({"input_ids": [tokens[i] for i in members]}, return_tensors="pt")
-            batch = batch.to(self.model.device)
-            hidden = self.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            batch = batch.to(self.t5.device)
+            hidden = self.t5(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            pooled = self._pooled([texts[i] for i in members])
             for row, i in enumerate(members):
                 embeds = hidden[row, : len(tokens[i])].float().cpu()
-                features[i] = embeds, embeds.mean(0)
+                features[i] = embeds, embeds.mean(0) if pooled is None else pooled[row]
         return features
 
+    def _pooled(self, texts: Sequence[str]) -> Tensor | None:
+        return torch.cat([clip.encode(texts) for clip in self.clips], dim=1) if self.clips else None
 
-def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> T5Features:
-    """Read a T5 encoder and its tokenizer from a folder that `save_pretrained` wrote; safetensors only.
+
+def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """Read text encoders and their tokenizers; safetensors only.
+
+    Args:
+        folder: a released directory of either variant (`text_encoder`, `tokenizer`, …), or one T5 encoder with its
+            tokenizer as `save_pretrained` wrote them.
+        device: where the encoders run.
+        dtype: of their weights.
 
     Raises:
-        ValueError: the folder holds no T5 encoder with a tokenizer.
+        ValueError: the folder, or a part of it, is no such thing; the message names the part.
     """
-    from transformers import AutoTokenizer, T5EncoderModel
+    folder, options = Path(folder), {"device": device, "dtype": dtype}
+    parts = released_text_parts(folder)
+    if not parts:
+        note = folder / NOTE
+        info = json.loads(note.read_text()) if note.exists() else {}
+        return TextEncoder(*_load_part(folder, folder, "T5EncoderModel", **options), info=info)
+    *clip_parts, t5_part = parts
+    kind = "CLIPTextModelWithProjection" if len(clip_parts) == 2 else "CLIPTextModel"
+    clips = [CLIPPooled(*_load_part(folder / model, folder / words, kind, **options)) for model, words in clip_parts]
+    return TextEncoder(*_load_part(folder / t5_part[0], folder / t5_part[1], "T5EncoderModel", **options), clips=clips)
+
+
+def released_text_parts(folder: Path) -> list[tuple[str, str]]:
+    """(encoder, tokenizer) folder names of a released directory, CLIP first and T5 last; none for any other folder."""
+    parts = [("text_encoder", "tokenizer"), *((f"text_encoder_{n}", f"tokenizer_{n}") for n in (2, 3))]
+    return [part for part in parts if (folder / part[0]).is_dir()]
+
+
+def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    import transformers
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = T5EncoderModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        words = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        model: Any = getattr(transformers, kind).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError) as err:
-        raise ValueError(f"{folder} holds no T5 encoder with its tokenizer as transformers saves them: {err}") from err
-    note = Path(folder) / NOTE
-    return T5Features(model.eval().to(device), tokenizer, json.loads(note.read_text()) if note.exists() else {})
+        name = kind.removesuffix("WithProjection").removesuffix("TextModel").removesuffix("EncoderModel")
+        raise ValueError(
+            f"{folder} holds no {name} text encoder, or {tokenizer} no tokenizer, as transformers saves them: {err}"
+        ) from err
+    return model.eval().to(device), words
 
 
 def build_tiny_text_encoder(
@@ -182,12 +244,14 @@ def text_encoder_hash(folder: str | Path) -> str:
     Raises:
         ValueError: the folder has no weights.
     """
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".json", ".model"))
+    folder = Path(folder)
+    places = [folder / name for part in released_text_parts(folder) for name in part] or [folder]
+    files = sorted(path for place in places for path in place.iterdir() if path.suffix in HASHED)
     if not any(path.suffix == ".safetensors" for path in files):
         raise ValueError(f"{folder} has no .safetensors file: it is no text encoder")
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
-        digest.update(path.name.encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
         with path.open("rb") as file:
             while chunk := file.read(4 * 2**20):
                 digest.update(chunk)

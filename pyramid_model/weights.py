@@ -9,17 +9,21 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pyramid_model.config import LatentNorm, MiniFluxConfig, VAEConfig, VAEStackConfig
+from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
 from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.dit.packing import PATCH
+from pyramid_model.dit.transformer import DiT
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.loss import PerceptualDistance
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
@@ -43,29 +47,41 @@ VAE_NAMES = (
     (r"\.shortcut\.", ".conv_shortcut.conv."),
     (r"\.norm_out\.", ".conv_norm_out."),
 )
-MINIFLUX_NAMES = (
-    (r"^patch_in\.", "x_embedder."),
+DOUBLE_BLOCK = r"^double_blocks\.(\d+)\."
+DIT_NAMES = (
     (r"^text_in\.", "context_embedder."),
     (r"^timestep_in\.fc", "time_text_embed.timestep_embedder.linear_"),
     (r"^pooled_in\.fc", "time_text_embed.text_embedder.linear_"),
     (r"^modulation_out\.", "norm_out.linear."),
     (r"^patch_out\.", "proj_out."),
-    (r"^double_blocks\.(\d+)\.image\.modulation\.", r"transformer_blocks.\1.norm1.linear."),
-    (r"^double_blocks\.(\d+)\.text\.modulation\.", r"transformer_blocks.\1.norm1_context.linear."),
-    (r"^double_blocks\.(\d+)\.image\.mlp\.fc1\.", r"transformer_blocks.\1.ff.net.0.proj."),
-    (r"^double_blocks\.(\d+)\.image\.mlp\.fc2\.", r"transformer_blocks.\1.ff.net.2."),
-    (r"^double_blocks\.(\d+)\.text\.mlp\.fc1\.", r"transformer_blocks.\1.ff_context.net.0.proj."),
-    (r"^double_blocks\.(\d+)\.text\.mlp\.fc2\.", r"transformer_blocks.\1.ff_context.net.2."),
-    (r"^double_blocks\.(\d+)\.image\.to_out\.", r"transformer_blocks.\1.attn.to_out.0."),
-    (r"^double_blocks\.(\d+)\.text\.to_out\.", r"transformer_blocks.\1.attn.to_add_out."),
-    (r"^double_blocks\.(\d+)\.text\.to_([qkv])\.", r"transformer_blocks.\1.attn.add_\2_proj."),
-    (r"^double_blocks\.(\d+)\.text\.norm_([qk])\.", r"transformer_blocks.\1.attn.norm_added_\2."),
-    (r"^double_blocks\.(\d+)\.image\.", r"transformer_blocks.\1.attn."),
+    (DOUBLE_BLOCK + r"image\.modulation\.", r"transformer_blocks.\1.norm1.linear."),
+    (DOUBLE_BLOCK + r"text\.modulation\.", r"transformer_blocks.\1.norm1_context.linear."),
+    (DOUBLE_BLOCK + r"image\.mlp\.fc1\.", r"transformer_blocks.\1.ff.net.0.proj."),
+    (DOUBLE_BLOCK + r"image\.mlp\.fc2\.", r"transformer_blocks.\1.ff.net.2."),
+    (DOUBLE_BLOCK + r"text\.mlp\.fc1\.", r"transformer_blocks.\1.ff_context.net.0.proj."),
+    (DOUBLE_BLOCK + r"text\.mlp\.fc2\.", r"transformer_blocks.\1.ff_context.net.2."),
+    (DOUBLE_BLOCK + r"image\.to_out\.", r"transformer_blocks.\1.attn.to_out.0."),
+    (DOUBLE_BLOCK + r"text\.to_out\.", r"transformer_blocks.\1.attn.to_add_out."),
+    (DOUBLE_BLOCK + r"text\.to_([qkv])\.", r"transformer_blocks.\1.attn.add_\2_proj."),
+    (DOUBLE_BLOCK + r"image\.", r"transformer_blocks.\1.attn."),
+)
+MINIFLUX_NAMES = (
+    *DIT_NAMES,
+    (r"^patch_in\.", "x_embedder."),
+    (DOUBLE_BLOCK + r"text\.norm_([qk])\.", r"transformer_blocks.\1.attn.norm_added_\2."),
     (r"^single_blocks\.(\d+)\.modulation\.", r"single_transformer_blocks.\1.norm.linear."),
     (r"^single_blocks\.(\d+)\.mlp_in\.", r"single_transformer_blocks.\1.proj_mlp."),
     (r"^single_blocks\.(\d+)\.out\.", r"single_transformer_blocks.\1.proj_out."),
     (r"^single_blocks\.(\d+)\.", r"single_transformer_blocks.\1.attn."),
 )
+MMDIT_NAMES = (
+    *DIT_NAMES,
+    (r"^patch_in\.", "pos_embed.proj."),
+    (r"^positions$", "pos_embed.pos_embed"),
+    (DOUBLE_BLOCK + r"text\.norm_([qk])\.", r"transformer_blocks.\1.attn.norm_add_\2."),
+)
+PERCEPTUAL_NAMES = ((r"^weights\.(\d)\.", r"lin\1.model.1."),)  # beside torchvision's VGG16, whose names are ours
+DISCRIMINATOR_NAMES = ((r"^layers\.", "main."),)
 Names = tuple[tuple[str, str], ...]
 
 # our config field -> key of a released config.json
@@ -83,14 +99,35 @@ DECODER_KEYS = {
     "resample_space": "decoder_spatial_up_sample",
     "resample_time": "decoder_temporal_up_sample",
 }
-MINIFLUX_KEYS = {
-    "num_double_blocks": "num_layers",
-    "num_single_blocks": "num_single_layers",
+DIT_KEYS = {
     "num_heads": "num_attention_heads",
     "head_dim": "attention_head_dim",
     "text_dim": "joint_attention_dim",
     "pooled_dim": "pooled_projection_dim",
+}
+MINIFLUX_KEYS = DIT_KEYS | {
+    "num_double_blocks": "num_layers",
+    "num_single_blocks": "num_single_layers",
     "rope_axes": "axes_dims_rope",
+}
+MMDIT_KEYS = DIT_KEYS | {
+    "latent_channels": "in_channels",
+    "num_blocks": "num_layers",
+    "position_grid": "pos_embed_max_size",
+}
+
+MINIFLUX_CLASS = "PyramidFluxTransformer"
+MMDIT_CLASS = "PyramidDiffusionMMDiT"
+
+# what every released model has, and the only thing that is supported
+MINIFLUX_FIXED = {"interp_condition_pos": True}
+MMDIT_FIXED = {
+    "patch_size": PATCH,
+    "qk_norm": "rms_norm",
+    "pos_embed_type": "sincos",
+    "add_temp_pos_embed": True,
+    "temp_pos_embed_type": "rope",
+    "interp_condition_pos": True,
 }
 
 
@@ -112,22 +149,46 @@ def load_vae(folder: str | Path, device: str | torch.device = "cpu") -> CausalVi
     return vae.to(device).eval()
 
 
-def save_dit(dit: MiniFlux, folder: str | Path) -> None:
-    """Write a DiT and its config to a folder, which is made if need be."""
-    _save(dit, MINIFLUX_NAMES, miniflux_config_to_released(dit.config), Path(folder))
+def save_dit(dit: DiT, folder: str | Path) -> None:
+    """Write a DiT of either kind and its config to a folder, which is made if need be."""
+    if isinstance(dit, MMDiT):
+        _save(dit, MMDIT_NAMES, mmdit_config_to_released(dit.config), Path(folder))
+    elif isinstance(dit, MiniFlux):
+        _save(dit, MINIFLUX_NAMES, miniflux_config_to_released(dit.config), Path(folder))
+    else:
+        raise TypeError(f"{type(dit).__name__} has no released names: only MiniFlux and MMDiT can be saved")
 
 
-def load_dit(folder: str | Path, device: str | torch.device = "cpu") -> MiniFlux:
-    """Read a miniFLUX DiT, released or ours, in evaluation mode.
+def load_dit(folder: str | Path, device: str | torch.device = "cpu") -> DiT:
+    """Read a DiT, released or ours, in evaluation mode: an `MMDiT` if its config.json says so, else a `MiniFlux`.
 
     Raises:
         FileNotFoundError: no config.json or no safetensors file in the folder.
         ValueError: the config or the weights do not fit the model.
     """
     folder = Path(folder)
-    dit = MiniFlux(miniflux_config_from_released(_read_config(folder)))
-    _load(dit, MINIFLUX_NAMES, folder)
+    released = _read_config(folder)
+    if released.get("_class_name") == MMDIT_CLASS:
+        dit, names = MMDiT(mmdit_config_from_released(released)), MMDIT_NAMES
+    else:
+        dit, names = MiniFlux(miniflux_config_from_released(released)), MINIFLUX_NAMES
+    _load(dit, names, folder)
     return dit.to(device).eval()
+
+
+def load_perceptual(vgg16: str | Path, lpips: str | Path, device: str | torch.device = "cpu") -> PerceptualDistance:
+    """LPIPS from the two files it is published in: torchvision's VGG16, and `vgg.pth` of the LPIPS authors.
+
+    Either may be a safetensors file or one of torch.save, which is read without running code.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: they do not hold the weights.
+    """
+    perceptual = PerceptualDistance()
+    tensors = {name: value for name, value in _read_tensors(Path(vgg16)).items() if not name.startswith("classifier.")}
+    load_released(perceptual, PERCEPTUAL_NAMES, tensors | _read_tensors(Path(lpips)), f"{vgg16} with {lpips}")
+    return perceptual.to(device).eval()
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -207,10 +268,9 @@ def miniflux_config_from_released(released: dict[str, Any]) -> MiniFluxConfig:
     """Our config from the keys of a released config.json; keys that change nothing are passed over.
 
     Raises:
-        ValueError: a key is missing or a value is out of range.
+        ValueError: a key is missing, a value is out of range, or the model is of a kind that was not released.
     """
-    if not released.get("interp_condition_pos", True):
-        raise ValueError("interp_condition_pos false: only models with interpolated history positions are supported")
+    _check_fixed(released, MINIFLUX_FIXED)
     (channels,) = _ours(released, {"in_channels": "in_channels"}).values()
     causal = released.get("use_temporal_causal", True)
     return MiniFluxConfig(**_ours(released, MINIFLUX_KEYS), latent_channels=channels // PATCH**2, causal=causal)
@@ -219,13 +279,49 @@ def miniflux_config_from_released(released: dict[str, Any]) -> MiniFluxConfig:
 def miniflux_config_to_released(config: MiniFluxConfig) -> dict[str, Any]:
     """Inverse of `miniflux_config_from_released`."""
     return {
-        "_class_name": "PyramidFluxTransformer",
+        "_class_name": MINIFLUX_CLASS,
         "patch_size": 1,
         "in_channels": config.latent_channels * PATCH**2,
         **{theirs: getattr(config, ours) for ours, theirs in MINIFLUX_KEYS.items()},
         "use_temporal_causal": config.causal,
-        "interp_condition_pos": True,
+        **MINIFLUX_FIXED,
     }
+
+
+def mmdit_config_from_released(released: dict[str, Any]) -> MMDiTConfig:
+    """Our config from the keys of a released config.json; keys that change nothing are passed over.
+
+    Raises:
+        ValueError: a key is missing, a value is out of range, or the model is of a kind that was not released.
+    """
+    _check_fixed(released, MMDIT_FIXED)
+    (sample_size,) = _ours(released, {"sample_size": "sample_size"}).values()
+    config = MMDiTConfig(
+        **_ours(released, MMDIT_KEYS),
+        position_base=sample_size // PATCH,
+        causal=released.get("use_temporal_causal", True),
+    )
+    _check_fixed(released, {"caption_projection_dim": config.dim})
+    return config
+
+
+def mmdit_config_to_released(config: MMDiTConfig) -> dict[str, Any]:
+    """Inverse of `mmdit_config_from_released`."""
+    return {
+        "_class_name": MMDIT_CLASS,
+        "sample_size": config.position_base * PATCH,
+        **{theirs: getattr(config, ours) for ours, theirs in MMDIT_KEYS.items()},
+        "caption_projection_dim": config.dim,
+        "use_temporal_causal": config.causal,
+        **MMDIT_FIXED,
+    }
+
+
+def _check_fixed(released: dict[str, Any], fixed: dict[str, Any]) -> None:
+    """Refuse a config that has another value for a key than the one that is supported; absent keys are fine."""
+    for key, supported in fixed.items():
+        if released.get(key, supported) != supported:
+            raise ValueError(f"{CONFIG_FILE}: {key} is {released[key]!r}; only {supported!r} is supported")
 
 
 def _ours(released: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
@@ -248,6 +344,19 @@ def _load(model: nn.Module, names: Names, folder: Path) -> None:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     load_released(model, names, tensors, str(path))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a safetensors file, or of one that torch.save wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file: give the weights by their path, nothing is downloaded")
+    try:
+        stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as err:
+        raise ValueError(f"{path} holds no weights that can be read without running code: {err}") from err
+    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
+        raise ValueError(f"{path} does not hold a table of named tensors")
+    return stored
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One step in a process of its own: `python -m tasks <step> '{"run": {…}, "config": {…}}'`. Ray jobs run this.
 
-The JSON may also be `@file` or `-` (standard input). Standard output carries the log, `PROGRESS {json}` lines, and at
-the end one line, `RESULT {json}` (exit code 0) or `ERROR message` (exit code 3).
+The JSON may also be `@file` or `-` (standard input). Standard output carries the log, with the traceback of a bug, at
+most one `PROGRESS {json}` line a second, and at the end one line, `RESULT {json}` (exit code 0) or
+`ERROR {"message": …, "transient": …}` (exit code 3).
 """
 
 import importlib
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pyramid_model.config import Config
-from tasks.step import PROGRESS, Run, StepFunction, StepResult
+from tasks.pipeline import StepError, machine_lost
+from tasks.step import PROGRESS, Run, Sparse, StepFunction, StepResult
 
 STEP_NAMES = (
     "ingest",
@@ -29,6 +31,7 @@ STEP_NAMES = (
     "generate",
     "report",
 )
+PROGRESS_EVERY_S = 1.0  # whoever follows a Ray job fetches its whole log each time
 USAGE = """usage: python -m tasks STEP '{"run": {"root": …}, "config": {…}}'   (or @file, or - for standard input)"""
 
 
@@ -73,13 +76,15 @@ def main(argv: list[str]) -> int:
         return 2
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
+    handler.addFilter(Sparse(PROGRESS_EVERY_S))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         result = run_step(*argv)
     except Exception as err:
-        logging.debug("step %s failed", argv[0], exc_info=True)
-        one_line = " ".join(f"{type(err).__name__}: {err}".split())
-        print(f"ERROR {one_line}", flush=True)
+        if not isinstance(err, StepError | ValueError | OSError):  # their messages say all; what is left are bugs
+            logging.exception("step %s failed", argv[0])
+        message = " ".join(f"{type(err).__name__}: {err}".split())
+        print("ERROR " + json.dumps({"message": message, "transient": machine_lost(err)}), flush=True)
         return 3
     print(f"RESULT {result.model_dump_json()}", flush=True)
     return 0

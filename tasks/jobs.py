@@ -11,7 +11,6 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from pyramid_model.config import Config
@@ -22,9 +21,14 @@ from tasks.tables import content_id
 LOG = logging.getLogger("pyramid.jobs")
 
 RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
+NO_ANSWER = (OSError, RuntimeError)  # of `requests`: all derive from OSError; of Ray: the head answered with an error
 POLL_S, POLL_MOST_S = 0.5, 5.0
+LOG_BYTES_A_S = 1e6  # Ray sends the whole log each time: a long one is asked for less often
+REQUEST_S = 30.0
+SUBMIT_TRIES = 3
 UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
 LOG_TAIL_LINES = 20
+ERROR = "ERROR {"  # a log line may begin with ERROR too
 
 
 def submission_id(step: str, run: Run, config: Config) -> str:
@@ -36,7 +40,8 @@ def submission_id(step: str, run: Run, config: Config) -> str:
 def submit_step(step: str, run: Run, config: Config) -> StepResult:
     """Run a step as a Ray job: join it if it is running already, else submit it; forward its log; return its result.
 
-    Cancelling (Ctrl-C, a cancelled flow) stops the job. A driver that is killed outright leaves the job running.
+    Cancelling (Ctrl-C, a cancelled flow) stops the job. A driver that fails, is killed outright or loses the cluster
+    leaves the job running; the next one joins it.
 
     Raises:
         StepError: the job failed or was stopped, or the cluster cannot be reached.
@@ -45,21 +50,27 @@ def submit_step(step: str, run: Run, config: Config) -> StepResult:
     client = _client(run.ray.address.removeprefix("jobs:"))
     try:
         _submit_or_join(client, job_id, step, run, config)
-        lines = list(_follow(client, job_id))
-    except BaseException:
-        with contextlib.suppress(Exception):
-            client.stop_job(job_id)
+        job, lines = _follow(client, job_id)
+    except BaseException as err:
+        # Ctrl-C and Prefect's signals are no Exception, so that nobody takes them for an error; lost contact is one.
+        if not isinstance(err, Exception):
+            with contextlib.suppress(Exception):
+                client.stop_job(job_id)
         raise
-    return _outcome(job_id, client.get_job_status(job_id).value, lines)
+    return _outcome(job_id, job, lines)
 
 
 def _client(address: str) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._do_request(*args, timeout=REQUEST_S, **kwargs)  # Ray would wait for ever
+
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as err:
+        return Client(address)
+    except NO_ANSWER as err:
         raise StepError(
             f"no Ray Jobs server answers at {address} (ray.address): {err}. Check the address and port (8265 by "
             "default) and, if the cluster asks for a token, RAY_AUTH_MODE=token with RAY_AUTH_TOKEN."
@@ -68,53 +79,75 @@ def _client(address: str) -> Any:
 
 def _submit_or_join(client: Any, job_id: str, step: str, run: Run, config: Config) -> None:
     """Join a running job; any ended one is replaced, because a step that runs again does only what is missing."""
-    known = {job.submission_id: job.status.value for job in client.list_jobs()}
-    if known.get(job_id) in RUNNING:
-        LOG.info("joined Ray job %s, which is %s", job_id, known[job_id])
-        return
-    if job_id in known:
-        client.delete_job(job_id)
     there = run.model_dump(mode="json") | {"ray": run.ray.model_dump(mode="json") | {"address": "auto"}}
     arguments = json.dumps({"run": there, "config": config.model_dump(mode="json")})
-    client.submit_job(submission_id=job_id, entrypoint=f"python -m tasks {step} {shlex.quote(arguments)}")
-    LOG.info("submitted Ray job %s", job_id)
+    for tries_left in reversed(range(SUBMIT_TRIES)):
+        try:
+            known = {job.submission_id: job.status.value for job in client.list_jobs()}
+            if known.get(job_id) in RUNNING:
+                LOG.info("joined Ray job %s, which is %s", job_id, known[job_id])
+                return
+            if job_id in known:
+                client.delete_job(job_id)
+            client.submit_job(submission_id=job_id, entrypoint=f"python -m tasks {step} {shlex.quote(arguments)}")
+            LOG.info("submitted Ray job %s", job_id)
+            return
+        except NO_ANSWER as err:  # another driver was quicker, or an answer was lost on its way: look again
+            if not tries_left:
+                raise StepError(f"the Ray cluster takes no job {job_id}: {err}", transient=True) from err
+            time.sleep(POLL_S)
 
 
-def _follow(client: Any, job_id: str) -> Iterator[str]:
-    """The job's log lines as they appear, until it ends; each is logged here, progress is reported as progress."""
+def _follow(client: Any, job_id: str) -> tuple[Any, list[str]]:
+    """Wait for the end of the job; each line of its log is logged here as it appears, progress as progress.
+
+    Returns:
+        Ray's details of the ended job, and its log lines.
+    """
+    lines: list[str] = []
     seen, wait_s, heard = 0, POLL_S, time.monotonic()
     while True:
         try:
-            status, log = client.get_job_status(job_id).value, client.get_job_logs(job_id)
-        except (ConnectionError, RuntimeError) as err:
+            job, log = client.get_job_info(job_id), client.get_job_logs(job_id)
+        except NO_ANSWER as err:
             if time.monotonic() - heard > UNREACHABLE_S:
-                raise StepError(f"lost the Ray cluster while following job {job_id}: {err}") from err
+                message = f"lost the Ray cluster while following job {job_id}, which may go on: {err}"
+                raise StepError(message, transient=True) from err
             time.sleep(POLL_MOST_S)
             continue
-        heard = time.monotonic()
-        end = len(log) if status in ENDED else log.rfind("\n") + 1  # a half-written line waits for its rest
+        heard, ended = time.monotonic(), job.status.value in ENDED
+        end = len(log) if ended else log.rfind("\n") + 1  # a half-written line waits for its rest
         fresh = log[seen:end].splitlines()
         for line in fresh:
             _forward(line)
-            yield line
-        if status in ENDED:
-            return
+        lines += fresh
+        if ended:
+            return job, lines
         wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
         seen = max(seen, end)
-        time.sleep(wait_s)
+        time.sleep(wait_s + len(log) / LOG_BYTES_A_S)
 
 
 def _forward(line: str) -> None:
     if line.startswith("PROGRESS "):
         report_progress(**json.loads(line.removeprefix("PROGRESS ")))
-    elif line.strip() and not line.startswith("RESULT "):
+    elif line.strip() and not line.startswith(("RESULT ", ERROR)):
         LOG.info("%s", line)
 
 
-def _outcome(job_id: str, status: str, lines: list[str]) -> StepResult:
+def _outcome(job_id: str, job: Any, lines: list[str]) -> StepResult:
+    status = job.status.value
     results = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
     if status == "SUCCEEDED" and results:
         return StepResult.model_validate_json(results[-1])
-    errors = [line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")]
-    reason = errors[-1] if errors else "its last lines:\n" + "\n".join(lines[-LOG_TAIL_LINES:])
-    raise StepError(f"Ray job {job_id} ended as {status}: {reason}")
+    errors = [json.loads(line.removeprefix("ERROR ")) for line in lines if line.startswith(ERROR)]
+    if errors:
+        raise StepError(f"Ray job {job_id} ended as {status}: {errors[-1]['message']}", errors[-1]["transient"])
+    last_lines = "\n".join(lines[-LOG_TAIL_LINES:])
+    killed = status == "FAILED" and _by_signal(job.driver_exit_code)
+    raise StepError(f"Ray job {job_id} ended as {status}: its last lines:\n{last_lines}", transient=killed)
+
+
+def _by_signal(exit_code: int | None) -> bool:
+    """Whether a process was killed, itself, in its shell, or with its machine (then there is no code)."""
+    return exit_code is None or exit_code < 0 or exit_code > 128

@@ -26,8 +26,42 @@ START_TRIES = 3
 RESUME = "Committed blocks are kept: mend the cause and run the same command again."
 
 
+# By name through all base classes, so that neither Ray nor `requests` has to be imported to ask.
+MACHINE_LOST = {
+    "ConnectionError",
+    "Timeout",
+    "TimeoutError",
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "NodeDiedError",
+    "OutOfMemoryError",
+    "PreemptionError",
+    "WorkerCrashedError",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckFailedError",
+    "WorkerHealthCheckTimeoutError",
+}
+
+
 class StepError(RuntimeError):
-    """A step stopped for a reason that is not in the data: no disk space, no progress, a bug."""
+    """A step stopped for a reason that is not in the data: no disk space, no progress, a bug, a lost machine.
+
+    transient: a machine or a connection was lost, so that the same step may well succeed when it runs again.
+    """
+
+    def __init__(self, message: str, transient: bool = False):
+        super().__init__(message)
+        self.transient = transient
+
+
+def machine_lost(err: BaseException | None) -> bool:
+    """Whether a lost machine or connection is behind an error; bad data or settings would only fail again."""
+    while err is not None:
+        names = {base.__name__ for base in type(err).__mro__}
+        if getattr(err, "transient", False) or names & MACHINE_LOST:
+            return True
+        err = err.__cause__ or (None if err.__suppress_context__ else err.__context__)
+    return False
 
 
 def connect(config: RayConfig) -> float:
@@ -116,8 +150,8 @@ class BlockActor:
             produced = self.worker(items)
             appended = {table: self._append(table, rows) for table, rows in produced.items()}
         except Exception as err:
-            fatal = f"{type(err).__name__}: {err}"
-            return {"report": [json.dumps({"fatal": fatal, "traceback": traceback.format_exc()})]}
+            fatal = {"fatal": f"{type(err).__name__}: {err}", "transient": machine_lost(err)}
+            return {"report": [json.dumps(fatal | {"traceback": traceback.format_exc()})]}
         last = produced[next(reversed(produced))]
         report = {
             "items": len(items),
@@ -228,9 +262,10 @@ def _stream(
                 f"too large, or the cluster short of CPUs. {RESUME}"
             ) from None
         if isinstance(event, BaseException):
-            raise StepError(f"step {step!r} stopped: {event}. {RESUME}") from event
+            raise StepError(f"step {step!r} stopped: {event}. {RESUME}", transient=machine_lost(event)) from event
         if "fatal" in event:
-            raise StepError(f"step {step!r} stopped: {event['fatal']}. {RESUME}\n{event['traceback']}")
+            message = f"step {step!r} stopped: {event['fatal']}. {RESUME}\n{event['traceback']}"
+            raise StepError(message, transient=event["transient"])
         yield event
 
 

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tasks.model_files import TRAINING_FILE, read_training, writing_folder
-from tasks.pipeline import StepError, connect
+from tasks.pipeline import StepError, connect, machine_lost
 from tasks.registry import TrainingLog
 from tasks.step import report_progress
 from tasks.training import Job, Training, TrainingConfig
@@ -91,10 +91,16 @@ def fit(job: Job, step: str) -> dict[str, float]:
     if isinstance(outcome[0], StepError):
         raise outcome[0]
     if outcome[0] is not None:
-        raise StepError(f"step {step!r} stopped: {outcome[0]}") from outcome[0]
+        raise StepError(f"step {step!r} stopped: {outcome[0]}", transient=_machine_lost(outcome[0])) from outcome[0]
     busy_s = read_training(job.uri)["busy_s"]
     end_s = max(0.0, time.time() - started - first_row_s - busy_s)
     return {"busy_s": busy_s, "ray_start_s": ray_start_s, "workers_start_s": first_row_s - ray_start_s, "end_s": end_s}
+
+
+def _machine_lost(err: BaseException) -> bool:
+    """As `machine_lost`; Ray Train keeps the errors of its workers and of its controller in attributes of its own."""
+    inner = [*getattr(err, "worker_failures", {}).values(), getattr(err, "controller_failure", None)]
+    return any(map(machine_lost, (err, *inner)))
 
 
 def _run_trainer(job: Job, board: Any, outcome: list[BaseException | None]) -> None:

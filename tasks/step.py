@@ -6,6 +6,8 @@ result under `<root>/runs/`, and hands it to a Ray cluster as a job when `ray.ad
 
 import functools
 import logging
+import math
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -97,12 +99,14 @@ def params_hash(config: Config) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Version of this package, with the git commit when it runs from a checkout."""
+    """Version of this package, with the git commit when it runs from a checkout or from an image that names it."""
     try:
         package = version("pyramid-pipeline")
     except PackageNotFoundError:
         package = "unknown"
     checkout = Path(__file__).parents[1]
+    if commit := os.environ.get("PYRAMID_COMMIT", ""):
+        return f"{package}+{commit[:12]}"
     if not (checkout / ".git").exists():
         return package
     found = subprocess.run(
@@ -119,6 +123,26 @@ def lineage(run: Run, step: str, step_version: str, config: Config) -> Lineage:
 def report_progress(step: str, done: int, total: int, unit: str = "") -> None:
     """Tell whoever listens (the CLI's live line, Prefect's log) how far a step is."""
     PROGRESS.info("%s %d/%d %s", step, done, total, unit, extra={"step": step, "done": done, "total": total})
+
+
+class Sparse(logging.Filter):
+    """Lets through a step's progress every `every_s` seconds and at its end; other records always."""
+
+    def __init__(self, every_s: float) -> None:
+        super().__init__()
+        self.every_s = every_s
+        self.last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this record goes on."""
+        if record.name != PROGRESS.name:
+            return True
+        step, now = getattr(record, "step", ""), time.monotonic()
+        at_end = getattr(record, "done", 0) >= getattr(record, "total", math.inf)
+        if not at_end and now - self.last.get(step, -math.inf) < self.every_s:
+            return False
+        self.last[step] = now
+        return True
 
 
 C = TypeVar("C", bound=Config)

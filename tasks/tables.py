@@ -256,7 +256,7 @@ def read_table(
         return pa.schema([schema.field(name) for name in names]).empty_table()
     id_column, asked = ID_COLUMNS[table], _fields_of(where, schema)
     needed = list(dict.fromkeys([*names, id_column, "attempt", "created_at", *asked]))
-    # Ids alone can be looked for in the files already: all attempts of an id pass together, other blobs stay unread.
+    # Ids can be looked for in the files already, since all attempts of an id pass together: other blobs stay unread.
     rows = delta.to_pyarrow_table(columns=needed, filters=where if asked == [id_column] else None)
     if latest:
         rows = _latest_attempts(rows, id_column)

@@ -4,8 +4,6 @@ from typing import Annotated
 
 import typer
 
-MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
-
 
 def doctor(
     root: Annotated[str, typer.Option("--root", help="folder or URI that a run would write to")] = "./pyramid-demo",
@@ -16,7 +14,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from flows.cli.manifest_view import grid
+    from flows.cli.manifest_view import MARKS, grid
     from tasks.doctor import all_checks
 
     console = Console()

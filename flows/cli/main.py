@@ -4,6 +4,7 @@ import typer
 
 from flows.cli import flow_commands, manifest, run_commands
 from flows.cli.doctor import doctor
+from flows.cli.parity import parity
 
 app = typer.Typer(
     name="pyramid",
@@ -17,4 +18,5 @@ app = typer.Typer(
 run_commands.mount(app)
 flow_commands.mount(app)
 app.command("doctor", rich_help_panel="Look at what is there")(doctor)
+app.command("parity", rich_help_panel="Look at what is there")(parity)
 app.add_typer(manifest.app, name="manifest", rich_help_panel="Look at what is there")

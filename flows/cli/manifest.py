@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.manifest_view import print_grid, print_overview, print_rows, print_stats
+from flows.cli.manifest_view import MARKS, print_grid, print_overview, print_rows, print_stats
 
 if TYPE_CHECKING:
     from tasks.manifest import Filter
@@ -28,13 +28,14 @@ Version = Annotated[int | None, typer.Option(help="table version; newest if not 
 @contextmanager
 def explained() -> Iterator[None]:
     """What a user can cause ends with its sentence and exit code 2, not with a traceback."""
+    from flows.cli.launch import BAD_INPUT, complain
     from tasks.tables import TableError
 
     try:
         yield
     except (TableError, OSError, ValueError) as err:
-        typer.secho(f"error: {err}", fg="red", err=True)
-        raise typer.Exit(2) from err
+        complain(str(err))
+        raise typer.Exit(BAD_INPUT) from err
 
 
 @app.command()
@@ -127,10 +128,9 @@ def verify(
     with explained():
         root, table = manifest.locate(uri, table)
         findings = list(run_checks(root, table, blobs))
-    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
     print_grid(
         ["", "table", "check", "checked", "bad"],
-        [[marks[f.level], f.table, f.check, f"{f.num_checked:,}", str(f.num_bad or "")] for f in findings],
+        [[MARKS[f.level], f.table, f.check, f"{f.num_checked:,}", str(f.num_bad or "")] for f in findings],
         right=("checked", "bad"),
     )
     for finding in findings:
@@ -218,7 +218,3 @@ def _filters(where: list[str] | None) -> "list[Filter]":
 
 def _names(columns: str | None) -> list[str] | None:
     return [name.strip() for name in columns.split(",") if name.strip()] if columns else None
-
-
-if __name__ == "__main__":
-    app()

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMN_GAP = 2
+MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
 
 def grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] = ()) -> "Table":

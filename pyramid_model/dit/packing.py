@@ -43,6 +43,11 @@ class Packing:
         """Tokens of each column in the joined sequence."""
         return [self.num_text + n for n in self.num_image]
 
+    @property
+    def text_lengths(self) -> list[int]:
+        """Text tokens of each column."""
+        return [self.num_text] * len(self.num_image)
+
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """Text and image tokens (..., n, d) of all columns -> [text 0 | image 0 | text 1 | image 1 | ...]."""
         if len(self.num_image) == 1:

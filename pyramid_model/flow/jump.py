@@ -22,10 +22,14 @@ def jump(latents: Tensor, stage: Stage, noise: Tensor, gamma: float) -> Tensor:
 
     Source: Pyramidal Flow Matching, arXiv:2410.05954, renoising at jump points.
     """
-    data = 1 - stage.reached
-    alpha = 1 / (math.sqrt(1 + 1 / gamma) * (1 - data) + data)
-    beta = alpha * (1 - data) / math.sqrt(gamma)
+    alpha, beta = jump_weights(stage, gamma)
     return alpha * upsample(latents) + beta * noise
+
+
+def jump_weights(stage: Stage, gamma: float) -> tuple[float, float]:
+    """Weights of the upsampled latents and of the noise in the jump to `stage`."""
+    alpha = 1 / (math.sqrt(1 + 1 / gamma) * stage.reached + 1 - stage.reached)
+    return alpha, alpha * stage.reached / math.sqrt(gamma)
 
 
 def block_noise(noise: Tensor, gamma: float) -> Tensor:

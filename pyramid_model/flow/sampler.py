@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import jump
 from pyramid_model.flow.noise import Noise
@@ -17,7 +17,7 @@ from pyramid_model.text import TextFeatures
 
 
 def sample_video(
-    dit: MiniFlux,
+    dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
     schedule: Schedule,
@@ -26,15 +26,16 @@ def sample_video(
     first_steps: Sequence[int],
     steps: Sequence[int],
     guidance: Sequence[float],
+    given: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Normalised latents (b c t h w) of whole clips. Arguments as in `sample_units`."""
-    units = sample_units(dit, text, negative, schedule, noise, size, first_steps, steps, guidance)
-    return torch.cat(list(units), dim=2)
+    """Normalised latents (b c t h w) of whole clips, the given units included. Arguments as in `sample_units`."""
+    units = sample_units(dit, text, negative, schedule, noise, size, first_steps, steps, guidance, given)
+    return torch.cat([*given, *units], dim=2)
 
 
 @torch.no_grad()
 def sample_units(
-    dit: MiniFlux,
+    dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
     schedule: Schedule,
@@ -43,8 +44,9 @@ def sample_units(
     first_steps: Sequence[int],
     steps: Sequence[int],
     guidance: Sequence[float],
+    given: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
-    """Yield the normalised latents of each unit as soon as they are clean: one frame, then frames_per_unit each.
+    """Yield the normalised latents of each new unit as soon as they are clean: one frame, then frames_per_unit each.
 
     Args:
         dit: predicts the velocity.
@@ -55,7 +57,8 @@ def sample_units(
         size: t, h and w of the clip in latents.
         first_steps: Euler steps of each stage for the first unit.
         steps: Euler steps of each stage for later units.
-        guidance: guidance_scale of each unit; 1 = off.
+        guidance: guidance_scale of each unit, the given ones included; 1 = off.
+        given: normalised latents of the units that the clip starts with, such as an encoded image.
 
     Raises:
         ValueError: the size or the number of steps or scales does not fit the pyramid.
@@ -66,8 +69,8 @@ def sample_units(
     if len(guidance) != num_units:
         raise ValueError(f"{len(guidance)} guidance scales for {num_units} units: give one a unit")
     starts = noise_pyramid(noise.normal(b, dit.config.latent_channels, *size), config.num_stages)[0]
-    clean: list[Tensor] = []
-    for unit, scale in enumerate(guidance):
+    clean = list(given)
+    for unit, scale in enumerate(guidance[len(clean) :], start=len(clean)):
         stop = 1 + unit * config.frames_per_unit
         start = starts[:, :, max(0, stop - config.frames_per_unit) if unit else 0 : stop]
         clean.append(
@@ -77,7 +80,7 @@ def sample_units(
 
 
 def sample_unit(
-    dit: MiniFlux,
+    dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
     schedule: Schedule,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyramid_model.config import PyramidConfig
-from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import units_in
 from pyramid_model.flow.sampler import guidance_per_unit, sample_units
@@ -36,7 +36,7 @@ class Generated:
 
 @torch.no_grad()
 def generate_videos(
-    dit: MiniFlux,
+    dit: DiT,
     vae: CausalVideoVAE,
     cond: TextFeatures,
     uncond: TextFeatures,
@@ -73,7 +73,7 @@ def generate_videos(
     started = time.perf_counter()
     units = []
     for unit in sample_units(
-        *(dit, cond, _rows(uncond, len(seeds)), schedule, noise, size),
+        *(dit, cond, uncond.repeat_to(len(seeds)), schedule, noise, size),
         first_steps=request.steps_per_stage("num_inference_steps", pyramid),
         steps=request.steps_per_stage("video_num_inference_steps", pyramid),
         guidance=guidance_per_unit(request.guidance_scale, request.video_guidance_scale, num_units),
@@ -86,12 +86,3 @@ def generate_videos(
     videos = [to_uint8(vae.decode(clip[None], request.decode_window))[0] for clip in latents]
     timings = {"sample_s": sampled - started, "decode_s": time.perf_counter() - sampled}
     return Generated(videos, latents, timings)
-
-
-def _rows(text: TextFeatures, num_rows: int) -> TextFeatures:
-    """One row for each sample."""
-    if text.mask.shape[0] == num_rows:
-        return text
-    return TextFeatures(
-        text.embeds.expand(num_rows, -1, -1), text.mask.expand(num_rows, -1), text.pooled.expand(num_rows, -1)
-    )

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import PyramidConfig
-from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noisy_columns, units_in, units_to_train
 from pyramid_model.flow.schedule import Schedule
@@ -53,7 +53,7 @@ def dit_loss(
 class DiTObjective(nn.Module):
     """A DiT with its loss as one module, so that data parallelism can wrap the call whose gradient it averages."""
 
-    def __init__(self, dit: MiniFlux, pyramid: PyramidConfig, config: DiTLossConfig):
+    def __init__(self, dit: DiT, pyramid: PyramidConfig, config: DiTLossConfig):
         super().__init__()
         self.dit = dit
         self.schedule = Schedule(pyramid)
@@ -75,7 +75,7 @@ class DiTObjective(nn.Module):
 
 @torch.no_grad()
 def validate_dit(
-    dit: MiniFlux,
+    dit: DiT,
     latents: Sequence[Tensor],
     texts: Sequence[tuple[Tensor, Tensor]],
     pyramid: PyramidConfig,

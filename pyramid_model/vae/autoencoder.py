@@ -12,6 +12,7 @@ from pyramid_model.config import VAEConfig
 from pyramid_model.vae.blocks import DownBlock, MidBlock, UpBlock
 from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm, store_by_frame
 from pyramid_model.vae.posterior import Posterior
+from pyramid_model.vae.tiling import Tile, code_tiled
 
 
 class Encoder(nn.Module):
@@ -72,15 +73,16 @@ class CausalVideoVAE(nn.Module):
         self.from_latents = CausalConv3d(config.latent_channels, config.latent_channels, kernel=1)
         self.decoder = Decoder(config)
 
-    def encode(self, frames: Tensor, window: int | None = None) -> Posterior:
+    def encode(self, frames: Tensor, window: int | None = None, tile: Tile | int | None = None) -> Posterior:
         """Posterior over the latents of whole clips.
 
         Args:
             frames: (b 3 1+8k h w) in [-1, 1]; h and w multiples of 8.
             window: frames coded at a time after the first one, a multiple of 8; None codes all at once.
+            tile: larger frames are coded in tiles of this size, or of an even one with sides of at most so many px.
 
         Raises:
-            ValueError: the number of frames, the height, the width or the window does not fit.
+            ValueError: the number of frames, the height, the width, the window or the tile does not fit.
         """
         space, time = self.config.space_factor, self.config.time_factor
         _, _, t, h, w = frames.shape
@@ -90,22 +92,56 @@ class CausalVideoVAE(nn.Module):
             raise ValueError(f"frames of {h}x{w} px: height and width must be multiples of {space}")
         if window is not None and (window < time or window % time):
             raise ValueError(f"window {window}: must be a positive multiple of {time} frames")
-        return Posterior.from_moments(torch.cat(list(self.encode_stream(_windows(frames, window))), dim=2))
 
-    def decode(self, latents: Tensor, window: int | None = None, starts_clip: bool = True) -> Tensor:
+        def code(x: Tensor) -> Tensor:
+            return torch.cat(list(self.encode_stream(_windows(x, window))), dim=2)
+
+        if (sizes := self._tile(h, w, tile)) is None:
+            return Posterior.from_moments(code(frames))
+        in_px, in_latents = sizes
+        return Posterior.from_moments(code_tiled(frames, code, in_px, in_latents))
+
+    def decode(
+        self,
+        latents: Tensor,
+        window: int | None = None,
+        starts_clip: bool = True,
+        tile: Tile | int | None = None,
+    ) -> Tensor:
         """Frames of whole clips.
 
         Args:
             latents: (b c 1+k h w), not normalised.
             window: latent frames decoded at a time after the first one; None decodes all at once.
             starts_clip: False treats the first latent frame as a later one, which gives 8 frames instead of 1.
+            tile: larger frames are coded in tiles of this size, or of an even one with sides of at most so many px.
 
         Returns:
             (b 3 1+8k 8h 8w), nominally in [-1, 1], not clamped.
+
+        Raises:
+            ValueError: the window or the tile does not fit.
         """
         if window is not None and window < 1:
             raise ValueError(f"window {window}: must be at least 1 latent frame")
-        return torch.cat(list(self.decode_stream(_windows(latents, window), starts_clip)), dim=2)
+
+        def code(x: Tensor) -> Tensor:
+            return torch.cat(list(self.decode_stream(_windows(x, window), starts_clip)), dim=2)
+
+        space = self.config.space_factor
+        if (sizes := self._tile(latents.shape[3] * space, latents.shape[4] * space, tile)) is None:
+            return code(latents)
+        in_px, in_latents = sizes
+        return code_tiled(latents, code, in_latents, in_px)
+
+    def _tile(self, h: int, w: int, tile: Tile | int | None) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Height and width of a tile of frames of h x w px, in px and in latents; None where one tile is enough."""
+        space = self.config.space_factor
+        if isinstance(tile, int):
+            tile = None if max(h, w) <= tile else Tile.fitting(h, w, tile, space)
+        if tile is None or tile.covers(h, w):
+            return None
+        return (tile.height, tile.width), tile.in_latents(space)
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Moments (b 2c t' h' w') of each chunk (b 3 t h w): 1 + 8k frames in the first, 8k in every later one."""

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
@@ -65,6 +66,17 @@ def jobs(head, log: Path) -> dict[str, str]:
     return json.loads(log.read_text().split("JOBS ")[1])
 
 
+def servers_of(root: Path) -> list[int]:
+    """Processes of Prefect's temporary server that keeps its database under this root."""
+    home = str(root / "prefect")
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "uvicorn" in process.cmdline() and process.environ().get("PREFECT_HOME") == home:
+                found.append(process.pid)
+    return found
+
+
 def finished(process: subprocess.Popen, log: Path) -> dict:
     assert process.wait(240) == 0, log.read_text()
     return json.loads(log.read_text().split("FINISHED ")[1])
@@ -107,10 +119,12 @@ def test_log_of_a_job_is_in_prefect_and_cancelling_the_flow_stops_it(ray_head, r
 
     until(lambda: f"clips 0/{NUM_VIDEOS}" in lines(), 180, "the job's log in Prefect")
     assert "submitted Ray job pyramid-clips-" in lines()
-    flow.send_signal(signal.SIGTERM)
+    assert servers_of(root)
+    flow.send_signal(signal.SIGTERM)  # what a worker sends for `prefect flow-run cancel`
     assert flow.wait(60) != 0
     until(lambda: "RUNNING" not in jobs(ray_head, tmp_path / "jobs.log").values(), 60, "the end of the job")
     assert list(jobs(ray_head, tmp_path / "jobs.log").values()).count("STOPPED") == 1
+    until(lambda: not servers_of(root), 20, "the end of Prefect's temporary server")
 
 
 def test_failed_job_says_why(ray_head, tmp_path):

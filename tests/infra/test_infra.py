@@ -5,12 +5,17 @@ No container or cluster is started here; infra/README.md says what was run by ha
 
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from typer.main import get_command
+
+from flows.cli.main import app
+from flows.recipe import Recipe, load_recipe, parse_settings
 
 REPO = Path(__file__).parents[2]
 INFRA = REPO / "infra"
@@ -158,12 +163,62 @@ def test_ray_clusters_ask_for_a_token_and_match_the_lock(name, locked):
     assert {"rayStartParams", "template"} <= set(cluster["headGroupSpec"])
     for group in cluster["workerGroupSpecs"]:
         assert {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"} <= set(group)
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"] > 0
+    assert not cluster.get("enableInTreeAutoscaling"), "steps take what is up when they start"
     assert any("nvidia.com/gpu" in limits(group["template"]) for group in cluster["workerGroupSpecs"])
 
 
 def limits(template: dict) -> dict:
     return template["spec"]["containers"][0]["resources"]["limits"]
+
+
+def nodes(cluster: dict) -> list[tuple[int, int]]:
+    """(CPUs, GPUs) of every node that work may be put on."""
+    found = []
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        has = limits(group["template"])
+        cpus = int(group["rayStartParams"].get("num-cpus", has["cpu"]))
+        found += [(cpus, int(has.get("nvidia.com/gpu", 0)))] * group.get("replicas", 1)
+    return found
+
+
+def misfits(recipe: Recipe, cluster: dict) -> list[str]:
+    """Sections of a GPU recipe that would wait for ever, or be refused, on a cluster."""
+    train = recipe.train_dit
+    places = sum(min(cpus // train.cpus_per_worker, gpus) for cpus, gpus in nodes(cluster))
+    found = [] if places >= train.num_workers else ["train_dit"]
+    for name in ("text_features", "latents", "evaluate", "generate"):
+        actor = getattr(recipe, name)
+        if not any(cpus >= actor.num_cpus and gpus >= actor.num_gpus for cpus, gpus in nodes(cluster)):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", ["384p", "768p"])
+def test_standing_cluster_holds_what_the_gpu_recipes_ask_for(name):
+    recipe = load_recipe(name)
+    cluster = one("raycluster.yaml")["spec"]
+    assert not misfits(recipe, cluster)
+    cluster["workerGroupSpecs"][-1]["replicas"] = recipe.train_dit.num_workers - 1
+    assert misfits(recipe, cluster) == ["train_dit"]
+
+
+def test_command_of_the_ray_job_is_complete_and_fits_its_nodes():
+    spec = one("rayjob.yaml")["spec"]
+    program, command, *words = shlex.split(spec["entrypoint"])
+    given = get_command(app).commands[command].make_context(command, words).params
+    assert program == "pyramid"
+    assert given["ray"] == "auto"
+    recipe = load_recipe(given["recipe"], parse_settings(given["settings"]))
+    (volume,) = {
+        mount["mountPath"]
+        for mount in spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+        if mount["name"] == "data"
+    }
+    paths = (given["source"], given["root"], recipe.latents.vae, recipe.text_features.encoder)
+    assert all(path.startswith(f"{volume}/") for path in paths)
+    assert not misfits(recipe, spec["rayClusterSpec"])
+    assert "entrypointNumCpus" not in spec
 
 
 def pods() -> list[dict]:

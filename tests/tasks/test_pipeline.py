@@ -122,11 +122,23 @@ def test_a_bug_stops_the_step_with_its_cause_and_keeps_what_was_committed(ray_lo
                 raise OSError(28, "No space left on device")
             return {"captions": [ok_row(item, caption_id=item["caption_id"]) for item in items]}
 
-    with pytest.raises(StepError, match=r"step 'captions' stopped: OSError: .*No space left on device"):
+    with pytest.raises(StepError, match=r"step 'captions' stopped: OSError: .*No space left on device") as raised:
         run_captions(Run(root=str(tmp_path)), DiskFull, IDS)
+    assert not raised.value.transient
     kept = read_table(str(tmp_path), "captions").num_rows
     assert kept % 4 == 0
     assert kept < 24
+
+
+@pytest.mark.ray
+def test_a_workers_lost_connection_is_known_as_such_although_errors_travel_as_text(ray_local, tmp_path):
+    class StoreGone:
+        def __call__(self, items):
+            raise RuntimeError("cannot append") from ConnectionResetError("by peer")
+
+    with pytest.raises(StepError, match="RuntimeError: cannot append") as raised:
+        run_captions(Run(root=str(tmp_path)), StoreGone, IDS)
+    assert raised.value.transient
 
 
 def test_nothing_pending_starts_no_ray(tmp_path):

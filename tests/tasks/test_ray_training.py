@@ -16,7 +16,7 @@ import pytest
 
 from pyramid_model.train.config import OptimConfig
 from tasks.pipeline import StepError
-from tasks.ray_training import on_gpu
+from tasks.ray_training import _machine_lost, on_gpu
 from tasks.step import RayConfig, Run
 from tasks.tables import read_table
 from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
@@ -197,6 +197,15 @@ def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_
         on_gpu(TrainingConfig(num_workers=64))
     with pytest.raises(StepError, match="set use_gpu to auto"):
         on_gpu(TrainingConfig(use_gpu="yes"))
+
+
+def test_a_training_that_lost_its_machines_may_be_tried_again_and_one_that_failed_may_not():
+    from ray.exceptions import NodeDiedError
+    from ray.train import ControllerError, WorkerGroupError
+
+    assert _machine_lost(WorkerGroupError("two workers", {0: RuntimeError("gloo"), 1: NodeDiedError("gone")}))
+    assert _machine_lost(ControllerError(NodeDiedError("gone")))
+    assert not _machine_lost(WorkerGroupError("one worker", {0: RuntimeError("CUDA out of memory")}))
 
 
 def test_samples_of_a_step_share_one_group_and_every_sample_comes_up():

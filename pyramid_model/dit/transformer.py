@@ -1,0 +1,114 @@
+"""What the diffusion transformers share: from clips, timestep and text to the velocity of each noisy clip."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyramid_model.config import DiTConfig
+from pyramid_model.dit.attention import modulate, per_token
+from pyramid_model.dit.blocks import MLP
+from pyramid_model.dit.packing import PATCH, Packing, Size, make_packing, unpatchify
+from pyramid_model.text import TextFeatures
+
+TIMESTEP_CHANNELS = 256
+
+
+class DiT(nn.Module):
+    """A diffusion transformer: columns of clips, a timestep and text to the velocity of each noisy clip.
+
+    `MiniFlux` and `MMDiT` say how clips become tokens (`embed`) and what the blocks are (`transform`).
+
+    Args:
+        config: sizes.
+        rope_axes: channels of a head that are turned by t, h and w; later axes may be left out.
+        patch_in: first layer of the image tokens.
+        blocks: lists of blocks, by the name they get.
+    """
+
+    def __init__(self, config: DiTConfig, rope_axes: tuple[int, ...], patch_in: nn.Module, **blocks: nn.ModuleList):
+        super().__init__()
+        self.config, self.rope_axes = config, rope_axes
+        dim = config.dim
+        self.patch_in = patch_in
+        self.text_in = nn.Linear(config.text_dim, dim)
+        self.timestep_in = MLP(TIMESTEP_CHANNELS, dim, dim)
+        self.pooled_in = MLP(config.pooled_dim, dim, dim)
+        for name, layers in blocks.items():
+            self.add_module(name, layers)
+        self.modulation_out = nn.Linear(dim, 2 * dim)
+        self.patch_out = nn.Linear(dim, config.latent_channels * PATCH**2)
+        self.initialise()
+
+    def forward(self, columns: list[list[Tensor]], timestep: Tensor, text: TextFeatures) -> list[Tensor]:
+        """Velocity of the noisy clip of each column.
+
+        Args:
+            columns: per column its clips (b c t h w), history first (oldest and coarsest), the noisy clip last.
+                h and w are even, and all columns share b.
+            timestep: 0..1000, (rows,), rows = b * number of columns; row = sample * number of columns + column.
+            text: one row for each row of `timestep`.
+
+        Returns:
+            Per column, a tensor of the shape of its last clip.
+        """
+        packing = self.packing(columns, text)
+        b, g = columns[0][0].shape[0], len(columns)
+        masks = packing.masks(rearrange(text.mask, "(b g) n -> b g n", g=g))
+        cond = self.timestep_in(timestep_features(timestep).to(text.pooled.dtype)) + self.pooled_in(text.pooled)
+        cond = F.silu(rearrange(cond, "(b g) d -> b g d", b=b))
+
+        text_tokens = rearrange(self.text_in(text.embeds), "(b g) n d -> b (g n) d", b=b)
+        image_tokens = self.transform(self.embed(columns), text_tokens, cond, packing, masks)
+        noisy = packing.noisy(image_tokens)
+
+        scale, shift = per_token(self.modulation_out(cond), packing.num_noisy).chunk(2, dim=-1)
+        out = self.patch_out(modulate(torch.cat(noisy, dim=1), shift, scale)).split(packing.num_noisy, dim=1)
+        return [unpatchify(o, size_of(column[-1])) for o, column in zip(out, columns, strict=True)]
+
+    def embed(self, columns: list[list[Tensor]]) -> Tensor:
+        """Image tokens (b n d) of all clips of all columns."""
+        raise NotImplementedError
+
+    def transform(
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, masks: list[Tensor | None]
+    ) -> Tensor:
+        """Image tokens (b n d) after all blocks. Arguments as in `DoubleBlock.forward`."""
+        raise NotImplementedError
+
+    def packing(self, columns: list[list[Tensor]], text: TextFeatures) -> Packing:
+        """Token layout of a batch; cached by shapes."""
+        sizes = tuple(tuple(size_of(clip) for clip in column) for column in columns)
+        device = columns[0][0].device
+        return make_packing(sizes, text.mask.shape[1], self.rope_axes, self.config.causal, device)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Weights to train from: Xavier, and zero where a block's output or the prediction is scaled."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias") or "modulation" in name or name.startswith("patch_out"):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("timestep_in", "pooled_in", "text_in")):
+                nn.init.normal_(parameter, std=0.02)
+            elif parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter.flatten(1))  # a kernel counts as the matrix that it is for one patch
+
+
+def size_of(clip: Tensor) -> Size:
+    """(t, h, w) of (b c t h w)."""
+    t, h, w = clip.shape[2:]
+    return t, h, w
+
+
+def timestep_features(timestep: Tensor) -> Tensor:
+    """Cosines and sines of the timestep at 128 frequencies from 1 to 1/10000; (r,) -> (r 256) float32."""
+    half = TIMESTEP_CHANNELS // 2
+    exponent = -math.log(10_000) * torch.arange(half) / half
+    # a float32 exp rounds its last bit differently from machine to machine, which timesteps near 1000 make visible
+    frequencies = exponent.double().exp().float().to(timestep.device)
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

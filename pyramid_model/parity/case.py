@@ -1,0 +1,242 @@
+"""A reference case: what the original implementation was given and what it answered, and how near we come to it.
+
+A folder holds `config.json` (constructor arguments and options, under the original names) and `.safetensors` files:
+inputs `in.*`, random draws `rng.*`, outputs `out.*`, weights. A runner takes the inputs from a `Case` and hands its
+results to `Case.check`; a tensor that no runner asked for makes the case fail, so that nothing is passed over silently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pyramid_model.weights import Names, load_released, released_name
+
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+TENSOR_FILES = ("tensors.safetensors", "io.safetensors")
+REQUIRED: Any = object()
+
+
+class CaseError(ValueError):
+    """A case that cannot be read, or that asks for what we do not know."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our result against the reference's, at the element that is nearest to its tolerance, or furthest beyond it."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance; never for NaN."""
+        return self.error <= self.tolerance
+
+    @property
+    def used(self) -> float:
+        """Share of the tolerance that the error uses up; infinite for NaN, and for any error where none is allowed."""
+        if math.isnan(self.error):
+            return math.inf
+        return self.error / self.tolerance if self.tolerance else (math.inf if self.error else 0.0)
+
+
+class Case:
+    """One case on its way through a runner.
+
+    Attributes:
+        folder: where it lies.
+        config: the content of config.json.
+        name: its `case` key: the kind, and perhaps a variant.
+        comparisons: what was checked so far.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = read_config(folder)
+        self.name = str(self.setting("case"))
+        self.comparisons: list[Comparison] = []
+        self._unused: set[str] = set()
+        self._tensors: dict[str, Tensor] = {}
+
+    def open(self) -> None:
+        """Read the tensors.
+
+        Raises:
+            CaseError: there is no file of them, or it is damaged.
+        """
+        present = [self.folder / name for name in TENSOR_FILES if (self.folder / name).exists()]
+        if not present:
+            raise CaseError(f"{self.folder} has no {TENSOR_FILES[0]}")
+        self._file = present[0]
+        self._tensors = read_tensors(self._file)
+        self._unused = set(self._tensors)
+
+    def setting(self, name: str, default: Any = REQUIRED) -> Any:
+        """Value of a key of config.json, or the default where it is absent."""
+        if default is REQUIRED and name not in self.config:
+            raise CaseError(f"{self.folder / CONFIG} has no key {name!r}")
+        return self.config.get(name, default)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise CaseError(f"{self._file} has no tensor {name!r}")
+        self._unused.discard(name)
+        return self._tensors[name]
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of the tensors that start with `prefix`, numbers inside them in counting order."""
+        return sorted((name for name in self._tensors if name.startswith(prefix)), key=_counting_order)
+
+    def series(self, prefix: str) -> list[Tensor]:
+        """The tensors of `names`."""
+        return [self[name] for name in self.names(prefix)]
+
+    def skip(self, prefix: str) -> None:
+        """Say that the tensors under a prefix are not ours to reproduce."""
+        self._unused.difference_update(self.names(prefix))
+
+    def check(self, name: str, actual: Tensor, atol: float, rtol: float = 0.0) -> None:
+        """Compare with the tensor `name`; each element may differ by atol + rtol * |reference|."""
+        self.check_value(name, actual, self[name], atol, rtol)
+
+    def check_if_present(self, name: str, actual: Tensor, atol: float, rtol: float = 0.0) -> None:
+        """As `check`, for a tensor that some cases leave out."""
+        if name in self:
+            self.check(name, actual, atol, rtol)
+
+    def check_value(self, name: str, actual: Tensor | float, expected: Any, atol: float, rtol: float = 0.0) -> None:
+        """As `check`, for a reference that stands in config.json.
+
+        Raises:
+            CaseError: the shapes differ.
+        """
+        ours, theirs = (torch.as_tensor(x).detach().cpu().double() for x in (actual, expected))
+        if ours.shape != theirs.shape:
+            raise CaseError(f"{name}: ours has shape {tuple(ours.shape)}, the reference {tuple(theirs.shape)}")
+        if ours.numel() == 0:
+            raise CaseError(f"{name} is empty")
+        errors, tolerances = (ours - theirs).abs().flatten(), (atol + rtol * theirs.abs()).flatten()
+        errors = errors.nan_to_num(nan=math.inf)
+        worst = int((errors / tolerances.clamp(min=1e-300)).argmax())
+        self.comparisons.append(Comparison(name, float(errors[worst]), float(tolerances[worst])))
+
+    def unused(self) -> list[str]:
+        """Tensors that nobody asked for."""
+        return sorted(self._unused, key=_counting_order)
+
+    def load_weights(self, model: nn.Module, names: Names, file: str = WEIGHTS, seed: str = "init_seed") -> None:
+        """Give a model the case's weights: those in `file`, or else those drawn by the recipe from the key `seed`.
+
+        Raises:
+            CaseError: there is neither, or the file is damaged.
+            ValueError: the weights do not fit the model.
+        """
+        path = self.folder / file
+        if path.exists():
+            load_released(model, names, read_tensors(path), str(path))
+        elif seed in self.config:
+            ours = {released_name(name, names): value for name, value in model.named_parameters()}
+            shapes = {name: tuple(value.shape) for name, value in ours.items()}
+            with torch.no_grad():
+                for name, value in recipe_weights(shapes, self.config[seed]).items():
+                    ours[name].copy_(value)
+        else:
+            raise CaseError(f"{self.folder} has no {file}, and its {CONFIG} no key {seed!r} to draw weights from")
+        model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a case's config.json.
+
+    Raises:
+        CaseError: it is missing or is no JSON object.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CaseError(f"{folder} has tensors but no {CONFIG}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise CaseError(f"{path} is not valid JSON: {err}") from err
+    if not isinstance(config, dict):
+        raise CaseError(f"{path} holds a {type(config).__name__}, not an object with keys")
+    return config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        CaseError: the file is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as err:
+        raise CaseError(f"{path} is not a whole safetensors file: {err}") from err
+
+
+def recipe_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Weights that leave no branch idle, drawn in sorted order of the names from one generator.
+
+    Matrices and kernels are normal with variance 1/fan-in, other weights 1 + 0.1 * normal, biases 0.1 * normal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name in sorted(shapes):
+        draw = torch.randn(shapes[name], generator=generator)
+        if draw.ndim >= 2:
+            weights[name] = draw / math.sqrt(draw[0].numel())
+        else:
+            weights[name] = 1 + 0.1 * draw if draw.ndim == 1 and name.endswith("weight") else 0.1 * draw
+    return weights
+
+
+class Replay:
+    """Stands in for `flow.noise.Noise`: hands out recorded draws in order."""
+
+    def __init__(self, draws: Iterable[Tensor], blocks: Iterable[Tensor] = ()):
+        self.draws, self.blocks = list(draws), list(blocks)
+
+    def normal(self, *shape: int) -> Tensor:
+        """The next draw."""
+        return _next(self.draws, shape)
+
+    uniform = normal
+
+    def block(self, *shape: int, gamma: float) -> Tensor:
+        """The next noise of a jump."""
+        return _next(self.blocks, shape)
+
+    def check_spent(self) -> None:
+        """Raise CaseError if the original drew more than we did."""
+        if left := len(self.draws) + len(self.blocks):
+            raise CaseError(f"{left} of the recorded random draws were not used")
+
+
+def _next(recorded: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    if not recorded:
+        raise CaseError(f"no random draw is left where we need one of shape {shape}")
+    draw = recorded.pop(0)
+    if tuple(draw.shape) != shape:
+        raise CaseError(f"the next recorded random draw has shape {tuple(draw.shape)}; we need {shape}")
+    return draw
+
+
+def _counting_order(name: str) -> list[tuple[int, str]]:
+    """Sort key: `w8` before `w16`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

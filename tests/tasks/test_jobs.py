@@ -1,0 +1,184 @@
+"""Ray jobs against an HTTP server that answers like a Ray head, at worst moments too. Runs in about 10 s.
+
+`tests/flows/test_jobs.py` has a real head; this one can fall silent or be late at will.
+"""
+
+import _thread
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tasks import clips, jobs
+from tasks.__main__ import main
+from tasks.clips import ClipsConfig
+from tasks.pipeline import StepError
+from tasks.step import RayConfig, Run, StepResult
+
+RESULT = "RESULT " + StepResult(step="clips", num_in=3, num_ok=3).model_dump_json()
+
+
+class Head(ThreadingHTTPServer):
+    """What of Ray's Jobs API our client uses, about one job."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.status, self.log, self.exit_code = "", "", None
+        self.statuses = ["RUNNING", "SUCCEEDED"]  # told one by one to whoever asks about the job
+        self.submitted, self.asked = "", []
+        self.before: dict[str, list] = {}  # "GET /api/…" -> what to do before each answer, in order
+
+    @property
+    def address(self) -> str:
+        return f"jobs:http://127.0.0.1:{self.server_port}"
+
+    def reply(self, method: str, path: str, body: dict) -> tuple[int, object]:
+        """Code and JSON of one request."""
+        if path == "/api/version":
+            return 200, {"ray_version": "2.60.0", "version": "4", "ray_commit": "", "session_name": ""}
+        if (method, path) == ("GET", "/api/jobs/"):
+            return 200, [self.details(self.status)] if self.submitted else []
+        if (method, path) == ("POST", "/api/jobs/"):
+            if self.submitted:
+                return 500, f"Job with submission_id {self.submitted} already exists."
+            self.submitted, self.status = body["submission_id"], "PENDING"
+            return 200, {"submission_id": self.submitted, "job_id": self.submitted}
+        if path.endswith("/stop"):
+            return 200, {"stopped": True}
+        if path.endswith("/logs"):
+            return 200, {"logs": self.log}
+        self.status = self.statuses.pop(0) if self.statuses else self.status
+        return 200, self.details(self.status)
+
+    def details(self, status: str) -> dict:
+        job = {"type": "SUBMISSION", "submission_id": self.submitted, "status": status, "entrypoint": "python"}
+        return job | {"driver_exit_code": self.exit_code}
+
+
+class Answer(BaseHTTPRequestHandler):
+    """One request to a Head."""
+
+    def do_GET(self) -> None:
+        head: Head = self.server
+        asked = f"{self.command} {self.path}"
+        head.asked.append(asked)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if head.before.get(asked):
+            head.before[asked].pop(0)(self)
+        code, content = head.reply(self.command, self.path, json.loads(body or b"{}"))
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    do_POST = do_DELETE = do_GET
+
+    def log_message(self, *_args) -> None:
+        """Say nothing."""
+
+
+def hang_up(answer: Answer) -> None:
+    """Close the connection without a word."""
+    answer.connection.close()
+    raise ConnectionAbortedError
+
+
+def silence(_answer: Answer) -> None:
+    """Let the client wait for longer than it does."""
+    time.sleep(2.5)
+
+
+@pytest.fixture
+def head(monkeypatch) -> Iterator[Head]:
+    monkeypatch.setattr(jobs, "REQUEST_S", 1.0)
+    monkeypatch.setattr(jobs, "POLL_MOST_S", 0.2)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    server = Head()
+    server.handle_error = lambda *_args: None
+    server.log = RESULT + "\n"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def submit(head: Head) -> StepResult:
+    return jobs.submit_step("clips", Run(root="/data/none", ray=RayConfig(address=head.address)), ClipsConfig())
+
+
+def job_path(head: Head) -> str:
+    job_id = jobs.submission_id("clips", Run(root="/data/none"), ClipsConfig())
+    return f"/api/jobs/{job_id}"
+
+
+def stops(head: Head) -> list[str]:
+    return [asked for asked in head.asked if asked.endswith("/stop")]
+
+
+@pytest.mark.parametrize("trouble", [hang_up, silence])
+def test_a_head_that_is_silent_for_a_moment_is_followed_to_the_end(head, trouble):
+    head.before = {f"GET {job_path(head)}": [trouble], f"GET {job_path(head)}/logs": [trouble]}
+    head.statuses = ["RUNNING", "RUNNING", "SUCCEEDED"]
+    assert submit(head).num_ok == 3
+    assert not stops(head)
+
+
+def test_a_head_that_stays_silent_is_given_up_and_its_job_left_running(head, monkeypatch):
+    monkeypatch.setattr(jobs, "UNREACHABLE_S", 0.5)
+    head.before = {f"GET {job_path(head)}": [hang_up] * 50}
+    with pytest.raises(StepError, match="lost the Ray cluster while following job pyramid-clips-"):
+        submit(head)
+    assert not stops(head)
+
+
+def test_cancelling_stops_the_job(head):
+    head.before = {f"GET {job_path(head)}/logs": [lambda _answer: _thread.interrupt_main()]}
+    head.statuses = ["RUNNING"] * 50
+    with pytest.raises(KeyboardInterrupt):
+        submit(head)
+    assert stops(head) == [f"POST {job_path(head)}/stop"]
+
+
+def test_a_driver_that_comes_second_by_a_moment_joins_the_job_of_the_first(head, caplog):
+    def other_driver(_answer: Answer) -> None:
+        head.submitted, head.status = job_path(head).rpartition("/")[2], "RUNNING"
+
+    head.before = {"POST /api/jobs/": [other_driver]}
+    caplog.set_level("INFO", "pyramid.jobs")
+    assert submit(head).num_ok == 3
+    assert "joined Ray job pyramid-clips-" in caplog.text
+    assert not stops(head)
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (ConnectionResetError("by peer"), True),
+        (StepError("a node died", transient=True), True),
+        (StepError("no space left"), False),
+        (ValueError("crf"), False),
+    ],
+)
+def test_a_failed_job_says_what_and_whether_to_try_again(head, capsys, monkeypatch, error, transient):
+    def step(run: Run, config: ClipsConfig) -> StepResult:
+        raise error
+
+    monkeypatch.setattr(clips, "clips", step)
+    arguments = {"run": {"root": "/data/none"}, "config": {}}
+    assert main(["clips", json.dumps(arguments)]) == 3
+    head.statuses, head.log, head.exit_code = ["FAILED"], capsys.readouterr().out, 3
+    with pytest.raises(StepError, match=f"ended as FAILED: {type(error).__name__}: {error}") as raised:
+        submit(head)
+    assert raised.value.transient is transient
+
+
+@pytest.mark.parametrize(("exit_code", "transient"), [(None, True), (-9, True), (137, True), (1, False)])
+def test_a_job_without_last_words_is_tried_again_when_it_was_killed(head, exit_code, transient):
+    head.statuses, head.log, head.exit_code = ["FAILED"], "ERROR of a library\n", exit_code
+    with pytest.raises(StepError, match="its last lines:\nERROR of a library") as raised:
+        submit(head)
+    assert raised.value.transient is transient

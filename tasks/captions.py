@@ -49,7 +49,12 @@ def read_sidecar(uri: str) -> dict[str, list[Span]]:
     Raises:
         StepError: no CSV of that form; the message names the line.
     """
-    reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig")))
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = err.object[: err.start].count(b"\n") + 1
+        raise StepError(f"caption file {uri}, line {line}: it is not UTF-8 ({err.reason}); save it as UTF-8") from err
+    reader = csv.DictReader(io.StringIO(text))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise StepError(f"caption file {uri} lacks the columns {missing}: its first line must be {','.join(COLUMNS)}")

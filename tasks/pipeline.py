@@ -136,23 +136,28 @@ class BlockActor:
     """One Ray actor: builds the step's worker once, then computes and commits block after block."""
 
     def __init__(self, worker: type, worker_args: Mapping[str, Any], root: str, rows_lineage: Lineage):
-        self.worker = worker(**worker_args)
         self.root = root
         self.lineage = rows_lineage
+        self.broken: dict[str, Any] | None = None
+        try:
+            self.worker = worker(**worker_args)
+        except Exception as err:  # told with the first block: an actor that dies here looks like a lost machine
+            self.broken = _fatal(err)
 
     def __call__(self, block: Any) -> dict[str, list]:
         """Compute and commit one block; its counts as one JSON row.
 
         A worker's exception travels as text in the report, since Ray Data keeps only its own wrapper of it.
         """
+        if self.broken:
+            return {"report": [json.dumps(self.broken)]}
         started = time.time()
         items = json.loads(block["items"][0])
         try:
             produced = self.worker(items)
             appended = {table: self._append(table, rows) for table, rows in produced.items()}
         except Exception as err:
-            fatal = {"fatal": f"{type(err).__name__}: {err}", "transient": machine_lost(err)}
-            return {"report": [json.dumps(fatal | {"traceback": traceback.format_exc()})]}
+            return {"report": [json.dumps(_fatal(err))]}
         last = produced[next(reversed(produced))]
         report = {
             "items": len(items),
@@ -169,6 +174,13 @@ class BlockActor:
         ids = sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows)
         block_id = content_id(table, self.lineage.step, ids)
         return append_block(self.root, table, rows, block_id, self.lineage)
+
+
+def _fatal(err: Exception) -> dict[str, Any]:
+    """A worker's exception as a report; with the traceback, unless the sentence alone says what to do."""
+    told = isinstance(err, (StepError, OSError, ValueError))
+    text = str(err) if isinstance(err, StepError) else f"{type(err).__name__}: {err}"
+    return {"fatal": text, "transient": machine_lost(err), "traceback": "" if told else f"\n{traceback.format_exc()}"}
 
 
 def run_blocks(
@@ -265,7 +277,7 @@ def _stream(
         if isinstance(event, BaseException):
             raise StepError(f"step {step!r} stopped: {event}. {RESUME}", transient=machine_lost(event)) from event
         if "fatal" in event:
-            message = f"step {step!r} stopped: {event['fatal']}. {RESUME}\n{event['traceback']}"
+            message = f"step {step!r} stopped: {event['fatal']}. {RESUME}{event['traceback']}"
             raise StepError(message, transient=event["transient"])
         yield event
 

@@ -49,7 +49,7 @@ class SelectConfig(Config):
     max_upscale: float = Field(1.0, gt=0, description="a bucket may be so many times larger than the clip")
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos that no pin puts elsewhere")
     test_fraction: float = Field(0.0, ge=0, lt=1, description="the same for the test split")
-    min_val_clips: int = Field(1, ge=0, description="with fewer, a run that goes on to training stops after the selection")
+    min_val_clips: int = Field(1, ge=0, description="with fewer, a run that goes on to training stops here")
 
     @field_validator("buckets")
     @classmethod

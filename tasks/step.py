@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -55,8 +56,12 @@ class Run(Config):
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: str) -> str:
+        if not root:
+            raise ValueError("the root is empty: give a folder or URI with --root, or set PYRAMID_ROOT")
         if storage.is_local(root):
-            return str(Path(root.removeprefix("file://")).expanduser().resolve())
+            root = str(Path(root.removeprefix("file://")).expanduser().resolve())
+        if found := re.search(r"[\[\]\\]|%[0-9A-Fa-f]{2}", root):
+            raise ValueError(f"root {root!r} contains {found[0]!r}, which Delta tables cannot have in their path")
         return root.rstrip("/")
 
     def media(self, *parts: str) -> str:

@@ -102,6 +102,7 @@ def check_writable(root: str) -> None:
 
     Raises:
         PermissionError: the folder (or its nearest existing parent) refuses a file.
+        ValueError: nothing here can reach a URI of that kind.
     """
     probe = join(root, f".pyramid-write-test-{uuid.uuid4().hex}")  # steps of several runs may probe at once
     try:
@@ -112,4 +113,8 @@ def check_writable(root: str) -> None:
     except OSError as err:
         raise PermissionError(
             f"cannot write under root {root!r} ({err.strerror or err}): choose a folder you own with --root"
+        ) from err
+    except (ImportError, ValueError) as err:  # fsspec: a package is missing, or no such protocol
+        raise ValueError(
+            f"root {root!r} cannot be reached: {err}. With uv: uv run --with s3fs pyramid … (gcsfs, adlfs, …)"
         ) from err

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import time
 import traceback
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
+FULL_BYTES = 2**20
 END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # $0: the process to outlive; $1: the one to end
 OUR_CODE = Path(__file__).parents[2]
 
@@ -54,6 +56,9 @@ def launch(
         complain("interrupted; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as err:
+        if not _meant_for_people(err) and _disk_is_full(root):
+            complain(f"the disk that holds {root} is full: free some space, then the same command goes on from here")
+            raise typer.Exit(FAILURE) from err
         if not _meant_for_people(err):
             traceback.print_exc()
             complain(f"{type(err).__name__}: {err}")
@@ -134,6 +139,12 @@ def complain(message: str) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("[red]error:[/] ", end="")
     console.print(message, markup=False)
+
+
+def _disk_is_full(root: str) -> bool:
+    """Whether that is why something failed: Prefect's own database lies there too, and its error says nothing of it."""
+    nearest = next((path for path in (Path(root), *Path(root).parents) if path.exists()), None)
+    return "://" not in root and nearest is not None and shutil.disk_usage(nearest).free < FULL_BYTES
 
 
 def _meant_for_people(err: Exception) -> bool:

@@ -31,11 +31,15 @@ def test_the_caption_that_covers_most_of_a_clip_is_taken(start_s, end_s, expecte
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("file,start,text\n", "lacks the columns"), ("file,start_s,end_s,text\na.mp4,zero,1,x\n", "line 2")],
+    [
+        ("file,start,text\n", "lacks the columns"),
+        ("file,start_s,end_s,text\na.mp4,zero,1,x\n", "line 2"),
+        ("file,start_s,end_s,text\na.mp4,0,1,caf\udce9\n", r"captions\.csv, line 2: it is not UTF-8"),
+    ],
 )
 def test_a_wrong_caption_file_is_named_with_its_line(tmp_path, content, message):
     file = tmp_path / "captions.csv"
-    file.write_text(content)
+    file.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(StepError, match=message):
         read_sidecar(str(file))
 

@@ -131,6 +131,18 @@ def test_a_bug_stops_the_step_with_its_cause_and_keeps_what_was_committed(ray_lo
 
 
 @pytest.mark.ray
+def test_a_worker_that_cannot_be_built_stops_the_step_with_its_sentence_alone(ray_local, tmp_path):
+    class NoModel:
+        def __init__(self):
+            raise ValueError("the model is cut short")
+
+    with pytest.raises(StepError, match=r"step 'captions' stopped: ValueError: the model is cut short") as raised:
+        run_captions(Run(root=str(tmp_path)), NoModel, IDS)
+    assert not raised.value.transient
+    assert "Traceback" not in str(raised.value)
+
+
+@pytest.mark.ray
 def test_a_workers_lost_connection_is_known_as_such_although_errors_travel_as_text(ray_local, tmp_path):
     class StoreGone:
         def __call__(self, items):

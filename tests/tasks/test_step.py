@@ -47,6 +47,12 @@ def test_a_relative_root_becomes_absolute_at_the_edge(tmp_path, monkeypatch):
     assert Run(root="s3://bucket/root/").root == "s3://bucket/root"
 
 
+@pytest.mark.parametrize("root", ["", "/data/a[b]", "/data/a%20b", "back\\slash"])
+def test_a_root_that_delta_cannot_hold_is_refused_in_a_sentence(root):
+    with pytest.raises(ValueError, match=r"root is empty|contains .* which Delta tables cannot have"):
+        Run(root=root)
+
+
 def test_media_names_cannot_leave_the_root():
     with pytest.raises(ValueError, match="would leave the root"):
         Run(root="/data").media("clips", "../../etc/passwd")

@@ -52,3 +52,8 @@ def test_many_may_ask_at_once_whether_a_root_can_be_written(tmp_path):
         for _ in pool.map(storage.check_writable, [str(tmp_path / "root")] * 200):
             pass
     assert os.listdir(tmp_path / "root") == []
+
+
+def test_a_root_of_a_kind_that_nothing_here_can_reach_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"root 'foo://x' cannot be reached: .*uv run --with"):
+        storage.check_writable("foo://x")

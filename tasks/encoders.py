@@ -100,9 +100,17 @@ def _fetch(run: Run, uri: str, name: str) -> None:
     """Fetch an encoder from Hugging Face into the root, where every node finds it."""
     from huggingface_hub import snapshot_download
 
+    from pyramid_model.text import HASHED, text_encoder_hash
+
     try:
         with writing_folder(uri) as folder:
-            snapshot_download(name, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+            snapshot_download(
+                name,
+                local_dir=folder,
+                allow_patterns=[f"*{suffix}" for suffix in HASHED],
+                ignore_patterns=["diffusion_transformer*", "causal_video_vae*"],  # a released directory has all parts
+            )
+            text_encoder_hash(folder)  # refuses a repository without safetensors, before the folder is in its place
     except Exception as err:
         raise StepError(
             f"{name!r} is neither 'tiny' nor a folder, and Hugging Face does not give it: "

@@ -47,7 +47,7 @@ class ClipGenerator:
         device = "cuda" if on_gpu else "cpu"
         self.best, self.request, self.folder, self.device = best, request, folder, device
         self.dit, self.vae = load_dit(best.uri, device), load_vae(best.vae_uri, device)
-        self.encoder = load_encoder(best.encoder_uri, device)
+        self.encoder = load_encoder(best.encoder_uri, device, "bfloat16" if device == "cuda" else "float32")
         self.pyramid = training_pyramid(best.uri)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

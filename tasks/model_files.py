@@ -173,9 +173,11 @@ def load_dit(uri: str, device: str = "cpu") -> Any:
 
 
 @functools.cache
-def load_encoder(uri: str, device: str = "cpu") -> Any:
+def load_encoder(uri: str, device: str = "cpu", dtype: str = "float32") -> Any:
     """A text encoder for this process; loaded once."""
+    import torch
+
     from pyramid_model.text import load_text_encoder
 
     with local_folder(uri) as folder:
-        return load_text_encoder(folder, device)
+        return load_text_encoder(folder, device, getattr(torch, dtype))

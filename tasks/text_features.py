@@ -28,7 +28,9 @@ class TextFeaturesConfig(Config):
         "", description="which captions (output of the captions step); empty: the newest of each clip"
     )
     encoder: str = Field(
-        "tiny", description="tiny: a small random T5 made from the captions; else a folder or a Hugging Face name"
+        "tiny",
+        description="tiny: a small random T5 made from the captions; else a released directory, or a T5 folder, or the "
+        "Hugging Face name of one",
     )
     dim: int = Field(64, ge=8, description="tiny: width")
     num_layers: int = Field(2, ge=1, description="tiny: layers")
@@ -36,7 +38,9 @@ class TextFeaturesConfig(Config):
     seed: int = Field(0, ge=0, description="tiny: of the random weights")
     prompts: tuple[str, ...] = Field((), description="further texts, beside the captions")
     prompts_file: str = Field("", description="text file of further texts, one a line")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the features, and of the encoder's weights"
+    )
     block_size: int = Field(64, ge=1, description="texts a block")
     num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
     num_gpus: float = Field(0, ge=0, description="GPUs of an actor; more than 0 encodes on the GPU")
@@ -48,7 +52,7 @@ class TextEncoder:
     def __init__(self, encoder: EncoderFolder, dtype: str, on_gpu: bool):
         self.encoder_hash = encoder.hash
         self.dtype = dtype
-        self.encoder = load_encoder(encoder.uri, "cuda" if on_gpu else "cpu")
+        self.encoder = load_encoder(encoder.uri, "cuda" if on_gpu else "cpu", dtype)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """One row a text."""

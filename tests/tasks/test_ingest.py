@@ -128,7 +128,10 @@ def test_the_card_gives_name_licences_and_checksums(ray_local, tmp_path):
     [
         ("name: [", "source.yaml is not YAML"),
         ("- a\n- b", "must be a mapping with the keys name, license"),
-        ("name: x\nlicence: MIT", "licence = 'MIT': Extra inputs are not permitted"),
+        ("name: x\nlicence: MIT", "no key 'licence'. Did you mean 'license'\\? Keys of source.yaml: name, license, "),
+        ("files: [{path: a.mp4, sha: ab}]", "no key 'files.0.sha'.*Keys of files: path, sha256, license"),
+        ("splits: [{file: a.mp4, split: val, start: 2}]", "'splits.0.start'. Did you mean 'start_s'\\?"),
+        ("files: [{title: A}]", "wrong: files.0.path is missing"),
         ("splits: [{file: a.mp4, split: valid}]", "splits.0.split = 'valid'.*'train', 'val' or 'test'"),
         ("splits: [{file: a.mp4, split: val, start_s: 5, end_s: 2}]", "start_s 5 is not before end_s 2"),
     ],

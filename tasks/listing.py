@@ -159,7 +159,7 @@ def _look(uri: str, path: str) -> SourceFile:
         return _bad(uri, path, "bad_name", "the name is not UTF-8, or holds NUL: rename the file or the folder")
     try:
         return _look_local(uri, path) if _is_path(uri) else _look_remote(uri, path)
-    except (OSError, NotImplementedError):
+    except OSError:
         return SourceFile(uri, path)
     except (ValueError, ImportError) as err:  # an unknown scheme, or one whose package is not installed
         return _bad(uri, path, "bad_uri", f"{type(err).__name__}: {err}")
@@ -183,7 +183,11 @@ def _look_local(uri: str, path: str) -> SourceFile:
 
 def _look_remote(uri: str, path: str) -> SourceFile:
     fs, name = storage.filesystem(uri)
-    return SourceFile(uri, path, fs.size(name) or 0, int(fs.modified(name).timestamp() * 1e9))
+    size_bytes = fs.size(name) or 0
+    try:
+        return SourceFile(uri, path, size_bytes, int(fs.modified(name).timestamp() * 1e9))
+    except NotImplementedError:  # HTTP tells no time: a file replaced by one of the same size is not noticed
+        return SourceFile(uri, path, size_bytes)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,23 @@ def test_a_file_system_that_cannot_be_used_fails_its_own_entries_only(tmp_path, 
     assert reasons(tmp_path / "list.txt") == [("b.mp4", kind), ("a.mp4", "")]
 
 
+def test_a_file_system_that_tells_no_time_of_change_still_gives_videos(tmp_path):
+    class Timeless(AbstractFileSystem):
+        protocol = "timeless"  # like HTTP
+
+        def info(self, path, **_):
+            if path.endswith("source.yaml"):
+                raise FileNotFoundError(path)
+            return {"name": path, "size": 5, "type": "file"}
+
+        def open(self, *_, **__):
+            return io.BytesIO(b"video")
+
+    register_implementation("timeless", Timeless, clobber=True)
+    (tmp_path / "list.txt").write_text("timeless://b/a.mp4\n")
+    assert reasons(tmp_path / "list.txt") == [("a.mp4", "")]
+
+
 def test_a_file_is_not_used_while_nobody_can_tell_what_its_card_says(tmp_path):
     class NoAnswer(AbstractFileSystem):
         protocol = "noanswer"

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,6 +18,7 @@ from tasks.tables import bad_row, content_id, ok_row, pending
 
 VERSION = "1"
 CHUNK_BYTES = 4 * 2**20
+NOT_COLUMNS = ("attempt", "sha256", "error_type", "error")  # of an item: it gives them to its row otherwise
 
 
 class IngestConfig(Config):
@@ -27,6 +29,10 @@ class IngestConfig(Config):
     block_size: int = Field(16, ge=1, description="files a block")
 
 
+class CardUnreachableError(RuntimeError):
+    """The file system of a file does not say whether a source.yaml describes it."""
+
+
 class FileHasher:
     """Actor: reads each file once and gives it its content id."""
 
@@ -35,7 +41,9 @@ class FileHasher:
         return {"sources": [self._row(item) for item in items]}
 
     def _row(self, item: dict[str, Any]) -> dict[str, Any]:
-        columns = {name: value for name, value in item.items() if name not in ("attempt", "sha256")}
+        columns = {name: value for name, value in item.items() if name not in NOT_COLUMNS}
+        if item.get("error_type"):
+            return bad_row(item, (item["error_type"], item["error"]), video_id="", **columns)
         try:
             video_id, sha256, size_bytes = hash_file(item["uri"], want_sha256=bool(item["sha256"]))
         except Exception as err:
@@ -92,8 +100,11 @@ def _rows(folder: str, files: Iterable[SourceFile]) -> Iterator[dict[str, Any]]:
     """What is known of each file before it is read: where it lies, and what its card says."""
     cards: dict[str, SourceCard | None] = {}
     for file in files:
-        owner = _card_folder(folder, file, cards)
-        card = cards[owner]
+        try:
+            owner = "" if file.error_type else _card_folder(folder, file, cards)
+        except CardUnreachableError as err:
+            file, owner = replace(file, error_type="unreadable", error=str(err)), ""
+        card = cards.get(owner)
         path = file.uri.removeprefix(owner.rstrip("/") + "/") if card else file.path
         yield {
             "source_id": content_id(file.uri, file.size_bytes, file.mtime_ns),
@@ -105,6 +116,8 @@ def _rows(folder: str, files: Iterable[SourceFile]) -> Iterator[dict[str, Any]]:
             "license": card.license_of(path) if card else "",
             "card": card_uri(owner) if card else "",
             "sha256": card.file(path).sha256 if card else "",
+            "error_type": file.error_type,
+            "error": file.error,
         }
 
 
@@ -114,11 +127,19 @@ def _card_folder(folder: str, file: SourceFile, cards: dict[str, SourceCard | No
     while True:
         if parent not in cards:
             uri = card_uri(parent)
-            cards[parent] = read_card(uri) if storage.exists(uri) else None
+            cards[parent] = read_card(uri) if _card_exists(uri) else None
             _check_pins(uri, parent, cards[parent])
-        if cards[parent] or parent == folder or not parent.startswith(folder):
+        if cards[parent] or parent == folder or not parent.startswith(folder.rstrip("/") + "/"):
             return parent
         parent = parent.rpartition("/")[0]
+
+
+def _card_exists(uri: str) -> bool:
+    """Whether there is a card; without an answer the file is not used, since the card might hold it out."""
+    try:
+        return storage.exists(uri)
+    except Exception as err:  # each file system has its own
+        raise CardUnreachableError(f"whether there is a {uri} cannot be told: {type(err).__name__}: {err}") from err
 
 
 def _check_pins(uri: str, folder: str, card: SourceCard | None) -> None:

@@ -1,7 +1,9 @@
 """`source.yaml`: what the owner of a folder of videos says about it - name, licences, splits, captions."""
 
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -85,5 +87,24 @@ def read_card(uri: str) -> SourceCard:
     try:
         return SourceCard.model_validate({"name": PurePosixPath(uri).parent.name} | given)
     except ValidationError as err:
-        lines = [f"{'.'.join(map(str, p['loc']))} = {p['input']!r}: {p['msg']}" for p in err.errors()]
-        raise ValueError(f"{uri} is wrong: " + "; ".join(lines)) from None
+        raise ValueError(f"{uri} is wrong: " + "; ".join(map(_problem, err.errors()))) from None
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    """One thing that is wrong: the key, the value, and what would be right."""
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"there is no key {name!r}.{_nearest(problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _nearest(loc: Sequence[str | int]) -> str:
+    """The key that was probably meant, and all keys of that part of the card."""
+    *outer, last = loc
+    part = str(outer[0]) if outer else NAME
+    keys = list({"files": FileCard, "splits": SplitPin}.get(part, SourceCard).model_fields)
+    near = difflib.get_close_matches(str(last), keys, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Keys of {part}: {', '.join(keys)}"

@@ -22,7 +22,7 @@ Where = Annotated[
     typer.Option("--where", "-w", help="COLUMN OPERATOR VALUE with = != < > <= >= ~ (contains); repeat for 'and'"),
 ]
 Columns = Annotated[str | None, typer.Option(help="columns to take, separated by commas")]
-Version = Annotated[int | None, typer.Option(help="table version; newest if not given")]
+Version = Annotated[int | None, typer.Option(min=0, help="table version; newest if not given")]
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def test_export_writes_lines_or_files(root, tmp_path):
     [
         (("show", "ROOT", "clip"), "there is no table 'clip'"),
         (("show", "ROOT", "captions", "--version", "9"), "has no version 9"),
+        (("show", "ROOT", "captions", "--version", "-1"), "greater than or equal to 0"),
         (("show", "ROOT/none"), "no tables under"),
         (("diff", "ROOT", "captions"), "give ROOT TABLE BEFORE AFTER"),
         (("export", "ROOT"), "name the table to export"),

@@ -35,7 +35,10 @@ REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
 }
 STATUSES = ("ok", "failed", "skipped")
 RERUN = "run the same command again: it computes what is missing"
-VACUUM = "they may belong to a running step; else remove them: pyramid manifest vacuum --delete"
+VACUUM = (
+    "with no run at work on this root, remove them: pyramid manifest vacuum ROOT --older-than 0 --delete "
+    "(a run at work loses what it has not committed yet; without --older-than 0 only files older than a day go)"
+)
 MOVED = "rows hold absolute paths: if the root was moved, move it back; else restore the file, or start a new root"
 LOST = "rows are gone: go back to an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from tasks import storage
 from tasks.leftovers import MEDIA_COLUMNS, half_written, media_files, named_files, unnamed_media, unnamed_parquet
+from tasks.manifest import damaged_files
 from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, crc32, open_table, read_table, table_uri, table_version
+from tasks.tables import TableError, crc32, open_table, read_table, table_version
 
 # (table, column) -> (table, column) that it must be found in; an empty value refers to nothing
 REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
@@ -100,7 +101,7 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
 
 
 def check_files(root: str, table: str) -> Finding:
-    """The table has the columns of this version, and every Parquet file that its log names is there.
+    """The table has the columns of this version, and every Parquet file that its log names is there, whole.
 
     A table that has not been written yet gives a finding with nothing checked.
     """
@@ -110,11 +111,8 @@ def check_files(root: str, table: str) -> Finding:
         return _finding(table, "columns", 1, [str(err)], "use the version of this package that wrote it")
     if delta is None:
         return Finding(table, "columns and files", 0)
-    fs, folder = storage.filesystem(table_uri(root, table))
-    there = set(fs.find(folder))
-    named = [f"{folder}/{uri.rpartition('/')[2]}" for uri in delta.file_uris()]
-    lost = [path for path in named if path not in there]
-    return _finding(table, "columns and files", 1 + len(named), lost, "files are gone: restore them from a copy")
+    advice = "files are gone or damaged: restore them from a copy"
+    return _finding(table, "columns and files", 1 + len(delta.file_uris()), damaged_files(root, table), advice)
 
 
 def _check_rows(root: str, table: str) -> Iterator[Finding]:

@@ -17,10 +17,18 @@ import pyarrow.compute as pc
 
 from tasks import storage
 from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, open_table, read_table
+from tasks.tables import TableError, open_table, read_table, table_uri
 
 CLIPS_WITH_SCORES = "clips-with-scores"
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # two-character ones first, so that they are found first
+WRITERS = {  # the command that writes a table
+    **dict.fromkeys(("sources", "videos", "clips", "scores", "selections"), "curate"),
+    "captions": "recaption",
+    **dict.fromkeys(("latents", "text_features"), "extract"),
+    "models": "train-vae",
+    "evaluations": "evaluate",
+    "generations": "generate",
+}
 
 
 def locate(uri: str, table: str | None = None) -> tuple[str, str | None]:
@@ -42,6 +50,18 @@ def locate(uri: str, table: str | None = None) -> tuple[str, str | None]:
     return root, table
 
 
+def check_written(root: str, table: str) -> None:
+    """Refuse a table that does not exist yet, which would read as an empty one.
+
+    Raises:
+        TableError: nothing has been written to it.
+    """
+    table = "clips" if table == CLIPS_WITH_SCORES else table
+    if open_table(root, table) is None:
+        writer = f"pyramid {WRITERS[table]} writes it" if table in WRITERS else "no step writes it yet"
+        raise TableError(f"table {table!r} has not been written under {root} yet: {writer}")
+
+
 def absolute_root(uri: str) -> str:
     """A root (or any path) as steps see it: absolute when local, else without a trailing slash."""
     from tasks.step import Run  # one place decides what a root looks like
@@ -60,6 +80,7 @@ class TableFacts:
     size_bytes: int
     last_write: datetime | None
     statuses: Counter[str]
+    damage: str = ""  # what is wrong with a table that cannot be read; rows and statuses are unknown then
 
 
 def overview(root: str) -> list[TableFacts]:
@@ -72,7 +93,12 @@ def table_facts(root: str, table: str) -> TableFacts | None:
     delta = open_table(root, table)
     if delta is None:
         return None
-    rows = read_table(root, table, ["status", "created_at"])
+    damage, names = "", ["status", "created_at"]
+    try:
+        rows = read_table(root, table, names)
+    except (OSError, ValueError) as err:  # a file that is gone, and one that is no Parquet
+        rows = pa.schema([SCHEMAS[table].field(name) for name in names]).empty_table()
+        damage = next(iter(damaged_files(root, table)), str(err))
     sizes = pa.table(delta.get_add_actions(flatten=True))["size_bytes"]
     return TableFacts(
         table,
@@ -82,7 +108,35 @@ def table_facts(root: str, table: str) -> TableFacts | None:
         pc.sum(sizes).as_py() or 0,
         pc.max(rows["created_at"]).as_py(),
         Counter(rows["status"].to_pylist()),
+        damage,
     )
+
+
+def damaged_files(root: str, table: str) -> list[str]:
+    """Parquet files that the log of a table names and that are gone or of another size, each with what is wrong."""
+    delta = open_table(root, table)
+    if delta is None:
+        return []
+    fs, folder = storage.filesystem(table_uri(root, table))
+    sizes = {path: info["size"] for path, info in fs.find(folder, detail=True).items()}
+    bad = []
+    for named in pa.table(delta.get_add_actions(flatten=True)).select(["path", "size_bytes"]).to_pylist():
+        path = f"{folder}/{named['path']}"
+        if path not in sizes:
+            bad.append(f"{path} is gone")
+        elif sizes[path] != named["size_bytes"]:
+            bad.append(f"{path} has {sizes[path]} bytes, expected {named['size_bytes']}")
+    return bad
+
+
+def damage_report(root: str) -> list[str]:
+    """A sentence for each table that cannot be read."""
+    return [damage_sentence(root, facts) for facts in overview(root) if facts.damage]
+
+
+def damage_sentence(root: str, facts: TableFacts) -> str:
+    """Which table cannot be read, why, and where to read on."""
+    return f"table {facts.table!r} is damaged: {facts.damage}. All that is wrong: pyramid manifest verify {root}"
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,32 @@ def check_ray_auth() -> Check:
     """Token authentication of Ray clusters: asked for, is there a token?"""
     mode = os.environ.get("RAY_AUTH_MODE", "")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
-    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()
+    place = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else _token_file(path)
     address = os.environ.get("RAY_ADDRESS", "")
     where = f", RAY_ADDRESS={address}" if address else ""
-    if mode == "token" and not has_token:
+    if mode == "token" and not place:
         advice = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token (an embedded Ray makes its own)"
         return Check("Ray token", "warn", f"RAY_AUTH_MODE=token and no token{where}", advice)
     if address and mode != "token":
         advice = "a cluster that others can reach needs RAY_AUTH_MODE=token on the head, the nodes and here"
         return Check("Ray token", "warn", f"no authentication{where}", advice)
-    return Check("Ray token", "ok", f"mode {mode or 'not set'}, {'a token' if has_token else 'no token'}{where}")
+    return Check("Ray token", "ok", _token_use(mode, place) + where)
+
+
+def _token_file(path: Path) -> str:
+    """What names the token file, "" when there is no such file."""
+    if not path.is_file():
+        return ""
+    return "RAY_AUTH_TOKEN_PATH" if os.environ.get("RAY_AUTH_TOKEN_PATH") else str(path)
+
+
+def _token_use(mode: str, place: str) -> str:
+    if mode == "token":
+        return f"RAY_AUTH_MODE=token, with the token in {place}"
+    setting = f"RAY_AUTH_MODE is {mode}" if mode else "RAY_AUTH_MODE is not set"
+    if place:
+        return f"a token is in {place}, but {setting}, so it is not used"
+    return f"{setting}, and there is no token: Ray asks for none"
 
 
 def check_prefect() -> Check:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.step import Run, StepResult, code_version, params_hash, report_progre
 from tasks.table_stats import compact, drop_reasons, file_size
 from tasks.tables import table_version
 
-VERSION = "1"
+VERSION = "2"
 TEMPLATES = Path(__file__).parent / "templates"
 FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</script>', re.DOTALL)
 
@@ -33,14 +34,20 @@ class ReportConfig(Config):
 
 @step
 def report(run: Run, config: ReportConfig) -> StepResult:
-    """Write `<root>/report.html`, unless the page there was made from the same table versions and settings."""
+    """Write `<root>/report.html`, unless the page there was made from the same versions, clip files and settings."""
     uri = storage.join(run.root, "report.html")
     versions = {table: version for table in SCHEMAS if (version := table_version(run.root, table)) >= 0}
-    made_from = {"versions": versions, "params_hash": params_hash(config), "report_version": VERSION}
+    shown = report_data.shown_clips(run.root, config.max_media)
+    made_from = {
+        "versions": versions,
+        "params_hash": params_hash(config),
+        "report_version": VERSION,
+        "damaged_clips": shown.damage,
+    }
     if page_facts(uri) == made_from:
         return StepResult(step="report", num_in=1, num_done=1, note="nothing new", outputs={"report": uri})
     report_progress("report", 0, 1)
-    page = render(run, config, made_from)
+    page = render(run, config, made_from, shown)
     storage.write_bytes(uri, page)
     report_progress("report", 1, 1)
     return StepResult(
@@ -62,7 +69,7 @@ def page_facts(uri: str) -> dict[str, Any] | None:
         return None
 
 
-def render(run: Run, config: ReportConfig, made_from: dict[str, Any]) -> bytes:
+def render(run: Run, config: ReportConfig, made_from: dict[str, Any], shown: report_data.ShownClips) -> bytes:
     """The page. Videos are taken in the order of their worth: generated, evaluated, then clips."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -70,7 +77,7 @@ def render(run: Run, config: ReportConfig, made_from: dict[str, Any]) -> bytes:
     budget = MediaBudget(config.max_bytes * 9 // 10)  # the rest is text and figures
     generations, num_generations = report_models.generation_cards(root, budget, config.max_media)
     evaluations = report_models.evaluations(root, budget)
-    clips, num_clips = report_data.clip_cards(root, budget, config.max_media)
+    clips = report_data.clip_cards(root, shown, budget)
     records = report_data.step_records(root)
     limits = report_data.selection_limits(root, records)
     reasons, num_kept, num_judged = drop_reasons(root)
@@ -96,7 +103,8 @@ def render(run: Run, config: ReportConfig, made_from: dict[str, Any]) -> bytes:
         sources=report_data.sources(root),
         clips=clips,
         clip_groups=list(dict.fromkeys(name for card in clips for name in card.groups)),
-        num_clips=num_clips,
+        num_clips=shown.num_clips,
+        damaged=Counter(shown.damage.values()),
         score_figures=report_data.score_figures(root, limits),
         reasons=reasons,
         num_kept=num_kept,

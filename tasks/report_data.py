@@ -185,6 +185,7 @@ class ClipCard:
 
     row: dict[str, Any]
     video: str  # data URI, "" when left out
+    damage: str  # "", "missing" or "truncated"
     scores: list[tuple[str, float]]
     path: str
 
@@ -196,12 +197,21 @@ class ClipCard:
         return kept + split + [reason.replace(" ", "-") for reason in self.row["drop_reasons"] or []]
 
 
-def clip_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[ClipCard], int]:
-    """Kept clips, then dropped ones (a quarter of the room at least is theirs); and how many clips there are."""
+@dataclass(frozen=True)
+class ShownClips:
+    """The clips that go on the page, and what is wrong with their files."""
+
+    rows: list[dict[str, Any]]
+    scorers: list[str]
+    num_clips: int  # in all
+    damage: dict[str, str]  # by clip id: missing | truncated
+
+
+def shown_clips(root: str, max_media: int) -> ShownClips:
+    """Kept clips, then dropped ones (a quarter of the room at least is theirs); only their files are looked at."""
     rows = clips_with_scores(root)
     own = {*SCHEMAS["clips"].names, "keep", "drop_reasons", "bucket", "split", "caption"}
     scorers = [name for name in rows.column_names if name not in own]
-    paths = {row["video_id"]: row["path"] for row in read_table(root, "sources", ["video_id", "path"]).to_pylist()}
     current = set(current_clip_ids(root).to_pylist())
     clips = [row for row in rows.to_pylist() if row["status"] == "ok" and row["clip_id"] in current]
     ordered = _kept_then_dropped(clips)
@@ -209,16 +219,33 @@ def clip_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[Cli
     room_for_dropped = min(num_dropped, max_media // 4)
     kept = ordered[: len(clips) - num_dropped][: max_media - room_for_dropped]
     shown = kept + ordered[len(clips) - num_dropped :][: max_media - len(kept)]
-    cards = [
+    damage = {row["clip_id"]: found for row in shown if (found := file_damage(row["uri"], row["size_bytes"]))}
+    return ShownClips(shown, scorers, len(clips), damage)
+
+
+def file_damage(uri: str, size_bytes: int | None) -> str:
+    """What is wrong with a file by its size alone: "", "missing" (or out of reach) or "truncated" (another size)."""
+    try:
+        fs, path = storage.filesystem(uri)
+        size = fs.info(path)["size"]
+    except OSError:
+        return "missing"
+    return "" if size_bytes in (None, size) else "truncated"
+
+
+def clip_cards(root: str, shown: ShownClips, budget: MediaBudget) -> list[ClipCard]:
+    """Each clip with its video, unless the file is damaged."""
+    paths = {row["video_id"]: row["path"] for row in read_table(root, "sources", ["video_id", "path"]).to_pylist()}
+    return [
         ClipCard(
             row,
-            budget.video(row["uri"]),
-            [(name, row[name]) for name in scorers if row[name] is not None],
+            "" if row["clip_id"] in shown.damage else budget.video(row["uri"]),
+            shown.damage.get(row["clip_id"], ""),
+            [(name, row[name]) for name in shown.scorers if row[name] is not None],
             paths.get(row["video_id"], ""),
         )
-        for row in shown
+        for row in shown.rows
     ]
-    return cards, len(clips)
 
 
 def _kept_then_dropped(clips: Sequence[dict]) -> list[dict]:

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from tasks import storage
 from tasks.leftovers import MEDIA_COLUMNS, half_written, media_files, named_files, unnamed_media, unnamed_parquet
+from tasks.manifest import damaged_files
 from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, crc32, open_table, read_table, table_uri, table_version
+from tasks.tables import TableError, crc32, open_table, read_table, table_version
 
 # (table, column) -> (table, column) that it must be found in; an empty value refers to nothing
 REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
@@ -35,7 +36,10 @@ REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
 }
 STATUSES = ("ok", "failed", "skipped")
 RERUN = "run the same command again: it computes what is missing"
-VACUUM = "they may belong to a running step; else remove them: pyramid manifest vacuum --delete"
+VACUUM = (
+    "with no run at work on this root, remove them: pyramid manifest vacuum ROOT --older-than 0 --delete "
+    "(a run at work loses what it has not committed yet; without --older-than 0 only files older than a day go)"
+)
 MOVED = "rows hold absolute paths: if the root was moved, move it back; else restore the file, or start a new root"
 LOST = "rows are gone: go back to an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
@@ -97,7 +101,7 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
 
 
 def check_files(root: str, table: str) -> Finding:
-    """The table has the columns of this version, and every Parquet file that its log names is there.
+    """The table has the columns of this version, and every Parquet file that its log names is there, whole.
 
     A table that has not been written yet gives a finding with nothing checked.
     """
@@ -107,11 +111,8 @@ def check_files(root: str, table: str) -> Finding:
         return _finding(table, "columns", 1, [str(err)], "use the version of this package that wrote it")
     if delta is None:
         return Finding(table, "columns and files", 0)
-    fs, folder = storage.filesystem(table_uri(root, table))
-    there = set(fs.find(folder))
-    named = [f"{folder}/{uri.rpartition('/')[2]}" for uri in delta.file_uris()]
-    lost = [path for path in named if path not in there]
-    return _finding(table, "columns and files", 1 + len(named), lost, "files are gone: restore them from a copy")
+    advice = "files are gone or damaged: restore them from a copy"
+    return _finding(table, "columns and files", 1 + len(delta.file_uris()), damaged_files(root, table), advice)
 
 
 def _check_rows(root: str, table: str) -> Iterator[Finding]:

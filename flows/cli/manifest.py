@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,20 +22,35 @@ Where = Annotated[
     typer.Option("--where", "-w", help="COLUMN OPERATOR VALUE with = != < > <= >= ~ (contains); repeat for 'and'"),
 ]
 Columns = Annotated[str | None, typer.Option(help="columns to take, separated by commas")]
-Version = Annotated[int | None, typer.Option(help="table version; newest if not given")]
+Version = Annotated[int | None, typer.Option(min=0, help="table version; newest if not given")]
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """What a user can cause ends with its sentence and exit code 2, not with a traceback."""
+def explained(uri: str) -> Iterator[None]:
+    """What a user can cause ends with its sentence and exit code 2, not with a traceback.
+
+    Args:
+        uri: root or table at work, to name the table when it was one that could not be read.
+    """
     from flows.cli.launch import BAD_INPUT, complain
     from tasks.tables import TableError
 
     try:
         yield
     except (TableError, OSError, ValueError) as err:
-        complain(str(err))
+        damage = [] if isinstance(err, TableError) else _damage(uri)
+        complain("\n".join(damage) or str(err))
         raise typer.Exit(BAD_INPUT) from err
+
+
+def _damage(uri: str) -> list[str]:
+    from tasks.manifest import damage_report, locate
+    from tasks.tables import TableError
+
+    try:
+        return damage_report(locate(uri)[0])
+    except (TableError, OSError, ValueError):
+        return []  # the first error says more
 
 
 @app.command()
@@ -50,30 +65,43 @@ def show(
     """The tables of a root, or rows of one table."""
     from tasks import manifest
 
-    with explained():
+    with explained(uri):
         root, table = manifest.locate(uri, table)
         if table is None:
+            _refuse_row_options({"--where": where, "--columns": columns, "--version": version})
             print_overview(root)
             return
+        manifest.check_written(root, table)
         rows = manifest.select_rows(root, table, _filters(where), _names(columns), version)
         print_rows(root, table, rows.slice(0, limit), every_column=columns is not None)
         if rows.num_rows > limit:
             typer.echo(f"{limit} of {rows.num_rows:,} rows (--limit, --where; or pyramid manifest export)")
 
 
+def _refuse_row_options(given: dict[str, Any]) -> None:
+    from tasks.tables import TableError
+
+    if names := [name for name, value in given.items() if value not in (None, [])]:
+        raise TableError(f"{', '.join(names)}: rows belong to one table; name it, as in ROOT clips {names[0]} …")
+
+
 @app.command()
 def stats(uri: Uri, table: TableName = None, version: Version = None) -> None:
     """Counts by status and error, histograms of the numbers, and what each rule of the selection drops."""
     from tasks import manifest
-    from tasks.schemas import SCHEMAS
 
-    with explained():
+    with explained(uri):
         root, table = manifest.locate(uri, table)
-        tables = [table] if table else [name for name in SCHEMAS if manifest.table_facts(root, name)]
-        for name in tables:
-            if name == manifest.CLIPS_WITH_SCORES:
-                name = "scores"
-            print_stats(root, name, version)
+        if table:
+            table = "scores" if table == manifest.CLIPS_WITH_SCORES else table
+            manifest.check_written(root, table)
+            print_stats(root, table, version)
+            return
+        for facts in manifest.overview(root):
+            if facts.damage:
+                typer.echo(manifest.damage_sentence(root, facts))
+            else:
+                print_stats(root, facts.table, version)
 
 
 @app.command()
@@ -86,7 +114,7 @@ def diff(
     from tasks import manifest, table_stats
     from tasks.tables import TableError
 
-    with explained():
+    with explained(arguments[0]):
         *place, before, after = arguments if len(arguments) in (3, 4) else [*arguments, "", ""]
         if not (before.isdecimal() and after.isdecimal()):
             raise TableError(
@@ -95,6 +123,7 @@ def diff(
         root, table = manifest.locate(*place)
         if table is None or table == manifest.CLIPS_WITH_SCORES:
             raise TableError("versions belong to one table: name it, as in ROOT clips 3 7")
+        manifest.check_written(root, table)
         found = table_stats.diff(root, table, int(before), int(after))
         typer.echo(
             f"{table} {before} -> {after}: {len(found.added)} added, {len(found.removed)} gone, "
@@ -125,8 +154,10 @@ def verify(
     from tasks import manifest
     from tasks.verify import verify as run_checks
 
-    with explained():
+    with explained(uri):
         root, table = manifest.locate(uri, table)
+        if table not in (None, manifest.CLIPS_WITH_SCORES):
+            manifest.check_written(root, table)
         findings = list(run_checks(root, table, blobs))
     print_grid(
         ["", "table", "check", "checked", "bad"],
@@ -154,7 +185,7 @@ def report(
     from tasks.report import report as write_report
     from tasks.step import Run
 
-    with explained():
+    with explained(root):
         root, _ = manifest.locate(root)
         given = {"title": title or None, "max_media": max_media}
         config = ReportConfig(**{name: value for name, value in given.items() if value is not None})
@@ -176,7 +207,7 @@ def export(
     from tasks import export, manifest
     from tasks.tables import TableError
 
-    with explained():
+    with explained(uri):
         root, table = manifest.locate(uri, table)
         if table is None:
             raise TableError("name the table to export, or clips-with-scores")
@@ -201,7 +232,7 @@ def vacuum(
     from tasks import manifest
     from tasks.leftovers import vacuum as find_leftovers
 
-    with explained():
+    with explained(root):
         root, _ = manifest.locate(root)
         left = find_leftovers(root, older_than_h, delete)
     for path in left:

@@ -1,5 +1,6 @@
 """docs/first_steps.ipynb runs from top to bottom and is committed without outputs. One to two minutes on idle cores."""
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 REPO = Path(__file__).parents[2]
 NOTEBOOK = REPO / "docs" / "first_steps.ipynb"
@@ -22,6 +24,21 @@ def test_notebook_is_committed_without_outputs(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code
     assert not [cell.id for cell in code if cell.outputs or cell.execution_count]
+
+
+def test_notebook_stops_with_advice_when_its_run_fails(notebook, tmp_path, monkeypatch):
+    failing = tmp_path / "bin" / "pyramid"
+    failing.parent.mkdir()
+    failing.write_text("#!/bin/sh\nexit 3\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("PYRAMID_EXAMPLE_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("PATH", str(failing.parent), prepend=os.pathsep)
+    start = copy.deepcopy(notebook)
+    first = next(number for number, cell in enumerate(start.cells) if cell.cell_type == "code")
+    start.cells = start.cells[: first + 1]
+    client = NotebookClient(start, timeout=60, kernel_name="python3", resources={"metadata": {"path": REPO}})
+    with pytest.raises(CellExecutionError, match="pyramid run smoke failed"):
+        client.execute()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`pyramid manifest` from the command line: what it prints and how it exits. About 3 s."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -86,14 +87,55 @@ def test_export_writes_lines_or_files(root, tmp_path):
     [
         (("show", "ROOT", "clip"), "there is no table 'clip'"),
         (("show", "ROOT", "captions", "--version", "9"), "has no version 9"),
+        (("show", "ROOT", "captions", "--version", "-1"), "greater than or equal to 0"),
         (("show", "ROOT/none"), "no tables under"),
         (("diff", "ROOT", "captions"), "give ROOT TABLE BEFORE AFTER"),
+        (
+            ("show", "ROOT", "clips-with-scores"),
+            "'clips' has not been written under",
+        ),
+        (("show", "ROOT", "--where", "status=ok"), "--where: rows belong to one table; name it"),
+        (("show", "ROOT", "--columns", "text", "--version", "0"), "--columns, --version: rows belong to one table"),
         (("export", "ROOT"), "name the table to export"),
         (("export", "ROOT", "captions", "--columns", "txt"), "no column 'txt'"),
     ],
 )
 def test_mistakes_end_with_a_sentence_and_exit_code_2(root, arguments, message):
     assert message in run(*(part.replace("ROOT", root) for part in arguments), code=2)
+
+
+@pytest.mark.parametrize(
+    ("table", "writer"),
+    [("clips", "pyramid curate writes it"), ("latents", "pyramid extract writes it"), ("duplicates", "no step writes")],
+)
+def test_a_table_that_is_not_there_yet_is_named_with_what_writes_it(root, table, writer):
+    message = f"table {table!r} has not been written under {root} yet: {writer}"
+    for arguments in (("show", root, table), ("stats", root, table), ("verify", root, table)):
+        assert message in run(*arguments, code=2)
+    assert message in run("diff", root, table, "0", "1", code=2)
+
+
+@pytest.mark.parametrize("damage", ["lost", "truncated"])
+def test_a_damaged_table_is_named_and_the_others_are_shown(root, damage):
+    append_block(root, "sources", [ok_row({}, source_id=IDS[0], path="a.mp4")], "1", LINEAGE)
+    file = next(Path(root, "tables", "captions").glob("*.parquet"))
+    size = file.stat().st_size
+    if damage == "lost":
+        file.unlink()
+        what = f"{file} is gone"
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+        what = f"{file} has 100 bytes, expected {size}"
+    sentence = f"table 'captions' is damaged: {what}. All that is wrong: pyramid manifest verify {root}"
+    for command in ("show", "stats"):
+        output = run(command, root)
+        assert sentence in output
+        assert "sources" in output
+    assert "damaged" in run("show", root).split("table 'captions'")[0]
+    assert "a.mp4" in run("show", root, "sources")
+    for arguments in (("show", root, "captions"), ("diff", root, "captions", "1", "2"), ("report", root)):
+        assert sentence in run(*arguments, code=2)
+    assert what in run("verify", root, code=1)
 
 
 def test_vacuum_lists_before_it_removes(root):

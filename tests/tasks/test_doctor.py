@@ -123,6 +123,23 @@ def test_ray_without_a_token_is_reported(monkeypatch, tmp_path):
     assert "no authentication" in check_ray_auth().found
 
 
+@pytest.mark.parametrize(
+    ("mode", "has_token", "words"),
+    [
+        ("", True, "a token is in RAY_AUTH_TOKEN_PATH, but RAY_AUTH_MODE is not set, so it is not used"),
+        ("disabled", True, "a token is in RAY_AUTH_TOKEN_PATH, but RAY_AUTH_MODE is disabled, so it is not used"),
+        ("", False, "RAY_AUTH_MODE is not set, and there is no token: Ray asks for none"),
+        ("token", True, "RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN_PATH"),
+    ],
+)
+def test_a_ray_token_is_said_to_be_used_or_not(monkeypatch, tmp_path, mode, has_token, words):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    if has_token:
+        (tmp_path / "token").write_text("secret")
+    assert (check_ray_auth().status, check_ray_auth().found) == ("ok", words)
+
+
 def test_the_uv_hook_of_ray_is_reported(monkeypatch):
     assert check_uv().status == "ok"
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "1")

@@ -330,6 +330,7 @@ def test_vacuum_lists_and_then_removes_what_no_row_names(root):
         ("(files)", "no left-over files"),
         ("clips", "no left-over Parquet files"),
     ]
+    assert all("--older-than 0" in one.advice for one in verify(root) if one.level == "warn")
     names = ["media/clips/.writing-x/0.mp4", "tables/clips/part-of-a-killed-writer.parquet"]
     assert vacuum(root, older_than_h=1) == []
     assert vacuum(root, older_than_h=0) == names

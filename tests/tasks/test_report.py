@@ -79,6 +79,7 @@ def write_clips(root: str) -> None:
     for number, clip_id in enumerate(CLIP_IDS):
         uri = video(root, "clips", f"{clip_id}.mp4", seed=number, side=320 if number == 0 else 64)
         times = {"start_s": 3.0 * number, "end_s": 3.0 * number + 2, "num_frames": 24, "width": 64, "height": 64}
+        times["size_bytes"] = Path(uri).stat().st_size
         clips.append(ok_row({}, clip_id=clip_id, video_id=content_id("v", 0), uri=uri, **times))
         for scorer, value in (("motion", 0.5 + number), ("sharpness", 100.0 / (1 + number))):
             ids = {"score_id": content_id(clip_id, scorer), "clip_id": clip_id}
@@ -274,12 +275,19 @@ def test_a_page_stays_below_its_limit_and_says_what_was_left_out(tmp_path):
     assert "videos were left out to keep this page below 200 kB" in page
 
 
-def test_clips_whose_files_are_gone_are_counted(tmp_path):
+def test_clips_whose_files_are_gone_or_cut_short_are_counted_also_when_no_table_changed(tmp_path):
     root = str(tmp_path / "root")
     write_sources(root)
     write_clips(root)
+    assert "truncated or changed" not in page_of(root)
+    lost, cut = (Path(root, "media", "clips", f"{clip_id}.mp4") for clip_id in CLIP_IDS[1:3])
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:1000])
+    page = page_of(root)
+    assert "1 missing, 1 truncated or changed" in page
+    assert (page.count("file missing"), page.count("file truncated")) == (1, 1)
     shutil.rmtree(Path(root, "media"))
-    assert f"{NUM_CLIPS} video files could not be read" in page_of(root)
+    assert f"{NUM_CLIPS} missing, 0 truncated or changed" in page_of(root)
 
 
 @step

@@ -40,6 +40,7 @@ VACUUM = (
     "with no run at work on this root, remove them: pyramid manifest vacuum ROOT --older-than 0 --delete "
     "(a run at work loses what it has not committed yet; without --older-than 0 only files older than a day go)"
 )
+COPIED = "rows name files of another root: this one was copied or moved. Keep them: manifest vacuum would remove all"
 MOVED = "rows hold absolute paths: if the root was moved, move it back; else restore the file, or start a new root"
 LOST = "rows are gone: go back to an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
@@ -96,8 +97,10 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
         if name in MEDIA_COLUMNS:
             yield check_media(root, name, files)
     if table is None and not broken & set(MEDIA_COLUMNS):
-        left = unnamed_media(root, files) + half_written(root)
-        yield _finding("(files)", "no left-over files", len(files), left, VACUUM, "warn")
+        unnamed = unnamed_media(root, files)
+        copied = unnamed and len(unnamed) == len(files) and any(named_files(root, name) for name in MEDIA_COLUMNS)
+        left, advice = unnamed + half_written(root), COPIED if copied else VACUUM
+        yield _finding("(files)", "no left-over files", len(files), left, advice, "warn")
 
 
 def check_files(root: str, table: str) -> Finding:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -318,6 +319,13 @@ def test_vacuum_lists_and_then_removes_trainings_that_nobody_goes_on_with_and_em
     assert vacuum(root, delete=True) == ["checkpoints/old", "media/clips/.writing-y"]
     assert (state.exists(), old.parents[1].exists(), empty.exists()) == (True, False, False)
     assert vacuum(root, older_than_h=0) == ["checkpoints/model"]
+
+
+def test_verify_does_not_advise_to_remove_the_media_of_a_copied_root(root, tmp_path):
+    shutil.copytree(root, tmp_path / "copy")
+    [left] = [one for one in verify(str(tmp_path / "copy")) if one.level == "warn"]
+    assert left.num_bad == 3
+    assert "this one was copied or moved" in left.advice
 
 
 def test_vacuum_lists_and_then_removes_what_no_row_names(root):

@@ -1,5 +1,6 @@
 """Files of a root and the rows that name them; what no row names was left by a step that was killed, and can go."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -10,6 +11,7 @@ from tasks import storage
 from tasks.schemas import ID_COLUMNS, SCHEMAS
 from tasks.tables import open_table, read_table
 
+COPIED = "rows name files of another root, since this one was copied or moved: nothing can be told to be left over"
 MEDIA_COLUMNS = {"clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
 
 
@@ -55,6 +57,12 @@ def unnamed_media(root: str, files: dict[str, int]) -> list[str]:
     return sorted(set(files) - used)
 
 
+def is_copied(root: str, files: dict[str, int], unnamed: Sequence[str]) -> bool:
+    """Whether rows name files, and none of those that lie here: then this root is a copy, or was moved."""
+    nothing_named = bool(files) and len(unnamed) == len(files)
+    return nothing_named and any(named_files(root, table) for table in MEDIA_COLUMNS)
+
+
 def half_written(root: str) -> list[str]:
     """Files that were being written under models/ when their writer was killed."""
     return sorted(path for path in _files(root, "models") if "/.writing-" in path)
@@ -86,13 +94,19 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
     """Left-over media and Parquet files and unfinished trainings, untouched for so many hours; removed on `delete`.
 
     The age protects what a running step has written and not committed yet.
+
+    Raises:
+        ValueError: the rows name files of another root, so that everything here would seem left over.
     """
     fs, top = storage.filesystem(root)
     now = datetime.now(UTC)
-    unnamed = unnamed_media(root, media_files(root)) + half_written(root)
+    files = media_files(root)
+    unnamed = unnamed_media(root, files)
+    if is_copied(root, files, unnamed):
+        raise ValueError(f"{COPIED} ({root})")
     left = [
         path
-        for path in unnamed + unfinished_trainings(root) + empty_folders(root)
+        for path in unnamed + half_written(root) + unfinished_trainings(root) + empty_folders(root)
         if (now - _last_touched(fs, path)).total_seconds() >= older_than_h * 3600
     ]
     if delete and left:

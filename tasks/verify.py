@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import storage
-from tasks.leftovers import MEDIA_COLUMNS, half_written, media_files, named_files, unnamed_media, unnamed_parquet
+from tasks.leftovers import (
+    COPIED,
+    MEDIA_COLUMNS,
+    half_written,
+    is_copied,
+    media_files,
+    named_files,
+    unnamed_media,
+    unnamed_parquet,
+)
 from tasks.manifest import damaged_files
 from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 from tasks.tables import TableError, crc32, open_table, read_table, table_version
@@ -40,7 +49,6 @@ VACUUM = (
     "with no run at work on this root, remove them: pyramid manifest vacuum ROOT --older-than 0 --delete "
     "(a run at work loses what it has not committed yet; without --older-than 0 only files older than a day go)"
 )
-COPIED = "rows name files of another root: this one was copied or moved. Keep them: manifest vacuum would remove all"
 MOVED = "rows hold absolute paths: if the root was moved, move it back; else restore the file, or start a new root"
 LOST = "rows are gone: go back to an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
@@ -98,8 +106,7 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
             yield check_media(root, name, files)
     if table is None and not broken & set(MEDIA_COLUMNS):
         unnamed = unnamed_media(root, files)
-        copied = unnamed and len(unnamed) == len(files) and any(named_files(root, name) for name in MEDIA_COLUMNS)
-        left, advice = unnamed + half_written(root), COPIED if copied else VACUUM
+        left, advice = unnamed + half_written(root), COPIED if is_copied(root, files, unnamed) else VACUUM
         yield _finding("(files)", "no left-over files", len(files), left, advice, "warn")
 
 

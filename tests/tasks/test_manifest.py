@@ -321,8 +321,10 @@ def test_vacuum_lists_and_then_removes_trainings_that_nobody_goes_on_with_and_em
     assert vacuum(root, older_than_h=0) == ["checkpoints/model"]
 
 
-def test_verify_does_not_advise_to_remove_the_media_of_a_copied_root(root, tmp_path):
+def test_the_media_of_a_copied_root_are_kept(root, tmp_path):
     shutil.copytree(root, tmp_path / "copy")
+    with pytest.raises(ValueError, match="this one was copied or moved"):
+        vacuum(str(tmp_path / "copy"), older_than_h=0, delete=True)
     [left] = [one for one in verify(str(tmp_path / "copy")) if one.level == "warn"]
     assert left.num_bad == 3
     assert "this one was copied or moved" in left.advice

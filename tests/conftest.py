@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+# As `tasks.pipeline.connect` sets it, for tests that import Ray before they come there: Ray looks once, at its import.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
 
 @pytest.fixture(scope="session")
 def ray_local():

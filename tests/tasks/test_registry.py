@@ -31,7 +31,7 @@ def evaluated(run: Run, name: str, passed: bool = True, champion: str = "") -> s
     }
     check = {"name": "val_loss_to_untrained", "value": 0.99, "limit": 0.9, "passed": passed, "rule": "learns"}
     row = {
-        "evaluation_id": f"evaluation-{name}",
+        "evaluation_id": f"evaluation-{name}{champion and '-' + champion}",
         "model_id": f"model-{name}",
         "weights_hash": name,
         "vae_hash": "vae",

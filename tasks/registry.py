@@ -96,13 +96,13 @@ def client(root: str) -> Any:
     """An MlflowClient for the tracking store, which is made if need be; MLflow's chatter and telemetry are off."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     # A server that is away is known within two minutes; by MLflow's own defaults it would take up to a quarter hour.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     uri = tracking_uri(root)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

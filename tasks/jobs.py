@@ -146,7 +146,8 @@ def _outcome(job_id: str, job: Any, lines: list[str]) -> StepResult:
         raise StepError(f"Ray job {job_id} ended as {status}: {error['message']}", error["transient"])
     last_lines = "\n".join(lines[-LOG_TAIL_LINES:])
     killed = status == "FAILED" and _by_signal(job.driver_exit_code)
-    raise StepError(f"Ray job {job_id} ended as {status}: its last lines:\n{last_lines}", transient=killed)
+    told = f"Ray job {job_id} ended as {status} ({job.message or 'Ray says no more'}); its last lines:\n{last_lines}"
+    raise StepError(told, transient=killed)
 
 
 def _by_signal(exit_code: int | None) -> bool:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
-NUM_VIDEOS = 60
+NUM_VIDEOS = 150  # so that the job outlasts the start of a second driver
 
 SUBMIT = """
 import logging, sys

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pyramid_model.config import Config
-from tasks.pipeline import StepError, machine_lost
+from tasks.pipeline import TOLD, machine_lost
 from tasks.step import PROGRESS, Run, Sparse, StepFunction, StepResult
 
 STEP_NAMES = (
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     try:
         result = run_step(*argv)
     except Exception as err:
-        if not isinstance(err, StepError | ValueError | OSError):  # their messages say all; what is left are bugs
+        if not isinstance(err, TOLD):
             logging.exception("step %s failed", argv[0])
         message = " ".join(f"{type(err).__name__}: {err}".split())
         print("ERROR " + json.dumps({"message": message, "transient": machine_lost(err)}), flush=True)

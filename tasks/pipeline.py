@@ -55,6 +55,10 @@ class StepError(RuntimeError):
         self.transient = transient
 
 
+# Their messages say what to do; anything else is a bug, shown with its traceback.
+TOLD = (StepError, OSError, ValueError)
+
+
 def machine_lost(err: BaseException | None) -> bool:
     """Whether a lost machine or connection is behind an error; bad data or settings would only fail again."""
     while err is not None:
@@ -178,9 +182,9 @@ class BlockActor:
 
 def _fatal(err: Exception) -> dict[str, Any]:
     """A worker's exception as a report; with the traceback, unless the sentence alone says what to do."""
-    told = isinstance(err, (StepError, OSError, ValueError))
     text = str(err) if isinstance(err, StepError) else f"{type(err).__name__}: {err}"
-    return {"fatal": text, "transient": machine_lost(err), "traceback": "" if told else f"\n{traceback.format_exc()}"}
+    trace = "" if isinstance(err, TOLD) else f"\n{traceback.format_exc()}"
+    return {"fatal": text, "transient": machine_lost(err), "traceback": trace}
 
 
 def run_blocks(

@@ -56,12 +56,14 @@ def launch(
         complain("interrupted; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as err:
-        if not _meant_for_people(err) and _disk_is_full(root):
-            complain(f"the disk that holds {root} is full: free some space, then the same command goes on from here")
-            raise typer.Exit(FAILURE) from err
         if not _meant_for_people(err):
-            traceback.print_exc()
-            complain(f"{type(err).__name__}: {err}")
+            if _disk_is_full(root):
+                complain(
+                    f"the disk that holds {root} is full: free some space, then the same command goes on from here"
+                )
+            else:
+                traceback.print_exc()
+                complain(f"{type(err).__name__}: {err}")
             raise typer.Exit(FAILURE) from err
         complain(str(err))
         raise typer.Exit(BAD_INPUT if isinstance(err, USER_ERRORS) else FAILURE) from err

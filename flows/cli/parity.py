@@ -62,5 +62,7 @@ def parity(
 
 
 def _refuse(message: str) -> None:
-    typer.secho(f"error: {message}", fg="red", err=True)
-    raise typer.Exit(2)
+    from flows.cli.launch import BAD_INPUT, complain
+
+    complain(message)
+    raise typer.Exit(BAD_INPUT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -123,6 +123,16 @@ class DiTConfig(Config):
     text_dim: int = Field(4096, ge=1, description="width of the text encoder's output (T5-XXL: 4096)")
     pooled_dim: int = Field(ge=1, description="width of the pooled text vector")
     causal: bool = Field(True, description="a frame attends to itself and earlier frames only")
+    history_time: Literal["shared", "clean"] = Field(
+        "shared",
+        description="timestep told to text and history: the noisy frame's, as released, or always 0; "
+        "clean ones need computing once a stage and not at every step",
+    )
+
+    @property
+    def clean_history(self) -> bool:
+        """Whether text and history have a timestep of their own."""
+        return self.history_time == "clean"
 
     @property
     def dim(self) -> int:

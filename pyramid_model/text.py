@@ -24,7 +24,8 @@ HASHED = (".safetensors", ".json", ".model", ".txt")  # weights, configs and eve
 class TextFeatures:
     """Encoded prompts, one row each.
 
-    embeds: token features (r n d); mask: True where a token is real (r n) bool; pooled: one vector a prompt (r p).
+    embeds: token features (r n d); mask: True where a token is real (r n) bool, on the CPU, since the layout of tokens
+    is decided there; pooled: one vector a prompt (r p).
     """
 
     embeds: Tensor
@@ -47,9 +48,22 @@ class TextFeatures:
         return TextFeatures(embeds, self.mask.expand(num_rows, -1), pooled)
 
     def to(self, *args: object, **kwargs: object) -> TextFeatures:
-        """As `Tensor.to`; a dtype reaches the features, never the mask."""
+        """As `Tensor.to`, of the features; the mask stays."""
         embeds, pooled = self.embeds.to(*args, **kwargs), self.pooled.to(*args, **kwargs)  # pyright: ignore
-        return TextFeatures(embeds, self.mask.to(embeds.device), pooled)
+        return TextFeatures(embeds, self.mask, pooled)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row that are real."""
+        return self.mask.sum(1).tolist()
+
+    def padding_first(self) -> TextFeatures:
+        """The same rows with their real tokens last and no more padding than the longest row leaves."""
+        if self.mask.all():
+            return self
+        order = self.mask.int().argsort(dim=1, stable=True)[:, self.mask.shape[1] - max(self.lengths) :]
+        rows = torch.arange(len(order))[:, None]
+        return TextFeatures(self.embeds[rows, order], self.mask[rows, order], self.pooled)
 
     def _padded(self, length: int) -> TextFeatures:
         extra = length - self.mask.shape[1]

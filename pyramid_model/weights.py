@@ -124,6 +124,9 @@ MMDIT_KEYS = DIT_KEYS | {
     "position_grid": "pos_embed_max_size",
 }
 
+ATTENTION_KEYS = {"causal": "use_temporal_causal", "history_time": "history_time"}  # the latter is ours alone
+OPTIONAL_KEYS = ("_sample", *ATTENTION_KEYS.values())
+
 MINIFLUX_CLASS = "PyramidFluxTransformer"
 MMDIT_CLASS = "PyramidDiffusionMMDiT"
 
@@ -280,8 +283,7 @@ def miniflux_config_from_released(released: dict[str, Any]) -> MiniFluxConfig:
     """
     _check_fixed(released, MINIFLUX_FIXED)
     (channels,) = _ours(released, {"in_channels": "in_channels"}).values()
-    causal = released.get("use_temporal_causal", True)
-    return MiniFluxConfig(**_ours(released, MINIFLUX_KEYS), latent_channels=channels // PATCH**2, causal=causal)
+    return MiniFluxConfig(**_ours(released, MINIFLUX_KEYS | ATTENTION_KEYS), latent_channels=channels // PATCH**2)
 
 
 def miniflux_config_to_released(config: MiniFluxConfig) -> dict[str, Any]:
@@ -291,7 +293,7 @@ def miniflux_config_to_released(config: MiniFluxConfig) -> dict[str, Any]:
         "patch_size": 1,
         "in_channels": config.latent_channels * PATCH**2,
         **{theirs: getattr(config, ours) for ours, theirs in MINIFLUX_KEYS.items()},
-        "use_temporal_causal": config.causal,
+        **{theirs: getattr(config, ours) for ours, theirs in ATTENTION_KEYS.items()},
         **MINIFLUX_FIXED,
     }
 
@@ -305,9 +307,8 @@ def mmdit_config_from_released(released: dict[str, Any]) -> MMDiTConfig:
     _check_fixed(released, MMDIT_FIXED)
     (sample_size,) = _ours(released, {"sample_size": "sample_size"}).values()
     config = MMDiTConfig(
-        **_ours(released, MMDIT_KEYS),
+        **_ours(released, MMDIT_KEYS | ATTENTION_KEYS),
         position_base=sample_size // PATCH,
-        causal=released.get("use_temporal_causal", True),
     )
     _check_fixed(released, {"caption_projection_dim": config.dim})
     return config
@@ -320,7 +321,7 @@ def mmdit_config_to_released(config: MMDiTConfig) -> dict[str, Any]:
         "sample_size": config.position_base * PATCH,
         **{theirs: getattr(config, ours) for ours, theirs in MMDIT_KEYS.items()},
         "caption_projection_dim": config.dim,
-        "use_temporal_causal": config.causal,
+        **{theirs: getattr(config, ours) for ours, theirs in ATTENTION_KEYS.items()},
         **MMDIT_FIXED,
     }
 
@@ -333,8 +334,8 @@ def _check_fixed(released: dict[str, Any], fixed: dict[str, Any]) -> None:
 
 
 def _ours(released: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
-    """Values of a released config under our field names. Whether and where to resample may be left to the default."""
-    if missing := [key for key in keys.values() if key not in released and not key.endswith("_sample")]:
+    """Values of a released config under our field names; some may be left to the default."""
+    if missing := [key for key in keys.values() if key not in released and not key.endswith(OPTIONAL_KEYS)]:
         raise ValueError(f"{CONFIG_FILE} lacks {', '.join(missing)}: is it the config of this kind of model?")
     return {ours: released[theirs] for ours, theirs in keys.items() if theirs in released}
 

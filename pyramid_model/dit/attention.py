@@ -1,22 +1,54 @@
-"""Attention of a packed sequence, and the token operations that every DiT block shares."""
+"""Attention that is causal by frame, without a mask.
+
+A mask over all pairs of tokens would cost memory, shut out the fast kernels and compute what it then hides. Frames come
+in order, so what a frame may see is always the first part of the sequence: one plain call a frame does the same.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyramid_model.dit.packing import Packing
-from pyramid_model.dit.rope import rotate
+QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (b h n d)
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, masks: list[Tensor | None]) -> Tensor:
-    """Each column attends within itself. q, k, v: joined sequence (b h n d), before rotation -> (b n h*d)."""
-    q, k = rotate(q, packing.rotation), rotate(k, packing.rotation)
-    columns = zip(*(x.split(packing.lengths, dim=2) for x in (q, k, v)), masks, strict=True)
-    out = [F.scaled_dot_product_attention(q_c, k_c, v_c, attn_mask=mask) for q_c, k_c, v_c, mask in columns]
-    return rearrange(torch.cat(out, dim=2) if len(out) > 1 else out[0], "b h n d -> b n (h d)")
+def frame_attention(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pads: Sequence[int]) -> Tensor:
+    """Each frame attends to itself and to all that comes before it.
+
+    Args:
+        q: queries of the last n of N tokens, (b h n d).
+        k, v: keys and values of all tokens, (b h N d).
+        ends: where the frames end, counted in all tokens; those that end before the first query are passed over.
+        pads: padded tokens at the start of each sample's sequence. Nobody sees them, and what they find is zero.
+
+    Returns:
+        (b n h*d).
+    """
+    first_query, rows, done = k.shape[2] - q.shape[2], [], 0
+    for pad, run in groupby(pads):
+        count = len(list(run))
+        own = (x[done : done + count] for x in (q, k, v))
+        rows.append(_attend_frames(*own, [end for end in ends if end > first_query], pad))
+        done += count
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _attend_frames(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pad: int) -> Tensor:
+    """`frame_attention` of samples that have as much padding."""
+    first_query = start = k.shape[2] - q.shape[2]
+    found = []
+    for end in ends:
+        begin = max(start, min(pad, end))
+        queries = q[:, :, begin - first_query : end - first_query]
+        out = F.scaled_dot_product_attention(queries, k[:, :, pad:end], v[:, :, pad:end])
+        found.append(F.pad(rearrange(out, "b h n d -> b n (h d)"), (0, 0, begin - start, 0)))
+        start = end
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:
@@ -24,13 +56,29 @@ def heads(x: Tensor, num_heads: int) -> Tensor:
     return rearrange(x, "b n (h d) -> b h n d", h=num_heads)
 
 
-def per_token(values: Tensor, lengths: list[int] | tuple[int, ...]) -> Tensor:
-    """Values of each column (b g d), laid out for its tokens: (b n d), or (b 1 d) where one column has them all."""
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Layer norm without weights, then scale and shift. See `by_segment`; x: (b n d)."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return by_segment(lambda x, shift, scale: torch.addcmul(shift, x, 1 + scale), lengths, [normed], [shift, scale])
+
+
+def add_gated(x: Tensor, gate: Tensor, update: Tensor, lengths: Sequence[int]) -> Tensor:
+    """x + gate * update. See `by_segment`; x, update: (b n d)."""
+    return by_segment(lambda x, update, gate: torch.addcmul(x, gate, update), lengths, [x, update], [gate])
+
+
+def by_segment(
+    apply: Callable[..., Tensor], lengths: Sequence[int], tokens: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> Tensor:
+    """Apply something to segments of tokens (b n d) that share a vector each, without a vector for every token.
+
+    Args:
+        apply: takes each of `tokens`, cut to a segment, then that segment's entry of each of `vectors`, (b 1 d).
+        lengths: tokens of each segment; together n.
+        tokens: (b n d) each.
+        vectors: (b s d) each, s the number of segments.
+    """
     if len(lengths) == 1:
-        return values
-    return torch.repeat_interleave(values, torch.tensor(lengths, device=values.device), dim=1, output_size=sum(lengths))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights, then scale and shift. x: (b n d); shift, scale: (b n d) or (b 1 d)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+        return apply(*tokens, *vectors)
+    cut = [x.split(list(lengths), dim=1) for x in tokens] + [x.split(1, dim=1) for x in vectors]
+    return torch.cat([apply(*parts) for parts in zip(*cut, strict=True)], dim=1)

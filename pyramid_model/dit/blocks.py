@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import DiTConfig
-from pyramid_model.dit.attention import heads, modulate, packed_attention, per_token
+from pyramid_model.dit.attention import QKV, add_gated, heads, modulate
+from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import Packing
-
-QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (b h n d)
 
 
 class MLP(nn.Module):
@@ -44,9 +45,9 @@ class AttentionInput(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.norm_q, self.norm_k = (nn.RMSNorm(config.head_dim, eps=qk_eps) for _ in range(2))
 
-    def modulations(self, cond: Tensor, lengths: list[int] | tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Each (b n d), or (b 1 d) for one column. cond: (b g d) after silu; lengths: tokens of each column."""
-        return per_token(self.modulation(cond), lengths).chunk(self.num_modulations, dim=-1)
+    def modulations(self, cond: Tensor) -> tuple[Tensor, ...]:
+        """Vectors for each segment of the tokens, (b s d) each. cond: (b s d) after silu."""
+        return self.modulation(cond).chunk(self.num_modulations, dim=-1)
 
     def qkv(self, x: Tensor) -> QKV:
         """Modulated tokens (b n d) -> normalised queries and keys, and values."""
@@ -62,16 +63,19 @@ class Stream(AttentionInput):
         self.to_out = nn.Linear(config.dim, config.dim)
         self.mlp = MLP(config.dim, 4 * config.dim, config.dim, gelu=True)
 
-    def enter(self, x: Tensor, cond: Tensor, lengths: list[int] | tuple[int, ...]) -> tuple[QKV, list[Tensor]]:
-        """Tokens (b n d) -> what they bring to attention, and the modulations that `leave` takes."""
-        shift, scale, *rest = self.modulations(cond, lengths)
-        return self.qkv(modulate(x, shift, scale)), rest
+    def enter(self, x: Tensor, cond: Tensor, lengths: Sequence[int]) -> tuple[QKV, list[Tensor]]:
+        """Tokens (b n d) -> what they bring to attention, and the modulations that `leave` takes.
 
-    def leave(self, x: Tensor, attended: Tensor, rest: list[Tensor]) -> Tensor:
+        cond: a vector a segment (b s d); lengths: tokens of each segment.
+        """
+        shift, scale, *rest = self.modulations(cond)
+        return self.qkv(modulate(x, shift, scale, lengths)), rest
+
+    def leave(self, x: Tensor, attended: Tensor, rest: list[Tensor], lengths: Sequence[int]) -> Tensor:
         """Tokens and what they found, both (b n d) -> tokens after attention and MLP."""
         gate, mlp_shift, mlp_scale, mlp_gate = rest
-        x = x + gate * self.to_out(attended)
-        return x + mlp_gate * self.mlp(modulate(x, mlp_shift, mlp_scale))
+        x = add_gated(x, gate, self.to_out(attended), lengths)
+        return add_gated(x, mlp_gate, self.mlp(modulate(x, mlp_shift, mlp_scale, lengths)), lengths)
 
 
 class DoubleBlock(nn.Module):
@@ -82,16 +86,24 @@ class DoubleBlock(nn.Module):
         self.image, self.text = Stream(config, qk_eps), Stream(config, qk_eps)
 
     def forward(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, masks: list[Tensor | None]
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memory: BlockMemory | None = None
     ) -> tuple[Tensor, Tensor]:
-        """image, text: tokens of all columns (b n d); cond: timestep and text summary after silu (b g d)."""
-        image_qkv, image_rest = self.image.enter(image, cond, packing.num_image)
-        text_qkv, text_rest = self.text.enter(text, cond, packing.text_lengths)
-        text_attended, image_attended = joint_attention(text_qkv, image_qkv, packing, masks)
-        return self.image.leave(image, image_attended, image_rest), self.text.leave(text, text_attended, text_rest)
+        """Image and text tokens after the block.
+
+        Args:
+            image, text: tokens of all columns, (b n d).
+            cond: timestep and text summary of each segment, after silu, (b s d).
+            packing: layout of the tokens.
+            memory: this block's keys and values of the tokens before these, if there are any.
+        """
+        image_qkv, image_rest = self.image.enter(image, cond, packing.image_segments)
+        text_qkv, text_rest = self.text.enter(text, cond, packing.text_segments)
+        text_attended, image_attended = joint_attention(text_qkv, image_qkv, packing, memory)
+        image = self.image.leave(image, image_attended, image_rest, packing.image_segments)
+        return image, self.text.leave(text, text_attended, text_rest, packing.text_segments)
 
 
-def joint_attention(text: QKV, image: QKV, packing: Packing, masks: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+def joint_attention(text: QKV, image: QKV, packing: Packing, memory: BlockMemory | None) -> tuple[Tensor, Tensor]:
     """Each column's text and image tokens attend together; what either found, (b n h*d)."""
     q, k, v = (packing.join(t, i) for t, i in zip(text, image, strict=True))
-    return packing.split(packed_attention(q, k, v, packing, masks))
+    return packing.split(packing.attend((q, k, v), memory))

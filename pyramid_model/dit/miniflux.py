@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import MiniFluxConfig
-from pyramid_model.dit.attention import modulate, packed_attention
+from pyramid_model.dit.attention import add_gated, modulate
 from pyramid_model.dit.blocks import AttentionInput, DoubleBlock
+from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import PATCH, Packing, patchify
 from pyramid_model.dit.transformer import DiT
 
@@ -23,12 +26,13 @@ class SingleBlock(AttentionInput):
         self.mlp_in = nn.Linear(config.dim, 4 * config.dim)
         self.out = nn.Linear(5 * config.dim, config.dim)
 
-    def forward(self, x: Tensor, cond: Tensor, packing: Packing, masks: list[Tensor | None]) -> Tensor:
-        """x: joined tokens (b n d); cond: timestep and text summary after silu (b g d)."""
-        shift, scale, gate = self.modulations(cond, packing.lengths)
-        h = modulate(x, shift, scale)
-        attended = packed_attention(*self.qkv(h), packing, masks)
-        return x + gate * self.out(torch.cat([attended, F.gelu(self.mlp_in(h), approximate="tanh")], dim=-1))
+    def forward(self, x: Tensor, cond: Tensor, packing: Packing, memory: BlockMemory | None = None) -> Tensor:
+        """x: joined tokens (b n d). Other arguments as in `DoubleBlock.forward`."""
+        shift, scale, gate = self.modulations(cond)
+        h = modulate(x, shift, scale, packing.joined_segments)
+        attended = packing.attend(self.qkv(h), memory)
+        update = self.out(torch.cat([attended, F.gelu(self.mlp_in(h), approximate="tanh")], dim=-1))
+        return add_gated(x, gate, update, packing.joined_segments)
 
 
 class MiniFlux(DiT):
@@ -51,13 +55,19 @@ class MiniFlux(DiT):
         """See `DiT.embed`; where a token lies is told by rotation alone."""
         return self.patch_in(torch.cat([patchify(clip) for column in columns for clip in column], dim=1))
 
+    @property
+    def num_blocks(self) -> int:
+        """See `DiT.num_blocks`."""
+        return len(self.double_blocks) + len(self.single_blocks)
+
     def transform(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, masks: list[Tensor | None]
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]
     ) -> Tensor:
         """See `DiT.transform`."""
-        for block in self.double_blocks:
-            image, text = block(image, text, cond, packing, masks)
+        num_double = len(self.double_blocks)
+        for block, memory in zip(self.double_blocks, memories[:num_double], strict=True):
+            image, text = block(image, text, cond, packing, memory)
         joined = packing.join(text, image)
-        for block in self.single_blocks:
-            joined = block(joined, cond, packing, masks)
+        for block, memory in zip(self.single_blocks, memories[num_double:], strict=True):
+            joined = block(joined, cond, packing, memory)
         return packing.split(joined)[1]

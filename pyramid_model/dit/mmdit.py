@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import MMDiTConfig
-from pyramid_model.dit.attention import modulate
-from pyramid_model.dit.blocks import QKV, AttentionInput, DoubleBlock, Stream, joint_attention
+from pyramid_model.dit.attention import QKV, modulate
+from pyramid_model.dit.blocks import AttentionInput, DoubleBlock, Stream, joint_attention
+from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import PATCH, Packing
 from pyramid_model.dit.rope import THETA
 from pyramid_model.dit.transformer import DiT
@@ -23,10 +26,10 @@ class LastText(AttentionInput):
     def __init__(self, config: MMDiTConfig):
         super().__init__(config, num_modulations=2, qk_eps=QK_EPS)
 
-    def enter(self, x: Tensor, cond: Tensor, lengths: list[int]) -> QKV:
-        """Tokens (b n d) -> what they bring to attention."""
-        scale, shift = self.modulations(cond, lengths)  # in the order of the last layer's, not of the other blocks'
-        return self.qkv(modulate(x, shift, scale))
+    def enter(self, x: Tensor, cond: Tensor, lengths: Sequence[int]) -> QKV:
+        """As `Stream.enter`, of what attention needs alone."""
+        scale, shift = self.modulations(cond)  # in the order of the last layer's, not of the other blocks'
+        return self.qkv(modulate(x, shift, scale, lengths))
 
 
 class LastBlock(nn.Module):
@@ -37,13 +40,13 @@ class LastBlock(nn.Module):
         self.image, self.text = Stream(config, QK_EPS), LastText(config)
 
     def forward(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, masks: list[Tensor | None]
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memory: BlockMemory | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `DoubleBlock.forward`."""
-        image_qkv, image_rest = self.image.enter(image, cond, packing.num_image)
-        text_qkv = self.text.enter(text, cond, packing.text_lengths)
-        _, image_attended = joint_attention(text_qkv, image_qkv, packing, masks)
-        return self.image.leave(image, image_attended, image_rest), text
+        image_qkv, image_rest = self.image.enter(image, cond, packing.image_segments)
+        text_qkv = self.text.enter(text, cond, packing.text_segments)
+        _, image_attended = joint_attention(text_qkv, image_qkv, packing, memory)
+        return self.image.leave(image, image_attended, image_rest, packing.image_segments), text
 
 
 class MMDiT(DiT):
@@ -96,12 +99,17 @@ class MMDiT(DiT):
             return middle
         return F.interpolate(middle, size=(h, w), mode="bilinear", align_corners=False)
 
+    @property
+    def num_blocks(self) -> int:
+        """See `DiT.num_blocks`."""
+        return len(self.double_blocks)
+
     def transform(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, masks: list[Tensor | None]
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]
     ) -> Tensor:
         """See `DiT.transform`."""
-        for block in self.double_blocks:
-            image, text = block(image, text, cond, packing, masks)
+        for block, memory in zip(self.double_blocks, memories, strict=True):
+            image, text = block(image, text, cond, packing, memory)
         return image
 
 

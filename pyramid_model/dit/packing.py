@@ -7,14 +7,18 @@ every sample; their sequences follow each other, so that one matrix product serv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from pyramid_model.dit.rope import rotation_table
+from pyramid_model.dit.attention import QKV, frame_attention
+from pyramid_model.dit.memory import BlockMemory
+from pyramid_model.dit.rope import rotate, rotation_table
 
 PATCH = 2
 
@@ -23,33 +27,63 @@ Size = tuple[int, int, int]  # t, h, w of a clip in latents
 
 @dataclass(frozen=True)
 class Packing:
-    """Layout of a batch of columns. Tensors live on the device of the tokens.
+    """Layout of the tokens of a batch of columns.
+
+    Where the text and the first frames of a column are remembered from an earlier call, the layout has the tokens
+    after them only.
 
     num_text: text tokens a column.
-    num_image: image tokens of each column.
-    num_noisy: how many of those, at the end, belong to the noisy clip.
-    rotation: rotary table of the joined sequence (2 n d/2).
-    causal: per column (n n), True = may attend; None where every token sees every other.
+    num_history, num_noisy: image tokens of each column, of its history clips and of its noisy clip.
+    ends: per column, where its frames end in its whole sequence. The text ends with the first frame, since both see
+        each other. One end where every token sees every other.
+    rotation: rotary table of the joined sequence (2 n d/2), on the device of the tokens.
+    clean_history: text and history have a modulation of their own.
+    pads: per column, padded tokens at the start of each sample's text.
+    keep: tokens of the column to be remembered by this call.
     """
 
     num_text: int
-    num_image: tuple[int, ...]
+    num_history: tuple[int, ...]
     num_noisy: tuple[int, ...]
+    ends: tuple[tuple[int, ...], ...]
     rotation: Tensor
-    causal: tuple[Tensor | None, ...]
+    clean_history: bool = False
+    pads: tuple[tuple[int, ...], ...] = ()
+    keep: int = 0
 
-    @property
+    @cached_property
+    def num_image(self) -> list[int]:
+        """Image tokens of each column."""
+        return [history + noisy for history, noisy in zip(self.num_history, self.num_noisy, strict=True)]
+
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each column in the joined sequence."""
         return [self.num_text + n for n in self.num_image]
 
-    @property
-    def text_lengths(self) -> list[int]:
-        """Text tokens of each column."""
-        return [self.num_text] * len(self.num_image)
+    @cached_property
+    def image_segments(self) -> list[int]:
+        """Image tokens that share a modulation."""
+        return self._segments(self.num_history, self.num_noisy)
+
+    @cached_property
+    def text_segments(self) -> list[int]:
+        """Text tokens that share a modulation."""
+        return self._segments([self.num_text] * len(self.num_noisy), [0] * len(self.num_noisy))
+
+    @cached_property
+    def joined_segments(self) -> list[int]:
+        """Tokens of the joined sequence that share a modulation."""
+        return self._segments([self.num_text + n for n in self.num_history], self.num_noisy)
+
+    def _segments(self, before: Sequence[int], noisy: Sequence[int]) -> list[int]:
+        pairs = zip(before, noisy, strict=True)
+        return [n for pair in pairs for n in pair] if self.clean_history else [sum(pair) for pair in pairs]
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """Text and image tokens (..., n, d) of all columns -> [text 0 | image 0 | text 1 | image 1 | ...]."""
+        if not self.num_text:
+            return image
         if len(self.num_image) == 1:
             return torch.cat([text, image], dim=-2)
         texts, images = text.split(self.num_text, dim=-2), image.split(self.num_image, dim=-2)
@@ -68,39 +102,92 @@ class Packing:
         columns = image.split(self.num_image, dim=1)
         return [column[:, -n:] for column, n in zip(columns, self.num_noisy, strict=True)]
 
-    def masks(self, text_mask: Tensor) -> list[Tensor | None]:
-        """Attention mask of each column, (b 1 n n) or broadcastable; None where nothing is hidden.
+    def noisy_segments(self, vectors: Tensor) -> Tensor:
+        """Of vectors a segment (b s d), those of the noisy clips, (b g d)."""
+        return vectors[:, 1::2] if self.clean_history else vectors
 
-        text_mask: True where a text token is real, (b g n_text). Padding is never attended to; what padded tokens
-        themselves come to hold reaches no image token.
-        """
-        if text_mask.all():
-            return list(self.causal)
-        masks = []
-        for column, causal in enumerate(self.causal):
-            keys = torch.nn.functional.pad(text_mask[:, column], (0, self.num_image[column]), value=True)[:, None, None]
-            masks.append(keys if causal is None else keys & causal)
-        return masks
+    def attend(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
+        """What the tokens of each column find among themselves and in memory; joined (b h n d) -> (b n h*d)."""
+        q, k, v = qkv
+        return self.attend_turned((rotate(q, self.rotation), rotate(k, self.rotation), v), memory)
+
+    @torch.compiler.disable  # its loops would be compiled anew for each number of frames
+    def attend_turned(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
+        """`attend` after rotation."""
+        q, k, v = qkv
+        if memory is not None:
+            k, v = memory.extend(k, v, self.keep)
+            return frame_attention(q, k, v, self.ends[0], self.pads[0])
+        columns = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), self.ends, self.pads, strict=True)
+        found = [frame_attention(*column) for column in columns]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
-@lru_cache(maxsize=256)
 def make_packing(
+    columns: tuple[tuple[Size, ...], ...],
+    num_valid: Sequence[int],
+    rope_axes: tuple[int, ...],
+    causal: bool,
+    clean_history: bool,
+    device: torch.device,
+    known: int = 0,
+    remember: int = 0,
+) -> Packing:
+    """Layout for columns of clips of the given sizes, the last clip of each being the noisy one.
+
+    Args:
+        columns: sizes of each column's clips.
+        num_valid: text tokens that are no padding of each row; row = sample * number of columns + column.
+        rope_axes: channels of a head that are turned by t, h and w.
+        causal: whether a frame sees itself and earlier ones only.
+        clean_history: text and history have a modulation of their own.
+        device: of the tokens.
+        known: frames at the start of the only column that are in memory, and the text with them.
+        remember: frames that are to be in memory after this call.
+    """
+    num_text = max(num_valid)
+    packing = _packing(columns, num_text, rope_axes, causal, clean_history, device, known)
+    pads = tuple(tuple(num_text - n for n in num_valid[i :: len(columns)]) for i in range(len(columns)))
+    return replace(packing, pads=pads, keep=packing.ends[0][remember - 1] if remember else 0)
+
+
+@lru_cache(maxsize=128)
+def _packing(
     columns: tuple[tuple[Size, ...], ...],
     num_text: int,
     rope_axes: tuple[int, ...],
     causal: bool,
+    clean_history: bool,
     device: torch.device,
+    known: int,
 ) -> Packing:
-    """Layout for columns of clips of the given sizes, the last clip of each being the noisy one."""
+    """The part of `make_packing` that goes by sizes alone."""
+    ends = tuple(frame_ends(column, num_text) for column in columns)
+    first = ends[0][known - 1] if known else 0
     positions = [torch.cat([torch.zeros(num_text, 3, dtype=torch.float64), clip_positions(c)]) for c in columns]
-    num_tokens = [[t * (h // PATCH) * (w // PATCH) for t, h, w in column] for column in columns]
+    noisy = tuple(tokens_of(column[-1]) for column in columns)
+    num_text_left = 0 if known else num_text
+    history = tuple(end[-1] - first - num_text_left - n for end, n in zip(ends, noisy, strict=True))
     return Packing(
-        num_text=num_text,
-        num_image=tuple(sum(n) for n in num_tokens),
-        num_noisy=tuple(n[-1] for n in num_tokens),
-        rotation=rotation_table(torch.cat(positions), rope_axes).to(device),
-        causal=tuple(causal_mask(p[:, 0].to(device)) if causal else None for p in positions),
+        num_text=num_text_left,
+        num_history=history,
+        num_noisy=noisy,
+        ends=ends if causal else tuple(end[-1:] for end in ends),
+        rotation=rotation_table(torch.cat(positions)[first:], rope_axes).to(device),
+        clean_history=clean_history,
     )
+
+
+def frame_ends(column: tuple[Size, ...], num_text: int) -> tuple[int, ...]:
+    """Tokens of a column up to the end of each latent frame, the text included."""
+    tokens = [num_text, *(tokens_of((1, h, w)) for t, h, w in column for _ in range(t))]
+    return tuple(accumulate(tokens))[1:]
+
+
+def tokens_of(size: Size) -> int:
+    """Tokens of a clip."""
+    t, h, w = size
+    return t * (h // PATCH) * (w // PATCH)
 
 
 def clip_positions(column: tuple[Size, ...]) -> Tensor:
@@ -125,9 +212,11 @@ def patch_centres(num: int, of: int) -> Tensor:
     return centres.clamp(0, of - 1)
 
 
-def causal_mask(time: Tensor) -> Tensor | None:
-    """(n n), True where the key is not later than the query; None if all are of one time. time: (n,)."""
-    return None if (time == time[0]).all() else time[:, None] >= time[None, :]
+def without_first_frames(clips: Sequence[Tensor], num_frames: int) -> list[Tensor]:
+    """Clips (b c t h w) that follow one another, the first frames left out."""
+    starts = accumulate((clip.shape[2] for clip in clips), initial=0)
+    left = [clip[:, :, max(0, num_frames - start) :] for clip, start in zip(clips, starts, strict=False)]
+    return [clip for clip in left if clip.shape[2]]
 
 
 def patchify(clip: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import DiTConfig
-from pyramid_model.dit.attention import modulate, per_token
+from pyramid_model.dit.attention import modulate
 from pyramid_model.dit.blocks import MLP
-from pyramid_model.dit.packing import PATCH, Packing, Size, make_packing, unpatchify
+from pyramid_model.dit.memory import BlockMemory, HistoryMemory
+from pyramid_model.dit.packing import PATCH, Packing, Size, frame_ends, make_packing, unpatchify, without_first_frames
 from pyramid_model.text import TextFeatures
 
 TIMESTEP_CHANNELS = 256
@@ -44,7 +46,14 @@ class DiT(nn.Module):
         self.patch_out = nn.Linear(dim, config.latent_channels * PATCH**2)
         self.initialise()
 
-    def forward(self, columns: list[list[Tensor]], timestep: Tensor, text: TextFeatures) -> list[Tensor]:
+    def forward(
+        self,
+        columns: list[list[Tensor]],
+        timestep: Tensor,
+        text: TextFeatures,
+        memory: HistoryMemory | None = None,
+        remember: int = 0,
+    ) -> list[Tensor]:
         """Velocity of the noisy clip of each column.
 
         Args:
@@ -52,39 +61,68 @@ class DiT(nn.Module):
                 h and w are even, and all columns share b.
             timestep: 0..1000, (rows,), rows = b * number of columns; row = sample * number of columns + column.
             text: one row for each row of `timestep`.
+            memory: of the same text and the same first frames of the only column, which are then not computed again.
+                A fresh one remembers nothing yet.
+            remember: frames of history that the memory is to hold after this call, at least those it holds already.
 
         Returns:
             Per column, a tensor of the shape of its last clip.
         """
-        packing = self.packing(columns, text)
-        b, g = columns[0][0].shape[0], len(columns)
-        masks = packing.masks(rearrange(text.mask, "(b g) n -> b g n", g=g))
-        cond = self.timestep_in(timestep_features(timestep).to(text.pooled.dtype)) + self.pooled_in(text.pooled)
-        cond = F.silu(rearrange(cond, "(b g) d -> b g d", b=b))
+        b, g, known = columns[0][0].shape[0], len(columns), memory.num_frames if memory else 0
+        assert memory is None or (g == 1 and self.config.causal), "only a causal model with one column has memory"
+        text = text.padding_first()
+        packing = self.packing(columns, text, known, remember)
+        cond = self.conditioning(timestep, text.pooled, b)
+        if known:
+            columns = [without_first_frames(columns[0], known)]
+        embeds = text.embeds[:, : packing.num_text]
+        text_tokens = rearrange(self.text_in(embeds), "(b g) n d -> b (g n) d", b=b)
+        memories = memory.blocks if memory else [None] * self.num_blocks
+        image_tokens = self.transform(self.embed(columns), text_tokens, cond, packing, memories)
+        if memory and remember > known:
+            sizes = tuple(size_of(clip) for clip in columns[0])
+            memory.ends += frame_ends(sizes, memory.ends[-1] if known else packing.num_text)[: remember - known]
 
-        text_tokens = rearrange(self.text_in(text.embeds), "(b g) n d -> b (g n) d", b=b)
-        image_tokens = self.transform(self.embed(columns), text_tokens, cond, packing, masks)
-        noisy = packing.noisy(image_tokens)
-
-        scale, shift = per_token(self.modulation_out(cond), packing.num_noisy).chunk(2, dim=-1)
-        out = self.patch_out(modulate(torch.cat(noisy, dim=1), shift, scale)).split(packing.num_noisy, dim=1)
+        scale, shift = self.modulation_out(packing.noisy_segments(cond)).chunk(2, dim=-1)
+        noisy = torch.cat(packing.noisy(image_tokens), dim=1)
+        out = self.patch_out(modulate(noisy, shift, scale, packing.num_noisy)).split(packing.num_noisy, dim=1)
         return [unpatchify(o, size_of(column[-1])) for o, column in zip(out, columns, strict=True)]
+
+    def conditioning(self, timestep: Tensor, pooled: Tensor, batch: int) -> Tensor:
+        """Timestep and text summary of each segment of the tokens, after silu: (b s d).
+
+        With shared history time a column is one segment; with clean history time its text and history, which are told
+        that they are data, come before its noisy clip.
+        """
+        summary = self.pooled_in(pooled)
+        times = [timestep]
+        if self.config.clean_history:
+            times.insert(0, torch.zeros_like(timestep))
+        told = [self.timestep_in(timestep_features(time).to(pooled.dtype)) + summary for time in times]
+        return F.silu(rearrange(torch.stack(told), "s (b g) d -> b (g s) d", b=batch))
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that attend."""
+        raise NotImplementedError
 
     def embed(self, columns: list[list[Tensor]]) -> Tensor:
         """Image tokens (b n d) of all clips of all columns."""
         raise NotImplementedError
 
     def transform(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, masks: list[Tensor | None]
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]
     ) -> Tensor:
-        """Image tokens (b n d) after all blocks. Arguments as in `DoubleBlock.forward`."""
+        """Image tokens (b n d) after all blocks, each with its memory. Arguments as in `DoubleBlock.forward`."""
         raise NotImplementedError
 
-    def packing(self, columns: list[list[Tensor]], text: TextFeatures) -> Packing:
-        """Token layout of a batch; cached by shapes."""
+    def packing(self, columns: list[list[Tensor]], text: TextFeatures, known: int = 0, remember: int = 0) -> Packing:
+        """Token layout of a batch; the part that costs time is cached by shapes. See `make_packing`."""
         sizes = tuple(tuple(size_of(clip) for clip in column) for column in columns)
-        device = columns[0][0].device
-        return make_packing(sizes, text.mask.shape[1], self.rope_axes, self.config.causal, device)
+        config, device = self.config, columns[0][0].device
+        return make_packing(
+            sizes, text.lengths, self.rope_axes, config.causal, config.clean_history, device, known, remember
+        )
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -12,6 +12,7 @@ from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import jump
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noise_pyramid, units_in
+from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.schedule import Schedule, euler_step, sampling_local_times
 from pyramid_model.text import TextFeatures
 
@@ -27,9 +28,10 @@ def sample_video(
     steps: Sequence[int],
     guidance: Sequence[float],
     given: Sequence[Tensor] = (),
+    reuse: HistoryReuse | None = None,
 ) -> Tensor:
     """Normalised latents (b c t h w) of whole clips, the given units included. Arguments as in `sample_units`."""
-    units = sample_units(dit, text, negative, schedule, noise, size, first_steps, steps, guidance, given)
+    units = sample_units(dit, text, negative, schedule, noise, size, first_steps, steps, guidance, given, reuse)
     return torch.cat([*given, *units], dim=2)
 
 
@@ -45,6 +47,7 @@ def sample_units(
     steps: Sequence[int],
     guidance: Sequence[float],
     given: Sequence[Tensor] = (),
+    reuse: HistoryReuse | None = None,
 ) -> Iterator[Tensor]:
     """Yield the normalised latents of each new unit as soon as they are clean: one frame, then frames_per_unit each.
 
@@ -59,6 +62,7 @@ def sample_units(
         steps: Euler steps of each stage for later units.
         guidance: guidance_scale of each unit, the given ones included; 1 = off.
         given: normalised latents of the units that the clip starts with, such as an encoded image.
+        reuse: how history is remembered, made for this call; None is exact, within a few GiB.
 
     Raises:
         ValueError: the size or the number of steps or scales does not fit the pyramid.
@@ -68,19 +72,20 @@ def sample_units(
     num_units = units_in(size[0], config.frames_per_unit)
     if len(guidance) != num_units:
         raise ValueError(f"{len(guidance)} guidance scales for {num_units} units: give one a unit")
-    starts = noise_pyramid(noise.normal(b, dit.config.latent_channels, *size), config.num_stages)[0]
-    clean = list(given)
+    dtype = text.embeds.dtype
+    starts = noise_pyramid(noise.normal(b, dit.config.latent_channels, *size).to(dtype), config.num_stages)[0]
+    clean, reuse = [unit.to(dtype) for unit in given], reuse or HistoryReuse(dit)
     for unit, scale in enumerate(guidance[len(clean) :], start=len(clean)):
         stop = 1 + unit * config.frames_per_unit
         start = starts[:, :, max(0, stop - config.frames_per_unit) if unit else 0 : stop]
         clean.append(
-            sample_unit(dit, text, negative, schedule, noise, start, clean, steps if unit else first_steps, scale)
+            sample_unit(reuse, text, negative, schedule, noise, start, clean, steps if unit else first_steps, scale)
         )
         yield clean[-1]
 
 
 def sample_unit(
-    dit: DiT,
+    dit: HistoryReuse,
     text: TextFeatures,
     negative: TextFeatures | None,
     schedule: Schedule,
@@ -93,7 +98,8 @@ def sample_unit(
     """Normalised latents of one unit.
 
     Args:
-        dit, text, negative, schedule, noise: as in `sample_units`.
+        dit: predicts the velocity, and remembers history.
+        text, negative, schedule, noise: as in `sample_units`.
         start: unit normal at stage 0, (b c t h w) with the frames of this unit.
         earlier: clean units before this one.
         steps: Euler steps of each stage.
@@ -109,15 +115,16 @@ def sample_unit(
     for index, (stage, num_steps) in enumerate(zip(schedule.stages, steps, strict=True)):
         if index:
             shape = (*x.shape[:3], 2 * x.shape[3], 2 * x.shape[4])
-            x = jump(x, stage, noise.block(*shape, gamma=config.gamma), config.gamma)
+            x = jump(x, stage, noise.block(*shape, gamma=config.gamma).to(x.dtype), config.gamma)
         history = [
             _twice(clip) if guided else clip
             for clip in history_clips(past, index, len(earlier), config.frames_per_unit)
         ]
         local_t = sampling_local_times(num_steps).tolist()
-        for i, timestep in enumerate(stage.sampling_timesteps(num_steps).float().to(x.device)):
+        # as published, the timestep is told in the dtype of the latents
+        for i, timestep in enumerate(stage.sampling_timesteps(num_steps).to(x.dtype).to(x.device)):
             clips = [*history, _twice(x) if guided else x]
-            (velocity,) = dit([clips], timestep.expand(rows.mask.shape[0]), rows)
+            velocity = dit.velocity(clips, timestep.expand(len(rows.mask)), rows, index, i, num_steps)
             if guided:
                 without, with_text = velocity.chunk(2)
                 velocity = without + guidance_scale * (with_text - without)

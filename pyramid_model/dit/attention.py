@@ -46,7 +46,8 @@ def _attend_frames(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pad: in
         begin = max(start, min(pad, end))
         queries = q[:, :, begin - first_query : end - first_query]
         out = F.scaled_dot_product_attention(queries, k[:, :, pad:end], v[:, :, pad:end])
-        found.append(F.pad(rearrange(out, "b h n d -> b n (h d)"), (0, 0, begin - start, 0)))
+        out = rearrange(out, "b h n d -> b n (h d)")
+        found.append(F.pad(out, (0, 0, begin - start, 0)) if begin > start else out)
         start = end
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 

@@ -56,9 +56,9 @@ class MiniFlux(DiT):
         return self.patch_in(torch.cat([patchify(clip) for column in columns for clip in column], dim=1))
 
     @property
-    def num_blocks(self) -> int:
-        """See `DiT.num_blocks`."""
-        return len(self.double_blocks) + len(self.single_blocks)
+    def blocks(self) -> list[nn.Module]:
+        """See `DiT.blocks`."""
+        return [*self.double_blocks, *self.single_blocks]
 
     def transform(
         self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]

@@ -100,9 +100,9 @@ class MMDiT(DiT):
         return F.interpolate(middle, size=(h, w), mode="bilinear", align_corners=False)
 
     @property
-    def num_blocks(self) -> int:
-        """See `DiT.num_blocks`."""
-        return len(self.double_blocks)
+    def blocks(self) -> list[nn.Module]:
+        """See `DiT.blocks`."""
+        return list(self.double_blocks)
 
     def transform(
         self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]

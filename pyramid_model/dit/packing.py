@@ -111,7 +111,6 @@ class Packing:
         q, k, v = qkv
         return self.attend_turned((rotate(q, self.rotation), rotate(k, self.rotation), v), memory)
 
-    @torch.compiler.disable  # its loops would be compiled anew for each number of frames
     def attend_turned(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
         """`attend` after rotation."""
         q, k, v = qkv

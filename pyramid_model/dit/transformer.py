@@ -77,7 +77,7 @@ class DiT(nn.Module):
             columns = [without_first_frames(columns[0], known)]
         embeds = text.embeds[:, : packing.num_text]
         text_tokens = rearrange(self.text_in(embeds), "(b g) n d -> b (g n) d", b=b)
-        memories = memory.blocks if memory else [None] * self.num_blocks
+        memories = memory.blocks if memory else [None] * len(self.blocks)
         image_tokens = self.transform(self.embed(columns), text_tokens, cond, packing, memories)
         if memory and remember > known:
             sizes = tuple(size_of(clip) for clip in columns[0])
@@ -102,8 +102,8 @@ class DiT(nn.Module):
         return F.silu(rearrange(torch.stack(told), "s (b g) d -> b (g s) d", b=batch))
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks that attend."""
+    def blocks(self) -> list[nn.Module]:
+        """All blocks, in the order they run; each attends once."""
         raise NotImplementedError
 
     def embed(self, columns: list[list[Tensor]]) -> Tensor:

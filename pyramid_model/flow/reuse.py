@@ -62,7 +62,7 @@ class HistoryReuse:
         *history, noisy = clips
         if not history or not self.dit.config.causal:
             return self.dit([clips], timestep, text)[0]
-        memory = self.memories.setdefault((stage, step // self.period, len(noisy)), HistoryMemory(self.dit.num_blocks))
+        memory = self.memories.setdefault((stage, step // self.period, len(noisy)), HistoryMemory(len(self.dit.blocks)))
         settled = _settled_frames(history, stage, noisy)
         remember = settled if self.period == 1 else sum(clip.shape[2] for clip in history)
         (velocity,) = self.dit([clips], timestep, text, memory, remember)

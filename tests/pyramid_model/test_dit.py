@@ -1,9 +1,12 @@
 """Facts about the transformers and their token layout. Runs in about 5 s."""
 
+import copy
+
 import pytest
 import torch
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.mmdit import MMDiT, position_table
 from pyramid_model.dit.packing import clip_positions, patchify, unpatchify
 from pyramid_model.dit.rope import rotate, rotation_table
@@ -161,3 +164,16 @@ def test_head_sizes_without_pairs_are_refused():
 def test_rope_axes_that_do_not_fill_a_head_are_refused():
     with pytest.raises(ValueError, match="add up to head_dim 64"):
         MiniFluxConfig(rope_axes=(16, 16, 16))
+
+
+@torch.no_grad()
+def test_compiled_blocks_predict_the_same_for_any_number_of_tokens(tiny_dit, text_rows):
+    plain, timestep, text = copy.deepcopy(tiny_dit), torch.tensor([400.0]), text_rows(1)
+    compile_blocks(tiny_dit, backend="eager")  # the graphs alone: what a backend makes of them needs a compiler
+    torch._dynamo.reset()
+    graphs = []
+    for history in (1, 2, 4):
+        clips = [column((history, 4, 4), (1, 8, 8))]
+        close(tiny_dit(clips, timestep, text)[0], plain(clips, timestep, text)[0])
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[2] == graphs[1]  # once for any number of frames

@@ -1,0 +1,24 @@
+"""Compiled transformer blocks."""
+
+from __future__ import annotations
+
+import torch
+
+from pyramid_model.dit.packing import Packing
+from pyramid_model.dit.transformer import DiT
+
+
+def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
+    """Compile what the blocks do between their attentions, for any number of tokens.
+
+    Blocks of a kind share their code, so it is compiled once and not once a block. Attention stays as it is: it is one
+    kernel a frame, and its loop over frames would be compiled anew for each number of them.
+
+    Args:
+        dit: its blocks are compiled in place, at their first call.
+        backend: of torch.compile; "inductor" needs a C++ compiler, on GPUs Triton.
+    """
+    # not a decorator there: it would load the compiler, which takes seconds, wherever the model is imported
+    Packing.attend_turned = torch.compiler.disable(Packing.attend_turned)  # pyright: ignore[reportAttributeAccessIssue]
+    for block in dit.blocks:
+        block.compile(backend=backend, dynamic=True)

@@ -1,0 +1,70 @@
+"""Facts about attention that is causal by frame. Runs in about 3 s."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyramid_model.dit.attention import by_segment, frame_attention
+from pyramid_model.dit.packing import frame_ends, without_first_frames
+
+ENDS = (5, 7, 10)  # three frames, the first together with the text
+
+
+def qkv(batch=2):
+    return torch.randn(3, batch, 2, ENDS[-1], 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def masked(q, k, v, pads):
+    """The same by one call with a mask over all pairs of tokens."""
+    frame = torch.bucketize(torch.arange(ENDS[-1]), torch.tensor(ENDS), right=True)
+    real = torch.arange(ENDS[-1]) >= torch.tensor(pads)[:, None]
+    mask = (frame[:, None] >= frame)[None, None] & real[:, None, None]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return (out.nan_to_num() * real[:, None, :, None]).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("pads", [(0, 0), (3, 3), (0, 3), (2, 0)])
+def test_one_call_a_frame_finds_what_a_dense_mask_finds(pads):
+    q, k, v = qkv()
+    torch.testing.assert_close(frame_attention(q, k, v, ENDS, pads), masked(q, k, v, pads))
+
+
+@pytest.mark.parametrize("known", [5, 7])
+def test_the_last_queries_alone_find_what_they_find_together_with_the_others(known):
+    q, k, v = qkv()
+    whole = frame_attention(q, k, v, ENDS, (0, 2))
+    torch.testing.assert_close(frame_attention(q[:, :, known:], k, v, ENDS, (0, 2)), whole[:, known:])
+
+
+def test_no_more_is_computed_than_what_is_seen():
+    q, k, v = qkv(batch=1)
+    with FlopCounterMode(display=False) as counter:
+        frame_attention(q, k, v, ENDS, (0,))
+    seen = sum((end - start) * end for start, end in zip((0, *ENDS), ENDS, strict=False))
+    assert counter.get_total_flops() == 2 * 2 * seen * 2 * 8  # scores and sums, 2 heads of 8 channels
+
+
+def test_padding_has_no_gradient():
+    q, k, v = (x.requires_grad_() for x in qkv())
+    frame_attention(q, k, v, ENDS, (0, 3)).square().sum().backward()
+    for x in (q, k, v):
+        assert not x.grad[1, :, :3].any()
+        assert x.grad[0].abs().amin(dim=(0, 2)).all()
+
+
+def test_segments_of_tokens_meet_their_own_vector():
+    tokens, vectors = torch.ones(1, 5, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
+    out = by_segment(torch.add, (2, 0, 3), [tokens], [vectors])
+    assert out[0].tolist() == [[2, 3], [2, 3], [6, 7], [6, 7], [6, 7]]
+
+
+def test_the_text_ends_with_the_first_frame():
+    assert frame_ends(((2, 4, 4), (1, 8, 8)), num_text=3) == (7, 11, 27)
+
+
+def test_the_first_frames_of_a_column_are_left_out_across_clips():
+    clips = [torch.arange(3.0).view(1, 1, 3, 1, 1), torch.full((1, 1, 1, 2, 2), 3.0)]
+    assert [clip.shape[2] for clip in without_first_frames(clips, 2)] == [1, 1]
+    assert without_first_frames(clips, 2)[0].item() == 2
+    assert [clip.shape[3] for clip in without_first_frames(clips, 3)] == [2]

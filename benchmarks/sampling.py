@@ -100,7 +100,7 @@ class Bench:
 
     def __init__(self, clip: Clip):
         self.clip = clip
-        generator = torch.Generator().manual_seed(0)
+        generator = Generator().manual_seed(0)
         self.dit = MiniFlux(clip.config).eval()
         for parameter in self.dit.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
@@ -133,10 +133,9 @@ class Bench:
         column = [size_of(clip) for clip in self.column(stage % PYRAMID.num_stages)]
         return call_flops(self.clip.config, [column], text.mask.shape[1], text.mask.shape[0], dense)
 
-    def sample(self, straightforward: bool, loop_noise: bool) -> Tensor:
-        """A whole clip."""
-        torch.manual_seed(0)
-        clip, noise = self.clip, (LoopNoise if loop_noise else Noise)(torch.Generator().manual_seed(0))
+    def sample(self, straightforward: bool) -> Tensor:
+        """A whole clip, in the straightforward way or in ours."""
+        clip, noise = self.clip, (LoopNoise if straightforward else Noise)(Generator().manual_seed(0))
         arguments = (Schedule(PYRAMID), noise, clip.size, clip.first_steps, clip.steps, clip.guidance)
         if straightforward:
             return sample(Straightforward(self.dit, Habits()), self.text, self.negative, *arguments)
@@ -152,18 +151,15 @@ def habits(bench: Bench) -> list[Item]:
     """One habit at a time. Both sides of the DiT's items are `Straightforward`, with that habit and without."""
     clip, text, none = bench.clip, bench.text, Straightforward(bench.dit, NONE)
     without = bench.call(none, text)
-    shape, looped, at_once = (
-        (1, clip.config.latent_channels, 1, *clip.size[1:]),
-        LoopNoise(Generator()),
-        Noise(Generator()),
-    )
+    shape = (1, clip.config.latent_channels, 1, *clip.size[1:])
+    looped, at_once = LoopNoise(Generator()), Noise(Generator())
 
     def one_habit(**habit: bool) -> Run:
         return bench.call(Straightforward(bench.dit, Habits(**(vars(NONE) | habit))), text)
 
     return [
         Item(
-            "jump noise of a unit: a draw a block | in one",
+            "jump noise, last stage: a draw a block | in one",
             lambda: looped.block(*shape, gamma=PYRAMID.gamma),
             lambda: at_once.block(*shape, gamma=PYRAMID.gamma),
         ),
@@ -208,8 +204,8 @@ def as_users_call(bench: Bench) -> list[Item]:
         ),
         Item(
             "a whole clip, guided",
-            lambda: bench.sample(straightforward=True, loop_noise=True),
-            lambda: bench.sample(straightforward=False, loop_noise=False),
+            lambda: bench.sample(straightforward=True),
+            lambda: bench.sample(straightforward=False),
             (
                 generation_flops(*arguments, num_text=MAX_TOKENS, dense=True),
                 generation_flops(*arguments, num_text=max(NUM_TEXT, NUM_NEGATIVE)),

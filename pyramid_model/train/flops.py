@@ -235,6 +235,7 @@ def _ends(config: Config, num_noisy: int) -> Flops:
         vectors = 12 * config.num_double_blocks + 3 * config.num_single_blocks
     else:
         vectors = 12 * (config.num_blocks - 1) + 6 + 2
-    conditioning = (TIMESTEP_CHANNELS + config.pooled_dim) * d + 2 * d**2
+    told = 2 if config.clean_history else 1  # timesteps: history may have its own, and modulations by it
+    pooled, timestep = (channels * d + d**2 for channels in (config.pooled_dim, TIMESTEP_CHANNELS))
     out = num_noisy * d * config.latent_channels * PATCH**2
-    return Flops(2 * (conditioning + (vectors + 2) * d**2 + out))
+    return Flops(2 * (pooled + told * (timestep + vectors * d**2) + 2 * d**2 + out))

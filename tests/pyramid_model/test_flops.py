@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.packing import clip_positions
 from pyramid_model.flow.noise import Noise
+from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.sampler import sample_video
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.train.flops import Reuse, call_flops, generation_flops, history_frames, mfu, train_flops
@@ -59,13 +60,36 @@ def test_attention_is_counted_by_the_pairs_that_may_meet(dit, columns):
 
 
 @pytest.mark.parametrize("frames_per_unit", [1, 2])
-def test_a_clip_costs_the_calls_that_the_sampler_makes(dit, text_rows, frames_per_unit):
+@pytest.mark.parametrize(
+    ("history_time", "refresh_every", "max_bytes", "counted"),
+    [
+        ("shared", 1, 0, Reuse()),
+        ("shared", 1, 2**30, Reuse(across_units=True)),
+        ("shared", 2, 0, Reuse(refresh_every=2)),
+        ("shared", 2, 2**30, Reuse(across_units=True, refresh_every=2)),
+        ("clean", 1, 0, Reuse(refresh_every=None)),
+        ("clean", 1, 2**30, Reuse(across_units=True, refresh_every=None)),
+    ],
+)
+def test_a_clip_costs_the_calls_that_the_sampler_makes(
+    dit, text_rows, frames_per_unit, history_time, refresh_every, max_bytes, counted
+):
+    dit.config = type(dit.config).model_validate(dit.config.model_dump() | {"history_time": history_time})
     pyramid, size = PyramidConfig(frames_per_unit=frames_per_unit), (5, 8, 16)
-    guidance = [3.0, 1.0, 2.0, 2.0, 1.0][: 1 + 4 // frames_per_unit]
+    guidance = [3.0, 2.0, 2.0, 2.0, 2.0][: 1 + 4 // frames_per_unit]
     noise = Noise(torch.Generator().manual_seed(0))
     settings = (size, (3, 2, 1), (1, 2, 3), guidance)
-    sampled = counted_linear(lambda: sample_video(dit, text_rows(1), text_rows(1), Schedule(pyramid), noise, *settings))
-    assert generation_flops(dit.config, pyramid, *settings, num_text=4).linear == sampled
+    reuse = Unmeasured(dit, refresh_every, max_bytes)
+    text = text_rows(1)
+    sampled = counted_linear(lambda: sample_video(dit, text, text, Schedule(pyramid), noise, *settings, reuse=reuse))
+    assert generation_flops(dit.config, pyramid, *settings, num_text=4, reuse=counted).linear == sampled
+
+
+class Unmeasured(HistoryReuse):
+    """Without the calls by which the error of a rarer refresh is measured."""
+
+    def _measure(self, *args):
+        pass
 
 
 def test_a_training_step_costs_three_forward_passes(dit):

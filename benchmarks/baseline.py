@@ -59,14 +59,16 @@ class Habits:
         call a frame over the tokens that it may see, without a mask.
     new_layout: positions and rotations made anew for each call; otherwise once for each shape.
     wide_modulation: modulations written out for every token; otherwise broadcast.
+    real_rotation: queries and keys turned by products of real numbers; otherwise of complex ones.
     """
 
     dense_mask: bool = True
     new_layout: bool = True
     wide_modulation: bool = True
+    real_rotation: bool = True
 
 
-NONE = Habits(False, False, False)
+NONE = Habits(False, False, False, False)
 
 
 class Straightforward:
@@ -95,7 +97,7 @@ class Straightforward:
         return [unpatchify(dit.patch_out(modulated(tokens, shift, scale)), sizes[-1])]
 
     def rotation(self, sizes: tuple[Size, ...], num_text: int) -> Tensor:
-        """Rotary table of [text | clips], (2 n d/2)."""
+        """Rotary table of [text | clips], (n 1 d/2)."""
         key = (sizes, num_text)
         if self.habits.new_layout or key not in self.rotations:
             positions = torch.cat([torch.zeros(num_text, 3, dtype=torch.float64), clip_positions(sizes)])
@@ -130,9 +132,16 @@ class Call:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Joined queries, keys and values (b h n d) -> what each token found (b n h*d)."""
-        q, k = rotate(q, self.rotation), rotate(k, self.rotation)
+        q, k = (self._turned(x) for x in (q, k))
         found = self._masked(q, k, v) if self.habits.dense_mask else self._by_frame(q, k, v)
         return rearrange(found, "b h n d -> b n (h d)")
+
+    def _turned(self, x: Tensor) -> Tensor:
+        if not self.habits.real_rotation:
+            return rotate(x.transpose(1, 2), self.rotation).transpose(1, 2)
+        cos, sin = self.rotation[:, 0].real, self.rotation[:, 0].imag
+        even, odd = rearrange(x.float(), "b h n (p two) -> two b h n p", two=2)
+        return torch.stack([cos * even - sin * odd, sin * even + cos * odd], dim=-1).flatten(-2).to(x.dtype)
 
     def _masked(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         num_image = sum(self.lengths[1:])

@@ -177,6 +177,7 @@ def habits(bench: Bench) -> list[Item]:
         ),
         Item("positions, rotations: each call | once", one_habit(new_layout=True), without),
         Item("modulations: a token | broadcast", one_habit(wide_modulation=True), without),
+        Item("rotation: real products | complex", one_habit(real_rotation=True), without),
     ]
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ class TextFeatures:
         embeds, pooled = self.embeds.to(*args, **kwargs), self.pooled.to(*args, **kwargs)  # pyright: ignore
         return TextFeatures(embeds, self.mask, pooled)
 
-    @property
-    def lengths(self) -> list[int]:
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
         """Tokens of each row that are real."""
-        return self.mask.sum(1).tolist()
+        return tuple(self.mask.sum(1).tolist())
 
-    def padding_first(self) -> TextFeatures:
+    @cached_property
+    def padded_first(self) -> TextFeatures:
         """The same rows with their real tokens last and no more padding than the longest row leaves."""
         if self.mask.all():
             return self

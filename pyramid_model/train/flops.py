@@ -184,8 +184,10 @@ def _stage(
     kept = _unchanged(before, history) if reuse.across_units else 0
     num_fills = 1 if reuse.refresh_every is None else math.ceil(num_steps / reuse.refresh_every)
     fill = _part(config, frames, num_text, kept, len(history), dense)
-    step = _part(config, frames, num_text, len(history), len(frames), dense) + _ends(config, sum(noisy))
-    return fill * num_fills + step * num_steps
+    step = _part(config, frames, num_text, len(history), len(frames), dense)
+    with_text = num_steps if not history else num_fills * (kept == 0)
+    ends = _ends(config, sum(noisy)) * with_text + _ends(config, sum(noisy), False) * (num_steps - with_text)
+    return fill * num_fills + step * num_steps + ends
 
 
 def _unchanged(before: list[int], history: list[int]) -> int:
@@ -228,13 +230,17 @@ def _block_weights(config: Config) -> tuple[int, int, int]:
     return config.num_blocks * whole, (config.num_blocks - 1) * whole + last_text, config.num_blocks
 
 
-def _ends(config: Config, num_noisy: int) -> Flops:
-    """Operations of what a row does once a call: timestep and pooled text to modulations, and tokens to velocity."""
-    d = config.dim
+def _ends(config: Config, num_noisy: int, with_text: bool = True) -> Flops:
+    """Operations of what a row does once a call: timestep and pooled text to modulations, and tokens to velocity.
+
+    with_text: whether text tokens are computed; without them they need no modulations.
+    """
+    d, double = config.dim, config.num_double_blocks if isinstance(config, MiniFluxConfig) else config.num_blocks
+    vectors = 6 * double * (1 + with_text)
     if isinstance(config, MiniFluxConfig):
-        vectors = 12 * config.num_double_blocks + 3 * config.num_single_blocks
+        vectors += 3 * config.num_single_blocks
     else:
-        vectors = 12 * (config.num_blocks - 1) + 6 + 2
+        vectors -= 4 * with_text  # nothing comes of the last block's text, so it is only shifted and scaled
     told = 2 if config.clean_history else 1  # timesteps: history may have its own, and modulations by it
     pooled, timestep = (channels * d + d**2 for channels in (config.pooled_dim, TIMESTEP_CHANNELS))
     out = num_noisy * d * config.latent_channels * PATCH**2

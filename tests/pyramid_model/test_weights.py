@@ -10,20 +10,9 @@ from safetensors.torch import load_file, save_file
 from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
+from pyramid_model.released_names import CONFIG_FILE, MINIFLUX_NAMES, MMDIT_NAMES, VAE_NAMES, WEIGHTS_FILE
 from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.weights import (
-    CONFIG_FILE,
-    MINIFLUX_NAMES,
-    MMDIT_NAMES,
-    VAE_NAMES,
-    WEIGHTS_FILE,
-    load_dit,
-    load_vae,
-    save_dit,
-    save_vae,
-    to_released,
-    weights_hash,
-)
+from pyramid_model.weights import load_dit, load_vae, save_dit, save_vae, to_released, weights_hash
 
 RELEASED_KEYS = Path(__file__).parents[3] / "shared" / "parity" / "state_dict_keys"
 
@@ -102,19 +91,29 @@ def test_an_mmdit_that_was_not_released_like_this_is_refused(tiny_mmdit, tmp_pat
         load_dit(tmp_path)
 
 
-def test_a_folder_without_safetensors_is_refused(tiny_vae, tmp_path):
+def test_a_folder_without_config_or_weights_is_refused(tiny_vae, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_vae(tmp_path)
     save_vae(tiny_vae, tmp_path)
-    (tmp_path / WEIGHTS_FILE).rename(tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="other formats are not read"):
+    (tmp_path / WEIGHTS_FILE).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"no diffusion_pytorch_model\.safetensors or .*\.bin"
+    ):
         load_vae(tmp_path)
 
 
-def test_a_config_of_another_model_is_refused_by_the_keys_it_lacks(tiny_vae, tmp_path):
-    save_vae(tiny_vae, tmp_path)
+def test_a_model_of_another_kind_is_refused_by_its_class(tiny_vae, tiny_dit, tmp_path):
+    save_vae(tiny_vae, tmp_path / "vae")
+    with pytest.raises(ValueError, match="vae holds a CausalVideoVAE; expected here: PyramidFluxTransformer or"):
+        load_dit(tmp_path / "vae")
+    save_dit(tiny_dit, tmp_path / "dit")
+    config = tmp_path / "dit" / CONFIG_FILE
+    config.write_text(json.dumps({"architectures": ["T5EncoderModel"], "model_type": "t5"}))
+    with pytest.raises(ValueError, match="dit holds a T5EncoderModel; expected here: CausalVideoVAE"):
+        load_vae(tmp_path / "dit")
+    config.write_text("{}")
     with pytest.raises(ValueError, match="lacks in_channels"):
-        load_dit(tmp_path)
+        load_dit(tmp_path / "dit")
 
 
 def test_the_hash_follows_weights_and_config(tiny_dit, tmp_path):

@@ -21,7 +21,7 @@ from torch import Tensor
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, ".bin")  # of the weights in a model folder; the first that is there is read
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors format has it
-LFS_MARK = b"version https://git-lfs"
+LFS_MARK, LFS_NOTE_BYTES = b"version https://git-lfs", 1024
 AGAIN = "download it again"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
@@ -81,8 +81,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    check_whole(path)
     content = path.read_bytes()
-    _check_file(path, content[: len(LFS_MARK) + 200])
     try:
         table = json.loads(content)
     except ValueError as err:  # no JSON, or no text
@@ -103,8 +103,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, Header]:
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is not a file: give the weights by their path, nothing is downloaded")
-        with file.open("rb") as stream:
-            _check_file(file, stream.read(len(LFS_MARK) + 200))
+        check_whole(file)
         headers |= _safetensors_headers(file) if file.suffix == SAFETENSORS else _torch_headers(file)
     return headers
 
@@ -134,8 +133,14 @@ def open_tensors(files: Sequence[Path], entry: str = "") -> dict[str, Tensor]:
     return tensors
 
 
-def _check_file(path: Path, start: bytes) -> None:
-    """Refuse what stands for a file that never came: nothing at all, or git-lfs's note of where it lies."""
+def check_whole(path: Path) -> None:
+    """Refuse what stands for a file that never came: nothing at all, or git-lfs's note of where it lies.
+
+    Raises:
+        ValueError: the file is one of these.
+    """
+    with path.open("rb") as file:
+        start = file.read(LFS_NOTE_BYTES)
     if not start:
         raise ValueError(f"{path} is empty (0 bytes): {AGAIN}")
     if start.startswith(LFS_MARK):
@@ -163,7 +168,7 @@ def _safetensors_headers(path: Path) -> dict[str, Header]:
         found = {
             name: Header(
                 shape=tuple(facts["shape"]),
-                dtype=DTYPES.get(facts["dtype"], facts["dtype"].lower()),
+                dtype=DTYPES.get(facts["dtype"]) or facts["dtype"].lower(),
                 size_bytes=facts["data_offsets"][1] - facts["data_offsets"][0],
             )
             for name, facts in table.items()
@@ -187,8 +192,7 @@ def _torch_headers(path: Path) -> dict[str, Header]:
 def _torch_tensors(path: Path, device: str, entry: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the weights by their path, nothing is downloaded")
-    with path.open("rb") as file:
-        _check_file(path, file.read(len(LFS_MARK) + 200))
+    check_whole(path)
     try:
         # the published VAE training keeps its command line beside the weights: a Namespace holds values, no code
         with torch.serialization.safe_globals([argparse.Namespace]):

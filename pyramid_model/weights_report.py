@@ -126,7 +126,7 @@ def _model(folder: Path, config: Facts, with_hash: bool) -> Part:
     try:
         model, names = empty_model(config)
         training = _training(folder)
-    except ValueError as err:
+    except (ValueError, TypeError) as err:
         return replace(part, problems=(f"{folder}: {err}",))
     facts = _vae_facts(model) if isinstance(model, CausalVideoVAE) else _dit_facts(model)
     part = replace(part, facts=facts | training)

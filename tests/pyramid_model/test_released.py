@@ -14,7 +14,7 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.released import find_released
 from pyramid_model.released_names import WEIGHTS_FILE, clip_shapes, t5_shapes, text_tensor_name
 from pyramid_model.text import load_text_encoder
-from pyramid_model.weights import load_dit, load_vae, save_dit
+from pyramid_model.weights import load_dit, load_vae, save_dit, save_vae
 from pyramid_model.weights_report import inspect_weights
 
 TEXT_PARTS = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
@@ -37,12 +37,16 @@ def copied(released, tmp_path):
         ("sd3", SD3_LATENT_NORM, MMDiT, ["384p", "768p"]),
     ],
 )
-def test_a_released_directory_loads_whole_with_the_latent_norm_of_its_variant(released, variant, norm, kind, names):
+def test_a_released_directory_loads_whole_with_the_latent_norm_of_its_variant(
+    released, tmp_path, variant, norm, kind, names
+):
     found = find_released(released(variant))
     vae, text = found.load_vae(dtype=torch.bfloat16), load_text_encoder(found.folder)
     assert list(found.dits) == names
     assert vae.config.latent_norm == norm
     assert load_vae(found.vae).config.latent_norm is None  # nothing in its files says so
+    save_vae(vae, tmp_path)
+    assert load_vae(tmp_path).config.latent_norm == norm
     for name in names:
         dit = found.load_dit(name)
         assert type(dit) is kind
@@ -144,6 +148,21 @@ def test_the_report_of_a_whole_directory_counts_what_is_in_it(released, variant,
     assert part.num_tensors == part.num_expected == len(dit.state_dict())
     assert part.dtypes == {"bfloat16": part.num_tensors}
     assert part.size_bytes == 2 * sum(value.numel() for value in dit.state_dict().values())
+
+
+def test_the_report_reads_files_of_torch_save_and_shards_too(copied):
+    folder = copied("miniflux")
+    before = {part.name: part for part in inspect_weights(folder).parts}
+    dit, t5 = folder / "diffusion_transformer_384p", folder / "text_encoder_2"
+    torch.save(load_file(dit / WEIGHTS_FILE), dit / "diffusion_pytorch_model.bin")
+    (dit / WEIGHTS_FILE).unlink()
+    tensors = load_file(t5 / "model.safetensors")
+    (t5 / "model.safetensors").unlink()
+    shards = {name: f"model-0000{1 + (name > 'encoder.g')}-of-00002.safetensors" for name in tensors}
+    for file in set(shards.values()):
+        save_file({name: tensors[name] for name in tensors if shards[name] == file}, t5 / file)
+    (t5 / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert {part.name: part for part in inspect_weights(folder).parts} == before
 
 
 def test_the_report_reads_headers_alone(tmp_path, released):

@@ -14,7 +14,7 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.released import find_released
 from pyramid_model.released_names import WEIGHTS_FILE, clip_shapes, t5_shapes, text_tensor_name
 from pyramid_model.text import load_text_encoder
-from pyramid_model.weights import load_dit, load_vae, save_dit, save_vae
+from pyramid_model.weights import load_dit, load_vae, save_dit, save_vae, weights_hash
 from pyramid_model.weights_report import inspect_weights
 
 TEXT_PARTS = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
@@ -165,6 +165,18 @@ def test_the_report_reads_files_of_torch_save_and_shards_too(copied):
     assert {part.name: part for part in inspect_weights(folder).parts} == before
 
 
+def test_the_report_of_one_model_of_ours_says_which_it_is(copied):
+    folder = copied("miniflux") / "causal_video_vae"
+    (folder / "training.json").write_text(json.dumps({"model_id": "0123456789abcdef"}))
+    report = inspect_weights(folder, with_hash=True)
+    (part,) = report.parts
+    assert report.is_complete
+    assert part.facts["trained here, model"] == "01234567"
+    assert part.weights_hash == weights_hash(folder)
+    (folder / "training.json").write_text("{")
+    assert "training.json (1 bytes) is not valid JSON" in inspect_weights(folder).parts[0].problems[0]
+
+
 def test_the_report_reads_headers_alone(tmp_path, released):
     """Tensors of 400 GB that no disk holds, described by a header of their true length, in a sparse file."""
     folder = shutil.copytree(released("sd3") / "causal_video_vae", tmp_path / "vae")
@@ -207,6 +219,14 @@ def test_the_report_names_everything_that_is_wrong(copied):
     }.items():
         assert words in problems.pop(name)[0]
     assert list(problems) == ["diffusion_transformer_384p"]
+
+
+def test_a_text_encoder_that_only_torch_save_wrote_counts_as_missing_as_it_is_not_read(copied):
+    folder = copied("miniflux") / "text_encoder"
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (part,) = inspect_weights(folder).parts
+    assert part.problems[0].startswith(f"no model.safetensors in {folder}")
 
 
 def test_parts_of_different_directories_are_told_from_each_other(copied):

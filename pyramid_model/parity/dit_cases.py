@@ -29,10 +29,9 @@ from pyramid_model.released_names import (
     released_name,
 )
 from pyramid_model.text import TextFeatures
-from pyramid_model.train.batches import to_unit_range
 from pyramid_model.train.dit_loss import dit_loss
-from pyramid_model.train.vae_loss import to_uint8
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_uint8, to_unit_range
 from pyramid_model.vae.tiling import Tile
 
 FORWARD_ATOL = 2e-5

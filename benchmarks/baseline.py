@@ -112,7 +112,8 @@ class Straightforward:
 
     def mmdit_tokens(self, dit: MMDiT, clip: Tensor, noisy: Tensor) -> Tensor:
         """Tokens (b n d) of a clip with their positions in the picture."""
-        patches = dit.patch_in(rearrange(clip, "b c t h w -> (b t) c h w")) + dit.clip_positions(clip, noisy)
+        patches = dit.patch_in(rearrange(clip, "b c t h w -> (b t) c h w"))
+        patches = (patches + dit.clip_positions(clip, noisy)).to(patches.dtype)
         return rearrange(patches, "(b t) d h w -> b (t h w) d", b=clip.shape[0])
 
 

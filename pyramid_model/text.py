@@ -62,7 +62,7 @@ class TextFeatures:
     @cached_property
     def padded_first(self) -> TextFeatures:
         """The same rows with their real tokens last and no more padding than the longest row leaves."""
-        if self.mask.all():
+        if min(self.lengths) == self.mask.shape[1]:
             return self
         order = self.mask.int().argsort(dim=1, stable=True)[:, self.mask.shape[1] - max(self.lengths) :]
         rows = torch.arange(len(order))[:, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+CHUNK = 4096  # tokens: enough to keep a GPU busy
 QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (b n h d)
 
 
@@ -50,6 +51,17 @@ def _attend_frames(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pad: in
         found.append(F.pad(out, (0, 0, begin - start, 0)) if begin > start else out)
         start = end
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+def in_chunks(apply: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+    """Apply something that treats each token alone to tokens (b n …), in parts where no gradient needs the whole.
+
+    The wide inner layers of a block are what takes most memory; the result is the same.
+    """
+    if torch.is_grad_enabled() or tokens[0].shape[1] <= CHUNK:
+        return apply(*tokens)
+    parts = zip(*(x.split(CHUNK, dim=1) for x in tokens), strict=True)
+    return torch.cat([apply(*part) for part in parts], dim=1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:

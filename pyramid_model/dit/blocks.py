@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import DiTConfig
-from pyramid_model.dit.attention import QKV, add_gated, modulate
+from pyramid_model.dit.attention import QKV, add_gated, in_chunks, modulate
 from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import Packing
 
@@ -75,7 +75,8 @@ class Stream(AttentionInput):
         """Tokens and what they found, both (b n d) -> tokens after attention and MLP."""
         gate, mlp_shift, mlp_scale, mlp_gate = rest
         x = add_gated(x, gate, self.to_out(attended), lengths)
-        return add_gated(x, mlp_gate, self.mlp(modulate(x, mlp_shift, mlp_scale, lengths)), lengths)
+        update = in_chunks(self.mlp, modulate(x, mlp_shift, mlp_scale, lengths))
+        return add_gated(x, mlp_gate, update, lengths)
 
 
 class DoubleBlock(nn.Module):

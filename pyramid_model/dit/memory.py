@@ -63,13 +63,6 @@ class HistoryMemory:
         """Memory that they take."""
         return sum(block.num_bytes for block in self.blocks)
 
-    def frames_within(self, num_bytes: int) -> int:
-        """How many of the first frames fit into so much memory."""
-        if not self.ends:
-            return 0
-        tokens = num_bytes * self.ends[-1] / max(1, self.num_bytes)
-        return sum(end <= tokens for end in self.ends)
-
     def cut(self, num_frames: int) -> None:
         """Forget all but the first frames."""
         self.ends = self.ends[:num_frames]

@@ -62,7 +62,7 @@ def sample_units(
         steps: Euler steps of each stage for later units.
         guidance: guidance_scale of each unit, the given ones included; 1 = off.
         given: normalised latents of the units that the clip starts with, such as an encoded image.
-        reuse: how history is remembered, made for this call; None is exact, within a few GiB.
+        reuse: how history is remembered, made for this call; None is exact, within 1 GiB.
 
     Raises:
         ValueError: the size or the number of steps or scales does not fit the pyramid.

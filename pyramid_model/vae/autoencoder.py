@@ -119,7 +119,7 @@ class CausalVideoVAE(nn.Module):
 
         Args:
             latents: (b c 1+k h w), not normalised.
-            window: latent frames decoded at a time after the first one; None decodes all at once.
+            window: latent frames decoded at a time; None decodes all at once.
             starts_clip: False treats the first latent frame as a later one, which gives 8 frames instead of 1.
             tile: larger frames are coded in tiles of this size, or of an even one with sides of at most so many px.
 
@@ -136,7 +136,7 @@ class CausalVideoVAE(nn.Module):
         num_frames = time * latents.shape[2] - (time - 1 if starts_clip else 0)
 
         def code(x: Tensor) -> Tensor:
-            return _joined(self.decode_stream(_windows(x, window), starts_clip), num_frames)
+            return _joined(self.decode_stream(list(x.split(window or x.shape[2], dim=2)), starts_clip), num_frames)
 
         if (sizes := self._tile(latents.shape[3] * space, latents.shape[4] * space, tile)) is None:
             return code(latents)

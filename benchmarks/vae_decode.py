@@ -1,6 +1,6 @@
 """What decoding takes: whole, in windows of time, in tiles; arithmetic, seconds and memory side by side.
 
-    uv run python benchmarks/vae_decode.py                  # both tables, about 5 minutes
+    uv run python benchmarks/vae_decode.py                  # all tables, minutes on an idle machine
     uv run python benchmarks/vae_decode.py --skip-released  # only what is timed here
 
 The first table times a narrow VAE on the CPU. Its ratios to the first row are what counts, and they are ratios of
@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from rich.console import Console
@@ -58,7 +58,7 @@ def streamed(vae: CausalVideoVAE, latents: Tensor) -> None:
         uint8_pixels(part)
 
 
-def cpu_seconds(calls: list[Callable[[], object]]) -> list[float]:
+def cpu_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
     """Least CPU seconds of each call; the calls take turns, so that a slow spell hits all of them."""
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(REPEATS):

@@ -14,6 +14,8 @@ from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm, store_by
 from pyramid_model.vae.posterior import Posterior
 from pyramid_model.vae.tiling import Tile, code_tiled
 
+SMALL_PIECE = 2**24  # values
+
 
 class Encoder(nn.Module):
     """Frames to moments (mean and log variance)."""
@@ -53,7 +55,8 @@ class Decoder(nn.Module):
         """(b latent_channels t h w) -> (b 3 t' h' w')."""
         x = self.conv_in(store_by_frame(z), chunk)
         # In a clip that is decoded in windows, each piece is finished before the next one is begun: no block then holds
-        # more frames than the window has latent frames, though the last one gives eight for each of them.
+        # more frames than the window has latent frames, though the last one gives eight for each of them. Pieces that
+        # are small anyway are not cut: that would cost time and save little.
         waiting, frames = [(self.mid(x, chunk), chunk, 0)], []
         while waiting:
             x, chunk, depth = waiting.pop()
@@ -61,6 +64,7 @@ class Decoder(nn.Module):
                 frames.append(self.conv_out(F.silu(self.norm_out(x)), chunk))
             else:
                 x, at_once = self.blocks[depth](x, chunk), x.shape[2]
+                at_once = max(at_once, SMALL_PIECE // x[:, :, 0].numel())
                 waiting += [(*piece, depth + 1) for piece in reversed(chunk.pieces(x, at_once))]
         return torch.cat(frames, dim=2)
 
@@ -119,7 +123,7 @@ class CausalVideoVAE(nn.Module):
 
         Args:
             latents: (b c 1+k h w), not normalised.
-            window: latent frames decoded at a time after the first one; None decodes all at once.
+            window: latent frames decoded at a time; None decodes all at once.
             starts_clip: False treats the first latent frame as a later one, which gives 8 frames instead of 1.
             tile: larger frames are coded in tiles of this size, or of an even one with sides of at most so many px.
 
@@ -136,7 +140,7 @@ class CausalVideoVAE(nn.Module):
         num_frames = time * latents.shape[2] - (time - 1 if starts_clip else 0)
 
         def code(x: Tensor) -> Tensor:
-            return _joined(self.decode_stream(_windows(x, window), starts_clip), num_frames)
+            return _joined(self.decode_stream(list(x.split(window or x.shape[2], dim=2)), starts_clip), num_frames)
 
         if (sizes := self._tile(latents.shape[3] * space, latents.shape[4] * space, tile)) is None:
             return code(latents)

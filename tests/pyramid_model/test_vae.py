@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pyramid_model.config import LatentNorm, VAEConfig, VAEStackConfig
 from pyramid_model.generate.peak_memory import peak_bytes
+from pyramid_model.vae import autoencoder
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.conv import causal_conv3d
 from pyramid_model.vae.norm import measure_latent_norm
@@ -63,7 +64,9 @@ def test_encoding_in_chunks_is_encoding_at_once(tiny_vae, clip, window):
 
 @torch.no_grad()
 @pytest.mark.parametrize("window", [1, 2])
-def test_decoding_in_chunks_is_decoding_at_once(tiny_vae, window):
+@pytest.mark.parametrize("small_piece", [0, autoencoder.SMALL_PIECE])
+def test_decoding_in_chunks_is_decoding_at_once(tiny_vae, window, small_piece, monkeypatch):
+    monkeypatch.setattr(autoencoder, "SMALL_PIECE", small_piece)
     latents = torch.randn(1, 4, 5, 2, 2)
     close(tiny_vae.decode(latents, window), tiny_vae.decode(latents))
 
@@ -94,7 +97,9 @@ def test_units_are_decoded_in_a_thread_of_their_own_while_others_are_sampled(tin
 
 
 @torch.no_grad()
-def test_memory_of_decoding_a_stream_does_not_grow_with_its_length(tiny_vae):
+def test_memory_of_decoding_a_stream_does_not_grow_with_its_length(tiny_vae, monkeypatch):
+    monkeypatch.setattr(autoencoder, "SMALL_PIECE", 0)  # as for large frames
+
     def peak(num_latents: int, window: int) -> int:
         units = (torch.zeros(1, 4, window, 4, 4) for _ in range(num_latents // window))
         return peak_bytes(lambda: [float(uint8_pixels(part).sum()) for part in tiny_vae.decode_stream(units)])

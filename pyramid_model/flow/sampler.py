@@ -115,7 +115,7 @@ def sample_unit(
             for clip in history_clips(past, index, len(earlier), config.frames_per_unit)
         ]
         local_t = sampling_local_times(num_steps).tolist()
-        for i, timestep in enumerate(stage.sampling_timesteps(num_steps).float().to(x.device)):
+        for i, timestep in enumerate(stage.sampling_timesteps(num_steps).to(x.dtype).to(x.device)):
             clips = [*history, _twice(x) if guided else x]
             (velocity,) = dit([clips], timestep.expand(rows.mask.shape[0]), rows)
             if guided:

@@ -99,3 +99,85 @@ def shared_assets():
     if not folder.is_dir():
         pytest.skip(f"the shared test videos are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_text_parts():
+    """`write_text_parts(folder, variant, texts)`: the text parts of a released directory, tiny and random.
+
+    `miniflux` has CLIP and T5; `sd3` has two projecting CLIPs and T5.
+    """
+    import json
+    from pathlib import Path
+
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from pyramid_model.text import build_tiny_text_encoder
+
+    def write_clip(folder: Path, number: str, projection: int | None) -> None:
+        letters = [*"abcdefghijklmnopqrstuvwxyz.", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz.")]
+        tokens = folder / f"tokenizer{number}"
+        tokens.mkdir(parents=True)
+        vocab = {token: i for i, token in enumerate([*letters, "an", "<|startoftext|>", "<|endoftext|>"])}
+        (tokens / "vocab.json").write_text(json.dumps(vocab))
+        (tokens / "merges.txt").write_text("#version: 0.2\na n\n")
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
+        (tokens / "tokenizer_config.json").write_text(json.dumps(settings))
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        ends = {"bos_token_id": vocab["<|startoftext|>"], "eos_token_id": vocab["<|endoftext|>"]}
+        config = CLIPTextConfig(vocab_size=len(vocab), projection_dim=projection or 16, **sizes, **ends)
+        torch.manual_seed(len(number))
+        model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+        model.save_pretrained(folder / f"text_encoder{number}")
+
+    def write(folder: Path, variant: str, texts: list[str]) -> None:
+        clips = {"miniflux": {"": None}, "sd3": {"": 12, "_2": 20}}[variant]
+        for number, projection in clips.items():
+            write_clip(folder, number, projection)
+        number = f"_{len(clips) + 1}"
+        build_tiny_text_encoder(texts, folder / f"text_encoder{number}", dim=32, num_layers=1, vocab_size=128)
+        (folder / f"tokenizer{number}").mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / f"text_encoder{number}" / name).rename(folder / f"tokenizer{number}" / name)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_model_directory(write_text_parts):
+    """`write_model_directory(folder, kind)`: a directory as the released ones, `miniflux` or `sd3`, tiny and random.
+
+    It holds the variants 384p and image.
+    """
+    from pathlib import Path
+
+    import torch
+
+    from pyramid_model.config import MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
+    from pyramid_model.dit.miniflux import MiniFlux
+    from pyramid_model.dit.mmdit import MMDiT
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
+    from pyramid_model.weights import save_dit, save_vae
+
+    def write(folder: Path, kind: str = "miniflux") -> Path:
+        write_text_parts(folder, kind, ["a dog runs on the beach", "a red boat at sea, seen from above"])
+        stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+        torch.manual_seed(0)
+        save_vae(
+            CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack)), folder / "causal_video_vae"
+        )
+        sizes = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 32}
+        for variant in ("384p", "image"):
+            if kind == "sd3":
+                dit = MMDiT(MMDiTConfig(**sizes, pooled_dim=32, num_blocks=2, position_grid=8, position_base=4))
+            else:
+                blocks = {"num_double_blocks": 1, "num_single_blocks": 1, "rope_axes": (2, 2, 4)}
+                dit = MiniFlux(MiniFluxConfig(**sizes, pooled_dim=16, **blocks))
+            with torch.no_grad():
+                for weight in dit.parameters():
+                    weight.copy_(torch.randn_like(weight) / max(1, weight[0].numel()) ** 0.5)
+            save_dit(dit, folder / f"diffusion_transformer_{variant}")
+        return folder
+
+    return write

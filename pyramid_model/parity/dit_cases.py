@@ -21,10 +21,9 @@ from pyramid_model.parity.case import Case, CaseError, Replay
 from pyramid_model.parity.flow_cases import LATENT_NORMS, check_columns, pyramid_of, training_columns, units_of
 from pyramid_model.parity.vae_cases import vae_of
 from pyramid_model.text import TextFeatures
-from pyramid_model.train.batches import to_unit_range
 from pyramid_model.train.dit_loss import dit_loss
-from pyramid_model.train.vae_loss import to_uint8
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_uint8, to_unit_range
 from pyramid_model.vae.tiling import Tile
 from pyramid_model.weights import (
     MINIFLUX_NAMES,

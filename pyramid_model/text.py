@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,10 +162,13 @@ def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: tor
 
     try:
         words = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        model: Any = getattr(transformers, kind).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        model: Any
+        model, loaded = getattr(transformers, kind).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError) as err:
+        if missing := sorted(map(str, loaded["missing_keys"])):  # transformers would make them up at random
+            raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
+    except (OSError, ValueError, SafetensorError) as err:
         name = kind.removesuffix("WithProjection").removesuffix("TextModel").removesuffix("EncoderModel")
         raise ValueError(
             f"{folder} holds no {name} text encoder, or {tokenizer} no tokenizer, as transformers saves them: {err}"

@@ -91,34 +91,25 @@ def shoot():
 
 
 @pytest.fixture(scope="session")
-def shared_assets():
-    """Folder of real test videos beside the repository, where there is one."""
-    from pathlib import Path
-
-    folder = Path(__file__).resolve().parents[2] / "shared" / "assets"
-    if not folder.is_dir():
-        pytest.skip(f"the shared test videos are not at {folder}")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def write_text_parts():
-    """`write_text_parts(folder, variant, texts)`: the text parts of a released directory, tiny and random.
+    """`write_text_parts(folder, variant)`: tiny random text encoders and tokenizers of a released directory.
 
-    `miniflux` has CLIP and T5; `sd3` has two projecting CLIPs and T5.
+    `miniflux` has CLIP and T5, `sd3` two projecting CLIPs and T5; their widths are 16 or 12 and 20, and 32.
     """
     import json
-    from pathlib import Path
 
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from pyramid_model.text import build_tiny_text_encoder
 
-    def write_clip(folder: Path, number: str, projection: int | None) -> None:
-        letters = [*"abcdefghijklmnopqrstuvwxyz.", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz.")]
+    texts = ["A fat grey bunny wakes up in a dark burrow.", "Snow drifts over a steep grey mountain ridge."]
+    alphabet = "abcdefghijklmnopqrstuvwxyz."
+
+    def write_clip(folder, number: str, projection: int | None) -> None:
         tokens = folder / f"tokenizer{number}"
         tokens.mkdir(parents=True)
+        letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
         vocab = {token: i for i, token in enumerate([*letters, "an", "<|startoftext|>", "<|endoftext|>"])}
         (tokens / "vocab.json").write_text(json.dumps(vocab))
         (tokens / "merges.txt").write_text("#version: 0.2\na n\n")
@@ -131,7 +122,7 @@ def write_text_parts():
         model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
         model.save_pretrained(folder / f"text_encoder{number}")
 
-    def write(folder: Path, variant: str, texts: list[str]) -> None:
+    def write(folder, variant: str) -> None:
         clips = {"miniflux": {"": None}, "sd3": {"": 12, "_2": 20}}[variant]
         for number, projection in clips.items():
             write_clip(folder, number, projection)
@@ -142,6 +133,58 @@ def write_text_parts():
             (folder / f"text_encoder{number}" / name).rename(folder / f"tokenizer{number}" / name)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory, write_text_parts):
+    """`released(variant)`: a whole released directory of tiny random models; not to be changed.
+
+    Both have DiTs of 384p and 768p, `miniflux` one of images too, whose weights are bfloat16.
+    """
+    import functools
+
+    import torch
+
+    from pyramid_model.config import MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
+    from pyramid_model.dit.miniflux import MiniFlux
+    from pyramid_model.dit.mmdit import MMDiT
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
+    from pyramid_model.weights import save_dit, save_vae
+
+    shared = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 32}
+    stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+
+    def make_dit(variant: str):
+        if variant == "sd3":
+            return MMDiT(MMDiTConfig(**shared, pooled_dim=32, num_blocks=2, position_grid=8, position_base=4))
+        blocks = {"num_double_blocks": 1, "num_single_blocks": 1}
+        return MiniFlux(MiniFluxConfig(**shared, **blocks, pooled_dim=16, rope_axes=(2, 2, 4)))
+
+    @functools.cache
+    def make(variant: str):
+        folder = tmp_path_factory.mktemp("released") / f"pyramid-flow-{variant}"
+        folder.mkdir()
+        torch.manual_seed(0)
+        write_text_parts(folder, variant)
+        save_vae(
+            CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack)), folder / "causal_video_vae"
+        )
+        for name in ("384p", "768p", "image") if variant == "miniflux" else ("384p", "768p"):
+            save_dit(make_dit(variant).bfloat16(), folder / f"diffusion_transformer_{name}")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_assets():
+    """Folder of real test videos beside the repository, where there is one."""
+    from pathlib import Path
+
+    folder = Path(__file__).resolve().parents[2] / "shared" / "assets"
+    if not folder.is_dir():
+        pytest.skip(f"the shared test videos are not at {folder}")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +204,7 @@ def write_model_directory(write_text_parts):
     from pyramid_model.weights import save_dit, save_vae
 
     def write(folder: Path, kind: str = "miniflux") -> Path:
-        write_text_parts(folder, kind, ["a dog runs on the beach", "a red boat at sea, seen from above"])
+        write_text_parts(folder, kind)
         stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
         torch.manual_seed(0)
         save_vae(

@@ -15,8 +15,8 @@ from torch import Generator, Tensor
 from pyramid_model.config import LatentNorm, PyramidConfig, VAEConfig
 from pyramid_model.footage import Footage
 from pyramid_model.generate.request import GenerationRequest
-from pyramid_model.train.batches import to_unit_range
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_unit_range
 from pyramid_model.vae.tiling import Tile
 from pyramid_model.video import VideoError
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import fsspec
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pyramid_model.generate.decoding import Consume
-from pyramid_model.train.vae_loss import to_uint8
-from pyramid_model.video import write_video
+from pyramid_model.vae.pixels import to_uint8
+from pyramid_model.video import write_image, write_video
 
 
 def as_frames(decoded: Tensor) -> np.ndarray:
@@ -40,21 +38,10 @@ def into_file(uri: str, fps: int) -> Consume:
 
     def write(parts: Iterator[np.ndarray]) -> str:
         if uri.endswith(".png"):
-            write_png(uri, joined_frames(parts))
+            (frame,) = joined_frames(parts)
+            write_image(uri, frame)
         else:
             write_video(uri, (frame for part in parts for frame in part), fps)
         return uri
 
     return write
-
-
-def write_png(uri: str, frames: np.ndarray) -> None:
-    """Write a clip of one frame, uint8 (1 h w 3), as PNG.
-
-    Raises:
-        ValueError: there are more frames.
-    """
-    if len(frames) != 1:
-        raise ValueError(f"{uri}: a PNG holds one frame, this clip has {len(frames)}: name a file that ends in .mp4")
-    with fsspec.open(uri, "wb") as file:
-        Image.fromarray(frames[0]).save(file, format="PNG")  # pyright: ignore[reportArgumentType]

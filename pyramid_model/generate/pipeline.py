@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from pyramid_model import weights
 from pyramid_model.config import LatentNorm, PyramidConfig
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.generate.checkpoint import check_widths, read_checkpoint
@@ -35,6 +34,7 @@ from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.generate.text_to_video import OnUnit, latent_norm, sample_clips, seeded
 from pyramid_model.text import MAX_TOKENS, TextEncoder, TextFeatures, load_text_encoder, stack_features
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.weights import load_dit, load_vae
 
 Output = Literal["frames", "tensor", "latents"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -135,14 +135,15 @@ class VideoPipeline:
             device: cuda, mps or cpu; empty: the best there is.
 
         Raises:
-            ValueError: a part is missing or damaged, or the parts do not belong together.
+            FileNotFoundError: parts are missing; each is named.
+            ValueError: a part is damaged, or the parts do not belong together.
         """
         found = read_checkpoint(folder, variant)
         precision = torch_dtype(dtype)
         return cls(
-            weights.load_dit(found.dit_folder).to(precision),
-            weights.load_vae(found.vae_folder).to(precision),
-            load_text_encoder(found.folder, "cpu", precision),
+            load_dit(found.dit_folder, dtype=precision),
+            load_vae(found.parts.vae, dtype=precision),
+            load_text_encoder(found.parts.folder, dtype=precision),
             found.pyramid,
             found.style,
             found.norm,

@@ -18,8 +18,8 @@ from pyramid_model.flow.sampler import falling_guidance, guidance_per_unit, samp
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.text import TextFeatures
-from pyramid_model.train.vae_loss import to_uint8
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_uint8
 
 OnUnit = Callable[[int, int], None]  # (units done, units in all)
 

@@ -233,19 +233,19 @@ def test_what_cannot_be_generated_is_refused_with_the_reason(pipeline, prompts, 
 
 def test_a_directory_says_what_it_lacks_before_weights_are_read(tmp_path, write_model_directory):
     folder = write_model_directory(tmp_path / "models")
-    with pytest.raises(ValueError, match="choose one of diffusion_transformer_384p, diffusion_transformer_image"):
+    with pytest.raises(ValueError, match="choose one of 384p, image"):
         read_checkpoint(folder)
-    with pytest.raises(ValueError, match="no variant '768p'"):
+    with pytest.raises(ValueError, match="no DiT '768p': it has 384p, image"):
         read_checkpoint(folder, "768p")
     picture = read_checkpoint(folder, "image")
-    with pytest.raises(ValueError, match="diffusion_transformer_image makes at most 1"):
+    with pytest.raises(ValueError, match="image makes at most 1"):
         picture.check(CLIP)
     vae = folder / "causal_video_vae" / "config.json"
     vae.write_text(json.dumps(json.loads(vae.read_text()) | {"encoder_out_channels": 8}))
     with pytest.raises(ValueError, match="the DiT expects 4 latent channels, the VAE makes 8"):
         read_checkpoint(folder, "384p")
     vae.unlink()
-    with pytest.raises(ValueError, match=re.escape(f"{vae} is missing")):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(vae.parent))):
         read_checkpoint(folder, "384p")
-    with pytest.raises(ValueError, match="no model directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         read_checkpoint(tmp_path / "nowhere")

@@ -1,9 +1,11 @@
 """Text encoders: real T5 classes at a tiny size (about ten seconds, most of it transformers' import)."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pyramid_model.text import build_tiny_text_encoder, load_text_encoder, stack_features, text_encoder_hash
 
@@ -66,9 +68,9 @@ def test_stacked_features_mask_the_padding(encoder):
 
 @pytest.mark.parametrize(("variant", "pooled_dim"), [("miniflux", 16), ("sd3", 32)])
 def test_released_directories_give_t5_tokens_and_pooled_clip_as_the_padded_encoders_do(
-    tmp_path, write_text_parts, variant, pooled_dim
+    write_text_parts, tmp_path, variant, pooled_dim
 ):
-    write_text_parts(tmp_path, variant, CAPTIONS)
+    write_text_parts(tmp_path, variant)
     encoder = load_text_encoder(tmp_path)
     assert (encoder.dim, encoder.pooled_dim) == (32, pooled_dim)
     for text, (embeds, pooled) in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
@@ -82,8 +84,8 @@ def test_released_directories_give_t5_tokens_and_pooled_clip_as_the_padded_encod
         torch.testing.assert_close(pooled, torch.cat(wanted, dim=1)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_hash_of_a_released_directory_covers_its_text_parts_alone(tmp_path, write_text_parts):
-    write_text_parts(tmp_path, "miniflux", CAPTIONS)
+def test_the_hash_of_a_released_directory_covers_its_text_parts_alone(write_text_parts, tmp_path):
+    write_text_parts(tmp_path, "miniflux")
     before = text_encoder_hash(tmp_path)
     (tmp_path / "diffusion_transformer_384p").mkdir()
     (tmp_path / "diffusion_transformer_384p" / "config.json").write_text("{}")
@@ -92,11 +94,29 @@ def test_the_hash_of_a_released_directory_covers_its_text_parts_alone(tmp_path, 
     assert text_encoder_hash(tmp_path) != before
 
 
-def test_a_released_directory_without_one_part_names_it(tmp_path, write_text_parts):
-    write_text_parts(tmp_path, "sd3", CAPTIONS)
+def test_a_released_directory_without_one_part_names_it(write_text_parts, tmp_path):
+    write_text_parts(tmp_path, "sd3")
     (tmp_path / "text_encoder_2" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="text_encoder_2 holds no CLIP text encoder"):
         load_text_encoder(tmp_path)
+
+
+def test_an_encoder_that_lacks_a_tensor_is_refused_not_made_up(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "encoder")
+    weights = tmp_path / "encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["encoder.final_layer_norm.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack 1 tensors, such as encoder\.final_layer_norm\.weight"):
+        load_text_encoder(tmp_path / "encoder")
+
+
+def test_an_encoder_that_was_cut_off_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "encoder")
+    with (tmp_path / "encoder" / "model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(ValueError, match="encoder holds no T5 text encoder"):
+        load_text_encoder(tmp_path / "encoder")
 
 
 def test_a_folder_without_an_encoder_is_named(tmp_path):

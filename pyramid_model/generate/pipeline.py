@@ -39,6 +39,11 @@ from pyramid_model.weights import load_dit, load_vae
 Output = Literal["frames", "tensor", "latents"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+FLOAT16_WARNING = (
+    "the released models were trained in bfloat16 and give black frames in float16: use float32 on a device without "
+    "bfloat16"
+)
+
 
 class NotFiniteError(RuntimeError):
     """Sampling gave NaN or Inf. samples: which of the batch; unit: at which unit, counted from 0."""
@@ -419,9 +424,5 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype {name!r}: use one of {', '.join(DTYPES)}")
     if name == "float16":
-        warnings.warn(
-            "the released models were trained in bfloat16 and give black frames in float16: use float32 on a device "
-            "without bfloat16",
-            stacklevel=3,
-        )
+        warnings.warn(FLOAT16_WARNING, stacklevel=3)
     return DTYPES[name]

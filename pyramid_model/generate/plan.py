@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,7 +28,6 @@ TEXT_WIDTHS = 20  # the same of a text encoder
 LATENT_COPIES = 8  # start, result and history of every latent, at all stages
 TILE_SIDES = (1024, 768, 512, 384, 256, 192, 128)  # px; fewer tiles first
 TILED_COPIES = 2  # of the clip's pixels: rows of tiles, and the whole that they become
-UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 @dataclass(frozen=True)
@@ -280,22 +278,6 @@ def _num_latents(sizes: ModelSizes, request: GenerationRequest) -> int:
     space = sizes.vae.space_factor
     area = (request.height // space) * (request.width // space)
     return sizes.vae.latent_channels * request.num_latent_frames * area
-
-
-def parse_bytes(text: str) -> int:
-    """`8GiB`, `8 GB`, `900M` or a number of bytes -> bytes; letters mean powers of 1024.
-
-    Raises:
-        ValueError: it is no size.
-    """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
-    try:
-        number = float(found[1]) if found else 0.0
-    except ValueError:
-        number = 0.0
-    if not found or number <= 0:
-        raise ValueError(f"{text!r} is no amount of memory: write it like 8GiB or 900MiB")
-    return int(number * UNITS[found[2]])
 
 
 def free_bytes(device: torch.device, already_there: int) -> int:

@@ -7,6 +7,7 @@ from pyramid_model.config import DiTConfig, MiniFluxConfig, MMDiTConfig, Pyramid
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
+from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.generate.plan import (
@@ -16,7 +17,6 @@ from pyramid_model.generate.plan import (
     decode_bytes,
     encode_bytes,
     num_tokens,
-    parse_bytes,
     plan_memory,
     sample_bytes,
 )

@@ -6,8 +6,9 @@ import pytest
 
 from pyramid_model.train.config import VAEBatchConfig
 from tasks.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
+from tasks.clip_generator import file_name
 from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.generate import GenerateConfig, file_name, generate
+from tasks.generate import GenerateConfig, generate
 from tasks.latents import LatentsConfig, latents
 from tasks.model_files import writing_folder
 from tasks.pipeline import StepError

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,9 +23,10 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
     With weights and inputs made under `torch._subclasses.FakeTensorMode`, and `call` run under it, nothing is computed
     or allocated, so this answers within seconds whether a clip of any size will fit, and on no GPU at all: tensors
-    made there with `device="cuda"` take the CUDA path of the code.
+    made there with `device="cuda"` take the CUDA path of the code. Attention between them counts as done by a fused
+    kernel, as on a GPU: without data PyTorch cannot ask which kernel it would choose.
     """
-    with _Alive() as alive:
+    with _FusedAttention(), _Alive() as alive:
         call()
     return alive.peak
 
@@ -53,6 +57,24 @@ class _Alive(TorchDispatchMode):
     def _part(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.bytes -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Makes attention between fake tensors one operation that allocates what fused kernels do, no table of scores."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        fused = func is F.scaled_dot_product_attention and any(isinstance(tensor, FakeTensor) for tensor in args)
+        return (_fused_attention if fused else func)(*args, **(kwargs or {}))
+
+
+def _fused_attention(
+    *qkv: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, **options: Any
+) -> Tensor:
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(qkv[0].dtype)  # PyTorch turns a boolean mask into numbers to add
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *qkv, dropout_p, is_causal, attn_mask=attn_mask, scale=options.get("scale")
+    )[0]
 
 
 def _tensors(tree: object) -> list[Tensor]:

@@ -31,6 +31,12 @@ class Chunk:
         """The chunk that follows this one."""
         return Chunk(starts_clip=False, remember=self.remember, past=self.past)
 
+    def pieces(self, x: Tensor, length: int) -> list[tuple[Tensor, Chunk]]:
+        """This chunk's x (b c t h w) in pieces of at most `length` frames; in one, if nothing is remembered."""
+        if not self.remember:
+            return [(x, self)]
+        return [(piece, self.next() if i else self) for i, piece in enumerate(x.split(length, dim=2))]
+
     def with_past(self, conv: nn.Module, x: Tensor, num_past: int) -> Tensor:
         """A convolution's input (b c t h w) with up to num_past frames before it in front, none where the clip starts.
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
 
 from pyramid_model.generate.peak_memory import peak_bytes
 
@@ -52,3 +53,13 @@ def test_sizes_alone_are_enough(device):
     with FakeTensorMode():
         x = torch.empty(1_000_000, 1_000_000, dtype=torch.bfloat16, device=device)
         assert peak_bytes(lambda: (x + x) * x) == 2 * 2 * 10**12
+
+
+def test_attention_without_data_makes_no_table_of_scores():
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 4096, 64, dtype=torch.bfloat16, device="cuda")
+        mask = torch.ones(4096, 4096, dtype=torch.bool, device="cuda")
+        out, sums = 2 * 4096 * 64 * 2, 2 * 4096 * 4
+        assert peak_bytes(lambda: F.scaled_dot_product_attention(q, q, q)) == out + sums
+        masked = peak_bytes(lambda: F.scaled_dot_product_attention(q, q, q, attn_mask=mask, scale=1.0))
+        assert masked == out + sums + 4096 * 4096 * 2

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SAFETENSORS = ".safetensors"
-SUFFIXES = (SAFETENSORS, ".bin")  # of the weights in a model folder; the first that is there is read
+SUFFIXES = (SAFETENSORS, ".bin")  # of the weights in a model folder
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors format has it
 LFS_MARK, LFS_NOTE_BYTES = b"version https://git-lfs", 1024
 AGAIN = "download it again"
@@ -35,24 +35,25 @@ class Header:
     size_bytes: int
 
 
-def weight_files(folder: Path, stem: str) -> list[Path]:
+def weight_files(folder: Path, stem: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The files that hold the weights of a model folder, in order: one, or the shards that an index names.
 
     Args:
         folder: the model's folder.
         stem: file name without its suffix, `diffusion_pytorch_model`.
+        suffixes: the first that is there is taken.
 
     Raises:
         FileNotFoundError: there are none, or a shard is missing.
         ValueError: the index is damaged.
     """
-    for suffix in SUFFIXES:
+    for suffix in suffixes:
         whole, index = folder / (stem + suffix), folder / f"{stem}{suffix}.index.json"
         if whole.is_file():
             return [whole]
         if index.is_file():
             return _shards(index)
-    wanted = " or ".join(stem + suffix for suffix in SUFFIXES)
+    wanted = " or ".join(stem + suffix for suffix in suffixes)
     raise FileNotFoundError(f"no {wanted} in {folder}, in one piece or with an index of shards: download the weights")
 
 

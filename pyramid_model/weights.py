@@ -174,8 +174,8 @@ def read_config(folder: str | Path, classes: Sequence[str] = MODEL_CLASSES) -> d
         raise FileNotFoundError(f"no {CONFIG_FILE} in {folder}{hint or ': it must be the folder of one model'}")
     config = read_json(path)
     found = class_of(config)
-    if found and found not in classes:
-        raise ValueError(f"{folder} holds a {found}; expected here: {' or '.join(classes)}")
+    if found not in classes:
+        raise ValueError(f"{folder} holds a {found or 'model of no class'}; expected here: {' or '.join(classes)}")
     return config
 
 
@@ -185,15 +185,17 @@ def class_of(config: dict[str, Any]) -> str:
 
 
 def empty_model(released: dict[str, Any]) -> tuple[CausalVideoVAE | DiT, Names]:
-    """The model of a released config.json on the meta device, where nothing takes memory, and its stored names.
+    """The model of a config that `read_config` has let through, on the meta device, and its stored names.
+
+    Nothing takes memory there, and no time is spent on random weights.
 
     Raises:
         ValueError: a key is missing, a value is out of range, or the model is of a kind that was not released.
     """
     with torch.device("meta"):
-        if released.get("_class_name") == VAE_CLASS or "encoder_out_channels" in released:
+        if class_of(released) == VAE_CLASS:
             return CausalVideoVAE(vae_config_from_released(released)), VAE_NAMES
-        if released.get("_class_name") == MMDIT_CLASS:
+        if class_of(released) == MMDIT_CLASS:
             return MMDiT(mmdit_config_from_released(released)), MMDIT_NAMES
         return MiniFlux(miniflux_config_from_released(released)), MINIFLUX_NAMES
 

@@ -18,7 +18,7 @@ from pyramid_model.released_names import (
     CONFIG_FILE,
     MINIFLUX_CLASS,
     MMDIT_CLASS,
-    TEXT_STEMS,
+    TEXT_STEM,
     VAE_CLASS,
     WEIGHTS_STEM,
     clip_is_projected,
@@ -26,7 +26,7 @@ from pyramid_model.released_names import (
     t5_shapes,
     text_tensor_name,
 )
-from pyramid_model.tensor_files import Header, check_whole, read_headers, read_json, weight_files
+from pyramid_model.tensor_files import SAFETENSORS, SUFFIXES, Header, check_whole, read_headers, read_json, weight_files
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.weights import MODEL_CLASSES, class_of, empty_model, expected_shapes, misfits, weights_hash
 
@@ -126,14 +126,14 @@ def _model(folder: Path, config: Facts, with_hash: bool) -> Part:
     try:
         model, names = empty_model(config)
         training = _training(folder)
-    except ValueError as err:
+    except (ValueError, TypeError) as err:
         return replace(part, problems=(f"{folder}: {err}",))
     facts = _vae_facts(model) if isinstance(model, CausalVideoVAE) else _dit_facts(model)
     part = replace(part, facts=facts | training)
     buffers = {name for name, _ in model.named_buffers()}
     own = zip(model.state_dict(), expected_shapes(model, names).items(), strict=True)
     expected = {stored: (shape, ours not in buffers) for ours, (stored, shape) in own}
-    part = _check(part, folder, (WEIGHTS_STEM,), expected, str)
+    part = _check(part, folder, WEIGHTS_STEM, expected, str)
     return replace(part, weights_hash=weights_hash(folder)) if with_hash and not part.problems else part
 
 
@@ -146,13 +146,13 @@ def _text_encoder(folder: Path, config: Facts) -> Part:
     except (KeyError, TypeError) as err:
         return replace(part, problems=(f"{folder / CONFIG_FILE} lacks {err}: is it the config of a {part.kind}?",))
     expected = {name: (shape, True) for name, shape in shapes.items()}
-    return _check(replace(part, facts=facts), folder, TEXT_STEMS, expected, text_tensor_name)
+    return _check(replace(part, facts=facts), folder, TEXT_STEM, expected, text_tensor_name)
 
 
 def _check(
     part: Part,
     folder: Path,
-    stems: tuple[str, ...],
+    stem: str,
     expected: dict[str, tuple[tuple[int, ...], bool]],
     listed_name: Callable[[str], str],
 ) -> Part:
@@ -161,13 +161,14 @@ def _check(
     Args:
         part: with kind and facts.
         folder: of the model.
-        stems: file names of its weights without suffix; the first that is there is taken.
+        stem: file name of its weights without suffix.
         expected: listed name -> (shape, whether it is a parameter).
         listed_name: from a stored name; "" passes a tensor over.
     """
-    part = replace(part, num_expected=len(expected), num_parameters=0)
+    part = replace(part, num_expected=len(expected))
+    suffixes = (SAFETENSORS,) if stem == TEXT_STEM else SUFFIXES  # `load_text_encoder` reads no other
     try:
-        headers = read_headers(_files(folder, stems))
+        headers = read_headers(weight_files(folder, stem, suffixes))
     except (ValueError, OSError) as err:
         return replace(part, problems=(str(err),))
     listed: dict[str, Header] = {listed_name(name): header for name, header in headers.items() if listed_name(name)}
@@ -181,13 +182,6 @@ def _check(
         size_bytes=sum(header.size_bytes for header in headers.values()),
         problems=tuple(problems),
     )
-
-
-def _files(folder: Path, stems: tuple[str, ...]) -> list[Path]:
-    for stem in stems[1:]:
-        if not list(folder.glob(f"{stems[0]}*.safetensors*")):
-            return weight_files(folder, stem)
-    return weight_files(folder, stems[0])
 
 
 def _tokenizer(folder: Path) -> Part:

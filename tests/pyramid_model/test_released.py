@@ -14,7 +14,7 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.released import find_released
 from pyramid_model.released_names import WEIGHTS_FILE, clip_shapes, t5_shapes, text_tensor_name
 from pyramid_model.text import load_text_encoder
-from pyramid_model.weights import load_dit, load_vae, save_dit
+from pyramid_model.weights import load_dit, load_vae, save_dit, save_vae, weights_hash
 from pyramid_model.weights_report import inspect_weights
 
 TEXT_PARTS = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
@@ -37,12 +37,16 @@ def copied(released, tmp_path):
         ("sd3", SD3_LATENT_NORM, MMDiT, ["384p", "768p"]),
     ],
 )
-def test_a_released_directory_loads_whole_with_the_latent_norm_of_its_variant(released, variant, norm, kind, names):
+def test_a_released_directory_loads_whole_with_the_latent_norm_of_its_variant(
+    released, tmp_path, variant, norm, kind, names
+):
     found = find_released(released(variant))
     vae, text = found.load_vae(dtype=torch.bfloat16), load_text_encoder(found.folder)
     assert list(found.dits) == names
     assert vae.config.latent_norm == norm
     assert load_vae(found.vae).config.latent_norm is None  # nothing in its files says so
+    save_vae(vae, tmp_path)
+    assert load_vae(tmp_path).config.latent_norm == norm
     for name in names:
         dit = found.load_dit(name)
         assert type(dit) is kind
@@ -146,6 +150,33 @@ def test_the_report_of_a_whole_directory_counts_what_is_in_it(released, variant,
     assert part.size_bytes == 2 * sum(value.numel() for value in dit.state_dict().values())
 
 
+def test_the_report_reads_files_of_torch_save_and_shards_too(copied):
+    folder = copied("miniflux")
+    before = {part.name: part for part in inspect_weights(folder).parts}
+    dit, t5 = folder / "diffusion_transformer_384p", folder / "text_encoder_2"
+    torch.save(load_file(dit / WEIGHTS_FILE), dit / "diffusion_pytorch_model.bin")
+    (dit / WEIGHTS_FILE).unlink()
+    tensors = load_file(t5 / "model.safetensors")
+    (t5 / "model.safetensors").unlink()
+    shards = {name: f"model-0000{1 + (name > 'encoder.g')}-of-00002.safetensors" for name in tensors}
+    for file in set(shards.values()):
+        save_file({name: tensors[name] for name in tensors if shards[name] == file}, t5 / file)
+    (t5 / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert {part.name: part for part in inspect_weights(folder).parts} == before
+
+
+def test_the_report_of_one_model_of_ours_says_which_it_is(copied):
+    folder = copied("miniflux") / "causal_video_vae"
+    (folder / "training.json").write_text(json.dumps({"model_id": "0123456789abcdef"}))
+    report = inspect_weights(folder, with_hash=True)
+    (part,) = report.parts
+    assert report.is_complete
+    assert part.facts["trained here, model"] == "01234567"
+    assert part.weights_hash == weights_hash(folder)
+    (folder / "training.json").write_text("{")
+    assert "training.json (1 bytes) is not valid JSON" in inspect_weights(folder).parts[0].problems[0]
+
+
 def test_the_report_reads_headers_alone(tmp_path, released):
     """Tensors of 400 GB that no disk holds, described by a header of their true length, in a sparse file."""
     folder = shutil.copytree(released("sd3") / "causal_video_vae", tmp_path / "vae")
@@ -188,6 +219,14 @@ def test_the_report_names_everything_that_is_wrong(copied):
     }.items():
         assert words in problems.pop(name)[0]
     assert list(problems) == ["diffusion_transformer_384p"]
+
+
+def test_a_text_encoder_that_only_torch_save_wrote_counts_as_missing_as_it_is_not_read(copied):
+    folder = copied("miniflux") / "text_encoder"
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (part,) = inspect_weights(folder).parts
+    assert part.problems[0].startswith(f"no model.safetensors in {folder}")
 
 
 def test_parts_of_different_directories_are_told_from_each_other(copied):

@@ -127,6 +127,9 @@ def test_a_model_of_another_kind_is_refused_by_its_class(tiny_vae, tiny_dit, tmp
     with pytest.raises(ValueError, match="dit holds a T5EncoderModel; expected here: CausalVideoVAE"):
         load_vae(tmp_path / "dit")
     config.write_text("{}")
+    with pytest.raises(ValueError, match="holds a model of no class; expected here: PyramidFluxTransformer or"):
+        load_dit(tmp_path / "dit")
+    config.write_text(json.dumps({"_class_name": "PyramidFluxTransformer", "num_layers": 2}))
     with pytest.raises(ValueError, match="lacks in_channels"):
         load_dit(tmp_path / "dit")
 

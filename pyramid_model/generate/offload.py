@@ -33,7 +33,7 @@ class Placement:
 
         in_turn: those of them whose layers come one after the other where it is sequential.
         """
-        if offload != self.offload:
+        if offload != self.offload or set(in_turn) != set(self._hooked):
             self._unhook()
         self.offload = offload
         for model in models:

@@ -198,7 +198,8 @@ class VideoPipeline:
         frames, notes = self._given_frames(request, image, video)
         num_given = 0 if frames is None else len(frames)
         plan = self.plan(request, len(prompts), num_given, max_memory, offload)
-        self.placement.choose(plan.offload, self._models(), (self.dit, *self.encoder.models))
+        groups = {"text": self.encoder.models, "dit": [self.dit]}
+        self.placement.choose(plan.offload, self._models(), [model for name in plan.in_turn for model in groups[name]])
         seconds = _Seconds()
         text = self.encode(prompts, request)
         seconds.passed("text_s")

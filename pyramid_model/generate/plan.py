@@ -30,6 +30,15 @@ TILE_SIDES = (1024, 768, 512, 384, 256, 192, 128)  # px; fewer tiles first
 TILED_COPIES = 2  # of the clip's pixels: rows of tiles, and the whole that they become
 
 
+# The text encoder works once, the DiT hundreds of times: its layers take turns only when they must.
+KINDS: tuple[tuple[Offload, tuple[str, ...]], ...] = (
+    ("none", ()),
+    ("model", ()),
+    ("sequential", ("text",)),
+    ("sequential", ("text", "dit")),
+)
+
+
 @dataclass(frozen=True)
 class ModelSizes:
     """What is known of a pipeline's models.
@@ -54,12 +63,14 @@ class ModelSizes:
 class Plan:
     """How one batch is generated.
 
-    offload: where models wait. alongside: units are decoded while later ones are sampled.
+    offload: where models wait. in_turn: models whose very layers come one after the other.
+    alongside: units are decoded while later ones are sampled.
     window: latent frames decoded at a time. tile: px; None where a picture is decoded whole.
     peaks: bytes at the worst moment of each phase. limit: bytes they must stay under.
     """
 
     offload: Offload
+    in_turn: tuple[str, ...]
     alongside: bool
     window: int
     tile: Tile | None
@@ -74,10 +85,11 @@ class Plan:
     def __str__(self) -> str:
         tile = f"tiles of {self.tile.height}x{self.tile.width} px" if self.tile else "no tiles"
         when = "while sampling" if self.alongside else "after sampling"
+        where = " ".join((self.offload, *self.in_turn))
         rows = [f"{name:<8}{size / GIB:8.2f} GiB" for name, size in self.peaks.items()]
         return "\n".join(
             [
-                f"offload {self.offload}; decode {self.window} latent frames at a time {when}, {tile}",
+                f"offload {where}; decode {self.window} latent frames at a time {when}, {tile}",
                 *rows,
                 f"{'limit':<8}{self.limit / GIB:8.2f} GiB",
             ]
@@ -108,12 +120,10 @@ def plan_memory(
     Raises:
         ValueError: nothing stays under the limit; says the least possible, and which phase needs it.
     """
-    kinds: tuple[Offload, ...] = (offload,) if offload else ("none", "model", "sequential")
-    if device != "cuda":
-        kinds = ("none",)
+    kinds = [kind for kind in KINDS if kind[0] == (offload or kind[0])] if device == "cuda" else [KINDS[0]]
     least: Plan | None = None
     for kind in kinds:
-        tiled = kind != "none" or len(kinds) == 1
+        tiled = kind != KINDS[0] or len(kinds) == 1
         for plan in _ways(sizes, request, limit, batch, num_given, device, kind, tiled):
             if plan.peak <= limit:
                 return plan
@@ -137,17 +147,17 @@ def _ways(
     batch: int,
     num_given: int,
     device: str,
-    offload: Offload,
+    kind: tuple[Offload, tuple[str, ...]],
     tiled: bool,
 ) -> Iterator[Plan]:
-    """Plans of one kind of offloading, the fastest first."""
+    """Plans of one of KINDS, the fastest first."""
     widest = min(request.decode_window or request.num_latent_frames, request.num_latent_frames)
     tiles: list[Tile | None] = [None, *(_tiles(request, sizes.vae) if tiled else ())]
     for tile in tiles:
         for window in (1,) if tile else dict.fromkeys((widest, min(widest, 2), 1)):
             for alongside in (True, False) if tile is None and request.num_latent_frames > 1 else (False,):
-                peaks = phase_bytes(sizes, request, batch, num_given, device, offload, alongside, window, tile)
-                yield Plan(offload, alongside, window, tile, peaks, limit)
+                peaks = phase_bytes(sizes, request, batch, num_given, device, kind, alongside, window, tile)
+                yield Plan(*kind, alongside, window, tile, peaks, limit)
 
 
 def _tiles(request: GenerationRequest, vae: VAEConfig) -> list[Tile]:
@@ -162,20 +172,20 @@ def phase_bytes(
     batch: int,
     num_given: int,
     device: str,
-    offload: Offload,
+    kind: tuple[Offload, tuple[str, ...]],
     alongside: bool,
     window: int,
     tile: Tile | None,
 ) -> dict[str, int]:
-    """Bytes at the worst moment of each phase that there is: text, encode, sample, decode. Arguments as in `Plan`."""
+    """Bytes at the worst moment of each phase that there is: text, encode, sample, decode. kind: one of KINDS."""
+    offload, in_turn = kind
     text, dit, vae = sizes.text_bytes, sizes.dit_bytes, sizes.vae_bytes
     resident: dict[str, int]
     if offload == "none":
         resident = dict.fromkeys(("text", "encode", "sample", "decode"), text + dit + vae)
     else:
-        in_turn = offload == "sequential"
-        resident = {"text": sizes.text_layer_bytes if in_turn else text, "encode": vae, "decode": vae}
-        resident["sample"] = sizes.dit_layer_bytes if in_turn else dit
+        resident = {"text": sizes.text_layer_bytes if "text" in in_turn else text, "encode": vae, "decode": vae}
+        resident["sample"] = sizes.dit_layer_bytes if "dit" in in_turn else dit
     latents = LATENT_COPIES * _num_latents(sizes, request) * batch * 4
     pixels = 3 * request.num_frames(sizes.vae) * request.height * request.width * sizes.dtype.itemsize
     work = {

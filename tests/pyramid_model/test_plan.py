@@ -126,8 +126,10 @@ def test_a_plan_never_exceeds_its_limit_and_more_memory_never_means_more_tiles(l
 def test_with_plenty_nothing_waits_and_with_little_everything_does():
     assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB).offload == "none"
     assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB).alongside
-    tight = plan_memory(RELEASED, GenerationRequest(), 6 * GIB)
-    assert (tight.offload, tight.alongside) == ("sequential", False)
+    tight = plan_memory(RELEASED, GenerationRequest(), 4 * GIB)
+    assert (tight.offload, tight.in_turn, tight.alongside) == ("sequential", ("text", "dit"), False)
+    between = plan_memory(RELEASED, GenerationRequest(), 8 * GIB)
+    assert (between.offload, between.in_turn) == ("sequential", ("text",))
     assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB, offload="model").offload == "model"
 
 

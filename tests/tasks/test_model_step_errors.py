@@ -99,6 +99,13 @@ def test_generation_without_prompts_or_champion_says_what_to_do(squares):
         generate(squares, GenerateConfig(prompts=("a clip",)))
 
 
+def test_weights_and_files_that_are_missing_are_named_before_anything_starts(squares):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        generate(squares, GenerateConfig(prompts=("a clip",), weights="/nowhere"))
+    with pytest.raises(ValueError, match="write it like 8GiB"):
+        GenerateConfig(max_memory="lots")
+
+
 def test_prompts_come_from_the_list_and_the_file_each_once(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("# comment\n a  cat \n\nA dog\na cat\n")

@@ -108,7 +108,9 @@ class ClipGenerator:
         told = made.timings | {"clips_in_batch": batch, "device": self.pipeline.device.type, "offload": plan.offload}
         if plan.tile:
             told["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
-        if notes := [*self.notes, *made.notes]:
+        told["planned_bytes"] = plan.peaks
+        kept_to = [f"within {self.config.max_memory}: {plan.summary}"] if self.config.max_memory else []
+        if notes := [*self.notes, *made.notes, *kept_to]:
             told["notes"] = notes
         return ok_row(
             item,

@@ -59,6 +59,7 @@ class DecodingAlongside:
         self.device = next(vae.parameters()).device
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.one_at_a_time = threading.Lock()
+        self.num_threads = torch.get_num_threads()
         self.units: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in consumers]
         self.kept: list[Any] = [None] * len(consumers)
         self.error: BaseException | None = None
@@ -98,6 +99,7 @@ class DecodingAlongside:
 
     def _run(self, clip: int, consume: Consume) -> None:
         try:
+            torch.set_num_threads(self.num_threads)  # a new thread would take all cores
             with torch.no_grad(), torch.cuda.stream(self.stream):
                 self.kept[clip] = consume(self._parts(clip))
         except Abandoned:

@@ -41,17 +41,17 @@ def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
     return np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS))
 
 
-def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width: int) -> np.ndarray:
+def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width: int) -> tuple[np.ndarray, int]:
     """The last frames of a video, taken at `fps`, each fitted like an image; fewer if the video has fewer.
 
     Returns:
-        uint8 (t h w 3).
+        uint8 (t h w 3), and how many frames the whole video has at that rate.
 
     Raises:
         ValueError: the file is missing, or no frame of it can be decoded.
     """
     kept: deque[np.ndarray] = deque(maxlen=num_frames)
-    due = Fraction(0)  # seconds after the first frame at which the next frame is taken
+    taken, due = 0, Fraction(0)  # due: seconds after the first frame at which the next frame is taken
     try:
         with Footage(str(path)) as footage:
             half_step = 1 / footage.probe.fps / 2 if footage.probe.fps else Fraction(0)
@@ -63,10 +63,10 @@ def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width:
                     image = fit_image(Image.fromarray(frame.rgb()), height, width)
                 while due < shown_until:  # repeated where the video has fewer frames a second
                     kept.append(image)
-                    due += Fraction(1, fps)
+                    taken, due = taken + 1, due + Fraction(1, fps)
     except VideoError as err:
         raise ValueError(f"video {str(path)!r} cannot be extended: {err}") from err
-    return np.stack(kept)
+    return np.stack(kept), taken
 
 
 def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfig) -> int:
@@ -84,20 +84,22 @@ def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfi
     return 1 + units * pyramid.frames_per_unit * vae.time_factor
 
 
-def whole_units(frames: np.ndarray, most: int, vae: VAEConfig, pyramid: PyramidConfig) -> tuple[np.ndarray, str]:
+def whole_units(
+    frames: np.ndarray, total: int, most: int, vae: VAEConfig, pyramid: PyramidConfig
+) -> tuple[np.ndarray, str]:
     """The last frames that make whole units, and a sentence on what was left out; empty if nothing was.
 
     Args:
-        frames: (t h w 3).
+        frames: (t h w 3), the last of those that were given.
+        total: how many were given.
         most: as `most_given` says.
     """
     per_unit = pyramid.frames_per_unit * vae.time_factor
     count = min(len(frames), most)
     count -= (count - 1) % per_unit
-    if count == len(frames):
-        return frames, ""
     unit = f"1 + a multiple of {per_unit}"
-    return frames[-count:], f"of {len(frames)} given frames the last {count} start the clip ({unit}, at most {most})"
+    left_out = f"of {total} given frames the last {count} start the clip ({unit}, at most {most})"
+    return frames[-count:], left_out if count < total else ""
 
 
 @torch.no_grad()

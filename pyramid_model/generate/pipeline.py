@@ -296,11 +296,12 @@ class VideoPipeline:
             opened = image if isinstance(image, Image.Image) else read_image(image)
             return fit_image(opened, *size)[None], ()
         if isinstance(video, np.ndarray):
-            frames = np.stack([fit_image(Image.fromarray(frame), *size) for frame in video])
+            total = len(video)
+            frames = np.stack([fit_image(Image.fromarray(frame), *size) for frame in video[-most:]])
         else:
             assert video is not None
-            frames = read_ending(video, most, request.fps, *size)
-        frames, note = whole_units(frames, most, self.vae.config, self.pyramid)
+            frames, total = read_ending(video, most, request.fps, *size)
+        frames, note = whole_units(frames, total, most, self.vae.config, self.pyramid)
         return frames, (note,) if note else ()
 
     def _encode(self, frames: np.ndarray, generators: list[Generator], plan: Plan) -> list[Tensor]:

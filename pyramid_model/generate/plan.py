@@ -82,18 +82,17 @@ class Plan:
         """Bytes at the worst moment of all."""
         return max(self.peaks.values())
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """What is done to fit, in one line."""
         tile = f"tiles of {self.tile.height}x{self.tile.width} px" if self.tile else "no tiles"
         when = "while sampling" if self.alongside else "after sampling"
         where = " ".join((self.offload, *self.in_turn))
-        rows = [f"{name:<8}{size / GIB:8.2f} GiB" for name, size in self.peaks.items()]
-        return "\n".join(
-            [
-                f"offload {where}; decode {self.window} latent frames at a time {when}, {tile}",
-                *rows,
-                f"{'limit':<8}{self.limit / GIB:8.2f} GiB",
-            ]
-        )
+        return f"offload {where}; decode {self.window} latent frames at a time {when}, {tile}"
+
+    def __str__(self) -> str:
+        rows = [*self.peaks.items(), ("limit", self.limit)]
+        return "\n".join([self.summary, *(f"{name:<8}{size / GIB:8.2f} GiB" for name, size in rows)])
 
 
 def plan_memory(

@@ -60,6 +60,7 @@ def test_words_become_a_picture_a_clip_and_a_clip_from_a_picture_each_once(gener
     started, _ = generate("a dog", "--variant", "384p", "--frames", "17", "--image", str(tmp_path / "start.png"))
     clip, _ = generate("a dog " * 100, "--variant", "384p", "--seconds", "0.7", "--max-memory", "2GiB")
     assert "it did not see" in "".join(clip)
+    assert "within 2GiB: offload none" in "".join(clip)
     for line in (started[-1], clip[-1]):
         assert read_clip(line, height=64, width=128).shape == (17, 64, 128, 3)
     again, _ = generate("a dog", "--variant", "384p", "--frames", "17", "--image", str(tmp_path / "start.png"))

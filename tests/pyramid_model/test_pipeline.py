@@ -130,9 +130,10 @@ def test_an_extended_clip_begins_with_the_end_of_the_given_one(pipeline):
 
 def test_a_video_file_is_extended_from_its_last_frames(pipeline, shoot, tmp_path):
     path = tmp_path / "given.mp4"
-    frames = shoot(path, (30,), size=(64, 128), fps=12)  # 60 frames at 24 a second
+    frames = shoot(path, (30,), size=(64, 128), fps=12)  # 59 frames at 24 a second
     request = CLIP.model_copy(update={"num_latent_frames": 3})
     made = pipeline.generate("a dog", request, video=path)
+    assert made.notes == ("of 59 given frames the last 9 start the clip (1 + a multiple of 8, at most 9)",)
     with torch.no_grad():
         last = np.repeat(frames[-5:], 2, axis=0)[-9:]
         posterior = pipeline.vae.encode(torch.from_numpy(last).permute(3, 0, 1, 2)[None] / 127.5 - 1)

@@ -185,3 +185,42 @@ def shared_assets():
     if not folder.is_dir():
         pytest.skip(f"the shared test videos are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_model_directory(write_text_parts):
+    """`write_model_directory(folder, kind)`: a directory as the released ones, `miniflux` or `sd3`, tiny and random.
+
+    It holds the variants 384p and image.
+    """
+    from pathlib import Path
+
+    import torch
+
+    from pyramid_model.config import MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
+    from pyramid_model.dit.miniflux import MiniFlux
+    from pyramid_model.dit.mmdit import MMDiT
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
+    from pyramid_model.weights import save_dit, save_vae
+
+    def write(folder: Path, kind: str = "miniflux") -> Path:
+        write_text_parts(folder, kind)
+        stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+        torch.manual_seed(0)
+        save_vae(
+            CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack)), folder / "causal_video_vae"
+        )
+        sizes = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 32}
+        for variant in ("384p", "image"):
+            if kind == "sd3":
+                dit = MMDiT(MMDiTConfig(**sizes, pooled_dim=32, num_blocks=2, position_grid=8, position_base=4))
+            else:
+                blocks = {"num_double_blocks": 1, "num_single_blocks": 1, "rope_axes": (2, 2, 4)}
+                dit = MiniFlux(MiniFluxConfig(**sizes, pooled_dim=16, **blocks))
+            with torch.no_grad():
+                for weight in dit.parameters():
+                    weight.copy_(torch.randn_like(weight) / max(1, weight[0].numel()) ** 0.5)
+            save_dit(dit, folder / f"diffusion_transformer_{variant}")
+        return folder
+
+    return write

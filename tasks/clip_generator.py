@@ -49,6 +49,8 @@ class ClipGenerator:
         self.progress = f"{progress}-{uuid.uuid4().hex}"
         self.num_units = 0
         self.pipeline = load_pipeline(models, config.dtype, device)
+        if config.compile:
+            self.pipeline.compile()
         self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

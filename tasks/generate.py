@@ -47,6 +47,9 @@ class GenerateConfig(Config):
     offload: Literal["auto", "none", "model", "sequential"] = Field(
         "auto", description="where models wait for their turn; auto: whatever is fastest within the memory"
     )
+    compile: bool = Field(
+        False, description="compile the DiT: minutes before the first clip, then faster; for many clips of one size"
+    )
     block_size: int = Field(4, ge=1, description="clips sampled together")
     num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of an actor")
     num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if it works on one")

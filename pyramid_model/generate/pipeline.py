@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pyramid_model.config import LatentNorm, PyramidConfig
+from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.generate.checkpoint import check_widths, read_checkpoint
@@ -116,7 +117,7 @@ class VideoPipeline:
         self.pyramid, self.style, self.norm = pyramid or PyramidConfig(), style, norm or latent_norm(vae.config)
         self.most_latent_frames, self.autoregressive = most_latent_frames, autoregressive
         self.device = torch.device(device or best_device())
-        self.placement = Placement(self.device)
+        self.placement, self.compiled = Placement(self.device), False
         self.sizes = ModelSizes(
             dit=dit.config,
             vae=vae.config,
@@ -218,6 +219,14 @@ class VideoPipeline:
         notes += (*self.notes(prompts, request), *_reuse_notes(reuse, request))
         return Clips(videos, latents, seconds.by_phase, plan, notes)
 
+    def compile(self) -> None:
+        """Compile the DiT's blocks at their first call, which takes minutes; worth it for many clips of one size.
+
+        Needs Triton on a GPU, a C++ compiler on a CPU. The layers of a compiled DiT cannot wait elsewhere in turn.
+        """
+        compile_blocks(self.dit)
+        self.compiled = True
+
     def check(
         self, prompts: Sequence[str], request: GenerationRequest, seeds: Sequence[int] = (), paths: Sequence[str] = ()
     ) -> None:
@@ -271,6 +280,7 @@ class VideoPipeline:
             num_given=num_given,
             device=self.device.type,
             offload=offload,
+            whole_dit=self.compiled,
         )
 
     def encode(self, prompts: Sequence[str], request: GenerationRequest) -> Text:

@@ -109,6 +109,7 @@ def plan_memory(
     num_given: int = 0,
     device: str = "cuda",
     offload: Offload | None = None,
+    whole_dit: bool = False,
 ) -> Plan:
     """The fastest way that stays under the limit, with the fewest tiles, since tiles change the picture.
 
@@ -120,11 +121,13 @@ def plan_memory(
         num_given: frames that are encoded to start the clip.
         device: cuda, mps or cpu; models have nowhere to wait but on cuda.
         offload: which kind, if that is not to be chosen.
+        whole_dit: the DiT's layers cannot take turns.
 
     Raises:
         ValueError: nothing stays under the limit; says the least possible, and which phase needs it.
     """
-    kinds = [kind for kind in KINDS if kind[0] == (offload or kind[0])] if device == "cuda" else [KINDS[0]]
+    kinds = [kind for kind in KINDS if kind[0] == (offload or kind[0]) and not (whole_dit and "dit" in kind[1])]
+    kinds = kinds if device == "cuda" else [KINDS[0]]
     least: Plan | None = None
     for kind in kinds:
         tiled = kind != KINDS[0] or len(kinds) == 1

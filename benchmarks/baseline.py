@@ -1,11 +1,13 @@
 """Sampling in the straightforward way, kept to compare ours with: the same weights, the same result, none of the care.
 
-What is straightforward about it stands in `Habits`; the jump noise is in `LoopNoise`, the rest in `sample`.
+What is straightforward about it stands in `Habits`; the jump noise is in `LoopNoise`, the VAE's in
+`plain_convolutions`, the rest in `sample`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +28,25 @@ from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noise_pyramid
 from pyramid_model.flow.schedule import Schedule, euler_step, sampling_local_times
 from pyramid_model.text import MAX_TOKENS, TextFeatures
+from pyramid_model.vae import conv
 
 QKV = tuple[Tensor, Tensor, Tensor]
+
+
+@contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Inside, the VAE convolves by torch's conv3d on padded frames."""
+    ours = conv.causal_conv3d
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], num_zeros: int) -> Tensor:
+        pad_h, pad_w = weight.shape[3] // 2, weight.shape[4] // 2
+        return F.conv3d(F.pad(x, (pad_w, pad_w, pad_h, pad_h, num_zeros, 0)), weight, bias, stride)
+
+    conv.causal_conv3d = plain
+    try:
+        yield
+    finally:
+        conv.causal_conv3d = ours
 
 
 class LoopNoise(Noise):

@@ -10,6 +10,7 @@ model, where attention over many tokens counts. Both sides of an item take turns
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import statistics
@@ -17,14 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from baseline import NONE, Habits, LoopNoise, Straightforward, padded, sample
+from baseline import NONE, Habits, LoopNoise, Straightforward, padded, plain_convolutions, sample
 from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from pyramid_model.config import MiniFluxConfig, PyramidConfig
+from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.packing import Size
 from pyramid_model.dit.transformer import size_of
@@ -35,6 +37,7 @@ from pyramid_model.flow.sampler import sample_video
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.text import MAX_TOKENS, TextFeatures
 from pyramid_model.train.flops import Flops, Reuse, call_flops, generation_flops
+from pyramid_model.vae.autoencoder import CausalVideoVAE
 
 PYRAMID = PyramidConfig()
 NUM_TEXT, NUM_NEGATIVE = 24, 12  # tokens of a caption of one sentence, and of a short negative prompt
@@ -46,7 +49,8 @@ Run = Callable[[], Tensor]
 class Clip:
     """What is sampled.
 
-    name: as printed. config: of the DiT. size: t, h, w in latents. first_steps, steps: of each stage.
+    name: as printed. config: of the DiT. size: t, h, w in latents. first_steps, steps: of each stage. vae: of the VAE,
+    where frames are made, too.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Clip:
     size: Size
     first_steps: tuple[int, ...]
     steps: tuple[int, ...]
+    vae: VAEConfig | None = None
 
     @property
     def guidance(self) -> list[float]:
@@ -62,12 +67,14 @@ class Clip:
 
 
 SMALL = {"latent_channels": 4, "num_heads": 2, "text_dim": 20, "pooled_dim": 24}
+STACK = VAEStackConfig(channels=(6, 6, 12, 12), layers=(1, 1, 1, 1), norm_groups=3)
 TINY = Clip(
     "tiny: 64x128 px, 5 units",
     MiniFluxConfig(**SMALL, head_dim=16, rope_axes=(4, 6, 6), num_double_blocks=2, num_single_blocks=2),
     size=(5, 8, 16),
     first_steps=(3, 2, 2),
     steps=(2, 2, 3),
+    vae=VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK),
 )
 WIDE = Clip(
     "768x1280 px, 6 units, narrow model",
@@ -108,6 +115,7 @@ class Bench:
         self.latents = torch.randn(1, clip.config.latent_channels, *clip.size, generator=generator)
         self.text, self.negative = (self.prompt(n, generator) for n in (NUM_TEXT, NUM_NEGATIVE))
         self.long = self.prompt(MAX_TOKENS, generator)
+        self.vae = CausalVideoVAE(clip.vae).eval() if clip.vae else None
 
     def prompt(self, num_tokens: int, generator: Generator) -> TextFeatures:
         """Features of one prompt without padding."""
@@ -141,6 +149,13 @@ class Bench:
         if straightforward:
             return sample(Straightforward(self.dit, Habits()), self.text, self.negative, *arguments)
         return sample_video(self.dit, self.text, self.negative, *arguments, reuse=reuse)
+
+    def frames(self, straightforward: bool) -> Tensor:
+        """A whole clip and its frames, as they come from the VAE: window 1 as published, or the window of a request."""
+        assert self.vae is not None
+        latents = self.sample(straightforward)
+        with plain_convolutions() if straightforward else contextlib.nullcontext():
+            return self.vae.decode(latents, window=1 if straightforward else 2)
 
 
 def items(bench: Bench) -> list[Item]:
@@ -189,6 +204,7 @@ def as_users_call(bench: Bench) -> list[Item]:
     one_by_one = [bench.call(bench.dit, text) for text in (bench.negative, bench.text)]
     arguments = (clip.config, PYRAMID, clip.size, clip.first_steps, clip.steps, clip.guidance)
     num_text = max(NUM_TEXT, NUM_NEGATIVE)
+    frames = (partial(bench.frames, straightforward) for straightforward in (True, False))
     kept = generation_flops(*arguments, num_text=num_text, reuse=Reuse(across_units=True))
     return [
         *(
@@ -218,6 +234,7 @@ def as_users_call(bench: Bench) -> list[Item]:
             lambda: bench.sample(straightforward=False),
             (generation_flops(*arguments, num_text=MAX_TOKENS, dense=True), kept),
         ),
+        *([Item("a whole clip and its frames", *frames)] if bench.vae else []),
     ]
 
 

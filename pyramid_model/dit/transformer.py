@@ -18,6 +18,8 @@ from pyramid_model.dit.packing import PATCH, Packing, Size, frame_ends, make_pac
 from pyramid_model.text import TextFeatures
 
 TIMESTEP_CHANNELS = 256
+# a float32 exp rounds its last bit differently from machine to machine, which timesteps near 1000 make visible
+FREQUENCIES = torch.exp((-math.log(10_000) * torch.arange(128) / 128).double()).float()
 
 
 class DiT(nn.Module):
@@ -144,9 +146,5 @@ def size_of(clip: Tensor) -> Size:
 
 def timestep_features(timestep: Tensor) -> Tensor:
     """Cosines and sines of the timestep at 128 frequencies from 1 to 1/10000; (r,) -> (r 256) float32."""
-    half = TIMESTEP_CHANNELS // 2
-    exponent = -math.log(10_000) * torch.arange(half) / half
-    # a float32 exp rounds its last bit differently from machine to machine, which timesteps near 1000 make visible
-    frequencies = exponent.double().exp().float().to(timestep.device)
-    angles = timestep.float()[:, None] * frequencies
+    angles = timestep.float()[:, None] * FREQUENCIES.to(timestep.device)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -41,7 +41,7 @@ class HistoryReuse:
     def __init__(self, dit: DiT, refresh_every: int = 1, max_bytes: int = MAX_BYTES):
         if refresh_every < 1:
             raise ValueError(f"refresh_every {refresh_every}: must be at least 1 step, which is exact")
-        self.dit, self.max_bytes = dit, max_bytes
+        self.dit, self.num_blocks, self.max_bytes = dit, len(dit.blocks), max_bytes
         self.exact = dit.config.clean_history or refresh_every == 1
         self.period = sys.maxsize if dit.config.clean_history else refresh_every
         self.memories: dict[tuple[int, int, int], HistoryMemory] = {}
@@ -63,7 +63,7 @@ class HistoryReuse:
         *history, noisy = clips
         if not history or not self.dit.config.causal:
             return self.dit([clips], timestep, text)[0]
-        memory = self.memories.setdefault((stage, step // self.period, len(noisy)), HistoryMemory(len(self.dit.blocks)))
+        memory = self.memories.setdefault((stage, step // self.period, len(noisy)), HistoryMemory(self.num_blocks))
         lasting = min(_settled_frames(history, stage, noisy), self._affordable(clips, text, memory))
         remember = max(memory.num_frames, lasting) if self.period == 1 else sum(clip.shape[2] for clip in history)
         (velocity,) = self.dit([clips], timestep, text, memory, remember)
@@ -74,10 +74,12 @@ class HistoryReuse:
 
     def _affordable(self, clips: list[Tensor], text: TextFeatures, memory: HistoryMemory) -> int:
         """First frames that one memory may hold, by what the others hold."""
-        others = sum(other.num_bytes for other in self.memories.values() if other is not memory)
-        a_token = 2 * self.dit.config.dim * len(self.dit.blocks) * len(clips[0]) * clips[0].element_size()
+        a_row = 2 * self.dit.config.dim * self.num_blocks * clips[0].element_size()  # a token's keys and values
+        held = sum(
+            rows * other.ends[-1] for (*_, rows), other in self.memories.items() if other is not memory and other.ends
+        )
         ends = frame_ends(tuple(size_of(clip) for clip in clips), max(text.lengths))
-        return sum(end * a_token <= self.max_bytes - others for end in ends)
+        return sum((len(clips[0]) * end + held) * a_row <= self.max_bytes for end in ends)
 
     def _measure(self, velocity: Tensor, clips: list[Tensor], timestep: Tensor, text: TextFeatures, step: int) -> None:
         """Compare the last step of a stage's first period with the exact one, now and then."""

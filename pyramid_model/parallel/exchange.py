@@ -18,6 +18,15 @@ def share_bounds(total: int, size: int) -> list[int]:
     return [total * rank // size for rank in range(size + 1)]
 
 
+def own_group(parts: Sequence[Sequence[int]]) -> ProcessGroup:
+    """This rank's group of those into which all ranks are cut. All ranks call this together, with equal parts."""
+    rank = dist.get_rank()
+    # each rank helps to make every group, as torch wants it
+    groups = [(part, dist.new_group(list(part))) for part in parts]
+    (own,) = (group for part, group in groups if rank in part)
+    return own  # pyright: ignore[reportReturnType]
+
+
 def tokens_for_heads(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
     """From some tokens of all heads to all tokens of some heads.
 
@@ -59,14 +68,15 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
         ctx.sizes = receive, send, group
-        return _all_to_all(x, send, receive, group)
+        return all_to_all(x, send, receive, group)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _all_to_all(grad, *ctx.sizes), None, None, None
+        return all_to_all(grad, *ctx.sizes), None, None, None
 
 
-def _all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+    """Pieces of x, (send[r] ...) for rank r, against the pieces (receive[r] ...) of the others."""
     out = x.new_empty(sum(receive), *x.shape[1:])
     dist.all_to_all_single(out, x.contiguous(), receive, send, group=group)
     return out

@@ -2,7 +2,8 @@
 
 It is put on a transformer from outside. Everything in a block but attention goes token by token, so a block that is
 given a stretch of the tokens and a layout of that stretch need not know of the others. For attention the ranks trade:
-each gives away its tokens of most heads for everybody's tokens of a few heads (Ulysses, arXiv:2309.14509).
+each gives away its tokens of most heads for everybody's tokens of a few heads (Ulysses, arXiv:2309.14509). Where heads
+do not go round, keys and values do (`ring`).
 """
 
 from __future__ import annotations
@@ -20,53 +21,86 @@ from pyramid_model.dit.attention import QKV
 from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.transformer import DiT
-from pyramid_model.parallel.exchange import gather_tokens, heads_for_tokens, share_bounds, tokens_for_heads
+from pyramid_model.parallel.exchange import gather_tokens, heads_for_tokens, own_group, share_bounds, tokens_for_heads
+from pyramid_model.parallel.ring import RingAttention, share_memories
 
 Attend = Callable[[QKV, BlockMemory | None], Tensor]
 
 
-def sequence_parallel(dit: DiT, group: ProcessGroup) -> None:
-    """Let the ranks of a group share the work of a transformer's blocks.
+def sequence_parallel(dit: DiT, ulysses: int, ring: int = 1) -> None:
+    """Let neighbouring ranks share the work of a transformer's blocks. All ranks call this together.
 
-    From then on the ranks call the transformer together and with equal arguments, and each gets the whole result. What
-    a memory of history holds is this rank's part of it.
+    From then on ulysses * ring neighbours call the transformer together and with equal arguments, and each gets the
+    whole result. What a memory of history holds is this rank's part of it.
 
-    In training, every rank must compute the same loss from the result, and gradients must be averaged over the ranks,
-    as DistributedDataParallel does: a rank's gradient is that of its tokens, times the number of ranks.
+    In training, neighbours must compute the same loss from the result, and gradients must be averaged over all ranks,
+    as DistributedDataParallel does: a rank's gradient is that of its tokens, times the number of neighbours.
 
     Args:
         dit: with the same weights on every rank; its `transform` is replaced, on this object alone.
-        group: the ranks.
+        ulysses: ranks among which heads are dealt.
+        ring: ranks among which keys and values go round (see `ring`); more than 1 is for sampling only.
 
     Raises:
-        ValueError: the heads cannot be dealt to the ranks.
+        ValueError: the heads cannot be dealt to so many ranks, or all ranks not be cut into such neighbourhoods.
     """
-    transform, rank, num_ranks = dit.transform, dist.get_rank(group), dist.get_world_size(group)
-    if dit.config.num_heads % num_ranks:
-        raise ValueError(
-            f"{dit.config.num_heads} heads cannot be dealt to {num_ranks} ranks: take a number of ranks that divides "
-            "the heads"
-        )
+    transform, rank, num_ranks = dit.transform, dist.get_rank(), ulysses * ring
+    _check(dit.config.num_heads, ulysses, num_ranks)
+    first = rank - rank % num_ranks
+    starts = range(0, dist.get_world_size(), num_ranks)
+    group = own_group([range(start, start + num_ranks) for start in starts])
+    trade = own_group([range(start, start + ulysses) for start in range(0, dist.get_world_size(), ulysses)])
+    rings = own_group([range(start + i, start + num_ranks, ulysses) for start in starts for i in range(ulysses)])
+    own = rank - first
+    traders = slice(own - own % ulysses, own - own % ulysses + ulysses + 1)  # where their stretches meet
 
     def transform_share(
-        image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]
+        image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: list[BlockMemory | None]
     ) -> Tensor:
         bounds = share_bounds(sum(packing.lengths), num_ranks)
-        sizes = [stop - start for start, stop in pairwise(bounds)]
-
-        def attend(qkv: QKV, memory: BlockMemory | None) -> Tensor:
-            q, k, v = tokens_for_heads(torch.cat(qkv), sizes, group).chunk(3)
-            found = rearrange(packing.attend((q, k, v), memory), "b n (h d) -> b n h d", d=q.shape[-1])
-            return heads_for_tokens(found, sizes, group)
-
+        if ring > 1:
+            share_memories(memories, rings)
+            attend = RingAttention(packing, bounds[::ulysses], rings).attend
+        else:
+            attend = packing.attend
+        if ulysses > 1:
+            attend = by_heads(attend, bounds[traders], trade)
         shares = [Share(packing, start, stop, attend) for start, stop in pairwise(bounds)]
         texts = [0, *accumulate(sum(share.num_text) for share in shares)]
         images = [0, *accumulate(sum(share.num_image) for share in shares)]
-        own_image, own_text = image[:, images[rank] : images[rank + 1]], text[:, texts[rank] : texts[rank + 1]]
-        transformed = transform(own_image, own_text, cond, shares[rank], memories)  # pyright: ignore[reportArgumentType]
+        own_image, own_text = image[:, images[own] : images[own + 1]], text[:, texts[own] : texts[own + 1]]
+        transformed = transform(own_image, own_text, cond, shares[own], memories)  # pyright: ignore[reportArgumentType]
         return gather_tokens(transformed, images, group)
 
-    dit.transform = transform_share
+    dit.transform = transform_share  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _check(num_heads: int, ulysses: int, num_ranks: int) -> None:
+    if num_heads % ulysses:
+        raise ValueError(
+            f"{num_heads} heads cannot be dealt to {ulysses} ranks: set ulysses to a number that divides the heads, "
+            "and give the other ranks to ring"
+        )
+    if dist.get_world_size() % num_ranks:
+        raise ValueError(
+            f"{dist.get_world_size()} ranks cannot be cut into neighbourhoods of ulysses * ring = {num_ranks}: start a "
+            "multiple of that"
+        )
+
+
+def by_heads(attend: Attend, bounds: Sequence[int], group: ProcessGroup) -> Attend:
+    """`attend` for a rank's tokens of all heads, from one that takes all ranks' tokens of some heads.
+
+    bounds: where the ranks' stretches meet.
+    """
+    sizes = [stop - start for start, stop in pairwise(bounds)]
+
+    def attend_by_heads(qkv: QKV, memory: BlockMemory | None) -> Tensor:
+        q, k, v = tokens_for_heads(torch.cat(qkv), sizes, group).chunk(3)
+        found = rearrange(attend((q, k, v), memory), "b n (h d) -> b n h d", d=q.shape[-1])
+        return heads_for_tokens(found, sizes, group)
+
+    return attend_by_heads
 
 
 class Share:

@@ -127,7 +127,11 @@ class Share:
         self.text_segments = by_segment(text, [0] * len(text))
         self.image_segments = by_segment(history, noisy)
         self.joined_segments = by_segment(_sums(text, history), noisy)
-        self.attend = attend
+        self._attend = attend
+
+    def attend(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
+        """As `Packing.attend`, of the tokens of the stretch."""
+        return self._attend(qkv, memory)
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """As `Packing.join`."""

@@ -7,14 +7,17 @@ import copy
 import functools
 import json
 import os
+import re
 import sys
 import traceback
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.noise import Noise
@@ -148,6 +151,32 @@ def check_gradients(ulysses):
             error = torch.dist(mean, expected)
             assert error <= 1e-5 * expected.norm(), f"{name}: {error}"  # both are 0 for the text's last queries
         dit.zero_grad()
+
+
+def check_refusals():
+    dit = copy.deepcopy(models()[0])
+    refused(lambda: sequence_parallel(dit, ulysses=3), "4 heads cannot be dealt to 3 ranks: set ulysses")
+    refused(lambda: sequence_parallel(dit, ulysses=1, ring=3), "4 ranks cannot be cut into neighbourhoods of")
+    refused(lambda: guidance_parallel(dit, apart=4), "4 ranks are no pairs that are 4 apart: start 8 ranks")
+    sequence_parallel(dit, ulysses=1, ring=2)
+    refused(lambda: dit(*inputs("picture")), "ring attention has no gradients: sample under torch.no_grad()")
+    paired = copy.deepcopy(models()[0])
+    guidance_parallel(paired)
+    refused(lambda: paired(*inputs("picture")), "guidance on two ranks has no gradients")
+
+
+def refused(call, message):
+    with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
+        call()
+
+
+@torch.no_grad()
+def check_compiled():
+    shared = copy.deepcopy(models()[0])
+    sequence_parallel(shared, ulysses=2, ring=2)
+    compile_blocks(shared, backend="eager")
+    args = inputs("history")
+    close(shared(*args)[0], models()[0](*args)[0])
 
 
 def main(rank, file):

@@ -1,4 +1,4 @@
-"""Facts about models that several ranks share: each gets what it would compute alone. Gloo on CPU, about 30 s."""
+"""Facts about models that several ranks share: each gets what it would compute alone. Gloo on CPU, about 45 s."""
 
 import json
 import os
@@ -56,6 +56,15 @@ def test_one_of_a_pair_predicts_without_the_prompt_and_the_other_with_it(on_rank
 )
 def test_they_sample_the_clip_that_one_samples_and_remember_history(on_ranks, layout, max_bytes):
     on_ranks("sampling", layout=layout, max_bytes=max_bytes)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_can_be_shared(on_ranks):
+    on_ranks("compiled")
+
+
+def test_what_cannot_be_shared_is_refused_with_the_remedy(on_ranks):
+    on_ranks("refusals")
 
 
 @pytest.mark.parametrize(

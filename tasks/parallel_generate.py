@@ -1,4 +1,4 @@
-"""One clip from several ranks: each holds the models, and they share the sampling. Started by torchrun or by Ray.
+"""Clips that several ranks make together: each holds the models, and they share the sampling. For torchrun and Ray.
 
     torchrun --nproc-per-node 4 -m tasks.parallel_generate '{"models": {"dit": …, "vae": …, "text_encoder": …},
                                                              "prompt": "a lake at dawn", "uri": "lake.mp4"}'
@@ -69,12 +69,14 @@ class Rank:
         return generate_videos(self.dit, self.vae, cond, uncond, clip.request, [clip.seed], self.pyramid)
 
 
-def run_rank(clip: SharedClip, rank: int, num_ranks: int, device: str, init_method: str) -> dict[str, float]:
-    """What each process does from its start to its end; returns seconds by name.
+def run_rank(
+    clips: Sequence[SharedClip], rank: int, num_ranks: int, device: str, init_method: str
+) -> list[dict[str, float]]:
+    """What each process does from its start to its end; returns seconds by name, of each clip.
 
     Args:
-        clip: the same on every rank.
-        rank: of this process; 0 writes the clip.
+        clips: the same on every rank, and all by the same models.
+        rank: of this process; 0 writes the clips.
         num_ranks: of all processes.
         device: this rank's own.
         init_method: where the ranks meet: tcp://host:port, or env://.
@@ -89,13 +91,17 @@ def run_rank(clip: SharedClip, rank: int, num_ranks: int, device: str, init_meth
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method, rank=rank, world_size=num_ranks)
     try:
-        made = Rank(clip.models, device, num_ranks, is_guided(clip.request)).generate(clip)
-        if rank == 0:
-            write_video(clip.uri, made.videos[0], fps=clip.request.fps)
-        dist.barrier()  # nobody leaves before the clip is there
+        guided = any(is_guided(clip.request) for clip in clips)
+        own, timings = Rank(clips[0].models, device, num_ranks, guided), []
+        for clip in clips:
+            made = own.generate(clip)
+            timings.append(made.timings)
+            if rank == 0:
+                write_video(clip.uri, made.videos[0], fps=clip.request.fps)
+        dist.barrier()  # nobody leaves before the clips are there
     finally:
         dist.destroy_process_group()
-    return made.timings
+    return timings
 
 
 def is_guided(request: GenerationRequest) -> bool:
@@ -103,12 +109,16 @@ def is_guided(request: GenerationRequest) -> bool:
     return (request.guidance_scale if request.num_latent_frames == 1 else request.video_guidance_scale) != 1
 
 
-def generate_with_ray(clip: SharedClip) -> dict[str, float]:
-    """Run the ranks as Ray actors, as near to each other as the cluster allows; returns seconds by name.
+def generate_with_ray(clips: Sequence[SharedClip]) -> list[dict[str, float]]:
+    """Run the ranks as Ray actors, as near to each other as the cluster allows; returns seconds by name, of each clip.
+
+    Args:
+        clips: made one after the other, by ranks that start and load models once: those that the first clip asks for.
 
     Raises:
         StepError: the cluster is too small.
     """
+    clip = clips[0]
     connect(clip.ray)
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -131,7 +141,7 @@ def generate_with_ray(clip: SharedClip) -> dict[str, float]:
             num_gpus=clip.num_gpus,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
         )
-        .remote(clip, rank)
+        .remote(clips, rank)
         for rank in range(clip.num_ranks)
     ]
     try:
@@ -146,8 +156,8 @@ def generate_with_ray(clip: SharedClip) -> dict[str, float]:
 class RankActor:
     """Ray actor: one rank."""
 
-    def __init__(self, clip: SharedClip, rank: int):
-        self.clip, self.rank = clip, rank
+    def __init__(self, clips: Sequence[SharedClip], rank: int):
+        self.clips, self.rank = clips, rank
 
     def meeting_point(self) -> str:
         """Where the ranks can meet: this machine, and a port that is free."""
@@ -157,13 +167,14 @@ class RankActor:
             free.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
-    def run(self, meeting: str) -> dict[str, float]:
+    def run(self, meeting: str) -> list[dict[str, float]]:
         """See `run_rank`."""
         import torch
 
-        torch.set_num_threads(max(1, round(self.clip.num_cpus)))
-        device = "cuda:0" if self.clip.num_gpus else "cpu"  # of those that Ray shows to this actor
-        return run_rank(self.clip, self.rank, self.clip.num_ranks, device, meeting)
+        first = self.clips[0]
+        torch.set_num_threads(max(1, round(first.num_cpus)))
+        device = "cuda:0" if first.num_gpus else "cpu"  # of those that Ray shows to this actor
+        return run_rank(self.clips, self.rank, first.num_ranks, device, meeting)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -174,15 +185,15 @@ def main(argv: Sequence[str]) -> int:
     given = Path(argv[0][1:]).read_text() if argv[0].startswith("@") else argv[0]
     clip = SharedClip.model_validate_json(given)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        timings, rank = generate_with_ray(clip), 0
+        timings, rank = generate_with_ray([clip]), 0
     else:
         import torch
 
         rank, num_ranks, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-        timings = run_rank(clip, rank, num_ranks, device, "env://")
+        timings = run_rank([clip], rank, num_ranks, device, "env://")
     if rank == 0:
-        print(json.dumps({"uri": clip.uri} | timings))
+        print(json.dumps({"uri": clip.uri} | timings[0]))
     return 0
 
 

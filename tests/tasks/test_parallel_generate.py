@@ -97,16 +97,23 @@ def test_another_prompt_is_further_away_than_that(alone, expected):
     assert difference(alone(prompt="a street at night"), expected) > 1
 
 
-def test_two_ray_actors_that_share_the_tokens_make_the_clip_of_one(ray_local, clip, alone):
+def test_two_ray_actors_that_share_the_tokens_make_the_clips_of_one(ray_local, clip, alone):
     unguided = REQUEST.model_copy(update={"video_guidance_scale": 1.0})
-    expected = alone(request=unguided)
-    generate_with_ray(SharedClip(**clip.model_dump() | {"request": unguided}))
-    assert difference(frames(clip.uri), expected) < 0.1
+    seeds = (0, 1)
+    clips = [
+        SharedClip(
+            **clip.model_dump() | {"request": unguided, "seed": seed, "uri": clip.uri.replace("clip", f"{seed}")}
+        )
+        for seed in seeds
+    ]
+    assert len(generate_with_ray(clips)) == 2
+    for made, seed in zip(clips, seeds, strict=True):
+        assert difference(frames(made.uri), alone(request=unguided, seed=seed)) < 0.1
 
 
 def test_a_cluster_that_is_too_small_is_told_at_once(ray_local, clip):
     with pytest.raises(StepError, match=r"99 ranks of 1 CPUs need 99 and the cluster has 2: lower num_ranks"):
-        generate_with_ray(SharedClip(**clip.model_dump() | {"num_ranks": 99}))
+        generate_with_ray([SharedClip(**clip.model_dump() | {"num_ranks": 99})])
 
 
 def test_the_guidance_of_most_frames_decides_whether_ranks_share_it():

@@ -1,4 +1,4 @@
-"""Clips from prompts with the champion model."""
+"""Clips from prompts, with the champion model or with weights that are named."""
 
 from typing import Any
 
@@ -21,7 +21,9 @@ def generate(
     ray: str = "",
     run_id: str = "",
 ) -> dict[str, StepResult]:
-    """Generate the recipe's prompts with the model that is champion now; what exists already is left alone.
+    """Generate the recipe's prompts; what exists already is left alone.
+
+    The model that is champion now does it, unless `generate.weights` names others.
 
     Args:
         root: folder or URI that holds tables/ and media/.

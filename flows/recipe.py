@@ -31,6 +31,9 @@ PATHS = (
     ("text_features", "prompts_file"),
     ("latents", "vae"),
     ("generate", "prompts_file"),
+    ("generate", "image"),
+    ("generate", "video"),
+    ("generate", "weights"),
 )
 HANDED_ON = ("selection", "captions", "encoder", "vae", "dit")
 

@@ -7,11 +7,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
@@ -52,14 +54,15 @@ class TextFeatures:
         embeds, pooled = self.embeds.to(*args, **kwargs), self.pooled.to(*args, **kwargs)  # pyright: ignore
         return TextFeatures(embeds, self.mask, pooled)
 
-    @property
-    def lengths(self) -> list[int]:
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
         """Tokens of each row that are real."""
-        return self.mask.sum(1).tolist()
+        return tuple(self.mask.sum(1).tolist())
 
-    def padding_first(self) -> TextFeatures:
+    @cached_property
+    def padded_first(self) -> TextFeatures:
         """The same rows with their real tokens last and no more padding than the longest row leaves."""
-        if self.mask.all():
+        if min(self.lengths) == self.mask.shape[1]:
             return self
         order = self.mask.int().argsort(dim=1, stable=True)[:, self.mask.shape[1] - max(self.lengths) :]
         rows = torch.arange(len(order))[:, None]
@@ -79,7 +82,7 @@ class CLIPPooled:
     """
 
     def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.projected = type(model).__name__.endswith("WithProjection")
         self.dim = int(model.config.projection_dim if self.projected else model.config.hidden_size)
 
@@ -88,7 +91,7 @@ class CLIPPooled:
         """(b d) float32 on the CPU; texts are cut after 77 tokens."""
         length = min(MAX_CLIP_TOKENS, self.model.config.max_position_embeddings)
         batch = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
-        out = self.model(torch.tensor(batch.input_ids, device=self.model.device))
+        out = self.model(torch.tensor(batch.input_ids, device=self.device))
         return (out.text_embeds if self.projected else out.pooler_output).float().cpu()
 
 
@@ -97,8 +100,20 @@ class TextEncoder:
 
     def __init__(self, t5: Any, tokenizer: Any, clips: Sequence[CLIPPooled] = (), info: dict[str, Any] | None = None):
         self.t5, self.tokenizer, self.clips, self.info = t5, tokenizer, tuple(clips), info or {}
+        self.device = t5.device
         self.dim = int(t5.config.d_model)
         self.pooled_dim = sum(clip.dim for clip in clips) or self.dim
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The encoders themselves."""
+        return [self.t5, *(clip.model for clip in self.clips)]
+
+    def work_on(self, device: str | torch.device) -> None:
+        """Send texts to this device from now on; whoever calls it brings the weights there, all at once or in turn."""
+        self.device = device
+        for clip in self.clips:
+            clip.device = device
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
@@ -116,7 +131,7 @@ class TextEncoder:
         for first in range(0, len(order), batch_size):
             members = order[first : first + batch_size]
             batch = self.tokenizer.pad({"input_ids": [tokens[i] for i in members]}, return_tensors="pt")
-            batch = batch.to(self.t5.device)
+            batch = batch.to(self.device)
             hidden = self.t5(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
             pooled = self._pooled([texts[i] for i in members])
             for row, i in enumerate(members):
@@ -163,10 +178,13 @@ def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: tor
 
     try:
         words = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        model: Any = getattr(transformers, kind).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        model: Any
+        model, loaded = getattr(transformers, kind).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError) as err:
+        if missing := sorted(map(str, loaded["missing_keys"])):  # transformers would make them up at random
+            raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
+    except (OSError, ValueError, SafetensorError) as err:
         name = kind.removesuffix("WithProjection").removesuffix("TextModel").removesuffix("EncoderModel")
         raise ValueError(
             f"{folder} holds no {name} text encoder, or {tokenizer} no tokenizer, as transformers saves them: {err}"

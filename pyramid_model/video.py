@@ -19,6 +19,7 @@ import av
 import av.error
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image
 
 BT709 = 1  # the same code in H.273 for primaries, transfer and matrix
 
@@ -221,23 +222,77 @@ def write_video(uri: str, frames: Iterable[np.ndarray], fps: float | Fraction, c
         crf: x264 quality, 0 (lossless) to 51; 18 looks like the original.
 
     Raises:
-        ValueError: no frames, or an odd size.
+        ValueError: no frames, an odd size, or a size that changes.
     """
-    rate = Fraction(fps).limit_denominator(1001)
+    with open_video(uri, fps, crf) as video:
+        for frame in frames:
+            video.write(frame[None])
+
+
+@contextlib.contextmanager
+def open_video(uri: str, fps: float | Fraction, crf: int = 18) -> Iterator["VideoWriter"]:
+    """Write H.264 in MP4 a few frames at a time; memory does not grow with the length.
+
+    The video appears at `uri` whole, when the block ends without an error. Else nothing is left of it.
+
+    Args:
+        uri: path or fsspec URI that ends in .mp4.
+        fps: frames a second.
+        crf: x264 quality, 0 (lossless) to 51; 18 looks like the original.
+
+    Raises:
+        ValueError: no frames were written.
+    """
     with _appearing(uri) as path:
-        writer = None
+        video = VideoWriter(path, Fraction(fps).limit_denominator(1001), crf)
         try:
-            for index, rgb in enumerate(frames):
-                writer = writer or ClipWriter(path, rgb.shape[0], rgb.shape[1], rate, 1 / rate, crf, color=BT709)
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-                writer.write(_to_yuv(frame), index)
-            if writer is None:
+            yield video
+            if video.clip is None:
                 raise ValueError(f"no frames to write to {uri}: a video needs at least one")
-            writer.close()
+            video.clip.close()
         except BaseException:
-            if writer:
-                writer.abandon()
+            if video.clip:
+                video.clip.abandon()
             raise
+
+
+class VideoWriter:
+    """What `open_video` gives: encodes frames as they come."""
+
+    def __init__(self, path: str, rate: Fraction, crf: int):
+        self.path, self.rate, self.crf = path, rate, crf
+        self.num_frames = 0
+        self.clip: ClipWriter | None = None  # its size is that of the first frames
+
+    def write(self, frames: np.ndarray) -> None:
+        """Add frames, (t h w c) uint8 RGB.
+
+        Raises:
+            ValueError: the height or the width is odd, or not that of the frames before.
+        """
+        size = frames.shape[1:3]
+        self.clip = self.clip or ClipWriter(self.path, *size, self.rate, 1 / self.rate, self.crf, color=BT709)
+        first = self.clip.stream.height, self.clip.stream.width
+        if size != first:
+            raise ValueError(
+                f"frame {self.num_frames} has {size[0]}x{size[1]} px, those before have {first[0]}x{first[1]} px: "
+                "scale all frames of a video to one size"
+            )
+        for rgb in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            self.clip.write(_to_yuv(frame), self.num_frames)
+            self.num_frames += 1
+
+
+def write_image(uri: str, frame: np.ndarray) -> None:
+    """Write one frame as PNG, whole or not at all.
+
+    Args:
+        uri: path or fsspec URI that ends in .png.
+        frame: (h w c) uint8 RGB.
+    """
+    with _appearing(uri) as path:
+        Image.fromarray(frame).save(path, format="PNG")
 
 
 def _to_yuv(rgb: av.VideoFrame) -> av.VideoFrame:
@@ -294,7 +349,7 @@ def _appearing(uri: str) -> Iterator[str]:
     remote = "://" in uri
     folder = tempfile.gettempdir() if remote else os.path.dirname(os.path.abspath(uri))
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=".mp4", prefix=".writing-", dir=folder)
+    handle, temporary = tempfile.mkstemp(suffix=os.path.splitext(uri)[1], prefix=".writing-", dir=folder)
     os.close(handle)
     try:
         yield temporary

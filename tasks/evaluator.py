@@ -11,7 +11,7 @@ from tasks.buckets import parse_bucket
 from tasks.dit_data import Pair, load_null_text, load_pairs
 from tasks.dit_validation import val_losses
 from tasks.gate import decide, passed
-from tasks.model_files import load_dit, load_vae, training_pyramid, writing_folder
+from tasks.model_files import load_dit, load_vae, trained_in_units, training_pyramid, writing_folder
 from tasks.tables import ok_row
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Evaluator:
         self.subject, self.config, self.folder = subject, config, folder
         self.uri = subject.dit.uri if subject.candidate == "trained" else save_untrained(subject)
         self.dit, self.vae = load_dit(self.uri, self.device), load_vae(subject.vae.uri, self.device)
-        self.pyramid = training_pyramid(subject.dit.uri)
+        self.pyramid, self.in_units = training_pyramid(subject.dit.uri), trained_in_units(subject.dit.uri)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """The row of the evaluation."""
@@ -105,7 +105,9 @@ class Evaluator:
         for pair, latent, text in zip(loaded.pairs, loaded.latents, loaded.texts, strict=True):
             request = sized(config.request, latent.shape, self.vae.config.space_factor)
             cond = stack_features([text]).to(self.device)
-            made = generate_videos(self.dit, self.vae, cond, null, request, [config.seed], self.pyramid)
+            made = generate_videos(
+                *(self.dit, self.vae, cond, null, request, [config.seed], self.pyramid), autoregressive=self.in_units
+            )
             bad += int((~torch.isfinite(made.latents)).sum())
             uri = f"{self.folder}/sample-{len(shown)}.mp4"
             write_video(uri, made.videos[0], fps=parse_bucket(pair.bucket).fps)

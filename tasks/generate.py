@@ -1,27 +1,30 @@
-"""Clips from prompts, with the champion model and no other."""
+"""Clips from prompts, with the champion model or with a directory of weights that is named."""
 
+import contextlib
+import hashlib
 import json
-import re
-import resource
-import sys
-import time
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
-from pydantic import Field
+import pyarrow.compute as pc
+from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
+from pyramid_model.generate.amount import parse_bytes
+from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
-from tasks.model_files import load_dit, load_encoder, load_vae, training_pyramid
-from tasks.pipeline import StepError, run_blocks
+from tasks import storage
+from tasks.clip_generator import ClipGenerator, Models
+from tasks.model_files import absolute, folder_hash
+from tasks.pipeline import StepError, connect, run_blocks
 from tasks.prompts import read_prompts
-from tasks.registry import Champion, champion
-from tasks.step import Run, StepResult, step
-from tasks.tables import bad_row, content_id, ok_row, pending
-from tasks.text_features import NULL_TEXT
+from tasks.registry import champion
+from tasks.step import Run, StepResult, report_progress, step
+from tasks.tables import content_id, pending, read_table
 
 VERSION = "1"
-SLUG_LENGTH = 60
+PROGRESS_EVERY_S = 1.0
 
 
 class GenerateConfig(Config):
@@ -31,133 +34,203 @@ class GenerateConfig(Config):
     prompts_file: str = Field("", description="text file of further prompts, one a line")
     num_per_prompt: int = Field(1, ge=1, description="clips a prompt, with seeds seed, seed + 1, …")
     seed: int = Field(0, ge=0)
+    image: str = Field("", description="file of the first frame of every clip")
+    video: str = Field("", description="file that every clip goes on from, with at most half of its length")
+    weights: str = Field("", description="released directory, or one of that layout; empty: the champion generates")
+    variant: str = Field("", description="which DiT of that directory: 384p, 768p, image")
     request: GenerationRequest = GenerationRequest()
+    dtype: Literal["", "bfloat16", "float16", "float32"] = Field(
+        "", description="precision; empty: bfloat16 for a directory of weights, float32 for the champion"
+    )
+    device: Literal["", "cuda", "mps", "cpu"] = Field("", description="empty: a GPU where Ray has one")
+    max_memory: str = Field("", description="of the device, e.g. 8GiB; empty: what is free")
+    offload: Literal["auto", "none", "model", "sequential"] = Field(
+        "auto", description="where models wait for their turn; auto: whatever is fastest within the memory"
+    )
     block_size: int = Field(4, ge=1, description="clips sampled together")
     num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of an actor")
-    num_gpus: float = Field(0, ge=0, description="GPUs of an actor; more than 0 generates on the GPU")
+    num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if it works on one")
 
-
-class ClipGenerator:
-    """Actor: loads the champion's three models once, then samples a block of prompts at a time."""
-
-    def __init__(self, best: Champion, request: GenerationRequest, folder: str, num_threads: int, on_gpu: bool):
-        import torch
-
-        torch.set_num_threads(num_threads)
-        device = "cuda" if on_gpu else "cpu"
-        self.best, self.request, self.folder, self.device = best, request, folder, device
-        self.dit, self.vae = load_dit(best.uri, device), load_vae(best.vae_uri, device)
-        self.encoder = load_encoder(best.encoder_uri, device, "bfloat16" if device == "cuda" else "float32")
-        self.pyramid = training_pyramid(best.uri)
-
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """One row a clip."""
-        from pyramid_model.generate.text_to_video import generate_videos
-        from pyramid_model.text import stack_features
-
-        started = time.time()
-        cond = stack_features(self.encoder.encode([item["prompt"] for item in items])).to(self.device)
-        uncond = stack_features(self.encoder.encode([NULL_TEXT])).to(self.device)
-        timings = {"text_s": time.time() - started}
-        seeds = [item["seed"] for item in items]
-        made = generate_videos(self.dit, self.vae, cond, uncond, self.request, seeds, self.pyramid)
-        timings |= made.timings
-        rows = [
-            self.row(item, frames, latent, timings | {"clips_in_batch": len(items)})
-            for item, frames, latent in zip(items, made.videos, made.latents, strict=True)
-        ]
-        return {"generations": rows}
-
-    def row(self, item: Mapping[str, Any], frames: Any, latent: Any, timings: Mapping[str, float]) -> dict[str, Any]:
-        """Write one clip and describe it. frames: (t h w 3) uint8; latent: (c t h w)."""
-        from pyramid_model.video import write_video
-
-        names = ("generation_id", "prompt", "seed", "settings")
-        columns = {name: item[name] for name in names} | {"weights_hash": self.best.weights_hash}
-        if not latent.isfinite().all():
-            return bad_row(item, ("not_finite", "sampling gave NaN or Inf: the champion is damaged"), **columns)
-        uri = f"{self.folder}/{file_name(item['prompt'], item['seed'], item['generation_id'])}"
-        write_video(uri, frames, fps=self.request.fps)
-        return ok_row(
-            item,
-            **columns,
-            prompt_rewritten="",
-            uri=uri,
-            timings=json.dumps(timings),
-            peak_memory_bytes=_peak_memory_bytes(self.device),
-        )
-
-
-def file_name(prompt: str, seed: int, generation_id: str) -> str:
-    """A name that people recognise and that no two clips share."""
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:SLUG_LENGTH].strip("-") or "clip"
-    return f"{slug}-{seed}-{generation_id[:8]}.mp4"
-
-
-def _peak_memory_bytes(device: str) -> int:
-    """Most memory this process held: on the GPU if it works there, else in RAM."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    @field_validator("max_memory")
+    @classmethod
+    def _amount(cls, text: str) -> str:
+        if text:
+            parse_bytes(text)
+        return text
 
 
 @step
 def generate(run: Run, config: GenerateConfig) -> StepResult:
-    """Generate every prompt and seed that the champion has not generated yet with these settings.
+    """Generate every prompt and seed that these models have not generated yet with these settings.
 
     Returns:
-        outputs `weights_hash` and `media` (the folder of the clips).
+        outputs `weights_hash`, `media` (the folder of the clips) and `files` (JSON list of what was asked for).
 
     Raises:
-        StepError: there are no prompts, or no champion.
+        StepError: there are no prompts, or no champion where no weights are named.
+        ValueError: a prompt, or what is asked of named weights, cannot be generated.
+        FileNotFoundError: the given image or video is missing, or the directory of weights lacks parts.
     """
     prompts = read_prompts(config.prompts, config.prompts_file)
     if not prompts:
         raise StepError("there is nothing to generate: set generate.prompts or generate.prompts_file")
-    best = champion(run.root)
-    if best is None:
-        raise StepError(
-            f"there is no champion in {run.root}, and only a champion generates: train a model and let it pass the "
-            "gate (`pyramid run`, or the flows train-dit and evaluate-and-gate)"
-        )
+    check_prompts(prompts)
+    models = _named_models(run, config) if config.weights else _champion(run)
+    extra = _extra_settings(config, models)
     wanted = [
-        _item(prompt, seed, config, best)
+        _item(prompt, seed, config, models, extra)
         for prompt in prompts
         for seed in range(config.seed, config.seed + config.num_per_prompt)
     ]
     folder = run.media("generated")
-    todo = pending(run.root, "generations", [item["generation_id"] for item in wanted], run.retry_failed)
-    result = run_blocks(
-        run,
-        config,
-        step="generate",
-        step_version=VERSION,
-        items=todo.items(wanted, "generation_id"),
-        worker=ClipGenerator,
-        worker_args={
-            "best": best,
-            "request": config.request,
-            "folder": folder,
-            "num_threads": max(1, round(config.num_cpus)),
-            "on_gpu": config.num_gpus > 0,
-        },
-        num_done=todo.num_done,
-        block_size=config.block_size,
-        num_cpus=config.num_cpus,
-        num_gpus=config.num_gpus,
+    ids = [item["generation_id"] for item in wanted]
+    todo = pending(run.root, "generations", ids, run.retry_failed)
+    items = todo.items(wanted, "generation_id")
+    device, num_gpus = _device(run, config) if items else ("cpu", 0)
+    progress = storage.join(run.root, "runs", run.run_id, "units")
+    with _telling_units(progress, len(items) * _units(config)):
+        result = run_blocks(
+            run,
+            config,
+            step="generate",
+            step_version=VERSION,
+            items=items,
+            worker=ClipGenerator,
+            worker_args={
+                "models": models,
+                "config": config,
+                "folder": folder,
+                "device": device,
+                "progress": progress,
+            },
+            num_done=todo.num_done,
+            block_size=config.block_size,
+            num_cpus=config.num_cpus,
+            num_gpus=num_gpus,
+        )
+    rows = read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)).to_pylist()
+    made = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
+    outputs = {
+        "weights_hash": models.weights_hash,
+        "media": folder,
+        "files": json.dumps([made[one]["uri"] for one in ids if one in made]),
+    }
+    return result.model_copy(update={"outputs": outputs} | _note(result, list(made.values())))
+
+
+def _champion(run: Run) -> Models:
+    best = champion(run.root)
+    if best is None:
+        raise StepError(
+            f"there is no champion in {run.root}, and without --weights only a champion generates: train a model and "
+            "let it pass the gate (`pyramid run`, or the flows train-dit and evaluate-and-gate), or name a directory "
+            "of weights (generate.weights)"
+        )
+    return Models(
+        dit=best.uri,
+        vae=best.vae_uri,
+        encoder=best.encoder_uri,
+        weights_hash=best.weights_hash,
+        vae_hash=best.vae_hash,
+        encoder_hash=best.encoder_hash,
     )
-    return result.model_copy(update={"outputs": {"weights_hash": best.weights_hash, "media": folder}})
 
 
-def _item(prompt: str, seed: int, config: GenerateConfig, best: Champion) -> dict[str, Any]:
-    settings = config.request.model_dump(mode="json")
-    models = {"vae_hash": best.vae_hash, "encoder_hash": best.encoder_hash}
+def _named_models(run: Run, config: GenerateConfig) -> Models:
+    """The models of `weights`; refuses what they cannot make before any of them is loaded."""
+    from pyramid_model.generate.checkpoint import read_checkpoint
+
+    if not storage.is_local(config.weights):
+        raise StepError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")
+    found = read_checkpoint(absolute(config.weights), config.variant)
+    found.check(config.request)
+    dit, vae, directory = (str(path) for path in (found.dit_folder, found.parts.vae, found.parts.folder))
+    return Models(
+        dit=dit,
+        vae=vae,
+        encoder=directory,
+        weights_hash=folder_hash(run, dit, "weights"),
+        vae_hash=folder_hash(run, vae, "weights"),
+        encoder_hash=folder_hash(run, directory, "text"),
+        directory=directory,
+        variant=found.name,
+    )
+
+
+def _extra_settings(config: GenerateConfig, models: Models) -> dict[str, Any]:
+    """What else changes the clips; only what is used is named, so that clips keep the ids they had without it."""
+    extra: dict[str, Any] = {}
+    for kind in ("image", "video"):
+        uri = getattr(config, kind)
+        if uri and not storage.exists(uri):
+            raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
+        if uri:
+            extra[f"{kind}_hash"] = hashlib.blake2b(storage.read_bytes(uri), digest_size=16).hexdigest()
+    if models.directory:
+        extra |= {"variant": models.variant, "dtype": config.dtype or "bfloat16"}
+    elif config.dtype:
+        extra["dtype"] = config.dtype
+    return extra
+
+
+def _device(run: Run, config: GenerateConfig) -> tuple[str, float]:
+    """Where to work, and how many GPUs an actor reserves for it."""
+    if config.device in ("cpu", "mps"):
+        return config.device, 0
+    if config.device == "cuda" or config.num_gpus:
+        return "cuda", config.num_gpus or 1
+    connect(run.ray)
+    import ray
+
+    return ("cuda", 1) if ray.cluster_resources().get("GPU", 0) >= 1 else ("", 0)
+
+
+def _units(config: GenerateConfig) -> int:
+    """Units of a clip that are sampled, about: of a video that is given half may be there already."""
+    return config.request.num_latent_frames - (1 if config.image else 0)
+
+
+@contextlib.contextmanager
+def _telling_units(progress: str, total: int) -> Iterator[None]:
+    """Tell whoever listens how many units the actors have left word of."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        fs, path = storage.filesystem(progress)
+        while not ended.wait(PROGRESS_EVERY_S):
+            with contextlib.suppress(OSError, ValueError):
+                done = sum(int(fs.cat_file(name)) for name in fs.glob(f"{path}-*"))
+                if done:
+                    report_progress("generate", min(done, total), total, "units")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if total:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if total:
+            thread.join()
+            fs, path = storage.filesystem(progress)
+            for name in fs.glob(f"{path}-*"):
+                fs.rm(name)
+
+
+def _note(result: StepResult, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What the actors had to say about the clips that are new, each sentence once."""
+    if not result.num_new:
+        return {}
+    notes = dict.fromkeys(note for row in rows for note in json.loads(row["timings"]).get("notes", []))
+    return {"note": "; ".join(notes)} if notes else {}
+
+
+def _item(prompt: str, seed: int, config: GenerateConfig, models: Models, extra: dict[str, Any]) -> dict[str, Any]:
+    settings = config.request.model_dump(mode="json") | extra
+    hashes = {"vae_hash": models.vae_hash, "encoder_hash": models.encoder_hash}
     return {
-        "generation_id": content_id(VERSION, prompt, seed, settings, best.weights_hash, models),
+        "generation_id": content_id(VERSION, prompt, seed, settings, models.weights_hash, hashes),
         "prompt": prompt,
         "seed": seed,
-        "settings": json.dumps(settings | models),
+        "settings": json.dumps(settings | hashes),
     }

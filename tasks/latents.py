@@ -60,7 +60,7 @@ class LatentEncoder:
         """Latent (c t h w) of a clip: the posterior mean, not normalised."""
         import torch
 
-        from pyramid_model.train.batches import to_unit_range
+        from pyramid_model.vae.pixels import to_unit_range
         from pyramid_model.video import read_clip
 
         frames = read_clip(uri, height=bucket.height, width=bucket.width, fps=bucket.fps, num_frames=bucket.num_frames)

@@ -108,6 +108,11 @@ def training_pyramid(uri: str) -> PyramidConfig:
     return PyramidConfig.model_validate(read_training(uri).get("config", {}).get("pyramid", {}))
 
 
+def trained_in_units(uri: str) -> bool:
+    """Whether a DiT makes one unit after the other, as the released models do, and not all frames at once."""
+    return read_training(uri).get("config", {}).get("loss", {}).get("autoregressive", True)
+
+
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[str]:
     """A local path with the content of a folder: the folder itself, or a copy of a remote one that then goes."""

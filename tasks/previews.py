@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from tasks import storage
 from tasks.manifest import clips_with_scores
 from tasks.report_figures import histogram_figure
 from tasks.report_models import charts
@@ -88,15 +89,26 @@ def clip_section(prompt: str, uri: str, remark: str = "") -> str:
 
 
 def frames_of(uri: str, num: int) -> list[Any]:
-    """So many frames spread over a clip, uint8 (h w c), of thumbnail size; none when it cannot be read."""
+    """So many frames spread over a clip, or a lone picture, uint8 (h w c), of thumbnail size; none if unreadable."""
     from pyramid_model.video import VideoError, clip_length, read_clip
 
+    if uri.endswith(".png"):
+        return [_thumbnail(uri)] if storage.exists(uri) else []
     try:
         length = clip_length(uri)
         every = max(1, length // num)
         return list(read_clip(uri, height=THUMB_H, width=THUMB_W)[every // 2 :: every][:num])
     except (VideoError, ValueError):
         return []
+
+
+def _thumbnail(uri: str) -> Any:
+    """A picture at thumbnail size, uint8 (h w c)."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
+        return np.array(ImageOps.fit(image.convert("RGB"), (THUMB_W, THUMB_H)))
 
 
 def sheet_uri(cells: Sequence[Sequence[Any]], columns: int) -> str:

@@ -25,7 +25,7 @@ class MediaBudget:
     missing: int = 0
 
     def video(self, uri: str) -> str:
-        """`data:video/mp4;base64,…` of a clip of ours, or "" when it is missing or does not fit."""
+        """`data:video/mp4;base64,…` of a clip or picture of ours, or "" when it is missing or does not fit."""
         from pyramid_model.video import VideoError
 
         if self.used_bytes >= self.max_bytes:
@@ -33,7 +33,7 @@ class MediaBudget:
             return ""
         try:
             data = storage.read_bytes(uri)
-            data = data if len(data) <= WHOLE_BYTES else preview(data)
+            data = data if len(data) <= WHOLE_BYTES and not uri.endswith(".png") else preview(data)
         except (OSError, VideoError):
             self.missing += 1
             return ""

@@ -171,8 +171,8 @@ class VAETraining:
         """Measure shift and scale of the latents on training clips, and write the VAE with them."""
         import torch
 
-        from pyramid_model.train.batches import to_unit_range
         from pyramid_model.vae.norm import measure_latent_norm
+        from pyramid_model.vae.pixels import to_unit_range
         from pyramid_model.weights import save_vae
 
         vae = objective.vae.eval()

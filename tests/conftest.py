@@ -91,6 +91,92 @@ def shoot():
 
 
 @pytest.fixture(scope="session")
+def write_text_parts():
+    """`write_text_parts(folder, variant)`: tiny random text encoders and tokenizers of a released directory.
+
+    `miniflux` has CLIP and T5, `sd3` two projecting CLIPs and T5; their widths are 16 or 12 and 20, and 32.
+    """
+    import json
+
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from pyramid_model.text import build_tiny_text_encoder
+
+    texts = ["A fat grey bunny wakes up in a dark burrow.", "Snow drifts over a steep grey mountain ridge."]
+    alphabet = "abcdefghijklmnopqrstuvwxyz."
+
+    def write_clip(folder, number: str, projection: int | None) -> None:
+        tokens = folder / f"tokenizer{number}"
+        tokens.mkdir(parents=True)
+        letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+        vocab = {token: i for i, token in enumerate([*letters, "an", "<|startoftext|>", "<|endoftext|>"])}
+        (tokens / "vocab.json").write_text(json.dumps(vocab))
+        (tokens / "merges.txt").write_text("#version: 0.2\na n\n")
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
+        (tokens / "tokenizer_config.json").write_text(json.dumps(settings))
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        ends = {"bos_token_id": vocab["<|startoftext|>"], "eos_token_id": vocab["<|endoftext|>"]}
+        config = CLIPTextConfig(vocab_size=len(vocab), projection_dim=projection or 16, **sizes, **ends)
+        torch.manual_seed(len(number))
+        model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+        model.save_pretrained(folder / f"text_encoder{number}")
+
+    def write(folder, variant: str) -> None:
+        clips = {"miniflux": {"": None}, "sd3": {"": 12, "_2": 20}}[variant]
+        for number, projection in clips.items():
+            write_clip(folder, number, projection)
+        number = f"_{len(clips) + 1}"
+        build_tiny_text_encoder(texts, folder / f"text_encoder{number}", dim=32, num_layers=1, vocab_size=128)
+        (folder / f"tokenizer{number}").mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / f"text_encoder{number}" / name).rename(folder / f"tokenizer{number}" / name)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory, write_text_parts):
+    """`released(variant)`: a whole released directory of tiny random models; not to be changed.
+
+    Both have DiTs of 384p and 768p, `miniflux` one of images too, whose weights are bfloat16.
+    """
+    import functools
+
+    import torch
+
+    from pyramid_model.config import MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
+    from pyramid_model.dit.miniflux import MiniFlux
+    from pyramid_model.dit.mmdit import MMDiT
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
+    from pyramid_model.weights import save_dit, save_vae
+
+    shared = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 32}
+    stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+
+    def make_dit(variant: str):
+        if variant == "sd3":
+            return MMDiT(MMDiTConfig(**shared, pooled_dim=32, num_blocks=2, position_grid=8, position_base=4))
+        blocks = {"num_double_blocks": 1, "num_single_blocks": 1}
+        return MiniFlux(MiniFluxConfig(**shared, **blocks, pooled_dim=16, rope_axes=(2, 2, 4)))
+
+    @functools.cache
+    def make(variant: str):
+        folder = tmp_path_factory.mktemp("released") / f"pyramid-flow-{variant}"
+        folder.mkdir()
+        torch.manual_seed(0)
+        write_text_parts(folder, variant)
+        save_vae(
+            CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack)), folder / "causal_video_vae"
+        )
+        for name in ("384p", "768p", "image") if variant == "miniflux" else ("384p", "768p"):
+            save_dit(make_dit(variant).bfloat16(), folder / f"diffusion_transformer_{name}")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def shared_assets():
     """Folder of real test videos beside the repository, where there is one."""
     from pathlib import Path
@@ -99,3 +185,42 @@ def shared_assets():
     if not folder.is_dir():
         pytest.skip(f"the shared test videos are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_model_directory(write_text_parts):
+    """`write_model_directory(folder, kind)`: a directory as the released ones, `miniflux` or `sd3`, tiny and random.
+
+    It holds the variants 384p and image.
+    """
+    from pathlib import Path
+
+    import torch
+
+    from pyramid_model.config import MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
+    from pyramid_model.dit.miniflux import MiniFlux
+    from pyramid_model.dit.mmdit import MMDiT
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
+    from pyramid_model.weights import save_dit, save_vae
+
+    def write(folder: Path, kind: str = "miniflux") -> Path:
+        write_text_parts(folder, kind)
+        stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+        torch.manual_seed(0)
+        save_vae(
+            CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack)), folder / "causal_video_vae"
+        )
+        sizes = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 32}
+        for variant in ("384p", "image"):
+            if kind == "sd3":
+                dit = MMDiT(MMDiTConfig(**sizes, pooled_dim=32, num_blocks=2, position_grid=8, position_base=4))
+            else:
+                blocks = {"num_double_blocks": 1, "num_single_blocks": 1, "rope_axes": (2, 2, 4)}
+                dit = MiniFlux(MiniFluxConfig(**sizes, pooled_dim=16, **blocks))
+            with torch.no_grad():
+                for weight in dit.parameters():
+                    weight.copy_(torch.randn_like(weight) / max(1, weight[0].numel()) ** 0.5)
+            save_dit(dit, folder / f"diffusion_transformer_{variant}")
+        return folder
+
+    return write

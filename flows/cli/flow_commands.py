@@ -1,13 +1,9 @@
 """One command a flow. Each works alone: it reads what earlier flows left in the tables of `--root`."""
 
-import json
-from typing import Annotated
-
 import typer
 
-from flows.cli.options import RayAddress, RecipeName, RetryFailed, Root, Settings, Source
-
-DATA_ROOT = "./pyramid-data"
+from flows.cli.generate import generate
+from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, RetryFailed, Root, Settings, Source
 
 
 def curate(
@@ -93,33 +89,6 @@ def evaluate(
     from flows.cli.launch import launch
 
     launch("evaluate_and_gate", root, recipe, settings, ray__address=ray)
-
-
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What the clip should show.")] = "",
-    prompts: Annotated[str, typer.Option("--prompts", help="Text file with one prompt a line.")] = "",
-    root: Root = DATA_ROOT,
-    recipe: RecipeName = "demo",
-    settings: Settings = None,
-    ray: RayAddress = None,
-) -> None:
-    """Generate clips with the champion model; files land under ROOT/media/generated.
-
-    Prompts that are given here replace those of the recipe.
-
-    Example: `pyramid generate "a rabbit in a meadow" --root ./pyramid-demo`
-    """
-    from flows.cli.launch import launch
-
-    launch("generate", root, recipe, [*asked_prompts(prompt, prompts), *(settings or ())], ray__address=ray)
-
-
-def asked_prompts(prompt: str, file: str) -> list[str]:
-    """Settings by which what the command line asks for, if anything, replaces all prompts of the recipe."""
-    if not prompt and not file:
-        return []
-    values = {"prompts": [prompt] if prompt else [], "prompts_file": file}
-    return [f"generate.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
 
 
 def mount(app: typer.Typer) -> None:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+DATA_ROOT = "./pyramid-data"
+
 Root = Annotated[
     str,
     typer.Option(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import DiTConfig
-from pyramid_model.dit.attention import QKV, add_gated, heads, modulate
+from pyramid_model.dit.attention import QKV, add_gated, in_chunks, modulate
 from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import Packing
 
@@ -51,7 +51,7 @@ class AttentionInput(nn.Module):
 
     def qkv(self, x: Tensor) -> QKV:
         """Modulated tokens (b n d) -> normalised queries and keys, and values."""
-        q, k, v = (heads(project(x), self.num_heads) for project in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
         return self.norm_q(q), self.norm_k(k), v
 
 
@@ -75,7 +75,8 @@ class Stream(AttentionInput):
         """Tokens and what they found, both (b n d) -> tokens after attention and MLP."""
         gate, mlp_shift, mlp_scale, mlp_gate = rest
         x = add_gated(x, gate, self.to_out(attended), lengths)
-        return add_gated(x, mlp_gate, self.mlp(modulate(x, mlp_shift, mlp_scale, lengths)), lengths)
+        update = in_chunks(self.mlp, modulate(x, mlp_shift, mlp_scale, lengths))
+        return add_gated(x, mlp_gate, update, lengths)
 
 
 class DoubleBlock(nn.Module):
@@ -97,6 +98,9 @@ class DoubleBlock(nn.Module):
             memory: this block's keys and values of the tokens before these, if there are any.
         """
         image_qkv, image_rest = self.image.enter(image, cond, packing.image_segments)
+        if not packing.num_text:  # it is in memory
+            image_attended = packing.attend(image_qkv, memory)
+            return self.image.leave(image, image_attended, image_rest, packing.image_segments), text
         text_qkv, text_rest = self.text.enter(text, cond, packing.text_segments)
         text_attended, image_attended = joint_attention(text_qkv, image_qkv, packing, memory)
         image = self.image.leave(image, image_attended, image_rest, packing.image_segments)

@@ -20,7 +20,7 @@ def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
         backend: of torch.compile; "inductor" needs a C++ compiler, on GPUs Triton.
     """
     # not a decorator there: it would load the compiler, which takes seconds, wherever the model is imported
-    Packing.attend_turned = torch.compiler.disable(Packing.attend_turned)  # pyright: ignore[reportAttributeAccessIssue]
+    Packing.attend = torch.compiler.disable(Packing.attend)  # pyright: ignore[reportAttributeAccessIssue]
     Share.attend = torch.compiler.disable(Share.attend)  # pyright: ignore[reportAttributeAccessIssue]
     for block in dit.blocks:
         block.compile(backend=backend, dynamic=True)

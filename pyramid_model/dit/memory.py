@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class BlockMemory:
-    """Keys, already turned, and values of the first tokens of a sequence, in one block; (b h n d), None at first."""
+    """Keys, already turned, and values of the first tokens of a sequence, in one block; (b n h d), None at first."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -16,22 +16,22 @@ class BlockMemory:
     def extend(self, keys: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """What is remembered followed by what is new; the first `keep` tokens of both are remembered from now on."""
         if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+            keys, values = torch.cat([self.keys, keys], dim=1), torch.cat([self.values, values], dim=1)
         if keep != self.num_tokens:
-            self.keys, self.values = keys[:, :, :keep].clone(), values[:, :, :keep].clone()
+            self.keys, self.values = keys[:, :keep].clone(), values[:, :keep].clone()
         return keys, values
 
     def cut(self, num_tokens: int) -> None:
         """Forget all but the first tokens."""
         if self.keys is None or self.values is None or num_tokens == self.num_tokens:
             return
-        self.keys = self.keys[:, :, :num_tokens].clone() if num_tokens else None
-        self.values = self.values[:, :, :num_tokens].clone() if num_tokens else None
+        self.keys = self.keys[:, :num_tokens].clone() if num_tokens else None
+        self.values = self.values[:, :num_tokens].clone() if num_tokens else None
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are remembered."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        return 0 if self.keys is None else self.keys.shape[1]
 
     @property
     def num_bytes(self) -> int:
@@ -62,13 +62,6 @@ class HistoryMemory:
     def num_bytes(self) -> int:
         """Memory that they take."""
         return sum(block.num_bytes for block in self.blocks)
-
-    def frames_within(self, num_bytes: int) -> int:
-        """How many of the first frames fit into so much memory."""
-        if not self.ends:
-            return 0
-        tokens = num_bytes * self.ends[-1] / max(1, self.num_bytes)
-        return sum(end <= tokens for end in self.ends)
 
     def cut(self, num_frames: int) -> None:
         """Forget all but the first frames."""

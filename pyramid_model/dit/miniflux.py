@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import MiniFluxConfig
-from pyramid_model.dit.attention import add_gated, modulate
+from pyramid_model.dit.attention import add_gated, in_chunks, modulate
 from pyramid_model.dit.blocks import AttentionInput, DoubleBlock
 from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import PATCH, Packing, patchify
@@ -30,9 +30,12 @@ class SingleBlock(AttentionInput):
         """x: joined tokens (b n d). Other arguments as in `DoubleBlock.forward`."""
         shift, scale, gate = self.modulations(cond)
         h = modulate(x, shift, scale, packing.joined_segments)
-        attended = packing.attend(self.qkv(h), memory)
-        update = self.out(torch.cat([attended, F.gelu(self.mlp_in(h), approximate="tanh")], dim=-1))
+        update = in_chunks(self.leave, packing.attend(self.qkv(h), memory), h)
         return add_gated(x, gate, update, packing.joined_segments)
+
+    def leave(self, attended: Tensor, h: Tensor) -> Tensor:
+        """What tokens found and what they are, both (b n d) -> what is added to them."""
+        return self.out(torch.cat([attended, F.gelu(self.mlp_in(h), approximate="tanh")], dim=-1))
 
 
 class MiniFlux(DiT):

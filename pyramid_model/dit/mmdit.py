@@ -44,8 +44,11 @@ class LastBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `DoubleBlock.forward`."""
         image_qkv, image_rest = self.image.enter(image, cond, packing.image_segments)
-        text_qkv = self.text.enter(text, cond, packing.text_segments)
-        _, image_attended = joint_attention(text_qkv, image_qkv, packing, memory)
+        if packing.num_text:
+            text_qkv = self.text.enter(text, cond, packing.text_segments)
+            _, image_attended = joint_attention(text_qkv, image_qkv, packing, memory)
+        else:  # it is in memory
+            image_attended = packing.attend(image_qkv, memory)
         return self.image.leave(image, image_attended, image_rest, packing.image_segments), text
 
 

@@ -36,7 +36,7 @@ class Packing:
     num_history, num_noisy: image tokens of each column, of its history clips and of its noisy clip.
     ends: per column, where its frames end in its whole sequence. The text ends with the first frame, since both see
         each other. One end where every token sees every other.
-    rotation: rotary table of the joined sequence (2 n d/2), on the device of the tokens.
+    rotation: rotary table of the joined sequence (n 1 d/2), on the device of the tokens.
     clean_history: text and history have a modulation of their own.
     pads: per column, padded tokens at the start of each sample's text.
     keep: tokens of the column to be remembered by this call.
@@ -81,21 +81,21 @@ class Packing:
         return [n for pair in pairs for n in pair] if self.clean_history else [sum(pair) for pair in pairs]
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
-        """Text and image tokens (..., n, d) of all columns -> [text 0 | image 0 | text 1 | image 1 | ...]."""
+        """Text and image tokens (b n …) of all columns -> [text 0 | image 0 | text 1 | image 1 | ...]."""
         if not self.num_text:
             return image
         if len(self.num_image) == 1:
-            return torch.cat([text, image], dim=-2)
-        texts, images = text.split(self.num_text, dim=-2), image.split(self.num_image, dim=-2)
-        return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair], dim=-2)
+            return torch.cat([text, image], dim=1)
+        texts, images = text.split(self.num_text, dim=1), image.split(self.num_image, dim=1)
+        return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair], dim=1)
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of `join`."""
         sizes = [size for n in self.num_image for size in (self.num_text, n)]
-        parts = joined.split(sizes, dim=-2)
+        parts = joined.split(sizes, dim=1)
         if len(parts) == 2:
             return parts[0], parts[1]
-        return torch.cat(parts[::2], dim=-2), torch.cat(parts[1::2], dim=-2)
+        return torch.cat(parts[::2], dim=1), torch.cat(parts[1::2], dim=1)
 
     def noisy(self, image: Tensor) -> list[Tensor]:
         """The noisy clip's tokens of each column, from image tokens (b n d)."""
@@ -107,24 +107,20 @@ class Packing:
         return vectors[:, 1::2] if self.clean_history else vectors
 
     def attend(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
-        """What the tokens of each column find among themselves and in memory; joined (b h n d) -> (b n h*d)."""
-        q, k, v = qkv
-        return self.attend_turned((rotate(q, self.rotation), rotate(k, self.rotation), v), memory)
-
-    def attend_turned(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
-        """`attend` after rotation."""
-        q, k, v = qkv
+        """What the tokens of each column find among themselves and in memory; joined (b n h d) -> (b n h*d)."""
+        q, k, v = rotate(qkv[0], self.rotation), rotate(qkv[1], self.rotation), qkv[2]
         if memory is not None:
             k, v = memory.extend(k, v, self.keep)
             return frame_attention(q, k, v, self.ends[0], self.pads[0])
-        columns = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), self.ends, self.pads, strict=True)
+        columns = zip(*(x.split(self.lengths, dim=1) for x in (q, k, v)), self.ends, self.pads, strict=True)
         found = [frame_attention(*column) for column in columns]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
+@lru_cache(maxsize=1024)
 def make_packing(
     columns: tuple[tuple[Size, ...], ...],
-    num_valid: Sequence[int],
+    num_valid: tuple[int, ...],
     rope_axes: tuple[int, ...],
     causal: bool,
     clean_history: bool,
@@ -160,7 +156,7 @@ def _packing(
     device: torch.device,
     known: int,
 ) -> Packing:
-    """The part of `make_packing` that goes by sizes alone."""
+    """`make_packing` by sizes alone: the part that takes time and memory, which many lengths of text share."""
     ends = tuple(frame_ends(column, num_text) for column in columns)
     first = ends[0][known - 1] if known else 0
     positions = [torch.cat([torch.zeros(num_text, 3, dtype=torch.float64), clip_positions(c)]) for c in columns]

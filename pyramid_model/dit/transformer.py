@@ -70,7 +70,7 @@ class DiT(nn.Module):
         """
         b, g, known = columns[0][0].shape[0], len(columns), memory.num_frames if memory else 0
         assert memory is None or (g == 1 and self.config.causal), "only a causal model with one column has memory"
-        text = text.padding_first()
+        text = text.padded_first
         packing = self.packing(columns, text, known, remember)
         cond = self.conditioning(timestep, text.pooled, b)
         if known:
@@ -117,7 +117,7 @@ class DiT(nn.Module):
         raise NotImplementedError
 
     def packing(self, columns: list[list[Tensor]], text: TextFeatures, known: int = 0, remember: int = 0) -> Packing:
-        """Token layout of a batch; the part that costs time is cached by shapes. See `make_packing`."""
+        """Token layout of a batch. See `make_packing`."""
         sizes = tuple(tuple(size_of(clip) for clip in column) for column in columns)
         config, device = self.config, columns[0][0].device
         return make_packing(

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pyramid_model.dit.memory import HistoryMemory
-from pyramid_model.dit.transformer import DiT
+from pyramid_model.dit.packing import frame_ends
+from pyramid_model.dit.transformer import DiT, size_of
 from pyramid_model.text import TextFeatures
 
-MAX_BYTES = 4 * 2**30
+MAX_BYTES = 2**30  # with it, sampling 10 s at 768x1280 still peaks below what one dense mask costs
 
 
 class HistoryReuse:
@@ -63,17 +64,20 @@ class HistoryReuse:
         if not history or not self.dit.config.causal:
             return self.dit([clips], timestep, text)[0]
         memory = self.memories.setdefault((stage, step // self.period, len(noisy)), HistoryMemory(len(self.dit.blocks)))
-        settled = _settled_frames(history, stage, noisy)
-        remember = settled if self.period == 1 else sum(clip.shape[2] for clip in history)
+        lasting = min(_settled_frames(history, stage, noisy), self._affordable(clips, text, memory))
+        remember = max(memory.num_frames, lasting) if self.period == 1 else sum(clip.shape[2] for clip in history)
         (velocity,) = self.dit([clips], timestep, text, memory, remember)
         if (step + 1) % self.period == 0 or step + 1 == num_steps:
             self._measure(velocity, clips, timestep, text, step)
-            memory.cut(min(settled, memory.frames_within(self.max_bytes - self._num_bytes(memory))))
+            memory.cut(lasting)
         return velocity
 
-    def _num_bytes(self, but: HistoryMemory) -> int:
-        """What all memories but one hold."""
-        return sum(memory.num_bytes for memory in self.memories.values() if memory is not but)
+    def _affordable(self, clips: list[Tensor], text: TextFeatures, memory: HistoryMemory) -> int:
+        """First frames that one memory may hold, by what the others hold."""
+        others = sum(other.num_bytes for other in self.memories.values() if other is not memory)
+        a_token = 2 * self.dit.config.dim * len(self.dit.blocks) * len(clips[0]) * clips[0].element_size()
+        ends = frame_ends(tuple(size_of(clip) for clip in clips), max(text.lengths))
+        return sum(end * a_token <= self.max_bytes - others for end in ends)
 
     def _measure(self, velocity: Tensor, clips: list[Tensor], timestep: Tensor, text: TextFeatures, step: int) -> None:
         """Compare the last step of a stage's first period with the exact one, now and then."""

@@ -62,19 +62,18 @@ def sample_units(
         steps: Euler steps of each stage for later units.
         guidance: guidance_scale of each unit, the given ones included; 1 = off.
         given: normalised latents of the units that the clip starts with, such as an encoded image.
-        reuse: how history is remembered, made for this call; None is exact, within a few GiB.
+        reuse: how history is remembered, made for this call; None is exact, within 1 GiB.
 
     Raises:
         ValueError: the size or the number of steps or scales does not fit the pyramid.
     """
-    config, b = schedule.config, text.mask.shape[0]
+    config = schedule.config
     check_size(size, schedule)
     num_units = units_in(size[0], config.frames_per_unit)
     if len(guidance) != num_units:
         raise ValueError(f"{len(guidance)} guidance scales for {num_units} units: give one a unit")
-    dtype = text.embeds.dtype
-    starts = noise_pyramid(noise.normal(b, dit.config.latent_channels, *size).to(dtype), config.num_stages)[0]
-    clean, reuse = [unit.to(dtype) for unit in given], reuse or HistoryReuse(dit)
+    starts = _starts(dit, text, schedule, noise, size)
+    clean, reuse = [unit.to(starts.dtype) for unit in given], reuse or HistoryReuse(dit)
     for unit, scale in enumerate(guidance[len(clean) :], start=len(clean)):
         stop = 1 + unit * config.frames_per_unit
         start = starts[:, :, max(0, stop - config.frames_per_unit) if unit else 0 : stop]
@@ -82,6 +81,35 @@ def sample_units(
             sample_unit(reuse, text, negative, schedule, noise, start, clean, steps if unit else first_steps, scale)
         )
         yield clean[-1]
+
+
+@torch.no_grad()
+def sample_at_once(
+    dit: DiT,
+    text: TextFeatures,
+    negative: TextFeatures | None,
+    schedule: Schedule,
+    noise: Noise,
+    size: tuple[int, int, int],
+    steps: Sequence[int],
+    guidance_scale: float,
+) -> Tensor:
+    """Normalised latents (b c t h w) of whole clips, all frames together: for models trained without units.
+
+    Arguments as in `sample_units` and `sample_unit`.
+
+    Raises:
+        ValueError: the height, the width or the number of steps does not fit the pyramid.
+    """
+    check_size((1, *size[1:]), schedule)
+    starts = _starts(dit, text, schedule, noise, size)
+    return sample_unit(HistoryReuse(dit), text, negative, schedule, noise, starts, [], steps, guidance_scale)
+
+
+def _starts(dit: DiT, text: TextFeatures, schedule: Schedule, noise: Noise, size: tuple[int, int, int]) -> Tensor:
+    """Noise of all frames at stage 0, (b c t h w), in the dtype that the model works in."""
+    finest = noise.normal(text.mask.shape[0], dit.config.latent_channels, *size).to(text.embeds.dtype)
+    return noise_pyramid(finest, schedule.config.num_stages)[0]
 
 
 def sample_unit(

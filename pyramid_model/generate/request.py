@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pyramid_model.config import Config, PyramidConfig, VAEConfig
 
 Steps = int | tuple[int, ...]
+
+# Came after requests had entered ids. Written down only where they are used, so that the ids of before hold.
+ADDED = ("guidance_falloff", "min_guidance_scale", "negative_prompt", "prompt_suffix", "refresh_every")
 
 
 class GenerationRequest(Config):
@@ -22,6 +27,18 @@ class GenerationRequest(Config):
     video_num_inference_steps: Steps = Field(10, description="for every later unit")
     guidance_scale: float = Field(7.0, ge=0, description="for the first frame; 1 is off")
     video_guidance_scale: float = Field(5.0, ge=0, description="for every later unit; 1 is off")
+    guidance_falloff: float = Field(
+        0.0, ge=0, description="more than 0: guidance_scale falls by this each unit, and video_guidance_scale is unused"
+    )
+    min_guidance_scale: float = Field(2.0, ge=0, description="where a falling guidance stops")
+    negative_prompt: str | None = Field(None, description="what to steer away from; empty: what suits the weights")
+    prompt_suffix: str | None = Field(None, description="added to every prompt; empty: what suits the weights")
+    refresh_every: int = Field(
+        1,
+        ge=1,
+        description="steps after which history is computed anew; more than 1 is faster and not exact, by an error that "
+        "is measured and told",
+    )
     fps: int = Field(24, ge=1, description="of the file that is written")
     decode_window: int | None = Field(2, ge=1, description="latent frames decoded at a time; empty: all at once")
 
@@ -59,3 +76,8 @@ class GenerationRequest(Config):
     def num_frames(self, vae: VAEConfig) -> int:
         """Frames of the clip."""
         return 1 + vae.time_factor * (self.num_latent_frames - 1)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = {name for name in ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in unused}

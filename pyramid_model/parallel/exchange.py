@@ -31,17 +31,17 @@ def tokens_for_heads(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Te
     """From some tokens of all heads to all tokens of some heads.
 
     Args:
-        x: this rank's tokens, (b h n d); the ranks divide h.
+        x: this rank's tokens, (b n h d); the ranks divide h.
         sizes: tokens of each rank, one after the other.
         group: the ranks; all call this together.
 
     Returns:
-        (b h/ranks sum(sizes) d).
+        (b sum(sizes) h/ranks d).
     """
     ranks = len(sizes)
-    out = rearrange(x, "b (r h) n d -> (r n) b h d", r=ranks)
-    everybody = _AllToAll.apply(out, [x.shape[2]] * ranks, list(sizes), group)
-    return rearrange(everybody, "n b h d -> b h n d")
+    out = rearrange(x, "b n (r h) d -> (r n) b h d", r=ranks)
+    everybody = _AllToAll.apply(out, [x.shape[1]] * ranks, list(sizes), group)
+    return rearrange(everybody, "n b h d -> b n h d")
 
 
 def heads_for_tokens(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:

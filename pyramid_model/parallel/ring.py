@@ -56,7 +56,7 @@ class RingAttention:
         self.spans = [(known + start, known + stop) for start, stop in pairwise(bounds)]
         self.views = views(packing, self.spans[self.rank])
         self.remembered_ends = [end for end in packing.ends[0] if known < end <= packing.keep]
-        self.rotation = packing.rotation[:, bounds[self.rank] : bounds[self.rank + 1]]
+        self.rotation = packing.rotation[bounds[self.rank] : bounds[self.rank + 1]]
 
     def attend(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
         """As `Packing.attend`, of this rank's tokens; memory: a `RingMemory`.
@@ -86,11 +86,11 @@ class RingAttention:
             for work in works:
                 work.wait()
             held = arriving
-        return rearrange(found.value.to(q.dtype), "b h n d -> b n (h d)")
+        return found.value.to(q.dtype).flatten(2)
 
     def _pass_on(self, held: Tensor, num_arriving: int) -> tuple[Tensor, list[Work]]:
-        """Start sending keys and values (2 b h n d) to the next rank; what will arrive from the one before."""
-        arriving = held.new_empty(*held.shape[:3], num_arriving, held.shape[4])
+        """Start sending keys and values (2 b n h d) to the next rank; what will arrive from the one before."""
+        arriving = held.new_empty(*held.shape[:2], num_arriving, *held.shape[3:])
         after, before = (self.rank + 1) % self.num_ranks, (self.rank - 1) % self.num_ranks
         moves = [(dist.isend, held, after), (dist.irecv, arriving, before)]
         operations = [dist.P2POp(op, x, group=self.group, group_peer=peer) for op, x, peer in moves if x.numel()]
@@ -107,8 +107,8 @@ class RingAttention:
             if start < stop:
                 same = list(run)  # of one column, so they follow each other
                 queries = slice(same[0].queries.start, same[-1].queries.stop)
-                k_part, v_part = k[samples, :, start:stop], v[samples, :, start:stop]
-                found.add(samples, queries, *attention_with_lse(q[samples, :, queries], k_part, v_part))
+                k_part, v_part = k[samples, start:stop], v[samples, start:stop]
+                found.add(samples, queries, *attention_with_lse(q[samples, queries], k_part, v_part))
 
 
 def views(packing: Packing, own: Span) -> list[View]:
@@ -128,7 +128,7 @@ def views(packing: Packing, own: Span) -> list[View]:
 
 
 class Found:
-    """What queries (b h n d) have found so far, and the logarithm of the weight of it all; float32."""
+    """What queries (b n h d) have found so far, and the logarithm of the weight of it all; float32."""
 
     def __init__(self, q: Tensor):
         self.value = torch.zeros_like(q, dtype=torch.float32)
@@ -136,7 +136,7 @@ class Found:
 
     def add(self, samples: slice, queries: slice, value: Tensor, log_weight: Tensor) -> None:
         """What some of the queries found elsewhere, and its weight."""
-        at = samples, slice(None), queries
+        at = samples, queries
         total = torch.logaddexp(self.log_weight[at], log_weight)
         old, new = (torch.exp(weight - total)[..., None] for weight in (self.log_weight[at], log_weight))
         self.value[at] = old * self.value[at] + new * value
@@ -144,11 +144,12 @@ class Found:
 
 
 def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention (b h n d), and the logarithm of the sum of exponentials by which it was divided, (b h n) float32.
+    """Attention (b n h d), and the logarithm of the sum of exponentials by which it was divided, (b n h) float32.
 
     These are the kernels behind `F.scaled_dot_product_attention`, which keeps the second result to itself.
     """
     aten = torch.ops.aten
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.device.type == "cpu":
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     elif q.dtype in (torch.float16, torch.bfloat16):
@@ -156,7 +157,7 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
     else:  # flash attention on a GPU is for half precision alone
         out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
         lse = lse[:, :, : q.shape[2]]  # it comes in blocks of 32 queries
-    return out, lse.float()
+    return out.transpose(1, 2), lse.transpose(1, 2).float()
 
 
 class RingMemory(BlockMemory):
@@ -180,7 +181,7 @@ class RingMemory(BlockMemory):
         """What this rank remembers followed by what is new to it, and where what each rank then has lies.
 
         Args:
-            keys, values: of this rank's new tokens, (b h n d).
+            keys, values: of this rank's new tokens, (b n h d).
             new: where each rank's new tokens lie; together they follow what is remembered.
             ends: of the frames that are new and remembered from now on.
         """
@@ -189,24 +190,24 @@ class RingMemory(BlockMemory):
         if ends:
             dealt = self._deal(torch.stack([keys, values]), new, [new[0][0], *ends])
             old = [] if self.keys is None or self.values is None else [torch.stack([self.keys, self.values])]
-            self.keys, self.values = torch.cat([*old, dealt], dim=3)
-            b, h, _, d = keys.shape
+            self.keys, self.values = torch.cat([*old, dealt], dim=2)
+            b, _, h, d = keys.shape
             self.token_bytes = 2 * b * h * d * keys.element_size()
         return *extended, spans
 
     def _deal(self, held: Tensor, new: Sequence[Span], bounds: Sequence[int]) -> Tensor:
-        """Deal frames out, an equal part of each to each rank; what this rank gets of keys and values (2 b h n d)."""
+        """Deal frames out, an equal part of each to each rank; what this rank gets of keys and values (2 b n h d)."""
         shares = [(start, share_bounds(end - start, self.num_ranks)) for start, end in pairwise(bounds)]
         dealt = [[(at + cut[r], at + cut[r + 1]) for at, cut in shares] for r in range(self.num_ranks)]
         own = new[self.rank]
         send = [common(spans, own) for spans in dealt]
         receive = [count(common(dealt[self.rank], span)) for span in new]
-        pieces = [held[:, :, :, start - own[0] : stop - own[0]] for spans in send for start, stop in spans]
-        out = rearrange(torch.cat(pieces, dim=3), "kv b h n d -> n kv b h d")
+        pieces = [held[:, :, start - own[0] : stop - own[0]] for spans in send for start, stop in spans]
+        out = rearrange(torch.cat(pieces, dim=2), "kv b n h d -> n kv b h d")
         # from rank to rank, and in each from frame to frame, they come in the order of the sequence
         mine = all_to_all(out, [count(spans) for spans in send], receive, self.group)
         self.spans = [[*known, *more] for known, more in zip(self.spans, dealt, strict=True)]
-        return rearrange(mine, "n kv b h d -> kv b h n d")
+        return rearrange(mine, "n kv b h d -> kv b n h d")
 
     def cut(self, num_tokens: int) -> None:
         """See `BlockMemory.cut`."""

@@ -135,13 +135,13 @@ class Share:
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """As `Packing.join`."""
-        parts = zip(text.split(self.num_text, dim=-2), image.split(self.num_image, dim=-2), strict=True)
-        return torch.cat([part for pair in parts for part in pair], dim=-2)
+        parts = zip(text.split(self.num_text, dim=1), image.split(self.num_image, dim=1), strict=True)
+        return torch.cat([part for pair in parts for part in pair], dim=1)
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
         """As `Packing.split`."""
-        parts = joined.split(_alternating(self.num_text, self.num_image), dim=-2)
-        return torch.cat(parts[0::2], dim=-2), torch.cat(parts[1::2], dim=-2)
+        parts = joined.split(_alternating(self.num_text, self.num_image), dim=1)
+        return torch.cat(parts[0::2], dim=1), torch.cat(parts[1::2], dim=1)
 
 
 def overlaps(lengths: Sequence[int], start: int, stop: int) -> list[int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyramid_model.text import TextFeatures, stack_features
+from pyramid_model.vae.pixels import to_unit_range
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> Generator:
@@ -53,11 +54,6 @@ def batch_indices(
 @functools.lru_cache(maxsize=16)  # neighbouring steps share one or two for each size of clips
 def _shuffled(num_items: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_items, generator=step_generator(seed, epoch, -1))
-
-
-def to_unit_range(frames: np.ndarray) -> Tensor:
-    """uint8 frames (t h w 3) -> float (3 t h w) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
 def vae_batch(

@@ -10,9 +10,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.metrics.quality import psnr, ssim
-from pyramid_model.train.batches import to_unit_range
 from pyramid_model.train.config import VAELossConfig
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_uint8, to_unit_range
 
 
 def vae_loss(
@@ -60,12 +60,6 @@ def reconstruct(vae: CausalVideoVAE, clip: np.ndarray) -> np.ndarray:
     frames = to_unit_range(clip)[None].to(next(vae.parameters()).device)
     restored = vae.decode(vae.encode(frames).mode())
     return to_uint8(restored)[0]
-
-
-def to_uint8(frames: Tensor) -> np.ndarray:
-    """Frames (b 3 t h w), nominally in [-1, 1] -> uint8 (b t h w 3). Truncates as the published pipeline does."""
-    levels = (frames.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-    return levels.movedim(1, -1).cpu().numpy()
 
 
 def validate_vae(vae: CausalVideoVAE, clips: Sequence[np.ndarray]) -> dict[str, float]:

@@ -14,6 +14,8 @@ from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm, store_by
 from pyramid_model.vae.posterior import Posterior
 from pyramid_model.vae.tiling import Tile, code_tiled
 
+SMALL_PIECE = 2**24  # values
+
 
 class Encoder(nn.Module):
     """Frames to moments (mean and log variance)."""
@@ -52,10 +54,19 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, chunk: Chunk) -> Tensor:
         """(b latent_channels t h w) -> (b 3 t' h' w')."""
         x = self.conv_in(store_by_frame(z), chunk)
-        x = self.mid(x, chunk)
-        for block in self.blocks:
-            x = block(x, chunk)
-        return self.conv_out(F.silu(self.norm_out(x)), chunk)
+        # In a clip that is decoded in windows, each piece is finished before the next one is begun: no block then holds
+        # more frames than the window has latent frames, though the last one gives eight for each of them. Pieces that
+        # are small anyway are not cut: that would cost time and save little.
+        waiting, frames = [(self.mid(x, chunk), chunk, 0)], []
+        while waiting:
+            x, chunk, depth = waiting.pop()
+            if depth == len(self.blocks):
+                frames.append(self.conv_out(F.silu(self.norm_out(x)), chunk))
+            else:
+                x, at_once = self.blocks[depth](x, chunk), x.shape[2]
+                at_once = max(at_once, SMALL_PIECE // x[:, :, 0].numel())
+                waiting += [(*piece, depth + 1) for piece in reversed(chunk.pieces(x, at_once))]
+        return torch.cat(frames, dim=2)
 
 
 class CausalVideoVAE(nn.Module):
@@ -94,7 +105,7 @@ class CausalVideoVAE(nn.Module):
             raise ValueError(f"window {window}: must be a positive multiple of {time} frames")
 
         def code(x: Tensor) -> Tensor:
-            return torch.cat(list(self.encode_stream(_windows(x, window))), dim=2)
+            return _joined(self.encode_stream(_windows(x, window)), num_frames=1 + (t - 1) // time)
 
         if (sizes := self._tile(h, w, tile)) is None:
             return Posterior.from_moments(code(frames))
@@ -112,7 +123,7 @@ class CausalVideoVAE(nn.Module):
 
         Args:
             latents: (b c 1+k h w), not normalised.
-            window: latent frames decoded at a time after the first one; None decodes all at once.
+            window: latent frames decoded at a time; None decodes all at once.
             starts_clip: False treats the first latent frame as a later one, which gives 8 frames instead of 1.
             tile: larger frames are coded in tiles of this size, or of an even one with sides of at most so many px.
 
@@ -125,10 +136,12 @@ class CausalVideoVAE(nn.Module):
         if window is not None and window < 1:
             raise ValueError(f"window {window}: must be at least 1 latent frame")
 
-        def code(x: Tensor) -> Tensor:
-            return torch.cat(list(self.decode_stream(_windows(x, window), starts_clip)), dim=2)
+        space, time = self.config.space_factor, self.config.time_factor
+        num_frames = time * latents.shape[2] - (time - 1 if starts_clip else 0)
 
-        space = self.config.space_factor
+        def code(x: Tensor) -> Tensor:
+            return _joined(self.decode_stream(list(x.split(window or x.shape[2], dim=2)), starts_clip), num_frames)
+
         if (sizes := self._tile(latents.shape[3] * space, latents.shape[4] * space, tile)) is None:
             return code(latents)
         in_px, in_latents = sizes
@@ -149,7 +162,11 @@ class CausalVideoVAE(nn.Module):
             yield self.to_moments(self.encoder(x, chunk), chunk)
 
     def decode_stream(self, chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[Tensor]:
-        """Frames of each chunk of latents (b c t h w), as soon as it arrives."""
+        """Frames of each chunk of latents (b c t h w), as soon as it arrives; joined, they are what `decode` gives.
+
+        Work is done where the next frames are asked for: a thread of its own, with `torch.no_grad()` entered there and
+        on a GPU a stream of its own, decodes one unit while the next one is sampled.
+        """
         for z, chunk in _with_memory(chunks, starts_clip):
             yield self.decoder(self.from_latents(z, chunk), chunk)
 
@@ -160,6 +177,19 @@ def _windows(x: Tensor, window: int | None) -> list[Tensor]:
     if window is None or t <= window + 1:
         return [x]
     return [x[:, :, : window + 1], *x[:, :, window + 1 :].split(window, dim=2)]
+
+
+def _joined(parts: Iterator[Tensor], num_frames: int) -> Tensor:
+    """Consecutive parts (b c t h w) of num_frames in all as one tensor, of which no part is kept twice."""
+    part = next(parts)
+    if part.shape[2] == num_frames:
+        return part
+    whole, start = part.new_empty(*part.shape[:2], num_frames, *part.shape[3:]), 0
+    while part is not None:
+        whole[:, :, start : start + part.shape[2]] = part
+        start += part.shape[2]
+        part = next(parts, None)
+    return whole
 
 
 def _with_memory(chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[tuple[Tensor, Chunk]]:

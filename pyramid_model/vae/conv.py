@@ -20,6 +20,7 @@ class Chunk:
 
     starts_clip: the chunk's first frame is the clip's first one.
     remember: keep the last frames of each convolution's input for the next chunk.
+    past: those frames, by convolution.
     """
 
     starts_clip: bool = True
@@ -29,6 +30,23 @@ class Chunk:
     def next(self) -> Chunk:
         """The chunk that follows this one."""
         return Chunk(starts_clip=False, remember=self.remember, past=self.past)
+
+    def pieces(self, x: Tensor, length: int) -> list[tuple[Tensor, Chunk]]:
+        """This chunk's x (b c t h w) in pieces of at most `length` frames; in one, if nothing is remembered."""
+        if not self.remember:
+            return [(x, self)]
+        return [(piece, self.next() if i else self) for i, piece in enumerate(x.split(length, dim=2))]
+
+    def with_past(self, conv: nn.Module, x: Tensor, num_past: int) -> Tensor:
+        """A convolution's input (b c t h w) with up to num_past frames before it in front, none where the clip starts.
+
+        Everything that one part of a clip learns of another passes here.
+        """
+        if (past := self.past.get(conv)) is not None:
+            x = join_frames(past, x)
+        if self.remember:
+            self.past[conv] = x[:, :, -num_past:].clone()
+        return x
 
 
 def to_frames(x: Tensor) -> Tensor:
@@ -42,8 +60,23 @@ def from_frames(frames: Tensor, batch: int) -> Tensor:
 
 
 def store_by_frame(x: Tensor) -> Tensor:
-    """The same (b c t h w), stored as t b h w c: a run of frames is then one block of memory, channels innermost."""
-    return rearrange(rearrange(x, "b c t h w -> t b h w c").contiguous(), "t b h w c -> b c t h w")
+    """The same (b c t h w), stored with channels innermost as the convolutions of the device want it.
+
+    On a CPU t b h w c, so that a run of frames is one block of memory; elsewhere b t h w c, which is channels-last.
+    """
+    order = _storage_order(x)
+    return rearrange(rearrange(x, f"b c t h w -> {order}").contiguous(), f"{order} -> b c t h w")
+
+
+def join_frames(before: Tensor, after: Tensor) -> Tensor:
+    """Two runs of frames (b c t h w) as one, stored as `store_by_frame` does."""
+    order = _storage_order(after)
+    stored = torch.cat([rearrange(x, f"b c t h w -> {order}") for x in (before, after)], dim=order.split().index("t"))
+    return rearrange(stored, f"{order} -> b c t h w")
+
+
+def _storage_order(x: Tensor) -> str:
+    return "t b h w c" if x.device.type == "cpu" else "b t h w c"
 
 
 def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], num_zeros: int) -> Tensor:
@@ -57,12 +90,14 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ..
         num_zeros: at most kt - 1.
 
     Returns:
-        (b o t' h' w'); on a CPU stored by frame.
+        (b o t' h' w'), stored by frame.
     """
     if x.device.type == "cpu":
         return TapSum.apply(x, weight, bias, stride, num_zeros)
-    pad_h, pad_w = weight.shape[3] // 2, weight.shape[4] // 2
-    return F.conv3d(F.pad(x, (pad_w, pad_w, pad_h, pad_h, num_zeros, 0)), weight, bias, stride)
+    if num_zeros:
+        x = join_frames(x.new_zeros(*x.shape[:2], num_zeros, *x.shape[3:]), x)
+    # Input in channels-last order makes cuDNN choose its kernels for it; it pads h and w by itself, without a copy.
+    return F.conv3d(store_by_frame(x), weight, bias, stride, (0, weight.shape[3] // 2, weight.shape[4] // 2))
 
 
 class TapSum(torch.autograd.Function):
@@ -137,18 +172,11 @@ class CausalConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
         """x: (b c t h w) -> (b o t' h' w'); a stride-2 step in time takes 1 + 2m frames to 1 + m."""
-        reach = self.kernel_size[0] - 1
-        if reach == 0:
-            return causal_conv3d(x, self.weight, self.bias, self.stride, num_zeros=0)
-        num_past = reach
-        if (past := chunk.past.get(self)) is not None:
-            num_past = self.kernel_size[0] - self.stride[0]
-            past = past[:, :, -num_past:]
-            x = torch.cat([past, x], dim=2)
-            num_past -= past.shape[2]
-        if chunk.remember:
-            chunk.past[self] = x[:, :, -reach:].clone()
-        return causal_conv3d(x, self.weight, self.bias, self.stride, num_zeros=num_past)
+        num_past = self.kernel_size[0] - self.stride[0]
+        joined = chunk.with_past(self, x, num_past) if num_past else x
+        num_joined = joined.shape[2] - x.shape[2]
+        num_zeros = num_past - num_joined if num_joined else self.kernel_size[0] - 1
+        return causal_conv3d(joined, self.weight, self.bias, self.stride, num_zeros)
 
 
 class FrameGroupNorm(nn.GroupNorm):

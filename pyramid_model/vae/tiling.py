@@ -82,20 +82,27 @@ def code_tiled(x: Tensor, code: Callable[[Tensor], Tensor], tile: tuple[int, int
     steps = [side - int(side * OVERLAP) for side in tile]
     blends = [int(side * OVERLAP) for side in out_tile]
     keep_h, keep_w = (side - blend for side, blend in zip(out_tile, blends, strict=True))
-    above: list[Tensor] = []
-    rows: list[Tensor] = []
-    for top in range(0, x.shape[3], steps[0]):
-        row: list[Tensor] = []
-        for left in range(0, x.shape[4], steps[1]):
+    whole = None
+    above: list[Tensor] = []  # bottom edges of the row of tiles before
+    for i, top in enumerate(range(0, x.shape[3], steps[0])):
+        below: list[Tensor] = []
+        before = None  # right edge of the tile before
+        for j, left in enumerate(range(0, x.shape[4], steps[1])):
             result = code(x[:, :, :, top : top + tile[0], left : left + tile[1]])
-            if above:
-                result = blend(above[len(row)], result, blends[0], dim=3)
-            if row:
-                result = blend(row[-1], result, blends[1], dim=4)
-            row.append(result)
-        rows.append(torch.cat([result[:, :, :, :keep_h, :keep_w] for result in row], dim=4))
-        above = row
-    return torch.cat(rows, dim=3)
+            if i:
+                result = blend(above[j], result, blends[0], dim=3)
+            if before is not None:
+                result = blend(before, result, blends[1], dim=4)
+            below.append(result[:, :, :, -blends[0] :].clone())
+            before = result[:, :, :, :, -blends[1] :].clone()
+            if whole is None:
+                sides = (side * after // own for side, after, own in zip(x.shape[3:], out_tile, tile, strict=True))
+                whole = result.new_empty(*result.shape[:3], *sides)
+            kept = result[:, :, :, :keep_h, :keep_w]
+            whole[:, :, :, i * keep_h :, j * keep_w :][:, :, :, : kept.shape[3], : kept.shape[4]] = kept
+        above = below
+    assert whole is not None, "every picture has a tile"
+    return whole
 
 
 def blend(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 HEAVY = ("torch", "ray", "prefect", "mlflow", "transformers", "diffusers", "av", "deltalake", "numpy", "matplotlib")
 COMMANDS = (
     *("demo", "run", "curate", "recaption", "extract", "train-vae", "train-dit", "evaluate", "generate"),
-    "parity",
+    *("parity", "weights inspect"),
 )
 
 
@@ -22,7 +22,7 @@ def pyramid(*arguments: str, **options) -> subprocess.CompletedProcess:
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from typer.testing import CliRunner; from flows.cli.main import app\n"
-        f"for args in [['--help'], *([c, '--help'] for c in {COMMANDS!r})]:\n"
+        f"for args in [['--help'], *([*c.split(), '--help'] for c in {COMMANDS!r})]:\n"
         "    result = CliRunner().invoke(app, args); assert result.exit_code == 0, result.output\n"
         f"print(sorted(set(sys.modules) & set({HEAVY!r})))"
     )
@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_shows_an_example(command):
-    done = pyramid(command, "--help")
+    done = pyramid(*command.split(), "--help")
     assert f"Example: pyramid {command}" in done.stdout
 
 

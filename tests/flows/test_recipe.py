@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.cli.flow_commands import asked_prompts
+from flows.cli.generate import asked_prompts
 from flows.recipe import Recipe, RecipeError, dotted_names, load_recipe, parse_settings, recipe_names, with_outputs
 from tasks.step import StepResult
 

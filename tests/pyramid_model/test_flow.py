@@ -10,7 +10,7 @@ from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import block_noise, downsample, jump, upsample
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noise_pyramid, noisy_columns, stage_endpoints, units_to_train
-from pyramid_model.flow.sampler import check_size, falling_guidance, sample_units, sample_video
+from pyramid_model.flow.sampler import check_size, falling_guidance, sample_at_once, sample_units, sample_video
 from pyramid_model.flow.schedule import Schedule, Stage
 
 
@@ -168,6 +168,16 @@ def test_units_arrive_one_by_one(tiny_dit, text_rows):
         tiny_dit, text_rows(1), None, schedule, Noise([seeded()]), (5, 8, 8), (1, 1, 1), (1, 1, 1), [1.0, 1.0, 1.0]
     )
     assert [unit.shape[2] for unit in units] == [1, 2, 2]
+
+
+def test_frames_sampled_at_once_see_no_history_and_an_image_comes_out_the_same(dit, text_rows):
+    schedule, text, negative = Schedule(PyramidConfig()), text_rows(1), text_rows(1)
+    image, clip = (
+        sample_at_once(dit, text, negative, schedule, Noise([seeded()]), (t, 8, 8), (2, 1, 2), 3.0) for t in (1, 3)
+    )
+    assert clip.shape == (1, 4, 3, 8, 8)
+    arguments = (text, negative, schedule, Noise([seeded()]), (1, 8, 8), (2, 1, 2), (1, 1, 1), [3.0])
+    torch.testing.assert_close(image, sample_video(dit, *arguments))
 
 
 @pytest.mark.parametrize(("size", "message"), [((1, 12, 16), "multiples of 8 latents"), ((2, 8, 8), "frames_per_unit")])

@@ -6,7 +6,7 @@ import torch
 
 from pyramid_model.config import LatentNorm, PyramidConfig, VAEConfig
 from pyramid_model.generate.request import GenerationRequest
-from pyramid_model.generate.text_to_video import generate_videos
+from pyramid_model.generate.text_to_video import generate_videos, guidance
 from pyramid_model.text import TextFeatures
 
 PYRAMID = PyramidConfig(num_stages=2)
@@ -78,3 +78,18 @@ def test_defaults_are_those_of_the_released_384p_model():
     request = GenerationRequest()
     request.check(VAEConfig(), PyramidConfig())
     assert (request.height, request.width, request.num_frames(VAEConfig())) == (384, 640, 121)
+
+
+def test_fields_that_came_later_are_written_down_only_where_they_are_used():
+    assert set(GenerationRequest().model_dump(mode="json")) == {
+        *("height", "width", "num_latent_frames", "num_inference_steps", "video_num_inference_steps"),
+        *("guidance_scale", "video_guidance_scale", "fps", "decode_window"),
+    }
+    used = GenerationRequest(guidance_falloff=0.5, negative_prompt="")
+    assert used.model_dump()["negative_prompt"] == ""
+    assert GenerationRequest.model_validate(used.model_dump()) == used
+
+
+def test_guidance_may_differ_for_the_first_frame_or_fall_unit_by_unit():
+    assert guidance(GenerationRequest(guidance_scale=7, video_guidance_scale=5), 3) == [7, 5, 5]
+    assert guidance(GenerationRequest(guidance_scale=7, guidance_falloff=2.5), 4) == [7, 4.5, 2, 2]

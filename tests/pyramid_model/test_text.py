@@ -1,10 +1,11 @@
 """Text encoders: real T5 classes at a tiny size (about ten seconds, most of it transformers' import)."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from safetensors.torch import load_file, save_file
 
 from pyramid_model.text import build_tiny_text_encoder, load_text_encoder, stack_features, text_encoder_hash
 
@@ -65,40 +66,11 @@ def test_stacked_features_mask_the_padding(encoder):
     assert not text.embeds[~text.mask].any()
 
 
-def write_clip(folder, number: str, projection: int | None) -> None:
-    """`text_encoder<number>` and `tokenizer<number>` of a released directory, with a tiny random CLIP."""
-    letters = [*"abcdefghijklmnopqrstuvwxyz.", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz.")]
-    tokens = folder / f"tokenizer{number}"
-    tokens.mkdir(parents=True)
-    vocab = {token: i for i, token in enumerate([*letters, "an", "<|startoftext|>", "<|endoftext|>"])}
-    (tokens / "vocab.json").write_text(json.dumps(vocab))
-    (tokens / "merges.txt").write_text("#version: 0.2\na n\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
-    (tokens / "tokenizer_config.json").write_text(json.dumps(settings))
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": vocab["<|startoftext|>"], "eos_token_id": vocab["<|endoftext|>"]}
-    config = CLIPTextConfig(vocab_size=len(vocab), projection_dim=projection or 16, **sizes, **ends)
-    torch.manual_seed(len(number))
-    (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).save_pretrained(
-        folder / f"text_encoder{number}"
-    )
-
-
-def write_released(folder, variant: str) -> None:
-    """The text parts of a released directory: miniFLUX has CLIP and T5, the SD3 variant two projecting CLIPs and T5."""
-    clips = {"miniflux": {"": None}, "sd3": {"": 12, "_2": 20}}[variant]
-    for number, projection in clips.items():
-        write_clip(folder, number, projection)
-    number = f"_{len(clips) + 1}"
-    build_tiny_text_encoder(CAPTIONS, folder / f"text_encoder{number}", dim=32, num_layers=1, vocab_size=128)
-    (folder / f"tokenizer{number}").mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / f"text_encoder{number}" / name).rename(folder / f"tokenizer{number}" / name)
-
-
 @pytest.mark.parametrize(("variant", "pooled_dim"), [("miniflux", 16), ("sd3", 32)])
-def test_released_directories_give_t5_tokens_and_pooled_clip_as_the_padded_encoders_do(tmp_path, variant, pooled_dim):
-    write_released(tmp_path, variant)
+def test_released_directories_give_t5_tokens_and_pooled_clip_as_the_padded_encoders_do(
+    write_text_parts, tmp_path, variant, pooled_dim
+):
+    write_text_parts(tmp_path, variant)
     encoder = load_text_encoder(tmp_path)
     assert (encoder.dim, encoder.pooled_dim) == (32, pooled_dim)
     for text, (embeds, pooled) in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
@@ -112,8 +84,8 @@ def test_released_directories_give_t5_tokens_and_pooled_clip_as_the_padded_encod
         torch.testing.assert_close(pooled, torch.cat(wanted, dim=1)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_hash_of_a_released_directory_covers_its_text_parts_alone(tmp_path):
-    write_released(tmp_path, "miniflux")
+def test_the_hash_of_a_released_directory_covers_its_text_parts_alone(write_text_parts, tmp_path):
+    write_text_parts(tmp_path, "miniflux")
     before = text_encoder_hash(tmp_path)
     (tmp_path / "diffusion_transformer_384p").mkdir()
     (tmp_path / "diffusion_transformer_384p" / "config.json").write_text("{}")
@@ -122,11 +94,29 @@ def test_the_hash_of_a_released_directory_covers_its_text_parts_alone(tmp_path):
     assert text_encoder_hash(tmp_path) != before
 
 
-def test_a_released_directory_without_one_part_names_it(tmp_path):
-    write_released(tmp_path, "sd3")
+def test_a_released_directory_without_one_part_names_it(write_text_parts, tmp_path):
+    write_text_parts(tmp_path, "sd3")
     (tmp_path / "text_encoder_2" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="text_encoder_2 holds no CLIP text encoder"):
         load_text_encoder(tmp_path)
+
+
+def test_an_encoder_that_lacks_a_tensor_is_refused_not_made_up(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "encoder")
+    weights = tmp_path / "encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["encoder.final_layer_norm.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack 1 tensors, such as encoder\.final_layer_norm\.weight"):
+        load_text_encoder(tmp_path / "encoder")
+
+
+def test_an_encoder_that_was_cut_off_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "encoder")
+    with (tmp_path / "encoder" / "model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(ValueError, match="encoder holds no T5 text encoder"):
+        load_text_encoder(tmp_path / "encoder")
 
 
 def test_a_folder_without_an_encoder_is_named(tmp_path):

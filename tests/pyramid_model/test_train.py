@@ -18,8 +18,9 @@ from pyramid_model.train.dit_loss import DiTObjective, dit_loss, validate_dit
 from pyramid_model.train.ema import EMA
 from pyramid_model.train.loop import Batch, TrainingDiverged, TrainState, learning_rate, make_optimizer, train
 from pyramid_model.train.vae_init import initialise_vae
-from pyramid_model.train.vae_loss import VAEObjective, reconstruct, to_uint8, vae_loss, validate_vae
+from pyramid_model.train.vae_loss import VAEObjective, reconstruct, vae_loss, validate_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_uint8
 
 OPTIM = OptimConfig(num_steps=4, batch_size=3, lr=1e-2, warmup_steps=1, log_every=1, ema_decay=0.5)
 PYRAMID = PyramidConfig(num_stages=2)

@@ -1,13 +1,19 @@
 """Facts about the causal video VAE. Runs in about 5 s."""
 
+from queue import Queue
+from threading import Thread
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pyramid_model.config import LatentNorm, VAEConfig, VAEStackConfig
+from pyramid_model.generate.peak_memory import peak_bytes
+from pyramid_model.vae import autoencoder
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.conv import causal_conv3d
 from pyramid_model.vae.norm import measure_latent_norm
+from pyramid_model.vae.pixels import uint8_pixels
 from pyramid_model.vae.posterior import Posterior
 
 
@@ -58,7 +64,9 @@ def test_encoding_in_chunks_is_encoding_at_once(tiny_vae, clip, window):
 
 @torch.no_grad()
 @pytest.mark.parametrize("window", [1, 2])
-def test_decoding_in_chunks_is_decoding_at_once(tiny_vae, window):
+@pytest.mark.parametrize("small_piece", [0, autoencoder.SMALL_PIECE])
+def test_decoding_in_chunks_is_decoding_at_once(tiny_vae, window, small_piece, monkeypatch):
+    monkeypatch.setattr(autoencoder, "SMALL_PIECE", small_piece)
     latents = torch.randn(1, 4, 5, 2, 2)
     close(tiny_vae.decode(latents, window), tiny_vae.decode(latents))
 
@@ -70,6 +78,42 @@ def test_frames_come_out_as_latents_come_in(tiny_vae):
     first, second, third = stream
     assert [part.shape[2] for part in (first, second, third)] == [1, 8, 8]
     close(torch.cat([first, second, third], dim=2), tiny_vae.decode(latents))
+
+
+def test_units_are_decoded_in_a_thread_of_their_own_while_others_are_sampled(tiny_vae):
+    latents, units, parts = torch.randn(1, 4, 4, 2, 2), Queue(), []
+
+    @torch.no_grad()
+    def decode():
+        parts.extend(tiny_vae.decode_stream(iter(units.get, None)))
+
+    thread = Thread(target=decode)
+    thread.start()
+    for unit in (*latents.split(1, dim=2), None):
+        units.put(unit)
+    thread.join()
+    assert not any(part.requires_grad for part in parts)
+    close(torch.cat(parts, dim=2), tiny_vae.decode(latents).detach())
+
+
+@torch.no_grad()
+def test_memory_of_decoding_a_stream_does_not_grow_with_its_length(tiny_vae, monkeypatch):
+    monkeypatch.setattr(autoencoder, "SMALL_PIECE", 0)  # as for large frames
+
+    def peak(num_latents: int, window: int) -> int:
+        units = (torch.zeros(1, 4, window, 4, 4) for _ in range(num_latents // window))
+        return peak_bytes(lambda: [float(uint8_pixels(part).sum()) for part in tiny_vae.decode_stream(units)])
+
+    assert peak(4, 1) == peak(12, 1)
+    assert peak(12, 1) < 0.8 * peak(12, 2) < 0.4 * peak(12, 12)
+
+
+@torch.no_grad()
+def test_frames_decoded_in_windows_are_kept_once(tiny_vae):
+    latents = torch.zeros(1, 4, 33, 4, 4)
+    at_a_time = peak_bytes(lambda: [part.sum() for part in tiny_vae.decode_stream(latents.split(1, dim=2))])
+    frames = 257 * 3 * 32 * 32 * 4
+    assert peak_bytes(lambda: tiny_vae.decode(latents, window=1)) < at_a_time + 1.1 * frames
 
 
 @torch.no_grad()

@@ -3,11 +3,14 @@
 import os
 import sys
 
+import fsspec
 import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
 from pyramid_model import video
-from pyramid_model.video import VideoError, clip_length, read_clip, write_video
+from pyramid_model.video import VideoError, clip_length, open_video, read_clip, write_image, write_video
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -100,6 +103,51 @@ def test_nothing_is_left_when_a_video_cannot_be_written(tmp_path, frames, messag
     with pytest.raises(ValueError, match=message):
         write_video(str(tmp_path / "a.mp4"), frames, fps=24)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_video_written_in_parts_is_the_video_written_at_once(tmp_path, clip):
+    with open_video(str(tmp_path / "parts.mp4"), fps=30, crf=8) as video:
+        for part in (clip[1][:1], clip[1][1:9], clip[1][9:]):
+            video.write(part)
+            assert [name for name in os.listdir(tmp_path) if not name.startswith(".writing-")] == []
+    assert os.listdir(tmp_path) == ["parts.mp4"]
+    assert np.array_equal(*(read_clip(uri, height=96, width=160) for uri in (str(tmp_path / "parts.mp4"), clip[0])))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_nothing_is_left_of_a_video_that_fails_half_way(tmp_path, clip, remote):
+    def failing():
+        yield from clip[1][:9]
+        raise RuntimeError("sampling failed")
+
+    with pytest.raises(RuntimeError, match="sampling failed"):
+        write_video("memory://half/a.mp4" if remote else str(tmp_path / "a.mp4"), failing(), fps=30)
+    assert not fsspec.filesystem("memory").glob("half/*")
+    assert os.listdir(tmp_path) == []
+
+
+def test_frames_of_another_size_are_refused(tmp_path, clip):
+    with pytest.raises(ValueError, match="frame 9 has 48x160 px, those before have 96x160 px"):
+        write_video(str(tmp_path / "a.mp4"), [*clip[1][:9], clip[1][9, :48]], fps=30)
+    assert os.listdir(tmp_path) == []
+
+
+def test_memory_of_encoding_does_not_grow_with_the_length(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (8, 256, 256, 3), np.uint8)
+    process, held = psutil.Process(), []
+    with open_video(str(tmp_path / "a.mp4"), fps=24, crf=40) as video:
+        for _ in range(40):
+            video.write(frames)
+            held.append(process.memory_info().rss)
+    assert held[-1] - held[12] < 8 * frames.nbytes  # the 28 writes between brought 28 times their bytes
+
+
+def test_an_image_comes_back_as_it_was(tmp_path, clip):
+    for uri in (str(tmp_path / "a.png"), "memory://images/a.png"):
+        write_image(uri, clip[1][0])
+        with fsspec.open(uri, "rb") as file:
+            assert np.array_equal(np.asarray(Image.open(file)), clip[1][0])
+    assert os.listdir(tmp_path) == ["a.png"]
 
 
 def test_remote_clips_are_written_and_read_like_local_ones(clip):

@@ -6,8 +6,9 @@ import pytest
 
 from pyramid_model.train.config import VAEBatchConfig
 from tasks.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
+from tasks.clip_generator import file_name
 from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.generate import GenerateConfig, file_name, generate
+from tasks.generate import GenerateConfig, generate
 from tasks.latents import LatentsConfig, latents
 from tasks.model_files import writing_folder
 from tasks.pipeline import StepError
@@ -96,6 +97,13 @@ def test_generation_without_prompts_or_champion_says_what_to_do(squares):
         generate(squares, GenerateConfig())
     with pytest.raises(StepError, match="there is no champion"):
         generate(squares, GenerateConfig(prompts=("a clip",)))
+
+
+def test_weights_and_files_that_are_missing_are_named_before_anything_starts(squares):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        generate(squares, GenerateConfig(prompts=("a clip",), weights="/nowhere"))
+    with pytest.raises(ValueError, match="write it like 8GiB"):
+        GenerateConfig(max_memory="lots")
 
 
 def test_prompts_come_from_the_list_and_the_file_each_once(tmp_path):

@@ -132,7 +132,7 @@ def test_the_vae_keeps_shift_and_scale_that_normalise_its_training_latents(chain
 
 
 def test_latents_are_the_raw_posterior_means(chain):
-    from pyramid_model.train.batches import to_unit_range
+    from pyramid_model.vae.pixels import to_unit_range
     from pyramid_model.video import read_clip
 
     rows = rows_of(chain, "latents")

@@ -398,3 +398,16 @@ def test_a_histogram_pales_what_its_limits_drop_and_keeps_them_in_view():
     assert svg.count('class="bar dropped"') == 5
     assert svg.count('class="bar"') == 5
     assert [float(x) for x in re.findall(r'class="limit" d="M([\d.]+)', svg)][1] <= 300
+
+
+def test_a_generated_picture_is_shown_like_a_clip(tmp_path):
+    from pyramid_model.video import write_image
+    from tasks.previews import frames_of
+    from tasks.report_media import MediaBudget
+
+    uri = str(tmp_path / "dog.png")
+    write_image(uri, np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8))
+    assert [frame.shape for frame in frames_of(uri, 4)] == [(72, 128, 3)]
+    data = base64.b64decode(MediaBudget(10**7).video(uri).removeprefix("data:video/mp4;base64,"))
+    assert data[4:8] == b"ftyp"
+    assert frames_of(str(tmp_path / "gone.png"), 4) == []

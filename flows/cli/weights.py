@@ -1,0 +1,149 @@
+"""`pyramid weights`: look into model folders and released directories."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pyramid_model.config import LatentNorm
+    from pyramid_model.weights_report import Part, Report
+
+app = typer.Typer(no_args_is_help=True, help="Look into model folders and released directories.")
+
+MAX_PROBLEMS = 3  # of one sort in one part, before the rest is counted
+OF_TENSORS = ("missing", "unexpected", "shape")  # first words of problems that name a tensor, not a file
+
+
+@app.callback()
+def _keep_the_name() -> None:
+    """A lone command would otherwise take the place of its group."""
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="model folder, or a whole released directory")],
+    with_hash: Annotated[bool, typer.Option("--hash", help="hash VAE and DiTs too, which reads them whole")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the same as JSON")] = False,
+) -> None:
+    """Say what lies in DIR, and whether it is whole: kinds, sizes, settings, names and shapes of all tensors.
+
+    Only configs and file headers are read, so size does not matter. Exit code 1: something is wrong or missing.
+
+    Example: `pyramid weights inspect pyramid-flow-miniflux`
+    """
+    from flows.cli.launch import BAD_INPUT, FAILURE, complain
+
+    if not folder.is_dir():
+        complain(f"{folder} is not a folder: give one that holds config.json and weights, or a released directory")
+        raise typer.Exit(BAD_INPUT)
+    from pyramid_model.weights_report import inspect_weights
+
+    report = inspect_weights(folder, with_hash)
+    if as_json:
+        typer.echo(json.dumps(_as_json(report), indent=1))
+    else:
+        _print(report)
+    if not report.is_complete:
+        raise typer.Exit(FAILURE)
+
+
+def _as_json(report: "Report") -> dict:
+    from dataclasses import asdict
+
+    norm = report.latent_norm
+    complete = {"is_complete": report.is_complete}
+    return asdict(report) | {"latent_norm": norm.model_dump() if norm else None} | complete
+
+
+def _print(report: "Report") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from flows.cli.manifest_view import grid
+    from tasks.table_stats import file_size
+
+    console = Console(highlight=False)
+    if report.parts:
+        what = f"a released directory, {report.variant} variant" if report.variant else "one model"
+        console.print(f"[bold]{escape(Path(report.folder).resolve().name)}[/]: {what}", soft_wrap=True)
+        names = ["part", "kind", "params", "dtype", "size", "tensors"]
+        table = grid(names, [_row(part) for part in report.parts], right=("params", "size", "tensors"))
+        table.box, table.padding = None, (0, 2, 0, 0)  # the names of the folders then fit 80 characters
+        console.print("", table, "", _settings(report), "", sep="\n")
+    problems = [*report.problems, *(line for part in report.parts for line in _problems(part))]
+    for problem in problems:
+        console.print(f"[red]wrong:[/] {escape(problem)}", soft_wrap=True)
+    if report.is_complete:
+        size = file_size(sum(part.size_bytes for part in report.parts))
+        console.print(f"[green]complete[/], {size}: every tensor has the name and shape that its config asks for")
+
+
+def _row(part: "Part") -> list[str]:
+    from rich.markup import escape
+
+    from tasks.table_stats import file_size
+
+    is_all = part.num_tensors == part.num_expected
+    counts = f"{part.num_tensors or ''}" if is_all else f"{part.num_tensors} of {part.num_expected}"
+    wrong = counts if " of " in counts else f"{counts} wrong".strip()
+    return [
+        escape(part.name),
+        escape(part.kind),
+        _count(part.num_parameters) if part.num_parameters else "",
+        ", ".join(part.dtypes or ()),
+        file_size(part.size_bytes) if part.size_bytes else "",
+        f"[red]{wrong}[/]" if part.problems else f"[green]{counts or 'ok'}[/]",
+    ]
+
+
+def _settings(report: "Report") -> "Table":
+    """What the configs say, part by part, and the constants of the latents; equal settings are shown once."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    lines, shown = Table.grid(padding=(0, 2)), {}
+    for part in report.parts:
+        facts = "; ".join(f"{name} {_word(value)}" for name, value in part.facts.items())
+        if facts:
+            lines.add_row(escape(part.name), f"[dim]{escape(shown.get(facts, facts))}[/]")
+            shown.setdefault(facts, f"as {part.name}")
+        if part.weights_hash:
+            lines.add_row("", f"[dim]hash {part.weights_hash}[/]")
+    if norm := report.latent_norm:
+        first, rest = (f"shift {shift:g} scale 1/{1 / scale:.5g}" for shift, scale in _constants(norm))
+        lines.add_row("latent norm", f"[dim]first frame {first}; later frames {rest}; of the variant[/]")
+    return lines
+
+
+def _problems(part: "Part") -> list[str]:
+    """Lines for the problems of a part: the first few of each sort, and how many there are beside them."""
+    lines = []
+    for sort, group in groupby(part.problems, key=lambda problem: problem.split()[0].rstrip(":")):
+        problems = list(group)
+        lines += [f"{part.name}: {p}" if sort in OF_TENSORS else p for p in problems[:MAX_PROBLEMS]]
+        if len(problems) > MAX_PROBLEMS:
+            lines.append(f"{part.name}: {sort}: {len(problems) - MAX_PROBLEMS} more; --json names them")
+    return lines
+
+
+def _constants(norm: "LatentNorm") -> list[tuple[float, float]]:
+    return [(norm.first_shift, norm.first_scale), (norm.rest_shift, norm.rest_scale)]  # pyright: ignore
+
+
+def _word(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _count(number: int) -> str:
+    """A count for people: 812, 12.3 k, 335 M, 1.97 G."""
+    size, unit = float(number), ""
+    for unit in ("", " k", " M", " G"):
+        if size < 1000 or unit == " G":
+            break
+        size /= 1000
+    return f"{size:.3g}{unit}"

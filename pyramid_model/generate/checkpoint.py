@@ -1,0 +1,119 @@
+"""What a released directory, or one of our own in that layout, can generate: read from its small JSON files alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyramid_model.config import DiTConfig, LatentNorm, PyramidConfig, VAEConfig
+from pyramid_model.generate.prompt import RELEASED_STYLE, TRAINED_STYLE, PromptStyle
+from pyramid_model.generate.request import GenerationRequest
+from pyramid_model.released import ReleasedDirectory, find_released
+from pyramid_model.released_names import (
+    CONFIG_FILE,
+    MMDIT_CLASS,
+    clip_is_projected,
+    miniflux_config_from_released,
+    mmdit_config_from_released,
+    vae_config_from_released,
+)
+from pyramid_model.tensor_files import read_json
+from pyramid_model.weights import read_config
+
+TRAINING_FILE = "training.json"  # beside weights that were trained here
+# Latent frames that the released variants were trained for. Source: the published pipeline.
+MOST_LATENT_FRAMES = {"384p": 16, "768p": 31, "image": 1}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A DiT of a directory with the VAE and the text encoders that belong to it.
+
+    name: of the DiT, such as `768p`.
+    norm: of the VAE's latents, as the DiT knows them.
+    most_latent_frames: how long its clips can be; None where nothing says so.
+    autoregressive: whether the DiT was trained unit by unit.
+    """
+
+    parts: ReleasedDirectory
+    name: str
+    dit: DiTConfig
+    vae: VAEConfig
+    norm: LatentNorm
+    pyramid: PyramidConfig
+    style: PromptStyle
+    most_latent_frames: int | None
+    autoregressive: bool
+
+    @property
+    def dit_folder(self) -> Path:
+        """Folder of the DiT's weights."""
+        return self.parts.dit(self.name)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise ValueError, naming the setting, unless this model can make this clip."""
+        request.check(self.vae, self.pyramid)
+        most = self.most_latent_frames
+        if most and request.num_latent_frames > most:
+            frames = 1 + self.vae.time_factor * (most - 1)
+            raise ValueError(
+                f"num_latent_frames {request.num_latent_frames}: {self.name} makes at most {most} latent frames, "
+                f"which are {frames} frames. Set request.num_latent_frames, or take another variant."
+            )
+
+
+def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
+    """Describe one DiT of a directory, and all that it works with; no weights are read.
+
+    Args:
+        folder: holds `diffusion_transformer_…`, `causal_video_vae` and the text encoders.
+        variant: which DiT, e.g. `768p` or `diffusion_transformer_768p`; may be left out where there is only one.
+
+    Raises:
+        FileNotFoundError: parts are missing; each is named.
+        ValueError: it is another kind of folder, has no such variant, or its parts do not belong together.
+    """
+    parts = find_released(Path(folder).expanduser())
+    if not variant and len(parts.dits) > 1:
+        raise ValueError(f"{folder} has several DiTs: choose one of {', '.join(parts.dits)} (--variant)")
+    dit_folder = parts.dit(variant) if variant else next(iter(parts.dits.values()))
+    name = next(name for name, path in parts.dits.items() if path == dit_folder)
+    released = read_config(dit_folder)
+    is_sd3 = released.get("_class_name") == MMDIT_CLASS
+    dit = (mmdit_config_from_released if is_sd3 else miniflux_config_from_released)(released)
+    vae = vae_config_from_released(read_config(parts.vae))
+    training = dit_folder / TRAINING_FILE
+    trained = read_json(training) if training.exists() else None
+    settings = (trained or {}).get("config", {})
+    check_widths(dit, vae, *_text_widths(parts), str(folder))
+    return Checkpoint(
+        parts=parts,
+        name=name,
+        dit=dit,
+        vae=vae,
+        norm=vae.latent_norm or parts.latent_norm,
+        pyramid=PyramidConfig.model_validate(settings.get("pyramid", {})),
+        style=RELEASED_STYLE if trained is None else TRAINED_STYLE,
+        most_latent_frames=MOST_LATENT_FRAMES.get(name) if trained is None else None,
+        autoregressive=settings.get("loss", {}).get("autoregressive", True),
+    )
+
+
+def check_widths(dit: DiTConfig, vae: VAEConfig, text_dim: int, pooled_dim: int, where: str) -> None:
+    """Raise ValueError unless DiT, VAE and text encoders have matching widths."""
+    pairs = (
+        ("latent channels", dit.latent_channels, "VAE", vae.latent_channels),
+        ("text features", dit.text_dim, "T5 encoder", text_dim),
+        ("pooled text features", dit.pooled_dim, "text encoder", pooled_dim),
+    )
+    for what, expected, maker, made in pairs:
+        if expected != made:
+            raise ValueError(
+                f"{where}: the DiT expects {expected} {what}, the {maker} makes {made}: they are not of one model"
+            )
+
+
+def _text_widths(parts: ReleasedDirectory) -> tuple[int, int]:
+    """Widths of the token features and of the pooled vector."""
+    *clips, t5 = (read_json(encoder / CONFIG_FILE) for encoder, _ in parts.text)
+    return t5["d_model"], sum(clip["projection_dim" if clip_is_projected(clip) else "hidden_size"] for clip in clips)

@@ -1,0 +1,133 @@
+"""From units of latents to frames: afterwards, or unit by unit while later ones are still being sampled."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyramid_model.config import LatentNorm
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+
+Part = Any  # some frames of a clip, as the caller wants them
+Convert = Callable[[Tensor], Part]  # (3 t h w), nominally in [-1, 1], on the VAE's device -> Part
+Consume = Callable[[Iterator[Part]], Any]  # all parts of a clip, in order -> what the caller keeps of it
+
+
+def denormalise_unit(norm: LatentNorm, unit: Tensor, starts_clip: bool) -> Tensor:
+    """Latents of a unit as the VAE decodes them, (b c t h w)."""
+    if starts_clip:
+        return norm.denormalise(unit)
+    return norm.denormalise(torch.cat([unit[:, :, :1], unit], dim=2))[:, :, 1:]
+
+
+def in_windows(units: Iterable[Tensor], window: int) -> Iterator[Tensor]:
+    """Units of a clip regrouped as `CausalVideoVAE.decode` groups latent frames: `window` each, then what is left."""
+    held, count = [], 0
+    for unit in units:
+        held.append(unit)
+        count += unit.shape[2]
+        while count >= window:
+            joined = torch.cat(held, dim=2)
+            yield joined[:, :, :window]
+            held, count = [joined[:, :, window:]], count - window
+    if count:
+        yield torch.cat(held, dim=2)
+
+
+class Abandoned(Exception):
+    """Sampling failed, so the rest of a clip will not come."""
+
+
+class DecodingAlongside:
+    """Decodes the clips of a batch, each in a thread of its own, while their later units are being sampled.
+
+    A thread pulls frames through `consume`, so a video file grows as its frames appear and memory does not. Only one
+    clip is decoded at a time. On a GPU decoding has its own stream, beside the one that samples.
+
+    Leaving the block with an error abandons the clips; an error in a thread is raised by the next `put` or `results`.
+    """
+
+    def __init__(self, vae: CausalVideoVAE, window: int, convert: Convert, consumers: list[Consume]):
+        self.vae, self.window, self.convert = vae, window, convert
+        self.device = next(vae.parameters()).device
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.one_at_a_time = threading.Lock()
+        self.num_threads = torch.get_num_threads()
+        self.units: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in consumers]
+        self.kept: list[Any] = [None] * len(consumers)
+        self.error: BaseException | None = None
+        self.threads = [
+            threading.Thread(target=self._run, args=(clip, consume), daemon=True)
+            for clip, consume in enumerate(consumers)
+        ]
+
+    def __enter__(self) -> DecodingAlongside:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self._finish(Abandoned() if err else None)
+
+    def put(self, unit: Tensor) -> None:
+        """Hand over the next unit of every clip, (b c t h w), not normalised."""
+        if self.error:
+            raise self.error
+        ready = torch.cuda.current_stream(self.device).record_event() if self.stream else None
+        for waiting, clip in zip(self.units, unit.split(1), strict=True):
+            waiting.put((clip, ready))
+
+    def results(self) -> list[Any]:
+        """Wait for the last frames; what `consume` returned for each clip."""
+        self._finish(None)
+        if self.error:
+            raise self.error
+        return self.kept
+
+    def _finish(self, end: Abandoned | None) -> None:
+        for waiting in self.units:
+            waiting.put((end, None))
+        for thread in self.threads:
+            thread.join()
+
+    def _run(self, clip: int, consume: Consume) -> None:
+        try:
+            torch.set_num_threads(self.num_threads)  # a new thread would take all cores
+            with torch.no_grad(), torch.cuda.stream(self.stream):
+                self.kept[clip] = consume(self._parts(clip))
+        except Abandoned:
+            pass
+        except BaseException as err:
+            self.error = self.error or err
+
+    def _parts(self, clip: int) -> Iterator[Part]:
+        waiting: list[Tensor] = []
+
+        def fed() -> Iterator[Tensor]:
+            while True:
+                yield waiting.pop()
+
+        frames = self.vae.decode_stream(fed())
+        for latents in in_windows(self._arriving(clip), self.window):
+            waiting.append(latents)  # pulled by the next line, so that nobody waits for a unit while holding the lock
+            with self.one_at_a_time:
+                part = self.convert(next(frames)[0])
+            yield part
+
+    def _arriving(self, clip: int) -> Iterator[Tensor]:
+        while True:
+            unit, ready = self.units[clip].get()
+            if isinstance(unit, Abandoned):
+                raise unit
+            if unit is None:
+                return
+            if self.stream and ready:
+                self.stream.wait_event(ready)
+                unit.record_stream(self.stream)
+            yield unit

@@ -1,0 +1,133 @@
+"""What a clip starts with when an image or the end of a video is given."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Generator, Tensor
+
+from pyramid_model.config import LatentNorm, PyramidConfig, VAEConfig
+from pyramid_model.footage import Footage
+from pyramid_model.generate.request import GenerationRequest
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_unit_range
+from pyramid_model.vae.tiling import Tile
+from pyramid_model.video import VideoError
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file as it is shown: turned upright, RGB, transparent parts on black.
+
+    Raises:
+        ValueError: the file is missing or is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as err:
+        raise ValueError(f"there is no image {str(path)!r}: check the path") from err
+    except (UnidentifiedImageError, OSError) as err:
+        raise ValueError(f"{str(path)!r} cannot be read as an image: {err}; give a PNG, JPEG or WebP file") from err
+
+
+def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The image resized to cover height x width px, then cut to it around the centre; uint8 (h w 3)."""
+    return np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS))
+
+
+def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width: int) -> tuple[np.ndarray, int]:
+    """The last frames of a video, taken at `fps`, each fitted like an image; fewer if the video has fewer.
+
+    Returns:
+        uint8 (t h w 3), and how many frames the whole video has at that rate.
+
+    Raises:
+        ValueError: the file is missing, or no frame of it can be decoded.
+    """
+    kept: deque[np.ndarray] = deque(maxlen=num_frames)
+    taken, due = 0, Fraction(0)  # due: seconds after the first frame at which the next frame is taken
+    try:
+        with Footage(str(path)) as footage:
+            half_step = 1 / footage.probe.fps / 2 if footage.probe.fps else Fraction(0)
+            first = None
+            for frame in footage.frames():
+                first = frame.pts if first is None else first
+                shown_until = (frame.pts - first) * footage.probe.time_base + half_step
+                if due < shown_until:
+                    image = fit_image(Image.fromarray(frame.rgb()), height, width)
+                while due < shown_until:  # repeated where the video has fewer frames a second
+                    kept.append(image)
+                    taken, due = taken + 1, due + Fraction(1, fps)
+    except VideoError as err:
+        raise ValueError(f"video {str(path)!r} cannot be extended: {err}") from err
+    return np.stack(kept), taken
+
+
+def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfig) -> int:
+    """Frames of a given video that a clip can start with: whole units, and at most half of the clip.
+
+    Raises:
+        ValueError: the clip is too short to hold a given part and a new one.
+    """
+    units = (request.num_latent_frames - 1) // pyramid.frames_per_unit // 2
+    if request.num_latent_frames < 1 + pyramid.frames_per_unit:
+        raise ValueError(
+            f"num_latent_frames {request.num_latent_frames}: a clip that starts with given frames needs at least "
+            f"{1 + pyramid.frames_per_unit}. Set request.num_latent_frames."
+        )
+    return 1 + units * pyramid.frames_per_unit * vae.time_factor
+
+
+def whole_units(
+    frames: np.ndarray, total: int, most: int, vae: VAEConfig, pyramid: PyramidConfig
+) -> tuple[np.ndarray, str]:
+    """The last frames that make whole units, and a sentence on what was left out; empty if nothing was.
+
+    Args:
+        frames: (t h w 3), the last of those that were given.
+        total: how many were given.
+        most: as `most_given` says.
+    """
+    per_unit = pyramid.frames_per_unit * vae.time_factor
+    count = min(len(frames), most)
+    count -= (count - 1) % per_unit
+    unit = f"1 + a multiple of {per_unit}"
+    left_out = f"of {total} given frames the last {count} start the clip ({unit}, at most {most})"
+    return frames[-count:], left_out if count < total else ""
+
+
+@torch.no_grad()
+def encode_given(
+    vae: CausalVideoVAE,
+    norm: LatentNorm,
+    frames: np.ndarray,
+    generators: Sequence[Generator],
+    pyramid: PyramidConfig,
+    window: int | None = None,
+    tile: Tile | None = None,
+) -> list[Tensor]:
+    """Normalised latents of each unit of the given frames, drawn for every sample from its own generator.
+
+    Args:
+        vae: what encodes them.
+        norm: how latents become what the DiT sees; the first frame has its own shift and scale.
+        frames: uint8 (1+8k h w 3), whole units.
+        generators: one a sample.
+        pyramid: how many latent frames a unit has.
+        window, tile: as in `CausalVideoVAE.encode`.
+
+    Returns:
+        (b c t h w) a unit.
+    """
+    weight = next(vae.parameters())
+    pixels = to_unit_range(frames)[None].to(weight.device, weight.dtype)
+    posterior = vae.encode(pixels, window, tile)
+    latents = norm.normalise(torch.cat([posterior.sample(generator) for generator in generators]))
+    later = latents[:, :, 1:].split(pyramid.frames_per_unit, dim=2) if latents.shape[2] > 1 else ()
+    return [latents[:, :, :1], *later]

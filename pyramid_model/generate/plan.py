@@ -1,0 +1,313 @@
+"""How to generate within the memory there is: what waits elsewhere, how much is decoded at a time, in which tiles."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses import FakeTensorMode
+
+from pyramid_model.config import DiTConfig, PyramidConfig, VAEConfig
+from pyramid_model.dit.packing import PATCH
+from pyramid_model.flow.history import history_clips, latent_pyramid
+from pyramid_model.flow.path import units_in
+from pyramid_model.generate.offload import Offload
+from pyramid_model.generate.peak_memory import peak_bytes
+from pyramid_model.generate.request import GenerationRequest
+from pyramid_model.text import MAX_TOKENS
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.tiling import Tile
+
+GIB = 2**30
+SLACK = 1.1  # what kernels and the allocator take besides tensors
+DIT_WIDTHS = 15  # vectors of the DiT's width that are alive a token at the worst moment; measured, and tested
+TEXT_WIDTHS = 20  # the same of a text encoder
+LATENT_COPIES = 8  # start, result and history of every latent, at all stages
+TILE_SIDES = (1024, 768, 512, 384, 256, 192, 128)  # px; fewer tiles first
+TILED_COPIES = 2  # of the clip's pixels: rows of tiles, and the whole that they become
+
+
+# The text encoder works once, the DiT hundreds of times: its layers take turns only when they must.
+KINDS: tuple[tuple[Offload, tuple[str, ...]], ...] = (
+    ("none", ()),
+    ("model", ()),
+    ("sequential", ("text",)),
+    ("sequential", ("text", "dit")),
+)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What is known of a pipeline's models.
+
+    dit, vae: their configs. dtype: what they compute in. text_dim: width of the text encoder.
+    text_bytes, dit_bytes, vae_bytes: all weights. text_layer_bytes, dit_layer_bytes: the largest layer.
+    """
+
+    dit: DiTConfig
+    vae: VAEConfig
+    pyramid: PyramidConfig
+    dtype: torch.dtype
+    text_dim: int
+    text_bytes: int
+    dit_bytes: int
+    vae_bytes: int
+    text_layer_bytes: int
+    dit_layer_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one batch is generated.
+
+    offload: where models wait. in_turn: models whose very layers come one after the other.
+    alongside: units are decoded while later ones are sampled.
+    window: latent frames decoded at a time. tile: px; None where a picture is decoded whole.
+    peaks: bytes at the worst moment of each phase. limit: bytes they must stay under.
+    """
+
+    offload: Offload
+    in_turn: tuple[str, ...]
+    alongside: bool
+    window: int
+    tile: Tile | None
+    peaks: dict[str, int]
+    limit: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment of all."""
+        return max(self.peaks.values())
+
+    @property
+    def spare(self) -> int:
+        """Bytes in which sampling may keep what it knows of history: half of what it leaves."""
+        return max(0, self.limit - self.peaks["sample"]) // 2
+
+    @property
+    def summary(self) -> str:
+        """What is done to fit, in one line."""
+        tile = f"tiles of {self.tile.height}x{self.tile.width} px" if self.tile else "no tiles"
+        when = "while sampling" if self.alongside else "after sampling"
+        where = " ".join((self.offload, *self.in_turn))
+        return f"offload {where}; decode {self.window} latent frames at a time {when}, {tile}"
+
+    def __str__(self) -> str:
+        rows = [*self.peaks.items(), ("limit", self.limit)]
+        return "\n".join([self.summary, *(f"{name:<8}{size / GIB:8.2f} GiB" for name, size in rows)])
+
+
+def plan_memory(
+    sizes: ModelSizes,
+    request: GenerationRequest,
+    limit: int,
+    *,
+    batch: int = 1,
+    num_given: int = 0,
+    device: str = "cuda",
+    offload: Offload | None = None,
+) -> Plan:
+    """The fastest way that stays under the limit, with the fewest tiles, since tiles change the picture.
+
+    Args:
+        sizes: of the models.
+        request: what is generated.
+        limit: bytes of the device that may be used.
+        batch: clips generated together.
+        num_given: frames that are encoded to start the clip.
+        device: cuda, mps or cpu; models have nowhere to wait but on cuda.
+        offload: which kind, if that is not to be chosen.
+
+    Raises:
+        ValueError: nothing stays under the limit; says the least possible, and which phase needs it.
+    """
+    kinds = [kind for kind in KINDS if kind[0] == (offload or kind[0])] if device == "cuda" else [KINDS[0]]
+    least: Plan | None = None
+    for kind in kinds:
+        tiled = kind != KINDS[0] or len(kinds) == 1
+        for plan in _ways(sizes, request, limit, batch, num_given, device, kind, tiled):
+            if plan.peak <= limit:
+                return plan
+            least = min(least or plan, plan, key=lambda plan: plan.peak)
+            if kind != kinds[-1] and not plan.alongside and max(plan.peaks["text"], plan.peaks["sample"]) > limit:
+                break  # decoding less at a time does not help these
+    assert least is not None
+    phase = max(least.peaks, key=lambda name: least.peaks[name])
+    advice = "a smaller size, fewer latent frames or fewer clips at a time" if phase != "text" else "another dtype"
+    raise ValueError(
+        f"{request.num_latent_frames} latent frames at {request.height}x{request.width} px do not fit into "
+        f"{limit / GIB:.2f} GiB: the least possible is {least.peak / GIB:.2f} GiB, which the phase {phase!r} needs. "
+        f"Raise the limit, or ask for {advice}."
+    )
+
+
+def _ways(
+    sizes: ModelSizes,
+    request: GenerationRequest,
+    limit: int,
+    batch: int,
+    num_given: int,
+    device: str,
+    kind: tuple[Offload, tuple[str, ...]],
+    tiled: bool,
+) -> Iterator[Plan]:
+    """Plans of one of KINDS, the fastest first."""
+    widest = min(request.decode_window or request.num_latent_frames, request.num_latent_frames)
+    tiles: list[Tile | None] = [None, *(_tiles(request, sizes.vae) if tiled else ())]
+    for tile in tiles:
+        for window in (1,) if tile else dict.fromkeys((widest, min(widest, 2), 1)):
+            for alongside in (True, False) if tile is None and request.num_latent_frames > 1 else (False,):
+                peaks = phase_bytes(sizes, request, batch, num_given, device, kind, alongside, window, tile)
+                yield Plan(*kind, alongside, window, tile, peaks, limit)
+
+
+def _tiles(request: GenerationRequest, vae: VAEConfig) -> list[Tile]:
+    longest = max(request.height, request.width)
+    sides = [side for side in TILE_SIDES if side < longest]
+    return [Tile.fitting(request.height, request.width, side, vae.space_factor) for side in sides]
+
+
+def phase_bytes(
+    sizes: ModelSizes,
+    request: GenerationRequest,
+    batch: int,
+    num_given: int,
+    device: str,
+    kind: tuple[Offload, tuple[str, ...]],
+    alongside: bool,
+    window: int,
+    tile: Tile | None,
+) -> dict[str, int]:
+    """Bytes at the worst moment of each phase that there is: text, encode, sample, decode. kind: one of KINDS."""
+    offload, in_turn = kind
+    text, dit, vae = sizes.text_bytes, sizes.dit_bytes, sizes.vae_bytes
+    resident: dict[str, int]
+    if offload == "none":
+        resident = dict.fromkeys(("text", "encode", "sample", "decode"), text + dit + vae)
+    else:
+        resident = {"text": sizes.text_layer_bytes if "text" in in_turn else text, "encode": vae, "decode": vae}
+        resident["sample"] = sizes.dit_layer_bytes if "dit" in in_turn else dit
+    latents = LATENT_COPIES * _num_latents(sizes, request) * batch * 4
+    pixels = 3 * request.num_frames(sizes.vae) * request.height * request.width * sizes.dtype.itemsize
+    work = {
+        "text": text_bytes(sizes, batch),
+        "sample": latents + sample_bytes(sizes, request, batch),
+        "decode": latents + decode_bytes(sizes, request, device, window, tile),
+    }
+    if tile:
+        work["decode"] += TILED_COPIES * pixels
+    if num_given:
+        work["encode"] = encode_bytes(sizes, request, num_given, device, tile)
+    if alongside:
+        waiting = 0 if offload == "none" else vae
+        work["sample"] += waiting + work["decode"]
+    phases = (name for name in ("text", "encode", "sample", "decode") if name in work)
+    return {name: int(SLACK * (resident[name] + work[name])) for name in phases}
+
+
+def text_bytes(sizes: ModelSizes, batch: int) -> int:
+    """Activations of the text encoder: prompts and the negative prompt."""
+    return (batch + 1) * MAX_TOKENS * sizes.text_dim * TEXT_WIDTHS * sizes.dtype.itemsize
+
+
+def sample_bytes(sizes: ModelSizes, request: GenerationRequest, batch: int) -> int:
+    """Activations of the DiT at the last unit's finest stage, where the sequence is longest."""
+    scales = (request.guidance_scale, request.video_guidance_scale)
+    rows = batch * (2 if any(scale != 1 for scale in scales) else 1)
+    tokens = MAX_TOKENS + num_tokens(sizes, request)
+    return rows * DIT_WIDTHS * tokens * sizes.dit.dim * sizes.dtype.itemsize
+
+
+def num_tokens(sizes: ModelSizes, request: GenerationRequest) -> int:
+    """Image tokens of the last unit's finest stage, history included."""
+    pyramid, space = sizes.pyramid, sizes.vae.space_factor
+    h, w = request.height // space, request.width // space
+    units = units_in(request.num_latent_frames, pyramid.frames_per_unit)
+    noisy = 1 if units == 1 else pyramid.frames_per_unit
+    earlier = torch.empty(1, 1, request.num_latent_frames - noisy, h, w, device="meta")
+    clips = []
+    if units > 1:
+        past = latent_pyramid(earlier, pyramid.num_stages)
+        clips = history_clips(past, pyramid.num_stages - 1, units - 1, pyramid.frames_per_unit)
+    return (noisy * h * w + sum(clip.numel() for clip in clips)) // PATCH**2
+
+
+def decode_bytes(sizes: ModelSizes, request: GenerationRequest, device: str, window: int, tile: Tile | None) -> int:
+    """Activations of decoding a clip, or a tile of it, window after window."""
+    height, width = (tile.height, tile.width) if tile else (request.height, request.width)
+    space = sizes.vae.space_factor
+    shape = (min(height, request.height) // space, min(width, request.width) // space)
+    lengths = _lengths(request.num_latent_frames, window, window)
+    return _vae_bytes(sizes.vae.model_dump_json(), sizes.dtype, device != "cpu", False, lengths, *shape)
+
+
+def encode_bytes(sizes: ModelSizes, request: GenerationRequest, num_given: int, device: str, tile: Tile | None) -> int:
+    """Activations of encoding the given frames, and those frames themselves."""
+    height, width = (tile.height, tile.width) if tile else (request.height, request.width)
+    lengths = _lengths(num_given, 1 + sizes.vae.time_factor, sizes.vae.time_factor)
+    coded = _vae_bytes(sizes.vae.model_dump_json(), sizes.dtype, device != "cpu", True, lengths, height, width)
+    return coded + 3 * num_given * request.height * request.width * (4 + sizes.dtype.itemsize)
+
+
+def _lengths(total: int, first: int, window: int) -> tuple[int, ...]:
+    """Sizes of the first two windows; those that follow need no more."""
+    first = min(total, first)
+    return (first, min(window, total - first)) if total > first else (first,)
+
+
+@functools.lru_cache(maxsize=64)
+def _vae_bytes(
+    described: str,
+    dtype: torch.dtype,
+    on_gpu: bool,
+    encode: bool,
+    lengths: tuple[int, ...],
+    height: int,
+    width: int,
+) -> int:
+    """Peak of the real code, run on tensors that have a size but no content. described: the VAEConfig as JSON."""
+    config = VAEConfig.model_validate_json(described)
+    with torch.device("meta"):
+        vae = CausalVideoVAE(config)
+    shapes = {name: value.shape for name, value in vae.state_dict().items()}
+    with FakeTensorMode(), torch.device("cuda" if on_gpu else "cpu"), torch.no_grad():
+        vae.load_state_dict({name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}, assign=True)
+        channels = 3 if encode else config.latent_channels
+        chunks = [torch.empty(1, channels, length, height, width, dtype=dtype) for length in lengths]
+
+        def code() -> None:
+            for part in vae.encode_stream(iter(chunks)) if encode else vae.decode_stream(iter(chunks)):
+                if not encode:
+                    (part.float() * 127.5 + 127.5).clamp(0, 255)
+
+        return peak_bytes(code)
+
+
+def _num_latents(sizes: ModelSizes, request: GenerationRequest) -> int:
+    space = sizes.vae.space_factor
+    area = (request.height // space) * (request.width // space)
+    return sizes.vae.latent_channels * request.num_latent_frames * area
+
+
+def free_bytes(device: torch.device, already_there: int) -> int:
+    """Bytes that a device has for us, what our models hold of it included.
+
+    already_there: bytes of weights that are on it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return _free_ram() + already_there
+
+
+def _free_ram() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":") for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,156 @@
+"""The generating side of the generate step: one pipeline an actor, a block of prompts at a time."""
+
+import contextlib
+import json
+import re
+import resource
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pyramid_model.config import Config
+from tasks import storage
+from tasks.model_files import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
+from tasks.tables import bad_row, ok_row
+
+if TYPE_CHECKING:
+    from pyramid_model.generate.pipeline import Clips, VideoPipeline
+    from tasks.generate import GenerateConfig
+
+SLUG_LENGTH = 60
+
+
+class Models(Config):
+    """Which models generate: three folders, or one variant of a directory that holds them all."""
+
+    dit: str = Field(description="folder")
+    vae: str = Field(description="folder")
+    encoder: str = Field(description="folder")
+    weights_hash: str
+    vae_hash: str
+    encoder_hash: str
+    directory: str = Field("", description="the directory they are all in; empty: the champion")
+    variant: str = ""
+
+
+class ClipGenerator:
+    """Actor: loads the models once, then samples a block of prompts at a time."""
+
+    def __init__(self, models: Models, config: "GenerateConfig", folder: str, device: str, progress: str):
+        import torch
+
+        from pyramid_model.generate.pipeline import FLOAT16_WARNING
+
+        torch.set_num_threads(max(1, round(config.num_cpus)))
+        self.models, self.config, self.folder = models, config, folder
+        self.progress = f"{progress}-{uuid.uuid4().hex}"
+        self.num_units = 0
+        self.pipeline = load_pipeline(models, config.dtype, device)
+        self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """One row a clip. Those whose numbers are not finite get a row that says so; the others are made without."""
+        from pyramid_model.generate.pipeline import NotFiniteError
+
+        rows, left = [], list(items)
+        while left:
+            try:
+                made = self.generate(left)
+            except NotFiniteError as err:
+                bad = [left[sample] for sample in err.samples]
+                rows += [bad_row(item, ("not_finite", str(err)), **self.columns(item)) for item in bad]
+                left = [item for item in left if item not in bad]
+                continue
+            rows += [self.row(item, uri, made, len(left)) for item, uri in zip(left, made.videos, strict=True)]
+            break
+        return {"generations": rows}
+
+    def generate(self, items: Sequence[Mapping[str, Any]]) -> "Clips":
+        """The clips of these items, written to their files."""
+        from pyramid_model.generate.amount import parse_bytes
+
+        config = self.config
+        suffix = ".png" if config.request.num_latent_frames == 1 else ".mp4"
+        names = [file_name(item["prompt"], item["seed"], item["generation_id"], suffix) for item in items]
+        with contextlib.ExitStack() as inputs:
+            given: dict[str, Any] = {
+                kind: inputs.enter_context(storage.reading(uri))
+                for kind, uri in (("image", config.image), ("video", config.video))
+                if uri
+            }
+            return self.pipeline.generate(
+                [item["prompt"] for item in items],
+                config.request,
+                [item["seed"] for item in items],
+                paths=[f"{self.folder}/{name}" for name in names],
+                max_memory=parse_bytes(config.max_memory) if config.max_memory else None,
+                offload=None if config.offload == "auto" else config.offload,
+                on_unit=self.tell,
+                **given,
+            )
+
+    def tell(self, done: int, total: int) -> None:
+        """Leave word of how many units this actor has finished, for the driver to find."""
+        self.num_units += 1
+        storage.write_bytes(self.progress, json.dumps(self.num_units).encode())
+
+    def columns(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """What the row of a clip says whether or not it came about."""
+        names = ("generation_id", "prompt", "seed", "settings")
+        return {name: item[name] for name in names} | {"weights_hash": self.models.weights_hash}
+
+    def row(self, item: Mapping[str, Any], uri: str, made: "Clips", batch: int) -> dict[str, Any]:
+        """Row of a clip that was written."""
+        plan = made.plan
+        told = made.timings | {"clips_in_batch": batch, "device": self.pipeline.device.type, "offload": plan.offload}
+        if plan.tile:
+            told["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
+        told["planned_bytes"] = plan.peaks
+        kept_to = [f"within {self.config.max_memory}: {plan.summary}"] if self.config.max_memory else []
+        if notes := [*self.notes, *made.notes, *kept_to]:
+            told["notes"] = notes
+        return ok_row(
+            item,
+            **self.columns(item),
+            prompt_rewritten="",
+            uri=uri,
+            timings=json.dumps(told),
+            peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),
+        )
+
+
+def load_pipeline(models: Models, dtype: str, device: str) -> "VideoPipeline":
+    """The models as one object. dtype: empty: bfloat16 for a directory, float32 for the champion."""
+    from pyramid_model.generate.pipeline import VideoPipeline, torch_dtype
+
+    if models.directory:
+        return VideoPipeline.from_pretrained(models.directory, models.variant, dtype=dtype or "bfloat16", device=device)
+    precision = torch_dtype(dtype or "float32")
+    encoder_dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+    return VideoPipeline(
+        load_dit(models.dit).to(precision),
+        load_vae(models.vae).to(precision),
+        load_encoder(models.encoder, "cpu", encoder_dtype),
+        training_pyramid(models.dit),
+        device=device,
+        autoregressive=trained_in_units(models.dit),
+    )
+
+
+def file_name(prompt: str, seed: int, generation_id: str, suffix: str = ".mp4") -> str:
+    """A name that people recognise and that no two clips share."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:SLUG_LENGTH].strip("-") or "clip"
+    return f"{slug}-{seed}-{generation_id[:8]}{suffix}"
+
+
+def _peak_memory_bytes(device: str) -> int:
+    """Most memory this process held: on the GPU if it works there, else in RAM."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

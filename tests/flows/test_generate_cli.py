@@ -1,0 +1,130 @@
+"""`pyramid generate` with a tiny directory of released layout, through the real flow. Runs in about a minute."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.cli.generate import as_settings, asked_guidance, asked_latent_frames, suiting_look, suiting_recipe
+from flows.recipe import load_recipe, parse_settings
+
+SIZE = ("--height", "64", "--width", "128", "--steps", "1", "--device", "cpu", "--set", "generate.dtype=float32")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, write_model_directory) -> Path:
+    return write_model_directory(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture
+def generate(prefect_server, weights, root):
+    """Runs the command; its printed lines and what it said on standard error."""
+
+    def run(*arguments: str, code: int = 0) -> tuple[list[str], str]:
+        command = "import sys; from flows.cli.main import app; sys.argv[0] = 'pyramid'; app()"
+        asked = ["generate", *arguments, "--weights", str(weights), "--root", str(root), *SIZE]
+        done = subprocess.run(
+            [sys.executable, "-c", command, *asked],
+            capture_output=True,
+            text=True,
+            env=prefect_server.environment | {"COLUMNS": "300"},
+            timeout=300,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout.splitlines(), done.stderr
+
+    return run
+
+
+@pytest.mark.server
+@pytest.mark.ray
+@pytest.mark.slow
+def test_words_become_a_picture_a_clip_and_a_clip_from_a_picture_each_once(generate, root, tmp_path):
+    from pyramid_model.video import read_clip
+    from tasks.tables import read_table
+
+    lines, _ = generate("a dog", "--variant", "image")
+    picture = Path(lines[-1])
+    assert (picture.suffix, Image.open(picture).size) == (".png", (128, 64))
+    Image.fromarray(np.full((90, 90, 3), 200, np.uint8)).save(tmp_path / "start.png")
+    started, _ = generate("a dog", "--variant", "384p", "--frames", "17", "--image", str(tmp_path / "start.png"))
+    clip, _ = generate("a dog " * 100, "--variant", "384p", "--seconds", "0.7", "--max-memory", "2GiB")
+    assert "it did not see" in "".join(clip)
+    assert "within 2GiB: offload none" in "".join(clip)
+    for line in (started[-1], clip[-1]):
+        assert read_clip(line, height=64, width=128).shape == (17, 64, 128, 3)
+    again, _ = generate("a dog", "--variant", "384p", "--frames", "17", "--image", str(tmp_path / "start.png"))
+    assert again[-1] == started[-1]
+    rows = {row["uri"]: row for row in read_table(str(root), "generations").to_pylist()}
+    assert len(rows) == 3
+    settings = json.loads(rows[started[-1]]["settings"])
+    assert {"image_hash", "variant", "dtype", "vae_hash", "encoder_hash"} <= set(settings)
+    assert not {"device", "max_memory", "offload"} & set(settings)
+    assert not any("units" in path.name for path in root.glob("runs/*/*"))
+
+
+@pytest.mark.server
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a dog", "--variant", "768p"], ["no DiT '768p'", "384p, image"]),
+        (["a dog", "--variant", "384p", "--frames", "137"], ["18", "at most 16", "121 frames"]),
+        (["a dog", "--variant", "384p", "--image", "nowhere.png"], ["nowhere.png"]),
+        (["a dog", "--variant", "384p", "--frames", "17", "--max-memory", "1MiB"], ["least possible", "GiB"]),
+    ],
+)
+def test_what_cannot_be_made_is_one_message(generate, arguments, words):
+    _, said = generate(*arguments, code=1 if "1MiB" in arguments else 2)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames", "expected"), [(None, None, None), (5, None, 16), (10, None, 31), (None, 1, 1), (None, 17, 3)]
+)
+def test_lengths_become_latent_frames(seconds, frames, expected):
+    assert asked_latent_frames(seconds, frames, "768p", []) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames", "message"),
+    [(5, 121, "both"), (-1, None, "from 0 to"), (None, 20, "nearest: 17 or 25"), (None, 0, "nearest: 1 or 9")],
+)
+def test_lengths_that_no_clip_has_are_refused(seconds, frames, message):
+    with pytest.raises(ValueError, match=message):
+        asked_latent_frames(seconds, frames, "768p", [])
+
+
+def test_guidance_is_one_number_or_two():
+    assert asked_guidance("7") == {"guidance_scale": 7, "video_guidance_scale": 7}
+    assert asked_guidance("7,5") == {"guidance_scale": 7, "video_guidance_scale": 5}
+    with pytest.raises(ValueError, match=r"--guidance 'much': give a number, or two such as 7,5"):
+        asked_guidance("much")
+
+
+def test_released_weights_get_the_recommended_settings_unless_others_are_asked_for():
+    asked = {"num_latent_frames": None}
+    assert suiting_look(asked, released=True, from_image=True)["video_guidance_scale"] == 4
+    assert suiting_look({"num_latent_frames": 1}, released=True, from_image=False)["guidance_scale"] == 9
+    assert suiting_look(asked, released=False, from_image=True) == asked
+    assert [suiting_recipe(name) for name in ("384p", "diffusion_transformer_384p", "768p", "")] == [
+        *("384p", "384p", "768p", "768p")
+    ]
+
+
+def test_only_what_was_given_becomes_a_setting_and_an_empty_negative_prompt_counts():
+    values = {"height": None, "negative_prompt": "", "fps": 12}
+    settings = as_settings("generate.request", values)
+    assert settings == ['generate.request.negative_prompt=""', "generate.request.fps=12"]
+    assert load_recipe("demo", parse_settings(settings)).generate.request.negative_prompt == ""

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.generate.request import GenerationRequest
-from tasks.model_files import load_dit, load_encoder, load_vae, training_pyramid
+from tasks.model_files import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
 from tasks.pipeline import StepError, connect
 from tasks.step import RayConfig
 
@@ -54,6 +54,7 @@ class Rank:
         from pyramid_model.parallel.layout import best_layout, share_sampling
 
         self.device, self.pyramid = device, training_pyramid(models.dit)
+        self.autoregressive = trained_in_units(models.dit)
         self.dit, self.vae = load_dit(models.dit, device), load_vae(models.vae, device)
         self.encoder = load_encoder(models.text_encoder, device, "float32" if device == "cpu" else "bfloat16")
         share_sampling(self.dit, best_layout(num_ranks, self.dit.config.num_heads, guided))
@@ -66,7 +67,10 @@ class Rank:
         cond, uncond = (
             stack_features(self.encoder.encode([text])).to(self.device) for text in (clip.prompt, clip.negative_prompt)
         )
-        return generate_videos(self.dit, self.vae, cond, uncond, clip.request, [clip.seed], self.pyramid)
+        return generate_videos(
+            *(self.dit, self.vae, cond, uncond, clip.request, [clip.seed], self.pyramid),
+            autoregressive=self.autoregressive,
+        )
 
 
 def run_rank(

@@ -41,6 +41,7 @@ class SharedClip(Config):
     seed: int = Field(0, ge=0)
     uri: str = Field(description="of the clip, ending in .mp4")
     request: GenerationRequest = GenerationRequest()
+    dtype: str = Field("", description="of all weights; empty: bfloat16 on GPUs, float32 on CPUs")
     num_ranks: int = Field(1, ge=1, description="Ray actors; torchrun has a number of its own")
     num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of a Ray actor")
     num_gpus: float = Field(0, ge=0, le=1, description="GPUs of a Ray actor: 1, or 0 for none")
@@ -50,13 +51,17 @@ class SharedClip(Config):
 class Rank:
     """What every rank holds: the models, of which the transformer shares its work with the other ranks."""
 
-    def __init__(self, models: ModelUris, device: str, num_ranks: int = 1, guided: bool = True):
+    def __init__(self, models: ModelUris, device: str, dtype: str = "", num_ranks: int = 1, guided: bool = True):
+        from pyramid_model.generate.pipeline import torch_dtype
         from pyramid_model.parallel.layout import best_layout, share_sampling
 
         self.device, self.pyramid = device, training_pyramid(models.dit)
         self.autoregressive = trained_in_units(models.dit)
-        self.dit, self.vae = load_dit(models.dit, device), load_vae(models.vae, device)
-        self.encoder = load_encoder(models.text_encoder, device, "float32" if device == "cpu" else "bfloat16")
+        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        precision = torch_dtype(dtype)
+        self.dit = load_dit(models.dit, device).to(precision)
+        self.vae = load_vae(models.vae, device).to(precision)
+        self.encoder = load_encoder(models.text_encoder, device, dtype)
         share_sampling(self.dit, best_layout(num_ranks, self.dit.config.num_heads, guided))
 
     def generate(self, clip: SharedClip) -> Any:
@@ -96,7 +101,7 @@ def run_rank(
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method, rank=rank, world_size=num_ranks)
     try:
         guided = any(is_guided(clip.request) for clip in clips)
-        own, timings = Rank(clips[0].models, device, num_ranks, guided), []
+        own, timings = Rank(clips[0].models, device, clips[0].dtype, num_ranks, guided), []
         for clip in clips:
             made = own.generate(clip)
             timings.append(made.timings)

@@ -6,6 +6,7 @@ import torch
 
 from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.transformer import DiT
+from pyramid_model.parallel.sequence import Share
 
 
 def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
@@ -20,5 +21,6 @@ def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
     """
     # not a decorator there: it would load the compiler, which takes seconds, wherever the model is imported
     Packing.attend = torch.compiler.disable(Packing.attend)  # pyright: ignore[reportAttributeAccessIssue]
+    Share.attend = torch.compiler.disable(Share.attend)  # pyright: ignore[reportAttributeAccessIssue]
     for block in dit.blocks:
         block.compile(backend=backend, dynamic=True)

@@ -1,0 +1,210 @@
+"""Clips that several ranks make together: each holds the models, and they share the sampling. For torchrun and Ray.
+
+    torchrun --nproc-per-node 4 -m tasks.parallel_generate '{"models": {"dit": …, "vae": …, "text_encoder": …},
+                                                             "prompt": "a lake at dawn", "uri": "lake.mp4"}'
+    python -m tasks.parallel_generate '{… the same …, "num_ranks": 4, "num_gpus": 1}'
+
+The JSON may also be `@file`. Under torchrun the ranks are its processes, else Ray actors. Rank 0 writes the clip.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pyramid_model.config import Config
+from pyramid_model.generate.request import GenerationRequest
+from tasks.model_files import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
+from tasks.pipeline import StepError, connect
+from tasks.step import RayConfig
+
+
+class ModelUris(Config):
+    """Model folders that belong together, released or saved by us; every rank must be able to read them."""
+
+    dit: str
+    vae: str
+    text_encoder: str
+
+
+class SharedClip(Config):
+    """One clip, and who makes it."""
+
+    models: ModelUris
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = Field(0, ge=0)
+    uri: str = Field(description="of the clip, ending in .mp4")
+    request: GenerationRequest = GenerationRequest()
+    dtype: str = Field("", description="of all weights; empty: bfloat16 on GPUs, float32 on CPUs")
+    num_ranks: int = Field(1, ge=1, description="Ray actors; torchrun has a number of its own")
+    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of a Ray actor")
+    num_gpus: float = Field(0, ge=0, le=1, description="GPUs of a Ray actor: 1, or 0 for none")
+    ray: RayConfig = RayConfig()
+
+
+class Rank:
+    """What every rank holds: the models, of which the transformer shares its work with the other ranks."""
+
+    def __init__(self, models: ModelUris, device: str, dtype: str = "", num_ranks: int = 1, guided: bool = True):
+        from pyramid_model.generate.pipeline import torch_dtype
+        from pyramid_model.parallel.layout import best_layout, share_sampling
+
+        self.device, self.pyramid = device, training_pyramid(models.dit)
+        self.autoregressive = trained_in_units(models.dit)
+        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        precision = torch_dtype(dtype)
+        self.dit = load_dit(models.dit, device).to(precision)
+        self.vae = load_vae(models.vae, device).to(precision)
+        self.encoder = load_encoder(models.text_encoder, device, dtype)
+        share_sampling(self.dit, best_layout(num_ranks, self.dit.config.num_heads, guided))
+
+    def generate(self, clip: SharedClip) -> Any:
+        """The clip, whole on every rank, as `generate_videos` gives it; all ranks call this together."""
+        from pyramid_model.generate.text_to_video import generate_videos
+        from pyramid_model.text import stack_features
+
+        cond, uncond = (
+            stack_features(self.encoder.encode([text])).to(self.device) for text in (clip.prompt, clip.negative_prompt)
+        )
+        return generate_videos(
+            *(self.dit, self.vae, cond, uncond, clip.request, [clip.seed], self.pyramid),
+            autoregressive=self.autoregressive,
+        )
+
+
+def run_rank(
+    clips: Sequence[SharedClip], rank: int, num_ranks: int, device: str, init_method: str
+) -> list[dict[str, float]]:
+    """What each process does from its start to its end; returns seconds by name, of each clip.
+
+    Args:
+        clips: the same on every rank, and all by the same models.
+        rank: of this process; 0 writes the clips.
+        num_ranks: of all processes.
+        device: this rank's own.
+        init_method: where the ranks meet: tcp://host:port, or env://.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from pyramid_model.video import write_video
+
+    on_gpu = device != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo", init_method, rank=rank, world_size=num_ranks)
+    try:
+        guided = any(is_guided(clip.request) for clip in clips)
+        own, timings = Rank(clips[0].models, device, clips[0].dtype, num_ranks, guided), []
+        for clip in clips:
+            made = own.generate(clip)
+            timings.append(made.timings)
+            if rank == 0:
+                write_video(clip.uri, made.videos[0], fps=clip.request.fps)
+        dist.barrier()  # nobody leaves before the clips are there
+    finally:
+        dist.destroy_process_group()
+    return timings
+
+
+def is_guided(request: GenerationRequest) -> bool:
+    """Whether any frame after the first, where the time goes, is sampled with guidance; of an image, that frame."""
+    return (request.guidance_scale if request.num_latent_frames == 1 else request.video_guidance_scale) != 1
+
+
+def generate_with_ray(clips: Sequence[SharedClip]) -> list[dict[str, float]]:
+    """Run the ranks as Ray actors, as near to each other as the cluster allows; returns seconds by name, of each clip.
+
+    Args:
+        clips: made one after the other, by ranks that start and load models once: those that the first clip asks for.
+
+    Raises:
+        StepError: the cluster is too small.
+    """
+    clip = clips[0]
+    connect(clip.ray)
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    bundle = {"CPU": clip.num_cpus} | ({"GPU": clip.num_gpus} if clip.num_gpus else {})
+    cluster = ray.cluster_resources()
+    for kind, each in bundle.items():
+        if cluster.get(kind, 0) < each * clip.num_ranks:
+            raise StepError(
+                f"{clip.num_ranks} ranks of {each:g} {kind}s need {each * clip.num_ranks:g} and the cluster has "
+                f"{cluster.get(kind, 0):g}: lower num_ranks, or add nodes"
+            )
+    # PACK: ranks trade tokens in every block, which is fast inside a machine
+    group = placement_group([bundle] * clip.num_ranks, strategy="PACK")
+    actors = [
+        ray.remote(RankActor)
+        .options(
+            num_cpus=clip.num_cpus,
+            num_gpus=clip.num_gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+        )
+        .remote(clips, rank)
+        for rank in range(clip.num_ranks)
+    ]
+    try:
+        meeting = ray.get(actors[0].meeting_point.remote())
+        return ray.get([actor.run.remote(meeting) for actor in actors])[0]
+    finally:
+        for actor in actors:
+            ray.kill(actor)  # pyright: ignore[reportArgumentType]
+        remove_placement_group(group)
+
+
+class RankActor:
+    """Ray actor: one rank."""
+
+    def __init__(self, clips: Sequence[SharedClip], rank: int):
+        self.clips, self.rank = clips, rank
+
+    def meeting_point(self) -> str:
+        """Where the ranks can meet: this machine, and a port that is free."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def run(self, meeting: str) -> list[dict[str, float]]:
+        """See `run_rank`."""
+        import torch
+
+        first = self.clips[0]
+        torch.set_num_threads(max(1, round(first.num_cpus)))
+        device = "cuda:0" if first.num_gpus else "cpu"  # of those that Ray shows to this actor
+        return run_rank(self.clips, self.rank, first.num_ranks, device, meeting)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the clip that the command line describes; returns the exit code."""
+    if len(argv) != 1:
+        print(__doc__, file=sys.stderr)
+        return 2
+    given = Path(argv[0][1:]).read_text() if argv[0].startswith("@") else argv[0]
+    clip = SharedClip.model_validate_json(given)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        timings, rank = generate_with_ray([clip]), 0
+    else:
+        import torch
+
+        rank, num_ranks, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        timings = run_rank([clip], rank, num_ranks, device, "env://")
+    if rank == 0:
+        print(json.dumps({"uri": clip.uri} | timings[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

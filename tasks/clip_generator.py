@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from tasks import storage
@@ -23,17 +23,28 @@ if TYPE_CHECKING:
 SLUG_LENGTH = 60
 
 
-class Models(Config):
+class ModelFolders(Config):
     """Which models generate: three folders, or one variant of a directory that holds them all."""
 
-    dit: str = Field(description="folder")
-    vae: str = Field(description="folder")
-    encoder: str = Field(description="folder")
+    dit: str = ""
+    vae: str = ""
+    encoder: str = ""
+    directory: str = ""
+    variant: str = Field("", description="which DiT of the directory; may be left out where there is only one")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelFolders":
+        if not self.directory and not (self.dit and self.vae and self.encoder):
+            raise ValueError("name the folders dit, vae and encoder, or a directory that holds them all")
+        return self
+
+
+class Models(ModelFolders):
+    """The same with their contents' hashes; without a directory, those of the champion."""
+
     weights_hash: str
     vae_hash: str
     encoder_hash: str
-    directory: str = Field("", description="the directory they are all in; empty: the champion")
-    variant: str = ""
 
 
 class ClipGenerator:
@@ -124,7 +135,7 @@ class ClipGenerator:
         )
 
 
-def load_pipeline(models: Models, dtype: str, device: str) -> "VideoPipeline":
+def load_pipeline(models: ModelFolders, dtype: str, device: str) -> "VideoPipeline":
     """The models as one object. dtype: empty: bfloat16 for a directory, float32 for the champion."""
     from pyramid_model.generate.pipeline import VideoPipeline, torch_dtype
 

@@ -1,6 +1,6 @@
 """Clips that several ranks make together: each holds the models, and they share the sampling. For torchrun and Ray.
 
-    torchrun --nproc-per-node 4 -m tasks.parallel_generate '{"models": {"dit": …, "vae": …, "text_encoder": …},
+    torchrun --nproc-per-node 4 -m tasks.parallel_generate '{"models": {"directory": …, "variant": "768p"},
                                                              "prompt": "a lake at dawn", "uri": "lake.mp4"}'
     python -m tasks.parallel_generate '{… the same …, "num_ranks": 4, "num_gpus": 1}'
 
@@ -13,34 +13,28 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from pyramid_model.config import Config
+from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
-from tasks.model_files import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
+from tasks.clip_generator import ModelFolders, load_pipeline
 from tasks.pipeline import StepError, connect
 from tasks.step import RayConfig
-
-
-class ModelUris(Config):
-    """Model folders that belong together, released or saved by us; every rank must be able to read them."""
-
-    dit: str
-    vae: str
-    text_encoder: str
 
 
 class SharedClip(Config):
     """One clip, and who makes it."""
 
-    models: ModelUris
+    models: ModelFolders
     prompt: str
-    negative_prompt: str = ""
     seed: int = Field(0, ge=0)
-    uri: str = Field(description="of the clip, ending in .mp4")
+    image: str = Field("", description="file of the first frame")
+    video: str = Field("", description="file that the clip goes on from")
+    uri: str = Field(description="of the clip, ending in .mp4; .png for a picture")
     request: GenerationRequest = GenerationRequest()
+    max_memory: str = Field("", description="of each rank's device, e.g. 24GiB; empty: what is free")
     dtype: str = Field("", description="of all weights; empty: bfloat16 on GPUs, float32 on CPUs")
     num_ranks: int = Field(1, ge=1, description="Ray actors; torchrun has a number of its own")
     num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of a Ray actor")
@@ -51,31 +45,41 @@ class SharedClip(Config):
 class Rank:
     """What every rank holds: the models, of which the transformer shares its work with the other ranks."""
 
-    def __init__(self, models: ModelUris, device: str, dtype: str = "", num_ranks: int = 1, guided: bool = True):
-        from pyramid_model.generate.pipeline import torch_dtype
+    def __init__(self, models: ModelFolders, device: str, dtype: str = "", num_ranks: int = 1, guided: bool = True):
         from pyramid_model.parallel.layout import best_layout, share_sampling
 
-        self.device, self.pyramid = device, training_pyramid(models.dit)
-        self.autoregressive = trained_in_units(models.dit)
-        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        precision = torch_dtype(dtype)
-        self.dit = load_dit(models.dit, device).to(precision)
-        self.vae = load_vae(models.vae, device).to(precision)
-        self.encoder = load_encoder(models.text_encoder, device, dtype)
-        share_sampling(self.dit, best_layout(num_ranks, self.dit.config.num_heads, guided))
+        self.num_ranks = num_ranks
+        self.pipeline = load_pipeline(models, dtype or ("float32" if device == "cpu" else "bfloat16"), device)
+        share_sampling(self.pipeline.dit, best_layout(num_ranks, self.pipeline.dit.config.num_heads, guided))
 
-    def generate(self, clip: SharedClip) -> Any:
-        """The clip, whole on every rank, as `generate_videos` gives it; all ranks call this together."""
-        from pyramid_model.generate.text_to_video import generate_videos
-        from pyramid_model.text import stack_features
+    def generate(self, clip: SharedClip, writes: bool) -> dict[str, float]:
+        """Make the clip together with all other ranks, which call this too; one of them decodes and writes it.
 
-        cond, uncond = (
-            stack_features(self.encoder.encode([text])).to(self.device) for text in (clip.prompt, clip.negative_prompt)
+        Returns:
+            Seconds by name.
+        """
+        made = self.pipeline.generate(
+            clip.prompt,
+            clip.request,
+            [clip.seed],
+            image=clip.image or None,
+            video=clip.video or None,
+            output="latents",
+            paths=[clip.uri] if writes else (),
+            max_memory=parse_bytes(clip.max_memory) if clip.max_memory else self.agreed_bytes(),
         )
-        return generate_videos(
-            *(self.dit, self.vae, cond, uncond, clip.request, [clip.seed], self.pyramid),
-            autoregressive=self.autoregressive,
-        )
+        return made.timings
+
+    def agreed_bytes(self) -> int:
+        """Memory that every rank has: they remember history by it, and must do so alike."""
+        import torch
+        import torch.distributed as dist
+
+        device = self.pipeline.device
+        free = torch.tensor(self.pipeline.free_bytes(), device=device)
+        if self.num_ranks > 1:
+            dist.all_reduce(free, dist.ReduceOp.MIN)
+        return int(free) // (self.num_ranks if device.type == "cpu" else 1)  # ranks may share one machine's memory
 
 
 def run_rank(
@@ -93,20 +97,14 @@ def run_rank(
     import torch
     import torch.distributed as dist
 
-    from pyramid_model.video import write_video
-
     on_gpu = device != "cpu"
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method, rank=rank, world_size=num_ranks)
     try:
         guided = any(is_guided(clip.request) for clip in clips)
-        own, timings = Rank(clips[0].models, device, clips[0].dtype, num_ranks, guided), []
-        for clip in clips:
-            made = own.generate(clip)
-            timings.append(made.timings)
-            if rank == 0:
-                write_video(clip.uri, made.videos[0], fps=clip.request.fps)
+        own = Rank(clips[0].models, device, clips[0].dtype, num_ranks, guided)
+        timings = [own.generate(clip, writes=rank == 0) for clip in clips]
         dist.barrier()  # nobody leaves before the clips are there
     finally:
         dist.destroy_process_group()

@@ -270,18 +270,20 @@ class VideoPipeline:
         Raises:
             ValueError: it does not fit.
         """
-        on_device = sum(weight_bytes(model) for model in self._models())
-        limit = free_bytes(self.device, on_device) if max_memory is None else max_memory
         return plan_memory(
             self.sizes,
             request,
-            limit,
+            self.free_bytes() if max_memory is None else max_memory,
             batch=batch,
             num_given=num_given,
             device=self.device.type,
             offload=offload,
             whole_dit=self.compiled,
         )
+
+    def free_bytes(self) -> int:
+        """Bytes that the device has for a batch, weights included."""
+        return free_bytes(self.device, sum(weight_bytes(model) for model in self._models()))
 
     def encode(self, prompts: Sequence[str], request: GenerationRequest) -> Text:
         """Features of the prompts and of the negative prompt, on the CPU."""

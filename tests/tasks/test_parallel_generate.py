@@ -10,7 +10,8 @@ import pytest
 
 from pyramid_model.config import LatentNorm, MiniFluxConfig, VAEConfig, VAEStackConfig
 from pyramid_model.generate.request import GenerationRequest
-from tasks.parallel_generate import ModelUris, Rank, SharedClip, generate_with_ray, is_guided
+from tasks.clip_generator import ModelFolders
+from tasks.parallel_generate import Rank, SharedClip, generate_with_ray, is_guided
 from tasks.pipeline import StepError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -43,7 +44,7 @@ def clip(tmp_path_factory):
             parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
     save_dit(dit, folder / "dit")
     build_tiny_text_encoder(["a lake at dawn", "a street at night"], folder / "text", dim=16)
-    models = ModelUris(dit=str(folder / "dit"), vae=str(folder / "vae"), text_encoder=str(folder / "text"))
+    models = ModelFolders(dit=str(folder / "dit"), vae=str(folder / "vae"), encoder=str(folder / "text"))
     return SharedClip(
         models=models, prompt="a lake at dawn", uri=str(folder / "clip.mp4"), request=REQUEST, num_ranks=2
     )
@@ -54,10 +55,8 @@ def alone(clip):
     """Makes a clip in this process."""
 
     def alone(**changes):
-        from pyramid_model.video import write_video
-
         changed = SharedClip(**clip.model_dump() | changes | {"uri": clip.uri.replace("clip.mp4", "alone.mp4")})
-        write_video(changed.uri, Rank(clip.models, "cpu").generate(changed).videos[0], fps=REQUEST.fps)
+        Rank(clip.models, "cpu").generate(changed, writes=True)
         return frames(changed.uri)
 
     return alone

@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -75,12 +75,7 @@ class ClipGenerator:
         config = self.config
         suffix = ".png" if config.request.num_latent_frames == 1 else ".mp4"
         names = [file_name(item["prompt"], item["seed"], item["generation_id"], suffix) for item in items]
-        with contextlib.ExitStack() as inputs:
-            given: dict[str, Any] = {
-                kind: inputs.enter_context(storage.reading(uri))
-                for kind, uri in (("image", config.image), ("video", config.video))
-                if uri
-            }
+        with given_files(config) as given:
             return self.pipeline.generate(
                 [item["prompt"] for item in items],
                 config.request,
@@ -120,6 +115,14 @@ class ClipGenerator:
             timings=json.dumps(told),
             peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),
         )
+
+
+@contextlib.contextmanager
+def given_files(config: "GenerateConfig") -> Iterator[dict[str, Any]]:
+    """Local paths of the image and the video that clips start with, None where there is none."""
+    with contextlib.ExitStack() as inputs:
+        uris = {"image": config.image, "video": config.video}
+        yield {kind: inputs.enter_context(storage.reading(uri)) if uri else None for kind, uri in uris.items()}
 
 
 def load_pipeline(models: Models, dtype: str, device: str) -> "VideoPipeline":

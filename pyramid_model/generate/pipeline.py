@@ -19,7 +19,15 @@ from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.generate.checkpoint import check_widths, read_checkpoint
 from pyramid_model.generate.decoding import Consume, Convert, DecodingAlongside, denormalise_unit
-from pyramid_model.generate.given import encode_given, fit_image, most_given, read_ending, read_image, whole_units
+from pyramid_model.generate.given import (
+    check_given,
+    encode_given,
+    fit_image,
+    most_given,
+    read_ending,
+    read_image,
+    whole_units,
+)
 from pyramid_model.generate.offload import Offload, Placement, largest_layer_bytes, weight_bytes
 from pyramid_model.generate.outputs import as_floats, as_frames, into_file, joined_floats, joined_frames
 from pyramid_model.generate.plan import ModelSizes, Plan, free_bytes, plan_memory
@@ -291,10 +299,9 @@ class VideoPipeline:
         video: str | Path | np.ndarray | None,
     ) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """Frames that the clips start with, uint8 (t h w 3), and what should be said about them."""
+        check_given(request, image, video, self.vae.config, self.pyramid)
         if image is None and video is None:
             return None, ()
-        if image is not None and video is not None:
-            raise ValueError("both an image and a video are given: a clip starts with one of them")
         most = most_given(request, self.vae.config, self.pyramid)
         size = (request.height, request.width)
         if image is not None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -244,13 +246,52 @@ def test_a_directory_says_what_it_lacks_before_weights_are_read(tmp_path, write_
         picture.check(CLIP)
     vae = folder / "causal_video_vae" / "config.json"
     vae.write_text(json.dumps(json.loads(vae.read_text()) | {"encoder_out_channels": 8}))
-    with pytest.raises(ValueError, match="the DiT expects 4 latent channels, the VAE makes 8"):
+    with pytest.raises(ValueError, match="diffusion_transformer_384p has latent channels 4, causal_video_vae 8"):
         read_checkpoint(folder, "384p")
     vae.unlink()
     with pytest.raises(FileNotFoundError, match=re.escape(str(vae.parent))):
         read_checkpoint(folder, "384p")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("diffusion_transformer_384p/diffusion_pytorch_model.safetensors", None, "is cut off"),
+        ("causal_video_vae/diffusion_pytorch_model.safetensors", None, "is cut off"),
+        ("text_encoder/model.safetensors", None, "is cut off"),
+        ("text_encoder_2/model.safetensors", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("text_encoder_2/config.json", "{}", "text_encoder_2: .*model of unknown kind"),
+        ("tokenizer_2/tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "tokenizer_2: .*git lfs pull"),
+        ("diffusion_transformer_image/diffusion_pytorch_model.safetensors", None, ""),
+    ],
+)
+def test_a_damaged_part_is_named_before_anything_is_loaded_unless_it_is_not_needed(
+    folder, tmp_path, file, content, message
+):
+    copy = shutil.copytree(folder, tmp_path / "models")
+    if content is None:
+        (copy / file).write_bytes((copy / file).read_bytes()[:-100])
+    else:
+        (copy / file).write_text(content)
+    if not message:
+        assert read_checkpoint(copy, "384p").name == "384p"
+        return
+    with pytest.raises(ValueError, match=f"models cannot be used: .*{message}.*`pyramid weights inspect"):
+        read_checkpoint(copy, "384p")
+
+
+@pytest.mark.parametrize("kind", ["miniflux", "sd3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sizes_for_a_plan_are_known_without_loading(tmp_path, write_model_directory, kind, dtype):
+    folder = write_model_directory(tmp_path, kind)
+    loaded = VideoPipeline.from_pretrained(folder, "384p", dtype=str(dtype).removeprefix("torch."), device="cpu").sizes
+    known = read_checkpoint(folder, "384p").sizes(dtype)
+    for name in ("text_bytes", "text_layer_bytes"):  # all but ids of positions
+        assert 0 <= getattr(loaded, name) - getattr(known, name) <= 2 * 77 * 8
+    same = {"text_bytes": known.text_bytes, "text_layer_bytes": known.text_layer_bytes}
+    assert replace(loaded, **same) == known
 
 
 def test_a_rarer_refresh_of_history_is_told_with_its_error(pipeline):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pyramid_model.config import Config
+from pyramid_model.generate.amount import parse_bytes, written
 from tasks import storage
 from tasks.model_files import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
 from tasks.tables import bad_row, ok_row
@@ -70,8 +71,6 @@ class ClipGenerator:
 
     def generate(self, items: Sequence[Mapping[str, Any]]) -> "Clips":
         """The clips of these items, written to their files."""
-        from pyramid_model.generate.amount import parse_bytes
-
         config = self.config
         suffix = ".png" if config.request.num_latent_frames == 1 else ".mp4"
         names = [file_name(item["prompt"], item["seed"], item["generation_id"], suffix) for item in items]
@@ -104,7 +103,8 @@ class ClipGenerator:
         if plan.tile:
             told["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
         told["planned_bytes"] = plan.peaks
-        kept_to = [f"within {self.config.max_memory}: {plan.summary}"] if self.config.max_memory else []
+        told_plan = f"within {self.config.max_memory}, at most {written(plan.peak)} planned: {plan.summary}"
+        kept_to = [told_plan] if self.config.max_memory else []
         if notes := [*self.notes, *made.notes, *kept_to]:
             told["notes"] = notes
         return ok_row(

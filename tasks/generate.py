@@ -68,7 +68,8 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     """Generate every prompt and seed that these models have not generated yet with these settings.
 
     Returns:
-        outputs `weights_hash`, `media` (the folder of the clips) and `files` (JSON list of what was asked for).
+        outputs `weights_hash`, `media` (the folder of the clips), `files` (JSON list of what was asked for) and
+        `failures` (JSON list: a sentence for each clip that could not be made, now or by an earlier run).
 
     Raises:
         StepError: there is no champion where no weights are named.
@@ -117,10 +118,12 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
         )
     rows = read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)).to_pylist()
     made = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
+    failures = [f"{row['prompt']!r}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] == "failed"]
     outputs = {
         "weights_hash": models.weights_hash,
         "media": folder,
         "files": json.dumps([made[one]["uri"] for one in ids if one in made]),
+        "failures": json.dumps(failures),
     }
     return result.model_copy(update={"outputs": outputs} | _note(result, list(made.values())))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 PROGRESS_EVERY_S = 1.0
+MAX_SEED = 2**53  # every reader of tables and forms counts so far
 
 
 class GenerateConfig(Config):
@@ -37,7 +38,7 @@ class GenerateConfig(Config):
     prompts: tuple[str, ...] = Field((), description="one clip each, times num_per_prompt")
     prompts_file: str = Field("", description="text file of further prompts, one a line")
     num_per_prompt: int = Field(1, ge=1, description="clips a prompt, with seeds seed, seed + 1, …")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     image: str = Field("", description="file of the first frame of every clip")
     video: str = Field("", description="file that every clip goes on from, with at most half of its length")
     weights: str = Field("", description="released directory, or one of that layout; empty: the champion generates")
@@ -78,7 +79,9 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     """
     prompts = read_prompts(config.prompts, config.prompts_file)
     if not prompts:
-        raise ValueError("there is nothing to generate: set generate.prompts or generate.prompts_file")
+        raise ValueError(
+            "there is nothing to generate: give a prompt, or set generate.prompts or generate.prompts_file"
+        )
     check_prompts(prompts)
     found = _checkpoint(config) if config.weights else None
     models = _named_models(run, found) if found else _champion(run, config)

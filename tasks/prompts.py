@@ -6,16 +6,17 @@ from tasks import storage
 
 
 def read_prompts(prompts: Sequence[str], file: str) -> list[str]:
-    """The prompts of the list, then those of the file (one a line; empty lines and `#` comments left out), each once.
+    """The prompts of the list, then those of the file (one a line; `#` comments left out), each once; empty ones are not.
 
     Raises:
         ValueError: the file is missing or is no text.
     """
-    lines = list(prompts)
+    lines: list[str] = []
     if file:
         try:
-            lines += storage.read_bytes(file).decode().splitlines()
+            lines = storage.read_bytes(file).decode().splitlines()
         except (OSError, UnicodeDecodeError) as err:
             raise ValueError(f"cannot read prompts_file {file!r}: {err}; give a text file, one prompt a line") from err
-    cleaned = (" ".join(line.split()) for line in lines)
-    return list(dict.fromkeys(line for line in cleaned if line and not line.startswith("#")))
+    kept = [*prompts, *(line for line in lines if not line.lstrip().startswith("#"))]
+    cleaned = (" ".join(line.split()) for line in kept)
+    return list(dict.fromkeys(line for line in cleaned if line))

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pyramid_model.config import DiTConfig, LatentNorm, PyramidConfig, VAEConfig
+from pyramid_model.config import DiTConfig, LatentNorm, MMDiTConfig, PyramidConfig, VAEConfig
+from pyramid_model.dit.packing import PATCH
 from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.plan import ModelSizes
 from pyramid_model.generate.prompt import RELEASED_STYLE, TRAINED_STYLE, PromptStyle
@@ -64,6 +65,7 @@ class Checkpoint:
     def check(self, request: GenerationRequest) -> None:
         """Raise ValueError, naming the setting, unless this model can make this clip."""
         request.check(self.vae, self.pyramid)
+        check_positions(self.dit, self.vae, request)
         most = self.most_latent_frames
         if most and request.num_latent_frames > most:
             frames = 1 + self.vae.time_factor * (most - 1)
@@ -126,6 +128,17 @@ def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
         most_latent_frames=MOST_LATENT_FRAMES.get(name) if trained is None else None,
         autoregressive=settings.get("loss", {}).get("autoregressive", True),
     )
+
+
+def check_positions(dit: DiTConfig, vae: VAEConfig, request: GenerationRequest) -> None:
+    """Raise ValueError if the picture is larger than the table of positions that an MMDiT has."""
+    if not isinstance(dit, MMDiTConfig):
+        return
+    most = dit.position_grid * PATCH * vae.space_factor
+    for name in ("height", "width"):
+        px = getattr(request, name)
+        if px > most:
+            raise ValueError(f"{name} {px} px: this model knows positions for at most {most} px. Set request.{name}.")
 
 
 def check_widths(dit: DiTConfig, vae: VAEConfig, text_dim: int, pooled_dim: int, where: str) -> None:

@@ -68,6 +68,10 @@ def check_given(
     if image is not None and video is not None:
         raise ValueError("both an image and a video are given: a clip starts with one of them")
     most_given(request, vae, pyramid)
+    if isinstance(video, np.ndarray) and (video.dtype != np.uint8 or video.shape[3:] != (3,) or not len(video)):
+        raise ValueError(f"the given video is {video.dtype} {video.shape}: give uint8 frames (t h w 3), at least one")
+    if isinstance(image, np.ndarray):
+        raise ValueError("the given image is an array: give a path, or a PIL image (`Image.fromarray`)")
     if isinstance(image, str | Path):
         read_image(image)
     if isinstance(video, str | Path):

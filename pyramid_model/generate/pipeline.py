@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from pyramid_model.config import LatentNorm, PyramidConfig
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.generate.checkpoint import check_widths, read_checkpoint
+from pyramid_model.generate.checkpoint import check_positions, check_widths, read_checkpoint
 from pyramid_model.generate.decoding import Consume, Convert, DecodingAlongside, denormalise_unit
 from pyramid_model.generate.given import (
     check_given,
@@ -46,6 +46,7 @@ from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.weights import load_dit, load_vae
 
 Output = Literal["frames", "tensor", "latents"]
+MIN_SEED = -(2**63)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 FLOAT16_WARNING = (
@@ -207,6 +208,7 @@ class VideoPipeline:
         request = request or GenerationRequest()
         seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
         self.check(prompts, request, seeds, paths)
+        convert, consumers = _wanted(output, paths, len(prompts), request.fps)
         frames, notes = self._given_frames(request, image, video)
         num_given = 0 if frames is None else len(frames)
         plan = self.plan(request, len(prompts), num_given, max_memory, offload)
@@ -219,7 +221,6 @@ class VideoPipeline:
         given = [] if frames is None else self._encode(frames, generators, plan)
         if given:
             seconds.passed("encode_s")
-        convert, consumers = _wanted(output, paths, len(prompts), request.fps)
         reuse = HistoryReuse(self.dit, request.refresh_every, plan.spare)
         units = self._units(reuse, text, request, generators, given, on_unit)
         latents, videos = self._decoded(units, given, plan, convert, consumers, seconds)
@@ -232,6 +233,7 @@ class VideoPipeline:
         """Raise ValueError, naming what is wrong, unless this can be generated."""
         check_prompts(prompts)
         request.check(self.vae.config, self.pyramid)
+        check_positions(self.dit.config, self.vae.config, request)
         if self.most_latent_frames and request.num_latent_frames > self.most_latent_frames:
             raise ValueError(
                 f"num_latent_frames {request.num_latent_frames}: this model makes at most {self.most_latent_frames}. "
@@ -240,6 +242,12 @@ class VideoPipeline:
         for name, values in (("seeds", seeds), ("paths", paths)):
             if values and len(values) != len(prompts):
                 raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts: give one a prompt")
+        for seed in seeds:
+            if not MIN_SEED <= seed < -MIN_SEED:
+                raise ValueError(f"seed {seed}: must be a whole number of 64 bits with sign")
+        for path in paths:
+            if not path.endswith((".mp4", ".png")):
+                raise ValueError(f"path {path!r}: clips are written as .mp4, pictures as .mp4 or .png; name it so")
         if request.num_latent_frames > 1 and any(path.endswith(".png") for path in paths):
             raise ValueError(
                 "a PNG holds one frame: set request.num_latent_frames to 1, or name files that end in .mp4"
@@ -430,6 +438,10 @@ def _wanted(output: Output, paths: Sequence[str], count: int, fps: int) -> tuple
         return as_frames, []
     if output == "tensor":
         return as_floats, [joined_floats] * count
+    if output != "frames":
+        raise ValueError(
+            f"output {output!r}: take one of {', '.join(get_args(Output))}; files are asked for by `paths`"
+        )
     return as_frames, [joined_frames] * count
 
 

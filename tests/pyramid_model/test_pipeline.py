@@ -223,6 +223,12 @@ def test_a_long_prompt_is_read_as_far_as_it_goes_and_that_is_said(pipeline):
         (["a dog"], {"seeds": [1, 2]}, "2 seeds for 1 prompts"),
         (["a dog"], {"request": CLIP.model_copy(update={"num_latent_frames": 17})}, "at most 16"),
         (["a dog"], {"request": CLIP.model_copy(update={"height": 72})}, "multiple of 64"),
+        (["a dog"], {"seeds": [2**63]}, "seed 9223372036854775808: must be a whole number of 64 bits"),
+        (["a dog"], {"paths": ["dog.avi"]}, r"path 'dog\.avi': clips are written as \.mp4"),
+        (["a dog"], {"output": "mp4"}, "output 'mp4': take one of frames, tensor, latents"),
+        (["a dog"], {"video": np.zeros((9, 64, 128, 3))}, "float64 .*: give uint8 frames"),
+        (["a dog"], {"video": np.zeros((0, 64, 128, 3), np.uint8)}, "at least one"),
+        (["a dog"], {"image": np.zeros((64, 128, 3), np.uint8)}, "give a path, or a PIL image"),
         (["a dog"], {"image": "nowhere.png"}, "there is no image 'nowhere.png'"),
         (["a dog"], {"image": __file__}, "cannot be read as an image"),
         (["a dog"], {"video": __file__}, "cannot be extended"),
@@ -292,6 +298,13 @@ def test_sizes_for_a_plan_are_known_without_loading(tmp_path, write_model_direct
         assert 0 <= getattr(loaded, name) - getattr(known, name) <= 2 * 77 * 8
     same = {"text_bytes": known.text_bytes, "text_layer_bytes": known.text_layer_bytes}
     assert replace(loaded, **same) == known
+
+
+def test_pictures_beyond_the_positions_of_an_mmdit_are_refused(tmp_path, write_model_directory):
+    found = read_checkpoint(write_model_directory(tmp_path, "sd3"), "384p")
+    found.check(CLIP)
+    with pytest.raises(ValueError, match=r"width 192 px: .* at most 128 px\. Set request\.width"):
+        found.check(CLIP.model_copy(update={"width": 192}))
 
 
 def test_a_rarer_refresh_of_history_is_told_with_its_error(pipeline):

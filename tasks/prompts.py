@@ -6,7 +6,7 @@ from tasks import storage
 
 
 def read_prompts(prompts: Sequence[str], file: str) -> list[str]:
-    """The prompts of the list, then those of the file (one a line; `#` comments left out), each once; empty ones are not.
+    """The prompts of the list, then those of the file (one a line, `#` begins a comment), each once.
 
     Raises:
         ValueError: the file is missing or is no text.

@@ -1,6 +1,7 @@
 """`pyramid generate`: from words on the command line to a file."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -202,4 +203,6 @@ def asked_guidance(text: str) -> dict[str, Any]:
         first, rest = (float(part) for part in (text.split(",") if "," in text else (text, text)))
     except ValueError as err:
         raise ValueError(f"--guidance {text!r}: give a number, or two such as 7,5") from err
+    if not math.isfinite(first + rest):
+        raise ValueError(f"--guidance {text!r}: give finite numbers, such as 7,5")
     return {"guidance_scale": first, "video_guidance_scale": rest}

@@ -134,6 +134,8 @@ def test_guidance_is_one_number_or_two():
     assert asked_guidance("7,5") == {"guidance_scale": 7, "video_guidance_scale": 5}
     with pytest.raises(ValueError, match=r"--guidance 'much': give a number, or two such as 7,5"):
         asked_guidance("much")
+    with pytest.raises(ValueError, match=r"--guidance '7,inf': give finite numbers"):
+        asked_guidance("7,inf")
 
 
 def test_released_weights_get_the_recommended_settings_unless_others_are_asked_for():

@@ -96,13 +96,18 @@ def inspect_weights(folder: str | Path, with_hash: bool = False) -> Report:
         found = survey(folder)
     except (ValueError, OSError) as err:
         return Report(str(folder), "", None, (), (str(err),))
+    return inspect_directory(found, with_hash)
+
+
+def inspect_directory(found: ReleasedDirectory, with_hash: bool = False) -> Report:
+    """Report on a released directory that `survey` has found; arguments and answer as those of `inspect_weights`."""
     models = [found.vae, *found.dits.values()]
     parts = [_part(path, with_hash) for path in models if path.is_dir()]
     for encoder, tokenizer in found.text:
         parts += [_part(encoder, with_hash)] if encoder.is_dir() else []
         parts += [_tokenizer(tokenizer)] if tokenizer.is_dir() else []
     problems = [f"{name} is missing" for name in found.missing] + _disagreements(found, parts)
-    return Report(str(folder), found.variant, found.latent_norm, tuple(parts), tuple(problems))
+    return Report(str(found.folder), found.variant, found.latent_norm, tuple(parts), tuple(problems))
 
 
 def _part(folder: Path, with_hash: bool) -> Part:

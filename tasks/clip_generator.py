@@ -6,12 +6,13 @@ import re
 import resource
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
+from pyramid_model.generate.amount import parse_bytes, written
 from tasks import storage
 from tasks.model_files import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
 from tasks.tables import bad_row, ok_row
@@ -83,17 +84,10 @@ class ClipGenerator:
 
     def generate(self, items: Sequence[Mapping[str, Any]]) -> "Clips":
         """The clips of these items, written to their files."""
-        from pyramid_model.generate.amount import parse_bytes
-
         config = self.config
         suffix = ".png" if config.request.num_latent_frames == 1 else ".mp4"
         names = [file_name(item["prompt"], item["seed"], item["generation_id"], suffix) for item in items]
-        with contextlib.ExitStack() as inputs:
-            given: dict[str, Any] = {
-                kind: inputs.enter_context(storage.reading(uri))
-                for kind, uri in (("image", config.image), ("video", config.video))
-                if uri
-            }
+        with given_files(config) as given:
             return self.pipeline.generate(
                 [item["prompt"] for item in items],
                 config.request,
@@ -122,7 +116,8 @@ class ClipGenerator:
         if plan.tile:
             told["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
         told["planned_bytes"] = plan.peaks
-        kept_to = [f"within {self.config.max_memory}: {plan.summary}"] if self.config.max_memory else []
+        told_plan = f"within {self.config.max_memory}, at most {written(plan.peak)} planned: {plan.summary}"
+        kept_to = [told_plan] if self.config.max_memory else []
         if notes := [*self.notes, *made.notes, *kept_to]:
             told["notes"] = notes
         return ok_row(
@@ -133,6 +128,14 @@ class ClipGenerator:
             timings=json.dumps(told),
             peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),
         )
+
+
+@contextlib.contextmanager
+def given_files(config: "GenerateConfig") -> Iterator[dict[str, Any]]:
+    """Local paths of the image and the video that clips start with, None where there is none."""
+    with contextlib.ExitStack() as inputs:
+        uris = {"image": config.image, "video": config.video}
+        yield {kind: inputs.enter_context(storage.reading(uri)) if uri else None for kind, uri in uris.items()}
 
 
 def load_pipeline(models: ModelFolders, dtype: str, device: str) -> "VideoPipeline":

@@ -1,30 +1,35 @@
 """Clips from prompts, with the champion model or with a directory of weights that is named."""
 
 import contextlib
+import contextvars
 import hashlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, PyramidConfig, VAEConfig
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
 from tasks import storage
-from tasks.clip_generator import ClipGenerator, Models
-from tasks.model_files import absolute, folder_hash
+from tasks.clip_generator import ClipGenerator, Models, given_files
+from tasks.model_files import absolute, folder_hash, training_pyramid
 from tasks.pipeline import StepError, connect, run_blocks
 from tasks.prompts import read_prompts
 from tasks.registry import champion
 from tasks.step import Run, StepResult, report_progress, step
 from tasks.tables import content_id, pending, read_table
 
+if TYPE_CHECKING:
+    from pyramid_model.generate.checkpoint import Checkpoint
+
 VERSION = "1"
 PROGRESS_EVERY_S = 1.0
+MAX_SEED = 2**53  # every reader of tables and forms counts so far
 
 
 class GenerateConfig(Config):
@@ -33,7 +38,7 @@ class GenerateConfig(Config):
     prompts: tuple[str, ...] = Field((), description="one clip each, times num_per_prompt")
     prompts_file: str = Field("", description="text file of further prompts, one a line")
     num_per_prompt: int = Field(1, ge=1, description="clips a prompt, with seeds seed, seed + 1, …")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     image: str = Field("", description="file of the first frame of every clip")
     video: str = Field("", description="file that every clip goes on from, with at most half of its length")
     weights: str = Field("", description="released directory, or one of that layout; empty: the champion generates")
@@ -67,18 +72,22 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     """Generate every prompt and seed that these models have not generated yet with these settings.
 
     Returns:
-        outputs `weights_hash`, `media` (the folder of the clips) and `files` (JSON list of what was asked for).
+        outputs `weights_hash`, `media` (the folder of the clips), `files` (JSON list of what was asked for) and
+        `failures` (JSON list: a sentence for each clip that could not be made, now or by an earlier run).
 
     Raises:
-        StepError: there are no prompts, or no champion where no weights are named.
-        ValueError: a prompt, or what is asked of named weights, cannot be generated.
+        StepError: there is no champion where no weights are named.
+        ValueError: there are no prompts, or what is asked for cannot be generated; nothing was loaded.
         FileNotFoundError: the given image or video is missing, or the directory of weights lacks parts.
     """
     prompts = read_prompts(config.prompts, config.prompts_file)
     if not prompts:
-        raise StepError("there is nothing to generate: set generate.prompts or generate.prompts_file")
+        raise ValueError(
+            "there is nothing to generate: give a prompt, or set generate.prompts or generate.prompts_file"
+        )
     check_prompts(prompts)
-    models = _named_models(run, config) if config.weights else _champion(run)
+    found = _checkpoint(config) if config.weights else None
+    models = _named_models(run, found) if found else _champion(run, config)
     extra = _extra_settings(config, models)
     wanted = [
         _item(prompt, seed, config, models, extra)
@@ -90,6 +99,8 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     todo = pending(run.root, "generations", ids, run.retry_failed)
     items = todo.items(wanted, "generation_id")
     device, num_gpus = _device(run, config) if items else ("cpu", 0)
+    if found and items:
+        _check_memory(found, config, min(len(items), config.block_size), device)
     progress = storage.join(run.root, "runs", run.run_id, "units")
     with _telling_units(progress, len(items) * _units(config)):
         result = run_blocks(
@@ -113,15 +124,20 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
         )
     rows = read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)).to_pylist()
     made = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
+    failures = [f"{row['prompt']!r}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] == "failed"]
     outputs = {
         "weights_hash": models.weights_hash,
         "media": folder,
         "files": json.dumps([made[one]["uri"] for one in ids if one in made]),
+        "failures": json.dumps(failures),
     }
     return result.model_copy(update={"outputs": outputs} | _note(result, list(made.values())))
 
 
-def _champion(run: Run) -> Models:
+def _champion(run: Run, config: GenerateConfig) -> Models:
+    """The champion's models; refuses what they cannot make before any of them is loaded."""
+    from pyramid_model.released_names import CONFIG_FILE, vae_config_from_released
+
     best = champion(run.root)
     if best is None:
         raise StepError(
@@ -129,6 +145,10 @@ def _champion(run: Run) -> Models:
             "let it pass the gate (`pyramid run`, or the flows train-dit and evaluate-and-gate), or name a directory "
             "of weights (generate.weights)"
         )
+    pyramid = training_pyramid(best.uri)
+    vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(best.vae_uri, CONFIG_FILE))))
+    config.request.check(vae, pyramid)
+    _check_given(config, vae, pyramid)
     return Models(
         dit=best.uri,
         vae=best.vae_uri,
@@ -139,14 +159,49 @@ def _champion(run: Run) -> Models:
     )
 
 
-def _named_models(run: Run, config: GenerateConfig) -> Models:
-    """The models of `weights`; refuses what they cannot make before any of them is loaded."""
+def _checkpoint(config: GenerateConfig) -> "Checkpoint":
+    """The directory of `weights`; refuses what it cannot make before anything of it is loaded."""
     from pyramid_model.generate.checkpoint import read_checkpoint
 
     if not storage.is_local(config.weights):
-        raise StepError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")
+        raise ValueError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")
     found = read_checkpoint(absolute(config.weights), config.variant)
     found.check(config.request)
+    _check_given(config, found.vae, found.pyramid)
+    return found
+
+
+def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig) -> None:
+    """Refuse an image or a video that no clip can start with."""
+    from pyramid_model.generate.given import check_given
+
+    for kind in ("image", "video"):
+        uri = getattr(config, kind)
+        if uri and not storage.exists(uri):
+            raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
+    with given_files(config) as given:
+        check_given(config.request, **given, vae=vae, pyramid=pyramid)
+
+
+def _check_memory(found: "Checkpoint", config: GenerateConfig, batch: int, device: str) -> None:
+    """Refuse a limit that nothing stays under. The actors plan for what is free, which only they can see."""
+    from pyramid_model.generate.pipeline import DTYPES
+    from pyramid_model.generate.plan import plan_memory
+
+    if config.max_memory:
+        plan_memory(
+            found.sizes(DTYPES[config.dtype or "bfloat16"]),
+            config.request,
+            parse_bytes(config.max_memory),
+            batch=batch,
+            num_given=1 if config.image or config.video else 0,
+            device=device or "cpu",
+            offload=None if config.offload == "auto" else config.offload,
+        )
+
+
+def _named_models(run: Run, found: "Checkpoint") -> Models:
+    """The models of a directory."""
     dit, vae, directory = (str(path) for path in (found.dit_folder, found.parts.vae, found.parts.folder))
     return Models(
         dit=dit,
@@ -164,10 +219,7 @@ def _extra_settings(config: GenerateConfig, models: Models) -> dict[str, Any]:
     """What else changes the clips; only what is used is named, so that clips keep the ids they had without it."""
     extra: dict[str, Any] = {}
     for kind in ("image", "video"):
-        uri = getattr(config, kind)
-        if uri and not storage.exists(uri):
-            raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
-        if uri:
+        if uri := getattr(config, kind):
             extra[f"{kind}_hash"] = hashlib.blake2b(storage.read_bytes(uri), digest_size=16).hexdigest()
     if models.directory:
         extra |= {"variant": models.variant, "dtype": config.dtype or "bfloat16"}
@@ -206,7 +258,8 @@ def _telling_units(progress: str, total: int) -> Iterator[None]:
                 if done:
                     report_progress("generate", min(done, total), total, "units")
 
-    thread = threading.Thread(target=watch, daemon=True)
+    # In the context of the flow run, without which Prefect would warn of every line of progress.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), daemon=True)
     if total:
         thread.start()
     try:

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 
 from tasks import storage
-from tasks.pipeline import StepError
 
 
 def read_prompts(prompts: Sequence[str], file: str) -> list[str]:
-    """The prompts of the list, then those of the file (one a line; empty lines and `#` comments left out), each once.
+    """The prompts of the list, then those of the file (one a line, `#` begins a comment), each once.
 
     Raises:
-        StepError: the file is missing or is no text.
+        ValueError: the file is missing or is no text.
     """
-    lines = list(prompts)
+    lines: list[str] = []
     if file:
         try:
-            lines += storage.read_bytes(file).decode().splitlines()
+            lines = storage.read_bytes(file).decode().splitlines()
         except (OSError, UnicodeDecodeError) as err:
-            raise StepError(f"cannot read prompts_file {file!r}: {err}; give a text file, one prompt a line") from err
-    cleaned = (" ".join(line.split()) for line in lines)
-    return list(dict.fromkeys(line for line in cleaned if line and not line.startswith("#")))
+            raise ValueError(f"cannot read prompts_file {file!r}: {err}; give a text file, one prompt a line") from err
+    kept = [*prompts, *(line for line in lines if not line.lstrip().startswith("#"))]
+    cleaned = (" ".join(line.split()) for line in kept)
+    return list(dict.fromkeys(line for line in cleaned if line))

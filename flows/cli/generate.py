@@ -1,12 +1,13 @@
 """`pyramid generate`: from words on the command line to a file."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, Root, Settings
+from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, RetryFailed, Root, Settings
 
 WHAT, HOW, WHERE = "What it shows", "Size, length and look", "With what"
 # Settings that suit the released weights. Source: the published recommendations.
@@ -78,6 +79,7 @@ def generate(
     recipe: RecipeName = "",
     settings: Settings = None,
     ray: RayAddress = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Generate clips or pictures; files land under ROOT/media/generated, and their paths are printed.
 
@@ -99,7 +101,7 @@ def generate(
 
     Example: `pyramid generate --prompts ideas.txt --weights ~/pyramid-flow-sd3 --variant 384p --max-memory 8GiB`
     """
-    from flows.cli.launch import BAD_INPUT, complain, launch
+    from flows.cli.launch import BAD_INPUT, FAILURE, complain, launch
 
     recipe = recipe or (suiting_recipe(variant) if weights else "demo")
     given = list(settings or ())
@@ -117,9 +119,15 @@ def generate(
         raise typer.Exit(BAD_INPUT) from err
     asked = asked_prompts(prompt, prompts) + as_settings("generate", what | where)
     asked += as_settings("generate.request", look)
-    results = launch("generate", root, recipe, [*asked, *given], ray__address=ray)
-    for file in json.loads(results["generate"].outputs["files"]):
+    options = {"ray__address": ray, "retry_failed": retry_failed}
+    outputs = launch("generate", root, recipe, [*asked, *given], **options)["generate"].outputs
+    for file in json.loads(outputs["files"]):
         typer.echo(file)
+    failures = json.loads(outputs["failures"])
+    for failure in failures:
+        complain(f"not made: {failure}; after mending it: the same command with --retry-failed")
+    if failures:
+        raise typer.Exit(FAILURE)
 
 
 def asked_prompts(prompt: str, file: str) -> list[str]:
@@ -195,4 +203,6 @@ def asked_guidance(text: str) -> dict[str, Any]:
         first, rest = (float(part) for part in (text.split(",") if "," in text else (text, text)))
     except ValueError as err:
         raise ValueError(f"--guidance {text!r}: give a number, or two such as 7,5") from err
+    if not math.isfinite(first + rest):
+        raise ValueError(f"--guidance {text!r}: give finite numbers, such as 7,5")
     return {"guidance_scale": first, "video_guidance_scale": rest}

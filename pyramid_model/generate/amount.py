@@ -1,5 +1,6 @@
 """Amounts of memory as people write them."""
 
+import math
 import re
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -19,3 +20,10 @@ def parse_bytes(text: str) -> int:
     if not found or number <= 0:
         raise ValueError(f"{text!r} is no amount of memory: write it like 8GiB or 900MiB")
     return int(number * UNITS[found[2]])
+
+
+def written(size: int) -> str:
+    """Bytes as `parse_bytes` reads them, rounded up: `7.48 GiB`, `52.1 MiB`."""
+    if size < UNITS["g"]:
+        return f"{math.ceil(size / UNITS['m'] * 10) / 10:.1f} MiB"
+    return f"{math.ceil(size / UNITS['g'] * 100) / 100:.2f} GiB"

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyramid_model.config import DiTConfig, LatentNorm, PyramidConfig, VAEConfig
+import torch
+from torch import nn
+
+from pyramid_model.config import DiTConfig, LatentNorm, MMDiTConfig, PyramidConfig, VAEConfig
+from pyramid_model.dit.packing import PATCH
+from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
+from pyramid_model.generate.plan import ModelSizes
 from pyramid_model.generate.prompt import RELEASED_STYLE, TRAINED_STYLE, PromptStyle
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.released import ReleasedDirectory, find_released
 from pyramid_model.released_names import (
     CONFIG_FILE,
     MMDIT_CLASS,
-    clip_is_projected,
+    VAE_CLASS,
+    clip_shapes,
     miniflux_config_from_released,
     mmdit_config_from_released,
+    t5_shapes,
     vae_config_from_released,
 )
 from pyramid_model.tensor_files import read_json
-from pyramid_model.weights import read_config
+from pyramid_model.weights import empty_model, read_config
+from pyramid_model.weights_report import inspect_directory
 
 TRAINING_FILE = "training.json"  # beside weights that were trained here
+MAX_PROBLEMS = 3  # that a message tells
 # Latent frames that the released variants were trained for. Source: the published pipeline.
 MOST_LATENT_FRAMES = {"384p": 16, "768p": 31, "image": 1}
 
@@ -53,6 +65,7 @@ class Checkpoint:
     def check(self, request: GenerationRequest) -> None:
         """Raise ValueError, naming the setting, unless this model can make this clip."""
         request.check(self.vae, self.pyramid)
+        check_positions(self.dit, self.vae, request)
         most = self.most_latent_frames
         if most and request.num_latent_frames > most:
             frames = 1 + self.vae.time_factor * (most - 1)
@@ -61,9 +74,26 @@ class Checkpoint:
                 f"which are {frames} frames. Set request.num_latent_frames, or take another variant."
             )
 
+    def sizes(self, dtype: torch.dtype) -> ModelSizes:
+        """What a plan of the memory needs to know of these models in a precision; none of them is loaded."""
+        dit, vae = _empty(self.dit_folder, dtype), _empty(self.parts.vae, dtype)
+        texts = [_text_layers(encoder) for encoder, _ in self.parts.text]
+        return ModelSizes(
+            dit=self.dit,
+            vae=self.vae,
+            pyramid=self.pyramid,
+            dtype=dtype,
+            text_dim=self.dit.text_dim,
+            text_bytes=sum(layers.total() for layers in texts) * dtype.itemsize,
+            dit_bytes=weight_bytes(dit),
+            vae_bytes=weight_bytes(vae),
+            text_layer_bytes=max(max(layers.values()) for layers in texts) * dtype.itemsize,
+            dit_layer_bytes=largest_layer_bytes(dit),
+        )
+
 
 def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
-    """Describe one DiT of a directory, and all that it works with; no weights are read.
+    """Describe one DiT of a directory, and all that it works with; of weights only the headers are read.
 
     Args:
         folder: holds `diffusion_transformer_…`, `causal_video_vae` and the text encoders.
@@ -71,7 +101,8 @@ def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
 
     Raises:
         FileNotFoundError: parts are missing; each is named.
-        ValueError: it is another kind of folder, has no such variant, or its parts do not belong together.
+        ValueError: it is another kind of folder, has no such variant, its parts do not belong together, or a file is
+            damaged.
     """
     parts = find_released(Path(folder).expanduser())
     if not variant and len(parts.dits) > 1:
@@ -81,11 +112,11 @@ def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
     released = read_config(dit_folder)
     is_sd3 = released.get("_class_name") == MMDIT_CLASS
     dit = (mmdit_config_from_released if is_sd3 else miniflux_config_from_released)(released)
-    vae = vae_config_from_released(read_config(parts.vae))
+    vae = vae_config_from_released(read_config(parts.vae, (VAE_CLASS,)))
+    _refuse_damage(parts, name)
     training = dit_folder / TRAINING_FILE
     trained = read_json(training) if training.exists() else None
     settings = (trained or {}).get("config", {})
-    check_widths(dit, vae, *_text_widths(parts), str(folder))
     return Checkpoint(
         parts=parts,
         name=name,
@@ -97,6 +128,17 @@ def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
         most_latent_frames=MOST_LATENT_FRAMES.get(name) if trained is None else None,
         autoregressive=settings.get("loss", {}).get("autoregressive", True),
     )
+
+
+def check_positions(dit: DiTConfig, vae: VAEConfig, request: GenerationRequest) -> None:
+    """Raise ValueError if the picture is larger than the table of positions that an MMDiT has."""
+    if not isinstance(dit, MMDiTConfig):
+        return
+    most = dit.position_grid * PATCH * vae.space_factor
+    for name in ("height", "width"):
+        px = getattr(request, name)
+        if px > most:
+            raise ValueError(f"{name} {px} px: this model knows positions for at most {most} px. Set request.{name}.")
 
 
 def check_widths(dit: DiTConfig, vae: VAEConfig, text_dim: int, pooled_dim: int, where: str) -> None:
@@ -113,7 +155,31 @@ def check_widths(dit: DiTConfig, vae: VAEConfig, text_dim: int, pooled_dim: int,
             )
 
 
-def _text_widths(parts: ReleasedDirectory) -> tuple[int, int]:
-    """Widths of the token features and of the pooled vector."""
-    *clips, t5 = (read_json(encoder / CONFIG_FILE) for encoder, _ in parts.text)
-    return t5["d_model"], sum(clip["projection_dim" if clip_is_projected(clip) else "hidden_size"] for clip in clips)
+def _refuse_damage(parts: ReleasedDirectory, name: str) -> None:
+    """Raise ValueError unless all that one DiT works with is whole, by configs and headers of files."""
+    report = inspect_directory(replace(parts, dits={name: parts.dits[name]}))
+    problems = [*report.problems, *(f"{part.name}: {line}" for part in report.parts for line in part.problems)]
+    if problems:
+        more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        raise ValueError(
+            f"{parts.folder} cannot be used: {'; '.join(problems[:MAX_PROBLEMS])}{more}. "
+            f"`pyramid weights inspect {parts.folder}` tells all"
+        )
+
+
+def _empty(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The model of a folder on the meta device; its parameters as they are when loaded in this precision."""
+    model, _ = empty_model(read_config(folder))
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
+
+
+def _text_layers(encoder: Path) -> Counter[str]:
+    """Numbers in each layer of a text encoder, by its config."""
+    config = read_json(encoder / CONFIG_FILE)
+    shapes = t5_shapes(config) if "d_model" in config else clip_shapes(config)
+    layers: Counter[str] = Counter()
+    for name, shape in shapes.items():
+        layers[name.rpartition(".")[0]] += math.prod(shape)
+    return layers

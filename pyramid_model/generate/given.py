@@ -29,16 +29,56 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as err:
         raise ValueError(f"there is no image {str(path)!r}: check the path") from err
-    except (UnidentifiedImageError, OSError) as err:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as err:
         raise ValueError(f"{str(path)!r} cannot be read as an image: {err}; give a PNG, JPEG or WebP file") from err
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB; transparent parts become black."""
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut off what is above 255
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
 
 
 def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
     """The image resized to cover height x width px, then cut to it around the centre; uint8 (h w 3)."""
-    return np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS))
+    return np.array(ImageOps.fit(as_rgb(image), (width, height), Image.Resampling.LANCZOS))
+
+
+def check_given(
+    request: GenerationRequest,
+    image: str | Path | Image.Image | None,
+    video: str | Path | np.ndarray | None,
+    vae: VAEConfig,
+    pyramid: PyramidConfig,
+) -> None:
+    """Refuse what no clip can start with; of a video file only the first frame is decoded.
+
+    Raises:
+        ValueError: both are given, a file cannot be read, or the clip is too short to hold a given part and a new one.
+    """
+    if image is None and video is None:
+        return
+    if image is not None and video is not None:
+        raise ValueError("both an image and a video are given: a clip starts with one of them")
+    most_given(request, vae, pyramid)
+    if isinstance(video, np.ndarray) and (video.dtype != np.uint8 or video.shape[3:] != (3,) or not len(video)):
+        raise ValueError(f"the given video is {video.dtype} {video.shape}: give uint8 frames (t h w 3), at least one")
+    if isinstance(image, np.ndarray):
+        raise ValueError("the given image is an array: give a path, or a PIL image (`Image.fromarray`)")
+    if isinstance(image, str | Path):
+        read_image(image)
+    if isinstance(video, str | Path):
+        try:
+            Footage(str(video)).container.close()  # opening decodes the first frame
+        except VideoError as err:
+            raise ValueError(f"video {str(video)!r} cannot be extended: {err}") from err
 
 
 def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width: int) -> tuple[np.ndarray, int]:
@@ -55,12 +95,15 @@ def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width:
     try:
         with Footage(str(path)) as footage:
             half_step = 1 / footage.probe.fps / 2 if footage.probe.fps else Fraction(0)
-            first = None
+            size, first = (footage.probe.width, footage.probe.height), None
             for frame in footage.frames():
                 first = frame.pts if first is None else first
                 shown_until = (frame.pts - first) * footage.probe.time_base + half_step
                 if due < shown_until:
-                    image = fit_image(Image.fromarray(frame.rgb()), height, width)
+                    shown = Image.fromarray(frame.rgb())
+                    if shown.size != size:  # its samples are not square
+                        shown = shown.resize(size, Image.Resampling.LANCZOS)
+                    image = fit_image(shown, height, width)
                 while due < shown_until:  # repeated where the video has fewer frames a second
                     kept.append(image)
                     taken, due = taken + 1, due + Fraction(1, fps)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,9 +18,17 @@ from pyramid_model.config import LatentNorm, PyramidConfig
 from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.generate.checkpoint import check_widths, read_checkpoint
+from pyramid_model.generate.checkpoint import check_positions, check_widths, read_checkpoint
 from pyramid_model.generate.decoding import Consume, Convert, DecodingAlongside, denormalise_unit
-from pyramid_model.generate.given import encode_given, fit_image, most_given, read_ending, read_image, whole_units
+from pyramid_model.generate.given import (
+    check_given,
+    encode_given,
+    fit_image,
+    most_given,
+    read_ending,
+    read_image,
+    whole_units,
+)
 from pyramid_model.generate.offload import Offload, Placement, largest_layer_bytes, weight_bytes
 from pyramid_model.generate.outputs import as_floats, as_frames, into_file, joined_floats, joined_frames
 from pyramid_model.generate.plan import ModelSizes, Plan, free_bytes, plan_memory
@@ -39,6 +47,7 @@ from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.weights import load_dit, load_vae
 
 Output = Literal["frames", "tensor", "latents"]
+MIN_SEED = -(2**63)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 FLOAT16_WARNING = (
@@ -113,7 +122,8 @@ class VideoPipeline:
         autoregressive: bool = True,
     ):
         check_widths(dit.config, vae.config, encoder.dim, encoder.pooled_dim, "these models do not fit")
-        self.dit, self.vae, self.encoder = dit, vae, encoder
+        self.dit, self.vae = dit, vae
+        self.encoder: TextEncoder | None = encoder
         self.pyramid, self.style, self.norm = pyramid or PyramidConfig(), style, norm or latent_norm(vae.config)
         self.most_latent_frames, self.autoregressive = most_latent_frames, autoregressive
         self.device = torch.device(device or best_device())
@@ -174,6 +184,7 @@ class VideoPipeline:
         max_memory: int | None = None,
         offload: Offload | None = None,
         on_unit: OnUnit | None = None,
+        text: Text | None = None,
     ) -> Clips:
         """Make one clip a prompt, all in one batch. A clip depends on its prompt, its seed and what is given alone.
 
@@ -191,6 +202,7 @@ class VideoPipeline:
             max_memory: bytes of the device that may be used; None: what is free.
             offload: where models wait; None: whatever is fastest within the memory.
             on_unit: called with (units done, units in all).
+            text: what `encode` gave for these prompts and this request, so that it need not be done again.
 
         Raises:
             ValueError: what is asked for is wrong, cannot be made by this model, or does not fit into the memory.
@@ -200,19 +212,19 @@ class VideoPipeline:
         request = request or GenerationRequest()
         seeds = [seeds + i for i in range(len(prompts))] if isinstance(seeds, int) else list(seeds)
         self.check(prompts, request, seeds, paths)
+        convert, consumers = _wanted(output, paths, len(prompts), request.fps)
         frames, notes = self._given_frames(request, image, video)
         num_given = 0 if frames is None else len(frames)
         plan = self.plan(request, len(prompts), num_given, max_memory, offload)
-        groups = {"text": self.encoder.models, "dit": [self.dit]}
+        groups = {"text": self._text_models(), "dit": [self.dit]}
         self.placement.choose(plan.offload, self._models(), [model for name in plan.in_turn for model in groups[name]])
         seconds = _Seconds()
-        text = self.encode(prompts, request)
+        text = text or self.encode(prompts, request)
         seconds.passed("text_s")
         generators = seeded(seeds)
         given = [] if frames is None else self._encode(frames, generators, plan)
         if given:
             seconds.passed("encode_s")
-        convert, consumers = _wanted(output, paths, len(prompts), request.fps)
         reuse = HistoryReuse(self.dit, request.refresh_every, plan.spare)
         units = self._units(reuse, text, request, generators, given, on_unit)
         latents, videos = self._decoded(units, given, plan, convert, consumers, seconds)
@@ -233,6 +245,7 @@ class VideoPipeline:
         """Raise ValueError, naming what is wrong, unless this can be generated."""
         check_prompts(prompts)
         request.check(self.vae.config, self.pyramid)
+        check_positions(self.dit.config, self.vae.config, request)
         if self.most_latent_frames and request.num_latent_frames > self.most_latent_frames:
             raise ValueError(
                 f"num_latent_frames {request.num_latent_frames}: this model makes at most {self.most_latent_frames}. "
@@ -241,6 +254,12 @@ class VideoPipeline:
         for name, values in (("seeds", seeds), ("paths", paths)):
             if values and len(values) != len(prompts):
                 raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts: give one a prompt")
+        for seed in seeds:
+            if not MIN_SEED <= seed < -MIN_SEED:
+                raise ValueError(f"seed {seed}: must be a whole number of 64 bits with sign")
+        for path in paths:
+            if not path.endswith((".mp4", ".png")):
+                raise ValueError(f"path {path!r}: clips are written as .mp4, pictures as .mp4 or .png; name it so")
         if request.num_latent_frames > 1 and any(path.endswith(".png") for path in paths):
             raise ValueError(
                 "a PNG holds one frame: set request.num_latent_frames to 1, or name files that end in .mp4"
@@ -248,6 +267,8 @@ class VideoPipeline:
 
     def notes(self, prompts: Sequence[str], request: GenerationRequest) -> tuple[str, ...]:
         """What a user should know about how the prompts are read, a sentence each."""
+        if self.encoder is None:
+            return ()
         texts = [encoded_prompt(prompt, request, self.style) for prompt in prompts]
         texts += [request.negative_prompt] if request.negative_prompt else []
         cut = [unread(text, self.encoder.tokenizer, MAX_TOKENS) for text in texts]
@@ -281,20 +302,34 @@ class VideoPipeline:
             whole_dit=self.compiled,
         )
 
+    def drop_encoder(self) -> None:
+        """Free the memory of the text encoders; from now on `generate` needs `text`."""
+        self.encoder = None
+        self.sizes = replace(self.sizes, text_bytes=0, text_layer_bytes=0)
+
     def free_bytes(self) -> int:
         """Bytes that the device has for a batch, weights included."""
         return free_bytes(self.device, sum(weight_bytes(model) for model in self._models()))
 
     def encode(self, prompts: Sequence[str], request: GenerationRequest) -> Text:
-        """Features of the prompts and of the negative prompt, on the CPU."""
+        """Features of the prompts and of the negative prompt, on the CPU.
+
+        Raises:
+            ValueError: the text encoders were dropped.
+        """
+        if self.encoder is None:
+            raise ValueError("the text encoders were dropped: give `text`, as `encode` returned it before")
         texts = [encoded_prompt(prompt, request, self.style) for prompt in prompts]
-        with self.placement.working(*self.encoder.models):
+        with self.placement.working(*self._text_models()):
             self.encoder.work_on(self.device)
             features = self.encoder.encode([*texts, encoded_negative(request, self.style)])
         return Text(stack_features(features[:-1]), stack_features(features[-1:]))
 
     def _models(self) -> list[torch.nn.Module]:
-        return [self.dit, self.vae, *self.encoder.models]
+        return [self.dit, self.vae, *self._text_models()]
+
+    def _text_models(self) -> list[torch.nn.Module]:
+        return list(self.encoder.models) if self.encoder else []
 
     def _given_frames(
         self,
@@ -303,10 +338,9 @@ class VideoPipeline:
         video: str | Path | np.ndarray | None,
     ) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """Frames that the clips start with, uint8 (t h w 3), and what should be said about them."""
+        check_given(request, image, video, self.vae.config, self.pyramid)
         if image is None and video is None:
             return None, ()
-        if image is not None and video is not None:
-            raise ValueError("both an image and a video are given: a clip starts with one of them")
         most = most_given(request, self.vae.config, self.pyramid)
         size = (request.height, request.width)
         if image is not None:
@@ -435,6 +469,10 @@ def _wanted(output: Output, paths: Sequence[str], count: int, fps: int) -> tuple
         return as_frames, []
     if output == "tensor":
         return as_floats, [joined_floats] * count
+    if output != "frames":
+        raise ValueError(
+            f"output {output!r}: take one of {', '.join(get_args(Output))}; files are asked for by `paths`"
+        )
     return as_frames, [joined_frames] * count
 
 

@@ -14,6 +14,7 @@ from pyramid_model.config import DiTConfig, PyramidConfig, VAEConfig
 from pyramid_model.dit.packing import PATCH
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.path import units_in
+from pyramid_model.generate.amount import written
 from pyramid_model.generate.offload import Offload
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.generate.request import GenerationRequest
@@ -21,7 +22,6 @@ from pyramid_model.text import MAX_TOKENS
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.tiling import Tile
 
-GIB = 2**30
 SLACK = 1.1  # what kernels and the allocator take besides tensors
 DIT_WIDTHS = 15  # vectors of the DiT's width that are alive a token at the worst moment; measured, and tested
 TEXT_WIDTHS = 20  # the same of a text encoder
@@ -97,7 +97,7 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [*self.peaks.items(), ("limit", self.limit)]
-        return "\n".join([self.summary, *(f"{name:<8}{size / GIB:8.2f} GiB" for name, size in rows)])
+        return "\n".join([self.summary, *(f"{name:<8}{written(size):>12}" for name, size in rows)])
 
 
 def plan_memory(
@@ -142,8 +142,8 @@ def plan_memory(
     advice = "a smaller size, fewer latent frames or fewer clips at a time" if phase != "text" else "another dtype"
     raise ValueError(
         f"{request.num_latent_frames} latent frames at {request.height}x{request.width} px do not fit into "
-        f"{limit / GIB:.2f} GiB: the least possible is {least.peak / GIB:.2f} GiB, which the phase {phase!r} needs. "
-        f"Raise the limit, or ask for {advice}."
+        f"{written(limit)}: the least possible is {written(least.peak)}, which the phase {phase!r} needs. "
+        f"Raise max_memory if there is more, or ask for {advice}."
     )
 
 

@@ -25,12 +25,15 @@ class GenerationRequest(Config):
     num_latent_frames: int = Field(16, ge=1, description="1 is an image; 16 are 121 frames, 31 are 241")
     num_inference_steps: Steps = Field(20, description="for the first frame")
     video_num_inference_steps: Steps = Field(10, description="for every later unit")
-    guidance_scale: float = Field(7.0, ge=0, description="for the first frame; 1 is off")
-    video_guidance_scale: float = Field(5.0, ge=0, description="for every later unit; 1 is off")
+    guidance_scale: float = Field(7.0, ge=0, allow_inf_nan=False, description="for the first frame; 1 is off")
+    video_guidance_scale: float = Field(5.0, ge=0, allow_inf_nan=False, description="for every later unit; 1 is off")
     guidance_falloff: float = Field(
-        0.0, ge=0, description="more than 0: guidance_scale falls by this each unit, and video_guidance_scale is unused"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="more than 0: guidance_scale falls by this each unit, and video_guidance_scale is unused",
     )
-    min_guidance_scale: float = Field(2.0, ge=0, description="where a falling guidance stops")
+    min_guidance_scale: float = Field(2.0, ge=0, allow_inf_nan=False, description="where a falling guidance stops")
     negative_prompt: str | None = Field(None, description="what to steer away from; empty: what suits the weights")
     prompt_suffix: str | None = Field(None, description="added to every prompt; empty: what suits the weights")
     refresh_every: int = Field(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -221,6 +223,12 @@ def test_a_long_prompt_is_read_as_far_as_it_goes_and_that_is_said(pipeline):
         (["a dog"], {"seeds": [1, 2]}, "2 seeds for 1 prompts"),
         (["a dog"], {"request": CLIP.model_copy(update={"num_latent_frames": 17})}, "at most 16"),
         (["a dog"], {"request": CLIP.model_copy(update={"height": 72})}, "multiple of 64"),
+        (["a dog"], {"seeds": [2**63]}, "seed 9223372036854775808: must be a whole number of 64 bits"),
+        (["a dog"], {"paths": ["dog.avi"]}, r"path 'dog\.avi': clips are written as \.mp4"),
+        (["a dog"], {"output": "mp4"}, "output 'mp4': take one of frames, tensor, latents"),
+        (["a dog"], {"video": np.zeros((9, 64, 128, 3))}, "float64 .*: give uint8 frames"),
+        (["a dog"], {"video": np.zeros((0, 64, 128, 3), np.uint8)}, "at least one"),
+        (["a dog"], {"image": np.zeros((64, 128, 3), np.uint8)}, "give a path, or a PIL image"),
         (["a dog"], {"image": "nowhere.png"}, "there is no image 'nowhere.png'"),
         (["a dog"], {"image": __file__}, "cannot be read as an image"),
         (["a dog"], {"video": __file__}, "cannot be extended"),
@@ -244,13 +252,59 @@ def test_a_directory_says_what_it_lacks_before_weights_are_read(tmp_path, write_
         picture.check(CLIP)
     vae = folder / "causal_video_vae" / "config.json"
     vae.write_text(json.dumps(json.loads(vae.read_text()) | {"encoder_out_channels": 8}))
-    with pytest.raises(ValueError, match="the DiT expects 4 latent channels, the VAE makes 8"):
+    with pytest.raises(ValueError, match="diffusion_transformer_384p has latent channels 4, causal_video_vae 8"):
         read_checkpoint(folder, "384p")
     vae.unlink()
     with pytest.raises(FileNotFoundError, match=re.escape(str(vae.parent))):
         read_checkpoint(folder, "384p")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("diffusion_transformer_384p/diffusion_pytorch_model.safetensors", None, "is cut off"),
+        ("causal_video_vae/diffusion_pytorch_model.safetensors", None, "is cut off"),
+        ("text_encoder/model.safetensors", None, "is cut off"),
+        ("text_encoder_2/model.safetensors", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("text_encoder_2/config.json", "{}", "text_encoder_2: .*model of unknown kind"),
+        ("tokenizer_2/tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "tokenizer_2: .*git lfs pull"),
+        ("diffusion_transformer_image/diffusion_pytorch_model.safetensors", None, ""),
+    ],
+)
+def test_a_damaged_part_is_named_before_anything_is_loaded_unless_it_is_not_needed(
+    folder, tmp_path, file, content, message
+):
+    copy = shutil.copytree(folder, tmp_path / "models")
+    if content is None:
+        (copy / file).write_bytes((copy / file).read_bytes()[:-100])
+    else:
+        (copy / file).write_text(content)
+    if not message:
+        assert read_checkpoint(copy, "384p").name == "384p"
+        return
+    with pytest.raises(ValueError, match=f"models cannot be used: .*{message}.*`pyramid weights inspect"):
+        read_checkpoint(copy, "384p")
+
+
+@pytest.mark.parametrize("kind", ["miniflux", "sd3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sizes_for_a_plan_are_known_without_loading(tmp_path, write_model_directory, kind, dtype):
+    folder = write_model_directory(tmp_path, kind)
+    loaded = VideoPipeline.from_pretrained(folder, "384p", dtype=str(dtype).removeprefix("torch."), device="cpu").sizes
+    known = read_checkpoint(folder, "384p").sizes(dtype)
+    for name in ("text_bytes", "text_layer_bytes"):  # all but ids of positions
+        assert 0 <= getattr(loaded, name) - getattr(known, name) <= 2 * 77 * 8
+    same = {"text_bytes": known.text_bytes, "text_layer_bytes": known.text_layer_bytes}
+    assert replace(loaded, **same) == known
+
+
+def test_pictures_beyond_the_positions_of_an_mmdit_are_refused(tmp_path, write_model_directory):
+    found = read_checkpoint(write_model_directory(tmp_path, "sd3"), "384p")
+    found.check(CLIP)
+    with pytest.raises(ValueError, match=r"width 192 px: .* at most 128 px\. Set request\.width"):
+        found.check(CLIP.model_copy(update={"width": 192}))
 
 
 def test_a_rarer_refresh_of_history_is_told_with_its_error(pipeline):
@@ -271,3 +325,14 @@ def test_a_model_trained_on_whole_clips_makes_all_frames_at_once(pipeline, photo
     assert told == [(1, 1)]
     with pytest.raises(ValueError, match="make all frames at once: no image or video can start its clips"):
         at_once.generate("a dog", CLIP, image=photo)
+
+
+def test_text_that_was_encoded_before_needs_no_encoder(pipeline):
+    whole = VideoPipeline(pipeline.dit, pipeline.vae, pipeline.encoder, norm=pipeline.norm)
+    expected, text = whole.generate("a dog", CLIP, output="latents"), whole.encode(["a dog"], CLIP)
+    planned = whole.plan(CLIP).peak
+    whole.drop_encoder()
+    assert torch.equal(whole.generate("a dog", CLIP, output="latents", text=text).latents, expected.latents)
+    assert whole.plan(CLIP).peak < planned
+    with pytest.raises(ValueError, match="the text encoders were dropped: give `text`"):
+        whole.generate("a dog", CLIP)

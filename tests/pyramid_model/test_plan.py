@@ -7,11 +7,10 @@ from pyramid_model.config import DiTConfig, MiniFluxConfig, MMDiTConfig, Pyramid
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
-from pyramid_model.generate.amount import parse_bytes
+from pyramid_model.generate.amount import parse_bytes, written
 from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.generate.plan import (
-    GIB,
     TILED_COPIES,
     ModelSizes,
     decode_bytes,
@@ -30,6 +29,7 @@ TINY = VAEConfig(
     encoder=VAEStackConfig(channels=(8, 8, 16, 16), layers=(1, 1, 1, 1), norm_groups=4),
     decoder=VAEStackConfig(channels=(8, 8, 16, 16), layers=(1, 1, 1, 1), norm_groups=4),
 )
+GIB = 2**30
 SMALL = GenerationRequest(height=128, width=192, num_latent_frames=6)
 
 
@@ -145,13 +145,23 @@ def test_an_impossible_limit_names_the_least_possible_and_the_phase():
     with pytest.raises(ValueError, match=r"31 latent frames at 768x1280 px .* least possible is .* GiB") as refused:
         plan_memory(RELEASED, request, 1 * GIB)
     assert "the phase 'decode'" in str(refused.value)
-    least = float(str(refused.value).split("least possible is ")[1].split(" ")[0])
-    assert plan_memory(RELEASED, request, int((least + 0.01) * GIB)).tile is not None
+    least = str(refused.value).split("least possible is ")[1].split(",")[0]
+    assert plan_memory(RELEASED, request, parse_bytes(least)).tile is not None
+    with pytest.raises(ValueError, match=r"do not fit into 1\.0 MiB"):
+        plan_memory(RELEASED, request, 2**20)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("8GiB", 8 * GIB), ("8 gb", 8 * GIB), ("900M", 900 * 2**20), ("5", 5)])
 def test_amounts_of_memory_are_read_as_people_write_them(text, expected):
     assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(8 * GIB, "8.00 GiB"), (8 * GIB + 1, "8.01 GiB"), (5 << 20, "5.0 MiB"), (5, "0.1 MiB")]
+)
+def test_amounts_are_written_as_they_are_read_and_never_as_less(size, expected):
+    assert written(size) == expected
+    assert parse_bytes(written(size)) >= size
 
 
 @pytest.mark.parametrize("text", ["", "much", "8 apples", "0", "1.2.3G"])

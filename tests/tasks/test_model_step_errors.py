@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_divide_into_the_stages_is_refused_at_once():
 
 
 def test_generation_without_prompts_or_champion_says_what_to_do(squares):
-    with pytest.raises(StepError, match=r"set generate\.prompts"):
+    with pytest.raises(ValueError, match=r"set generate\.prompts"):
         generate(squares, GenerateConfig())
     with pytest.raises(StepError, match="there is no champion"):
         generate(squares, GenerateConfig(prompts=("a clip",)))
@@ -110,7 +110,8 @@ def test_prompts_come_from_the_list_and_the_file_each_once(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("# comment\n a  cat \n\nA dog\na cat\n")
     assert read_prompts(["A dog", "bird"], str(file)) == ["A dog", "bird", "a cat"]
-    with pytest.raises(StepError, match="cannot read prompts_file"):
+    assert read_prompts(["#1 fan", " "], str(file)) == ["#1 fan", "a cat", "A dog"]  # comments are of files
+    with pytest.raises(ValueError, match="cannot read prompts_file"):
         read_prompts([], str(tmp_path / "missing.txt"))
 
 

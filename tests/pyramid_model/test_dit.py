@@ -1,14 +1,16 @@
 """Facts about the transformers and their token layout. Runs in about 5 s."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.mmdit import MMDiT, position_table
-from pyramid_model.dit.packing import clip_positions, patchify, unpatchify
+from pyramid_model.dit.packing import _packing, clip_positions, make_packing, patchify, unpatchify
 from pyramid_model.dit.rope import rotate, rotation_table
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.sampler import sample_video
@@ -106,6 +108,19 @@ def test_sizes_other_than_powers_of_two_and_units_of_two_frames_run(dit, text_ro
     assert latents.shape == (2, 4, 5, 8, 12)
     assert latents.isfinite().all()
     assert not torch.allclose(latents[0], latents[1])
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, partial(FakeTensorMode, allow_non_fake_inputs=True)])
+def test_a_call_that_keeps_no_gradient_or_no_content_leaves_nothing_behind_for_one_that_does(tiny_dit, text_rows, mode):
+    text, timestep = text_rows(1), torch.tensor([400.0])
+    assert text.lengths == (4,)  # counted here: where there is no content there is nothing to count
+    make_packing.cache_clear()
+    _packing.cache_clear()
+    with mode():
+        tiny_dit([column((1, 4, 4))], timestep, text)
+    (velocity,) = tiny_dit([column((1, 4, 4))], timestep, text)
+    velocity.sum().backward()
+    assert type(velocity) is torch.Tensor
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Facts about the transformers and their token layout. Runs in about 5 s."""
+"""Facts about the transformers and their token layout. Runs in about 15 s."""
 
 import copy
 from functools import partial
@@ -192,3 +192,18 @@ def test_compiled_blocks_predict_the_same_for_any_number_of_tokens(tiny_dit, tex
         close(tiny_dit(clips, timestep, text)[0], plain(clips, timestep, text)[0])
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[2] == graphs[1]  # once for any number of frames
+
+
+@torch.no_grad()
+def test_compiled_blocks_take_on_every_form_that_sampling_needs(tiny_dit, text_rows):
+    schedule, plain = Schedule(PyramidConfig(num_stages=2)), copy.deepcopy(tiny_dit)
+    compile_blocks(tiny_dit, backend="eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for rows in (1, 2):
+            text, clips = text_rows(rows), []
+            for dit in (tiny_dit, plain):
+                noise = Noise([torch.Generator().manual_seed(i) for i in range(rows)])
+                guidance = [3.0, 3.0, 3.0, 1.0]
+                clips.append(sample_video(dit, text, text, schedule, noise, (4, 4, 8), (1, 1), (2, 2), guidance))
+            close(*clips)

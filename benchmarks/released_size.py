@@ -20,7 +20,6 @@ from rich.table import Table
 from torch import Tensor
 
 from pyramid_model.config import DiTConfig, MiniFluxConfig, MMDiTConfig, PyramidConfig, VAEConfig, VAEStackConfig
-from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.dit.packing import Size
@@ -29,6 +28,7 @@ from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import MAX_BYTES, HistoryReuse
 from pyramid_model.flow.sampler import guidance_per_unit, sample_video
 from pyramid_model.flow.schedule import Schedule
+from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.text import TextFeatures
 from pyramid_model.train.flops import Reuse, generation_flops, mfu
 from pyramid_model.vae.autoencoder import CausalVideoVAE

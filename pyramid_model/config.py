@@ -33,19 +33,20 @@ class LatentNorm(Config):
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents as the VAE makes them -> latents as the DiT sees them; both (b c t h w), a new tensor."""
         shift, scale = self._by_frame(latents)
-        return (latents - shift) * scale
+        return ((latents - shift) * scale).to(latents.dtype)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Inverse of `normalise`; (b c t h w), a new tensor."""
         shift, scale = self._by_frame(latents)
-        return latents / scale + shift
+        return (latents / scale + shift).to(latents.dtype)
 
     def _by_frame(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale as (1 c t 1 1), c = 1 where one number serves all channels."""
+        """Shift and scale as (1 c t 1 1), c = 1 where one number serves all channels; float32 at least."""
+        exact = latents[:0] if latents.element_size() > 2 else latents[:0].float()
 
         def spread(first: PerChannel, rest: PerChannel) -> Tensor:
-            first_column, rest_column = (latents.new_tensor(v).reshape(-1, 1) for v in (first, rest))
-            frame = latents.new_tensor(range(latents.shape[2]))
+            first_column, rest_column = (exact.new_tensor(v).reshape(-1, 1) for v in (first, rest))
+            frame = exact.new_tensor(range(latents.shape[2]))
             return (first_column * (frame == 0) + rest_column * (frame > 0))[None, :, :, None, None]
 
         return spread(self.first_shift, self.rest_shift), spread(self.first_scale, self.rest_scale)

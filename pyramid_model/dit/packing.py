@@ -127,6 +127,7 @@ def make_packing(
     device: torch.device,
     known: int = 0,
     remember: int = 0,
+    mode: object = None,
 ) -> Packing:
     """Layout for columns of clips of the given sizes, the last clip of each being the noisy one.
 
@@ -139,9 +140,10 @@ def make_packing(
         device: of the tokens.
         known: frames at the start of the only column that are in memory, and the text with them.
         remember: frames that are to be in memory after this call.
+        mode: the `FakeTensorMode` of tokens without content. A layout made there is of no use to anybody else.
     """
     num_text = max(num_valid)
-    packing = _packing(columns, num_text, rope_axes, causal, clean_history, device, known)
+    packing = _packing(columns, num_text, rope_axes, causal, clean_history, device, known, mode)
     pads = tuple(tuple(num_text - n for n in num_valid[i :: len(columns)]) for i in range(len(columns)))
     return replace(packing, pads=pads, keep=packing.ends[0][remember - 1] if remember else 0)
 
@@ -155,6 +157,7 @@ def _packing(
     clean_history: bool,
     device: torch.device,
     known: int,
+    mode: object,
 ) -> Packing:
     """`make_packing` by sizes alone: the part that takes time and memory, which many lengths of text share."""
     ends = tuple(frame_ends(column, num_text) for column in columns)
@@ -163,12 +166,14 @@ def _packing(
     noisy = tuple(tokens_of(column[-1]) for column in columns)
     num_text_left = 0 if known else num_text
     history = tuple(end[-1] - first - num_text_left - n for end, n in zip(ends, noisy, strict=True))
+    with torch.inference_mode(False):  # later calls may want a gradient, whatever this one wants
+        rotation = rotation_table(torch.cat(positions)[first:], rope_axes).to(device)
     return Packing(
         num_text=num_text_left,
         num_history=history,
         num_noisy=noisy,
         ends=ends if causal else tuple(end[-1:] for end in ends),
-        rotation=rotation_table(torch.cat(positions)[first:], rope_axes).to(device),
+        rotation=rotation,
         clean_history=clean_history,
     )
 

@@ -121,10 +121,9 @@ class DiT(nn.Module):
     def packing(self, columns: list[list[Tensor]], text: TextFeatures, known: int = 0, remember: int = 0) -> Packing:
         """Token layout of a batch. See `make_packing`."""
         sizes = tuple(tuple(size_of(clip) for clip in column) for column in columns)
-        config, device = self.config, columns[0][0].device
-        return make_packing(
-            sizes, text.lengths, self.rope_axes, config.causal, config.clean_history, device, known, remember
-        )
+        config, clip = self.config, columns[0][0]
+        about = (self.rope_axes, config.causal, config.clean_history, clip.device)
+        return make_packing(sizes, text.lengths, *about, known, remember, getattr(clip, "fake_mode", None))
 
     @torch.no_grad()
     def initialise(self) -> None:

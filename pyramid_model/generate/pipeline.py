@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pyramid_model.config import LatentNorm, PyramidConfig
-from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.generate.checkpoint import check_positions, check_widths, read_checkpoint
+from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.generate.decoding import Consume, Convert, DecodingAlongside, denormalise_unit
 from pyramid_model.generate.given import (
     check_given,

@@ -28,11 +28,19 @@ PYRAMID_KEYS = {
 
 
 def pyramid_of(options: dict[str, Any]) -> PyramidConfig:
-    """Our pyramid from the options of a case; what it does not say is as released."""
+    """Our pyramid from the options of a case; what it does not say is as released.
+
+    Raises:
+        ValueError: an option is out of range, or stages and stage_range contradict each other.
+    """
     settings = {ours: options[theirs] for theirs, ours in PYRAMID_KEYS.items() if options.get(theirs) is not None}
     if bounds := options.get("stage_range"):
         settings |= {"num_stages": len(bounds) - 1, "stage_bounds": tuple(bounds)}
-    return PyramidConfig(**settings)
+    pyramid = PyramidConfig(**settings)
+    stages = options.get("stages", pyramid.num_stages)  # a number, or the factor of each
+    if (stages if isinstance(stages, int) else len(stages)) != pyramid.num_stages:
+        raise ValueError(f"stages {stages} do not go with stage_range {list(pyramid.bounds)}")
+    return pyramid
 
 
 def run_scheduler(case: Case) -> None:

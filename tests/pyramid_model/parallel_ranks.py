@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
-from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.sampler import sample_units
 from pyramid_model.flow.schedule import Schedule
+from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.parallel.guidance import guidance_parallel
 from pyramid_model.parallel.layout import Layout, share_sampling
 from pyramid_model.parallel.sequence import sequence_parallel

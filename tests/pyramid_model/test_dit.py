@@ -1,18 +1,20 @@
-"""Facts about the transformers and their token layout. Runs in about 5 s."""
+"""Facts about the transformers and their token layout. Runs in about 15 s."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
-from pyramid_model.dit.compiling import compile_blocks
 from pyramid_model.dit.mmdit import MMDiT, position_table
-from pyramid_model.dit.packing import clip_positions, patchify, unpatchify
+from pyramid_model.dit.packing import _packing, clip_positions, make_packing, patchify, unpatchify
 from pyramid_model.dit.rope import rotate, rotation_table
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.sampler import sample_video
 from pyramid_model.flow.schedule import Schedule
+from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.text import TextFeatures
 
 
@@ -108,6 +110,19 @@ def test_sizes_other_than_powers_of_two_and_units_of_two_frames_run(dit, text_ro
     assert not torch.allclose(latents[0], latents[1])
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, partial(FakeTensorMode, allow_non_fake_inputs=True)])
+def test_a_call_that_keeps_no_gradient_or_no_content_leaves_nothing_behind_for_one_that_does(tiny_dit, text_rows, mode):
+    text, timestep = text_rows(1), torch.tensor([400.0])
+    assert text.lengths == (4,)  # counted here: where there is no content there is nothing to count
+    make_packing.cache_clear()
+    _packing.cache_clear()
+    with mode():
+        tiny_dit([column((1, 4, 4))], timestep, text)
+    (velocity,) = tiny_dit([column((1, 4, 4))], timestep, text)
+    velocity.sum().backward()
+    assert type(velocity) is torch.Tensor
+
+
 @torch.no_grad()
 def test_mmdit_gives_history_the_positions_of_what_it_covers_in_the_middle_of_the_table(tiny_mmdit):
     grid = tiny_mmdit.positions.unflatten(1, (8, 8))[0]
@@ -177,3 +192,18 @@ def test_compiled_blocks_predict_the_same_for_any_number_of_tokens(tiny_dit, tex
         close(tiny_dit(clips, timestep, text)[0], plain(clips, timestep, text)[0])
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[2] == graphs[1]  # once for any number of frames
+
+
+@torch.no_grad()
+def test_compiled_blocks_take_on_every_form_that_sampling_needs(tiny_dit, text_rows):
+    schedule, plain = Schedule(PyramidConfig(num_stages=2)), copy.deepcopy(tiny_dit)
+    compile_blocks(tiny_dit, backend="eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for rows in (1, 2):
+            text, clips = text_rows(rows), []
+            for dit in (tiny_dit, plain):
+                noise = Noise([torch.Generator().manual_seed(i) for i in range(rows)])
+                guidance = [3.0, 3.0, 3.0, 1.0]
+                clips.append(sample_video(dit, text, text, schedule, noise, (4, 4, 8), (1, 1), (2, 2), guidance))
+            close(*clips)

@@ -96,6 +96,7 @@ def test_not_a_number_fails(tmp_path):
         ({"case": "train_noisy"}, ["config.json", "train_noisy"]),
         ({"kind": "unet"}, ["unet", "mmdit"]),
         ({"gamma": 0.5}, ["gamma", "0.5"]),
+        ({"stages": [1, 2]}, ["stages", "stage_range"]),
         ({"sample_ratios": [1, 2]}, ["sample_ratios"]),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyramid_model.config import LatentNorm, VAEConfig, VAEStackConfig
+from pyramid_model.config import MINIFLUX_LATENT_NORM, SD3_LATENT_NORM, LatentNorm, VAEConfig, VAEStackConfig
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.vae import autoencoder
 from pyramid_model.vae.autoencoder import CausalVideoVAE
@@ -154,6 +154,13 @@ def test_latent_norm_treats_the_first_frame_apart_and_inverts():
     torch.testing.assert_close(normalised[:, 1, 1:], (latents[:, 1, 1:] - 3) * 0.5)
     torch.testing.assert_close(norm.denormalise(normalised), latents)
     assert torch.equal(latents, kept)
+
+
+@pytest.mark.parametrize("norm", [MINIFLUX_LATENT_NORM, SD3_LATENT_NORM])
+def test_normalising_in_bfloat16_rounds_the_result_and_not_the_statistics(norm):
+    latents = torch.randn(1, 2, 3, 4, 4).bfloat16()
+    assert torch.equal(norm.normalise(latents), norm.normalise(latents.float()).bfloat16())
+    assert torch.equal(norm.denormalise(latents), norm.denormalise(latents.float()).bfloat16())
 
 
 def test_latents_normalised_by_their_own_statistics_have_zero_mean_and_unit_variance():

@@ -8,6 +8,8 @@ from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.parallel.sequence import Share
 
+MAX_FORMS = 64  # of a block: with and without text, memory, guidance; torch by itself gives up after 8
+
 
 def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
     """Compile what the blocks do between their attentions, for any number of tokens.
@@ -20,7 +22,9 @@ def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
         backend: of torch.compile; "inductor" needs a C++ compiler, on GPUs Triton.
     """
     # not a decorator there: it would load the compiler, which takes seconds, wherever the model is imported
-    Packing.attend = torch.compiler.disable(Packing.attend)  # pyright: ignore[reportAttributeAccessIssue]
-    Share.attend = torch.compiler.disable(Share.attend)  # pyright: ignore[reportAttributeAccessIssue]
+    for layout in (Packing, Share):
+        if not getattr(layout.attend, "_torchdynamo_disable", False):
+            layout.attend = torch.compiler.disable(layout.attend)  # pyright: ignore[reportAttributeAccessIssue]
+    torch._dynamo.config.recompile_limit = max(MAX_FORMS, torch._dynamo.config.recompile_limit)
     for block in dit.blocks:
         block.compile(backend=backend, dynamic=True)

@@ -52,7 +52,7 @@ class GenerateConfig(Config):
     offload: Literal["auto", "none", "model", "sequential"] = Field(
         "auto", description="where models wait for their turn; auto: whatever is fastest within the memory"
     )
-    block_size: int = Field(4, ge=1, description="clips sampled together")
+    block_size: int = Field(4, ge=1, description="clips sampled together; fewer where max_memory allows no more")
     num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of an actor")
     num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if it works on one")
 
@@ -96,8 +96,7 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     todo = pending(run.root, "generations", ids, run.retry_failed)
     items = todo.items(wanted, "generation_id")
     device, num_gpus = _device(run, config) if items else ("cpu", 0)
-    if found and items:
-        _check_memory(found, config, min(len(items), config.block_size), device)
+    block_size = _block_size(found, config, len(items), device) if found and items else config.block_size
     progress = storage.join(run.root, "runs", run.run_id, "units")
     with _telling_units(progress, len(items) * _units(config)):
         result = run_blocks(
@@ -115,7 +114,7 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
                 "progress": progress,
             },
             num_done=todo.num_done,
-            block_size=config.block_size,
+            block_size=block_size,
             num_cpus=config.num_cpus,
             num_gpus=num_gpus,
         )
@@ -180,21 +179,35 @@ def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig)
         check_given(config.request, **given, vae=vae, pyramid=pyramid)
 
 
-def _check_memory(found: "Checkpoint", config: GenerateConfig, batch: int, device: str) -> None:
-    """Refuse a limit that nothing stays under. The actors plan for what is free, which only they can see."""
+def _block_size(found: "Checkpoint", config: GenerateConfig, num_items: int, device: str) -> int:
+    """Clips that can be sampled together within `max_memory`; what is free instead, only the actors can see.
+
+    Raises:
+        ValueError: not even one fits.
+    """
     from pyramid_model.generate.pipeline import DTYPES
     from pyramid_model.generate.plan import plan_memory
 
-    if config.max_memory:
-        plan_memory(
-            found.sizes(DTYPES[config.dtype or "bfloat16"]),
-            config.request,
-            parse_bytes(config.max_memory),
-            batch=batch,
-            num_given=1 if config.image or config.video else 0,
-            device=device or "cpu",
-            offload=None if config.offload == "auto" else config.offload,
-        )
+    size = min(config.block_size, num_items)
+    if not config.max_memory:
+        return size
+    sizes = found.sizes(DTYPES[config.dtype or "bfloat16"])
+    while True:
+        try:
+            plan_memory(
+                sizes,
+                config.request,
+                parse_bytes(config.max_memory),
+                batch=size,
+                num_given=1 if config.image or config.video else 0,
+                device=device or "cpu",
+                offload=None if config.offload == "auto" else config.offload,
+            )
+            return size
+        except ValueError:
+            if size == 1:
+                raise
+            size //= 2
 
 
 def _named_models(run: Run, found: "Checkpoint") -> Models:
@@ -229,12 +242,15 @@ def _device(run: Run, config: GenerateConfig) -> tuple[str, float]:
     """Where to work, and how many GPUs an actor reserves for it."""
     if config.device in ("cpu", "mps"):
         return config.device, 0
-    if config.device == "cuda" or config.num_gpus:
-        return "cuda", config.num_gpus or 1
     connect(run.ray)
     import ray
 
-    return ("cuda", 1) if ray.cluster_resources().get("GPU", 0) >= 1 else ("", 0)
+    found = ray.cluster_resources().get("GPU", 0)
+    if config.device == "cuda" and not found:
+        raise ValueError("device 'cuda': Ray has no GPU here. Set generate.device to cpu, or leave it empty")
+    if config.device == "cuda" or config.num_gpus:
+        return "cuda", config.num_gpus or 1
+    return ("cuda", 1) if found >= 1 else ("", 0)
 
 
 def _units(config: GenerateConfig) -> int:

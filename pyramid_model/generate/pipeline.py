@@ -124,7 +124,7 @@ class VideoPipeline:
         self.dit, self.vae, self.encoder = dit, vae, encoder
         self.pyramid, self.style, self.norm = pyramid or PyramidConfig(), style, norm or latent_norm(vae.config)
         self.most_latent_frames, self.autoregressive = most_latent_frames, autoregressive
-        self.device = torch.device(device or best_device())
+        self.device = working_device(device)
         self.placement = Placement(self.device)
         self.sizes = ModelSizes(
             dit=dit.config,
@@ -155,8 +155,8 @@ class VideoPipeline:
             FileNotFoundError: parts are missing; each is named.
             ValueError: a part is damaged, or the parts do not belong together.
         """
+        precision, device = torch_dtype(dtype), str(working_device(device))
         found = read_checkpoint(folder, variant)
-        precision = torch_dtype(dtype)
         return cls(
             load_dit(found.dit_folder, dtype=precision),
             load_vae(found.parts.vae, dtype=precision),
@@ -443,6 +443,19 @@ def _wanted(output: Output, paths: Sequence[str], count: int, fps: int) -> tuple
             f"output {output!r}: take one of {', '.join(get_args(Output))}; files are asked for by `paths`"
         )
     return as_frames, [joined_frames] * count
+
+
+def working_device(name: str = "") -> torch.device:
+    """The device of that name; empty: the best there is.
+
+    Raises:
+        ValueError: this machine, or its PyTorch, has none of that kind.
+    """
+    device = torch.device(name or best_device())
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
+    if not there():
+        raise ValueError(f"device {name!r}: PyTorch finds none on this machine. Take cpu, or leave it empty (device)")
+    return device
 
 
 def best_device() -> str:

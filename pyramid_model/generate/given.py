@@ -29,11 +29,16 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return as_rgb(ImageOps.exif_transpose(image))
+            return upright(image)
     except FileNotFoundError as err:
         raise ValueError(f"there is no image {str(path)!r}: check the path") from err
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as err:
         raise ValueError(f"{str(path)!r} cannot be read as an image: {err}; give a PNG, JPEG or WebP file") from err
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as it is shown: turned as its camera noted, RGB, transparent parts on black."""
+    return as_rgb(ImageOps.exif_transpose(image))
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -26,6 +26,7 @@ from pyramid_model.generate.given import (
     most_given,
     read_ending,
     read_image,
+    upright,
     whole_units,
 )
 from pyramid_model.generate.offload import Offload, Placement, largest_layer_bytes, weight_bytes
@@ -313,7 +314,7 @@ class VideoPipeline:
         most = most_given(request, self.vae.config, self.pyramid)
         size = (request.height, request.width)
         if image is not None:
-            opened = image if isinstance(image, Image.Image) else read_image(image)
+            opened = upright(image) if isinstance(image, Image.Image) else read_image(image)
             return fit_image(opened, *size)[None], ()
         if isinstance(video, np.ndarray):
             total = len(video)

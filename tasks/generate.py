@@ -17,7 +17,7 @@ from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
 from tasks import storage
 from tasks.clip_generator import ClipGenerator, Models, given_files
-from tasks.model_files import absolute, folder_hash, training_pyramid
+from tasks.model_files import absolute, folder_hash, trained_in_units, training_pyramid
 from tasks.pipeline import StepError, connect, run_blocks
 from tasks.prompts import read_prompts
 from tasks.registry import champion
@@ -144,7 +144,7 @@ def _champion(run: Run, config: GenerateConfig) -> Models:
     pyramid = training_pyramid(best.uri)
     vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(best.vae_uri, CONFIG_FILE))))
     config.request.check(vae, pyramid)
-    _check_given(config, vae, pyramid)
+    _check_given(config, vae, pyramid, trained_in_units(best.uri))
     return Models(
         dit=best.uri,
         vae=best.vae_uri,
@@ -163,11 +163,11 @@ def _checkpoint(config: GenerateConfig) -> "Checkpoint":
         raise ValueError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")
     found = read_checkpoint(absolute(config.weights), config.variant)
     found.check(config.request)
-    _check_given(config, found.vae, found.pyramid)
+    _check_given(config, found.vae, found.pyramid, found.autoregressive)
     return found
 
 
-def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig) -> None:
+def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig, autoregressive: bool) -> None:
     """Refuse an image or a video that no clip can start with."""
     from pyramid_model.generate.given import check_given
 
@@ -176,7 +176,7 @@ def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig)
         if uri and not storage.exists(uri):
             raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
     with given_files(config) as given:
-        check_given(config.request, **given, vae=vae, pyramid=pyramid)
+        check_given(config.request, **given, vae=vae, pyramid=pyramid, autoregressive=autoregressive)
 
 
 def _block_size(found: "Checkpoint", config: GenerateConfig, num_items: int, device: str) -> int:

@@ -62,16 +62,20 @@ def check_given(
     video: str | Path | np.ndarray | None,
     vae: VAEConfig,
     pyramid: PyramidConfig,
+    autoregressive: bool = True,
 ) -> None:
     """Refuse what no clip can start with; of a video file only the first frame is decoded.
 
     Raises:
-        ValueError: both are given, a file cannot be read, or the clip is too short to hold a given part and a new one.
+        ValueError: both are given, a file cannot be read, the clip is too short to hold a given part and a new one, or
+            the DiT makes all frames at once.
     """
     if image is None and video is None:
         return
     if image is not None and video is not None:
         raise ValueError("both an image and a video are given: a clip starts with one of them")
+    if not autoregressive:
+        raise ValueError("this DiT was trained to make all frames at once: no image or video can start its clips")
     most_given(request, vae, pyramid)
     if isinstance(video, np.ndarray) and (video.dtype != np.uint8 or video.shape[3:] != (3,) or not len(video)):
         raise ValueError(f"the given video is {video.dtype} {video.shape}: give uint8 frames (t h w 3), at least one")

@@ -308,7 +308,7 @@ class VideoPipeline:
         video: str | Path | np.ndarray | None,
     ) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """Frames that the clips start with, uint8 (t h w 3), and what should be said about them."""
-        check_given(request, image, video, self.vae.config, self.pyramid)
+        check_given(request, image, video, self.vae.config, self.pyramid, self.autoregressive)
         if image is None and video is None:
             return None, ()
         most = most_given(request, self.vae.config, self.pyramid)

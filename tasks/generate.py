@@ -17,7 +17,7 @@ from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
 from tasks import storage
 from tasks.clip_generator import ClipGenerator, Models, given_files
-from tasks.model_files import absolute, folder_hash, training_pyramid
+from tasks.model_files import absolute, folder_hash, trained_in_units, training_pyramid
 from tasks.pipeline import StepError, connect, run_blocks
 from tasks.prompts import read_prompts
 from tasks.registry import champion
@@ -55,7 +55,7 @@ class GenerateConfig(Config):
     compile: bool = Field(
         False, description="compile the DiT: minutes before the first clip, then faster; for many clips of one size"
     )
-    block_size: int = Field(4, ge=1, description="clips sampled together")
+    block_size: int = Field(4, ge=1, description="clips sampled together; fewer where max_memory allows no more")
     num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of an actor")
     num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if it works on one")
 
@@ -99,8 +99,7 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     todo = pending(run.root, "generations", ids, run.retry_failed)
     items = todo.items(wanted, "generation_id")
     device, num_gpus = _device(run, config) if items else ("cpu", 0)
-    if found and items:
-        _check_memory(found, config, min(len(items), config.block_size), device)
+    block_size = _block_size(found, config, len(items), device) if found and items else config.block_size
     progress = storage.join(run.root, "runs", run.run_id, "units")
     with _telling_units(progress, len(items) * _units(config)):
         result = run_blocks(
@@ -118,7 +117,7 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
                 "progress": progress,
             },
             num_done=todo.num_done,
-            block_size=config.block_size,
+            block_size=block_size,
             num_cpus=config.num_cpus,
             num_gpus=num_gpus,
         )
@@ -148,7 +147,7 @@ def _champion(run: Run, config: GenerateConfig) -> Models:
     pyramid = training_pyramid(best.uri)
     vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(best.vae_uri, CONFIG_FILE))))
     config.request.check(vae, pyramid)
-    _check_given(config, vae, pyramid)
+    _check_given(config, vae, pyramid, trained_in_units(best.uri))
     return Models(
         dit=best.uri,
         vae=best.vae_uri,
@@ -167,11 +166,11 @@ def _checkpoint(config: GenerateConfig) -> "Checkpoint":
         raise ValueError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")
     found = read_checkpoint(absolute(config.weights), config.variant)
     found.check(config.request)
-    _check_given(config, found.vae, found.pyramid)
+    _check_given(config, found.vae, found.pyramid, found.autoregressive)
     return found
 
 
-def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig) -> None:
+def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig, autoregressive: bool) -> None:
     """Refuse an image or a video that no clip can start with."""
     from pyramid_model.generate.given import check_given
 
@@ -180,24 +179,38 @@ def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig)
         if uri and not storage.exists(uri):
             raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
     with given_files(config) as given:
-        check_given(config.request, **given, vae=vae, pyramid=pyramid)
+        check_given(config.request, **given, vae=vae, pyramid=pyramid, autoregressive=autoregressive)
 
 
-def _check_memory(found: "Checkpoint", config: GenerateConfig, batch: int, device: str) -> None:
-    """Refuse a limit that nothing stays under. The actors plan for what is free, which only they can see."""
+def _block_size(found: "Checkpoint", config: GenerateConfig, num_items: int, device: str) -> int:
+    """Clips that can be sampled together within `max_memory`; what is free instead, only the actors can see.
+
+    Raises:
+        ValueError: not even one fits.
+    """
     from pyramid_model.generate.pipeline import DTYPES
     from pyramid_model.generate.plan import plan_memory
 
-    if config.max_memory:
-        plan_memory(
-            found.sizes(DTYPES[config.dtype or "bfloat16"]),
-            config.request,
-            parse_bytes(config.max_memory),
-            batch=batch,
-            num_given=1 if config.image or config.video else 0,
-            device=device or "cpu",
-            offload=None if config.offload == "auto" else config.offload,
-        )
+    size = min(config.block_size, num_items)
+    if not config.max_memory:
+        return size
+    sizes = found.sizes(DTYPES[config.dtype or "bfloat16"])
+    while True:
+        try:
+            plan_memory(
+                sizes,
+                config.request,
+                parse_bytes(config.max_memory),
+                batch=size,
+                num_given=1 if config.image or config.video else 0,
+                device=device or "cpu",
+                offload=None if config.offload == "auto" else config.offload,
+            )
+            return size
+        except ValueError:
+            if size == 1:
+                raise
+            size //= 2
 
 
 def _named_models(run: Run, found: "Checkpoint") -> Models:
@@ -232,12 +245,15 @@ def _device(run: Run, config: GenerateConfig) -> tuple[str, float]:
     """Where to work, and how many GPUs an actor reserves for it."""
     if config.device in ("cpu", "mps"):
         return config.device, 0
-    if config.device == "cuda" or config.num_gpus:
-        return "cuda", config.num_gpus or 1
     connect(run.ray)
     import ray
 
-    return ("cuda", 1) if ray.cluster_resources().get("GPU", 0) >= 1 else ("", 0)
+    found = ray.cluster_resources().get("GPU", 0)
+    if config.device == "cuda" and not found:
+        raise ValueError("device 'cuda': Ray has no GPU here. Set generate.device to cpu, or leave it empty")
+    if config.device == "cuda" or config.num_gpus:
+        return "cuda", config.num_gpus or 1
+    return ("cuda", 1) if found >= 1 else ("", 0)
 
 
 def _units(config: GenerateConfig) -> int:

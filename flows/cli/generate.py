@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -103,7 +104,8 @@ def generate(
     """
     from flows.cli.launch import BAD_INPUT, FAILURE, complain, launch
 
-    recipe = recipe or (suiting_recipe(variant) if weights else "demo")
+    makes = variant or lone_variant(weights)
+    recipe = recipe or (suiting_recipe(makes) if weights else "demo")
     given = list(settings or ())
     what = {"image": image, "video": video, "seed": seed}
     where = {"weights": weights, "variant": variant, "max_memory": max_memory, "dtype": dtype, "device": device}
@@ -111,8 +113,9 @@ def generate(
         where |= {"num_gpus": 0, "num_cpus": 1}  # one GPU if there is one; those recipes speak of a cluster
     look = {"height": height, "width": width, "negative_prompt": negative_prompt}
     try:
-        only_pictures = variant.endswith("image") and seconds is None
-        look["num_latent_frames"] = asked_latent_frames(seconds, 1 if only_pictures else frames, recipe, given)
+        if makes.endswith("image") and seconds is None and frames is None:
+            frames = 1
+        look["num_latent_frames"] = asked_latent_frames(seconds, frames, recipe, given)
         look = suiting_look(look, bool(weights), bool(image)) | asked_steps(steps) | asked_guidance(guidance)
     except ValueError as err:
         complain(str(err))
@@ -144,6 +147,12 @@ def as_settings(section: str, values: Mapping[str, Any]) -> list[str]:
         name: value for name, value in values.items() if value is not None and (value != "" or name in MAY_BE_EMPTY)
     }
     return [f"{section}.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in named.items()]
+
+
+def lone_variant(weights: str) -> str:
+    """The only DiT of a directory, which need not be named; empty if there are none or several."""
+    found = [path.name for path in Path(weights).expanduser().glob("diffusion_transformer_*")] if weights else []
+    return found[0] if len(found) == 1 else ""
 
 
 def suiting_recipe(variant: str) -> str:

@@ -29,11 +29,16 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return as_rgb(ImageOps.exif_transpose(image))
+            return upright(image)
     except FileNotFoundError as err:
         raise ValueError(f"there is no image {str(path)!r}: check the path") from err
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as err:
         raise ValueError(f"{str(path)!r} cannot be read as an image: {err}; give a PNG, JPEG or WebP file") from err
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as it is shown: turned as its camera noted, RGB, transparent parts on black."""
+    return as_rgb(ImageOps.exif_transpose(image))
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -57,16 +62,20 @@ def check_given(
     video: str | Path | np.ndarray | None,
     vae: VAEConfig,
     pyramid: PyramidConfig,
+    autoregressive: bool = True,
 ) -> None:
     """Refuse what no clip can start with; of a video file only the first frame is decoded.
 
     Raises:
-        ValueError: both are given, a file cannot be read, or the clip is too short to hold a given part and a new one.
+        ValueError: both are given, a file cannot be read, the clip is too short to hold a given part and a new one, or
+            the DiT makes all frames at once.
     """
     if image is None and video is None:
         return
     if image is not None and video is not None:
         raise ValueError("both an image and a video are given: a clip starts with one of them")
+    if not autoregressive:
+        raise ValueError("this DiT was trained to make all frames at once: no image or video can start its clips")
     most_given(request, vae, pyramid)
     if isinstance(video, np.ndarray) and (video.dtype != np.uint8 or video.shape[3:] != (3,) or not len(video)):
         raise ValueError(f"the given video is {video.dtype} {video.shape}: give uint8 frames (t h w 3), at least one")

@@ -27,6 +27,7 @@ from pyramid_model.generate.given import (
     most_given,
     read_ending,
     read_image,
+    upright,
     whole_units,
 )
 from pyramid_model.generate.offload import Offload, Placement, largest_layer_bytes, weight_bytes
@@ -126,7 +127,7 @@ class VideoPipeline:
         self.encoder: TextEncoder | None = encoder
         self.pyramid, self.style, self.norm = pyramid or PyramidConfig(), style, norm or latent_norm(vae.config)
         self.most_latent_frames, self.autoregressive = most_latent_frames, autoregressive
-        self.device = torch.device(device or best_device())
+        self.device = working_device(device)
         self.placement, self.compiled = Placement(self.device), False
         self.sizes = ModelSizes(
             dit=dit.config,
@@ -157,8 +158,8 @@ class VideoPipeline:
             FileNotFoundError: parts are missing; each is named.
             ValueError: a part is damaged, or the parts do not belong together.
         """
+        precision, device = torch_dtype(dtype), str(working_device(device))
         found = read_checkpoint(folder, variant)
-        precision = torch_dtype(dtype)
         return cls(
             load_dit(found.dit_folder, dtype=precision),
             load_vae(found.parts.vae, dtype=precision),
@@ -338,13 +339,13 @@ class VideoPipeline:
         video: str | Path | np.ndarray | None,
     ) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """Frames that the clips start with, uint8 (t h w 3), and what should be said about them."""
-        check_given(request, image, video, self.vae.config, self.pyramid)
+        check_given(request, image, video, self.vae.config, self.pyramid, self.autoregressive)
         if image is None and video is None:
             return None, ()
         most = most_given(request, self.vae.config, self.pyramid)
         size = (request.height, request.width)
         if image is not None:
-            opened = image if isinstance(image, Image.Image) else read_image(image)
+            opened = upright(image) if isinstance(image, Image.Image) else read_image(image)
             return fit_image(opened, *size)[None], ()
         if isinstance(video, np.ndarray):
             total = len(video)
@@ -474,6 +475,19 @@ def _wanted(output: Output, paths: Sequence[str], count: int, fps: int) -> tuple
             f"output {output!r}: take one of {', '.join(get_args(Output))}; files are asked for by `paths`"
         )
     return as_frames, [joined_frames] * count
+
+
+def working_device(name: str = "") -> torch.device:
+    """The device of that name; empty: the best there is.
+
+    Raises:
+        ValueError: this machine, or its PyTorch, has none of that kind.
+    """
+    device = torch.device(name or best_device())
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
+    if not there():
+        raise ValueError(f"device {name!r}: PyTorch finds none on this machine. Take cpu, or leave it empty (device)")
+    return device
 
 
 def best_device() -> str:

@@ -139,7 +139,8 @@ def plan_memory(
                 break  # decoding less at a time does not help these
     assert least is not None
     phase = max(least.peaks, key=lambda name: least.peaks[name])
-    advice = "a smaller size, fewer latent frames or fewer clips at a time" if phase != "text" else "another dtype"
+    fewer = "fewer latent frames or fewer clips at a time" if batch > 1 else "fewer latent frames"
+    advice = f"a smaller size or {fewer}" if phase != "text" else "another dtype"
     raise ValueError(
         f"{request.num_latent_frames} latent frames at {request.height}x{request.width} px do not fit into "
         f"{written(limit)}: the least possible is {written(least.peak)}, which the phase {phase!r} needs. "

@@ -101,11 +101,9 @@ def sample_clips(
         cond, uncond, request, pyramid, on_unit, autoregressive: as in `generate_videos`.
         generators: one a row of `cond`, on the CPU.
         vae: says how many pixels a latent stands for.
-        given: normalised latents of the units that the clips start with; they are not yielded.
+        given: normalised latents of the units that the clips start with; they are not yielded. None unless the DiT is
+            autoregressive.
         device: where to compute; None: where the DiT's weights are.
-
-    Raises:
-        ValueError: clips are to start with something given, and the DiT makes all frames at once.
     """
     dit = reuse.dit
     weight = next(dit.parameters())
@@ -115,8 +113,7 @@ def sample_clips(
     texts = (cond.to(device, weight.dtype), uncond.repeat_to(len(generators)).to(device, weight.dtype))
     first_steps = request.steps_per_stage("num_inference_steps", pyramid)
     if not autoregressive:
-        if given:
-            raise ValueError("this DiT was trained to make all frames at once: no image or video can start its clips")
+        assert not given, "`check_given` refuses it"
         clip = sample_at_once(dit, *texts, Schedule(pyramid), noise, size, first_steps, request.guidance_scale)
         if on_unit:
             on_unit(1, 1)

@@ -13,7 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from flows.cli.generate import as_settings, asked_guidance, asked_latent_frames, suiting_look, suiting_recipe
+from flows.cli.generate import (
+    as_settings,
+    asked_guidance,
+    asked_latent_frames,
+    lone_variant,
+    suiting_look,
+    suiting_recipe,
+)
 from flows.recipe import load_recipe, parse_settings
 
 SIZE = ("--height", "64", "--width", "128", "--steps", "1", "--device", "cpu", "--set", "generate.dtype=float32")
@@ -85,6 +92,7 @@ def test_words_become_a_picture_a_clip_and_a_clip_from_a_picture_each_once(gener
     [
         (["a dog", "--variant", "768p"], ["no DiT '768p'", "384p, image"]),
         (["a dog", "--variant", "384p", "--frames", "137"], ["18", "at most 16", "121 frames"]),
+        (["a dog", "--variant", "image", "--frames", "17"], ["3", "image makes at most 1"]),
         (["a dog", "--variant", "384p", "--image", "nowhere.png"], ["nowhere.png"]),
         (
             ["a dog", "--variant", "384p", "--frames", "17", "--max-memory", "1MiB"],
@@ -146,6 +154,14 @@ def test_released_weights_get_the_recommended_settings_unless_others_are_asked_f
     assert [suiting_recipe(name) for name in ("384p", "diffusion_transformer_384p", "768p", "")] == [
         *("384p", "384p", "768p", "768p")
     ]
+
+
+def test_the_only_variant_of_a_directory_need_not_be_named(tmp_path):
+    assert lone_variant("") == lone_variant(str(tmp_path)) == ""
+    (tmp_path / "diffusion_transformer_384p").mkdir()
+    assert suiting_recipe(lone_variant(str(tmp_path))) == "384p"
+    (tmp_path / "diffusion_transformer_768p").mkdir()
+    assert lone_variant(str(tmp_path)) == ""
 
 
 def test_only_what_was_given_becomes_a_setting_and_an_empty_negative_prompt_counts():

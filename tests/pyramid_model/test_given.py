@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pyramid_model.config import PyramidConfig, VAEConfig
-from pyramid_model.generate.given import check_given, fit_image, read_ending, read_image
+from pyramid_model.generate.given import check_given, fit_image, read_ending, read_image, upright
 from pyramid_model.generate.request import GenerationRequest
 
 RAMP = np.linspace(0, 255, 96).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)  # dark left, bright right
@@ -39,9 +39,10 @@ def test_a_photo_that_was_taken_sideways_is_turned_upright(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(RAMP).save(tmp_path / "photo.jpg", exif=turned)
-    shown = np.asarray(read_image(tmp_path / "photo.jpg")).astype(int)
-    assert shown.shape == (96, 64, 3)
-    assert shown[64:].mean() > shown[:32].mean() + 100
+    for photo in (read_image(tmp_path / "photo.jpg"), upright(Image.open(tmp_path / "photo.jpg"))):
+        shown = np.asarray(photo).astype(int)
+        assert shown.shape == (96, 64, 3)
+        assert shown[64:].mean() > shown[:32].mean() + 100
 
 
 def test_frames_of_samples_that_are_not_square_are_stretched_as_a_player_does(shoot, tmp_path):

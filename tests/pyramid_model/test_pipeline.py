@@ -300,6 +300,12 @@ def test_sizes_for_a_plan_are_known_without_loading(tmp_path, write_model_direct
     assert replace(loaded, **same) == known
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is such a device")
+def test_a_device_that_is_not_there_is_refused_before_weights_are_read(folder):
+    with pytest.raises(ValueError, match="device 'mps': PyTorch finds none on this machine"):
+        VideoPipeline.from_pretrained(folder, "384p", device="mps")
+
+
 def test_pictures_beyond_the_positions_of_an_mmdit_are_refused(tmp_path, write_model_directory):
     found = read_checkpoint(write_model_directory(tmp_path, "sd3"), "384p")
     found.check(CLIP)

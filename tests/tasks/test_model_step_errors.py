@@ -8,7 +8,7 @@ from pyramid_model.train.config import VAEBatchConfig
 from tasks.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
 from tasks.clip_generator import file_name
 from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.generate import GenerateConfig, generate
+from tasks.generate import GenerateConfig, _block_size, _checkpoint, generate
 from tasks.latents import LatentsConfig, latents
 from tasks.model_files import writing_folder
 from tasks.pipeline import StepError
@@ -104,6 +104,20 @@ def test_weights_and_files_that_are_missing_are_named_before_anything_starts(squ
         generate(squares, GenerateConfig(prompts=("a clip",), weights="/nowhere"))
     with pytest.raises(ValueError, match="write it like 8GiB"):
         GenerateConfig(max_memory="lots")
+
+
+def test_as_many_clips_at_a_time_as_the_memory_allows_and_at_least_one(tmp_path, write_model_directory):
+    folder = write_model_directory(tmp_path)
+    request = {"height": 64, "width": 128, "num_latent_frames": 6, "decode_window": 1}
+    asked = {"weights": str(folder), "variant": "384p", "request": request, "block_size": 256}
+    sizes = []
+    for memory in ("1GiB", "40MiB", "10MiB"):
+        config = GenerateConfig(**asked, max_memory=memory)
+        sizes.append(_block_size(_checkpoint(config), config, 256, "cpu"))
+    assert 256 == sizes[0] > sizes[1] > sizes[2] >= 1
+    little = GenerateConfig(**asked, max_memory="1MiB")
+    with pytest.raises(ValueError, match=r"do not fit into 1\.0 MiB.* a smaller size or fewer latent frames\.$"):
+        _block_size(_checkpoint(little), little, 256, "cpu")
 
 
 def test_prompts_come_from_the_list_and_the_file_each_once(tmp_path):

@@ -86,8 +86,12 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
             "there is nothing to generate: give a prompt, or set generate.prompts or generate.prompts_file"
         )
     check_prompts(prompts)
+    for kind in ("image", "video"):
+        uri = getattr(config, kind)
+        if uri and not storage.exists(uri):
+            raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
     found = _checkpoint(config) if config.weights else None
-    models = _named_models(run, found) if found else _champion(run, config)
+    models = _named_models(run, found) if found else _champion(run)
     extra = _extra_settings(config, models)
     wanted = [
         _item(prompt, seed, config, models, extra)
@@ -98,6 +102,8 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     ids = [item["generation_id"] for item in wanted]
     todo = pending(run.root, "generations", ids, run.retry_failed)
     items = todo.items(wanted, "generation_id")
+    if items and not found:
+        _check_champion(config, models)
     device, num_gpus = _device(run, config) if items else ("cpu", 0)
     block_size = _block_size(found, config, len(items), device) if found and items else config.block_size
     progress = storage.join(run.root, "runs", run.run_id, "units")
@@ -133,10 +139,7 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     return result.model_copy(update={"outputs": outputs} | _note(result, list(made.values())))
 
 
-def _champion(run: Run, config: GenerateConfig) -> Models:
-    """The champion's models; refuses what they cannot make before any of them is loaded."""
-    from pyramid_model.released_names import CONFIG_FILE, vae_config_from_released
-
+def _champion(run: Run) -> Models:
     best = champion(run.root)
     if best is None:
         raise StepError(
@@ -144,10 +147,6 @@ def _champion(run: Run, config: GenerateConfig) -> Models:
             "let it pass the gate (`pyramid run`, or the flows train-dit and evaluate-and-gate), or name a directory "
             "of weights (generate.weights)"
         )
-    pyramid = training_pyramid(best.uri)
-    vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(best.vae_uri, CONFIG_FILE))))
-    config.request.check(vae, pyramid)
-    _check_given(config, vae, pyramid, trained_in_units(best.uri))
     return Models(
         dit=best.uri,
         vae=best.vae_uri,
@@ -156,6 +155,16 @@ def _champion(run: Run, config: GenerateConfig) -> Models:
         vae_hash=best.vae_hash,
         encoder_hash=best.encoder_hash,
     )
+
+
+def _check_champion(config: GenerateConfig, models: Models) -> None:
+    """Refuse what the champion cannot make before it is loaded. Needs torch: not for clips that are there."""
+    from pyramid_model.released_names import CONFIG_FILE, vae_config_from_released
+
+    pyramid = training_pyramid(models.dit)
+    vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(models.vae, CONFIG_FILE))))
+    config.request.check(vae, pyramid)
+    _check_given(config, vae, pyramid, trained_in_units(models.dit))
 
 
 def _checkpoint(config: GenerateConfig) -> "Checkpoint":
@@ -174,10 +183,6 @@ def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig,
     """Refuse an image or a video that no clip can start with."""
     from pyramid_model.generate.given import check_given
 
-    for kind in ("image", "video"):
-        uri = getattr(config, kind)
-        if uri and not storage.exists(uri):
-            raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
     with given_files(config) as given:
         check_given(config.request, **given, vae=vae, pyramid=pyramid, autoregressive=autoregressive)
 

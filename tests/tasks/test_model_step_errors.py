@@ -6,9 +6,9 @@ import pytest
 
 from pyramid_model.train.config import VAEBatchConfig
 from tasks.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
-from tasks.clip_generator import file_name
+from tasks.clip_generator import Models, file_name
 from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.generate import GenerateConfig, _block_size, _checkpoint, generate
+from tasks.generate import GenerateConfig, _block_size, _check_champion, _checkpoint, generate
 from tasks.latents import LatentsConfig, latents
 from tasks.model_files import writing_folder
 from tasks.pipeline import StepError
@@ -118,6 +118,17 @@ def test_as_many_clips_at_a_time_as_the_memory_allows_and_at_least_one(tmp_path,
     little = GenerateConfig(**asked, max_memory="1MiB")
     with pytest.raises(ValueError, match=r"do not fit into 1\.0 MiB.* a smaller size or fewer latent frames\.$"):
         _block_size(_checkpoint(little), little, 256, "cpu")
+
+
+def test_what_the_champion_cannot_make_is_refused_before_it_is_loaded(tmp_path, write_model_directory):
+    folder = write_model_directory(tmp_path)
+    folders = {"dit": str(folder / "diffusion_transformer_384p"), "vae": str(folder / "causal_video_vae")}
+    models = Models(**folders, encoder="", weights_hash="", vae_hash="", encoder_hash="")
+    _check_champion(GenerateConfig(), models)
+    with pytest.raises(ValueError, match="height 50 px does not divide into 3 stages"):
+        _check_champion(GenerateConfig(request={"height": 50}), models)
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        _check_champion(GenerateConfig(image=__file__), models)
 
 
 def test_prompts_come_from_the_list_and_the_file_each_once(tmp_path):

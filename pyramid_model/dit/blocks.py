@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,6 +12,8 @@ from pyramid_model.config import DiTConfig
 from pyramid_model.dit.attention import QKV, add_gated, in_chunks, modulate
 from pyramid_model.dit.memory import BlockMemory
 from pyramid_model.dit.packing import Packing
+
+FLOAT16_MAX = 65504
 
 
 class MLP(nn.Module):
@@ -104,7 +107,10 @@ class DoubleBlock(nn.Module):
         text_qkv, text_rest = self.text.enter(text, cond, packing.text_segments)
         text_attended, image_attended = joint_attention(text_qkv, image_qkv, packing, memory)
         image = self.image.leave(image, image_attended, image_rest, packing.image_segments)
-        return image, self.text.leave(text, text_attended, text_rest, packing.text_segments)
+        text = self.text.leave(text, text_attended, text_rest, packing.text_segments)
+        if text.dtype == torch.float16:
+            text = text.clamp(-FLOAT16_MAX, FLOAT16_MAX)  # as published: the text of trained models overflows first
+        return image, text
 
 
 def joint_attention(text: QKV, image: QKV, packing: Packing, memory: BlockMemory | None) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Generator, Tensor
 
 from pyramid_model.config import LatentNorm, PyramidConfig, VAEConfig
-from pyramid_model.footage import Footage
+from pyramid_model.footage import Footage, Frame
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.pixels import to_unit_range
@@ -99,26 +100,34 @@ def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width:
     Raises:
         ValueError: the file is missing, or no frame of it can be decoded.
     """
-    kept: deque[np.ndarray] = deque(maxlen=num_frames)
+    kept: deque[Frame] = deque(maxlen=num_frames)  # as decoded: only what is left in the end is resized
     taken, due = 0, Fraction(0)  # due: seconds after the first frame at which the next frame is taken
     try:
         with Footage(str(path)) as footage:
             half_step = 1 / footage.probe.fps / 2 if footage.probe.fps else Fraction(0)
-            size, first = (footage.probe.width, footage.probe.height), None
-            for frame in footage.frames():
-                first = frame.pts if first is None else first
-                shown_until = (frame.pts - first) * footage.probe.time_base + half_step
-                if due < shown_until:
-                    shown = Image.fromarray(frame.rgb())
-                    if shown.size != size:  # its samples are not square
-                        shown = shown.resize(size, Image.Resampling.LANCZOS)
-                    image = fit_image(shown, height, width)
-                while due < shown_until:  # repeated where the video has fewer frames a second
-                    kept.append(image)
+            size, shown, shown_at = (footage.probe.width, footage.probe.height), None, Fraction(0)
+            for frame in chain(footage.frames(), (None,)):
+                if frame is not None and shown is not None:
+                    shown_at += (frame.pts - shown.pts) * footage.probe.time_base
+                shown_until = shown_at - half_step if frame else shown_at + half_step
+                while shown is not None and due < shown_until:  # repeated where the video has fewer frames a second
+                    kept.append(shown)
                     taken, due = taken + 1, due + Fraction(1, fps)
+                shown = frame
+            images: list[np.ndarray] = []
+            for frame, before in zip(kept, (None, *kept), strict=False):
+                images.append(images[-1] if frame is before else _fitted(frame, size, height, width))
     except VideoError as err:
         raise ValueError(f"video {str(path)!r} cannot be extended: {err}") from err
-    return np.stack(kept), taken
+    return np.stack(images), taken
+
+
+def _fitted(frame: Frame, size: tuple[int, int], height: int, width: int) -> np.ndarray:
+    """A frame as `fit_image` leaves it. size: width and height at which the video is shown."""
+    shown = Image.fromarray(frame.rgb())
+    if shown.size != size:  # its samples are not square
+        shown = shown.resize(size, Image.Resampling.LANCZOS)
+    return fit_image(shown, height, width)
 
 
 def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfig) -> int:

@@ -1,5 +1,8 @@
 """What a clip starts with: pictures of every sort, videos of every shape."""
 
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 import pytest
@@ -58,6 +61,20 @@ def test_a_video_of_another_rate_is_taken_at_the_rate_of_the_clip(shoot, tmp_pat
     shoot(tmp_path / "video.mp4", (num_frames,), size=(64, 96), fps=fps)
     shown, found = read_ending(tmp_path / "video.mp4", 9, 24, 64, 128)
     assert (found, len(shown)) == (total, min(total, 9))
+
+
+def test_a_frame_is_shown_until_the_next_one_comes(tmp_path):
+    with av.open(tmp_path / "gap.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.height, stream.width, stream.pix_fmt, stream.time_base = 64, 96, "yuv420p", Fraction(1, 24)
+        for pts, grey in ((0, 40), (1, 80), (10, 200), (11, 240)):  # nine frames' time pass after the second
+            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), grey, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown, total = read_ending(tmp_path / "gap.mkv", 20, 24, 64, 96)
+    greys = shown.mean(axis=(1, 2, 3)).round(-1).astype(int).tolist()
+    assert (total, greys) == (12, [40] + [80] * 9 + [200, 240])
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,10 @@ def test_words_become_a_picture_a_clip_and_a_clip_from_a_picture_each_once(gener
     [
         (["a dog", "--variant", "768p"], ["no DiT '768p'", "384p, image"]),
         (["a dog", "--variant", "384p", "--frames", "137"], ["18", "at most 16", "121 frames"]),
-        (["a dog", "--variant", "image", "--frames", "17"], ["3", "image makes at most 1"]),
-        (["a dog", "--variant", "384p", "--image", "nowhere.png"], ["nowhere.png"]),
         (
             ["a dog", "--variant", "384p", "--frames", "17", "--max-memory", "1MiB"],
             ["do not fit into 1.0 MiB", "least possible"],
         ),
-        (["a dog", "--variant", "384p", "--prompts", "nowhere.txt"], ["nowhere.txt", "one prompt a line"]),
     ],
 )
 def test_what_cannot_be_made_is_one_message(generate, arguments, words):

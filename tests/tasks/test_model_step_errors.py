@@ -123,7 +123,7 @@ def test_as_many_clips_at_a_time_as_the_memory_allows_and_at_least_one(tmp_path,
 def test_what_the_champion_cannot_make_is_refused_before_it_is_loaded(tmp_path, write_model_directory):
     folder = write_model_directory(tmp_path)
     folders = {"dit": str(folder / "diffusion_transformer_384p"), "vae": str(folder / "causal_video_vae")}
-    models = Models(**folders, encoder="", weights_hash="", vae_hash="", encoder_hash="")
+    models = Models(**folders, encoder=str(folder), weights_hash="", vae_hash="", encoder_hash="")
     _check_champion(GenerateConfig(), models)
     with pytest.raises(ValueError, match="height 50 px does not divide into 3 stages"):
         _check_champion(GenerateConfig(request={"height": 50}), models)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,6 +129,11 @@ class DiTConfig(Config):
         description="timestep told to text and history: the noisy frame's, as released, or always 0; "
         "clean ones need computing once a stage and not at every step",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_shared(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As written down before history had a time of its own, where it has none: models keep their ids."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("history_time", "shared")}
 
     @property
     def clean_history(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
+from pyramid_model.config import DiTConfig, LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
 from pyramid_model.dit.packing import PATCH
 
 # our name -> released name, applied in order
@@ -188,7 +188,7 @@ def miniflux_config_to_released(config: MiniFluxConfig) -> dict[str, Any]:
         "patch_size": 1,
         "in_channels": config.latent_channels * PATCH**2,
         **{theirs: getattr(config, ours) for ours, theirs in MINIFLUX_KEYS.items()},
-        **{theirs: getattr(config, ours) for ours, theirs in ATTENTION_KEYS.items()},
+        **_attention_to_released(config),
         **MINIFLUX_FIXED,
     }
 
@@ -216,9 +216,14 @@ def mmdit_config_to_released(config: MMDiTConfig) -> dict[str, Any]:
         "sample_size": config.position_base * PATCH,
         **{theirs: getattr(config, ours) for ours, theirs in MMDIT_KEYS.items()},
         "caption_projection_dim": config.dim,
-        **{theirs: getattr(config, ours) for ours, theirs in ATTENTION_KEYS.items()},
+        **_attention_to_released(config),
         **MMDIT_FIXED,
     }
+
+
+def _attention_to_released(config: DiTConfig) -> dict[str, Any]:
+    values = config.model_dump()
+    return {theirs: values[ours] for ours, theirs in ATTENTION_KEYS.items() if ours in values}
 
 
 def _check_fixed(released: dict[str, Any], fixed: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from flows.cli.launch import launch
 launch("data_to_model", {root!r}, "smoke", ["ingest.source={source}"])
 print("IMPORTED", json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
 """
-KILL_WITHIN_STEPS = ((0, 4), (4, 8), (8, 12))  # so early, midway and late
+KILL_WITHIN_STEPS = ((0, 6), (6, 12))  # so once early and once late
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """How long sampling takes, item by item: the straightforward way (`baseline.py`) and ours, as ratios.
 
-    uv run python benchmarks/sampling.py            # about four minutes on 2 CPU cores
+    uv run python benchmarks/sampling.py            # about eight minutes on one thread
     uv run python benchmarks/sampling.py --quick    # fewer repeats and the tiny clip alone: about 20 seconds
 
 Two kinds of clip: a tiny one, where Python's own time counts, and one with the tokens of 768x1280 px and a narrow

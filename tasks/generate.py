@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import hashlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
 from tasks import storage
 from tasks.clip_generator import ClipGenerator, Models, given_files
+from tasks.ingest import hash_file
 from tasks.model_files import absolute, folder_hash, trained_in_units, training_pyramid
 from tasks.pipeline import StepError, connect, run_blocks
 from tasks.prompts import read_prompts
@@ -210,6 +210,7 @@ def _block_size(found: "Checkpoint", config: GenerateConfig, num_items: int, dev
                 num_given=1 if config.image or config.video else 0,
                 device=device or "cpu",
                 offload=None if config.offload == "auto" else config.offload,
+                whole_dit=config.compile,
             )
             return size
         except ValueError:
@@ -238,7 +239,7 @@ def _extra_settings(config: GenerateConfig, models: Models) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     for kind in ("image", "video"):
         if uri := getattr(config, kind):
-            extra[f"{kind}_hash"] = hashlib.blake2b(storage.read_bytes(uri), digest_size=16).hexdigest()
+            extra[f"{kind}_hash"] = hash_file(uri)[0]
     if models.directory:
         extra |= {"variant": models.variant, "dtype": config.dtype or "bfloat16"}
     elif config.dtype:

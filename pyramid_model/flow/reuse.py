@@ -63,7 +63,10 @@ class HistoryReuse:
         *history, noisy = clips
         if not history or not self.dit.config.causal:
             return self.dit([clips], timestep, text)[0]
-        memory = self.memories.setdefault((stage, step // self.period, len(noisy)), HistoryMemory(self.num_blocks))
+        key = (stage, step // self.period, len(noisy))
+        if key not in self.memories:
+            self.memories[key] = HistoryMemory(self.num_blocks)
+        memory = self.memories[key]
         lasting = min(_settled_frames(history, stage, noisy), self._affordable(clips, text, memory))
         remember = max(memory.num_frames, lasting) if self.period == 1 else sum(clip.shape[2] for clip in history)
         (velocity,) = self.dit([clips], timestep, text, memory, remember)

@@ -64,15 +64,7 @@ class Checkpoint:
 
     def check(self, request: GenerationRequest) -> None:
         """Raise ValueError, naming the setting, unless this model can make this clip."""
-        request.check(self.vae, self.pyramid)
-        check_positions(self.dit, self.vae, request)
-        most = self.most_latent_frames
-        if most and request.num_latent_frames > most:
-            frames = 1 + self.vae.time_factor * (most - 1)
-            raise ValueError(
-                f"num_latent_frames {request.num_latent_frames}: {self.name} makes at most {most} latent frames, "
-                f"which are {frames} frames. Set request.num_latent_frames, or take another variant."
-            )
+        check_request(request, self.dit, self.vae, self.pyramid, self.most_latent_frames, self.name)
 
     def sizes(self, dtype: torch.dtype) -> ModelSizes:
         """What a plan of the memory needs to know of these models in a precision; none of them is loaded."""
@@ -89,6 +81,25 @@ class Checkpoint:
             vae_bytes=weight_bytes(vae),
             text_layer_bytes=max(max(layers.values()) for layers in texts) * dtype.itemsize,
             dit_layer_bytes=largest_layer_bytes(dit),
+        )
+
+
+def check_request(
+    request: GenerationRequest,
+    dit: DiTConfig,
+    vae: VAEConfig,
+    pyramid: PyramidConfig,
+    most_latent_frames: int | None,
+    name: str = "this model",
+) -> None:
+    """Raise ValueError, naming the setting, unless the models can make this clip; name: of the DiT."""
+    request.check(vae, pyramid)
+    check_positions(dit, vae, request)
+    if most_latent_frames and request.num_latent_frames > most_latent_frames:
+        frames = 1 + vae.time_factor * (most_latent_frames - 1)
+        raise ValueError(
+            f"num_latent_frames {request.num_latent_frames}: {name} makes at most {most_latent_frames} latent frames, "
+            f"which are {frames} frames. Set request.num_latent_frames, or take another variant."
         )
 
 

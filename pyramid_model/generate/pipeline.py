@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from pyramid_model.config import LatentNorm, PyramidConfig
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.generate.checkpoint import check_positions, check_widths, read_checkpoint
+from pyramid_model.generate.checkpoint import check_request, check_widths, read_checkpoint
 from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.generate.decoding import Consume, Convert, DecodingAlongside, denormalise_unit
 from pyramid_model.generate.given import (
@@ -245,13 +245,7 @@ class VideoPipeline:
     ) -> None:
         """Raise ValueError, naming what is wrong, unless this can be generated."""
         check_prompts(prompts)
-        request.check(self.vae.config, self.pyramid)
-        check_positions(self.dit.config, self.vae.config, request)
-        if self.most_latent_frames and request.num_latent_frames > self.most_latent_frames:
-            raise ValueError(
-                f"num_latent_frames {request.num_latent_frames}: this model makes at most {self.most_latent_frames}. "
-                "Set request.num_latent_frames."
-            )
+        check_request(request, self.dit.config, self.vae.config, self.pyramid, self.most_latent_frames)
         for name, values in (("seeds", seeds), ("paths", paths)):
             if values and len(values) != len(prompts):
                 raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts: give one a prompt")

@@ -173,7 +173,6 @@ class RingMemory(BlockMemory):
         super().__init__()
         self.group, self.rank, self.num_ranks = group, dist.get_rank(group), dist.get_world_size(group)
         self.spans: list[list[Span]] = [[] for _ in range(self.num_ranks)]
-        self.token_bytes = 0
 
     def extend_stretch(
         self, keys: Tensor, values: Tensor, new: Sequence[Span], ends: Sequence[int]
@@ -191,8 +190,6 @@ class RingMemory(BlockMemory):
             dealt = self._deal(torch.stack([keys, values]), new, [new[0][0], *ends])
             old = [] if self.keys is None or self.values is None else [torch.stack([self.keys, self.values])]
             self.keys, self.values = torch.cat([*old, dealt], dim=2)
-            b, _, h, d = keys.shape
-            self.token_bytes = 2 * b * h * d * keys.element_size()
         return *extended, spans
 
     def _deal(self, held: Tensor, new: Sequence[Span], bounds: Sequence[int]) -> Tensor:
@@ -213,11 +210,6 @@ class RingMemory(BlockMemory):
         """See `BlockMemory.cut`."""
         self.spans = [before(rank, num_tokens) for rank in self.spans]
         super().cut(count(self.spans[self.rank]))
-
-    @property
-    def num_bytes(self) -> int:
-        """What a rank holds: the mean, so that all ranks of the ring come to the same decisions."""
-        return self.token_bytes * sum(map(count, self.spans)) // self.num_ranks
 
 
 def share_memories(memories: list[BlockMemory | None], group: ProcessGroup) -> None:

@@ -5,6 +5,17 @@ import pytest
 TINY_DIT = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread: tiny tensors, of which a second thread only makes more work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def tiny_vae():
     """A VAE with random weights, 8x8x8, in evaluation mode."""

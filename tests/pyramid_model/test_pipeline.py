@@ -16,17 +16,10 @@ from pyramid_model.generate.checkpoint import read_checkpoint
 from pyramid_model.generate.pipeline import NotFiniteError, VideoPipeline
 from pyramid_model.generate.request import GenerationRequest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = {"height": 64, "width": 128, "num_inference_steps": 1, "video_num_inference_steps": 1}
 CLIP = GenerationRequest(**SIZE, num_latent_frames=3)
 PICTURE = GenerationRequest(**SIZE, num_latent_frames=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from pyramid_model.text import TextFeatures
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.tiling import Tile
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = VAEConfig(
     latent_channels=4,
     encoder=VAEStackConfig(channels=(8, 8, 16, 16), layers=(1, 1, 1, 1), norm_groups=4),
@@ -49,14 +50,6 @@ def sizes_of(dit: DiTConfig, vae: VAEConfig, dtype: torch.dtype = torch.bfloat16
         text_layer_bytes=int(text_gib * GIB) // 40,
         dit_layer_bytes=largest_layer_bytes(model),
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 RELEASED = sizes_of(MiniFluxConfig(), VAEConfig())

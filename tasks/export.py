@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tasks import storage
 from tasks.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, check_names, filter_expression, select_rows
 from tasks.schemas import ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, open_table, read_table
+from tasks.tables import TableError, as_dataset, open_table, read_table
 
 FORMATS = ("csv", "jsonl", "parquet")
 
@@ -45,7 +45,7 @@ def export_rows(
     needed = list(dict.fromkeys([*names, id_column, "attempt"]))
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in delta.to_pyarrow_dataset().to_batches(columns=needed, batch_size=1024, batch_readahead=1):
+        for batch in as_dataset(delta).to_batches(columns=needed, batch_size=1024, batch_readahead=1):
             attempts = wanted["attempt"].take(pc.index_in(batch[id_column], value_set=ids)).combine_chunks()
             yield batch.filter(pc.equal(batch["attempt"], attempts)).select(names)
 

@@ -138,7 +138,7 @@ def _forward(line: str) -> None:
 def _outcome(job_id: str, job: Any, lines: list[str]) -> StepResult:
     status = job.status.value
     results = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
-    if status == "SUCCEEDED" and results:
+    if results and status != "STOPPED":  # what comes after the result is only the end of the process
         return StepResult.model_validate_json(results[-1])
     errors = [line.removeprefix("ERROR ") for line in lines if line.startswith(ERROR)]
     if errors:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tasks import storage
 from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, open_table, read_table, table_uri
+from tasks.tables import TableError, as_dataset, open_table, read_table, table_uri
 
 CLIPS_WITH_SCORES = "clips-with-scores"
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # two-character ones first, so that they are found first
@@ -256,7 +256,7 @@ def _blob_lengths(root: str, table: str, column: str, ids: pa.ChunkedArray, vers
     delta, id_column = open_table(root, table, version), ID_COLUMNS[table]
     if delta is None:
         return pa.chunked_array([pa.array([], pa.int32())])
-    found = delta.to_pyarrow_dataset().to_table(
+    found = as_dataset(delta).to_table(
         {id_column: pc.field(id_column), "length": pc.binary_length(pc.field(column))},
         filter=pc.field(id_column).isin(ids.combine_chunks()),
     )

@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from pyarrow.dataset import Dataset
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tasks import storage
 from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
@@ -257,12 +259,23 @@ def read_table(
     id_column, asked = ID_COLUMNS[table], _fields_of(where, schema)
     needed = list(dict.fromkeys([*names, id_column, "attempt", "created_at", *asked]))
     # Ids can be looked for in the files already, since all attempts of an id pass together: other blobs stay unread.
-    rows = delta.to_pyarrow_table(columns=needed, filters=where if asked == [id_column] else None)
+    rows = as_dataset(delta).to_table(columns=needed, filter=where if asked == [id_column] else None)
     if latest:
         rows = _latest_attempts(rows, id_column)
     if where is not None:
         rows = rows.filter(where)
     return rows.select(names)
+
+
+def as_dataset(delta: DeltaTable) -> Dataset:
+    """The files of an open table, to scan.
+
+    Local files are opened by Arrow itself. deltalake's file system is Python, called from Arrow's threads: one that is
+    still in such a call when the interpreter ends aborts the process ("terminate called without an active exception").
+    """
+    uri = delta.table_uri
+    own = SubTreeFileSystem(storage.filesystem(uri)[1], LocalFileSystem()) if storage.is_local(uri) else None
+    return delta.to_pyarrow_dataset(filesystem=own)
 
 
 def _fields_of(where: pc.Expression | None, schema: pa.Schema) -> list[str]:

@@ -28,7 +28,7 @@ from tasks.leftovers import (
 )
 from tasks.manifest import damaged_files
 from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, crc32, open_table, read_table, table_version
+from tasks.tables import TableError, as_dataset, crc32, open_table, read_table, table_version
 
 # (table, column) -> (table, column) that it must be found in; an empty value refers to nothing
 REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
@@ -169,7 +169,7 @@ def check_blobs(root: str, table: str) -> Finding:
     bad: list[str] = []
     num_checked = 0
     columns = [id_column, "status", "shape", "dtype", "crc32", *blobs]
-    for batch in delta.to_pyarrow_dataset().to_batches(columns=columns, batch_size=64, batch_readahead=1):
+    for batch in as_dataset(delta).to_batches(columns=columns, batch_size=64, batch_readahead=1):
         for row in batch.filter(pc.equal(batch["status"], "ok")).to_pylist():
             num_checked += 1
             values = [row[name] or b"" for name in blobs]

@@ -83,6 +83,17 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "cut_method": STRING,
     },
     "scores": {"score_id": STRING, "clip_id": STRING, "scorer": STRING, "value": FLOAT, "details": STRING},
+    # What a vision model sees in a clip, for scores, duplicates and search: computed once, used by many.
+    "embeddings": {
+        "embedding_id": STRING,  # H(clip_id, model_hash, sampling)
+        "clip_id": STRING,
+        "model": STRING,
+        "model_hash": STRING,
+        "shape": pa.list_(pa.int32()),  # n d: one row a sampled frame
+        "dtype": STRING,
+        "embedding": pa.binary(),
+        "crc32": INT,
+    },
     "duplicates": {
         "duplicate_id": STRING,
         "clip_id": STRING,
@@ -169,4 +180,8 @@ SCHEMAS: dict[str, pa.Schema] = {name: pa.schema(list((own | COMMON).items())) f
 
 ID_COLUMNS: dict[str, str] = {name: next(iter(own)) for name, own in _OWN.items()}
 
-BLOB_COLUMNS: dict[str, tuple[str, ...]] = {"latents": ("latent",), "text_features": ("embeds", "pooled")}
+BLOB_COLUMNS: dict[str, tuple[str, ...]] = {
+    "embeddings": ("embedding",),
+    "latents": ("latent",),
+    "text_features": ("embeds", "pooled"),
+}

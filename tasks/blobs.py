@@ -1,13 +1,7 @@
-"""Tensors in binary columns: bytes with shape and dtype, and a checksum that is checked on reading."""
+"""Tensors as the bytes of binary columns; `tasks.blob_reader` reads them back."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
-
-from tasks.tables import crc32
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,44 +13,3 @@ class CorruptBlobError(ValueError):
 def tensor_bytes(tensor: Tensor, dtype: str) -> bytes:
     """Values of a tensor as bytes of that type, row-major."""
     return tensor.detach().to("cpu", DTYPES[dtype]).contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def bytes_tensor(data: bytes, shape: Iterable[int], dtype: str) -> Tensor:
-    """Inverse of `tensor_bytes`; a float32 tensor of its own memory.
-
-    Raises:
-        CorruptBlobError: the length does not fit the shape.
-    """
-    shape = tuple(shape)
-    expected = int(np.prod(shape)) * DTYPES[dtype].itemsize
-    if len(data) != expected:
-        raise CorruptBlobError(f"{len(data)} bytes, expected {expected} for {dtype} {shape}")
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape).float()
-
-
-def latent_of(row: Mapping[str, Any]) -> Tensor:
-    """The latent (c t h w) of a row of `latents`, as the VAE made it.
-
-    Raises:
-        CorruptBlobError: the checksum or the length is wrong.
-    """
-    _check(row, row["latent"])
-    return bytes_tensor(row["latent"], row["shape"], row["dtype"])
-
-
-def text_features_of(row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Token features (n d) and pooled vector (p) of a row of `text_features`.
-
-    Raises:
-        CorruptBlobError: the checksum or the length is wrong.
-    """
-    _check(row, row["embeds"], row["pooled"])
-    pooled_size = len(row["pooled"]) // DTYPES[row["dtype"]].itemsize
-    embeds = bytes_tensor(row["embeds"], row["shape"], row["dtype"])
-    return embeds, bytes_tensor(row["pooled"], (pooled_size,), row["dtype"])
-
-
-def _check(row: Mapping[str, Any], *blobs: bytes) -> None:
-    found = crc32(*blobs)
-    if found != row["crc32"]:
-        raise CorruptBlobError(f"crc32 is {found:08x}, {row['crc32']:08x} was written")

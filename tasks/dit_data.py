@@ -1,7 +1,7 @@
 """What a DiT is trained and judged on: pairs of a clip's latent and its caption's features."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,61 @@ def text_feature_ids(source: PairSource) -> dict[str, str]:
     return {row["text"]: row["text_feature_id"] for row in rows.to_pylist()}
 
 
+def sources_of(source: PairSource, pairs: Sequence[Pair]) -> list[str]:
+    """Name of the source that the clip of each pair comes from."""
+    of_clips = pc.field("clip_id").isin(pa.array([pair.clip_id for pair in pairs], pa.string()))
+    names = ["clip_id", "video_id"]
+    clips = read_table(source.run.root, "clips", names, source.versions["clips"], of_clips).to_pylist()
+    videos = read_table(source.run.root, "videos", ["video_id", "source"]).to_pylist()
+    by_video = {row["video_id"]: row["source"] for row in videos}
+    by_clip = {row["clip_id"]: by_video[row["video_id"]] for row in clips}
+    return [by_clip[pair.clip_id] for pair in pairs]
+
+
+class PairReader:
+    """Pairs on disk, each read when it is asked for; the memory of a training does not grow with its data.
+
+    pairs: those whose rows are there. bad: pairs that cannot be used, as far as it is known yet, "clip …: reason".
+    """
+
+    def __init__(self, source: PairSource, pairs: Sequence[Pair]):
+        from tasks.blob_reader import BlobReader
+
+        def reader(table: str, ids: Iterable[str]) -> BlobReader:
+            return BlobReader(source.run.root, table, source.versions[table], ids)
+
+        self._latents = reader("latents", (pair.latent_id for pair in pairs))
+        self._texts = reader("text_features", (pair.text_feature_id for pair in pairs))
+        there = self._latents.shapes.keys(), self._texts.shapes.keys()
+        self.pairs = [pair for pair in pairs if pair.latent_id in there[0] and pair.text_feature_id in there[1]]
+        self.bad: list[str] = []
+        self._damaged: set[int] = set()
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """(c, t, h, w) of every latent."""
+        return [self._latents.shapes[pair.latent_id] for pair in self.pairs]
+
+    def read(self, position: int) -> "tuple[Tensor, tuple[Tensor, Tensor]] | None":
+        """The raw latent (c t h w) and the text (embeds (n d), pooled (p)) of a pair, as stored and read-only.
+
+        None for a pair whose latent or text is damaged, which is then noted in `bad`.
+        """
+        from tasks.blobs import CorruptBlobError
+
+        if position in self._damaged:
+            return None
+        pair = self.pairs[position]
+        try:
+            (latent,) = self._latents.read(pair.latent_id)
+            embeds, pooled = self._texts.read(pair.text_feature_id)
+        except CorruptBlobError as err:
+            self._damaged.add(position)
+            self.bad.append(f"clip {pair.clip_id} (latent {pair.latent_id}): {err}")
+            return None
+        return latent, (embeds, pooled)
+
+
 @dataclass
 class LoadedPairs:
     """Pairs in memory. latents: normalised (c t h w); texts: (embeds (n d), pooled (p)); bad: what was left out."""
@@ -160,23 +215,15 @@ class LoadedPairs:
 
 
 def load_pairs(source: PairSource, pairs: Sequence[Pair]) -> LoadedPairs:
-    """Read latents and features, check them, and normalise the latents. A pair with a damaged blob is left out."""
-    from tasks.blobs import CorruptBlobError, latent_of, text_features_of
-
-    latents = _by_id(source, "latents", "latent_id", {pair.latent_id for pair in pairs})
-    features = _by_id(source, "text_features", "text_feature_id", {pair.text_feature_id for pair in pairs})
-    loaded = LoadedPairs()
-    for pair in pairs:
-        try:
-            latent = latent_of(latents[pair.latent_id])
-            text = text_features_of(features[pair.text_feature_id])
-        except CorruptBlobError as err:
-            loaded.bad.append(f"clip {pair.clip_id} (latent {pair.latent_id}): {err}")
-            continue
-        loaded.pairs.append(pair)
-        loaded.latents.append(source.norm.normalise(latent[None])[0])
-        loaded.texts.append(text)
-    return loaded
+    """A few pairs, checked, with normalised latents. One with a damaged blob is left out."""
+    reader, loaded = PairReader(source, pairs), LoadedPairs()
+    for position, pair in enumerate(reader.pairs):
+        if sample := reader.read(position):
+            latent, (embeds, pooled) = sample
+            loaded.pairs.append(pair)
+            loaded.latents.append(source.norm.normalise(latent[None].float())[0])
+            loaded.texts.append((embeds.float(), pooled.float()))
+    return LoadedPairs(loaded.pairs, loaded.latents, loaded.texts, reader.bad)
 
 
 def load_null_text(source: PairSource) -> "tuple[Tensor, Tensor]":
@@ -185,18 +232,13 @@ def load_null_text(source: PairSource) -> "tuple[Tensor, Tensor]":
     Raises:
         StepError: the text_features step has not run for this encoder.
     """
-    from tasks.blobs import text_features_of
+    from tasks.blob_reader import BlobReader
 
     feature_id = text_feature_ids(source).get(NULL_TEXT)
     if feature_id is None:
         raise StepError(
             f"no features of the empty text by encoder {source.encoder_hash[:8]}: run the text_features step"
         )
-    return text_features_of(_by_id(source, "text_features", "text_feature_id", {feature_id})[feature_id])
-
-
-def _by_id(source: PairSource, table: str, id_column: str, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Whole rows by id. Everything asked for is held in memory."""
-    wanted = pc.field(id_column).isin(pa.array(sorted(ids), pa.string()))
-    rows = read_table(source.run.root, table, None, source.versions[table], wanted)
-    return {row[id_column]: row for row in rows.to_pylist()}
+    reader = BlobReader(source.run.root, "text_features", source.versions["text_features"], [feature_id])
+    embeds, pooled = reader.read(feature_id)
+    return embeds.float(), pooled.float()

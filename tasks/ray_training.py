@@ -227,6 +227,7 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
     import torch
 
     from pyramid_model.train.loop import train, unwrapped
+    from pyramid_model.train.read_ahead import ReadAhead
     from tasks.train_state import SharedState
 
     torch.set_num_threads(job.config.cpus_per_worker)
@@ -242,7 +243,7 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
     curve = train(
         state,
         job.config.optim,
-        training.batch,
+        ReadAhead(training.batch, job.config.optim.num_steps),
         validate=lambda: training.validate(unwrapped(objective)),
         on_log=board.post.remote if first else None,
         checkpoint=job.checkpoint if first else None,

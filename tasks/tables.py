@@ -261,7 +261,7 @@ def read_table(
     # Ids can be looked for in the files already, since all attempts of an id pass together: other blobs stay unread.
     rows = as_dataset(delta).to_table(columns=needed, filter=where if asked == [id_column] else None)
     if latest:
-        rows = _latest_attempts(rows, id_column)
+        rows = latest_attempts(rows, id_column)
     if where is not None:
         rows = rows.filter(where)
     return rows.select(names)
@@ -284,7 +284,7 @@ def _fields_of(where: pc.Expression | None, schema: pa.Schema) -> list[str]:
     return [] if where is None else [name for name in schema.names if name in words]
 
 
-def _latest_attempts(rows: pa.Table, id_column: str) -> pa.Table:
+def latest_attempts(rows: pa.Table, id_column: str) -> pa.Table:
     """Keep one row an id: the highest attempt, the newest of equals; the order of the table is kept."""
     if len(rows[id_column].unique()) == rows.num_rows:
         return rows

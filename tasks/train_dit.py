@@ -1,19 +1,22 @@
 """Training of the diffusion transformer on latents and text features."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
-from pyramid_model.train.config import DiTLossConfig, OptimConfig
+from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
 from tasks.dit_data import (
     Pair,
+    PairReader,
     PairSource,
     explain_no_pairs,
     find_pairs,
     load_null_text,
     load_pairs,
     pair_source,
+    sources_of,
     text_feature_ids,
     vae_settings,
 )
@@ -25,9 +28,10 @@ from tasks.text_features import NULL_TEXT
 from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
 
 if TYPE_CHECKING:
-    from torch import device, nn
+    from torch import Tensor, device, nn
 
     from pyramid_model.train.loop import Batch
+    from pyramid_model.train.mixture import BatchPlan
 
 VERSION = "1"
 
@@ -55,16 +59,32 @@ class TrainDiTConfig(TrainingConfig):
     loss: DiTLossConfig = DiTLossConfig()
     text_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
     num_val_clips: int = Field(64, ge=1, description="held-out clips that validation looks at")
+    mix: MixConfig | None = Field(
+        None, description="mixing of sizes, sources, images and videos; null: sizes and sources come by their number"
+    )
+    sync_group: int | None = Field(
+        None, ge=2, description="so many workers see the same clips and train different units of them; empty: none do"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TrainDiTConfig":
-        columns = sum(self.loss.ratios(self.pyramid))
-        if self.optim.batch_size % columns:
+        if self.optim.batch_size % self.columns:
             raise ValueError(
-                f"optim.batch_size {self.optim.batch_size} does not divide into {columns} columns (loss.sample_ratios, "
-                f"or one a stage): set it to {-(-self.optim.batch_size // columns) * columns}"
+                f"optim.batch_size {self.optim.batch_size} does not divide into {self.columns} columns "
+                "(loss.sample_ratios, or one a stage): set it to "
+                f"{-(-self.optim.batch_size // self.columns) * self.columns}"
+            )
+        if self.sync_group and self.num_workers % self.sync_group:
+            raise ValueError(
+                f"num_workers {self.num_workers} does not divide into groups of sync_group {self.sync_group}: set one "
+                "of them so that it does"
             )
         return self
+
+    @property
+    def columns(self) -> int:
+        """What a batch divides into: samples by stage."""
+        return sum(self.loss.ratios(self.pyramid))
 
     @property
     def dit(self) -> MiniFluxConfig | MMDiTConfig:
@@ -97,6 +117,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
     for split, pairs in (("train", train), ("val", val)):
         if not pairs:
             raise StepError(explain_no_pairs(source, split))
+    names = sources_of(source, train) if config.mix and config.mix.source_weights else [""] * len(train)
     null_id = text_feature_ids(source).get(NULL_TEXT, "")
     ids = [[pair.latent_id, pair.text_feature_id] for pair in (*train, *val)]
     job = Job(
@@ -105,7 +126,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
         run=run,
         config=config,
         training=DiTTraining,
-        arguments={"config": config, "source": source, "train": train, "val": val},
+        arguments={"config": config, "source": source, "train": train, "val": val, "names": names},
         facts={
             "versions": source.versions,
             "selection": config.selection,
@@ -131,9 +152,7 @@ def _check_channels(config: TrainDiTConfig, vae_uri: str) -> None:
 
 
 class DiTTraining:
-    """The DiT's side of a training. Every worker holds all latents and features in memory (a latent of 121 frames at
-    480x704 px is 5.4 MB as float32).
-    """
+    """The DiT's side of a training: latents and features are read from the tables as the steps need them."""
 
     def __init__(
         self,
@@ -141,21 +160,42 @@ class DiTTraining:
         source: PairSource,
         train: list[Pair],
         val: list[Pair],
+        names: list[str],
         rank: int,
         world_size: int,
         device: "device",
     ):
-        self.config, self.rank, self.world_size, self.device = config, rank, world_size, device
-        self.train, self.val = load_pairs(source, train), load_pairs(source, val)
+        self.config, self.source, self.rank, self.device = config, source, rank, device
+        self.train, self.val = PairReader(source, train), load_pairs(source, val)
         self.null = load_null_text(source)
-        self.bad = [*self.train.bad, *self.val.bad]
         self.num_train, self.num_val = len(self.train.pairs), len(self.val.pairs)
         if not self.num_train or not self.num_val:
-            raise StepError(
-                f"every latent of a split is damaged, first: {self.bad[0]}. Restore the tables from a copy."
-            )
+            raise StepError(f"no latent of a split can be read ({', '.join(self.bad) or 'their rows are gone'})")
         self.alike = positions_alike(self.train.shapes)
+        # The workers of a sync group see the same clips, as if they were one worker.
+        group = config.sync_group or 1
+        self.data_rank, self.data_world = rank // group, world_size // group
+        self.plan = self._plan(dict(zip((pair.clip_id for pair in train), names, strict=True)))
         self._check_text()
+
+    def _plan(self, names: dict[str, str]) -> "BatchPlan | None":
+        """What decides about batches where sizes or sources are mixed by settings."""
+        from pyramid_model.train.mixture import BatchPlan
+
+        config = self.config
+        if config.mix is None:
+            return None
+        sources = [names[pair.clip_id] for pair in self.train.pairs]
+        batch = config.optim.batch_size, config.columns, config.optim.seed
+        try:
+            return BatchPlan(self.train.shapes, sources, config.mix, *batch, self.data_world)
+        except ValueError as err:
+            raise StepError(f"train_dit.{err}") from err
+
+    @property
+    def bad(self) -> list[str]:
+        """Pairs that could not be read so far."""
+        return [*self.train.bad, *self.val.bad]
 
     def _check_text(self) -> None:
         """Refuse features that the model's text layers do not fit."""
@@ -172,21 +212,45 @@ class DiTTraining:
         """The DiT with its loss; the same weights in every worker."""
         from pyramid_model.train.dit_loss import DiTObjective
 
-        return DiTObjective(untrained_dit(self.config), self.config.pyramid, self.config.loss)
+        longest = max(shape[1] for shape in self.train.shapes)
+        group = self.config.sync_group or 1
+        return DiTObjective(untrained_dit(self.config), self.config.pyramid, self.config.loss, group, longest)
 
     def batch(self, step: int) -> "Batch":
         """This worker's latents of one shape, with their texts."""
         from pyramid_model.train.batches import dit_batch, step_generator
         from pyramid_model.train.loop import Batch
 
-        optim = self.config.optim
-        generator = step_generator(optim.seed, step, self.rank)
-        indices = pick_samples(self.alike, optim.batch_size, optim.seed, step, self.rank, self.world_size)
-        latents, text = dit_batch(
-            self.train.latents, self.train.texts, self.null, indices, generator, self.config.text_dropout
+        generator = step_generator(self.config.optim.seed, step, self.rank)
+        samples = [self._sound(position) for position in self._positions(step)]
+        raw, text = dit_batch(
+            [latent for _, latent, _ in samples],
+            [(embeds.float(), pooled.float()) for _, _, (embeds, pooled) in samples],
+            self.null,
+            range(len(samples)),
+            generator,
+            self.config.text_dropout,
         )
-        args = (latents.to(self.device), text.to(self.device), generator, step, self.rank)
-        return Batch(args, [self.train.pairs[i].clip_id for i in indices])
+        latents = self.source.norm.normalise(raw.to(self.device).float())
+        args = (latents, text.to(self.device), generator, step, self.rank)
+        return Batch(args, [self.train.pairs[position].clip_id for position, _, _ in samples])
+
+    def _positions(self, step: int) -> list[int]:
+        if self.plan:
+            return self.plan.pick(step, self.data_rank)
+        optim = self.config.optim
+        return pick_samples(self.alike, optim.batch_size, optim.seed, step, self.data_rank, self.data_world)
+
+    def _sound(self, position: int) -> "tuple[int, Tensor, tuple[Tensor, Tensor]]":
+        """A sample with its position; in place of a damaged one the next of its shape that can be read."""
+        group = self.alike[position]
+        for candidate in itertools.chain([position], group[group.index(position) + 1 :], group):
+            if sample := self.train.read(candidate):
+                return candidate, *sample
+        raise StepError(
+            f"every latent of a size is damaged, first: {self.train.bad[0]}. Restore the tables from a copy, or run "
+            "the steps latents and text_features with --retry-failed after removing the damaged rows"
+        )
 
     def validate(self, objective: Any) -> dict[str, float]:
         """Loss on held-out clips, the same noise every time."""

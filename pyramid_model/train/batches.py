@@ -47,12 +47,13 @@ def batch_indices(
     picked = []
     for position in range(first, first + batch_size):
         epoch, place = divmod(position, num_items)
-        picked.append(int(_shuffled(num_items, seed, epoch)[place]))
+        picked.append(int(shuffled(num_items, seed, epoch)[place]))
     return picked
 
 
-@functools.lru_cache(maxsize=16)  # neighbouring steps share one or two for each size of clips
-def _shuffled(num_items: int, seed: int, epoch: int) -> Tensor:
+@functools.lru_cache(maxsize=64)  # neighbouring steps share one or two for each size of clips
+def shuffled(num_items: int, seed: int, epoch: int) -> Tensor:
+    """The numbers below num_items in a random order of their own for every seed and epoch."""
     return torch.randperm(num_items, generator=step_generator(seed, epoch, -1))
 
 
@@ -108,7 +109,7 @@ def dit_batch(
     """Latents with their texts, some of which are dropped so that guidance has an unconditional model to push from.
 
     Args:
-        latents: normalised, (c t h w), all of one shape.
+        latents: (c t h w), all of one shape.
         texts: features of the caption of each latent, (embeds (n d), pooled (p)).
         null: features of the empty text.
         indices: which samples.
@@ -120,4 +121,4 @@ def dit_batch(
     """
     dropped = (torch.rand(len(indices), generator=generator) < dropout).tolist()
     rows = [null if drop else texts[index] for index, drop in zip(indices, dropped, strict=True)]
-    return torch.stack([latents[index] for index in indices]).float(), stack_features(rows)
+    return torch.stack([latents[index] for index in indices]), stack_features(rows)

@@ -52,6 +52,25 @@ class VAEBatchConfig(Config):
         return (self.image_batch_size, 1) if step < self.image_steps else (batch_size, self.num_frames)
 
 
+class MixConfig(Config):
+    """How clips of many sizes and sources are mixed: every step has one size, every sample comes once an epoch."""
+
+    token_budget: int | None = Field(
+        None, ge=1, description="latent tokens a worker and step, whatever the size of its clips; empty: batch_size"
+    )
+    source_weights: dict[str, float] = Field({}, description="share of the samples by source; {}: by their number")
+    image_share: float | None = Field(
+        None, ge=0, le=1, description="share of the steps that see single frames; empty: by their number"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> MixConfig:
+        weights = self.source_weights.values()
+        if any(weight < 0 for weight in weights) or (self.source_weights and not sum(weights)):
+            raise ValueError(f"mix.source_weights {self.source_weights}: none below 0, and one above it")
+        return self
+
+
 class DiTLossConfig(Config):
     """What a training step of the DiT is made of."""
 

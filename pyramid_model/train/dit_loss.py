@@ -51,13 +51,33 @@ def dit_loss(
 
 
 class DiTObjective(nn.Module):
-    """A DiT with its loss as one module, so that data parallelism can wrap the call whose gradient it averages."""
+    """A DiT with its loss as one module, so that data parallelism can wrap the call whose gradient it averages.
 
-    def __init__(self, dit: DiT, pyramid: PyramidConfig, config: DiTLossConfig):
+    Args:
+        dit: what is trained.
+        pyramid: its stages.
+        config: see `DiTLossConfig`.
+        sync_group: ranks that get the same clips.
+        longest: latent frames of the longest clip; needed when sync_group is above 1.
+
+    Raises:
+        ValueError: the longest clip has fewer units than a sync group has ranks.
+    """
+
+    def __init__(
+        self, dit: DiT, pyramid: PyramidConfig, config: DiTLossConfig, sync_group: int = 1, longest: int | None = None
+    ):
         super().__init__()
         self.dit = dit
         self.schedule = Schedule(pyramid)
         self.config = config
+        self.sync_group = sync_group
+        self.max_units = units_in(longest, pyramid.frames_per_unit) if longest else sync_group
+        if self.max_units < sync_group:
+            raise ValueError(
+                f"sync_group {sync_group} needs clips of as many units (latent frames); the longest has "
+                f"{self.max_units}: lower train_dit.sync_group"
+            )
 
     def forward(
         self, latents: Tensor, text: TextFeatures, generator: Generator, step: int, rank: int
@@ -66,11 +86,17 @@ class DiTObjective(nn.Module):
         units = units_in(latents.shape[2], self.schedule.config.frames_per_unit)
         num_units = None
         if self.config.autoregressive:
-            num_units = units_to_train(step + rank, 0, 1, units, units, self.schedule.config.num_stages)
+            num_units = self._units_to_train(step, rank, units)
         noise = Noise(generator, latents.device)
         return dit_loss(
             self.dit, latents, text, self.schedule, noise, self.config.ratios(self.schedule.config), num_units
         )
+
+    def _units_to_train(self, step: int, rank: int, units: int) -> tuple[int, ...]:
+        num_stages = self.schedule.config.num_stages
+        if self.sync_group == 1:
+            return units_to_train(step + rank, 0, 1, units, units, num_stages)
+        return units_to_train(step, rank, self.sync_group, self.max_units, units, num_stages)
 
 
 @torch.no_grad()

@@ -1,0 +1,113 @@
+"""Random rows of a table with binary columns, at a pinned version: an index in memory, the bytes on disk.
+
+A row is found by its id and read alone, with the row group that holds it, so that a training needs memory for its
+batches and not for its data. Every process opens its own files.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
+import functools
+import math
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from tasks import storage
+from tasks.blobs import DTYPES, CorruptBlobError
+from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS
+from tasks.tables import crc32, latest_attempts, open_table
+
+OPEN_FILES = 128  # a process may have about a thousand, and each keeps its footer in memory
+KNOWN = ("attempt", "created_at", "status", "shape", "dtype", "crc32")
+
+
+class BlobReader:
+    """Binary values of a table's newest rows, as far as they are ok.
+
+    Args:
+        root: of the tables.
+        table: one with binary columns: latents, text_features, embeddings.
+        version: of the table.
+        ids: rows that will be asked for; `shapes` has those that are there and ok.
+    """
+
+    def __init__(self, root: str, table: str, version: int, ids: Iterable[str]):
+        self.blobs = list(BLOB_COLUMNS[table])
+        self.uris, rows = _index(root, table, version, pa.array(sorted(set(ids)), pa.string()))
+        self._place = {row_id: place for place, row_id in enumerate(rows[ID_COLUMNS[table]].to_pylist())}
+        self._file, self._group, self._row, self._crc32 = (
+            rows[name].to_numpy() for name in ("file", "row_group", "row", "crc32")
+        )
+        self._dtype = rows["dtype"].to_pylist()
+        self.shapes = dict(zip(self._place, map(tuple, rows["shape"].to_pylist()), strict=True))
+
+    def read(self, row_id: str, check: bool = True) -> tuple[Tensor, ...]:
+        """The binary values of a row: read-only tensors over the bytes as they came from the file, not copied again.
+
+        The first has the row's shape, others are vectors. check: compare the checksum.
+
+        Raises:
+            KeyError: there is no such row.
+            CorruptBlobError: checksum or length are not what was written, or the file cannot be read any more.
+        """
+        place = self._place[row_id]
+        uri, group = self.uris[self._file[place]], int(self._group[place])
+        try:
+            columns = _open_file(uri, os.getpid()).read_row_group(group, self.blobs, use_threads=False)
+        except (OSError, pa.ArrowException) as err:
+            raise CorruptBlobError(f"{uri}, row group {group}: {err}") from err
+        found = [columns[name].chunk(0)[int(self._row[place])].as_buffer() for name in self.blobs]
+        if check and (sum32 := crc32(*map(memoryview, found))) != self._crc32[place]:
+            raise CorruptBlobError(f"crc32 is {sum32:08x}, {int(self._crc32[place]):08x} was written")
+        shape, dtype = self.shapes[row_id], DTYPES[self._dtype[place]]
+        if found[0].size != math.prod(shape) * dtype.itemsize:
+            raise CorruptBlobError(f"{found[0].size} bytes, expected {math.prod(shape)} of {dtype} for shape {shape}")
+        first, *others = (_as_tensor(data).view(dtype) for data in found)
+        return first.reshape(shape), *others
+
+
+def _as_tensor(data: pa.Buffer) -> Tensor:
+    """The same memory as bytes."""
+    return torch.from_dlpack(pa.Array.from_buffers(pa.uint8(), data.size, [None, data]))
+
+
+def _index(root: str, table: str, version: int, ids: pa.Array) -> tuple[list[str], pa.Table]:
+    """Files of a table, and the newest rows of these ids that are ok: where each lies, and what is known of it."""
+    delta = open_table(root, table, version)
+    if delta is None:
+        raise KeyError(f"table {table!r} has not been written under {root}")
+    id_column, uris = ID_COLUMNS[table], delta.file_uris()
+    of_ids = pc.field(id_column).isin(ids)
+    found = [
+        rows.append_column("file", pa.repeat(pa.scalar(number, pa.int64()), rows.num_rows))
+        for number, uri in enumerate(uris)
+        if (rows := _rows_of(uri, id_column).filter(of_ids)).num_rows
+    ]
+    if not found:
+        return uris, pa.table({name: [] for name in (id_column, *KNOWN, "row_group", "row", "file")})
+    return uris, latest_attempts(pa.concat_tables(found), id_column).filter(pc.field("status") == "ok")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _rows_of(uri: str, id_column: str) -> pa.Table:
+    """All rows of one file, which never changes, without their binary values."""
+    file = _open_file(uri, os.getpid())
+    rows = file.read([id_column, *KNOWN], use_threads=False)
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    inside = np.arange(rows.num_rows) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    return rows.append_column("row_group", pa.array(groups)).append_column("row", pa.array(inside))
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _open_file(uri: str, pid: int) -> pq.ParquetFile:
+    """pid: of this process, so that a forked one opens its own."""
+    fs, path = storage.filesystem(uri)
+    return pq.ParquetFile(path, memory_map=True) if storage.is_local(uri) else pq.ParquetFile(fs.open(path, "rb"))

@@ -149,7 +149,8 @@ def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtyp
     Args:
         folder: a released directory of either variant (`text_encoder`, `tokenizer`, …), or one T5 encoder with its
             tokenizer as `save_pretrained` wrote them.
-        device: where the encoders run.
+        device: where the encoders run; "auto": T5 is spread over all GPUs of this process (and over its memory, where
+            they do not suffice), the small CLIPs run on the first.
         dtype: of their weights.
 
     Raises:
@@ -176,11 +177,14 @@ def released_text_parts(folder: Path) -> list[tuple[str, str]]:
 def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     import transformers
 
+    spread = {"device_map": "auto"} if device == "auto" and kind == "T5EncoderModel" else {}
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         words = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         model: Any
         model, loaded = getattr(transformers, kind).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **spread
         )
         if missing := sorted(map(str, loaded["missing_keys"])):  # transformers would make them up at random
             raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
@@ -189,7 +193,7 @@ def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: tor
         raise ValueError(
             f"{folder} holds no {name} text encoder, or {tokenizer} no tokenizer, as transformers saves them: {err}"
         ) from err
-    return model.eval().to(device), words
+    return model.eval() if spread else model.eval().to(device), words
 
 
 def build_tiny_text_encoder(

@@ -16,6 +16,7 @@ from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fp
 from pyramid_model.shots import CutDetector, analysis_size
 from pyramid_model.video import ClipWriter, VideoError
 from tasks import storage
+from tasks.clip_files import file_crc32
 from tasks.clip_planning import plan_clips
 from tasks.clips import SALVAGED, ClipsConfig
 from tasks.scores import score_rows
@@ -242,6 +243,7 @@ class VideoPass:
             height=height,
             uri=storage.join(media, f"{clip_id}.mp4"),
             size_bytes=os.path.getsize(clip.path),
+            crc32=file_crc32(clip.path),
             cut_method=self.config.shots.method,
         )
 

@@ -21,6 +21,7 @@ from tasks.text_features import NULL_TEXT
 if TYPE_CHECKING:
     from torch import Tensor
 
+POSTERIOR = "mean,logvar"  # latents whose log-variances stand behind their means
 TABLES = ("clips", "selections", "captions", "latents", "text_features")
 
 
@@ -45,9 +46,13 @@ class PairSource(Config):
     encoder_hash: str
     versions: dict[str, int]
     norm: LatentNorm
+    latent_channels: int
+    sample_posterior: bool = False  # draw latents, in place of the posterior means
 
 
-def pair_source(run: Run, selection: str, captions: str, vae: ModelFolder, encoder_hash: str) -> PairSource:
+def pair_source(
+    run: Run, selection: str, captions: str, vae: ModelFolder, encoder_hash: str, sample_posterior: bool = False
+) -> PairSource:
     """Pin the tables as they are now.
 
     Raises:
@@ -61,6 +66,8 @@ def pair_source(run: Run, selection: str, captions: str, vae: ModelFolder, encod
         encoder_hash=encoder_hash,
         versions={name: table_version(run.root, name) for name in TABLES},
         norm=latent_norm(vae.uri),
+        latent_channels=vae_settings(vae.uri)["encoder_out_channels"],
+        sample_posterior=sample_posterior,
     )
 
 
@@ -116,20 +123,25 @@ def explain_no_pairs(source: PairSource, split: str) -> str:
     if not captions_of(source.run, [clip["clip_id"] for clip in clips], source.captions, source.versions["captions"]):
         return f"none of the {len(clips)} clips of the split {split!r} has a caption: see the captions step"
     if not any(key in _latent_ids(source) for key in ((clip["clip_id"], clip["bucket"]) for clip in clips)):
-        return f"no latents by VAE {source.vae_hash[:8]} for the split {split!r}: run the latents step with that VAE"
+        kind = f" with latents.parts {POSTERIOR}" if source.sample_posterior else ""
+        return f"no latents by VAE {source.vae_hash[:8]} for the split {split!r}: run the latents step{kind} for it"
     return f"no text features by encoder {source.encoder_hash[:8]} for the split {split!r}: run the text_features step"
 
 
 def _latent_ids(source: PairSource) -> dict[tuple[str, str], str]:
-    """Latent id by (clip id, bucket); of several types the widest."""
+    """Latent id by (clip id, bucket); of several the widest type, and means alone unless log-variances are needed."""
     rows = read_table(
         source.run.root,
         "latents",
-        ["latent_id", "clip_id", "bucket", "dtype"],
+        ["latent_id", "clip_id", "bucket", "dtype", "parts"],
         source.versions["latents"],
         (pc.field("status") == "ok") & (pc.field("vae_hash") == source.vae_hash),
-    ).sort_by([("dtype", "ascending"), ("latent_id", "ascending")])  # bfloat16 before float32, which then wins
-    return {(row["clip_id"], row["bucket"]): row["latent_id"] for row in rows.to_pylist()}
+    ).to_pylist()
+    if source.sample_posterior:
+        rows = [row for row in rows if row["parts"] == POSTERIOR]
+    # Later ones win: bfloat16 stands before float32.
+    rows.sort(key=lambda row: (row["parts"] != POSTERIOR, row["dtype"], row["latent_id"]))
+    return {(row["clip_id"], row["bucket"]): row["latent_id"] for row in rows}
 
 
 def text_feature_ids(source: PairSource) -> dict[str, str]:
@@ -167,6 +179,7 @@ class PairReader:
         def reader(table: str, ids: Iterable[str]) -> BlobReader:
             return BlobReader(source.run.root, table, source.versions[table], ids)
 
+        self._channels = source.latent_channels * (2 if source.sample_posterior else 1)
         self._latents = reader("latents", (pair.latent_id for pair in pairs))
         self._texts = reader("text_features", (pair.text_feature_id for pair in pairs))
         there = self._latents.shapes.keys(), self._texts.shapes.keys()
@@ -177,12 +190,13 @@ class PairReader:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """(c, t, h, w) of every latent."""
-        return [self._latents.shapes[pair.latent_id] for pair in self.pairs]
+        return [(self._channels, *self._latents.shapes[pair.latent_id][1:]) for pair in self.pairs]
 
     def read(self, position: int) -> "tuple[Tensor, tuple[Tensor, Tensor]] | None":
         """The raw latent (c t h w) and the text (embeds (n d), pooled (p)) of a pair, as stored and read-only.
 
-        None for a pair whose latent or text is damaged, which is then noted in `bad`.
+        With `sample_posterior` the latent is (2c t h w): means, then log-variances. None for a pair whose latent or
+        text is damaged, which is then noted in `bad`.
         """
         from tasks.blobs import CorruptBlobError
 
@@ -196,7 +210,7 @@ class PairReader:
             self._damaged.add(position)
             self.bad.append(f"clip {pair.clip_id} (latent {pair.latent_id}): {err}")
             return None
-        return latent, (embeds, pooled)
+        return latent[: self._channels], (embeds, pooled)
 
 
 @dataclass
@@ -219,7 +233,7 @@ def load_pairs(source: PairSource, pairs: Sequence[Pair]) -> LoadedPairs:
     reader, loaded = PairReader(source, pairs), LoadedPairs()
     for position, pair in enumerate(reader.pairs):
         if sample := reader.read(position):
-            latent, (embeds, pooled) = sample
+            latent, (embeds, pooled) = sample[0][: source.latent_channels], sample[1]
             loaded.pairs.append(pair)
             loaded.latents.append(source.norm.normalise(latent[None].float())[0])
             loaded.texts.append((embeds.float(), pooled.float()))

@@ -1,17 +1,29 @@
-"""Latents: every selected clip through the VAE encoder, at the size of its bucket, stored as raw posterior means."""
+"""Latents: every selected clip through the VAE encoder, at the size of its bucket, stored raw (not normalised).
 
-from collections.abc import Mapping
-from typing import Any, Literal
+Clips are read by threads while the VAE works on the ones before.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks.buckets import Bucket, parse_bucket
-from tasks.model_files import find_model, load_vae
+from tasks.buckets import parse_bucket
+from tasks.busy import Busy
+from tasks.clip_files import check_unchanged
+from tasks.model_files import ModelFolder, find_model, load_vae
 from tasks.pipeline import run_blocks
 from tasks.select import selected_clips
 from tasks.step import Run, StepResult, step
 from tasks.tables import bad_row, content_id, crc32, ok_row, pending
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 VERSION = "1"
 
@@ -22,7 +34,12 @@ class LatentsConfig(Config):
     selection: str = Field("", description="which selection; empty: the newest")
     vae: str = Field("", description="folder of a VAE; empty: the newest that was trained here")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="stored type; bfloat16 halves the table")
+    parts: Literal["mean", "mean,logvar"] = Field(
+        "mean", description="what is stored; with logvar a training can draw from the posterior, at twice the size"
+    )
     window: int | None = Field(None, ge=8, description="frames coded at a time; empty: whole clips")
+    batch_size: int = Field(1, ge=1, description="clips of one bucket coded at a time")
+    decode_threads: int = Field(1, ge=1, description="clips that are read at a time, while the VAE works")
     block_size: int = Field(8, ge=1, description="clips a block")
     num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
     num_gpus: float = Field(0, ge=0, description="GPUs of an actor; more than 0 encodes on the GPU")
@@ -31,41 +48,98 @@ class LatentsConfig(Config):
 class LatentEncoder:
     """Actor: loads the VAE once, then encodes clips. A clip that cannot be read becomes a failed row."""
 
-    def __init__(self, vae: str, vae_hash: str, dtype: str, window: int | None, on_gpu: bool):
-        self.device = "cuda" if on_gpu else "cpu"
-        self.vae = load_vae(vae, self.device)
-        self.vae_hash, self.dtype, self.window = vae_hash, dtype, window
+    def __init__(self, vae: ModelFolder, config: LatentsConfig):
+        self.device = "cuda" if config.num_gpus else "cpu"
+        self.vae = load_vae(vae.uri, self.device)
+        self.vae_hash, self.config = vae.weights_hash, config
+        norm = self.vae.config.latent_norm
+        self.latent_norm = norm.model_dump_json() if norm else ""
+        self.busy = Busy()
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """One row a clip."""
-        return {"latents": [self.row(item) for item in items]}
+        by_bucket: dict[str, list[dict[str, Any]]] = {}
+        for item in items:
+            by_bucket.setdefault(item["bucket"], []).append(item)
+        size = self.config.batch_size
+        batches = [found[first : first + size] for found in by_bucket.values() for first in range(0, len(found), size)]
+        rows = [row for batch in self._read_ahead(batches) for row in self._rows(batch)]
+        place = {item["latent_id"]: number for number, item in enumerate(items)}
+        return {"latents": sorted(rows, key=lambda row: place[row["latent_id"]])}
 
-    def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Row of one clip."""
-        from pyramid_model.video import VideoError
+    def spent(self) -> dict[str, float]:
+        """See `Busy.spent`."""
+        return self.busy.spent("vae")
+
+    def _read_ahead(self, batches: "list[list[dict[str, Any]]]") -> "Iterator[list[Read]]":
+        """Batches with their frames; while one is worked on, the clips of the next ones are read."""
+        ahead = 1 + -(-self.config.decode_threads // self.config.batch_size)  # batches
+        with ThreadPoolExecutor(self.config.decode_threads, "decode") as threads:
+            waiting: deque[list[Future[Read]]] = deque()
+            for batch in batches:
+                waiting.append([threads.submit(_read, item) for item in batch])
+                if len(waiting) > ahead:
+                    yield [future.result() for future in waiting.popleft()]
+            while waiting:
+                yield [future.result() for future in waiting.popleft()]
+
+    def _rows(self, batch: "list[Read]") -> list[dict[str, Any]]:
+        """Rows of the clips of one batch."""
+        frames = {read.item["latent_id"]: read.frames for read in batch if read.frames is not None}
+        with self.busy:
+            latents = self.encode(list(frames.values())) if frames else []
+        by_id = dict(zip(frames, latents, strict=True))
+        return [self._row(read, by_id.get(read.item["latent_id"])) for read in batch]
+
+    def _row(self, read: "Read", latent: Any) -> dict[str, Any]:
         from tasks.blobs import tensor_bytes
 
+        item, config = read.item, self.config
         columns = {name: item[name] for name in ("latent_id", "clip_id", "bucket")} | {"vae_hash": self.vae_hash}
-        try:
-            latent = self.encode(item["uri"], parse_bucket(item["bucket"]))
-        except (VideoError, ValueError) as err:
-            return bad_row(item, err, **columns)
+        if read.error:
+            return bad_row(item, read.error, **columns)
         if not latent.isfinite().all():
             why = "not_finite", f"the VAE gives NaN or Inf for clip {item['clip_id']}"
             return bad_row(item, why, **columns)
-        data = tensor_bytes(latent, self.dtype)
-        return ok_row(item, **columns, latent=data, crc32=crc32(data), shape=list(latent.shape), dtype=self.dtype)
+        data = tensor_bytes(latent, config.dtype)
+        stored = {"latent": data, "crc32": crc32(data), "shape": list(latent.shape), "dtype": config.dtype}
+        return ok_row(item, **columns, **stored, parts=config.parts, latent_norm=self.latent_norm)
 
-    def encode(self, uri: str, bucket: Bucket) -> Any:
-        """Latent (c t h w) of a clip: the posterior mean, not normalised."""
+    def encode(self, frames: "list[np.ndarray]") -> "list[Tensor]":
+        """What is stored of clips of one size: posterior means, and log-variances if wanted; not normalised.
+
+        frames: uint8 (t h w 3) each. Returns (c t h w) each, or (2c t h w) with the log-variances behind the means.
+        """
         import torch
 
         from pyramid_model.vae.pixels import to_unit_range
-        from pyramid_model.video import read_clip
 
-        frames = read_clip(uri, height=bucket.height, width=bucket.width, fps=bucket.fps, num_frames=bucket.num_frames)
+        pixels = torch.stack([to_unit_range(clip) for clip in frames])
         with torch.inference_mode():
-            return self.vae.encode(to_unit_range(frames)[None].to(self.device), self.window).mode()[0]
+            posterior = self.vae.encode(pixels.to(self.device), self.config.window)
+        parts = [posterior.mean] + [posterior.logvar] * (self.config.parts == "mean,logvar")
+        return list(torch.cat(parts, dim=1).cpu())
+
+
+@dataclass(frozen=True)
+class Read:
+    """A clip's frames, uint8 (t h w 3), or why there are none."""
+
+    item: dict[str, Any]
+    frames: "np.ndarray | None" = None
+    error: Exception | None = None
+
+
+def _read(item: dict[str, Any]) -> Read:
+    from pyramid_model.video import VideoError, read_clip
+
+    bucket = parse_bucket(item["bucket"])
+    size = {"height": bucket.height, "width": bucket.width, "fps": bucket.fps, "num_frames": bucket.num_frames}
+    try:
+        check_unchanged(item)
+        return Read(item, read_clip(item["uri"], **size))
+    except (VideoError, ValueError) as err:
+        return Read(item, error=err)
 
 
 @step
@@ -79,39 +153,39 @@ def latents(run: Run, config: LatentsConfig) -> StepResult:
         StepError: there is no VAE.
     """
     vae = find_model(run, "vae", config.vae)
-    clips = selected_clips(run, config.selection, columns=("clip_id", "uri")).to_pylist()
+    clips = selected_clips(run, config.selection, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()
     wanted = [
-        {
-            "latent_id": latent_id(clip["clip_id"], vae.weights_hash, clip["bucket"], config.dtype),
-            "clip_id": clip["clip_id"],
-            "uri": clip["uri"],
-            "bucket": clip["bucket"],
-        }
+        clip | {"latent_id": latent_id(clip["clip_id"], vae.weights_hash, clip["bucket"], config.dtype, config.parts)}
         for clip in clips
     ]
     todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
+    # Clips of one bucket follow each other, so that blocks and batches are of one size.
+    items = sorted(todo.items(wanted, "latent_id"), key=lambda item: item["bucket"])
     result = run_blocks(
         run,
         config,
         step="latents",
         step_version=VERSION,
-        items=todo.items(wanted, "latent_id"),
+        items=items,
         worker=LatentEncoder,
-        worker_args={
-            "vae": vae.uri,
-            "vae_hash": vae.weights_hash,
-            "dtype": config.dtype,
-            "window": config.window,
-            "on_gpu": config.num_gpus > 0,
-        },
+        worker_args={"vae": vae, "config": config},
         num_done=todo.num_done,
         block_size=config.block_size,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
-    return result.model_copy(update={"outputs": {"vae": vae.uri, "vae_hash": vae.weights_hash}})
+    outputs = {"vae": vae.uri, "vae_hash": vae.weights_hash}
+    return result.model_copy(update={"outputs": outputs, "note": result.note or _throughput(result)})
 
 
-def latent_id(clip_id: str, vae_hash: str, bucket: str, dtype: str) -> str:
+def _throughput(result: StepResult) -> str:
+    """How fast it went, and how much of the time the VAE had to wait for frames or for the tables."""
+    busy_s, span_s = result.timings["vae_busy_s"], result.timings["vae_span_s"]
+    if not span_s:
+        return ""
+    return f"{result.num_ok / span_s:.3g} clips a second and actor, VAE at work {busy_s / span_s:.0%} of the time"
+
+
+def latent_id(clip_id: str, vae_hash: str, bucket: str, dtype: str, parts: str = "mean") -> str:
     """Identity of the latent of a clip."""
-    return content_id(clip_id, vae_hash, bucket, dtype)
+    return content_id(clip_id, vae_hash, bucket, dtype, *([] if parts == "mean" else [parts]))

@@ -170,6 +170,7 @@ class BlockActor:
             "errors": Counter(row["error_type"] for row in last if row["status"] != "ok"),
             "started": started,
             "finished": time.time(),
+            "spent": self.worker.spent() if hasattr(self.worker, "spent") else {},
         }
         return {"report": [json.dumps(report)]}
 
@@ -208,7 +209,8 @@ def run_blocks(
         items: JSON-able dicts, one an input; each carries its `attempt`.
         worker: class, built once per actor as `worker(**worker_args)`, then called with a list of items; returns rows
             by table in the order in which they must be committed. The last table is the one whose row per item says
-            that the item is done: its statuses are counted.
+            that the item is done: its statuses are counted. If it has a method `spent`, the seconds by name that this
+            gives after each block are added up in the result's timings.
         num_done: inputs already committed, for the counts of the result.
         block_size: items a block, the unit of commit and of loss when a machine dies.
         max_block_bytes: most of the items' `size_bytes` in one block; a larger item is a block of its own.
@@ -237,7 +239,7 @@ def split_blocks(items: Sequence[Mapping[str, Any]], block_size: int, max_bytes:
     blocks: list[list] = []
     room = 0.0
     for item in items:
-        size = item.get("size_bytes", 0)
+        size = item.get("size_bytes") or 0
         if not blocks or len(blocks[-1]) == block_size or size > room:
             blocks.append([])
             room = max_bytes
@@ -299,11 +301,12 @@ def _drain(reports: Any, arrived: queue.Queue) -> None:
 
 
 def _result(run: Run, step: str, num_done: int, reports: list[dict], started: float, ray_start_s: float) -> StepResult:
-    statuses, errors, rows = Counter(), Counter(), Counter()
+    statuses, errors, rows, spent = Counter(), Counter(), Counter(), Counter()
     for report in reports:
         statuses.update(report["statuses"])
         errors.update(report["errors"])
         rows.update(report["rows"])
+        spent.update(report["spent"])
     intervals = [(report["started"], report["finished"]) for report in reports]
     first, last = min(begin for begin, _ in intervals), max(end for _, end in intervals)
     return StepResult(
@@ -321,7 +324,8 @@ def _result(run: Run, step: str, num_done: int, reports: list[dict], started: fl
             "ray_start_s": ray_start_s,
             "actors_start_s": first - started - ray_start_s,
             "drain_s": time.time() - last,
-        },
+        }
+        | dict(spent),
     )
 
 

@@ -80,6 +80,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "height": INT,
         "uri": STRING,
         "size_bytes": INT,
+        "crc32": INT,  # of the file
         "cut_method": STRING,
     },
     "scores": {"score_id": STRING, "clip_id": STRING, "scorer": STRING, "value": FLOAT, "details": STRING},
@@ -126,8 +127,10 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "clip_id": STRING,
         "vae_hash": STRING,
         "bucket": STRING,
-        "shape": pa.list_(pa.int32()),  # c t h w
+        "shape": pa.list_(pa.int32()),  # c t h w, or 2c t h w with the log-variances behind the means
         "dtype": STRING,
+        "parts": STRING,  # mean | mean,logvar
+        "latent_norm": STRING,  # JSON: shift and scale of this VAE; not applied
         "latent": pa.binary(),  # raw, unscaled values
         "crc32": INT,
     },

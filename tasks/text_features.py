@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pyramid_model.config import Config
+from tasks.busy import Busy
 from tasks.captions import captions_of
 from tasks.encoders import EncoderFolder, newest_encoder_hash, prepare_encoder
 from tasks.model_files import load_encoder
@@ -43,20 +44,30 @@ class TextFeaturesConfig(Config):
     )
     block_size: int = Field(64, ge=1, description="texts a block")
     num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
-    num_gpus: float = Field(0, ge=0, description="GPUs of an actor; more than 0 encodes on the GPU")
+    num_gpus: float = Field(
+        0, ge=0, description="GPUs of an actor; more than 0 encodes on the GPU, more than 1 spreads T5 over them"
+    )
+    batch_size: int = Field(16, ge=1, description="texts encoded at a time")
 
 
 class TextEncoder:
     """Actor: loads the encoder once, then encodes texts."""
 
-    def __init__(self, encoder: EncoderFolder, dtype: str, on_gpu: bool):
+    def __init__(self, encoder: EncoderFolder, dtype: str, num_gpus: float, batch_size: int):
         self.encoder_hash = encoder.hash
-        self.dtype = dtype
-        self.encoder = load_encoder(encoder.uri, "cuda" if on_gpu else "cpu", dtype)
+        self.dtype, self.batch_size = dtype, batch_size
+        device = "auto" if num_gpus > 1 else "cuda" if num_gpus else "cpu"
+        self.encoder = load_encoder(encoder.uri, device, dtype)
+        self.busy = Busy()
+
+    def spent(self) -> dict[str, float]:
+        """See `Busy.spent`."""
+        return self.busy.spent("encoder")
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """One row a text."""
-        features = self.encoder.encode([item["text"] for item in items])
+        with self.busy:
+            features = self.encoder.encode([item["text"] for item in items], self.batch_size)
         return {"text_features": [self.row(item, *found) for item, found in zip(items, features, strict=True)]}
 
     def row(self, item: Mapping[str, Any], embeds: Any, pooled: Any) -> dict[str, Any]:
@@ -92,6 +103,8 @@ def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
     encoder = prepare_encoder(run, config.encoder, found, tiny)
     texts = list(dict.fromkeys([NULL_TEXT, *found, *read_prompts(config.prompts, config.prompts_file)]))
     wanted = [{"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts]
+    # Texts of about one length meet in a block, so that its batches carry little padding.
+    wanted.sort(key=lambda item: len(item["text"]))
     todo = pending(run.root, "text_features", [item["text_feature_id"] for item in wanted], run.retry_failed)
     result = run_blocks(
         run,
@@ -100,7 +113,12 @@ def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
         step_version=VERSION,
         items=todo.items(wanted, "text_feature_id"),
         worker=TextEncoder,
-        worker_args={"encoder": encoder, "dtype": config.dtype, "on_gpu": config.num_gpus > 0},
+        worker_args={
+            "encoder": encoder,
+            "dtype": config.dtype,
+            "num_gpus": config.num_gpus,
+            "batch_size": config.batch_size,
+        },
         num_done=todo.num_done,
         block_size=config.block_size,
         num_cpus=config.num_cpus,

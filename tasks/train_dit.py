@@ -1,7 +1,7 @@
 """Training of the diffusion transformer on latents and text features."""
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -62,6 +62,9 @@ class TrainDiTConfig(TrainingConfig):
     mix: MixConfig | None = Field(
         None, description="mixing of sizes, sources, images and videos; null: sizes and sources come by their number"
     )
+    sample_posterior: Literal[True] | None = Field(
+        None, description="true: draw latents from the posterior, for latents.parts mean,logvar; empty: its means"
+    )
     sync_group: int | None = Field(
         None, ge=2, description="so many workers see the same clips and train different units of them; empty: none do"
     )
@@ -111,7 +114,8 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
     vae = find_model(run, "vae", config.vae)
     encoder = find_encoder(run, config.encoder)
     _check_channels(config, vae.uri)
-    source = pair_source(run, config.selection, config.captions, vae, encoder.hash)
+    sampled = bool(config.sample_posterior)
+    source = pair_source(run, config.selection, config.captions, vae, encoder.hash, sampled)
     train = find_pairs(source, "train")
     val = find_pairs(source, "val")[: config.num_val_clips]
     for split, pairs in (("train", train), ("val", val)):
@@ -220,6 +224,7 @@ class DiTTraining:
         """This worker's latents of one shape, with their texts."""
         from pyramid_model.train.batches import dit_batch, step_generator
         from pyramid_model.train.loop import Batch
+        from pyramid_model.vae.posterior import Posterior
 
         generator = step_generator(self.config.optim.seed, step, self.rank)
         samples = [self._sound(position) for position in self._positions(step)]
@@ -231,7 +236,10 @@ class DiTTraining:
             generator,
             self.config.text_dropout,
         )
-        latents = self.source.norm.normalise(raw.to(self.device).float())
+        raw = raw.to(self.device).float()
+        if self.config.sample_posterior:
+            raw = Posterior.from_moments(raw).sample(generator)
+        latents = self.source.norm.normalise(raw)
         args = (latents, text.to(self.device), generator, step, self.rank)
         return Batch(args, [self.train.pairs[position].clip_id for position, _, _ in samples])
 

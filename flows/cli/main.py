@@ -2,7 +2,7 @@
 
 import typer
 
-from flows.cli import flow_commands, manifest, run_commands, weights
+from flows.cli import features, flow_commands, manifest, run_commands, weights
 from flows.cli.doctor import doctor
 from flows.cli.parity import parity
 
@@ -21,3 +21,4 @@ app.command("doctor", rich_help_panel="Look at what is there")(doctor)
 app.command("parity", rich_help_panel="Look at what is there")(parity)
 app.add_typer(manifest.app, name="manifest", rich_help_panel="Look at what is there")
 app.add_typer(weights.app, name="weights", rich_help_panel="Look at what is there")
+app.add_typer(features.app, name="features", rich_help_panel="Look at what is there")

@@ -33,11 +33,12 @@ def explained(uri: str) -> Iterator[None]:
         uri: root or table at work, to name the table when it was one that could not be read.
     """
     from flows.cli.launch import BAD_INPUT, complain
+    from tasks.pipeline import TOLD
     from tasks.tables import TableError
 
     try:
         yield
-    except (TableError, OSError, ValueError) as err:
+    except (TableError, *TOLD) as err:
         damage = [] if isinstance(err, TableError) else _damage(uri)
         complain("\n".join(damage) or str(err))
         raise typer.Exit(BAD_INPUT) from err

@@ -124,3 +124,12 @@ def test_a_folder_without_an_encoder_is_named(tmp_path):
         load_text_encoder(tmp_path)
     with pytest.raises(ValueError, match=r"no \.safetensors"):
         text_encoder_hash(tmp_path)
+
+
+def test_an_encoder_that_is_placed_by_a_device_map_gives_the_same_features(folder, encoder):
+    spread = load_text_encoder(folder, "auto")
+    for (embeds, pooled), (expected, expected_pooled) in zip(
+        spread.encode(CAPTIONS), encoder.encode(CAPTIONS), strict=True
+    ):
+        torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(pooled, expected_pooled, atol=1e-5, rtol=1e-5)

@@ -13,18 +13,20 @@ from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAESt
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.config import OptimConfig, VAEBatchConfig
 from tasks.captions import CaptionsConfig, captions
-from tasks.dit_data import find_pairs, load_null_text, load_pairs, pair_source
+from tasks.dit_data import find_pairs, load_null_text, load_pairs, pair_source, sources_of
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.gate import GateConfig
 from tasks.generate import GenerateConfig, generate
 from tasks.latents import LatentsConfig, latents
-from tasks.model_files import find_model, load_encoder, load_vae
+from tasks.model_files import find_model, folder_hash, load_encoder, load_vae
+from tasks.official_files import ImportConfig, export_official, import_official, select_imported
+from tasks.pipeline import StepError
 from tasks.register import RegisterConfig, register
 from tasks.registry import RegistryError, champion
 from tasks.step import Run, StepResult
 from tasks.tables import Lineage, append_block, read_table
 from tasks.text_features import TextFeaturesConfig, text_features
-from tasks.train_dit import DiTOptimConfig, TrainDiTConfig, train_dit
+from tasks.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig, train_dit
 from tasks.train_vae import TrainVAEConfig, train_vae
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -205,6 +207,70 @@ assert not {{"ray", "torch", "mlflow", "transformers", "av"}} & set(sys.modules)
     assert {table: len(rows_of(chain, table)) for table in counts} == counts
 
 
+def training_of(chain: Chain, rank: int = 0, world_size: int = 1, **settings) -> DiTTraining:
+    """The DiT's side of a training on this root, as a worker would build it."""
+    import torch
+
+    config = TrainDiTConfig.model_validate(DIT.model_dump() | settings)
+    encoder_hash = chain.results["text_features"].outputs["encoder_hash"]
+    sampled = bool(config.sample_posterior)
+    source = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash, sampled)
+    train, val = find_pairs(source, "train"), find_pairs(source, "val")
+    return DiTTraining(config, source, train, val, sources_of(source, train), rank, world_size, torch.device("cpu"))
+
+
+def test_workers_of_a_sync_group_see_the_same_clips_and_train_other_units(chain):
+    first, second = (training_of(chain, rank, 2, sync_group=2, num_workers=2) for rank in (0, 1))
+    for step in range(3):
+        batches = first.batch(step), second.batch(step)
+        assert batches[0].ids == batches[1].ids
+        assert batches[0].args[0].equal(batches[1].args[0])
+    objective = first.objective()
+    assert {objective._units_to_train(step, rank, 2) for step in (0, 1) for rank in (0, 1)} == {(2, 1), (1, 2)}
+
+
+def test_a_mixture_names_the_sources_and_a_budget_sets_the_batch(chain):
+    assert set(sources_of(training_of(chain).source, training_of(chain).train.pairs)) == {None}
+    tokens = 2 * 2 * 2  # of a latent of 2 frames of 4 x 4
+    training = training_of(chain, mix={"token_budget": 7 * tokens})
+    assert len(training.batch(0).ids) == 6  # the largest multiple of two stages within the budget
+
+
+def test_latents_are_drawn_from_the_posterior_where_that_is_asked_for(chain):
+    with pytest.raises(StepError, match=r"run the latents step with latents\.parts mean,logvar for it"):
+        train_dit(chain.run, TrainDiTConfig.model_validate(DIT.model_dump() | {"sample_posterior": True}))
+    assert latents(chain.run, LatentsConfig(parts="mean,logvar")).num_ok == 6
+    means, draws = training_of(chain), training_of(chain, sample_posterior=True)
+    assert [pair.clip_id for pair in means.train.pairs] == [pair.clip_id for pair in draws.train.pairs]
+    drawn, mean = draws.batch(0).args[0], means.batch(0).args[0]
+    assert drawn.shape == mean.shape
+    assert 0 < (drawn - mean).abs().mean() < 5
+    assert draws.batch(0).args[0].equal(drawn)  # the same draw every time
+
+
+def test_training_files_go_out_and_come_back_with_the_same_values(chain, tmp_path):
+    made = chain.results["text_features"].outputs["encoder"], chain.results["latents"].outputs["vae"]
+    assert export_official(chain.run, str(tmp_path / "out")).num_ok == 5
+    lines = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    other = Run(root=str(tmp_path / "root"), ray=chain.run.ray)
+    config = ImportConfig(annotation=str(tmp_path / "out" / "train.jsonl"), vae=made[1], encoder=made[0], fps=8)
+    config = config.model_copy(update={"dtype": "float32"})
+    assert import_official(other, config).num_ok == 3
+    assert import_official(other, config).note == "nothing new"
+    assert "3 of 3 clips kept" in select_imported(other, 0.0).note
+    source = pair_source(other, "", "", find_model(other, "vae", made[1]), folder_hash(other, made[0], "text"))
+    back = load_pairs(source, find_pairs(source, "train"))
+    here = training_of(chain)
+    there = load_pairs(here.source, here.train.pairs)
+    by_text = {(pair.uri, pair.text): number for number, pair in enumerate(there.pairs)}
+    assert len(back.pairs) == len(by_text) == 3
+    for pair, latent, text in zip(back.pairs, back.latents, back.texts, strict=True):
+        number = by_text[pair.uri, pair.text]
+        np.testing.assert_allclose(latent, there.latents[number], rtol=0.01, atol=0.01)  # bfloat16 in between
+        np.testing.assert_allclose(text[0], there.texts[number][0], rtol=0.01, atol=0.01)
+
+
 def test_a_damaged_latent_is_left_out_and_named(chain):
     encoder_hash = chain.results["text_features"].outputs["encoder_hash"]
     source = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash)
@@ -214,6 +280,10 @@ def test_a_damaged_latent_is_left_out_and_named(chain):
     damaged = again | {"latent": b"\1" + broken["latent"][1:], "attempt": 2}
     append_block(chain.run.root, "latents", [damaged], "damage", Lineage("test", "latents", "1", "", ""))
     assert not load_pairs(source, pairs).bad  # at the pinned version all is well
+    training = training_of(chain)
+    position = next(i for i, pair in enumerate(training.train.pairs) if pair.latent_id == pairs[0].latent_id)
+    assert training._sound(position)[0] != position  # another one of its size takes its place
+    assert pairs[0].clip_id in training.bad[0]
     now = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash)
     loaded = load_pairs(now, pairs)
     assert len(loaded.pairs) == len(pairs) - 1

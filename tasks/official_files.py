@@ -1,0 +1,325 @@
+"""Training files of the published Pyramid Flow code, in both directions.
+
+An annotation has one JSON line a clip, `{"video", "text", "latent", "text_fea"}`. A latent file is a bare tensor
+(1 c t h w), not normalised; a text file is a dict of `prompt_embed` (1 128 d), `prompt_attention_mask` (1 128) and
+`pooled_prompt_embed` (1 p). Both are bfloat16 there; any float type is read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pyramid_model.config import Config
+from tasks import storage
+from tasks.dit_data import PairReader, find_pairs, pair_source, vae_settings
+from tasks.encoders import EncoderFolder, find_encoder
+from tasks.ingest import hash_file
+from tasks.latents import latent_id
+from tasks.model_files import ModelFolder, absolute, find_model
+from tasks.pipeline import StepError, run_blocks
+from tasks.schemas import ID_COLUMNS
+from tasks.select import SelectConfig, select
+from tasks.splits import SPLITS
+from tasks.step import Run, StepResult, report_progress, step
+from tasks.tables import bad_row, content_id, crc32, ok_row, pending, read_table
+from tasks.text_features import MAX_TOKENS, text_feature_id
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = "1"
+SPACE_FACTOR = TIME_FACTOR = 8  # of the published VAE
+CUT_METHOD = "imported"
+
+
+class ImportConfig(Config):
+    """What to read, and which models made it."""
+
+    annotation: str = Field("", description="jsonl with the keys video, text, latent and text_fea")
+    folder: str = Field("", description="folder that its paths are relative to; empty: the one it lies in")
+    vae: str = Field("", description="folder of the VAE that made the latents")
+    encoder: str = Field("", description="folder of the text encoders that made the text features")
+    fps: float = Field(24, gt=0, description="frame rate of the clips")
+    dtype: str = Field("bfloat16", description="stored type, float32 or bfloat16")
+    block_size: int = Field(16, ge=1, description="clips a block")
+
+
+class UnusableFile(ValueError):
+    """A file that is not what the annotation says; `kind` is a short word to count by."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@step
+def import_official(run: Run, config: ImportConfig) -> StepResult:
+    """Bring clips with ready latents and text features into the tables; a line that cannot be used is a failed row.
+
+    Raises:
+        ValueError: the annotation is missing, names no clip, or has a line that is no JSON object.
+        StepError: there is no such VAE or text encoder.
+    """
+    vae, encoder = find_model(run, "vae", config.vae), find_encoder(run, config.encoder)
+    lines = list(_lines(config))
+    if not lines:
+        raise ValueError(f"annotation {config.annotation!r} names no clip: give one with lines of JSON")
+    wanted = [_item(line, vae, config) for line in lines]
+    todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
+    result = run_blocks(
+        run,
+        config,
+        step="import_official",
+        step_version=VERSION,
+        items=todo.items({item["latent_id"]: item for item in wanted}.values(), "latent_id"),
+        worker=OfficialReader,
+        worker_args={"vae": vae, "encoder": encoder, "config": config},
+        num_done=todo.num_done,
+        block_size=config.block_size,
+    )
+    return result.model_copy(update={"outputs": {"vae": vae.uri, "encoder": encoder.uri}})
+
+
+def _lines(config: ImportConfig) -> Iterator[dict[str, Any]]:
+    """Lines of the annotation with URIs in place of paths."""
+    if not config.annotation or not storage.exists(config.annotation):
+        raise ValueError(f"there is no annotation {config.annotation!r}: give a .jsonl file")
+    uri = absolute(config.annotation)
+    folder = absolute(config.folder) if config.folder else uri.rpartition("/")[0]
+    for number, text in enumerate(storage.read_bytes(uri).decode().splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            paths = {name: line[name] for name in ("video", "latent", "text_fea")}
+            named = {name: _inside(folder, path) for name, path in paths.items()}
+            yield named | {"path": paths["video"], "text": str(line["text"]), "number": number}
+        except (ValueError, KeyError, TypeError) as err:
+            raise ValueError(
+                f"{uri}, line {number}: expected the keys video, text, latent and text_fea with paths below {folder} "
+                f"({type(err).__name__}: {err})"
+            ) from err
+
+
+def _inside(folder: str, path: str) -> str:
+    """A path of the annotation; absolute ones must lie in the folder, too."""
+    return storage.join(folder, path.removeprefix(folder.rstrip("/") + "/"))
+
+
+def _item(line: Mapping[str, Any], vae: ModelFolder, config: ImportConfig) -> dict[str, Any]:
+    """A line as work for an actor. Its files are told apart by name and size; a file that is not there by its name."""
+    sizes = [_size(line[name]) for name in ("video", "latent", "text_fea")]
+    clip_id = content_id(CUT_METHOD, line["video"], line["latent"], line["text_fea"], line["text"], sizes, config.fps)
+    return dict(line) | {
+        "clip_id": clip_id,
+        # The bucket is not known before the latent is read; the clip's own id makes this one unique.
+        "latent_id": latent_id(clip_id, vae.weights_hash, CUT_METHOD, config.dtype),
+    }
+
+
+def _size(uri: str) -> int | None:
+    fs, path = storage.filesystem(uri)
+    try:
+        return fs.size(path)
+    except FileNotFoundError:
+        return None
+
+
+class OfficialReader:
+    """Actor: reads the files of each line and gives the rows of a clip that is ready for training."""
+
+    def __init__(self, vae: ModelFolder, encoder: EncoderFolder, config: ImportConfig):
+        self.vae, self.encoder, self.config = vae, encoder, config
+        settings = vae_settings(vae.uri)
+        self.channels = settings["encoder_out_channels"]
+        self.latent_norm = json.dumps(settings["latent_norm"]) if settings.get("latent_norm") else ""
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Rows of all tables; that of `latents` says whether a line could be used."""
+        rows: dict[str, list[dict[str, Any]]] = {
+            name: [] for name in ("sources", "videos", "clips", "captions", "text_features", "latents")
+        }
+        for item in items:
+            columns = {"latent_id": item["latent_id"], "clip_id": item["clip_id"], "vae_hash": self.vae.weights_hash}
+            try:
+                latent, text = self._latent(item["latent"]), self._text(item["text_fea"])
+                video = self._video(item, latent)
+            except UnusableFile as err:
+                rows["latents"].append(bad_row(item, err, bucket="", **columns))
+                continue
+            rows["latents"].append(self._latent_row(item, latent, columns))
+            rows["text_features"].append(self._text_row(item, *text))
+            caption_id = content_id(item["clip_id"], "human", CUT_METHOD)
+            known = {"caption_id": caption_id, "clip_id": item["clip_id"], "kind": "human", "text": item["text"]}
+            rows["captions"].append(ok_row({}, **known, prompt_hash=CUT_METHOD))
+            for table, row in video.items():
+                rows[table].append(ok_row({}, **row))
+        # Lines may share a text or a video.
+        return {table: list({row[ID_COLUMNS[table]]: row for row in found}.values()) for table, found in rows.items()}
+
+    def _latent(self, uri: str) -> "Tensor":
+        """(c t h w)."""
+        found = _load(uri)
+        shape = getattr(found, "shape", None)
+        if shape is None or len(shape) != 5 or shape[0] != 1 or not found.is_floating_point():
+            raise UnusableFile("bad_latent", f"{uri} holds {_described(found)}, expected floats (1 c t h w)")
+        if shape[1] != self.channels:
+            raise UnusableFile(
+                "other_vae", f"{uri} has {shape[1]} channels and the VAE {self.vae.uri} makes {self.channels}"
+            )
+        if not found.isfinite().all():
+            raise UnusableFile("not_finite", f"{uri} has NaN or Inf")
+        return found[0]
+
+    def _text(self, uri: str) -> "tuple[Tensor, Tensor]":
+        """(embeds (n d) of the valid tokens, pooled (p))."""
+        found = _load(uri)
+        try:
+            embeds, mask, pooled = (
+                found[name][0] for name in ("prompt_embed", "prompt_attention_mask", "pooled_prompt_embed")
+            )
+            embeds = embeds[mask.bool()]
+        except (KeyError, TypeError, IndexError, AttributeError) as err:
+            raise UnusableFile(
+                "bad_text", f"{uri} holds {_described(found)}, expected prompt_embed, prompt_attention_mask and pooled"
+            ) from err
+        if not len(embeds) or not (embeds.isfinite().all() and pooled.isfinite().all()):
+            raise UnusableFile("bad_text", f"{uri} has no valid token, or NaN or Inf")
+        return embeds, pooled
+
+    def _video(self, item: Mapping[str, Any], latent: "Tensor") -> dict[str, dict[str, Any]]:
+        """Rows of the video and of its one clip."""
+        try:
+            video_id, _, size_bytes = hash_file(item["video"])
+        except OSError as err:
+            raise UnusableFile("missing", f"{item['video']} cannot be read: {err.strerror or err}") from err
+        _, t, h, w = latent.shape
+        num_frames, (num, den) = TIME_FACTOR * (t - 1) + 1, self.config.fps.as_integer_ratio()
+        same = {"video_id": video_id, "uri": item["video"], "size_bytes": size_bytes}
+        shape = {"height": SPACE_FACTOR * h, "width": SPACE_FACTOR * w, "fps_num": num, "fps_den": den}
+        span = {"start_frame": 0, "end_frame": num_frames, "start_s": 0.0, "end_s": num_frames / self.config.fps}
+        clip = {"clip_id": item["clip_id"], "num_frames": num_frames, "shot": 0, "cut_method": CUT_METHOD}
+        named = {"path": item["path"], "source": PurePosixPath(self.config.annotation).stem}
+        return {
+            "sources": {"source_id": content_id(item["video"], size_bytes)} | same | named,
+            "videos": same | named | shape | {"num_frames": num_frames, "num_clips": 1, "clip_ids": [item["clip_id"]]},
+            "clips": same | shape | span | clip,
+        }
+
+    def _latent_row(self, item: Mapping[str, Any], latent: "Tensor", columns: Mapping[str, Any]) -> dict[str, Any]:
+        from tasks.blobs import tensor_bytes
+
+        _, t, h, w = latent.shape
+        data = tensor_bytes(latent, self.config.dtype)
+        num_frames = TIME_FACTOR * (t - 1) + 1
+        bucket = f"{SPACE_FACTOR * h}x{SPACE_FACTOR * w}x{num_frames}@{self.config.fps:g}"
+        stored = {"latent": data, "crc32": crc32(data), "shape": list(latent.shape), "dtype": self.config.dtype}
+        return ok_row(item, **columns, **stored, bucket=bucket, parts="mean", latent_norm=self.latent_norm)
+
+    def _text_row(self, item: Mapping[str, Any], embeds: "Tensor", pooled: "Tensor") -> dict[str, Any]:
+        from tasks.blobs import tensor_bytes
+
+        dtype = self.config.dtype
+        data = tensor_bytes(embeds, dtype), tensor_bytes(pooled, dtype)
+        return ok_row(
+            {},
+            text_feature_id=text_feature_id(item["text"], self.encoder.hash, dtype),
+            text=item["text"],
+            encoder_hash=self.encoder.hash,
+            shape=list(embeds.shape),
+            dtype=dtype,
+            embeds=data[0],
+            pooled=data[1],
+            crc32=crc32(*data),
+        )
+
+
+def _load(uri: str) -> Any:
+    """What `torch.save` wrote; tensors and containers of them only, never code."""
+    import pickle
+
+    import torch
+
+    fs, path = storage.filesystem(uri)
+    try:
+        with fs.open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)  # pyright: ignore[reportArgumentType]
+    except FileNotFoundError as err:
+        raise UnusableFile("missing", f"{uri} is missing") from err
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
+        raise UnusableFile("unreadable", f"{uri} is no file of tensors: {str(err).splitlines()[0]}") from err
+
+
+def _described(found: Any) -> str:
+    shape = getattr(found, "shape", None)
+    return f"a tensor {tuple(shape)}" if shape is not None else f"a {type(found).__name__}"
+
+
+def select_imported(run: Run, val_fraction: float) -> StepResult:
+    """Select every clip that has latents of its own size, the imported ones among them."""
+    rows = read_table(run.root, "latents", ["bucket"], where=pc.field("status") == "ok")
+    buckets = tuple(sorted(set(rows["bucket"].to_pylist())))
+    if not buckets:
+        raise StepError(f"not one line could be used: pyramid manifest show {run.root} latents names the reasons")
+    return select(run, SelectConfig(buckets=buckets, val_fraction=val_fraction))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def export_official(run: Run, folder: str, selection: str = "", vae: str = "", encoder: str = "") -> StepResult:
+    """Write latents, text features and one annotation a split into a folder; files that are there are kept.
+
+    Raises:
+        StepError: there is no VAE, no text encoder, or no clip with both a latent and a caption.
+    """
+    model = find_model(run, "vae", vae)
+    source = pair_source(run, selection, "", model, find_encoder(run, encoder).hash)
+    folder, num_bad = absolute(folder), 0
+    splits = {split: PairReader(source, find_pairs(source, split)) for split in SPLITS}
+    total, done = sum(len(reader.pairs) for reader in splits.values()), 0
+    if not total:
+        raise StepError(f"no selected clip in {run.root} has both latents and text features: run `pyramid extract`")
+    for split, reader in splits.items():
+        lines = []
+        for position, pair in enumerate(reader.pairs):
+            latent, text = f"latents/{pair.latent_id}.pt", f"text/{pair.text_feature_id}.pt"
+            there = all(storage.exists(storage.join(folder, name)) for name in (latent, text))
+            if there or _write_pair(reader, position, storage.join(folder, latent), storage.join(folder, text)):
+                lines.append({"video": pair.uri, "text": pair.text, "latent": latent, "text_fea": text})
+            done += 1
+            report_progress("export", done, total)
+        if lines:
+            content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            storage.write_bytes(storage.join(folder, f"{split}.jsonl"), content.encode())
+        num_bad += len(reader.bad)
+    note = f"{total - num_bad} clips in {folder}" + (f"; {num_bad} damaged ones left out" if num_bad else "")
+    return StepResult(step="export", num_in=total, num_ok=total - num_bad, num_failed=num_bad, note=note)
+
+
+def _write_pair(reader: PairReader, position: int, latent_uri: str, text_uri: str) -> bool:
+    """Write the two files of a pair; False when one of its blobs is damaged."""
+    import torch
+    from torch.nn import functional as F
+
+    sample = reader.read(position)
+    if sample is None:
+        return False
+    latent, (embeds, pooled) = sample
+    mask = (torch.arange(MAX_TOKENS) < len(embeds)).long()[None]
+    text = {
+        "prompt_embed": F.pad(embeds, (0, 0, 0, MAX_TOKENS - len(embeds)))[None].bfloat16(),
+        "prompt_attention_mask": mask,
+        "pooled_prompt_embed": pooled[None].bfloat16(),
+    }
+    for uri, content in ((latent_uri, latent[None].bfloat16()), (text_uri, text)):
+        with storage.writing(uri) as path:
+            torch.save(content, path)
+    return True

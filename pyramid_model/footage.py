@@ -15,7 +15,7 @@ import av
 import av.error
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from pyramid_model.video import VideoError
 
@@ -61,6 +61,21 @@ class Integrity:
     problem: VideoError | None  # why the file should not be used as it is
 
 
+class Scaler:
+    """Scales the frames of one file, one thread. What it prepares for a size serves every frame of that size."""
+
+    def __init__(self) -> None:
+        self._prepared: dict[tuple[int, int, str], VideoReformatter] = {}
+
+    def scaled(self, image: av.VideoFrame, height: int, width: int, pix_fmt: str, **options: Any) -> av.VideoFrame:
+        """The image in that size and format, or the image itself where it is that already.
+
+        Preparing costs more than scaling, and so does dividing a frame among threads.
+        """
+        prepared = self._prepared.setdefault((height, width, pix_fmt), VideoReformatter())
+        return prepared.reformat(image, width, height, pix_fmt, threads=1, **options)
+
+
 @dataclass(frozen=True)
 class Frame:
     """A decoded frame, in the order in which the decoder gives them."""
@@ -70,15 +85,19 @@ class Frame:
     is_corrupt: bool
     image: av.VideoFrame  # as coded: neither turned nor stretched
     rotation: int
+    scaler: Scaler
 
     def upright(self, height: int, width: int, interpolation: Interpolation = Interpolation.BICUBIC) -> av.VideoFrame:
         """The frame as it is shown, as yuv420p of limited range; height and width are those of the result and even."""
-        sideways = self.rotation in (90, 270)
-        scaled = self.image.reformat(
-            width=height if sideways else width,
-            height=width if sideways else height,
-            format="yuv420p",
+        coded_size = (width, height) if self.rotation in (90, 270) else (height, width)
+        # A range that is not stated is limited in yuv420p: saying so saves copying a frame that has its size already.
+        unstated = self.image.format.name == "yuv420p" and self.image.color_range == ColorRange.UNSPECIFIED
+        scaled = self.scaler.scaled(
+            self.image,
+            *coded_size,
+            "yuv420p",
             interpolation=interpolation,
+            src_color_range=ColorRange.MPEG if unstated else None,
             dst_color_range=ColorRange.MPEG,
             dst_colorspace=Colorspace.ITU709 if self.image.format.is_rgb else None,
         )
@@ -86,7 +105,8 @@ class Frame:
 
     def small(self, height: int, width: int) -> np.ndarray:
         """The frame scaled down as coded (not turned), BGR uint8 (h w c): what shot detection and scores look at."""
-        return self.image.to_ndarray(width=width, height=height, format="bgr24", interpolation=Interpolation.AREA)
+        scaled = self.scaler.scaled(self.image, height, width, "bgr24", interpolation=Interpolation.AREA)
+        return scaled.to_ndarray()
 
     def rgb(self) -> np.ndarray:
         """The frame as it is shown but for sample aspect, uint8 (h w c)."""
@@ -150,6 +170,7 @@ class Footage:
             self._pts: list[int] = []
             self._last_duration = 0
             self._ends_s: dict[str, float] = {}
+            self._scaler = Scaler()
             self._first = next(self._images, None)
             if self._first is None:
                 raise VideoError("no_frames", "not one frame could be decoded")
@@ -264,7 +285,8 @@ class Footage:
             # Damage spreads through references until a key frame starts afresh.
             damaged = image.is_corrupt or ((damaged or lost) and not image.key_frame)
             self._num_corrupt += damaged
-            yield Frame(len(self._pts), self._keep_time(image, half_step), damaged, image, self.probe.rotation)
+            index, pts = len(self._pts), self._keep_time(image, half_step)
+            yield Frame(index, pts, damaged, image, self.probe.rotation, self._scaler)
             pending = next(self._images, None)
 
     def _keep_time(self, image: av.VideoFrame, half_step: int) -> int:

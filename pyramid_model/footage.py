@@ -19,8 +19,14 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from pyramid_model.video import VideoError
 
-# Demuxers that read scripts, playlists or text rather than one media file.
-NOT_MEDIA = {"tty", "concat", "hls", "dash", "lavfi", "bin", "xbin", "adf", "idf", "ffmetadata"}
+# Demuxers of files that hold all of their media. Others read playlists, scripts, text or numbered pictures, and would
+# open whatever a file names.
+MEDIA_FORMATS = (
+    "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,kux,asf,ogg,mxf,gxf,nut,rm,wtv,dv,gif,apng,swf,nsv,nuv,"
+    "dhav,pva,ty,lxf,bink,smk,roq,flic,ea,film_cpk,4xm,vivo,smjpeg,mjpeg,m4v,h261,h263,h264,hevc,vvc,av1,obu,ivf,vc1,"
+    "dirac,cavsvideo,dnxhd,yuv4mpegpipe,mp3,aac,ac3,flac,wav,aiff,caf,amr"
+)
+MAX_PIXELS = 36_000_000  # of one frame; 8K has 33 million. A few bytes of a header may claim ten times as many.
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, H.273
 TRANSFERS = HDR_TRANSFERS | {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"}
 
@@ -149,14 +155,20 @@ def decode(path: str) -> Iterator[Frame]:
 class Footage:
     """A video file from outside, decoded once from start to end with one thread.
 
+    Args:
+        path: a local file.
+        max_pixels: of one frame, as coded.
+
     Raises:
-        VideoError: on opening: it is no video, or no frame of it can be decoded.
+        VideoError: on opening: it is no video, its frames are too large, or none of them can be decoded.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
+        self._max_pixels = max_pixels
+        # Nothing in a file may make us open another one, or take memory for a picture that is none.
+        options = {"protocol_whitelist": "file", "format_whitelist": MEDIA_FORMATS, "max_pixels": str(max_pixels)}
         try:
-            # Nothing in a file may make us open another one.
-            self.container: Any = av.open(path, options={"protocol_whitelist": "file"})
+            self.container: Any = av.open(path, options=options)
         except FileNotFoundError as err:
             raise VideoError("missing", f"{path} is missing") from err
         except OSError as err:
@@ -187,14 +199,22 @@ class Footage:
 
     def _video_stream(self) -> Any:
         name = self.container.format.name
-        if NOT_MEDIA & set(name.split(",")):
-            raise VideoError("not_media", f"a {name} file is text or a list of other files, not a video")
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "none"
             raise VideoError("no_video_stream", f"the {name} file has no video stream (streams: {kinds})")
+        context = streams[0].codec_context
+        if context is None:
+            raise VideoError("no_decoder", f"nothing here decodes the video of this {name} file")
+        if context.width * context.height > self._max_pixels:
+            raise VideoError(
+                "too_large",
+                f"its frames have {context.width}x{context.height} px, {self._max_pixels / 1e6:g} million px are the "
+                "most (clips.max_megapixels)",
+            )
         # With frame threads libavcodec forgets which frames were damaged; Ray gives the parallelism.
-        streams[0].codec_context.thread_count = 1
+        context.thread_count = 1
+        context.options = {"max_pixels": str(self._max_pixels)}  # frames may be larger than the header says
         return streams[0]
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, bool]]:

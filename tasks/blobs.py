@@ -1,7 +1,13 @@
-"""Tensors as the bytes of binary columns; `tasks.blob_reader` reads them back."""
+"""Tensors in binary columns: bytes with shape and dtype, and a checksum that is checked on reading."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from tasks.tables import crc32
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -13,3 +19,33 @@ class CorruptBlobError(ValueError):
 def tensor_bytes(tensor: Tensor, dtype: str) -> bytes:
     """Values of a tensor as bytes of that type, row-major."""
     return tensor.detach().to("cpu", DTYPES[dtype]).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def bytes_tensor(data: bytes, shape: Iterable[int], dtype: str) -> Tensor:
+    """Inverse of `tensor_bytes`; a float32 tensor of its own memory.
+
+    Raises:
+        CorruptBlobError: the length does not fit the shape.
+    """
+    shape = tuple(shape)
+    expected = int(np.prod(shape)) * DTYPES[dtype].itemsize
+    if len(data) != expected:
+        raise CorruptBlobError(f"{len(data)} bytes, expected {expected} for {dtype} {shape}")
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape).float()
+
+
+def embedding_of(row: Mapping[str, Any]) -> Tensor:
+    """Features of the sampled frames of a clip (n d) of a row of `embeddings`, each of unit length.
+
+    Raises:
+        CorruptBlobError: the checksum or the length is wrong.
+    """
+    _check(row, row["embedding"])
+    features = bytes_tensor(row["embedding"], row["shape"], row["dtype"])
+    return torch.nn.functional.normalize(features, dim=-1)  # rounding when stored has moved them a little
+
+
+def _check(row: Mapping[str, Any], *blobs: bytes) -> None:
+    found = crc32(*blobs)
+    if found != row["crc32"]:
+        raise CorruptBlobError(f"crc32 is {found:08x}, {row['crc32']:08x} was written")

@@ -99,6 +99,26 @@ def _neighbours(values: np.ndarray, clip: np.ndarray, max_distance: int, num_cli
         yield np.unique(low[low < high] * num_clips + high[low < high])
 
 
+def across_videos(pairs: Pairs, video: np.ndarray) -> Pairs:
+    """Pairs of clips from two videos where either clip is the best match in its video for the other one.
+
+    A camera that stands still gives clips that all look alike: those of one video are no copies of each other, and a
+    copy of the video has one clip that fits best. Of equal matches all count.
+
+    Args:
+        pairs: near clips.
+        video: number of the video of each clip.
+    """
+    first, second, similarity = (column[video[pairs.first] != video[pairs.second]] for column in pairs)
+    best = np.zeros(len(first), bool)
+    for clip, other in ((first, video[second]), (second, video[first])):
+        _, key = np.unique(np.stack([clip, other]), axis=1, return_inverse=True)
+        most = np.zeros(key.max(initial=-1) + 1)
+        np.maximum.at(most, key.ravel(), similarity)
+        best |= similarity == most[key.ravel()]
+    return Pairs(first[best], second[best], similarity[best])
+
+
 def near_by_embedding(vectors: np.ndarray, max_distance: float, num_clusters: int | None = None) -> Pairs:
     """Pairs of clips in one k-means cluster whose cosine is at least 1 - max_distance.
 

@@ -95,11 +95,14 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "crc32": INT,
     },
     "duplicates": {
-        "duplicate_id": STRING,
+        "duplicate_id": STRING,  # H(clip_id, method)
         "clip_id": STRING,
-        "method": STRING,
-        "group_id": STRING,
+        "method": STRING,  # exact | phash | semantic
+        "group_id": STRING,  # H(method, clips of the group); empty when the clip has left its group
         "keeper": BOOL,
+        "rank": INT,  # 0 is the keeper; if other rules drop it, the next one is kept
+        "num_clips": INT,  # in the group
+        "similarity": FLOAT,  # 0..1, to the clip of the group that is most like it
     },
     "selections": {
         "selection_id": STRING,

@@ -3,13 +3,12 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
-from pyramid_model.metrics.frames import FRAME_SCORES
+from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
 from tasks.pipeline import run_blocks
 from tasks.step import Run, StepResult, step
 from tasks.tables import bad_row, content_id, ok_row, pending
@@ -17,14 +16,20 @@ from tasks.tables import bad_row, content_id, ok_row, pending
 VERSION = "1"
 LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot detection
 
-Scorer = Literal["motion", "sharpness", "brightness"]
-
 
 class ScoresConfig(Config):
     """Which scores every clip must have."""
 
-    scorers: tuple[Scorer, ...] = Field(tuple(FRAME_SCORES), description="motion, sharpness, brightness")  # type: ignore[arg-type]
+    scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=", ".join(SCORERS))
     block_size: int = Field(32, ge=1, description="scores a block")
+
+    @field_validator("scorers")
+    @classmethod
+    def _known(cls, scorers: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in scorers if name not in SCORERS]:
+            known = ", ".join(SCORERS)
+            raise ValueError(f"no scorer is called {', '.join(unknown)}: there are {known} (scores.scorers)")
+        return tuple(dict.fromkeys(scorers))
 
 
 def score_id(clip_id: str, scorer: str) -> str:
@@ -32,20 +37,16 @@ def score_id(clip_id: str, scorer: str) -> str:
     return content_id(clip_id, scorer, {"longer_side": LONGER_SIDE}, VERSION)
 
 
-def score_rows(clip_id: str, frames: np.ndarray, scorers: Sequence[str] = tuple(FRAME_SCORES)) -> list[dict[str, Any]]:
-    """Rows of `scores` for one clip. frames: uint8, (t h w) or RGB (t h w 3), the longer side LONGER_SIDE px."""
-    details = json.dumps({"num_frames": len(frames), "height": frames.shape[1], "width": frames.shape[2]})
-    return [
-        ok_row(
-            {},
-            score_id=score_id(clip_id, scorer),
-            clip_id=clip_id,
-            scorer=scorer,
-            value=FRAME_SCORES[scorer](frames),
-            details=details,
-        )
-        for scorer in scorers
-    ]
+def score_rows(clip_id: str, clip: ClipView, scorers: Sequence[str] = IN_DECODE_PASS) -> list[dict[str, Any]]:
+    """Rows of `scores` for one clip."""
+    num_frames, height, width = clip.frames.shape
+    rows = []
+    for scorer in scorers:
+        value, details = SCORERS[scorer](clip)
+        details = json.dumps({"num_frames": num_frames, "height": height, "width": width, **details})
+        ids = {"score_id": score_id(clip_id, scorer), "clip_id": clip_id, "scorer": scorer}
+        rows.append(ok_row({}, **ids, value=value, details=details))
+    return rows
 
 
 class ClipScorer:
@@ -57,17 +58,33 @@ class ClipScorer:
         return {"scores": [row for group in groups for row in self._score(group)]}
 
     def _score(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from pyramid_model.video import VideoError, read_clip
+        from pyramid_model.video import VideoError
 
         clip = items[0]
-        height, width = scored_size(clip)
         try:
-            frames = read_clip(clip["uri"], height=height, width=width)
+            view = clip_view(clip)
         except VideoError as err:
             kept = ("score_id", "clip_id", "scorer")
             return [bad_row(item, err, **{name: item[name] for name in kept}) for item in items]
-        rows = score_rows(clip["clip_id"], frames, [item["scorer"] for item in items])
+        rows = score_rows(clip["clip_id"], view, [item["scorer"] for item in items])
         return [row | {"attempt": item["attempt"]} for row, item in zip(rows, items, strict=True)]
+
+
+def clip_view(clip: Mapping[str, Any]) -> ClipView:
+    """What scorers look at, read from the clip's file. clip: a row of `clips`.
+
+    Raises:
+        VideoError: the file is missing or is no clip of ours.
+    """
+    import cv2
+    import numpy as np
+
+    from pyramid_model.video import read_clip
+
+    height, width = scored_size(clip)
+    frames = read_clip(clip["uri"], height=height, width=width)
+    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    return ClipView(gray, clip["fps_num"] / clip["fps_den"], clip["uri"])
 
 
 def scored_size(clip: Mapping[str, Any]) -> tuple[int, int]:
@@ -81,7 +98,7 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     """Compute the scores that current clips lack."""
     from tasks.clips import current_clips
 
-    clips = current_clips(run, ["clip_id", "uri", "height", "width"]).to_pylist()
+    clips = current_clips(run, ["clip_id", "uri", "height", "width", "fps_num", "fps_den"]).to_pylist()
     wanted = [
         {"score_id": score_id(clip["clip_id"], scorer), "scorer": scorer} | clip
         for clip in clips

@@ -14,13 +14,20 @@ from pyramid_model.config import Config
 from tasks import report_data, report_models, storage
 from tasks.manifest import overview
 from tasks.report_clips import as_noted, chosen_clips, file_facts, listing, script_json
-from tasks.report_curation import Curation, bucket_lines, read_curation, split_lines
+from tasks.report_curation import Curation, bucket_lines, read_curation, set_lines, split_lines
 from tasks.report_duplicates import MAX_MEMBERS, read_duplicates
 from tasks.report_errors import error_lines
 from tasks.report_figures import pipeline_picture
 from tasks.report_funnel import accounts, funnel, largest, read_intake
 from tasks.report_media import MediaBudget
-from tasks.report_selection import label_figures, read_labels, rule_examples, score_figures, selection_thresholds
+from tasks.report_selection import (
+    label_figures,
+    read_labels,
+    rule_examples,
+    score_figures,
+    select_outputs,
+    selection_thresholds,
+)
 from tasks.report_sources import MAX_FILES, sources
 from tasks.schemas import SCHEMAS
 from tasks.step import Run, StepResult, code_version, params_hash, report_progress, step
@@ -127,10 +134,11 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> byt
 
 def curation_facts(root: str, config: ReportConfig, curation: Curation, records: report_data.Records) -> dict[str, Any]:
     """What the page says of clips and how they were chosen, by the names of its template."""
-    thresholds = selection_thresholds(curation, records)
+    outputs = select_outputs(curation, records)
+    thresholds = selection_thresholds(outputs)
     examples = rule_examples(curation, thresholds)
     duplicates = read_duplicates(root, curation)
-    groups = [[one.clip_id for one in group.members[:MAX_MEMBERS]] for group in duplicates.shown]
+    groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.shown]
     sides = [[clip.clip_id for clip in side] for one in examples for side in (one.dropped, one.kept)]
     chosen = chosen_clips(curation, [*groups, *sides], config.max_media)
     labels = read_labels(root, curation)
@@ -139,6 +147,7 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
         "curation": curation,
         "funnel": funnel(intake, curation),
         "accounts": accounts(intake, curation),
+        "sets": set_lines(root, curation, report_data.loads(outputs.get("sets"))),
         "splits": split_lines(curation),
         "buckets": bucket_lines(curation),
         "sources": sources(root, curation),

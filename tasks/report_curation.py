@@ -4,7 +4,7 @@
 # pyarrow.compute makes its functions at import: pyright sees none of them.
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tasks.buckets import Bucket, parse_bucket
 from tasks.clips import current_clip_ids
-from tasks.manifest import clips_with_scores, left_join, newest_selection
+from tasks.manifest import clips_with_scores, left_join, newest_selection, verdicts_of
 from tasks.schemas import SCHEMAS
 from tasks.splits import SPLITS
 from tasks.table_stats import DropReason, reason_counts
@@ -26,7 +26,9 @@ JOINED = ("keep", "drop_reasons", "bucket", "split", "caption")
 class Curation:
     """The current clips with all that is known of them; the larger columns stay in Arrow."""
 
-    clips: pa.Table  # columns of `clips`, `path` and `source` of the video, one column a scorer, verdict and caption
+    clips: (
+        pa.Table
+    )  # columns of `clips`, its figures, `path` and `source` of the video, a column a scorer, verdict, caption
     scorers: list[str]
     selection: str  # params_hash of the newest selection, "" when nothing was selected
     num_named: int  # clips that the rows of videos name; as many as there are, unless rows were lost
@@ -72,7 +74,20 @@ def read_curation(root: str) -> Curation:
     videos = read_table(root, "videos", ["video_id", "path", "source"])
     rows = left_join(rows, videos, "video_id", {"path": "path", "source": "source"})
     order = pc.sort_indices(rows, [("path", "ascending"), ("start_s", "ascending")])
-    return Curation(rows.take(order), scorers, newest_selection(root), len(named))
+    rows = rows.take(order)
+    for name, column in clip_figures(rows).items():
+        rows = rows.append_column(name, column)
+    return Curation(rows, scorers, newest_selection(root), len(named))
+
+
+def clip_figures(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Length, frame rate and aspect ratio of clips, as the selection limits them; null where they are unknown."""
+    floats = {name: clips[name].cast(pa.float64()) for name in ("width", "height", "fps_num", "fps_den")}
+    return {
+        "duration_s": pc.subtract(clips["end_s"], clips["start_s"]),
+        "fps": pc.divide(floats["fps_num"], floats["fps_den"]),
+        "aspect": pc.divide(floats["width"], floats["height"]),
+    }
 
 
 @dataclass(frozen=True)
@@ -143,9 +158,39 @@ def split_lines(curation: Curation) -> list[SplitLine]:
     return lines
 
 
+@dataclass(frozen=True)
+class SetLine:
+    """What one of several nested sets keeps."""
+
+    name: str
+    splits: dict[str, int]
+    seconds: float
+    is_shown: bool  # the one that the rest of the page is about
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of all splits."""
+        return sum(self.splits.values())
+
+
+def set_lines(root: str, curation: Curation, sets: Mapping[str, str]) -> list[SetLine]:
+    """Kept clips of each set, the widest first. sets: name -> selection."""
+    lines = []
+    for name, selection in sets.items():
+        kept = verdicts_of(root, selection).filter(pc.field("keep")).select(["clip_id", "split"])
+        kept = left_join(kept, curation.clips, "clip_id", {"duration_s": "duration_s"})
+        kept = kept.filter(pc.is_valid(kept["duration_s"]))  # a clip that is no longer cut has none
+        counts = Counter(kept["split"].to_pylist())
+        seconds = pc.sum(kept["duration_s"]).as_py() or 0.0
+        lines.append(
+            SetLine(name, {split: counts[split] for split in SPLITS}, seconds, selection == curation.selection)
+        )
+    return lines
+
+
 def total_s(clips: pa.Table) -> float:
     """Length of clips together, seconds."""
-    return pc.sum(pc.subtract(clips["end_s"], clips["start_s"])).as_py() or 0.0
+    return pc.sum(clips["duration_s"]).as_py() or 0.0
 
 
 def common_reasons(reasons: Sequence[str], most: int = 4) -> str:

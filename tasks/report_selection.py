@@ -5,7 +5,8 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,36 +44,41 @@ class ScoreFigure:
 
 
 def score_figures(curation: Curation, thresholds: dict[str, list[Threshold]]) -> list[ScoreFigure]:
-    """A histogram a scorer with numbers, with the limits of the selection and what each of them drops."""
+    """A histogram a scorer with numbers, with the limits of the selection and what each of them drops.
+
+    Figures of the clip itself are drawn where they have limits; its length always.
+    """
     dropped_by = {rule.reason: rule.alone for rule in curation.rules}
     kept = curation.clips.filter(pc.fill_null(curation.clips["keep"], True))
     figures = []
-    for name in curation.scorers:
+    measured = ["duration_s", *(name for name in thresholds if name in curation.clips.column_names)]
+    for name in dict.fromkeys([*measured, *curation.scorers]):
         found = histogram(name, finite_values(curation.clips[name]))
         if found is None:
             continue
-        limits = [
-            Limit(one.words, reason, dropped_by.get(reason, 0))
-            for one in thresholds.get(name, ())
-            for reason in [f"{name}_{REASONS[one.keeps]}"]
-        ]
+        bounds = thresholds.get(name, [])
+        limits = [Limit(one.words, f"{name}_{REASONS[one.keeps]}", 0) for one in bounds]
+        if f"{name}_missing" in dropped_by:
+            limits.append(Limit("no value", f"{name}_missing", 0))
+        limits = [replace(limit, num_dropped=dropped_by.get(limit.reason, 0)) for limit in limits]
         of_kept = counts_within(finite_values(kept[name]), found.edges)
-        svg = histogram_figure(found, of_kept, thresholds.get(name, ()))
+        svg = histogram_figure(found, of_kept, bounds)
         count = sum(found.counts)
         figures.append(ScoreFigure(name, svg, compact(found.mean), count, curation.clips.num_rows - count, limits))
     return figures
 
 
-def selection_thresholds(curation: Curation, records: Records) -> dict[str, list[Threshold]]:
-    """Limits of the newest selection by scorer, from the record of the step that made it."""
-    texts = [
-        result.outputs["thresholds"]
-        for _, result in records
-        if result.outputs.get("selection") == curation.selection and "thresholds" in result.outputs
-    ]
+def select_outputs(curation: Curation, records: Records) -> dict[str, str]:
+    """What the step that made the newest selection said of it; empty when its record is gone."""
+    found = [result.outputs for _, result in records if result.outputs.get("selection") == curation.selection]
+    return found[-1] if found else {}
+
+
+def selection_thresholds(outputs: Mapping[str, str]) -> dict[str, list[Threshold]]:
+    """Limits by scorer, from the outputs of the step."""
     return {
         scorer: [Threshold(limits[side], keeps) for side, keeps in SIDES.items() if limits.get(side) is not None]
-        for scorer, limits in loads(texts[-1] if texts else None).items()
+        for scorer, limits in loads(outputs.get("thresholds")).items()
     }
 
 
@@ -92,7 +98,7 @@ def read_labels(root: str, curation: Curation) -> dict[str, dict[str, str]]:
     # Looked for in the files themselves: details of other scorers are never held together.
     labelled = (pc.field("status") == "ok") & pc.match_substring(pc.field("details"), '"label"')
     columns = ["clip_id", "scorer", "details", "created_at"]
-    rows = as_dataset(delta).to_table(columns=columns, filter=labelled).sort_by("created_at")
+    rows = as_dataset(delta, "scores").to_table(columns=columns, filter=labelled).sort_by("created_at")
     rows = rows.filter(pc.is_in(rows["clip_id"], value_set=curation.clips["clip_id"].combine_chunks()))
     found: dict[str, dict[str, str]] = {}
     for row in rows.to_pylist():
@@ -135,7 +141,7 @@ def rule_examples(curation: Curation, thresholds: dict[str, list[Threshold]]) ->
         f"{scorer}_{REASONS[one.keeps]}": (scorer, one)
         for scorer, found in thresholds.items()
         for one in found
-        if scorer in curation.scorers
+        if scorer in curation.clips.column_names
     }
     examples = []
     for rule in curation.rules:

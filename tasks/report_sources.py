@@ -37,13 +37,12 @@ def sources(root: str, curation: Curation) -> list[Source]:
     own = [name for name in SCHEMAS["videos"].names if name not in COMMON and name not in ("uri", "path", "license")]
     own.remove("clip_ids")
     videos = {row["video_id"]: row for row in read_table(root, "videos", [*own, "status", "error"]).to_pylist()}
-    clips = zip(curation.clips["video_id"].to_pylist(), curation.keep, _lengths_s(curation), strict=True)
     kept: Counter[str] = Counter()
     kept_s: dict[str, float] = defaultdict(float)
-    for video_id, keep, seconds in clips:
-        if keep:
-            kept[video_id] += 1
-            kept_s[video_id] += seconds
+    of_kept = curation.kept().select(["video_id", "duration_s"])
+    for video_id, seconds in zip(*(column.to_pylist() for column in of_kept.columns), strict=True):
+        kept[video_id] += 1
+        kept_s[video_id] += seconds
     blank = dict.fromkeys([*own, "status", "error"])
     found: dict[tuple[str, str], Source] = {}
     cards = {"": SourceCard(name="")}
@@ -64,11 +63,6 @@ def sources(root: str, curation: Curation) -> list[Source]:
     for source in found.values():
         source.files.sort(key=lambda file: file["status"] == "ok")
     return list(found.values())
-
-
-def _lengths_s(curation: Curation) -> list[float]:
-    starts, ends = (curation.clips[name].to_pylist() for name in ("start_s", "end_s"))
-    return [end - start for start, end in zip(starts, ends, strict=True)]
 
 
 def readable_card(uri: str) -> SourceCard:

@@ -147,7 +147,8 @@ def _clusters(unit: np.ndarray, num_clusters: int) -> Iterator[np.ndarray]:
         return
     from sklearn.cluster import KMeans
 
-    labels = KMeans(num_clusters, n_init=1, max_iter=50, random_state=0).fit(unit).labels_
+    # k-means++ starts once by default; the seed makes the clusters the same for the same vectors.
+    labels = KMeans(num_clusters, max_iter=50, random_state=0).fit_predict(unit)
     order = np.argsort(labels, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
@@ -169,13 +170,18 @@ def equal(names: Sequence[str]) -> Pairs:
     return Pairs(first, second, np.ones(len(first)))
 
 
-def groups(num_clips: int, first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:
-    """Clips that pairs connect, over however many: groups of two and more, members ascending."""
+def components(num_clips: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Number of the component of each clip, (num_clips,): what pairs connect, over however many, shares one."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     links = coo_array((np.ones(len(first), bool), (first, second)), shape=(num_clips, num_clips))
-    _, labels = connected_components(links, directed=False)
+    return np.asarray(connected_components(links, directed=False)[1])
+
+
+def groups(num_clips: int, first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:
+    """Components of two clips and more, members ascending."""
+    labels = components(num_clips, first, second)
     order = np.argsort(labels, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     return [part for part in parts if len(part) > 1]

@@ -4,6 +4,9 @@ Hashes come from the scorer `phash`, vectors from the table of embeddings; only 
 the last run of this step found: clips whose group changed get another row, and clips that left theirs one without it.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
 import itertools
 import json
 import time
@@ -182,7 +185,8 @@ def _group_rows(method: str, pairs: Pairs, clip_ids: Sequence[str], order: np.nd
         np.maximum.at(closest, end, pairs.similarity)
     rows = []
     for members in groups(len(clip_ids), pairs.first, pairs.second):
-        group_id = content_id(method, sorted(clip_ids[member] for member in members.tolist()))
+        names = [clip_ids[member] for member in members.tolist()]  # ascending, as the clips are
+        group_id = content_id(method, names)
         for rank, member in enumerate(sorted(members.tolist(), key=lambda member: order[member])):
             rows.append(
                 {

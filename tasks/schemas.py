@@ -111,6 +111,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "drop_reasons": pa.list_(STRING),
         "bucket": STRING,  # "<height>x<width>x<frames>@<fps>"
         "split": STRING,  # train | val | test
+        "subset": STRING,  # name of the nested set; empty without sets
     },
     "captions": {
         "caption_id": STRING,

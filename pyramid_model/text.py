@@ -281,6 +281,11 @@ def text_encoder_hash(folder: str | Path) -> str:
     files = sorted(path for place in places for path in place.iterdir() if path.suffix in HASHED)
     if not any(path.suffix == ".safetensors" for path in files):
         raise ValueError(f"{folder} has no .safetensors file: it is no text encoder")
+    return files_hash(folder, files)
+
+
+def files_hash(folder: Path, files: Sequence[Path]) -> str:
+    """32 hex digits of blake2b over names (relative to the folder), sizes and bytes of files, in this order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))

@@ -61,7 +61,7 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
 
 
 def folder_hash(run: Run, uri: str, kind: str) -> str:
-    """Content hash of a model folder (`weights`) or text encoder (`text`), kept under `<root>/models/hashes`.
+    """Content hash of a model folder (`weights`, `text` encoder or `vision` model), kept in `<root>/models/hashes`.
 
     Hashing reads gigabytes and needs torch, so the answer is remembered for files of these sizes and times.
 
@@ -92,6 +92,10 @@ def _hash_function(kind: str) -> Any:
         from pyramid_model.text import text_encoder_hash
 
         return text_encoder_hash
+    if kind == "vision":
+        from pyramid_model.captioning.vision_model import vision_model_hash
+
+        return vision_model_hash
     from pyramid_model.weights import weights_hash
 
     return weights_hash

@@ -62,7 +62,7 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
 
 
 def folder_hash(run: Run, uri: str, kind: str) -> str:
-    """Content hash of a model folder (`weights`), text encoder (`text`) or any other folder of a model (`files`).
+    """Content hash of a model folder (`weights`), `text` encoder, `vision` model or any other folder (`files`).
 
     Kept under `<root>/models/hashes`.
 
@@ -97,6 +97,10 @@ def _hash_function(kind: str) -> Any:
         return text_encoder_hash
     if kind == "files":
         return _files_hash
+    if kind == "vision":
+        from pyramid_model.captioning.vision_model import vision_model_hash
+
+        return vision_model_hash
     from pyramid_model.weights import weights_hash
 
     return weights_hash

@@ -128,6 +128,11 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "model_revision": STRING,
         "prompt_hash": STRING,
         "parent_caption_id": STRING,
+        "settings": STRING,  # JSON: what decided the model's answer: instruction, frames, decoding
+        "quality": STRING,  # JSON: num_words, repetition, opening that was taken off, …
+        "num_prompt_tokens": INT,
+        "num_completion_tokens": INT,
+        "cost_usd": FLOAT,
     },
     "latents": {
         "latent_id": STRING,

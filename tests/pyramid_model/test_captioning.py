@@ -1,0 +1,27 @@
+"""Captions by models: what is asked, how answers are read, and a local model that is random and tiny. Seconds."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyramid_model.captioning.question import Answer, Decoding, Question
+from pyramid_model.captioning.vision_model import VisionModel
+
+
+def frames(seed: int, count: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, 36, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava"])
+def test_a_local_model_answers_each_question_as_if_it_were_alone(kind, write_vision_model, tmp_path):
+    torch.set_num_threads(1)
+    folder = write_vision_model(tmp_path / "model", kind)
+    questions = [
+        Question("Describe it.", frames(0), fps=2.0),
+        Question("Say in one long sentence.", frames(1), fps=2.0),
+    ]
+    kept: dict[int, Answer] = {}
+    model = VisionModel(folder, Decoding(max_new_tokens=6), dtype=torch.float32, batch_size=2)
+    together = model.answer(questions, kept.__setitem__)
+    model.batch_size = 1
+    assert model.answer(questions, lambda *_: None) == together == [kept[0], kept[1]]

@@ -24,7 +24,8 @@ from pyramid_model.video import VideoError
 MEDIA_FORMATS = (
     "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,kux,asf,ogg,mxf,gxf,nut,rm,wtv,dv,gif,apng,swf,nsv,nuv,"
     "dhav,pva,ty,lxf,bink,smk,roq,flic,ea,film_cpk,4xm,vivo,smjpeg,mjpeg,m4v,h261,h263,h264,hevc,vvc,av1,obu,ivf,vc1,"
-    "dirac,cavsvideo,dnxhd,yuv4mpegpipe,mp3,aac,ac3,flac,wav,aiff,caf,amr"
+    "dirac,cavsvideo,dnxhd,yuv4mpegpipe,mp3,aac,ac3,flac,wav,aiff,caf,amr,"
+    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
 )
 MAX_PIXELS = 36_000_000  # of one frame; 8K has 33 million. A few bytes of a header may claim ten times as many.
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, H.273
@@ -52,6 +53,11 @@ class VideoProbe:
     is_hdr: bool
     has_audio: bool
     bit_rate: int
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a lone picture: a video of one frame."""
+        return self.container.endswith("_pipe")
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,10 @@ class Footage:
         self._max_pixels = max_pixels
         # Nothing in a file may make us open another one, or take memory for a picture that is none.
         options = {"protocol_whitelist": "file", "format_whitelist": MEDIA_FORMATS, "max_pixels": str(max_pixels)}
+        # By their names alone JPEGs would be taken for numbered pictures, which are read from other files, too.
+        kind = "jpeg_pipe" if path.lower().endswith((".jpg", ".jpeg")) else None
         try:
-            self.container: Any = av.open(path, options=options)
+            self.container: Any = av.open(path, format=kind, options=options)
         except FileNotFoundError as err:
             raise VideoError("missing", f"{path} is missing") from err
         except OSError as err:

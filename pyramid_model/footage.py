@@ -125,6 +125,14 @@ class Frame:
         return np.ascontiguousarray(np.rot90(self.image.to_ndarray(format="rgb24"), -self.rotation // 90))
 
 
+def _is_jpeg(path: str) -> bool:
+    """FFmpeg would take it for one of numbered pictures, by its name, and look for the others."""
+    if not path.lower().endswith((".jpg", ".jpeg")):
+        return False
+    with open(path, "rb") as file:
+        return file.read(3) == b"\xff\xd8\xff"
+
+
 def _turned(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
     """A yuv420p frame of even size turned clockwise, plane by plane and thus without loss."""
     height, width = frame.height, frame.width
@@ -173,10 +181,8 @@ class Footage:
         self._max_pixels = max_pixels
         # Nothing in a file may make us open another one, or take memory for a picture that is none.
         options = {"protocol_whitelist": "file", "format_whitelist": MEDIA_FORMATS, "max_pixels": str(max_pixels)}
-        # By their names alone JPEGs would be taken for numbered pictures, which are read from other files, too.
-        kind = "jpeg_pipe" if path.lower().endswith((".jpg", ".jpeg")) else None
         try:
-            self.container: Any = av.open(path, format=kind, options=options)
+            self.container: Any = av.open(path, format="jpeg_pipe" if _is_jpeg(path) else None, options=options)
         except FileNotFoundError as err:
             raise VideoError("missing", f"{path} is missing") from err
         except OSError as err:

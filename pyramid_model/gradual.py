@@ -16,6 +16,7 @@ THUMBNAIL = (32, 18)  # px: small enough that slow motion within the blended sho
 MAX_UNEXPLAINED = 0.15  # of the difference between A and B
 MAX_CORRELATION = 0.5  # of the structure of A with that of B
 MIN_DIFFERENCE = 8.0  # levels of 255 between A and B
+MIN_SPREAD = 0.25  # median of the difference, in its root mean square; 0.67 where it is the same everywhere
 MIN_CONTRAST = 2.5  # standard deviation of luma below which a frame is empty
 MIN_FADE = 1.01  # factor of the contrast from frame to frame in a fade; one of 4 s at 24 a second has it on average
 CLEAN = 0.05  # share of the other shot that is not seen
@@ -63,8 +64,10 @@ class GradualDetector:
         before, middle, after = self._thumbs[first], self._thumbs[first + span], self._thumbs[-1]
         difference = after - before
         energy = float((difference * difference).mean())
-        if energy < MIN_DIFFERENCE**2 or min(before.std(), after.std()) < MIN_CONTRAST:
-            return
+        if min(list(self._contrasts)[first:]) < MIN_CONTRAST:
+            return  # a fade, or a cut to an empty picture
+        if energy < MIN_DIFFERENCE**2 or is_local(difference):
+            return  # titles change the picture only where they are written
         share = float(((middle - before) * difference).mean()) / energy
         unexplained = middle - before - share * difference
         if not 0.25 < share < 0.75 or float((unexplained * unexplained).mean()) > MAX_UNEXPLAINED**2 * energy:
@@ -91,12 +94,20 @@ class GradualDetector:
             return
         if self._is_rising and contrasts[-2] < MIN_CONTRAST:
             if self._had_picture:
-                self._starts[index] = np.inf
+                self._start_after_fade(index)
         elif self._is_rising and contrasts[-1] >= MIN_FADE * contrasts[-2]:
             self._blended.add(index - 1)
         else:
             self._is_rising = False
         self._had_picture = True
+
+    def _start_after_fade(self, index: int) -> None:
+        first = index
+        while first - 1 in self._blended:
+            first -= 1
+        for at in [at for at in self._starts if at >= first]:
+            del self._starts[at]
+        self._starts[index] = np.inf
 
     def _mark_fade_out(self) -> None:
         """The newest frame is the first empty one: mark those in which the contrast fell."""
@@ -107,6 +118,12 @@ class GradualDetector:
                 break
             self._blended.add(index)
             index -= 1
+
+
+def is_local(difference: np.ndarray) -> bool:
+    """Whether two pictures differ in less than half of their area; their difference, float (h w)."""
+    changes = np.abs(difference)
+    return float(np.median(changes)) < MIN_SPREAD * float(np.sqrt((changes * changes).mean()))
 
 
 def structure_correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -10,6 +10,8 @@ from collections import deque
 import cv2
 import numpy as np
 
+from pyramid_model.shots import FLASH_FRAMES
+
 SAME = 0.8  # correlation above which motion and light explain a change
 UNRELATED = 0.4  # correlation below which they certainly do not: the fastest motion from frame to frame leaves 0.7
 MIN_CONTRAST = 2.5  # standard deviation of luma below which a frame is empty and resembles nothing
@@ -18,7 +20,6 @@ MIN_CHANGE = 15.0  # levels of 255, as PySceneDetect's `min_content_val`; enough
 # text that appears on black differs by about half of that.
 MIN_CHANGE_OF_CONTRAST = 0.7
 BLACK = 24  # luma: bars of a letterbox and their noise
-REACH = 6  # frames that a flash may last
 
 
 def motion_correlation(before: np.ndarray, after: np.ndarray) -> float:
@@ -100,15 +101,20 @@ class RecentFrames:
         """
         if not self._is_large(index):
             return False
-        is_other = self._correlation(index - 1, index) < (SAME if stands_out else UNRELATED)
+        is_other = self.correlation(index - 1, index) < (SAME if stands_out else UNRELATED)
         if not is_other and goes_on and stands_out:
             # Half of the old and half of the new picture resembles both: then the frame after it tells.
-            is_other = self._correlation(index - 1, index + 1) < SAME
+            is_other = self.luma(index + 1) is not None and not self.is_same(index - 1, index + 1)
         return is_other and not self.is_flash(index)
 
-    def _correlation(self, first: int, second: int) -> float:
+    def correlation(self, first: int, second: int) -> float:
+        """`motion_correlation` of two frames; 0 where one of them is not there (any more)."""
         one, other = self.luma(first), self.luma(second)
-        return 1.0 if one is None or other is None else motion_correlation(one, other)
+        return 0.0 if one is None or other is None else motion_correlation(one, other)
+
+    def is_same(self, first: int, second: int) -> bool:
+        """Whether two frames show the same scene."""
+        return self.correlation(first, second) >= SAME
 
     def _is_large(self, index: int) -> bool:
         before, after = self._frame(index - 1), self._frame(index)
@@ -126,7 +132,7 @@ class RecentFrames:
     def _is_lit_between(self, start: int, direction: int) -> bool:
         """Whether the frames next to `start` are its scene in another light, and then it is back."""
         scene = self.luma(start)
-        for num_frames in range(1, REACH + 1):
+        for num_frames in range(1, FLASH_FRAMES + 1):
             lit, back = self.luma(start + direction * num_frames), self.luma(start + direction * (num_frames + 1))
             if scene is None or lit is None or back is None or not is_lit_or_darkened(scene, lit):
                 return False

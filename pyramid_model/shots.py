@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyramid_model.footage import VideoProbe
     from pyramid_model.video import VideoError
 
+FLASH_FRAMES = 6  # that a flash may last
 ANALYSIS_WIDTH = 256  # px of the longer side: detection needs no more, and larger frames cost more than their decoding
 
 Method = Literal["adaptive", "content", "histogram", "threshold", "transnetv2", "stride"]
@@ -93,16 +94,18 @@ class ShotDetector:
 
     def __init__(self, config: ShotsConfig):
         from pyramid_model.gradual import GradualDetector
-        from pyramid_model.same_scene import REACH, RecentFrames
+        from pyramid_model.same_scene import RecentFrames
 
         self.config = config
         self._proposer = make_proposer(config)
         self._gradual = GradualDetector() if config.find_gradual else None
-        self.delay = max(self._proposer.delay + REACH, self._gradual.delay if self._gradual else 0)
-        self._recent = RecentFrames(self.delay + REACH + 2)
+        self.delay = max(self._proposer.delay + FLASH_FRAMES, self._gradual.delay if self._gradual else 0)
+        self._recent = RecentFrames(2 * self.delay + FLASH_FRAMES)
         self._num_seen = self._num_decided = 0
         self._proposed: set[int] = set()
         self._last_cut = 0
+        self._is_over = False
+        self._last_clean = -1  # newest decided frame that is not blended
         self._cut_since_clean = False  # whether the present run of blended frames has had its cut
 
     def add(self, small: np.ndarray) -> Iterator[Verdict]:
@@ -117,6 +120,7 @@ class ShotDetector:
 
     def end(self) -> Iterator[Verdict]:
         """No frame follows: verdicts on those that are left."""
+        self._is_over = True
         self._proposed.update(self._proposer.end())
         while self._num_decided < self._num_seen:
             yield self._decided()
@@ -130,6 +134,8 @@ class ShotDetector:
             self._cut_since_clean = blended
         elif not blended:
             self._cut_since_clean = False
+        if not blended:
+            self._last_clean = index
         is_cut = is_cut and (self._last_cut == 0 or index - self._last_cut >= self.config.min_shot_frames)
         if is_cut:
             self._last_cut = index
@@ -141,12 +147,16 @@ class ShotDetector:
         if index in self._proposed and self._is_confirmed(index, goes_on):
             # A cut with one blended frame is proposed twice: on the way into that frame and out of it.
             return not (gradual and gradual.is_blended(index) and goes_on)
-        if gradual is None or not gradual.starts_shot(index) or self._cut_since_clean or self._recent.is_flash(index):
+        if gradual is None or not gradual.starts_shot(index) or self._cut_since_clean:
             return False
-        # A hard cut in the same run of blended frames says better where the shot starts.
-        later = index + 1
+        later = index
         while later < self._num_seen and gradual.is_blended(later):
             later += 1
+        if self._last_clean < 0 or (later == self._num_seen and self._is_over):
+            return False  # it comes from nowhere or leads nowhere
+        if any(self._recent.is_same(self._last_clean - before, later) for before in range(FLASH_FRAMES)):
+            return False  # back to the scene before
+        # A hard cut in the same run of blended frames says better where the shot starts.
         hard = [cut for cut in self._proposed if index < cut <= later]
         return not any(self._is_confirmed(cut, cut + 1 in self._proposed) for cut in hard)
 

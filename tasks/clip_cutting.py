@@ -129,7 +129,7 @@ class VideoPass:
                 raise VideoError(
                     "source_changed", f"{self.item['uri']} is not the file that was ingested: ingest again"
                 )
-            with Footage(path) as footage:
+            with Footage(path, max_pixels=int(self.config.max_megapixels * 1e6)) as footage:
                 self.probe = footage.probe
                 self.columns |= probe_columns(footage.probe)
                 if footage.probe.is_hdr and not self.config.keep_hdr:

@@ -6,7 +6,7 @@ Headers lie, so counts, times and damage come from the decoded frames. Decoding 
 
 import contextlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -143,14 +143,23 @@ def _is_jpeg(path: str) -> bool:
 
 def _turned(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
     """A yuv420p frame of even size turned clockwise, plane by plane and thus without loss."""
+    return yuv420p_image([np.rot90(plane, -rotation // 90) for plane in yuv420p_planes(frame)], frame)
+
+
+def yuv420p_planes(frame: av.VideoFrame) -> list[np.ndarray]:
+    """Luma (h w) and the two of color (h/2 w/2) of a yuv420p frame of even size, uint8."""
     height, width = frame.height, frame.width
     planes = np.split(frame.to_ndarray().reshape(-1), [height * width, height * width * 5 // 4])
     shapes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
-    turned = [np.rot90(plane.reshape(shape), -rotation // 90) for plane, shape in zip(planes, shapes, strict=True)]
-    new_height, new_width = turned[0].shape
-    flat = np.concatenate([plane.reshape(-1) for plane in turned]).astype(np.uint8, copy=False)
-    result = av.VideoFrame.from_ndarray(flat.reshape(new_height * 3 // 2, new_width), format="yuv420p")
-    result.color_range, result.colorspace = frame.color_range, frame.colorspace
+    return [plane.reshape(shape) for plane, shape in zip(planes, shapes, strict=True)]
+
+
+def yuv420p_image(planes: Sequence[np.ndarray], like: av.VideoFrame) -> av.VideoFrame:
+    """The frame of such planes, with the range and the color space of another one."""
+    height, width = planes[0].shape
+    flat = np.concatenate([plane.reshape(-1) for plane in planes]).astype(np.uint8, copy=False)
+    result = av.VideoFrame.from_ndarray(flat.reshape(height * 3 // 2, width), format="yuv420p")
+    result.color_range, result.colorspace = like.color_range, like.colorspace
     return result
 
 

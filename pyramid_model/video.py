@@ -136,6 +136,15 @@ def _media(uri: str) -> Any:
         return io.BytesIO(file.read())  # type: ignore[union-attr]
 
 
+def open_clip(uri: str) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
+    """(PyAV container, video stream) of a clip that we wrote, for what only its stream tells.
+
+    Raises:
+        VideoError: the file is missing or is no clip of ours, found out on the way.
+    """
+    return _opened(_media(uri), uri)
+
+
 @contextlib.contextmanager
 def _opened(media: Any, uri: str) -> Iterator[tuple[Any, Any]]:
     """(container, video stream) of a clip of ours."""

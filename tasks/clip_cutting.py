@@ -12,7 +12,9 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.video.reformatter import Interpolation
 
+from pyramid_model.cropping import find_picture, framing
 from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps
 from pyramid_model.metrics.scorers import ClipView
 from pyramid_model.shots import ShotDetector, Verdict, analysis_size
@@ -21,7 +23,7 @@ from tasks import storage
 from tasks.clip_files import file_crc32
 from tasks.clip_planning import plan_clips
 from tasks.clips import SALVAGED, ClipsConfig
-from tasks.scores import score_rows
+from tasks.scores import score_rows, scored_size
 from tasks.tables import bad_row, content_id, ok_row
 
 ENCODER = "libx264-1"  # enters the clip ids: count up when the same settings give other frames
@@ -64,12 +66,6 @@ def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging:
     rows["clips"] = [row for row in rows["clips"] if row["clip_id"] not in known]
     rows["scores"] = [row for row in rows["scores"] if row["score_id"] not in known]
     return rows | {"videos": [done]}
-
-
-def clip_size(video: VideoProbe, max_side: int | None) -> tuple[int, int]:
-    """(height, width) of the clips of a video: as shown, both even, the longer side at most `max_side`."""
-    scale = min(1.0, (max_side or 1 << 30) / max(video.height, video.width))
-    return max(2, round(video.height * scale / 2) * 2), max(2, round(video.width * scale / 2) * 2)
 
 
 class _Damaged(Exception):
@@ -123,8 +119,11 @@ class VideoPass:
                 raise VideoError(
                     "source_changed", f"{self.item['uri']} is not the file that was ingested: ingest again"
                 )
-            with Footage(path, max_pixels=int(self.config.max_megapixels * 1e6)) as footage:
+            max_pixels = int(self.config.max_megapixels * 1e6)
+            self.picture = find_picture(path, max_pixels) if self.config.crop_letterbox else None
+            with Footage(path, max_pixels) as footage:
                 self.probe = footage.probe
+                self.framing = framing(footage.probe, self.config.max_side, self.picture)
                 self.columns |= probe_columns(footage.probe)
                 if footage.probe.is_hdr and not self.config.keep_hdr:
                     transfer = footage.probe.color_transfer
@@ -156,8 +155,7 @@ class VideoPass:
     def _shown(self, footage: Footage, frames: Iterator[Frame]) -> Iterator[ShownFrame]:
         """Frames scaled to the clips' size, each with the verdict whether it starts a shot."""
         detector = ShotDetector(self.config.shots)
-        height, width = clip_size(footage.probe, self.config.max_side)
-        small_size, turns = analysis_size(footage.probe), footage.probe.rotation // 90
+        small_size = analysis_size(footage.probe)
         waiting: deque[ShownFrame] = deque()
         self.columns["num_shots"] = 1
 
@@ -175,12 +173,24 @@ class VideoPass:
             if waiting:
                 waiting[-1].end_pts = frame.pts
             small = frame.small(*small_size)
-            image, gray = frame.upright(height, width), np.rot90(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), -turns)
+            image = self.framing.crop(frame.upright(*self.framing.scaled))
+            gray = self._gray(frame, small, image)
             waiting.append(ShownFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
             yield from decided(detector.add(small))
         if waiting:
             waiting[-1].end_pts = footage.end_pts()
         yield from decided(detector.end())
+
+    def _gray(self, frame: Frame, small: np.ndarray, image: av.VideoFrame) -> np.ndarray:
+        """The miniature that is scored: the one that shot detection saw, or of the picture alone where that is cut out.
+
+        small: BGR as coded; image: upright, as it will be encoded.
+        """
+        if self.framing.box is None:
+            return np.rot90(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), -self.probe.rotation // 90)
+        height, width = scored_size(*self.framing.size)
+        scaled = frame.scaler.scaled(image, height, width, "bgr24", interpolation=Interpolation.AREA)
+        return cv2.cvtColor(scaled.to_ndarray(), cv2.COLOR_BGR2GRAY)
 
     def _encoded(self, frames: Iterator[ShownFrame]) -> Iterator[CutClip]:
         """Clips as their last frame passes, each a file in the staging folder."""
@@ -214,7 +224,9 @@ class VideoPass:
     def clip_id(self, first: ShownFrame, last: ShownFrame) -> str:
         """Identity of the clip from `first` to `last`."""
         config, base = self.config, self.probe.time_base
-        encoding = [ENCODER, config.crf, config.preset, *clip_size(self.probe, config.max_side)]
+        encoding = [ENCODER, config.crf, config.preset, *self.framing.size]
+        if self.framing.box:
+            encoding += [self.framing.scaled, self.framing.box]
         span = [first.pts, last.end_pts, base.numerator, base.denominator]
         return content_id(self.item["video_id"], span, encoding)
 
@@ -226,7 +238,7 @@ class VideoPass:
         """The clip's row; its `uri` is where the media file has to go."""
         probe = self.probe
         base = probe.time_base
-        height, width = clip_size(probe, self.config.max_side)
+        height, width = self.framing.size
         clip_id = self.clip_id(clip.first, clip.last)
         fps = self.fps(clip.num_frames, clip.first, clip.last)
         return ok_row(
@@ -249,6 +261,7 @@ class VideoPass:
             size_bytes=os.path.getsize(clip.path),
             crc32=file_crc32(clip.path),
             cut_method=self.config.shots.method,
+            crop=self.framing.crop_of(probe),
         )
 
 

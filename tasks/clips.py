@@ -41,6 +41,7 @@ class ClipsConfig(ClipRules):
     preset: Preset = Field("veryfast", description="x264 speed; slower ones make smaller files")
     salvage: bool = Field(False, description="use the sound parts of damaged or truncated videos")
     keep_hdr: bool = Field(False, description="use HDR videos although their brightness is not mapped")
+    crop_letterbox: bool = Field(False, description="cut black bars off that surround the picture all through a video")
     timeout_s: float = Field(1500, gt=0, description="give a video up after so long; changing it redoes nothing")
 
     max_memory_gb: float = Field(
@@ -56,9 +57,9 @@ class ClipsConfig(ClipRules):
         return ClipsConfig.model_validate(self.model_dump(exclude=limits) | {"timeout_s": 1.0})
 
     @model_serializer(mode="wrap")
-    def _without_usual_limits(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As written down before these could be set, where they are the usual ones: videos stay done."""
-        usual = {"max_memory_gb": 4, "max_megapixels": 36, "overlap_frames": 0}
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As written down before these could be set, where they are as usual: videos stay done."""
+        usual = {"max_memory_gb": 4, "max_megapixels": 36, "crop_letterbox": False, "overlap_frames": 0}
         return {name: value for name, value in dump(self).items() if usual.get(name) != value}
 
 

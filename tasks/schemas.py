@@ -87,6 +87,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "size_bytes": INT,
         "crc32": INT,  # of the file
         "cut_method": STRING,
+        "crop": pa.list_(pa.int32()),  # left top width height of the picture in px of the video; null: all of it
     },
     "scores": {"score_id": STRING, "clip_id": STRING, "scorer": STRING, "value": FLOAT, "details": STRING},
     # What a vision model sees in a clip, for scores, duplicates and search: computed once, used by many.

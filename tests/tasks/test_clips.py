@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pyramid_model.footage import decode
-from pyramid_model.video import read_clip
+from pyramid_model.metrics.scorers import IN_DECODE_PASS
+from pyramid_model.video import read_clip, write_video
 from tasks.clip_cutting import VideoPass, cut_video
 from tasks.clips import LEAST_S, MAX_BLOCK, ClipsConfig, VideoWorker, clips, current_clips, share_s
 from tasks.ingest import hash_file
@@ -167,7 +168,7 @@ def test_variable_times_are_kept(done, footage):
 def test_scores_come_from_the_same_pass_and_nothing_is_left_to_do(done):
     run, _ = done
     result = scores(run, ScoresConfig())
-    assert (result.num_new, result.num_done) == (0, 3 * current_clips(run).num_rows)
+    assert (result.num_new, result.num_done) == (0, len(IN_DECODE_PASS) * current_clips(run).num_rows)
     assert clips(run, CONFIG).num_new == 0
     assert clips(run, ClipsConfig.model_validate(CONFIG.model_dump() | {"timeout_s": 7})).num_new == 0
 
@@ -257,8 +258,28 @@ def test_of_a_finished_clip_no_frames_stay_in_memory(footage, tmp_path):
     cut_clips = VideoPass(item, CONFIG, str(tmp_path)).cut()
     assert [clip.num_frames for clip in cut_clips] == [29, 10, 23]
     for clip in cut_clips:
-        assert [row["scorer"] for row in clip.scores] == ["motion", "sharpness", "brightness", "phash"]
+        assert [row["scorer"] for row in clip.scores] == list(IN_DECODE_PASS)
         assert {clip.first.image, clip.first.gray, clip.last.image, clip.last.gray} == {None}
+
+
+def test_black_bars_are_cut_off_on_request(shoot, tmp_path):
+    frames = shoot(tmp_path / "plain.mp4", [30])
+    frames[:, :12] = frames[:, -12:] = 0
+    write_video(str(tmp_path / "barred.mp4"), frames, fps=24)
+    asked, unasked = ClipsConfig(crop_letterbox=True), ClipsConfig()
+    assert "crop_letterbox" not in unasked.model_dump()  # videos that were cut before it existed stay done
+    rows = cut(tmp_path / "barred.mp4", tmp_path, asked)
+    [picture] = rows["clips"]
+    assert (picture["height"], picture["width"], picture["crop"]) == (72, 160, [0, 12, 160, 72])
+    shown = read_clip(picture["uri"], height=72, width=160, num_frames=1)[0]
+    assert np.abs(shown.astype(int) - frames[0, 12:-12]).mean() < 6
+    whole = cut(tmp_path / "barred.mp4", tmp_path, unasked)
+    assert [(row["height"], row["crop"]) for row in whole["clips"]] == [(96, None)]
+    assert whole["clips"][0]["clip_id"] != picture["clip_id"]
+    shares = [row["value"] for found in (whole, rows) for row in found["scores"] if row["scorer"] == "borders"]
+    assert shares == pytest.approx([24 / 96, 0])
+    plain = [cut(tmp_path / "plain.mp4", tmp_path, config)["clips"][0]["clip_id"] for config in (asked, unasked)]
+    assert plain[0] == plain[1]
 
 
 def worker_in(tmp_path, **changes) -> VideoWorker:

@@ -96,7 +96,8 @@ class FrameScorer:
     """Actor: loads one model, then lets it look at sampled frames, a block of clips at a time."""
 
     def __init__(self, scorer: str, load: Callable[[], Any], config: FrameModelConfig, reduce: str):
-        limit_torch_threads(config.num_threads)
+        if isinstance(config, TorchModelConfig):  # others are told when they are loaded
+            limit_torch_threads(config.num_threads)
         self.scorer, self.model, self.config, self.reduce = scorer, load(), config, reduce
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

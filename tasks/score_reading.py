@@ -1,7 +1,11 @@
 """What `scores` says of each clip now: settings and weights change, and the newest row of a clip and scorer counts."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +27,20 @@ def newest_scores(root: str, clip_ids: Collection[str]) -> dict[str, dict[str, f
     for clip_id, scorer, value in zip(*(rows[name].to_pylist() for name in COLUMNS[1:4]), strict=True):
         found.setdefault(clip_id, {})[scorer] = value
     return found
+
+
+def score_arrays(root: str, clip_ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """scorer -> values in the order of the clips, float64, NaN where there is none; only scorers that have numbers."""
+    rows = _newest(root, clip_ids)
+    rows = rows.filter((pc.field("status") == "ok") & pc.field("value").is_valid())
+    names = rows["scorer"].combine_chunks().dictionary_encode()
+    places = pc.index_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())).to_numpy()
+    values, codes = rows["value"].to_numpy(), names.indices.to_numpy()
+    arrays = {}
+    for code, scorer in enumerate(names.dictionary.to_pylist()):
+        arrays[scorer] = np.full(len(clip_ids), np.nan)
+        arrays[scorer][places[codes == code]] = values[codes == code]
+    return arrays
 
 
 def make_newest(run: Run, score_ids: Sequence[str], clip_ids: Collection[str], rows_lineage: Lineage) -> int:

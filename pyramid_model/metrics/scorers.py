@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyramid_model.metrics.frames import brightness, motion, sharpness
+from pyramid_model.metrics.perceptual_hash import clip_hashes, frames_hash
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ SCORERS: dict[str, Callable[[ClipView], Score]] = {
     "motion": lambda clip: Score(motion(clip.frames)),
     "sharpness": lambda clip: Score(sharpness(clip.frames)),
     "brightness": lambda clip: Score(brightness(clip.frames)),
+    "phash": lambda clip: Score(
+        None, {"hashes": clip_hashes(clip.frames, clip.fps), "frames_hash": frames_hash(clip.frames)}
+    ),
 }
 
 # Computed while a video is cut, since its frames are at hand; the others when a recipe names them.
-IN_DECODE_PASS = ("motion", "sharpness", "brightness")
+IN_DECODE_PASS = ("motion", "sharpness", "brightness", "phash")

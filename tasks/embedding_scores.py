@@ -85,13 +85,17 @@ def wanted_scores(
 class EmbeddingScorer:
     """Actor: reads stored features, and gives clips the scores that follow from them.
 
-    uri: of the CLIP model; it is loaded only where texts have to be embedded.
+    Args:
+        root: where the tables are.
+        uri: of the CLIP model; it is loaded only where texts have to be embedded.
+        head: of the aesthetic head; empty for none.
+        config: which scores.
     """
 
-    def __init__(self, root: str, uri: str, config: EmbeddingScoresConfig):
+    def __init__(self, root: str, uri: str, head: str, config: EmbeddingScoresConfig):
         limit_torch_threads(config.num_threads)
         self.root = root
-        self.head = load_aesthetic_head(config.aesthetic_head, clip_dim(uri)) if config.aesthetic_head else None
+        self.head = load_aesthetic_head(head, clip_dim(uri)) if head else None
         self.model = load_open_clip(uri, with_text=True, **config.placement()) if config.with_text else None
         self.questions = {
             name: [self.model.embed_texts(texts) for texts in (asked.prompts, asked.against)]  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ from tasks.score_models import clip_dim, load_aesthetic_head, load_open_clip
 from tasks.tables import bad_row, content_id, ok_row
 
 VERSION = "1"
+READ_OFF = ("consistency", "aesthetic", "text_match")
 BLOCK_SIZE = 256  # scores: each is a few products of small matrices
 
 
@@ -39,13 +40,8 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
     @property
     def scorers(self) -> list[str]:
         """Names of the scores that are asked for."""
-        asked = {
-            "consistency": self.consistency,
-            "aesthetic": bool(self.aesthetic_head),
-            "text_match": self.text_match,
-            **dict.fromkeys(self.zero_shot, True),
-        }
-        return [name for name, wanted in asked.items() if wanted]
+        asked = zip(READ_OFF, (self.consistency, self.aesthetic_head, self.text_match), strict=True)
+        return [*(name for name, wanted in asked if wanted), *self.zero_shot]
 
     @property
     def with_text(self) -> bool:
@@ -85,13 +81,17 @@ def wanted_scores(
 class EmbeddingScorer:
     """Actor: reads stored features, and gives clips the scores that follow from them.
 
-    uri: of the CLIP model; it is loaded only where texts have to be embedded.
+    Args:
+        root: where the tables are.
+        uri: of the CLIP model; it is loaded only where texts have to be embedded.
+        head: of the aesthetic head; empty for none.
+        config: which scores.
     """
 
-    def __init__(self, root: str, uri: str, config: EmbeddingScoresConfig):
+    def __init__(self, root: str, uri: str, head: str, config: EmbeddingScoresConfig):
         limit_torch_threads(config.num_threads)
         self.root = root
-        self.head = load_aesthetic_head(config.aesthetic_head, clip_dim(uri)) if config.aesthetic_head else None
+        self.head = load_aesthetic_head(head, clip_dim(uri)) if head else None
         self.model = load_open_clip(uri, with_text=True, **config.placement()) if config.with_text else None
         self.questions = {
             name: [self.model.embed_texts(texts) for texts in (asked.prompts, asked.against)]  # type: ignore[union-attr]

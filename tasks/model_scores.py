@@ -17,6 +17,7 @@ from pyramid_model.metrics.scorers import SCORERS
 from tasks import embedding_scores, embeddings, score_models
 from tasks.embedding_scores import EmbeddingScoresConfig, frame_details
 from tasks.frame_models import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
+from tasks.model_files import absolute
 from tasks.pipeline import run_blocks
 from tasks.schemas import ID_COLUMNS
 from tasks.step import Run, StepResult, lineage
@@ -62,8 +63,8 @@ class ModelScoresConfig(Config):
 
     @model_validator(mode="after")
     def _told_apart(self) -> "ModelScoresConfig":
-        read_off = self.embeddings.scorers if self.embeddings else []
-        names = [*SCORERS, "text_area", "nsfw", *self.classifiers, *read_off]
+        asked = self.embeddings.zero_shot if self.embeddings else ()
+        names = [*SCORERS, "text_area", "nsfw", *embedding_scores.READ_OFF, *self.classifiers, *asked]
         if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
             raise ValueError(f"{odd[0]!r} cannot name a score: start with a small letter; then letters, digits and _")
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -96,7 +97,8 @@ class FrameScorer:
     """Actor: loads one model, then lets it look at sampled frames, a block of clips at a time."""
 
     def __init__(self, scorer: str, load: Callable[[], Any], config: FrameModelConfig, reduce: str):
-        limit_torch_threads(config.num_threads)
+        if isinstance(config, TorchModelConfig):  # others are told when they are loaded
+            limit_torch_threads(config.num_threads)
         self.scorer, self.model, self.config, self.reduce = scorer, load(), config, reduce
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -235,7 +237,8 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
     uri = score_models.open_clip_folder(run, config.model, config.pretrained)
     model_hash, plain = score_models.model_hash(run, uri), config.embedding()
     ids = {clip["clip_id"]: embeddings.embedding_id(clip["clip_id"], model_hash, plain.sampling) for clip in clips}
-    head = config.aesthetic_head and score_models.file_hash(config.aesthetic_head, f"{setting}.aesthetic_head")
+    head = config.aesthetic_head and absolute(config.aesthetic_head)
+    head_hash = head and score_models.file_hash(head, f"{setting}.aesthetic_head")
     captions = _captions(run, config, list(ids))
 
     def check_model() -> None:
@@ -243,9 +246,9 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
             score_models.load_open_clip(uri, dtype=config.dtype, with_text=config.with_text)
 
     def check_head() -> None:
-        if config.aesthetic_head:
+        if head:
             with score_models.tried("the aesthetic head", f"{setting}.aesthetic_head"):
-                score_models.load_aesthetic_head(config.aesthetic_head, score_models.clip_dim(uri))
+                score_models.load_aesthetic_head(head, score_models.clip_dim(uri))
 
     embed = Job(
         "embeddings",
@@ -261,10 +264,10 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
     read_off = Job(
         "scores",
         embedding_scores.VERSION,
-        embedding_scores.wanted_scores(config, ids, head, captions),
+        embedding_scores.wanted_scores(config, ids, head_hash, captions),
         config,
         embedding_scores.EmbeddingScorer,
-        {"root": run.root, "uri": uri, "config": config},
+        {"root": run.root, "uri": uri, "head": head, "config": config},
         check_head,
         embedding_scores.BLOCK_SIZE,
         config.num_gpus if config.with_text else 0.0,

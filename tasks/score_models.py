@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,6 @@ def _snapshot(run: Run, kind: str, name: str, setting: str) -> str:
 def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) -> None:
     """Put the config of one of open_clip's own models and its weights into a folder that open_clip reads."""
     import open_clip
-    from open_clip.pretrained import download_pretrained
 
     config = open_clip.get_model_config(model)
     if config is None:
@@ -184,7 +183,7 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
     config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # the tag knows how it was trained
     preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
     try:
-        found = storage.reading(pretrained) if is_file else nullcontext(download_pretrained(tag))
+        found = storage.reading(pretrained) if is_file else nullcontext(_tag_weights(tag))
         with writing_folder(uri) as folder, found as weights:
             suffix = ".safetensors" if str(weights).endswith(".safetensors") else ".bin"
             shutil.copyfile(weights, Path(folder) / f"open_clip_pytorch_model{suffix}")
@@ -199,3 +198,21 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
             f"the weights {pretrained!r} of {model} cannot be had: set scores.embeddings.pretrained to the path of a "
             f"checkpoint, or to a tag that can be reached from here ({type(err).__name__}: {err})"
         ) from err
+
+
+def _tag_weights(tag: Mapping[str, Any]) -> str:
+    """Path of the weights of one of open_clip's tags, fetched unless they are cached.
+
+    open_clip's own download tries every spelling of the file many times over where there is no network.
+    """
+    from huggingface_hub import snapshot_download
+    from open_clip.pretrained import download_pretrained
+
+    if not tag.get("hf_hub"):
+        return download_pretrained(dict(tag))
+    repository, _, name = tag["hf_hub"].rpartition("/")
+    for pattern in [name] if name else ["open_clip*.safetensors", "open_clip*.bin"]:
+        folder = snapshot_download(repository, allow_patterns=pattern)
+        if found := sorted(Path(folder).glob(pattern)):
+            return str(found[0])
+    raise FileNotFoundError(f"{repository} on Hugging Face has no weights of open_clip's")

@@ -46,7 +46,8 @@ class OpenCLIP:
             self.model: Any = open_clip.create_model(name, precision=precision, device=device, require_pretrained=True)
             self.tokenize: Any = open_clip.get_tokenizer(name) if with_text else None
         except Exception as err:  # open_clip raises what its parts raise
-            raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {err}") from err
+            why = " ".join(str(err).split())  # torch lists misfits on lines of their own
+            raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {why}") from err
         self.model.eval()
         settings = open_clip.get_model_preprocess_cfg(self.model)
         self.preprocess = image_transform_v2(PreprocessCfg(**settings), is_train=False)

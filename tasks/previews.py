@@ -10,10 +10,13 @@ from typing import Any
 import pyarrow.compute as pc
 
 from tasks import storage
-from tasks.manifest import clips_with_scores
-from tasks.report_figures import histogram_figure
+from tasks.report_curation import bucket_lines, read_curation, split_lines
+from tasks.report_data import length, step_records
+from tasks.report_funnel import funnel, read_intake
 from tasks.report_models import charts
-from tasks.table_stats import compact, drop_reasons, histograms
+from tasks.report_selection import ScoreFigure, score_figures, select_outputs, selection_thresholds
+from tasks.splits import SPLITS
+from tasks.table_stats import compact
 from tasks.tables import read_table
 
 MAX_CLIPS, SHEET_COLUMNS = 24, 6
@@ -21,7 +24,8 @@ THUMB_H, THUMB_W = 72, 128
 STRIP_FRAMES = 6
 STYLE = """<style>
 svg { background: #fff; font: 11px sans-serif } text { fill: #555 }
-.bar { fill: #3b7dd8 } .bar.dropped { fill: #c9d8ee } .axis, .gridline { stroke: #ddd; fill: none }
+svg .limit { stroke: #d9622b; stroke-dasharray: 4 3 } .bar { fill: #3b7dd8 } .bar.dropped { fill: #c9d8ee }
+.axis, .gridline { stroke: #ddd; fill: none }
 .line { fill: none; stroke-width: 1.8 } .raw { stroke-width: .8; opacity: .35 }
 .c1 { stroke: #3b7dd8 } .c2 { stroke: #d9622b } .dot.c1 { fill: #3b7dd8 } .dot.c2 { fill: #d9622b }
 .end { text-anchor: end } .middle { text-anchor: middle }
@@ -29,19 +33,33 @@ svg { background: #fff; font: 11px sans-serif } text { fill: #555 }
 
 
 def curation_page(root: str) -> str:
-    """Kept and dropped clips, drop reasons, score histograms, and a contact sheet of the kept clips."""
-    reasons, num_kept, num_all = drop_reasons(root)
-    dropped = table(("dropped because", "clips", "no other reason"), ((r.reason, r.alone, r.only) for r in reasons))
-    rows = clips_with_scores(root).to_pylist()
-    kept = [row["uri"] for row in rows if row["keep"] and row["status"] == "ok"]
-    figures = [
-        f"**{found.name}** (mean {compact(found.mean)})\n\n{picture(found.name, svg_uri(histogram_figure(found)))}"
-        for found in histograms(root, "scores")
-    ]
-    shown = kept[:MAX_CLIPS]
+    """What became of files and clips, what each rule drops, splits and buckets, score histograms, and kept clips."""
+    curation, intake = read_curation(root), read_intake(root)
+    thresholds = selection_thresholds(select_outputs(curation, step_records(root)))
+    stops = (
+        (stop.label, stop.count, f"-{stop.lost}" if stop.lost else "", stop.why) for stop in funnel(intake, curation)
+    )
+    rules = ((rule.reason, rule.alone, rule.in_order, rule.only) for rule in curation.rules)
+    splits = ((line.split, line.num_videos, line.num_clips, length(line.seconds)) for line in split_lines(curation))
+    buckets = ((line.bucket, line.aspect, *line.splits.values()) for line in bucket_lines(curation))
+    figures = [_score_section(one) for one in score_figures(curation, thresholds)]
+    kept = curation.kept()
+    shown = kept["uri"].slice(0, MAX_CLIPS).to_pylist()
     sheet = picture("kept clips", sheet_uri([[frame] for uri in shown for frame in frames_of(uri, 1)], SHEET_COLUMNS))
-    parts = [f"# {num_kept} of {num_all} clips kept", dropped if reasons else "", "## Scores", *figures]
-    return page([*parts, f"## Kept clips ({len(shown)} of {len(kept)})", sheet if shown else "none"])
+    parts = [
+        f"# {curation.num_kept} of {curation.num_judged} clips kept",
+        table(("stop", "left", "lost", "why"), stops),
+        table(("dropped because", "clips", "not by a rule above", "no other reason"), rules) if curation.rules else "",
+        table(("split", "videos", "clips", "length"), splits) if shown else "",
+        table(("bucket", "aspect", *SPLITS), buckets) if shown else "",
+    ]
+    heading = f"## Kept clips ({len(shown)} of {kept.num_rows})"
+    return page([*parts, "## Scores", *figures, heading, sheet if shown else "none"])
+
+
+def _score_section(one: ScoreFigure) -> str:
+    limits = "".join(f"; {limit.words}: drops {limit.num_dropped}" for limit in one.limits)
+    return f"**{one.name}** (mean {one.mean}{limits})\n\n{picture(one.name, svg_uri(one.svg))}"
 
 
 def training_page(root: str, model_id: str) -> str:

@@ -22,7 +22,6 @@ from tasks.report_funnel import accounts, funnel, largest, read_intake
 from tasks.report_media import MediaBudget
 from tasks.report_selection import (
     label_figures,
-    read_labels,
     rule_examples,
     score_figures,
     select_outputs,
@@ -31,7 +30,7 @@ from tasks.report_selection import (
 from tasks.report_sources import MAX_FILES, sources
 from tasks.schemas import SCHEMAS
 from tasks.step import Run, StepResult, code_version, params_hash, report_progress, step
-from tasks.table_stats import compact, file_size
+from tasks.table_stats import compact, file_size, labels
 from tasks.tables import table_version
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
     groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.shown]
     sides = [[clip.clip_id for clip in side] for one in examples for side in (one.dropped, one.kept)]
     chosen = chosen_clips(curation, [*groups, *sides], config.max_media)
-    labels = read_labels(root, curation)
+    found_labels = labels(root)
     intake = read_intake(root)
     return {
         "curation": curation,
@@ -152,11 +151,11 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
         "buckets": bucket_lines(curation),
         "sources": sources(root, curation),
         "score_figures": score_figures(curation, thresholds),
-        "label_figures": label_figures(curation, labels),
+        "label_figures": label_figures(curation, found_labels),
         "examples": examples,
         "duplicates": duplicates,
         "files": file_facts(curation, chosen),
-        "listing": listing(curation, chosen, labels, config.max_listed, config.max_bytes // 2),
+        "listing": listing(curation, chosen, found_labels, config.max_listed, config.max_bytes // 2),
     }
 
 

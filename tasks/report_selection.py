@@ -3,7 +3,6 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import: pyright sees none of them.
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ from tasks.report_curation import Curation
 from tasks.report_data import Records, loads
 from tasks.report_figures import Threshold, histogram_figure
 from tasks.table_stats import compact, counts_within, finite_values, histogram
-from tasks.tables import as_dataset, open_table
 
 SIDES = {"min": "above", "max": "below"}
 REASONS = {"above": "low", "below": "high"}  # what a clip beyond a limit is called
@@ -90,29 +88,13 @@ class LabelFigure:
     counts: list[tuple[str, int, int]]  # label, clips, of these kept or not judged; the most frequent first
 
 
-def read_labels(root: str, curation: Curation) -> dict[str, dict[str, str]]:
-    """Scorer -> clip id -> label, for scorers whose details name a label, such as the motion of the camera."""
-    delta = open_table(root, "scores")
-    if delta is None:
-        return {}
-    # Looked for in the files themselves: details of other scorers are never held together.
-    labelled = (pc.field("status") == "ok") & pc.match_substring(pc.field("details"), '"label"')
-    columns = ["clip_id", "scorer", "details", "created_at"]
-    rows = as_dataset(delta, "scores").to_table(columns=columns, filter=labelled).sort_by("created_at")
-    rows = rows.filter(pc.is_in(rows["clip_id"], value_set=curation.clips["clip_id"].combine_chunks()))
-    found: dict[str, dict[str, str]] = {}
-    for row in rows.to_pylist():
-        found.setdefault(row["scorer"], {})[row["clip_id"]] = str(json.loads(row["details"])["label"])
-    return found
-
-
 def label_figures(curation: Curation, labels: dict[str, dict[str, str]]) -> list[LabelFigure]:
-    """Counts of the labels of each scorer that gives some. labels: scorer -> clip id -> label."""
+    """Counts of the labels that each scorer gave the current clips. labels: scorer -> clip id -> label."""
     keep = dict(zip(curation.clips["clip_id"].to_pylist(), curation.keep, strict=True))
     figures = []
     for scorer, found in labels.items():
-        every = Counter(found.values())
-        kept = Counter(label for clip_id, label in found.items() if keep.get(clip_id) is not False)
+        every = Counter(label for clip_id, label in found.items() if clip_id in keep)
+        kept = Counter(label for clip_id, label in found.items() if keep.get(clip_id, False) is not False)
         figures.append(LabelFigure(scorer, [(name, count, kept[name]) for name, count in every.most_common()]))
     return figures
 

@@ -1,20 +1,20 @@
-"""What is in a table, in figures: counts by status and error, summaries, histograms, drop reasons, and what changed."""
+"""What is in a table, in figures: counts by status and error, summaries, histograms, labels, drop reasons."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import: pyright sees none of them.
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.manifest import verdicts_of
-from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
-from tasks.tables import read_table
+from tasks.schemas import COMMON, SCHEMAS
+from tasks.tables import as_dataset, open_table, read_table
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -79,6 +79,21 @@ def finite_values(column: pa.ChunkedArray) -> np.ndarray:
     return column.filter(pc.fill_null(pc.is_finite(column), False)).to_numpy()
 
 
+def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
+    """Scorer -> clip id -> label, of scorers whose details name a label, such as the motion of the camera."""
+    delta = open_table(root, "scores", version)
+    if delta is None:
+        return {}
+    # Looked for in the files themselves: the details of other scorers are never held together.
+    labelled = (pc.field("status") == "ok") & pc.match_substring(pc.field("details"), '"label"')
+    columns = ["clip_id", "scorer", "details", "created_at"]
+    rows = as_dataset(delta, "scores").to_table(columns=columns, filter=labelled).sort_by("created_at")
+    found: dict[str, dict[str, str]] = {}
+    for row in rows.select(columns[:3]).to_pylist():
+        found.setdefault(row["scorer"], {})[row["clip_id"]] = str(json.loads(row["details"])["label"])
+    return found
+
+
 def status_counts(root: str, table: str, version: int | None = None) -> Counter[tuple[str, str]]:
     """How many latest rows by (status, error_type)."""
     rows = read_table(root, table, ["status", "error_type"], version)
@@ -93,16 +108,6 @@ class DropReason:
     alone: int  # clips that it would drop by itself
     in_order: int  # clips that no earlier rule had dropped
     only: int  # clips that no other rule would drop
-
-
-def drop_reasons(root: str) -> tuple[list[DropReason], int, int]:
-    """Rules of the newest selection in the order in which they were applied; clips kept; clips in all.
-
-    Clips that are no longer cut do not count.
-    """
-    rows = [row for row in verdicts_of(root).to_pylist() if row["drop_reasons"] != ["not_current"]]
-    kept = sum(bool(row["keep"]) for row in rows)
-    return reason_counts([list(row["drop_reasons"] or []) for row in rows]), kept, len(rows)
 
 
 def reason_counts(lists: Sequence[Sequence[str]]) -> list[DropReason]:
@@ -126,43 +131,6 @@ def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
         followers.pop(name)
         ordered.append(name)
     return ordered
-
-
-@dataclass(frozen=True)
-class TableDiff:
-    """What came between two versions of a table."""
-
-    added: list[str]
-    removed: list[str]
-    status_changes: list[tuple[str, str, str]]  # id, before, after
-    columns: dict[str, tuple[str, str]] = field(default_factory=dict)  # summary before, summary after
-
-
-def diff(root: str, table: str, before: int, after: int) -> TableDiff:
-    """Ids added and gone, rows whose status changed, and columns whose summary changed.
-
-    Raises:
-        TableError: a version does not exist.
-    """
-    names = [name for name in SCHEMAS[table].names if name not in BLOB_COLUMNS.get(table, ())]
-    old, new = (read_table(root, table, names, version) for version in (before, after))
-    old_status, new_status = (dict(zip(*_pair(rows, ID_COLUMNS[table]), strict=True)) for rows in (old, new))
-    changes = [
-        (row_id, old_status[row_id], status)
-        for row_id, status in new_status.items()
-        if row_id in old_status and old_status[row_id] != status
-    ]
-    summaries = {name: (summary(old[name]), summary(new[name])) for name in names}
-    return TableDiff(
-        [row_id for row_id in new_status if row_id not in old_status],
-        [row_id for row_id in old_status if row_id not in new_status],
-        changes,
-        {name: pair for name, pair in summaries.items() if pair[0] != pair[1]},
-    )
-
-
-def _pair(rows: pa.Table, id_column: str) -> tuple[list, list]:
-    return rows[id_column].to_pylist(), rows["status"].to_pylist()
 
 
 def summary(column: pa.ChunkedArray) -> str:

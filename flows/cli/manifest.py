@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.manifest_view import MARKS, print_grid, print_overview, print_rows, print_stats
+from flows.cli.manifest_view import (
+    MARKS,
+    print_grid,
+    print_overview,
+    print_rows,
+    print_score_shifts,
+    print_selection_diff,
+    print_stats,
+)
 
 if TYPE_CHECKING:
     from tasks.manifest import Filter
@@ -110,8 +118,8 @@ def diff(
         list[str], typer.Argument(metavar="ROOT TABLE BEFORE AFTER", help="or TABLE_URI BEFORE AFTER")
     ],
 ) -> None:
-    """What came between two versions of a table: ids, statuses, columns."""
-    from tasks import manifest, table_stats
+    """What came between two versions of a table: ids, statuses, columns; clips newly kept or dropped; moved scores."""
+    from tasks import manifest, table_diff
     from tasks.tables import TableError
 
     with explained(arguments[0]):
@@ -124,7 +132,7 @@ def diff(
         if table is None or table == manifest.CLIPS_WITH_SCORES:
             raise TableError("versions belong to one table: name it, as in ROOT clips 3 7")
         manifest.check_written(root, table)
-        found = table_stats.diff(root, table, int(before), int(after))
+        found = table_diff.diff(root, table, int(before), int(after))
         typer.echo(
             f"{table} {before} -> {after}: {len(found.added)} added, {len(found.removed)} gone, "
             f"{len(found.status_changes)} changed status"
@@ -142,6 +150,10 @@ def diff(
                 ["column", f"version {before}", f"version {after}"],
                 [[name, *both] for name, both in found.columns.items()],
             )
+        if table == "selections":
+            print_selection_diff(table_diff.selection_diff(root, int(before), int(after)))
+        elif table == "scores":
+            print_score_shifts(table_diff.score_shifts(root, int(before), int(after)))
 
 
 @app.command()

@@ -64,6 +64,21 @@ def test_stats_and_diff_print_counts(root):
     assert IDS[2] in output
 
 
+def test_a_diff_of_verdicts_and_scores_says_which_clips_and_values_moved(root):
+    for number, reasons in enumerate(([], ["motion_low"])):
+        verdict = {"clip_id": IDS[0], "keep": not reasons, "drop_reasons": reasons, "bucket": "", "split": "train"}
+        row = ok_row({}, selection_id=content_id(number), **verdict)
+        append_block(root, "selections", [row], str(number), LINEAGE)
+        row = ok_row({}, score_id=content_id(number), clip_id=IDS[0], scorer="motion", value=1.0 + number)
+        append_block(root, "scores", [row], str(number), LINEAGE)
+    output = run("diff", root, "selections", "1", "2")
+    assert "(the same settings): 1 of 1 clips kept before, 0 of 1 after" in output
+    assert "newly dropped: 1 clips" in output
+    assert "motion_low" in output
+    assert "1.00         1   before" in run("diff", root, "scores", "1", "2")
+    assert "no value of any scorer differs" in run("diff", root, "scores", "2", "2")
+
+
 def test_verify_exits_1_and_says_what_to_do(root):
     append_block(root, "captions", [ok_row({}, caption_id="seven")], "3", LINEAGE)
     output = run("verify", root, code=1)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ from deltalake import write_deltalake
 from tasks.export import export_rows, text_lines, write_export
 from tasks.leftovers import vacuum
 from tasks.manifest import CLIPS_WITH_SCORES, clips_with_scores, locate, overview, parse_filter, select_rows
-from tasks.table_stats import diff, drop_reasons, histogram, histograms, status_counts
+from tasks.table_diff import diff, score_shifts, selection_diff
+from tasks.table_stats import histogram, histograms, labels, reason_counts, status_counts
 from tasks.tables import (
     Lineage,
     TableError,
@@ -181,9 +183,8 @@ def test_a_histogram_keeps_every_value_and_both_ends():
     assert histogram("x", []) is None
 
 
-def test_drop_reasons_count_each_rule_alone_and_in_order(root):
-    reasons, kept, total = drop_reasons(root)
-    assert (kept, total) == (1, 3)
+def test_drop_reasons_count_each_rule_alone_and_in_order():
+    reasons = reason_counts([["motion"], [], ["motion", "blur"]])
     assert [(one.reason, one.alone, one.in_order, one.only) for one in reasons] == [
         ("motion", 2, 2, 1),
         ("blur", 1, 0, 0),
@@ -199,6 +200,46 @@ def test_diff_names_new_ids_changed_statuses_and_columns(root):
     assert (found.added, found.removed) == ([clip_id(4)], [])
     assert found.status_changes == [(clip_id(9), "failed", "ok")]
     assert found.columns["num_frames"] == ("10 … 30, mean 20", "10 … 90, mean 38")
+
+
+def judged(number: int, reasons: list[str], split: str = "train") -> dict:
+    own = {"keep": not reasons, "drop_reasons": reasons, "split": split, "bucket": "64x64x9@8"}
+    return ok_row({}, selection_id=content_id(number, reasons, split), clip_id=clip_id(number), **own)
+
+
+def test_a_diff_of_selections_names_clips_that_are_newly_kept_and_dropped_by_reason(root):
+    before = table_version(root, "selections")
+    verdicts = [judged(1, []), judged(2, ["duplicate_phash"]), judged(3, ["blur_low"]), judged(4, [])]
+    append(root, "selections", verdicts, replace(LINEAGE, params_hash="stricter"))
+    middle = table_version(root, "selections")
+    found = selection_diff(root, before, middle)
+    assert (found.num_kept, found.num_judged, found.same_settings) == ((1, 2), (3, 4), False)
+    assert found.newly_kept == {"motion": [clip_id(1)], "new clip": [clip_id(4)]}
+    assert found.newly_dropped == {"duplicate_phash": [clip_id(2)]}
+    append(root, "selections", [judged(4, [], "val")], replace(LINEAGE, params_hash="stricter"))
+    found = selection_diff(root, middle, table_version(root, "selections"))
+    assert (found.newly_kept, found.newly_dropped, found.num_moved, found.same_settings) == ({}, {}, 1, True)
+
+
+def test_a_diff_of_scores_shows_which_distributions_moved_and_how_far(root):
+    before = table_version(root, "scores")
+    changed = {**score(1, "motion", 9.5), "score_id": content_id("other settings")}
+    unlabelled = ok_row({}, score_id=content_id("camera"), clip_id=clip_id(1), scorer="camera", details="{}")
+    append(root, "scores", [changed, score(4, "motion", 9.0), unlabelled])
+    [shift] = score_shifts(root, before, table_version(root, "scores"))
+    assert (shift.scorer, shift.num_changed, shift.medians) == ("motion", 1, (2.0, 9.0))
+    assert (shift.before.edges, sum(shift.before.counts), sum(shift.after.counts)) == (shift.after.edges, 3, 4)
+    # three of four are at least 9 now, one of three was: 2/3 - 1/4
+    assert shift.distance == pytest.approx(2 / 3 - 1 / 4)
+    assert score_shifts(root, before, before) == []
+
+
+def test_labels_come_from_the_details_of_the_newest_score(root):
+    assert labels(root) == {}
+    for number, label in enumerate(("static", "pan left")):
+        details = {"details": json.dumps({"label": label}), "score_id": content_id("camera", number)}
+        append(root, "scores", [score(1, "camera_motion", 0.5) | details])
+    assert labels(root) == {"camera_motion": {clip_id(1): "pan left"}}
 
 
 def test_exports_hold_the_latest_rows_in_each_format(root, tmp_path):

@@ -448,3 +448,13 @@ def test_a_generated_picture_is_shown_like_a_clip(tmp_path):
     data = base64.b64decode(MediaBudget(10**7).video(uri).removeprefix("data:video/mp4;base64,"))
     assert data[4:8] == b"ftyp"
     assert frames_of(str(tmp_path / "gone.png"), 4) == []
+
+
+def test_the_page_beside_a_run_says_what_was_lost_where_and_shows_kept_clips(whole_root):
+    from tasks.previews import curation_page
+
+    page = curation_page(whole_root)
+    for line in ("# 5 of 6 clips kept", "| clips | 6 |", "| after motion | 5 | -1 |", "| motion | 1 | 1 | 1 |"):
+        assert line in page
+    assert page.count("data:image/svg+xml;base64,") == 3  # length, motion, sharpness
+    assert "data:image/jpeg;base64," in page

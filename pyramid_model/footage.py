@@ -6,7 +6,7 @@ Headers lie, so counts, times and damage come from the decoded frames. Decoding 
 
 import contextlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,12 +15,18 @@ import av
 import av.error
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from pyramid_model.video import VideoError
 
-# Demuxers that read scripts, playlists or text rather than one media file.
-NOT_MEDIA = {"tty", "concat", "hls", "dash", "lavfi", "bin", "xbin", "adf", "idf", "ffmetadata"}
+# Demuxers of files that hold all of their media. Others read playlists, scripts, text or numbered pictures, and would
+# open whatever a file names.
+MEDIA_FORMATS = (
+    "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,kux,asf,ogg,mxf,gxf,nut,rm,wtv,dv,gif,apng,swf,nsv,nuv,"
+    "dhav,pva,ty,lxf,bink,smk,roq,flic,ea,film_cpk,4xm,vivo,smjpeg,mjpeg,m4v,h261,h263,h264,hevc,vvc,av1,obu,ivf,vc1,"
+    "dirac,cavsvideo,dnxhd,yuv4mpegpipe,mp3,aac,ac3,flac,wav,aiff,caf,amr"
+)
+MAX_PIXELS = 36_000_000  # of one frame; 8K has 33 million. A few bytes of a header may claim ten times as many.
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, H.273
 TRANSFERS = HDR_TRANSFERS | {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"}
 
@@ -61,6 +67,21 @@ class Integrity:
     problem: VideoError | None  # why the file should not be used as it is
 
 
+class Scaler:
+    """Scales the frames of one file, one thread. What it prepares for a size serves every frame of that size."""
+
+    def __init__(self) -> None:
+        self._prepared: dict[tuple[int, int, str], VideoReformatter] = {}
+
+    def scaled(self, image: av.VideoFrame, height: int, width: int, pix_fmt: str, **options: Any) -> av.VideoFrame:
+        """The image in that size and format, or the image itself where it is that already.
+
+        Preparing costs more than scaling, and so does dividing a frame among threads.
+        """
+        prepared = self._prepared.setdefault((height, width, pix_fmt), VideoReformatter())
+        return prepared.reformat(image, width, height, pix_fmt, threads=1, **options)
+
+
 @dataclass(frozen=True)
 class Frame:
     """A decoded frame, in the order in which the decoder gives them."""
@@ -70,15 +91,19 @@ class Frame:
     is_corrupt: bool
     image: av.VideoFrame  # as coded: neither turned nor stretched
     rotation: int
+    scaler: Scaler
 
     def upright(self, height: int, width: int, interpolation: Interpolation = Interpolation.BICUBIC) -> av.VideoFrame:
         """The frame as it is shown, as yuv420p of limited range; height and width are those of the result and even."""
-        sideways = self.rotation in (90, 270)
-        scaled = self.image.reformat(
-            width=height if sideways else width,
-            height=width if sideways else height,
-            format="yuv420p",
+        coded_size = (width, height) if self.rotation in (90, 270) else (height, width)
+        # A range that is not stated is limited in yuv420p: saying so saves copying a frame that has its size already.
+        unstated = self.image.format.name == "yuv420p" and self.image.color_range == ColorRange.UNSPECIFIED
+        scaled = self.scaler.scaled(
+            self.image,
+            *coded_size,
+            "yuv420p",
             interpolation=interpolation,
+            src_color_range=ColorRange.MPEG if unstated else None,
             dst_color_range=ColorRange.MPEG,
             dst_colorspace=Colorspace.ITU709 if self.image.format.is_rgb else None,
         )
@@ -86,7 +111,8 @@ class Frame:
 
     def small(self, height: int, width: int) -> np.ndarray:
         """The frame scaled down as coded (not turned), BGR uint8 (h w c): what shot detection and scores look at."""
-        return self.image.to_ndarray(width=width, height=height, format="bgr24", interpolation=Interpolation.AREA)
+        scaled = self.scaler.scaled(self.image, height, width, "bgr24", interpolation=Interpolation.AREA)
+        return scaled.to_ndarray()
 
     def rgb(self) -> np.ndarray:
         """The frame as it is shown but for sample aspect, uint8 (h w c)."""
@@ -95,14 +121,23 @@ class Frame:
 
 def _turned(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
     """A yuv420p frame of even size turned clockwise, plane by plane and thus without loss."""
+    return yuv420p_image([np.rot90(plane, -rotation // 90) for plane in yuv420p_planes(frame)], frame)
+
+
+def yuv420p_planes(frame: av.VideoFrame) -> list[np.ndarray]:
+    """Luma (h w) and the two of color (h/2 w/2) of a yuv420p frame of even size, uint8."""
     height, width = frame.height, frame.width
     planes = np.split(frame.to_ndarray().reshape(-1), [height * width, height * width * 5 // 4])
     shapes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
-    turned = [np.rot90(plane.reshape(shape), -rotation // 90) for plane, shape in zip(planes, shapes, strict=True)]
-    new_height, new_width = turned[0].shape
-    flat = np.concatenate([plane.reshape(-1) for plane in turned]).astype(np.uint8, copy=False)
-    result = av.VideoFrame.from_ndarray(flat.reshape(new_height * 3 // 2, new_width), format="yuv420p")
-    result.color_range, result.colorspace = frame.color_range, frame.colorspace
+    return [plane.reshape(shape) for plane, shape in zip(planes, shapes, strict=True)]
+
+
+def yuv420p_image(planes: Sequence[np.ndarray], like: av.VideoFrame) -> av.VideoFrame:
+    """The frame of such planes, with the range and the color space of another one."""
+    height, width = planes[0].shape
+    flat = np.concatenate([plane.reshape(-1) for plane in planes]).astype(np.uint8, copy=False)
+    result = av.VideoFrame.from_ndarray(flat.reshape(height * 3 // 2, width), format="yuv420p")
+    result.color_range, result.colorspace = like.color_range, like.colorspace
     return result
 
 
@@ -129,14 +164,20 @@ def decode(path: str) -> Iterator[Frame]:
 class Footage:
     """A video file from outside, decoded once from start to end with one thread.
 
+    Args:
+        path: a local file.
+        max_pixels: of one frame, as coded.
+
     Raises:
-        VideoError: on opening: it is no video, or no frame of it can be decoded.
+        VideoError: on opening: it is no video, its frames are too large, or none of them can be decoded.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
+        self._max_pixels = max_pixels
+        # Nothing in a file may make us open another one, or take memory for a picture that is none.
+        options = {"protocol_whitelist": "file", "format_whitelist": MEDIA_FORMATS, "max_pixels": str(max_pixels)}
         try:
-            # Nothing in a file may make us open another one.
-            self.container: Any = av.open(path, options={"protocol_whitelist": "file"})
+            self.container: Any = av.open(path, options=options)
         except FileNotFoundError as err:
             raise VideoError("missing", f"{path} is missing") from err
         except OSError as err:
@@ -150,6 +191,7 @@ class Footage:
             self._pts: list[int] = []
             self._last_duration = 0
             self._ends_s: dict[str, float] = {}
+            self._scaler = Scaler()
             self._first = next(self._images, None)
             if self._first is None:
                 raise VideoError("no_frames", "not one frame could be decoded")
@@ -166,14 +208,22 @@ class Footage:
 
     def _video_stream(self) -> Any:
         name = self.container.format.name
-        if NOT_MEDIA & set(name.split(",")):
-            raise VideoError("not_media", f"a {name} file is text or a list of other files, not a video")
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "none"
             raise VideoError("no_video_stream", f"the {name} file has no video stream (streams: {kinds})")
+        context = streams[0].codec_context
+        if context is None:
+            raise VideoError("no_decoder", f"nothing here decodes the video of this {name} file")
+        if context.width * context.height > self._max_pixels:
+            raise VideoError(
+                "too_large",
+                f"its frames have {context.width}x{context.height} px, {self._max_pixels / 1e6:g} million px are the "
+                "most (clips.max_megapixels)",
+            )
         # With frame threads libavcodec forgets which frames were damaged; Ray gives the parallelism.
-        streams[0].codec_context.thread_count = 1
+        context.thread_count = 1
+        context.options = {"max_pixels": str(self._max_pixels)}  # frames may be larger than the header says
         return streams[0]
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, bool]]:
@@ -264,7 +314,8 @@ class Footage:
             # Damage spreads through references until a key frame starts afresh.
             damaged = image.is_corrupt or ((damaged or lost) and not image.key_frame)
             self._num_corrupt += damaged
-            yield Frame(len(self._pts), self._keep_time(image, half_step), damaged, image, self.probe.rotation)
+            index, pts = len(self._pts), self._keep_time(image, half_step)
+            yield Frame(index, pts, damaged, image, self.probe.rotation, self._scaler)
             pending = next(self._images, None)
 
     def _keep_time(self, image: av.VideoFrame, half_step: int) -> int:

@@ -27,8 +27,8 @@ BT709 = 1  # the same code in H.273 for primaries, transfer and matrix
 class VideoError(Exception):
     """A file that cannot be used, as data: `kind` is short and countable, the text is for people.
 
-    Kinds: missing, not_media, no_video_stream, no_frames, truncated, corrupt_frames, size_changes, hdr,
-    unreadable, source_changed, no_clips, timeout, decoder_crashed.
+    Kinds: missing, not_media, no_video_stream, no_decoder, too_large, no_frames, truncated, corrupt_frames,
+    size_changes, hdr, unreadable, source_changed, no_clips, timeout, too_much_memory, decoder_crashed.
     """
 
     def __init__(self, kind: str, message: str):
@@ -134,6 +134,15 @@ def _media(uri: str) -> Any:
 
     with fsspec.open(uri, "rb") as file:
         return io.BytesIO(file.read())  # type: ignore[union-attr]
+
+
+def open_clip(uri: str) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
+    """(PyAV container, video stream) of a clip that we wrote, for what only its stream tells.
+
+    Raises:
+        VideoError: the file is missing or is no clip of ours, found out on the way.
+    """
+    return _opened(_media(uri), uri)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.video.reformatter import Interpolation
 
+from pyramid_model.cropping import find_picture, framing
 from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps
 from pyramid_model.metrics.scorers import ClipView
 from pyramid_model.shots import CutDetector, analysis_size
@@ -20,7 +22,7 @@ from pyramid_model.video import ClipWriter, VideoError
 from tasks import storage
 from tasks.clip_planning import plan_clips
 from tasks.clips import SALVAGED, ClipsConfig
-from tasks.scores import score_rows
+from tasks.scores import score_rows, scored_size
 from tasks.tables import bad_row, content_id, ok_row
 
 ENCODER = "libx264-1"  # enters the clip ids: count up when the same settings give other frames
@@ -74,12 +76,6 @@ def _publish(path: str, uri: str) -> None:
     fs.put_file(path, target)
 
 
-def clip_size(video: VideoProbe, max_side: int | None) -> tuple[int, int]:
-    """(height, width) of the clips of a video: as shown, both even, the longer side at most `max_side`."""
-    scale = min(1.0, (max_side or 1 << 30) / max(video.height, video.width))
-    return max(2, round(video.height * scale / 2) * 2), max(2, round(video.width * scale / 2) * 2)
-
-
 class _Damaged(Exception):
     """A damaged frame was met and nothing is to be salvaged."""
 
@@ -129,8 +125,11 @@ class VideoPass:
                 raise VideoError(
                     "source_changed", f"{self.item['uri']} is not the file that was ingested: ingest again"
                 )
-            with Footage(path) as footage:
+            max_pixels = int(self.config.max_megapixels * 1e6)
+            self.picture = find_picture(path, max_pixels) if self.config.crop_letterbox else None
+            with Footage(path, max_pixels) as footage:
                 self.probe = footage.probe
+                self.framing = framing(footage.probe, self.config.max_side, self.picture)
                 self.columns |= probe_columns(footage.probe)
                 if footage.probe.is_hdr and not self.config.keep_hdr:
                     transfer = footage.probe.color_transfer
@@ -161,8 +160,7 @@ class VideoPass:
     def _shown(self, footage: Footage, frames: Iterator[Frame]) -> Iterator[ShownFrame]:
         """Frames scaled to the clips' size, each with the verdict whether it starts a shot."""
         detector = CutDetector(self.config.shots)
-        height, width = clip_size(footage.probe, self.config.max_side)
-        small_size, turns = analysis_size(footage.probe), footage.probe.rotation // 90
+        small_size = analysis_size(footage.probe)
         waiting: deque[ShownFrame] = deque()
         cuts: set[int] = set()
 
@@ -179,12 +177,24 @@ class VideoPass:
                 waiting[-1].end_pts = frame.pts
             small = frame.small(*small_size)
             cuts.update(detector.add(small))
-            image, gray = frame.upright(height, width), np.rot90(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), -turns)
+            image = self.framing.crop(frame.upright(*self.framing.scaled))
+            gray = self._gray(frame, small, image)
             waiting.append(ShownFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
             yield from decided(max(1, detector.delay))
         if waiting:
             waiting[-1].end_pts = footage.end_pts()
         yield from decided(0)
+
+    def _gray(self, frame: Frame, small: np.ndarray, image: av.VideoFrame) -> np.ndarray:
+        """The miniature that is scored: the one that shot detection saw, or of the picture alone where that is cut out.
+
+        small: BGR as coded; image: upright, as it will be encoded.
+        """
+        if self.framing.box is None:
+            return np.rot90(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), -self.probe.rotation // 90)
+        height, width = scored_size(*self.framing.size)
+        scaled = frame.scaler.scaled(image, height, width, "bgr24", interpolation=Interpolation.AREA)
+        return cv2.cvtColor(scaled.to_ndarray(), cv2.COLOR_BGR2GRAY)
 
     def _encoded(self, frames: Iterator[ShownFrame]) -> Iterator[CutClip]:
         """Clips as their last frame passes, each a file in the staging folder."""
@@ -217,7 +227,9 @@ class VideoPass:
     def clip_id(self, first: ShownFrame, last: ShownFrame) -> str:
         """Identity of the clip from `first` to `last`."""
         config, base = self.config, self.probe.time_base
-        encoding = [ENCODER, config.crf, config.preset, *clip_size(self.probe, config.max_side)]
+        encoding = [ENCODER, config.crf, config.preset, *self.framing.size]
+        if self.framing.box:
+            encoding += [self.framing.scaled, self.framing.box]
         span = [first.pts, last.end_pts, base.numerator, base.denominator]
         return content_id(self.item["video_id"], span, encoding)
 
@@ -229,7 +241,7 @@ class VideoPass:
         """The clip's row; its `uri` is where the media file has to go."""
         probe = self.probe
         base = probe.time_base
-        height, width = clip_size(probe, self.config.max_side)
+        height, width = self.framing.size
         clip_id = self.clip_id(clip.first, clip.last)
         fps = self.fps(clip.num_frames, clip.first, clip.last)
         return ok_row(
@@ -251,6 +263,7 @@ class VideoPass:
             uri=storage.join(media, f"{clip_id}.mp4"),
             size_bytes=os.path.getsize(clip.path),
             cut_method=self.config.shots.method,
+            crop=self.framing.crop_of(probe),
         )
 
 

@@ -1,19 +1,21 @@
 """Videos to clips: every video is decoded once; that pass finds its cuts, encodes its clips and scores them."""
 
+import math
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pyramid_model.config import Config
 from pyramid_model.shots import ShotsConfig
 from tasks import storage
 from tasks.clip_planning import ClipRules
-from tasks.isolated import Crashed, Isolated, TimedOut
+from tasks.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 from tasks.pipeline import run_blocks
 from tasks.step import Run, StepResult, lineage, params_hash, step
 from tasks.tables import append_block, bad_row, content_id, read_table
@@ -22,6 +24,7 @@ VERSION = "1"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
 SALVAGED = "salvaged: "  # what the remark on a damaged video that gave clips begins with
 MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
+LEAST_S = 20.0  # seconds that every video of a block has, however long those before it took
 MAX_BLOCK_BYTES = 128 * 2**20  # about two minutes of 1080p: a block commits within minutes, on a slow core too
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
@@ -38,43 +41,71 @@ class ClipsConfig(ClipRules):
     preset: Preset = Field("veryfast", description="x264 speed; slower ones make smaller files")
     salvage: bool = Field(False, description="use the sound parts of damaged or truncated videos")
     keep_hdr: bool = Field(False, description="use HDR videos although their brightness is not mapped")
+    crop_letterbox: bool = Field(False, description="cut black bars off that surround the picture all through a video")
     timeout_s: float = Field(1500, gt=0, description="give a video up after so long; changing it redoes nothing")
+
+    max_memory_gb: float = Field(
+        4, gt=0, description="give a video up when cutting it takes more GiB of memory; changing it redoes nothing"
+    )
+    max_megapixels: float = Field(
+        36, gt=0, description="give a video up whose frames are larger; 36 is above 8K; changing it redoes nothing"
+    )
 
     def that_matter(self) -> "ClipsConfig":
         """These settings without those that change no clip."""
-        return ClipsConfig.model_validate(self.model_dump() | {"timeout_s": 1.0})
+        limits = {"max_memory_gb", "max_megapixels"}
+        return ClipsConfig.model_validate(self.model_dump(exclude=limits) | {"timeout_s": 1.0})
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As written down before these could be set, where they are as usual: videos stay done."""
+        usual = {"max_memory_gb": 4, "max_megapixels": 36, "crop_letterbox": False}
+        return {name: value for name, value in dump(self).items() if usual.get(name) != value}
 
 
 class VideoWorker:
-    """Actor: has its videos cut in a child process, and turns a crash or a hang of that into a row."""
+    """Actor: has its videos cut in a child process, and turns a crash or a hang of that into a row.
 
-    def __init__(self, config: dict[str, Any], media: str):
-        self.config, self.media = config, media
-        self.child = Isolated("tasks.clip_cutting:cut_video")
+    block_timeout_s: a block ends within it, since the pipeline's patience ends soon after.
+    """
+
+    def __init__(self, config: dict[str, Any], media: str, block_timeout_s: float = math.inf):
+        self.config, self.media, self.block_timeout_s = config, media, block_timeout_s
+        max_bytes = int(ClipsConfig.model_validate(config).max_memory_gb * 2**30)
+        self.child = Isolated("tasks.clip_cutting:cut_video", max_bytes=max_bytes)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Rows of clips, scores and videos."""
         rows: dict[str, list[dict[str, Any]]] = {"clips": [], "scores": [], "videos": []}
-        for item in items:
-            for table, found in self._cut(item).items():
+        deadline = time.monotonic() + self.block_timeout_s
+        for num_after, item in zip(reversed(range(len(items))), items, strict=True):
+            timeout_s = min(self.config["timeout_s"], share_s(deadline - time.monotonic(), num_after))
+            for table, found in self._cut(item, timeout_s).items():
                 rows[table] += found
         return rows
 
-    def _cut(self, item: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    def _cut(self, item: dict[str, Any], timeout_s: float) -> dict[str, list[dict[str, Any]]]:
         # Beside the clips, so that finished ones appear by a rename; vacuum knows the prefix.
         folder = storage.filesystem(self.media)[1] if storage.is_local(self.media) else None
         staging = tempfile.mkdtemp(prefix=".writing-", dir=folder)
-        timeout_s = self.config["timeout_s"]
         try:
             return self.child.call(timeout_s, item=item, config=self.config, media=self.media, staging=staging)
         except Crashed as err:
             problem = ("decoder_crashed", f"the decoding process was lost: {err}")
         except TimedOut:
-            problem = ("timeout", f"not done after {timeout_s:g} s (clips.timeout_s)")
+            problem = ("timeout", f"not done after {timeout_s:.3g} s (clips.timeout_s, ray.no_progress_timeout_s)")
+        except TookTooMuch as err:
+            advice = "lower clips.max_side, or raise clips.max_memory_gb"
+            problem = ("too_much_memory", f"cutting it took {err} of memory: {advice}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         columns = {name: item[name] for name in SOURCE_COLUMNS}
         return {"videos": [bad_row(item, problem, **columns)]}
+
+
+def share_s(left_s: float, num_after: int) -> float:
+    """Seconds that one video of a block may take: one that hangs leaves its time to each of the `num_after` others."""
+    return max(LEAST_S, left_s - num_after * LEAST_S)
 
 
 @step
@@ -95,7 +126,11 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
         step_version=VERSION,
         items=_items(run, sources, attempts),
         worker=VideoWorker,
-        worker_args={"config": config.model_dump(mode="json"), "media": media},
+        worker_args={
+            "config": config.model_dump(mode="json"),
+            "media": media,
+            "block_timeout_s": 0.9 * run.ray.no_progress_timeout_s,
+        },
         num_done=num_done,
         block_size=min(MAX_BLOCK, 1 + len(attempts) // 64),
         max_block_bytes=MAX_BLOCK_BYTES,

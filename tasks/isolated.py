@@ -16,6 +16,11 @@ import time
 import traceback
 from typing import Any
 
+import psutil
+
+MAX_CALLS = 200  # a child: whatever a library leaks goes with it, and its start is a small part of so many calls
+WATCH_EVERY_S = 0.2
+
 
 class Crashed(Exception):
     """The process died in the middle of a call."""
@@ -25,12 +30,23 @@ class TimedOut(Exception):
     """The call took too long."""
 
 
-class Isolated:
-    """Calls one function in a child process, with a time limit."""
+class TookTooMuch(Exception):
+    """The call took too much memory."""
 
-    def __init__(self, function: str):
-        self.function = function  # "module:function"
+
+class Isolated:
+    """Calls one function in a child process, with limits of time and memory; now and then in a fresh one.
+
+    Args:
+        function: "module:function".
+        max_bytes: resident memory of the child; None for no limit.
+        max_calls: calls that one child answers.
+    """
+
+    def __init__(self, function: str, max_bytes: int | None = None, max_calls: int = MAX_CALLS):
+        self.function, self.max_bytes, self.max_calls = function, max_bytes, max_calls
         self._child: subprocess.Popen | None = None
+        self._num_calls = 0
 
     def call(self, timeout_s: float, **arguments: Any) -> Any:
         """The function's result; arguments and result pass as JSON.
@@ -38,6 +54,7 @@ class Isolated:
         Raises:
             Crashed: the child died, by a signal for instance.
             TimedOut: no answer in time; the child has been killed.
+            TookTooMuch: the child grew above `max_bytes`; it has been killed.
             OSError: the function ran into one, such as a full disk.
             RuntimeError: the function has a bug; the text is its traceback.
         """
@@ -49,6 +66,10 @@ class Isolated:
         except BrokenPipeError:
             raise Crashed(self._stop()) from None
         line = self._read_line(child, timeout_s)
+        self._num_calls += 1
+        # Memory that stays at half of the limit would count against the next call.
+        if self._num_calls >= self.max_calls or (self.max_bytes and _resident(child) > self.max_bytes / 2):
+            self.close()
         answer = json.loads(line)
         if "os_error" in answer:
             raise OSError(*answer["os_error"])
@@ -57,6 +78,7 @@ class Isolated:
         return answer["result"]
 
     def _start(self) -> subprocess.Popen:
+        self._num_calls = 0
         command = [sys.executable, "-m", "tasks.isolated", self.function]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
@@ -65,15 +87,24 @@ class Isolated:
         deadline = time.monotonic() + timeout_s
         line = b""
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            left_s = deadline - time.monotonic()
+            ready, _, _ = select.select([child.stdout], [], [], max(0.0, min(left_s, WATCH_EVERY_S)))
+            if not ready and left_s <= 0:
                 self.close()
                 raise TimedOut(f"no end after {timeout_s:g} s")
+            if not ready:
+                self._check_memory(child)
+                continue
             piece = os.read(child.stdout.fileno(), 1 << 20)
             if not piece:
                 raise Crashed(self._stop())
             line += piece
         return line
+
+    def _check_memory(self, child: subprocess.Popen) -> None:
+        if self.max_bytes and (resident := _resident(child)) > self.max_bytes:
+            self.close()
+            raise TookTooMuch(f"{resident / 2**30:.1f} GiB, at most {self.max_bytes / 2**30:.3g} GiB")
 
     def _stop(self) -> str:
         """See the child off, which is dying by itself; how it ended, in words."""
@@ -95,6 +126,14 @@ class Isolated:
         if self._child:
             self._child.kill()
             self._stop()
+
+
+def _resident(child: subprocess.Popen) -> int:
+    """Resident memory of a child, bytes; 0 when it has just ended."""
+    try:
+        return psutil.Process(child.pid).memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def _serve(name: str) -> None:

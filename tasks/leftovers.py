@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from tasks import storage
 from tasks.schemas import ID_COLUMNS, SCHEMAS
-from tasks.tables import open_table, read_table
+from tasks.tables import compacted_versions, open_table, read_table
 
 COPIED = "rows name files of another root, since this one was copied or moved: nothing can be told to be left over"
 MEDIA_COLUMNS = {"clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
@@ -83,11 +83,17 @@ def empty_folders(root: str) -> list[str]:
 
 
 def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool = False) -> list[str]:
-    """Parquet files, relative to the table, that its log does not name; removed when `delete` says so."""
+    """Parquet files, relative to the table, that no version of it names; removed when `delete` says so."""
     delta = open_table(root, table)
     if delta is None:
         return []
-    return delta.vacuum(older_than_h, dry_run=not delete, enforce_retention_duration=False, full=True)
+    return delta.vacuum(
+        older_than_h,
+        dry_run=not delete,
+        enforce_retention_duration=False,
+        full=True,
+        keep_versions=compacted_versions(delta) or None,
+    )
 
 
 def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]:

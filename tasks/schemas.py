@@ -81,6 +81,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "uri": STRING,
         "size_bytes": INT,
         "cut_method": STRING,
+        "crop": pa.list_(pa.int32()),  # left top width height of the picture in px of the video; null: all of it
     },
     "scores": {"score_id": STRING, "clip_id": STRING, "scorer": STRING, "value": FLOAT, "details": STRING},
     # What a vision model sees in a clip, for scores, duplicates and search: computed once, used by many.

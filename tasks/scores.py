@@ -81,16 +81,16 @@ def clip_view(clip: Mapping[str, Any]) -> ClipView:
 
     from pyramid_model.video import read_clip
 
-    height, width = scored_size(clip)
+    height, width = scored_size(clip["height"], clip["width"])
     frames = read_clip(clip["uri"], height=height, width=width)
     gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     return ClipView(gray, clip["fps_num"] / clip["fps_den"], clip["uri"])
 
 
-def scored_size(clip: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) at which a clip is scored."""
-    scale = min(1.0, LONGER_SIDE / max(clip["height"], clip["width"]))
-    return max(16, round(clip["height"] * scale)), max(16, round(clip["width"] * scale))
+def scored_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) at which a clip of that size is scored."""
+    scale = min(1.0, LONGER_SIDE / max(height, width))
+    return max(16, round(height * scale)), max(16, round(width * scale))
 
 
 @step

@@ -5,6 +5,7 @@ appends a row with `attempt + 1`, and readers see the latest attempt of each id.
 table that was written before reads as null there, and gets the column with the next append.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -29,6 +30,8 @@ from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 
 BLOB_ROW_GROUP_BYTES = 1_000_000  # from here on one row a row group: a random row is read alone
 COMMIT_TRIES = 20
+COMPACT_EVERY = 256  # versions: each leaves a small file, and a thousand of them take seconds to open
+SMALL_ROWS = WriterProperties(compression="ZSTD", compression_level=3)
 
 
 class TableError(RuntimeError):
@@ -166,10 +169,38 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block
                 writer_properties=_writer_properties(table, fresh),
                 commit_properties=once,
             )
+            if delta.version() % COMPACT_EVERY == 0:  # of those who append at the same time one alone
+                compact(delta, table)
             return fresh.num_rows
         except CommitFailedError:
             time.sleep(0.05 * attempt)
     raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
+
+
+def compact(delta: DeltaTable, table: str) -> None:
+    """Rewrite the small files of a table as few; its rows stay, and so do its earlier versions until they are vacuumed.
+
+    Others may append meanwhile. Tables of large values are left alone: their files are laid out for reading one row.
+    """
+    if table in BLOB_COLUMNS:
+        return
+    with contextlib.suppress(CommitFailedError):  # somebody else has just done it
+        delta.optimize.compact(writer_properties=SMALL_ROWS, max_concurrent_tasks=1)
+
+
+def compacted_versions(delta: DeltaTable) -> list[int]:
+    """The last version before each rewriting of small files: it names all files that versions before it name, too."""
+    before = [entry["version"] - 1 for entry in delta.history() if entry["operation"] == "OPTIMIZE"]
+    return [version for version in before if _is_readable(delta.table_uri, version)]
+
+
+def _is_readable(uri: str, version: int) -> bool:
+    """Whether the log still reaches back to a version."""
+    try:
+        DeltaTable(uri, version=version)
+    except DeltaError:
+        return False
+    return True
 
 
 def _schema_mode(delta: DeltaTable, table: str) -> Literal["merge"] | None:
@@ -251,7 +282,7 @@ def _to_arrow(table: str, rows: Sequence[Mapping[str, Any]], lineage: Lineage) -
 def _writer_properties(table: str, data: pa.Table) -> WriterProperties:
     blobs = BLOB_COLUMNS.get(table, ())
     if not blobs:
-        return WriterProperties(compression="ZSTD", compression_level=3)
+        return SMALL_ROWS
     row_bytes = data.nbytes / max(1, data.num_rows)
     plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
     return WriterProperties(

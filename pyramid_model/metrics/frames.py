@@ -1,10 +1,15 @@
 """Scores of a clip's frames: pure functions of uint8 arrays, cheap enough for the CPU that decodes."""
 
+import itertools
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 
 BT601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+FROZEN = 0.255  # mean change of luma, 0..255
+CRUSHED = 3  # luma
+NEARLY_ALL = 0.98  # of the pixels
 
 
 def luma(frames: np.ndarray) -> np.ndarray:
@@ -37,15 +42,45 @@ def sharpness(frames: np.ndarray) -> float:
 
     frames: uint8, (t h w) or RGB (t h w 3), at least 3x3 px. Compare only frames of one size: scaling changes it.
     """
-    return float(np.mean([_laplacian(luma(frame[None])[0]).var() for frame in frames]))
-
-
-def _laplacian(plane: np.ndarray) -> np.ndarray:
-    """Sum of the four neighbours minus four times the pixel; (h w) -> (h-2 w-2)."""
-    inner = plane[1:-1, 1:-1]
-    return plane[:-2, 1:-1] + plane[2:, 1:-1] + plane[1:-1, :-2] + plane[1:-1, 2:] - 4 * inner
+    # Without the outermost pixels, whose neighbours would be made up.
+    edges = (cv2.Laplacian(luma(frame[None])[0], cv2.CV_32F)[1:-1, 1:-1] for frame in frames)
+    return float(np.mean([cv2.meanStdDev(edge)[1].item() ** 2 for edge in edges]))
 
 
 def brightness(frames: np.ndarray) -> float:
     """Mean luma, 0 (black) to 255 (white). frames: uint8, (t h w) or RGB (t h w 3)."""
     return float(np.mean([luma(frame[None]).mean() for frame in frames]))
+
+
+def static_ratio(frames: np.ndarray) -> float:
+    """Share of the frames after the first that (nearly) equal the one before, 0..1; 0 for a single frame.
+
+    frames: gray uint8 (t h w). Equal means a mean change of luma below a thousandth of its range, as in FFmpeg's
+    freezedetect: 1 for a slide or a freeze, about 0.5 for animation that is drawn on twos.
+    """
+    changes = [cv2.absdiff(after, before).mean() for before, after in itertools.pairwise(frames)]
+    return float(np.mean(np.array(changes) < FROZEN)) if changes else 0.0
+
+
+def exposure(frames: np.ndarray) -> tuple[float, float]:
+    """Shares of the pixels that are (crushed to black, blown to white), 0..1 each. frames: gray uint8 (t h w).
+
+    Luma within 3 of either end counts: detail there is lost. Black borders count too.
+    """
+    return float((frames <= CRUSHED).mean()), float((frames >= 255 - CRUSHED).mean())
+
+
+def black_ratio(frames: np.ndarray) -> float:
+    """Share of the frames that are nearly black, 0..1: fades, gaps. frames: gray uint8 (t h w).
+
+    98 % of the pixels below a tenth of the range, as in FFmpeg's blackdetect.
+    """
+    return float(((frames <= 25).mean(axis=(1, 2)) >= NEARLY_ALL).mean())
+
+
+def white_ratio(frames: np.ndarray) -> float:
+    """Share of the frames that are nearly white, 0..1: flashes, fades. frames: gray uint8 (t h w).
+
+    98 % of the pixels in the brightest tenth of the range.
+    """
+    return float(((frames >= 230).mean(axis=(1, 2)) >= NEARLY_ALL).mean())

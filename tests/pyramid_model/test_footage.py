@@ -1,7 +1,11 @@
 """Files from outside: what they are is found by decoding, and damage never passes unseen. About 5 s."""
 
 import itertools
+import os
 import shutil
+import struct
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -168,3 +172,74 @@ def test_every_odd_file_ends_as_a_reason_or_as_a_video(shared_assets):
         except VideoError as err:
             problem = err
         assert (problem.kind if problem else None) == SHARED.get(path.name), path.name
+
+
+OTHERS = {
+    "list.mp4": b"ffconcat version 1.0\nfile other.mp4\n",
+    "list.m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mp4\n#EXT-X-ENDLIST\n",
+    "remote.m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+    "list.mpd": b"""<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"
+        mediaPresentationDuration="PT5S" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period>
+        <AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>other.mp4</BaseURL>
+        <SegmentBase indexRange="0-9"/></Representation></AdaptationSet></Period></MPD>""",
+    "drawing.svg": b"""<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"
+        xmlns:xlink="http://www.w3.org/1999/xlink"><image xlink:href="other.png" width="64" height="64"/></svg>""",
+    "other%d.png": b"one of many",
+    "subtitles.idx": b"# VobSub index file, v7 (do not modify this line!)\nsize: 720x576\nid: en, index: 0\n"
+    b"timestamp: 00:00:01:000, filepos: 000000000\n",
+    "session.sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+    b"a=rtpmap:96 H264/90000\n",
+}
+
+
+def test_a_file_that_names_others_is_refused_and_opens_none_of_them(tmp_path):
+    # Whoever opens a pipe without a writer waits for ever.
+    for name in ("other.mp4", "other.png", "other1.png", "subtitles.sub"):
+        os.mkfifo(tmp_path / name)
+    for name, content in OTHERS.items():
+        (tmp_path / name).write_bytes(content)
+    code = (
+        "import sys\nfrom pyramid_model.footage import probe\nfrom pyramid_model.video import VideoError\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n        probe(path)\n    except VideoError as err:\n        print(err.kind)"
+    )
+    paths = [str(tmp_path / name) for name in OTHERS]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["not_media"] * len(OTHERS)
+
+
+def test_frames_that_are_too_large_are_refused_before_any_is_decoded(good):
+    with pytest.raises(
+        VideoError, match=r"256x144 px, 0\.01 million px are the most \(clips\.max_megapixels\)"
+    ) as caught:
+        Footage(str(good), max_pixels=10_000)
+    assert caught.value.kind == "too_large"
+
+
+def test_frames_that_are_larger_than_the_header_says_are_not_decoded(good, tmp_path):
+    data = bytearray(good.read_bytes())
+    header = data.index(b"avc1", data.index(b"stsd"))
+    assert struct.unpack_from(">HH", data, header + 28) == (256, 144)
+    struct.pack_into(">HH", data, header + 28, 64, 64)
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(VideoError) as caught:
+        Footage(str(tmp_path / "a.mp4"), max_pixels=10_000)
+    assert caught.value.kind in ("no_frames", "too_large")
+
+
+def test_a_codec_that_nobody_knows_is_named(good, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(good.read_bytes().replace(b"avc1", b"zzz9"))
+    with pytest.raises(VideoError) as caught:
+        probe(str(tmp_path / "a.mp4"))
+    assert caught.value.kind == "no_decoder"
+
+
+def test_a_header_that_claims_a_billion_frames_gives_what_is_there_or_an_error(good, tmp_path):
+    data = bytearray(good.read_bytes())
+    sizes, chunks, times = (data.index(name) for name in (b"stsz", b"stsc", b"stts"))
+    struct.pack_into(">II", data, sizes + 8, 1, 10**9)  # every sample one byte, a billion of them
+    struct.pack_into(">I", data, chunks + 16, 10**9)
+    struct.pack_into(">I", data, times + 12, 10**9)
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(VideoError):
+        examine(tmp_path / "a.mp4")

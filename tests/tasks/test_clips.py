@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from pyramid_model.footage import decode
-from pyramid_model.video import read_clip
+from pyramid_model.metrics.scorers import IN_DECODE_PASS
+from pyramid_model.video import read_clip, write_video
 from tasks.clip_cutting import VideoPass, cut_video
-from tasks.clips import ClipsConfig, VideoWorker, clips, current_clips
+from tasks.clips import LEAST_S, MAX_BLOCK, ClipsConfig, VideoWorker, clips, current_clips, share_s
 from tasks.ingest import hash_file
 from tasks.schemas import ID_COLUMNS
 from tasks.scores import ScoresConfig, scores
@@ -257,8 +258,28 @@ def test_of_a_finished_clip_no_frames_stay_in_memory(footage, tmp_path):
     cut_clips = VideoPass(item, CONFIG, str(tmp_path)).cut()
     assert [clip.num_frames for clip in cut_clips] == [29, 10, 23]
     for clip in cut_clips:
-        assert [row["scorer"] for row in clip.scores] == ["motion", "sharpness", "brightness", "phash"]
+        assert [row["scorer"] for row in clip.scores] == list(IN_DECODE_PASS)
         assert {clip.first.image, clip.first.gray, clip.last.image, clip.last.gray} == {None}
+
+
+def test_black_bars_are_cut_off_on_request(shoot, tmp_path):
+    frames = shoot(tmp_path / "plain.mp4", [30])
+    frames[:, :12] = frames[:, -12:] = 0
+    write_video(str(tmp_path / "barred.mp4"), frames, fps=24)
+    asked, unasked = ClipsConfig(crop_letterbox=True), ClipsConfig()
+    assert "crop_letterbox" not in unasked.model_dump()  # videos that were cut before it existed stay done
+    rows = cut(tmp_path / "barred.mp4", tmp_path, asked)
+    [picture] = rows["clips"]
+    assert (picture["height"], picture["width"], picture["crop"]) == (72, 160, [0, 12, 160, 72])
+    shown = read_clip(picture["uri"], height=72, width=160, num_frames=1)[0]
+    assert np.abs(shown.astype(int) - frames[0, 12:-12]).mean() < 6
+    whole = cut(tmp_path / "barred.mp4", tmp_path, unasked)
+    assert [(row["height"], row["crop"]) for row in whole["clips"]] == [(96, None)]
+    assert whole["clips"][0]["clip_id"] != picture["clip_id"]
+    shares = [row["value"] for found in (whole, rows) for row in found["scores"] if row["scorer"] == "borders"]
+    assert shares == pytest.approx([24 / 96, 0])
+    plain = [cut(tmp_path / "plain.mp4", tmp_path, config)["clips"][0]["clip_id"] for config in (asked, unasked)]
+    assert plain[0] == plain[1]
 
 
 def worker_in(tmp_path, **changes) -> VideoWorker:
@@ -324,3 +345,41 @@ def test_shared_odd_files_have_their_display_size(shared_assets, tmp_path):
     assert all(row["end_s"] > row["start_s"] for row in vfr["clips"])
     late = cut(shared_assets / "odd" / "psd_delayed_start.mp4", tmp_path, config)
     assert (late["videos"][0]["start_pts"], late["clips"][0]["start_s"]) == (13760, 0)
+
+
+def test_one_bad_video_of_a_block_is_one_failed_row_and_the_other_fifteen_are_cut(shoot, tmp_path):
+    for number in range(16):
+        shoot(tmp_path / f"{number:02}.mp4", [12], size=(32 + 2 * number, 64), audio_s=0.1 * number)
+    (tmp_path / "07.mp4").write_bytes((tmp_path / "07.mp4").read_bytes().replace(b"avc1", b"zzz9"))
+    worker = worker_in(tmp_path)
+    rows = worker([source(path) | {"attempt": 1, "known": []} for path in sorted(tmp_path.glob("*.mp4"))])
+    worker.child.close()
+    assert [row["error_type"] for row in rows["videos"] if row["status"] != "ok"] == ["no_decoder"]
+    assert (len(rows["videos"]), len({row["video_id"] for row in rows["clips"]})) == (16, 15)
+
+
+def test_a_video_that_would_fill_the_memory_becomes_a_row(footage, tmp_path):
+    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    worker = worker_in(tmp_path, max_memory_gb=0.05)
+    [row] = worker([item])["videos"]
+    assert (row["status"], row["error_type"]) == ("failed", "too_much_memory")
+    assert "lower clips.max_side, or raise clips.max_memory_gb" in row["error"]
+    assert os.listdir(tmp_path / "media") == []
+    [row] = cut(footage / "good.mp4", tmp_path, ClipsConfig(max_megapixels=0.01))["videos"]
+    assert (row["status"], row["error_type"]) == ("failed", "too_large")
+
+
+def test_videos_that_hang_leave_the_others_of_their_block_their_time():
+    left_s, given = 1600.0, []
+    for num_after in reversed(range(MAX_BLOCK)):
+        given.append(min(1500.0, share_s(left_s, num_after)))
+        left_s -= given[-1]
+    assert (min(given), left_s) == (LEAST_S, 0)
+    assert share_s(1600, 0) == 1600
+
+
+def test_limits_that_change_no_clip_redo_nothing():
+    loose = ClipsConfig(max_memory_gb=9, max_megapixels=99, timeout_s=7)
+    assert loose.that_matter() == ClipsConfig().that_matter()
+    assert ClipsConfig.model_validate(loose.model_dump()) == loose
+    assert not {"max_memory_gb", "max_megapixels"} & set(ClipsConfig().model_dump())

@@ -1,4 +1,4 @@
-"""A function that crashes or hangs harms nobody but its own process. About 3 s."""
+"""A function that crashes or hangs harms nobody but its own process. About 8 s."""
 
 import os
 import signal
@@ -10,15 +10,15 @@ import time
 import psutil
 import pytest
 
-from tasks.isolated import Crashed, Isolated, TimedOut
+from tasks.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 
 
 @pytest.fixture
 def isolated():
     made = []
 
-    def make(function: str) -> Isolated:
-        made.append(Isolated(function))
+    def make(function: str, **limits) -> Isolated:
+        made.append(Isolated(function, **limits))
         return made[-1]
 
     yield make
@@ -85,3 +85,27 @@ def test_the_process_ends_with_its_parent():
             return
         time.sleep(0.1)
     pytest.fail("the child outlived its parent")
+
+
+def test_memory_above_the_limit_ends_the_call_and_the_next_one_works(isolated):
+    child = isolated("timeit:timeit", max_bytes=300 * 2**20)
+    with pytest.raises(TookTooMuch, match=r"GiB, at most 0\.293 GiB"):
+        child.call(60, stmt="taken = b'x' * 500 * 2**20; import time; time.sleep(30)", number=1)
+    assert child._child is None
+    assert child.call(60, stmt="", number=1) >= 0
+
+
+def test_a_child_that_keeps_memory_or_has_answered_often_is_replaced(isolated):
+    child = isolated("timeit:timeit", max_bytes=300 * 2**20)
+    child.call(60, stmt="import sys; sys.kept = b'x' * 200 * 2**20", number=1)
+    assert child._child is None
+    often = isolated("os:getpid", max_calls=2)
+    pids = [often.call(60) for _ in range(4)]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+def test_a_hang_in_c_that_lets_no_python_run_is_ended_too_and_leaves_no_zombie(isolated):
+    child = isolated("timeit:timeit")
+    with pytest.raises(TimedOut):
+        child.call(1, stmt="import ctypes; ctypes.PyDLL(None).sleep(30)", number=1)
+    assert not [one for one in psutil.Process().children() if one.status() == psutil.STATUS_ZOMBIE]

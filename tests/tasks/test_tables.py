@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from tasks.export import export_rows
+from tasks.leftovers import unnamed_parquet
 from tasks.manifest import parse_filter, select_rows
 from tasks.schemas import COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables import (
@@ -20,6 +22,7 @@ from tasks.tables import (
     TableError,
     append_block,
     bad_row,
+    compact,
     content_id,
     crc32,
     ok_row,
@@ -210,6 +213,53 @@ def test_a_table_of_another_schema_version_is_refused_with_its_columns(tmp_path)
     write_deltalake(table_uri(str(tmp_path), "captions"), old)
     with pytest.raises(TableError, match=r"missing columns .*'attempt'.*text \(int64, expected string\)"):
         read_table(str(tmp_path), "captions")
+
+
+def test_small_files_become_one_and_neither_rows_nor_earlier_versions_change(tmp_path):
+    root = str(tmp_path)
+    for number in range(8):
+        append_block(root, "captions", [caption(number)], f"block {number}", LINEAGE)
+    before, version = read_table(root, "captions"), table_version(root, "captions")
+    held = open_table(root, "captions")
+    compact(open_table(root, "captions"), "captions")
+    assert len(open_table(root, "captions").file_uris()) == 1
+    assert read_table(root, "captions").sort_by("caption_id") == before.sort_by("caption_id")
+    assert not append_block(root, "captions", [caption(3)], "block 3", LINEAGE)
+    assert not append_block(root, "captions", [caption(3)], "another block", LINEAGE)
+    assert append_block(root, "captions", [caption(8)], "block 8", LINEAGE) == 1
+    # What a pinned version needs outlives even a vacuum that spares nothing.
+    assert unnamed_parquet(root, "captions", older_than_h=0, delete=True) == []
+    assert read_table(root, "captions", version=version) == before
+    assert held.to_pyarrow_table().num_rows == 8
+
+
+def test_rewriting_small_files_beside_writers_loses_and_doubles_nothing(tmp_path):
+    root = str(tmp_path)
+    append_block(root, "captions", [caption(0)], "block 0", LINEAGE)
+
+    def write(numbers: range) -> None:
+        for number in numbers:
+            append_block(root, "captions", [caption(number)], f"block {number}", LINEAGE)
+
+    writers = [threading.Thread(target=write, args=(range(first, 37, 3),)) for first in (1, 2, 3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        compact(open_table(root, "captions"), "captions")
+    for writer in writers:
+        writer.join()
+    ids = read_table(root, "captions", latest=False)["caption_id"].to_pylist()
+    assert sorted(ids) == sorted(content_id("caption", number) for number in range(37))
+
+
+def test_tables_of_large_values_keep_their_files(tmp_path):
+    for number in range(3):
+        row = ok_row(
+            {}, latent_id=content_id(number), shape=[4], dtype="bfloat16", latent=bytes(8), crc32=crc32(bytes(8))
+        )
+        append_block(str(tmp_path), "latents", [row], f"block {number}", LINEAGE)
+    compact(open_table(str(tmp_path), "latents"), "latents")
+    assert len(open_table(str(tmp_path), "latents").file_uris()) == 3
 
 
 ADDED = ("language", "json")  # columns that the tables of these tests were written without

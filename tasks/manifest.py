@@ -22,7 +22,7 @@ from tasks.tables import TableError, as_dataset, open_table, read_table, table_u
 CLIPS_WITH_SCORES = "clips-with-scores"
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # two-character ones first, so that they are found first
 WRITERS = {  # the command that writes a table
-    **dict.fromkeys(("sources", "videos", "clips", "scores", "duplicates", "selections"), "curate"),
+    **dict.fromkeys(("sources", "videos", "clips", "scores", "embeddings", "duplicates", "selections"), "curate"),
     "captions": "recaption",
     **dict.fromkeys(("latents", "text_features"), "extract"),
     "models": "train-vae",

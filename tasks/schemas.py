@@ -90,7 +90,8 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "clip_id": STRING,
         "model": STRING,
         "model_hash": STRING,
-        "shape": pa.list_(pa.int32()),  # n d: one row a sampled frame
+        "sampling": STRING,  # JSON: which frames, at which size, in which precision
+        "shape": pa.list_(pa.int32()),  # n d: one row a sampled frame, each of unit length
         "dtype": STRING,
         "embedding": pa.binary(),
         "crc32": INT,

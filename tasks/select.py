@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tasks.clips import current_clips
 from tasks.duplicates import groups_by_method
 from tasks.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
-from tasks.manifest import newest_selection, verdicts_of
+from tasks.manifest import left_join, newest_selection, verdicts_of
 from tasks.score_reading import score_arrays
 from tasks.select_config import SelectConfig
 from tasks.source_card import SplitPin, read_card
@@ -247,6 +247,6 @@ def selected_clips(
     of_chosen = pc.field("clip_id").isin(chosen["clip_id"].combine_chunks())
     names = None if columns is None else [*dict.fromkeys(["clip_id", *columns, "video_id", "start_frame"])]
     clips = read_table(run.root, "clips", names, versions.get("clips"), of_chosen)
-    joined = clips.join(chosen, "clip_id", join_type="inner")
+    joined = left_join(clips, chosen, "clip_id", {"bucket": "bucket", "split": "split"})
     joined = joined.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
     return joined if columns is None else joined.select([*columns, "bucket", "split"])

@@ -43,7 +43,7 @@ class DuplicatesConfig(Config):
         "semantic: alike to a vision model, needs embeddings",
     )
     max_distance: int = Field(
-        36, ge=0, le=64, description="phash: bits of 256 that two frames may differ by; re-encoding changes up to 15"
+        32, ge=0, le=64, description="phash: bits of 256 that two frames may differ by; re-encoding changes up to 15"
     )
     min_share: float = Field(
         0.6, gt=0, le=1, description="phash: share of a clip's frames that must be found in the other one"

@@ -124,6 +124,11 @@ def _note(judged: Sequence[Judged], trained: Judged) -> str:
     note = f"{kept.total()} of {len(trained.rows)} clips kept ({splits})"
     if trained.name:
         note += f" in set {trained.name}; " + ", ".join(f"{one.name} {one.kept.sum()}" for one in judged)
+    for scorer, limits in trained.config.rules().thresholds.items():
+        if limits.min_percentile is not None or limits.max_percentile is not None:
+            bounds = trained.limits[scorer]
+            low, high = ("…" if bounds[side] is None else f"{bounds[side]:.4g}" for side in ("min", "max"))
+            note += f"; {scorer} from {low} to {high}"
     return note
 
 

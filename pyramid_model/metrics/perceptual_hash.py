@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 
 HASH_SIZE = 16  # frequencies a side; 8, which is common, cannot tell two gestures before the same wall
-INTERVAL_S = 0.125  # between the frames that are hashed; doubled while a clip would have more than MAX_HASHES
-MAX_HASHES = 32
+INTERVAL_S = 0.25  # between hashed frames: at 0.5 copies that start a little later are lost; doubled for long clips
+MAX_HASHES = 64
 MIN_CONTRAST = 6.0  # standard deviation of gray levels below which a frame shows nothing that a hash could tell
 
 

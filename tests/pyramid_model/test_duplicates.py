@@ -97,10 +97,10 @@ def test_flat_frames_have_no_hash():
     texture = RNG.integers(0, 255, (1, 36, 64), np.uint8)
     dark = np.full((24, 36, 64), 3, np.uint8) + RNG.integers(0, 4, (24, 36, 64), np.uint8)
     assert clip_hashes(dark, 24) == []
-    assert len(clip_hashes(np.concatenate([dark, np.repeat(texture, 24, axis=0)]), 24)) == 8
+    assert len(clip_hashes(np.concatenate([dark, np.repeat(texture, 24, axis=0)]), 24)) == 4
 
 
-@pytest.mark.parametrize(("num_frames", "fps", "count"), [(1, 24, 1), (24, 24, 8), (48, 48, 8), (2400, 24, 25)])
+@pytest.mark.parametrize(("num_frames", "fps", "count"), [(1, 24, 1), (24, 24, 4), (48, 48, 4), (2400, 24, 50)])
 def test_frames_are_hashed_at_one_rate_whatever_that_of_the_clip(num_frames, fps, count):
     chosen = hashed_frames(num_frames, fps)
     assert len(chosen) == count <= MAX_HASHES

@@ -1,7 +1,7 @@
 """What finding duplicates and selecting cost by the number of clips: made-up scores and hashes in real tables.
 
-uv run python benchmarks/curation.py               # 100,000 clips
-uv run python benchmarks/curation.py --clips 10000
+uv run python benchmarks/selecting.py               # 100,000 clips
+uv run python benchmarks/selecting.py --clips 10000
 """
 
 import argparse

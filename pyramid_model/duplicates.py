@@ -1,7 +1,7 @@
 """Which clips show the same: pairs that are near by perceptual hash or by embedding, and the groups that they form.
 
-Clips are numbers here, 0 … num_clips - 1. Nothing compares all pairs: hashes are compared where three of their eight
-bytes agree, embeddings within a cluster.
+Clips are numbers here, 0 … num_clips - 1. Nothing compares all pairs: hashes are compared where some of their lowest
+frequencies agree, embeddings within a cluster.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 WINDOW = 64  # neighbours in the order of a band that are compared: all of a small bucket, the nearest of a large one
-PAIRS_AT_ONCE = 1 << 16
+PAIRS_AT_ONCE = 512
 ROWS_AT_ONCE = 1024
 CLIPS_PER_CLUSTER = 2000
 
@@ -27,61 +27,69 @@ class Pairs(NamedTuple):
 def near_by_hash(hashes: Sequence[np.ndarray], max_distance: int, min_share: float) -> Pairs:
     """Pairs of clips where most hashes of the one with fewer are near to one of the other's.
 
-    Candidates share three bytes of eight in one hash: no pair within 5 bits is missed, of pairs within 8 bits about
-    half a frame, hence hardly a clip. The order of the frames does not count.
+    Candidates agree in three of the eight lowest rows of frequencies of one hash: none that differ in five bits there
+    are missed, and of those that differ in eight about half, in one of many frames. The order of frames does not count.
 
     Args:
-        hashes: by clip, (n,) uint64; a clip without any is in no pair.
-        max_distance: bits of 64 that may differ.
+        hashes: by clip, (n, 32) uint8: bytes of n hashes of 16 by 16 frequencies; a clip with n = 0 is in no pair.
+        max_distance: bits of 256 that may differ.
         min_share: share of the hashes that must be near, 0..1.
 
     Returns:
         Pairs; the similarity is the share of equal bits, mean over the hashes of the clip with fewer.
     """
-    first, second = _candidates(hashes, max_distance)
+    first, second = _candidates(hashes, max_distance // 4 + 4)
     counts = np.array([len(one) for one in hashes], np.int64)
-    # The clip with fewer hashes comes first, so that its share is the one that counts.
+    # The clip with fewer hashes is the one whose share counts.
     swap = counts[first] > counts[second]
     fewer, more = np.where(swap, second, first), np.where(swap, first, second)
     padded = _padded(hashes, int(counts.max(initial=0)))
     near, distance = np.zeros(len(fewer)), np.zeros(len(fewer))
-    for at in range(0, len(fewer), 1024):
-        part = slice(at, at + 1024)
+    for at in range(0, len(fewer), PAIRS_AT_ONCE):
+        part = slice(at, at + PAIRS_AT_ONCE)
         few, many = fewer[part], more[part]
         width, depth = int(counts[few].max()), int(counts[many].max())
-        found = np.bitwise_count(padded[few, :width, None] ^ padded[many, None, :depth])
-        found = np.where(np.arange(depth) < counts[many][:, None, None], found, 64).min(axis=2)
+        found = _distances(padded[few, :width], padded[many, :depth])
+        found = np.where(np.arange(depth) < counts[many][:, None, None], found, 256).min(axis=2)
         real = np.arange(width) < counts[few][:, None]
         near[part] = ((found <= max_distance) & real).sum(axis=1) / counts[few]
         distance[part] = (found * real).sum(axis=1) / counts[few]
     same = near >= min_share
-    return Pairs(first[same], second[same], 1 - distance[same] / 64)
+    return Pairs(first[same], second[same], 1 - distance[same] / 256)
+
+
+def _distances(few: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Bits that differ between hashes of paired clips; (p, n, 4) and (p, m, 4) uint64 -> (p, n, m) uint16."""
+    words = [np.bitwise_count(few[:, :, None, word] ^ many[:, None, :, word]) for word in range(4)]
+    return np.stack(words).sum(axis=0, dtype=np.uint16)
 
 
 def _padded(hashes: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """Hashes as one array, (num_clips, width) uint64; what lies behind a clip's own is 0."""
-    padded = np.zeros((len(hashes), width), np.uint64)
+    """Hashes as one array of words, (num_clips, width, 4) uint64; what lies behind a clip's own is 0."""
+    padded = np.zeros((len(hashes), width, 32), np.uint8)
     for row, own in zip(padded, hashes, strict=True):
         row[: len(own)] = own
-    return padded
+    return padded.view(np.uint64)
 
 
 def _candidates(hashes: Sequence[np.ndarray], max_distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of clips, first < second, that have a hash each within `max_distance`, found by bands of three bytes."""
+    """Pairs of clips, first < second, with a hash each that are near in the lowest 8 by 8 frequencies."""
     clip = np.repeat(np.arange(len(hashes)), [len(one) for one in hashes])
-    values = np.concatenate([*hashes, np.empty(0, np.uint64)]).astype(np.uint64)
+    # A row has 16 bits, so every other byte holds its lower half.
+    lowest = np.concatenate([np.empty((0, 32), np.uint8), *hashes])[:, 0:16:2]
+    values = np.ascontiguousarray(lowest).view(np.uint64).reshape(-1)
     # One entry for frames of a clip that look alike: a still clip would fill a bucket on its own.
     values, clip = np.unique(np.stack([values, clip.astype(np.uint64)]), axis=1)
-    octets = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)
+    rows = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)
     found = np.empty(0, np.int64)
     for band in itertools.combinations(range(8), 3):
-        rest = [byte for byte in range(8) if byte not in band]
+        rest = [row for row in range(8) if row not in band]
         # Little-endian: the last three bytes weigh most, so that sorting puts equal bands side by side.
-        turned = np.ascontiguousarray(octets[:, [*rest, *band]]).view(np.uint64)[:, 0]
+        turned = np.ascontiguousarray(rows[:, [*rest, *band]]).view(np.uint64).reshape(-1)
         order = np.argsort(turned, kind="stable")
-        new = [codes for codes in _neighbours(turned[order], clip[order].astype(np.int64), max_distance, len(hashes))]
+        new = list(_neighbours(turned[order], clip[order].astype(np.int64), max_distance, len(hashes)))
         found = np.unique(np.concatenate([found, *new]))
-    return found // len(hashes), found % len(hashes)
+    return found // max(1, len(hashes)), found % max(1, len(hashes))
 
 
 def _neighbours(values: np.ndarray, clip: np.ndarray, max_distance: int, num_clips: int) -> Iterator[np.ndarray]:

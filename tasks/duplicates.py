@@ -42,7 +42,9 @@ class DuplicatesConfig(Config):
         description="exact: equal frames; phash: re-encoded, scaled or slightly cropped copies in other videos; "
         "semantic: alike to a vision model, needs embeddings",
     )
-    max_distance: int = Field(8, ge=0, le=20, description="phash: bits of 64 that two frames may differ by")
+    max_distance: int = Field(
+        32, ge=0, le=64, description="phash: bits of 256 that two frames may differ by; re-encoding changes up to 15"
+    )
     min_share: float = Field(
         0.6, gt=0, le=1, description="phash: share of a clip's frames that must be found in the other one"
     )
@@ -119,7 +121,7 @@ def _pairs(run: Run, config: DuplicatesConfig, method: Method, clips: pa.Table) 
         return equal(
             [details[clip_id]["frames_hash"] if some else "" for clip_id, some in zip(clip_ids, shown, strict=True)]
         )
-    hashes = [np.array([int(one, 16) for one in some], np.uint64) for some in shown]
+    hashes = [np.frombuffer(bytes.fromhex("".join(some)), np.uint8).reshape(-1, 32) for some in shown]
     video = np.unique(np.array(clips["video_id"].to_pylist(), dtype=str), return_inverse=True)[1]
     return across_videos(near_by_hash(hashes, config.max_distance, config.min_share), video)
 

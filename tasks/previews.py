@@ -14,7 +14,7 @@ from tasks.report_curation import bucket_lines, read_curation, split_lines
 from tasks.report_data import length, step_records
 from tasks.report_funnel import funnel, read_intake
 from tasks.report_models import charts
-from tasks.report_selection import score_figures, select_outputs, selection_thresholds
+from tasks.report_selection import ScoreFigure, score_figures, select_outputs, selection_thresholds
 from tasks.splits import SPLITS
 from tasks.table_stats import compact
 from tasks.tables import read_table
@@ -53,9 +53,13 @@ def curation_page(root: str) -> str:
         table(("split", "videos", "clips", "length"), splits) if shown else "",
         table(("bucket", "aspect", *SPLITS), buckets) if shown else "",
     ]
-    return page(
-        [*parts, "## Scores", *figures, f"## Kept clips ({len(shown)} of {kept.num_rows})", sheet if shown else "none"]
-    )
+    heading = f"## Kept clips ({len(shown)} of {kept.num_rows})"
+    return page([*parts, "## Scores", *figures, heading, sheet if shown else "none"])
+
+
+def _score_section(one: ScoreFigure) -> str:
+    limits = "".join(f"; {limit.words}: drops {limit.num_dropped}" for limit in one.limits)
+    return f"**{one.name}** (mean {one.mean}{limits})\n\n{picture(one.name, svg_uri(one.svg))}"
 
 
 def training_page(root: str, model_id: str) -> str:

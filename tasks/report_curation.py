@@ -40,8 +40,12 @@ class Curation:
 
     @cached_property
     def drop_reasons(self) -> list[list[str]]:
-        """Every limit that each clip misses."""
-        return [reasons or [] for reasons in self.clips["drop_reasons"].to_pylist()]
+        """Every limit that each clip misses, in the order of the rules.
+
+        That a wider set dropped it comes last: the limits of a stricter one say why.
+        """
+        lists = self.clips["drop_reasons"].to_pylist()
+        return [sorted(reasons or [], key=lambda reason: reason.startswith("not_in_")) for reasons in lists]
 
     @cached_property
     def rules(self) -> list[DropReason]:

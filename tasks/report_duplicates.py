@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from tasks.report_curation import Curation
-from tasks.table_stats import compact, file_size
+from tasks.table_stats import file_size
 from tasks.tables import read_table
 
 MAX_GROUPS, MAX_MEMBERS = 24, 8  # shown; the counts are of all
 COLUMNS = ("clip_id", "method", "group_id", "rank", "similarity")
-FACTS = ("clip_id", "path", "start_s", "end_s", "width", "height", "size_bytes", "keep")
+FACTS = ("clip_id", "path", "start_s", "end_s", "num_frames", "width", "height", "size_bytes", "keep")
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,11 @@ def read_duplicates(root: str, curation: Curation) -> Duplicates:
 
 
 def why_first(clip: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Why one clip of a group is kept rather than another, in the words of `tasks.duplicates.keeping_order`."""
+    """Why one clip of a group is kept rather than another, as far as figures tell (`duplicates.keeping_order`)."""
     if clip["width"] * clip["height"] != other["width"] * other["height"]:
         return "more pixels: {width}×{height}, ".format_map(clip) + "the next {width}×{height}".format_map(other)
-    if clip["size_bytes"] != other["size_bytes"]:
+    if clip["size_bytes"] > other["size_bytes"]:
         return f"larger file: {file_size(clip['size_bytes'])}, the next {file_size(other['size_bytes'])}"
-    lengths = [one["end_s"] - one["start_s"] for one in (clip, other)]
-    if lengths[0] > lengths[1]:
-        return f"longer: {compact(lengths[0])} s, the next {compact(lengths[1])} s"
+    if clip["num_frames"] > other["num_frames"]:
+        return f"longer: {clip['num_frames']:,} frames, the next {other['num_frames']:,}"
     return "equal in size and length: the smallest id"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tasks.clips import current_clips
 from tasks.duplicates import groups_by_method
 from tasks.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
-from tasks.manifest import newest_selection, verdicts_of
+from tasks.manifest import left_join, newest_selection, verdicts_of
 from tasks.score_reading import score_arrays
 from tasks.select_config import SelectConfig
 from tasks.source_card import SplitPin, read_card
@@ -124,6 +124,11 @@ def _note(judged: Sequence[Judged], trained: Judged) -> str:
     note = f"{kept.total()} of {len(trained.rows)} clips kept ({splits})"
     if trained.name:
         note += f" in set {trained.name}; " + ", ".join(f"{one.name} {one.kept.sum()}" for one in judged)
+    for scorer, limits in trained.config.rules().thresholds.items():
+        if limits.min_percentile is not None or limits.max_percentile is not None:
+            bounds = trained.limits[scorer]
+            low, high = ("…" if bounds[side] is None else f"{bounds[side]:.4g}" for side in ("min", "max"))
+            note += f"; {scorer} from {low} to {high}"
     return note
 
 
@@ -247,6 +252,6 @@ def selected_clips(
     of_chosen = pc.field("clip_id").isin(chosen["clip_id"].combine_chunks())
     names = None if columns is None else [*dict.fromkeys(["clip_id", *columns, "video_id", "start_frame"])]
     clips = read_table(run.root, "clips", names, versions.get("clips"), of_chosen)
-    joined = clips.join(chosen, "clip_id", join_type="inner")
+    joined = left_join(clips, chosen, "clip_id", {"bucket": "bucket", "split": "split"})
     joined = joined.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
     return joined if columns is None else joined.select([*columns, "bucket", "split"])

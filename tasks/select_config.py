@@ -191,7 +191,9 @@ class SelectConfig(Config):
             thresholds={name: limits for name, limits in thresholds.items() if limits.binds},
             min_frames=max(self.min_frames, *(one.min_frames for one in self.sets), 1),
             buckets=last.buckets if last else self.buckets,
-            max_clips=last.max_clips if last else self.max_clips,
+            max_clips=min(
+                (most for most in (self.max_clips, *(one.max_clips for one in self.sets)) if most), default=None
+            ),
         )
 
     @property

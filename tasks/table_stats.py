@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.manifest import verdicts_of
 from tasks.schemas import COMMON, SCHEMAS
 from tasks.tables import as_dataset, open_table, read_table
 
@@ -95,14 +94,6 @@ def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
     return found
 
 
-def duplicate_counts(root: str, version: int | None = None) -> list[tuple[str, int, int, int]]:
-    """(method, groups, clips in them, clips that are no keepers) of the last search for duplicates."""
-    rows = read_table(root, "duplicates", ["method", "group_id", "keeper"], version, pc.field("status") == "ok")
-    clips, keepers = Counter(rows["method"].to_pylist()), Counter(rows.filter(pc.field("keeper"))["method"].to_pylist())
-    groups = {method: len(pc.unique(rows.filter(pc.field("method") == method)["group_id"])) for method in clips}
-    return [(method, groups[method], count, count - keepers[method]) for method, count in clips.most_common()]
-
-
 def status_counts(root: str, table: str, version: int | None = None) -> Counter[tuple[str, str]]:
     """How many latest rows by (status, error_type)."""
     rows = read_table(root, table, ["status", "error_type"], version)
@@ -117,16 +108,6 @@ class DropReason:
     alone: int  # clips that it would drop by itself
     in_order: int  # clips that no earlier rule had dropped
     only: int  # clips that no other rule would drop
-
-
-def drop_reasons(root: str) -> tuple[list[DropReason], int, int]:
-    """Rules of the newest selection in the order in which they were applied; clips kept; clips in all.
-
-    Clips that are no longer cut do not count.
-    """
-    rows = [row for row in verdicts_of(root).to_pylist() if row["drop_reasons"] != ["not_current"]]
-    kept = sum(bool(row["keep"]) for row in rows)
-    return reason_counts([list(row["drop_reasons"] or []) for row in rows]), kept, len(rows)
 
 
 def reason_counts(lists: Sequence[Sequence[str]]) -> list[DropReason]:

@@ -124,42 +124,6 @@ def print_stats(root: str, table: str, version: int | None) -> None:
         print_selections(root)
 
 
-def print_selection_diff(found: "SelectionDiff") -> None:
-    """Which clips are newly kept and dropped, by reason; a clip counts for each of its reasons."""
-    settings = "the same settings" if found.same_settings else "other settings"
-    print(
-        f"newest selection ({settings}): {found.num_kept[0]:,} of {found.num_judged[0]:,} clips kept before, "
-        f"{found.num_kept[1]:,} of {found.num_judged[1]:,} after; {found.num_moved:,} in another split or bucket"
-    )
-    for verb, said, by_reason in (
-        ("kept", "dropped before by", found.newly_kept),
-        ("dropped", "dropped now by", found.newly_dropped),
-    ):
-        num_clips = len({clip_id for clip_ids in by_reason.values() for clip_id in clip_ids})
-        print(f"newly {verb}: {num_clips:,} clips")
-        if by_reason:
-            rows = [[reason, f"{len(clip_ids):,}", clip_ids[0]] for reason, clip_ids in by_reason.items()]
-            print_grid([said, "clips", "such as"], rows, right=("clips",))
-
-
-def print_score_shifts(shifts: "list[ScoreShift]") -> None:
-    """Two lines a scorer whose values moved, drawn on one scale."""
-    from tasks.table_stats import compact
-
-    rows = []
-    for one in shifts:
-        name = [one.scorer, f"{one.distance:.2f}", f"{one.num_changed:,}"]
-        for when, part, median in zip(("before", "after"), (one.before, one.after), one.medians, strict=True):
-            figures = [part.spark, compact(part.mean), compact(median)] if part else ["", "", ""]
-            rows.append([*name, when, f"{sum(part.counts):,}" if part else "0", *figures])
-            name = ["", "", ""]
-    if rows:
-        names = ["scorer", "distance", "changed", "", "clips", "distribution", "mean", "median"]
-        print_grid(names, rows, right=("distance", "changed", "clips", "mean", "median"))
-    else:
-        print("no value of any scorer differs")
-
-
 def print_duplicates(root: str, version: int | None) -> None:
     """Groups of the last search by method: how many, how large, how alike their clips."""
     from tasks.curation_stats import duplicate_stats
@@ -194,3 +158,39 @@ def print_selections(root: str) -> None:
             ordered = sorted(counts.items(), key=lambda pair: -pair[1].total())
             rows = [[value, f"{of.total():,}", *(f"{of[split]:,}" for split in SPLITS)] for value, of in ordered]
             print_grid([column, "kept", *SPLITS], rows, right=("kept", *SPLITS))
+
+
+def print_selection_diff(found: "SelectionDiff") -> None:
+    """Which clips are newly kept and dropped, by reason; a clip counts for each of its reasons."""
+    settings = "the same settings" if found.same_settings else "other settings"
+    print(
+        f"newest selection ({settings}): {found.num_kept[0]:,} of {found.num_judged[0]:,} clips kept before, "
+        f"{found.num_kept[1]:,} of {found.num_judged[1]:,} after; {found.num_moved:,} in another split or bucket"
+    )
+    for verb, said, by_reason in (
+        ("kept", "dropped before by", found.newly_kept),
+        ("dropped", "dropped now by", found.newly_dropped),
+    ):
+        num_clips = len({clip_id for clip_ids in by_reason.values() for clip_id in clip_ids})
+        print(f"newly {verb}: {num_clips:,} clips")
+        if by_reason:
+            rows = [[reason, f"{len(clip_ids):,}", clip_ids[0]] for reason, clip_ids in by_reason.items()]
+            print_grid([said, "clips", "such as"], rows, right=("clips",))
+
+
+def print_score_shifts(shifts: "list[ScoreShift]") -> None:
+    """Two lines a scorer whose values moved, drawn on one scale."""
+    from tasks.table_stats import compact
+
+    rows = []
+    for one in shifts:
+        name = [one.scorer, f"{one.distance:.2f}", f"{one.num_changed:,}"]
+        for when, part, median in zip(("before", "after"), (one.before, one.after), one.medians, strict=True):
+            figures = [part.spark, compact(part.mean), compact(median)] if part else ["", "", ""]
+            rows.append([*name, when, f"{sum(part.counts):,}" if part else "0", *figures])
+            name = ["", "", ""]
+    if rows:
+        names = ["scorer", "distance", "changed", "", "clips", "distribution", "mean", "median"]
+        print_grid(names, rows, right=("distance", "changed", "clips", "mean", "median"))
+    else:
+        print("no value of any scorer differs")

@@ -1,28 +1,29 @@
-"""What a clip looks like, in a few 64-bit numbers that survive re-encoding, scaling and small crops."""
+"""What a clip looks like, in a few hashes of 256 bits that survive re-encoding, scaling and small crops."""
 
 import hashlib
 
 import numpy as np
 
-INTERVAL_S = 0.25  # between the frames that are hashed; doubled while a clip would have more than MAX_HASHES
-MAX_HASHES = 32
+HASH_SIZE = 16  # frequencies a side; 8, which is common, cannot tell two gestures before the same wall
+INTERVAL_S = 0.25  # between hashed frames: at 0.5 copies that start a little later are lost; doubled for long clips
+MAX_HASHES = 64
 MIN_CONTRAST = 6.0  # standard deviation of gray levels below which a frame shows nothing that a hash could tell
 
 
 def clip_hashes(frames: np.ndarray, fps: float) -> list[str]:
-    """Perceptual hashes of frames that are spread evenly over a clip, 16 hex digits each, in the order of time.
+    """Perceptual hashes of frames that are spread evenly over a clip, 64 hex digits each, in the order of time.
 
     Flat frames (black, white, a fade) are left out: their hashes are noise and would be those of every other one.
 
     frames: gray, (t h w) uint8; fps: frames a second.
 
-    Source: DCT hash of `imagehash.phash`.
+    Source: DCT hash of `imagehash.phash`, row by row from the lowest vertical frequency.
     """
     import imagehash
     from PIL import Image
 
     shown = [frames[index] for index in hashed_frames(len(frames), fps)]
-    return [str(imagehash.phash(Image.fromarray(frame))) for frame in shown if frame.std() >= MIN_CONTRAST]
+    return [str(imagehash.phash(Image.fromarray(frame), HASH_SIZE)) for frame in shown if frame.std() >= MIN_CONTRAST]
 
 
 def hashed_frames(num_frames: int, fps: float) -> list[int]:

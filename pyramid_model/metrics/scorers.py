@@ -57,6 +57,11 @@ def _codec_motion(clip: ClipView) -> Score:
     return Score(mean, {} if quietest is None else {"quietest_ninth": round(quietest, 5)})
 
 
+def _phash(clip: ClipView) -> Score:
+    """No number: `tasks.duplicates` compares the hashes."""
+    return Score(None, {"hashes": clip_hashes(clip.frames, clip.fps), "frames_hash": frames_hash(clip.frames)})
+
+
 SCORERS: dict[str, Callable[[ClipView], Score]] = {
     "motion": lambda clip: Score(of_frames.motion(clip.frames)),
     "sharpness": lambda clip: Score(of_frames.sharpness(clip.frames)),
@@ -69,10 +74,8 @@ SCORERS: dict[str, Callable[[ClipView], Score]] = {
     "flow": lambda clip: Score(flow_speed(clip.movement)),
     "shake": lambda clip: Score(shake(clip.movement)),
     "camera_motion": lambda clip: Score(*camera_motion(clip.movement)),
+    "phash": _phash,
     "codec_motion": _codec_motion,
-    "phash": lambda clip: Score(
-        None, {"hashes": clip_hashes(clip.frames, clip.fps), "frames_hash": frames_hash(clip.frames)}
-    ),
 }
 
 # Computed while a video is cut, since its frames are at hand: together they add less than a tenth to decoding and

@@ -10,13 +10,15 @@ RNG = np.random.default_rng(0)
 
 
 def random_hashes(num_clips: int, count: int) -> list[np.ndarray]:
-    return list(RNG.integers(0, 2**63, (num_clips, count), dtype=np.uint64))
+    return list(RNG.integers(0, 256, (num_clips, count, 32), np.uint8))
 
 
 def flipped(hashes: np.ndarray, num_bits: int) -> np.ndarray:
     """The hashes with so many bits changed in each."""
-    masks = [sum(1 << int(bit) for bit in RNG.choice(64, num_bits, replace=False)) for _ in hashes]
-    return hashes ^ np.array(masks, np.uint64)
+    masks = np.zeros((len(hashes), 256), np.uint8)
+    for mask in masks:
+        mask[RNG.choice(256, num_bits, replace=False)] = 1
+    return hashes ^ np.packbits(masks, axis=1)
 
 
 def found(pairs: Pairs) -> set[tuple[int, int]]:
@@ -25,18 +27,18 @@ def found(pairs: Pairs) -> set[tuple[int, int]]:
 
 def test_copies_are_found_among_many_clips_and_nothing_else():
     clips = random_hashes(3000, 8)
-    copies = [flipped(clips[number], 7) for number in range(200)]
-    pairs = near_by_hash([*clips, *copies], max_distance=8, min_share=0.6)
+    copies = [flipped(clips[number], 24) for number in range(200)]
+    pairs = near_by_hash([*clips, *copies], max_distance=32, min_share=0.6)
     assert found(pairs) == {(number, 3000 + number) for number in range(200)}
-    np.testing.assert_allclose(pairs.similarity, 1 - 7 / 64)
+    np.testing.assert_allclose(pairs.similarity, 1 - 24 / 256)
 
 
 def test_the_order_of_the_clips_changes_nothing():
     clips = [*random_hashes(50, 6), *random_hashes(50, 3)]
-    clips += [flipped(clips[number], 5) for number in range(0, 100, 10)]
+    clips += [flipped(clips[number], 16) for number in range(0, 100, 10)]
     order = RNG.permutation(len(clips))
-    straight = found(near_by_hash(clips, 8, 0.6))
-    shuffled = near_by_hash([clips[place] for place in order], 8, 0.6)
+    straight = found(near_by_hash(clips, 32, 0.6))
+    shuffled = near_by_hash([clips[place] for place in order], 32, 0.6)
     back = {tuple(sorted((int(order[a]), int(order[b])))) for a, b in found(shuffled)}
     assert back == straight
     assert len(straight) == 10
@@ -46,13 +48,13 @@ def test_the_order_of_the_clips_changes_nothing():
 def test_most_frames_of_the_clip_with_fewer_must_be_there(shared, expected):
     long, short = random_hashes(1, 12)[0], random_hashes(1, 5)[0]
     short[:shared] = long[4 : 4 + shared]
-    assert bool(found(near_by_hash([long, short], 8, 0.6))) is expected
+    assert bool(found(near_by_hash([long, short], 32, 0.6))) is expected
 
 
 def test_many_copies_of_one_clip_are_one_group():
     clip = random_hashes(1, 10)[0]
-    copies = [flipped(clip, 3) for _ in range(300)]
-    pairs = near_by_hash([*copies, np.empty(0, np.uint64), *random_hashes(20, 10)], 8, 0.6)
+    copies = [flipped(clip, 12) for _ in range(300)]
+    pairs = near_by_hash([*copies, np.empty((0, 32), np.uint8), *random_hashes(20, 10)], 32, 0.6)
     assert [len(group) for group in groups(321, pairs.first, pairs.second)] == [300]
 
 
@@ -85,6 +87,12 @@ def test_equal_names_and_what_they_connect_are_groups():
     assert groups(3, *(np.empty(0, np.int64),) * 2) == []
 
 
+@pytest.mark.parametrize("clips", [[], [np.empty((0, 32), np.uint8)] * 3])
+def test_nothing_to_compare_gives_no_pairs(clips):
+    pairs = across_videos(near_by_hash(clips, 32, 0.6), np.arange(len(clips)))
+    assert groups(len(clips), pairs.first, pairs.second) == []
+
+
 def test_flat_frames_have_no_hash():
     texture = RNG.integers(0, 255, (1, 36, 64), np.uint8)
     dark = np.full((24, 36, 64), 3, np.uint8) + RNG.integers(0, 4, (24, 36, 64), np.uint8)
@@ -92,7 +100,7 @@ def test_flat_frames_have_no_hash():
     assert len(clip_hashes(np.concatenate([dark, np.repeat(texture, 24, axis=0)]), 24)) == 4
 
 
-@pytest.mark.parametrize(("num_frames", "fps", "count"), [(1, 24, 1), (24, 24, 4), (48, 48, 4), (2400, 24, 25)])
+@pytest.mark.parametrize(("num_frames", "fps", "count"), [(1, 24, 1), (24, 24, 4), (48, 48, 4), (2400, 24, 50)])
 def test_frames_are_hashed_at_one_rate_whatever_that_of_the_clip(num_frames, fps, count):
     chosen = hashed_frames(num_frames, fps)
     assert len(chosen) == count <= MAX_HASHES

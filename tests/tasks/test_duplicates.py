@@ -23,10 +23,14 @@ FPS = 24
 
 
 def scene(seed: int, num_frames: int = 36, size: tuple[int, int] = (108, 192)) -> np.ndarray:
-    """A texture that wanders, (t h w 3) uint8."""
-    small = np.random.default_rng(seed).integers(10, 246, (7, 11, 3), dtype=np.uint8)
-    wide = cv2.resize(small, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
-    return np.stack([np.roll(wide, 2 * frame, axis=1) for frame in range(num_frames)])
+    """A texture that wanders, (t h w 3) uint8; like most pictures it is the stronger the coarser."""
+    rng = np.random.default_rng(seed)
+    wide = np.full((*size, 3), 128.0)
+    for cells, strength in ((4, 60), (8, 30), (16, 15), (32, 8)):
+        grid = rng.uniform(-strength, strength, (cells, 2 * cells, 3))
+        wide += cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC)
+    wide = np.clip(wide, 0, 255).astype(np.uint8)
+    return np.stack([np.roll(wide, frame, axis=1) for frame in range(num_frames)])
 
 
 def scaled(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -81,7 +85,7 @@ class Footage:
 A, B = scene(1), scene(2)
 COPIES = {
     "small.mp4": lambda f: {"shots": scaled(f, 72, 128), "crf": 30},
-    "cropped.mp4": lambda f: {"shots": f[:, 2:-2, 4:-4], "crf": 20},
+    "cropped.mp4": lambda f: {"shots": f[:, 2:-2, 2:-2], "crf": 20},
     "bright.mp4": lambda f: {"shots": np.clip(f * 0.8 + 40.0, 0, 255).astype(np.uint8)},
     "late.mp4": lambda f: {"shots": f[4:]},
     "slow.mp4": lambda f: {"shots": f[::2], "fps": FPS / 2},

@@ -14,7 +14,7 @@ from tasks.export import export_rows, text_lines, write_export
 from tasks.leftovers import vacuum
 from tasks.manifest import CLIPS_WITH_SCORES, clips_with_scores, locate, overview, parse_filter, select_rows
 from tasks.table_diff import diff, score_shifts, selection_diff
-from tasks.table_stats import drop_reasons, duplicate_counts, histogram, histograms, labels, status_counts
+from tasks.table_stats import histogram, histograms, labels, reason_counts, status_counts
 from tasks.tables import (
     Lineage,
     TableError,
@@ -183,9 +183,8 @@ def test_a_histogram_keeps_every_value_and_both_ends():
     assert histogram("x", []) is None
 
 
-def test_drop_reasons_count_each_rule_alone_and_in_order(root):
-    reasons, kept, total = drop_reasons(root)
-    assert (kept, total) == (1, 3)
+def test_drop_reasons_count_each_rule_alone_and_in_order():
+    reasons = reason_counts([["motion"], [], ["motion", "blur"]])
     assert [(one.reason, one.alone, one.in_order, one.only) for one in reasons] == [
         ("motion", 2, 2, 1),
         ("blur", 1, 0, 0),
@@ -241,15 +240,6 @@ def test_labels_come_from_the_details_of_the_newest_score(root):
         details = {"details": json.dumps({"label": label}), "score_id": content_id("camera", number)}
         append(root, "scores", [score(1, "camera_motion", 0.5) | details])
     assert labels(root) == {"camera_motion": {clip_id(1): "pan left"}}
-
-
-def test_groups_of_duplicates_are_counted_by_method(root):
-    rows = [
-        ok_row({}, duplicate_id=content_id(n), clip_id=clip_id(n), method="phash", group_id=group, keeper=keeper)
-        for n, group, keeper in ((1, "a", True), (2, "a", False), (3, "b", True), (4, "b", False), (5, "b", False))
-    ]
-    append(root, "duplicates", rows)
-    assert duplicate_counts(root) == [("phash", 2, 5, 3)]
 
 
 def test_exports_hold_the_latest_rows_in_each_format(root, tmp_path):

@@ -361,6 +361,7 @@ def test_percentiles_are_taken_of_all_clips_and_their_values_are_told(tables):
     result = select(tables.run, with_changes(thresholds=limits, **ALL_TRAIN))
     told = json.loads(result.outputs["thresholds"])["beauty"]
     assert told == {"min": pytest.approx(0.1, abs=0.02), "max": 0.6}  # of two upper bounds the stricter one
+    assert f"beauty from {told['min']:.4g} to 0.6" in result.note
     values = [int(name[1:]) / 101 for name in kept(tables.run) if name[0] == "e"]
     assert min(values) >= told["min"]
     assert max(values) <= 0.6

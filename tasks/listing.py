@@ -5,6 +5,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ NON_MEDIA = (
     *("html", "htm", "srt", "vtt", "ass", "ssa", "sub", "nfo", "sha256", "md5", "part", "py", "sh", "zip", "gz", "tar"),
     *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "svg"),
 )
+LOOKS = 16  # files looked at together, since an object store takes its time to answer
 SHARD = ".tar"  # in a folder its members count, not itself
 SHARDS = "WebDataset shards"
 # What a root holds (docs/tables.md): what we wrote is no source.
@@ -267,8 +269,9 @@ def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "
     """The files of a list, in its order; what it says of one file in several rows comes together."""
     found: dict[str, SourceFile] = {}
     others: list[SourceFile] = []
-    for entry in entries:
-        file = _entry_file(uri, folder, entry, media)
+    with ThreadPoolExecutor(LOOKS) as pool:
+        files = list(pool.map(lambda entry: _entry_file(uri, folder, entry, media), entries))
+    for file in files:
         if not file.annotations:
             others.append(file)
             continue

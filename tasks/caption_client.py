@@ -16,6 +16,8 @@ from pydantic import Field, field_validator
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
 from tasks.pipeline import StepError
 
+# Of an endpoint's settings (and a local model's), those that change what is written, and not where or at what price.
+DECIDING = {"max_new_tokens", "temperature", "seed", "dtype", "json_schema", "extra"}
 NO_KEY = "none"  # servers of one's own ask for no key; the protocol's client wants one
 HEALTH_TIMEOUT_S = 20.0
 ILL_FORMED_TRIES = 2  # a second try where the body is no answer of the protocol

@@ -141,7 +141,11 @@ class ChatServer:
     @staticmethod
     def error(status, message, **headers):
         """(status, headers, body) of an error."""
-        return status, {name.replace("_", "-"): value for name, value in headers.items()}, {"error": {"message": message}}
+        return (
+            status,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+            {"error": {"message": message}},
+        )
 
     def close(self):
         self.http.shutdown()

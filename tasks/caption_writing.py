@@ -273,7 +273,7 @@ class FramesOfClip:
 def load_answerer(writer: Writer) -> Answerer:
     """The model itself, in this process or behind its endpoint."""
     if isinstance(writer.config, EndpointConfig):
-        return Endpoint(writer.config)
+        return Endpoint(writer.config, writer.config.num_actors)
     import torch
 
     from pyramid_model.captioning.vision_model import VisionModel

@@ -155,10 +155,11 @@ class CaptionMatcher:
             "language": self.config.language,
             "prompt_hash": item["decided_by"],
         }
-        if not item["sidecar"]:
+        if not item["sidecar"] and item["said"] is None:
             why = "no_sidecar", f"{item['file']}: its folder has no source.yaml with `captions`, and none was given"
             return bad_row(item, why, status="skipped", **columns)
-        spans = self.spans[item["sidecar"]].get(item["file"], [])
+        said = [Span(**span) for span in item["said"] or ()]
+        spans = self.spans[item["sidecar"]].get(item["file"], []) if item["sidecar"] else said
         text, share = best_caption(spans, item["start_s"], item["end_s"])
         if share < self.config.min_overlap:
             span = f"{item['file']} from {item['start_s']:.2f} to {item['end_s']:.2f} s"
@@ -317,19 +318,34 @@ class SourceFile:
     file: str
     sidecar: str = ""
     text_hash: str = ""
+    annotations: str = ""  # JSON: what the list said that named the file; only where there is no sidecar file
+
+
+def _said(annotations: str, start_s: float, end_s: float) -> list[dict[str, Any]]:
+    """Spans of a list that touch a stretch of the video; one without times is about all of it."""
+    spans = [
+        {
+            "start_s": start_s if one["start_s"] is None else one["start_s"],
+            "end_s": end_s if one["end_s"] is None else one["end_s"],
+            "text": one["text"],
+        }
+        for one in json.loads(annotations)
+    ]
+    return [span for span in spans if span["text"] and span["start_s"] < end_s and span["end_s"] > start_s]
 
 
 def _item(clip: Mapping[str, Any], source: SourceFile, config: CaptionsConfig) -> dict[str, Any]:
     # The bytes of the caption file are part of it: an edited file gives new captions.
     decided_by = content_id(source.text_hash, config.min_overlap, config.language) if source.text_hash else ""
     return {
-        "caption_id": content_id(clip["clip_id"], HUMAN, decided_by),
+        "caption_id": content_id(clip["clip_id"], HUMAN, decided_by, *filter(None, [source.annotations])),
         "clip_id": clip["clip_id"],
         "kind": HUMAN,
         "start_s": clip["start_s"],
         "end_s": clip["end_s"],
         "file": source.file,
         "sidecar": source.sidecar,
+        "said": _said(source.annotations, clip["start_s"], clip["end_s"]) if source.annotations else None,
         "decided_by": decided_by,
     }
 
@@ -338,8 +354,9 @@ def _source_files(run: Run, video_ids: set[str], sidecar: str) -> dict[str, Sour
     """Per video, the copy of it (equal bytes may have several names) that a caption file can know."""
     if sidecar and not storage.exists(sidecar):
         raise StepError(f"there is no caption file {sidecar}: set captions.sidecar to a CSV, or leave it empty")
-    names = ["video_id", "uri", "path", "card"]
-    rows = read_table(run.root, "sources", names, where=pc.field("status") == "ok").to_pylist()
+    names = ["video_id", "uri", "path", "card", "annotations", "created_at"]
+    rows = read_table(run.root, "sources", names, where=pc.field("status") == "ok")
+    rows = rows.sort_by("created_at").to_pylist()  # of what two lists say of a video, the newer counts
     sidecars = {"": sidecar}  # by source.yaml
     hashes = {"": ""}
     found: dict[str, SourceFile] = {}
@@ -352,7 +369,11 @@ def _source_files(run: Run, video_ids: set[str], sidecar: str) -> dict[str, Sour
         uri = sidecars[card]
         if uri not in hashes:
             hashes[uri] = content_id(storage.read_bytes(uri))
-        found[row["video_id"]] = SourceFile(row["path"], uri, hashes[uri])
+        said = "" if uri else row["annotations"] or ""
+        before = found.get(row["video_id"])
+        if said or not (before and before.annotations) or uri:
+            # One hash for all lists: a later step names those captions that count by it.
+            found[row["video_id"]] = SourceFile(row["path"], uri, "annotations" if said else hashes[uri], said)
     return {video_id: found.get(video_id, SourceFile(f"video {video_id}")) for video_id in video_ids}
 
 

@@ -52,7 +52,7 @@ def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging:
     rows: Rows = {"clips": [], "scores": []}
     for clip in clips:
         row = video.clip_row(clip, media)
-        _publish(clip.path, row["uri"])
+        storage.publish(clip.path, row["uri"])
         rows["clips"].append(row)
         rows["scores"] += clip.scores
     clip_ids = [row["clip_id"] for row in rows["clips"]]
@@ -61,15 +61,6 @@ def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging:
     rows["clips"] = [row for row in rows["clips"] if row["clip_id"] not in known]
     rows["scores"] = [row for row in rows["scores"] if row["score_id"] not in known]
     return rows | {"videos": [done]}
-
-
-def _publish(path: str, uri: str) -> None:
-    """Move an encoded clip to its place, where it appears whole."""
-    if storage.is_local(uri):
-        os.replace(path, storage.filesystem(uri)[1])
-        return
-    fs, target = storage.filesystem(uri)
-    fs.put_file(path, target)
 
 
 def clip_size(video: VideoProbe, max_side: int | None) -> tuple[int, int]:

@@ -107,11 +107,12 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
 
 
 def _sources(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """The files of every video, the newest first, by video id."""
-    rows = read_table(run.root, "sources", SOURCE_COLUMNS, where=pc.field("status") == "ok")
+    """The files of every video, the newest first, by video id; our own copy of a file before the file itself."""
+    rows = read_table(run.root, "sources", [*SOURCE_COLUMNS, "copy"], where=pc.field("status") == "ok")
     found: dict[str, list[dict[str, Any]]] = {}
     for row in reversed(rows.to_pylist()):
-        found.setdefault(row["video_id"], []).append(row)
+        copy = row.pop("copy")
+        found.setdefault(row["video_id"], []).extend([row | {"uri": copy}, row] if copy else [row])
     return found
 
 

@@ -45,7 +45,7 @@ def export_rows(
     needed = list(dict.fromkeys([*names, id_column, "attempt"]))
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in as_dataset(delta).to_batches(columns=needed, batch_size=1024, batch_readahead=1):
+        for batch in as_dataset(delta, table).to_batches(columns=needed, batch_size=1024, batch_readahead=1):
             attempts = wanted["attempt"].take(pc.index_in(batch[id_column], value_set=ids)).combine_chunks()
             yield batch.filter(pc.equal(batch["attempt"], attempts)).select(names)
 

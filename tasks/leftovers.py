@@ -13,7 +13,7 @@ from tasks.schemas import ID_COLUMNS, SCHEMAS
 from tasks.tables import open_table, read_table
 
 COPIED = "rows name files of another root, since this one was copied or moved: nothing can be told to be left over"
-MEDIA_COLUMNS = {"clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
+MEDIA_COLUMNS = {"sources": "copy", "clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,28 @@
 """Which files a source names: a folder is walked, a list is read, a file is itself."""
 
-import csv
-import io
-import json
+import functools
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from tasks import storage
+from tasks.archives import members
+from tasks.fetch import is_web
+from tasks.lists import BadEntry, Entry, is_page, list_kind, read_list
 
 NON_MEDIA = (
     *("yaml", "yml", "json", "jsonl", "csv", "tsv", "parquet", "xml", "toml", "ini", "cfg", "md", "txt", "log", "pdf"),
     *("html", "htm", "srt", "vtt", "ass", "ssa", "sub", "nfo", "sha256", "md5", "part", "py", "sh", "zip", "gz", "tar"),
     *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "svg"),
 )
-LISTS = (".txt", ".csv", ".jsonl")
+LOOKS = 16  # files looked at together, since an object store takes its time to answer
+SHARD = ".tar"  # in a folder its members count, not itself
+SHARDS = "WebDataset shards"
 # What a root holds (docs/tables.md): what we wrote is no source.
 OWN = ("tables", "media", "models", "checkpoints", "runs", "mlflow", "prefect", "report.html")
 
@@ -33,15 +37,34 @@ class SourceFile:
     mtime_ns: int = 0
     error_type: str = ""  # empty: it is to be read
     error: str = ""
+    annotations: tuple[dict[str, Any], ...] = ()  # what a list says of it, as `tasks.lists.Entry`
+    sha256: str = ""
+    md5: str = ""
+    archive: str = ""  # the tar file that holds it, from this byte on
+    offset: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where it lies in the tree of folders; an archive counts as a folder."""
+        return f"{self.archive}/{self.uri.removeprefix('tar://').partition('::')[0]}" if self.archive else self.uri
 
 
-def source_files(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA) -> tuple[str, list[SourceFile]]:
-    """The folder of a source, and the files that it names.
+class Source(NamedTuple):
+    """What a source turned out to be."""
+
+    folder: str
+    files: list[SourceFile]
+    form: str  # as people call it
+
+
+def source_files(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA, media_root: str = "") -> Source:
+    """The folder of a source, the files that it names, and what it was taken for.
 
     Args:
-        source: a folder (walked with its subfolders), a .txt, .csv or .jsonl list, or one file; a path or fsspec URI.
+        source: a folder (walked with its subfolders), a list (see `tasks.lists`), or one file; a path or fsspec URI.
         root: where our own tables and media lie; they are left out when the source contains them.
         non_media: suffixes of files in folders that are no candidates; nor are hidden files.
+        media_root: where the relative names of a list start; empty: at the folder of the list.
 
     Raises:
         ValueError: the source is not there, cannot be reached, or names no file.
@@ -54,8 +77,8 @@ def source_files(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA)
         raise ValueError(
             f"source {source!r} does not exist: give a folder of videos, a list, or a file (ingest.source)"
         )
-    folder, found = _found(source, root, non_media)
-    return printable(folder), found
+    folder, found, form = _found(source, root, non_media, media_root)
+    return Source(printable(folder), found, form)
 
 
 def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
@@ -69,27 +92,77 @@ def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
         ) from err
 
 
-def _found(source: str, root: str, non_media: tuple[str, ...]) -> tuple[str, list[SourceFile]]:
+def _found(source: str, root: str, non_media: tuple[str, ...], media_root: str) -> Source:
     if _reachable(source, "isdir"):
-        found = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
+        walked = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
+        found = _with_members(walked)
         if not found:
             raise ValueError(
                 f"source {source!r} holds no video: no file in it or below is a candidate "
                 f"(hidden files and .{', .'.join(non_media[:4])}, … do not count). Set ingest.source"
             )
-        return source, found
+        return Source(source, found, SHARDS if any(file.archive for file in found) else "a folder")
     folder = source.rpartition("/")[0]
-    if PurePosixPath(source).suffix.lower() not in LISTS:
-        return folder, [_look(source, PurePosixPath(source).name)]
-    found = list(_listed(source, folder))
+    kind = list_kind(source)
+    if not kind:
+        return Source(folder, [_look(source, PurePosixPath(source).name)], "one file")
+    if kind == "tar":
+        found = list(_members(_look(source, PurePosixPath(source).name)))
+        if not found:
+            raise ValueError(f"archive {source!r} holds no video: none of its members has the suffix of one")
+        return Source(folder, found, SHARDS)
+    form, entries = read_list(source, kind)
+    media = MediaFolder(_media_folder(media_root) or folder, form.from_dataset)
+    found = _with_members(_listed(source, folder, entries, media))
     if not found:
         raise ValueError(f"list {source!r} names no file: write one path or URI a line (ingest.source)")
-    return folder, found
+    return Source(folder, found, f"{form.name} ({kind.upper()})")
+
+
+def _media_folder(media_root: str) -> str:
+    """media_root as an absolute folder.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not media_root:
+        return ""
+    if storage.is_local(media_root):
+        media_root = str(Path(media_root.removeprefix("file://")).expanduser().resolve())
+    if not _reachable(media_root, "isdir"):
+        raise ValueError(f"media_root {media_root!r} is no folder: name that of the videos with ingest.media_root")
+    return media_root.rstrip("/")
 
 
 def _is_candidate(path: str, non_media: tuple[str, ...]) -> bool:
     parts = PurePosixPath(path).parts
-    return not any(part.startswith(".") for part in parts) and PurePosixPath(path).suffix[1:].lower() not in non_media
+    suffix = PurePosixPath(path).suffix.lower()
+    return not any(part.startswith(".") for part in parts) and (suffix == SHARD or suffix[1:] not in non_media)
+
+
+def _with_members(files: Iterable[SourceFile]) -> list[SourceFile]:
+    """The files, and in place of each archive the videos in it."""
+    return [one for file in files for one in (_members(file) if file.uri.lower().endswith(SHARD) else [file])]
+
+
+def _members(archive: SourceFile) -> Iterator[SourceFile]:
+    """The videos of a WebDataset shard; what is wrong with it comes after those that could be found."""
+    if archive.error_type:
+        yield archive
+        return
+    try:
+        for member in members(archive.uri):
+            uri, path = f"tar://{member.name}::{archive.uri}", f"{archive.path}/{member.name}"
+            if printable(uri) != uri or "::" in member.name:
+                yield _bad(uri, path, "bad_name", "the name of the member is not UTF-8, or holds NUL or '::'")
+            elif member.problem:
+                yield _bad(uri, path, "not_a_file", member.problem)
+            else:
+                times = {"size_bytes": member.size_bytes, "mtime_ns": archive.mtime_ns}
+                where = {"archive": archive.uri, "offset": member.offset}
+                yield SourceFile(uri, path, **times, **where, annotations=member.annotations)
+    except ValueError as err:
+        yield _bad(archive.uri, archive.path, "bad_archive", str(err))
 
 
 def printable(name: str) -> str:
@@ -158,6 +231,8 @@ def _look(uri: str, path: str) -> SourceFile:
     if printable(uri) != uri:
         return _bad(uri, path, "bad_name", "the name is not UTF-8, or holds NUL: rename the file or the folder")
     try:
+        if is_web(uri):  # asked only once, when it is fetched: what a URL gave is taken to stay
+            return SourceFile(uri, path)
         return _look_local(uri, path) if _is_path(uri) else _look_remote(uri, path)
     except OSError:
         return SourceFile(uri, path)
@@ -190,33 +265,80 @@ def _look_remote(uri: str, path: str) -> SourceFile:
         return SourceFile(uri, path, size_bytes)
 
 
-@dataclass(frozen=True)
-class BadEntry:
-    """An entry of a list that names no file."""
-
-    text: str
-    reason: str
-
-
-def _listed(uri: str, folder: str) -> Iterator[SourceFile]:
-    """The files of a list; what it gives without a scheme and a leading slash is relative to the list's folder."""
-    read = {".txt": _text_entries, ".csv": _csv_entries, ".jsonl": _json_entries}[PurePosixPath(uri).suffix.lower()]
-    for entry in read(_list_text(uri), uri):
-        if isinstance(entry, BadEntry):
-            yield _bad(f"{uri}#{entry.text}", entry.text, "bad_entry", entry.reason)
-        else:
-            full = _absolute(entry, folder)
-            inside = full.startswith(f"{folder}/")
-            yield _look(full, full.removeprefix(f"{folder}/") if inside else PurePosixPath(full).name)
+def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "MediaFolder") -> Iterator[SourceFile]:
+    """The files of a list, in its order; what it says of one file in several rows comes together."""
+    found: dict[str, SourceFile] = {}
+    others: list[SourceFile] = []
+    with ThreadPoolExecutor(LOOKS) as pool:
+        files = list(pool.map(lambda entry: _entry_file(uri, folder, entry, media), entries))
+    for file in files:
+        if not file.annotations:
+            others.append(file)
+            continue
+        before = found.get(file.uri)
+        found[file.uri] = replace(file, annotations=before.annotations + file.annotations) if before else file
+    yield from found.values()
+    yield from others
 
 
-def _list_text(uri: str) -> str:
-    try:
-        return storage.read_bytes(uri).decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        raise ValueError(f"list {uri} is not UTF-8 ({err.reason} at byte {err.start}): save it as UTF-8") from err
-    except OSError as err:
-        raise ValueError(f"list {uri} cannot be read: {err.strerror or err}") from err
+def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFolder") -> SourceFile:
+    if isinstance(entry, BadEntry):
+        return _bad(f"{uri}#{entry.text}", entry.text, "bad_entry", entry.reason)
+    if not storage.is_local(uri) and _is_of_this_machine(entry.name):
+        elsewhere = f"{uri} comes from elsewhere and may not name files of this machine: copy the list here first"
+        return _bad(f"{uri}#{entry.name}", entry.name, "bad_entry", elsewhere)
+    full = media.find(entry.name)
+    if not full and is_page(entry.url):
+        missing = (
+            f"no {entry.name}.mp4 under {media.folder} (ingest.media_root), and {entry.url} is a page, from which no "
+            "file can be fetched: download the video yourself"
+        )
+        return _bad(entry.url, entry.name, "not_downloaded", missing)
+    full = full or entry.url or _absolute(entry.name, media.folder)
+    inside = full.startswith(f"{folder}/")
+    file = _look(full, full.removeprefix(f"{folder}/") if inside else PurePosixPath(full).name)
+    return replace(file, annotations=entry.annotations, sha256=entry.sha256, md5=entry.md5)
+
+
+def _is_of_this_machine(name: str) -> bool:
+    return name.startswith(("/", "~")) or "::" in name or ("://" in name and storage.is_local(name))
+
+
+class MediaFolder:
+    """Where the relative names of a list lead to.
+
+    Args:
+        folder: media_root, or the folder of the list.
+        anywhere: names of published data sets are also found in subfolders, and without their suffix.
+    """
+
+    def __init__(self, folder: str, anywhere: bool):
+        self.folder, self.anywhere = folder, anywhere and not is_web(folder)
+
+    def find(self, name: str) -> str:
+        """The file of that name; empty when it is one of a data set and not there."""
+        direct = _absolute(name, self.folder)
+        if not self.anywhere or printable(name) != name or "://" in name or name.startswith(("/", "~")):
+            return direct
+        if storage.is_local(direct) and os.path.isfile(direct):
+            return direct
+        keys = (direct, PurePosixPath(name).name, f"{name}/")
+        return next((uri for key in keys if (uri := self._below.get(key, ""))), "")
+
+    @functools.cached_property
+    def _below(self) -> dict[str, str]:
+        """Every file below the folder by its URI, its name, and its name without the suffix and with a slash.
+
+        Two files of one name have none: which of them is meant cannot be told.
+        """
+        fs, top = storage.filesystem(self.folder)
+        found: dict[str, str] = {}
+        for path in fs.find(top) if fs.isdir(top) else []:
+            name, uri = PurePosixPath(path), path if storage.is_local(self.folder) else fs.unstrip_protocol(path)
+            if name.suffix[1:].lower() not in NON_MEDIA and printable(uri) == uri:
+                for key in (uri, name.name, f"{name.stem}/"):
+                    found[key] = "" if key in found else uri
+        return found
 
 
 def _absolute(entry: str, folder: str) -> str:
@@ -231,49 +353,3 @@ def _absolute(entry: str, folder: str) -> str:
         return f"{scheme}://{posixpath.normpath(rest)}" if climbs else uri
     parent, name = os.path.split(uri)
     return os.path.join(os.path.realpath(parent) if climbs else os.path.normpath(parent), name)
-
-
-def _text_entries(text: str, _: str) -> Iterator[str | BadEntry]:
-    for line in io.StringIO(text, newline=None):
-        if line.strip() and not line.startswith("#"):
-            yield line.strip()
-
-
-def _csv_entries(text: str, uri: str) -> Iterator[str | BadEntry]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
-    try:
-        names = reader.fieldnames or ()
-    except csv.Error as err:
-        raise ValueError(f"list {uri}, line 1: {err}") from err
-    column = next((name for name in ("uri", "path") if name in names), "")
-    if not column:
-        raise ValueError(f"list {uri} has no column 'uri' or 'path': its first line is {names}")
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as err:
-            number = reader.reader.line_num  # the DictReader's own still stands at the line before
-            yield BadEntry(f"line {number}", f"list {uri}, line {number}: {err}")
-            continue
-        entry = (row[column] or "").strip()
-        message = f"list {uri}, line {reader.line_num}: the column {column!r} is empty"
-        yield entry or BadEntry(",".join(str(value or "") for value in row.values()), message)
-
-
-def _json_entries(text: str, uri: str) -> Iterator[str | BadEntry]:
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        if line.strip():
-            wanted = f'list {uri}, line {number}: expected {{"uri": "…"}} or {{"path": "…"}}, got {line.strip()!r}'
-            yield _json_entry(line) or BadEntry(line.strip(), wanted)
-
-
-def _json_entry(line: str) -> str:
-    """What a line names; empty when it is not JSON, or names nothing."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return ""
-    entry = (row.get("uri") or row.get("path")) if isinstance(row, dict) else ""
-    return entry.strip() if isinstance(entry, str) else ""

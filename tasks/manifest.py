@@ -256,7 +256,7 @@ def _blob_lengths(root: str, table: str, column: str, ids: pa.ChunkedArray, vers
     delta, id_column = open_table(root, table, version), ID_COLUMNS[table]
     if delta is None:
         return pa.chunked_array([pa.array([], pa.int32())])
-    found = as_dataset(delta).to_table(
+    found = as_dataset(delta, table).to_table(
         {id_column: pc.field(id_column), "length": pc.binary_length(pc.field(column))},
         filter=pc.field(id_column).isin(ids.combine_chunks()),
     )

@@ -29,6 +29,8 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "source": STRING,
         "license": STRING,
         "card": STRING,  # URI of the source.yaml that describes the file; empty when there is none
+        "annotations": STRING,  # JSON: [{"start_s":…, "end_s":…, "text":…, …}] from the list that named the file
+        "copy": STRING,  # URI of our own copy under media/sources; empty when the file is read where it lies
     },
     "videos": {
         "video_id": STRING,

@@ -30,6 +30,12 @@ def join(root: str, *parts: str) -> str:
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of `uri` and the path on it."""
+    if uri.startswith(("http://", "https://")):
+        import aiohttp
+
+        # Large files take long: a transfer is given up when nothing comes any more, not after five minutes.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
+        return fsspec.core.url_to_fs(uri, client_kwargs={"timeout": timeout, "trust_env": True})
     return fsspec.core.url_to_fs(uri)
 
 
@@ -63,25 +69,30 @@ def writing(uri: str) -> Iterator[str]:
     """
     suffix = Path(uri).suffix
     if is_local(uri):
-        _, target = filesystem(uri)
-        folder = os.path.dirname(target)
+        folder = os.path.dirname(filesystem(uri)[1])
         os.makedirs(folder, exist_ok=True)
         handle, temporary = tempfile.mkstemp(suffix=suffix, prefix=".writing-", dir=folder)
     else:
-        target = ""
         handle, temporary = tempfile.mkstemp(suffix=suffix)
     os.close(handle)
     try:
         yield temporary
-        if target:
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        else:
-            fs, path = filesystem(uri)
-            fs.put_file(temporary, path)
+        publish(temporary, uri)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def publish(path: str, uri: str) -> None:
+    """Move a finished local file to its place, where it appears whole."""
+    if is_local(uri):
+        _, target = filesystem(uri)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.chmod(path, 0o644)
+        os.replace(path, target)
+        return
+    fs, target = filesystem(uri)
+    fs.put_file(path, target)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Delta tables: content ids, exactly-once appends, reads of a pinned version, and what is still to do.
 
 Every table lives at `<root>/tables/<name>`; its columns stand in `tasks.schemas`. Rows are only ever appended. A retry
-appends a row with `attempt + 1`, and readers see the latest attempt of each id.
+appends a row with `attempt + 1`, and readers see the latest attempt of each id. Columns may be added to a schema: a
+table that was written before reads as null there, and gets the column with the next append.
 """
 
 import functools
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +25,7 @@ from pyarrow.dataset import Dataset
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tasks import storage
-from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
+from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 
 BLOB_ROW_GROUP_BYTES = 1_000_000  # from here on one row a row group: a random row is read alone
 COMMIT_TRIES = 20
@@ -110,14 +111,16 @@ def open_table(root: str, table: str, version: int | None = None) -> DeltaTable 
 
 
 def _check_columns(delta: DeltaTable, table: str, uri: str) -> None:
-    """Refuse a table of another schema version, naming the columns."""
+    """Refuse a table of another schema version, naming the columns.
+
+    Columns that were added since it was written are none: they read as null, and the next append adds them.
+    """
     found = {field.name: field.type for field in pa.schema(delta.schema().to_arrow())}
-    wanted = {field.name: field.type for field in SCHEMAS[table]}
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in (ID_COLUMNS[table], *COMMON) if name not in found]
     changed = [
-        f"{name} ({found[name]}, expected {wanted[name]})"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
+        f"{field.name} ({found[field.name]}, expected {field.type})"
+        for field in SCHEMAS[table]
+        if field.name in found and found[field.name] != field.type
     ]
     if missing or changed:
         raise TableError(
@@ -156,12 +159,34 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block
             return 0
         try:
             write_deltalake(
-                delta, fresh, mode="append", writer_properties=_writer_properties(table, fresh), commit_properties=once
+                delta,
+                fresh,
+                mode="append",
+                schema_mode=_schema_mode(delta, table),
+                writer_properties=_writer_properties(table, fresh),
+                commit_properties=once,
             )
             return fresh.num_rows
         except CommitFailedError:
             time.sleep(0.05 * attempt)
     raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
+
+
+def _schema_mode(delta: DeltaTable, table: str) -> Literal["merge"] | None:
+    """`merge` for a table that lacks columns of this version: the commit that brings the first values adds them.
+
+    Of two writers that would add them at once, the second meets a conflict and finds them there when it tries again.
+
+    Raises:
+        TableError: the table has columns that this version does not know.
+    """
+    found = {field.name for field in delta.schema().fields}
+    if unknown := sorted(found - set(SCHEMAS[table].names)):
+        raise TableError(
+            f"table {table!r} at {delta.table_uri} has the columns {unknown}, which this version of the package does "
+            "not know: a later one wrote it. Use that version, or start a new root with --root."
+        )
+    return "merge" if len(found) < len(SCHEMAS[table]) else None
 
 
 def _without_known(delta: DeltaTable, data: pa.Table, id_column: str) -> pa.Table:
@@ -259,7 +284,7 @@ def read_table(
     id_column, asked = ID_COLUMNS[table], _fields_of(where, schema)
     needed = list(dict.fromkeys([*names, id_column, "attempt", "created_at", *asked]))
     # Ids can be looked for in the files already, since all attempts of an id pass together: other blobs stay unread.
-    rows = as_dataset(delta).to_table(columns=needed, filter=where if asked == [id_column] else None)
+    rows = as_dataset(delta, table).to_table(columns=needed, filter=where if asked == [id_column] else None)
     if latest:
         rows = _latest_attempts(rows, id_column)
     if where is not None:
@@ -267,15 +292,17 @@ def read_table(
     return rows.select(names)
 
 
-def as_dataset(delta: DeltaTable) -> Dataset:
-    """The files of an open table, to scan.
+def as_dataset(delta: DeltaTable, table: str) -> Dataset:
+    """The files of an open table, to scan; columns that it does not have yet are null.
 
     Local files are opened by Arrow itself. deltalake's file system is Python, called from Arrow's threads: one that is
     still in such a call when the interpreter ends aborts the process ("terminate called without an active exception").
     """
     uri = delta.table_uri
     own = SubTreeFileSystem(storage.filesystem(uri)[1], LocalFileSystem()) if storage.is_local(uri) else None
-    return delta.to_pyarrow_dataset(filesystem=own)
+    files = delta.to_pyarrow_dataset(filesystem=own)
+    added = [field for field in SCHEMAS[table] if field.name not in files.schema.names]
+    return files.replace_schema(pa.schema([*files.schema, *added])) if added else files
 
 
 def _fields_of(where: pc.Expression | None, schema: pa.Schema) -> list[str]:

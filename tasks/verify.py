@@ -111,7 +111,7 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
 
 
 def check_files(root: str, table: str) -> Finding:
-    """The table has the columns of this version, and every Parquet file that its log names is there, whole.
+    """The table can be read by this version, and every Parquet file that its log names is there, whole.
 
     A table that has not been written yet gives a finding with nothing checked.
     """
@@ -169,7 +169,7 @@ def check_blobs(root: str, table: str) -> Finding:
     bad: list[str] = []
     num_checked = 0
     columns = [id_column, "status", "shape", "dtype", "crc32", *blobs]
-    for batch in as_dataset(delta).to_batches(columns=columns, batch_size=64, batch_readahead=1):
+    for batch in as_dataset(delta, table).to_batches(columns=columns, batch_size=64, batch_readahead=1):
         for row in batch.filter(pc.equal(batch["status"], "ok")).to_pylist():
             num_checked += 1
             values = [row[name] or b"" for name in blobs]

@@ -101,8 +101,10 @@ def test_a_bad_entry_of_a_list_gets_its_reason_and_the_others_go_on(tmp_path, na
 
 def reasons(source, root="/elsewhere") -> list[tuple[str, str]]:
     """(path, error_type) of the rows that ingest would write for a source, those of readable files empty."""
-    items = list(_rows(*source_files(str(source), root)))
-    rows = FileHasher()([json.loads(json.dumps(item)) | {"attempt": 1} for item in items])["sources"]
+    found = source_files(str(source), root)
+    items = list(_rows(found.folder, found.files, {}))
+    items = [json.loads(json.dumps(item)) | {"attempt": 1} for item in items]
+    rows = FileHasher(IngestConfig(), "/nowhere")(items)["sources"]
     _to_arrow("sources", rows, Lineage("test", "ingest", "1", "", ""))  # any of them can be written
     return [(row["path"], row.get("error_type", "")) for row in rows]
 
@@ -166,7 +168,8 @@ def test_a_file_is_not_used_while_nobody_can_tell_what_its_card_says(tmp_path):
 
     register_implementation("noanswer", NoAnswer, clobber=True)
     (tmp_path / "list.txt").write_text("noanswer://b/held_out.mp4\n")
-    [item] = _rows(*source_files(str(tmp_path / "list.txt"), "/elsewhere"))
+    found = source_files(str(tmp_path / "list.txt"), "/elsewhere")
+    [item] = _rows(found.folder, found.files, {})
     assert (item["path"], item["error_type"]) == ("held_out.mp4", "unreadable")
     assert item["error"].startswith("whether there is a noanswer://b/source.yaml cannot be told: RuntimeError")
     assert item["size_bytes"] == hash_file(item["uri"])[2]  # the file itself could be read
@@ -339,6 +342,6 @@ def test_a_pin_on_a_file_that_is_not_there_is_an_error_not_a_leak(tmp_path):
 
 def test_a_file_that_grows_while_it_is_read_is_no_video_yet(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"12345")
-    item = {"source_id": "s", "uri": f"{tmp_path}/a.mp4", "size_bytes": 3, "sha256": "", "attempt": 1}
-    [row] = FileHasher()([item])["sources"]
+    item = {"source_id": "s", "uri": f"{tmp_path}/a.mp4", "size_bytes": 3, "sha256": "", "md5": "", "archive": "", "attempt": 1}
+    [row] = FileHasher(IngestConfig(), "/nowhere")([item])["sources"]
     assert (row["status"], row["error_type"]) == ("failed", "changed")

@@ -3,13 +3,17 @@
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
+from tasks.export import export_rows
+from tasks.manifest import parse_filter, select_rows
 from tasks.schemas import COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables import (
     Lineage,
@@ -204,5 +208,64 @@ def test_unknown_columns_and_tables_are_named(tmp_path):
 def test_a_table_of_another_schema_version_is_refused_with_its_columns(tmp_path):
     old = pa.table({"caption_id": ["a"], "text": [1]})
     write_deltalake(table_uri(str(tmp_path), "captions"), old)
-    with pytest.raises(TableError, match=r"missing columns .*'clip_id'.*text \(int64, expected string\)"):
+    with pytest.raises(TableError, match=r"missing columns .*'attempt'.*text \(int64, expected string\)"):
         read_table(str(tmp_path), "captions")
+
+
+ADDED = ("language", "json")  # columns that the tables of these tests were written without
+
+
+@pytest.fixture
+def earlier(tmp_path) -> str:
+    """A root whose captions were written by a version that knew fewer columns."""
+    names = [name for name in SCHEMAS["captions"].names if name not in ADDED]
+    schema = pa.schema([SCHEMAS["captions"].field(name) for name in names])
+    row = caption(1) | {"created_at": datetime.now(UTC), "error_type": "", "error": ""}
+    uri = table_uri(str(tmp_path), "captions")
+    DeltaTable.create(uri, schema=schema, name="captions")
+    write_deltalake(uri, pa.Table.from_pylist([row], schema=schema), mode="append")
+    return str(tmp_path)
+
+
+def test_columns_that_were_added_since_a_table_was_written_read_as_null(earlier):
+    rows = read_table(earlier, "captions")
+    assert rows.schema.equals(SCHEMAS["captions"])
+    assert (rows["text"].to_pylist(), rows["language"].to_pylist()) == (["text 1"], [None])
+    assert read_table(earlier, "captions", ["text"], where=pc.field("language").is_null()).num_rows == 1
+    assert not [finding for finding in verify(earlier, "captions") if finding.level == "fail"]
+    assert next(b.to_pylist() for b in export_rows(earlier, "captions", columns=["language"])[1]) == [
+        {"language": None}
+    ]
+    assert select_rows(earlier, "captions", [parse_filter("language=null")], ["text"]).num_rows == 1
+
+
+def test_the_next_append_adds_the_columns_and_earlier_versions_still_read_as_null(earlier):
+    before = table_version(earlier, "captions")
+    assert append_block(earlier, "captions", [caption(2, language="en")], "2", LINEAGE) == 1
+    assert append_block(earlier, "captions", [caption(2, language="en")], "2", LINEAGE) == 0
+    assert table_version(earlier, "captions") == before + 1
+    rows = read_table(earlier, "captions", ["text", "language"]).sort_by("text")
+    assert rows["language"].to_pylist() == [None, "en"]
+    assert read_table(earlier, "captions", ["language"], before).to_pylist() == [{"language": None}]
+
+
+def test_writers_that_add_the_same_columns_at_once_lose_nothing(earlier):
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, earlier, str(number)]) for number in (1, 2)]
+    assert [writer.wait(120) for writer in writers] == [0] * 2
+    assert read_table(earlier, "captions", latest=False).num_rows == 1 + 2 * 4 + 4
+
+
+def test_a_writer_that_opened_the_table_before_the_columns_came_tries_again(earlier):
+    stale = DeltaTable(table_uri(earlier, "captions"))
+    append_block(earlier, "captions", [caption(2, language="en")], "2", LINEAGE)
+    late = pa.Table.from_pylist([caption(3, language="en")], schema=SCHEMAS["captions"])
+    with pytest.raises(CommitFailedError):  # what append_block answers with the newer table
+        write_deltalake(stale, late, mode="append", schema_mode="merge")
+
+
+def test_nothing_is_appended_to_a_table_with_columns_of_a_later_version(tmp_path):
+    uri = table_uri(str(tmp_path), "captions")
+    DeltaTable.create(uri, schema=SCHEMAS["captions"].append(pa.field("mood", pa.string())), name="captions")
+    assert read_table(str(tmp_path), "captions").num_rows == 0
+    with pytest.raises(TableError, match=r"'captions'.*\['mood'\].*a later one wrote it"):
+        append_block(str(tmp_path), "captions", [caption(1)], "b", LINEAGE)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pyramid_model.config import Config
 from tasks.captions import CaptionsConfig
 from tasks.clips import ClipsConfig
+from tasks.duplicates import DuplicatesConfig
 from tasks.evaluate import EvaluateConfig
 from tasks.generate import GenerateConfig
 from tasks.ingest import IngestConfig
@@ -50,6 +51,7 @@ class Recipe(Config):
     ingest: IngestConfig = IngestConfig()
     clips: ClipsConfig = ClipsConfig()
     scores: ScoresConfig = ScoresConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
     select: SelectConfig = SelectConfig()
     captions: CaptionsConfig = CaptionsConfig()
     text_features: TextFeaturesConfig = TextFeaturesConfig()
@@ -179,7 +181,11 @@ def _problem(name: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{name} is missing and has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{name} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+    if isinstance(problem["input"], Mapping):  # a rule across the settings of a section names those that it is about
+        return f"{name}: {message[0].lower() + message[1:]}"
+    # Whoever takes a key for the name of its variable must not find it in a log.
+    value = "…" if name.endswith("api_key_env") else repr(problem["input"])
+    return f"{name} = {value}: {message[0].lower() + message[1:]}"
 
 
 def _nearest(name: str) -> str:

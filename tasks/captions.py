@@ -1,19 +1,26 @@
-"""Captions of clips: sentences that people wrote for spans of the source videos, matched to clips by time."""
+"""Captions of clips: sentences that people wrote for spans of the source videos, matched to clips by time, and those
+that a model writes (`tasks.caption_writing`).
+"""
 
 import csv
 import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from pyramid_model.captioning.question import FrameSampling
 from pyramid_model.config import Config
 from tasks import storage
+from tasks.caption_client import EndpointConfig
+from tasks.caption_models import VisionModelConfig
+from tasks.caption_writing import CLIP_COLUMNS, REWRITTEN, Parent, find_writer, wanted_items, write_captions
 from tasks.pipeline import StepError, run_blocks
 from tasks.select import selected_clips
 from tasks.source_card import read_card
@@ -24,15 +31,61 @@ VERSION = "1"
 COLUMNS = ("file", "start_s", "end_s", "text")
 
 
+Kind = Literal["human", "short", "dense", "structured", "rewritten"]
+HUMAN = "human"
+# Came after human captions. Written down only where they are used, so that the settings of before hash the same.
+ADDED = ("local", "endpoint", "frames", "instructions", "rewrite_from", "max_repetition")
+
+
 class CaptionsConfig(Config):
     """Where captions come from."""
 
     selection: str = Field("", description="which selection; empty: the newest")
-    kind: Literal["human"] = Field("human", description="human: from the sidecar file that source.yaml names")
+    kind: Kind | tuple[Kind, ...] = Field(
+        "human",
+        description="human: from the sidecar file that source.yaml names; short, dense, structured: by a model that "
+        "sees the clip; rewritten: by a model, from another caption. Several as a list, the preferred one first",
+    )
     sidecar: str = Field("", description="CSV with file, start_s, end_s, text; empty: `captions` of each source.yaml")
     min_overlap: float = Field(0.3, gt=0, le=1, description="share of a clip's duration that its caption must cover")
-    language: str = "en"
+    language: str = Field("en", description="two letters; what a model writes in another one fails. Empty: any")
     block_size: int = Field(64, ge=1, description="clips a block")
+    local: VisionModelConfig | None = Field(None, description="the model that writes, in Ray actors; null: none")
+    endpoint: EndpointConfig | None = Field(None, description="the model that writes, behind a server; null: none")
+    frames: FrameSampling = Field(FrameSampling(), description="what a model sees of a clip")
+    instructions: dict[Kind, str] = Field({}, description="one's own words for a model, by kind, in place of ours")
+    rewrite_from: Kind = Field("human", description="kind of caption that `rewritten` starts from")
+    max_repetition: float = Field(
+        0.3, ge=0, le=1, description="largest share of repeated 4-word sequences; more is a failed caption"
+    )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are asked for, the preferred one first."""
+        return (self.kind,) if isinstance(self.kind, str) else self.kind
+
+    @property
+    def by_model(self) -> tuple[str, ...]:
+        """Those that a model writes."""
+        return tuple(kind for kind in self.kinds if kind != HUMAN)
+
+    @model_validator(mode="after")
+    def _check(self) -> "CaptionsConfig":
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kind {list(self.kinds)}: name at least one kind, and each once")
+        if self.by_model and (self.local is None) == (self.endpoint is None):
+            raise ValueError(
+                f"{', '.join(self.by_model)} captions are written by a model: set one of captions.local.name (in Ray "
+                "actors) and captions.endpoint with base_url and model (an OpenAI-compatible server)"
+            )
+        if self.rewrite_from == REWRITTEN:
+            raise ValueError("rewrite_from 'rewritten': name the kind of caption that is rewritten, such as dense")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = {name for name in ADDED if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in unused}
 
 
 @dataclass(frozen=True)
@@ -98,7 +151,7 @@ class CaptionMatcher:
         columns = {
             "caption_id": item["caption_id"],
             "clip_id": item["clip_id"],
-            "kind": self.config.kind,
+            "kind": HUMAN,
             "language": self.config.language,
             "prompt_hash": item["decided_by"],
         }
@@ -117,12 +170,45 @@ class CaptionMatcher:
 
 @step
 def captions(run: Run, config: CaptionsConfig) -> StepResult:
-    """Find the caption of every selected clip; a clip without one becomes a skipped row.
+    """Give every selected clip its captions; a clip that gets none becomes a skipped or failed row.
+
+    Returns:
+        outputs `captions` (which ones, for later steps) and, where a model wrote some, `usage` (JSON: tokens, cost_usd,
+        how many answers were asked for and how many had been kept from an earlier run).
 
     Raises:
-        StepError: a caption file is named and missing, or cannot be read.
+        StepError: a caption file is named and missing, or cannot be read; a model or endpoint is not there.
     """
-    clips = selected_clips(run, config.selection, columns=("clip_id", "video_id", "start_s", "end_s")).to_pylist()
+    columns = ("clip_id", "video_id", "start_s", "end_s", *(CLIP_COLUMNS if config.by_model else ()))
+    clips = selected_clips(run, config.selection, columns=columns).to_pylist()
+    results: list[StepResult] = []
+    wanted: list[dict[str, Any]] = []
+    if HUMAN in config.kinds:
+        items, result = _match(run, config, clips)
+        wanted, results = [*wanted, *items], [*results, result]
+    if config.by_model:
+        items, found = _write(run, config, clips)
+        wanted, results = [*wanted, *items], [*results, *found]
+    named = {kind: sorted({item["decided_by"] for item in wanted if item["kind"] == kind}) for kind in config.kinds}
+    outputs = {"captions": ";".join(f"{kind}:{','.join(filter(None, hashes))}" for kind, hashes in named.items())}
+    changes: dict[str, Any] = {"outputs": outputs}
+    together = _together(results)
+    if config.by_model:
+        used = _usage(run, wanted)
+        outputs["usage"] = json.dumps(used)
+        if together.num_new:
+            tokens = f"{used['num_prompt_tokens']} prompt and {used['num_completion_tokens']} answer tokens"
+            changes["note"] = f"{tokens}, {used['cost_usd']:.4g} USD"
+    overruled = _overruled(run, wanted)
+    if append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config)):
+        changes["note"] = f"{len(overruled)} clips are back to captions that were made before"
+    return together.model_copy(update=changes)
+
+
+def _match(
+    run: Run, config: CaptionsConfig, clips: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], StepResult]:
+    """Captions that people wrote: what is wanted, and what was done."""
     files = _source_files(run, {clip["video_id"] for clip in clips}, config.sidecar)
     wanted = [_item(clip, files[clip["video_id"]], config) for clip in clips]
     todo = pending(run.root, "captions", [item["caption_id"] for item in wanted], run.retry_failed)
@@ -137,19 +223,92 @@ def captions(run: Run, config: CaptionsConfig) -> StepResult:
         num_done=todo.num_done,
         block_size=config.block_size,
     )
-    hashes = sorted({item["decided_by"] for item in wanted} - {""})
-    changes: dict[str, Any] = {"outputs": {"captions": f"{config.kind}:{','.join(hashes)}"}}
-    overruled = _overruled(run, {item["clip_id"]: item["caption_id"] for item in wanted})
-    if append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config)):
-        changes["note"] = f"{len(overruled)} clips are back to captions that were made before"
-    return result.model_copy(update=changes)
+    return wanted, result
 
 
-def _overruled(run: Run, wanted: Mapping[str, str]) -> list[str]:
-    """Of the captions that are wanted (clip id -> caption id), those after which other settings decided."""
-    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "created_at"]).sort_by("created_at").to_pylist()
-    newest = {row["clip_id"]: row["caption_id"] for row in rows}
-    return [caption_id for clip_id, caption_id in wanted.items() if newest[clip_id] != caption_id]
+def _write(
+    run: Run, config: CaptionsConfig, clips: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], list[StepResult]]:
+    """Captions that a model writes: what is wanted, and what was done. Rewritten ones need the others first."""
+    writer = find_writer(run, config)
+    wanted: list[dict[str, Any]] = []
+    results = []
+    seeing = [kind for kind in config.by_model if kind != REWRITTEN]
+    for kinds in filter(None, (seeing, [REWRITTEN] if REWRITTEN in config.by_model else [])):
+        parents = _parents(run, config, wanted) if kinds == [REWRITTEN] else {}
+        items = wanted_items(config, kinds, writer, clips, parents)
+        results.append(write_captions(run, config, items, writer))
+        wanted += items
+    return wanted, results
+
+
+def _parents(run: Run, config: CaptionsConfig, written: Sequence[Mapping[str, Any]]) -> dict[str, Parent]:
+    """By clip id, the newest good caption to rewrite: of this very run, if it makes that kind."""
+    good = (pc.field("status") == "ok") & (pc.field("kind") == config.rewrite_from)
+    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", "created_at"], where=good)
+    here = {item["caption_id"] for item in written}
+    return {
+        row["clip_id"]: Parent(row["caption_id"], row["text"])
+        for row in rows.sort_by("created_at").to_pylist()
+        if config.rewrite_from not in config.by_model or row["caption_id"] in here
+    }
+
+
+def _together(results: Sequence[StepResult]) -> StepResult:
+    """One result for all kinds."""
+    if len(results) == 1:
+        return results[0]
+    return StepResult(
+        step="captions",
+        num_in=sum(one.num_in for one in results),
+        num_done=sum(one.num_done for one in results),
+        num_ok=sum(one.num_ok for one in results),
+        num_failed=sum(one.num_failed for one in results),
+        num_skipped=sum(one.num_skipped for one in results),
+        busy_s=sum(one.busy_s for one in results),
+        rows=_added(one.rows for one in results),
+        errors=_added(one.errors for one in results),
+        timings=_added(one.timings for one in results),
+        versions={table: version for one in results for table, version in one.versions.items()},
+        note="" if any(one.num_new for one in results) else "nothing new",
+    )
+
+
+def _added(tallies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Values by name, those of equal names added."""
+    total: dict[str, Any] = {}
+    for tally in tallies:
+        for name, value in tally.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the captions that this run made have cost, whoever paid; those of earlier runs count nothing."""
+    ids = pa.array([item["caption_id"] for item in wanted], pa.string())
+    names = ("quality", "num_prompt_tokens", "num_completion_tokens", "cost_usd")
+    made = pc.field("caption_id").isin(ids) & (pc.field("run_id") == run.run_id)
+    rows = [row for row in read_table(run.root, "captions", names, where=made).to_pylist() if row["quality"]]
+    facts = [json.loads(row["quality"]) for row in rows]
+    asked = sum(fact["num_asked"] for fact in facts)
+    return {
+        "num_asked": asked,
+        "num_kept": sum(fact["num_answers"] for fact in facts) - asked,
+        **{name: sum(row[name] or 0 for row in rows) for name in names[1:]},
+    }
+
+
+def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the captions that are wanted, those after which other settings decided: of their kind, or for the clip."""
+    rows = read_table(run.root, "captions", ["clip_id", "kind", "caption_id", "created_at"]).sort_by("created_at")
+    newest_of_kind, newest = {}, {}
+    for row in rows.to_pylist():
+        newest_of_kind[row["clip_id"], row["kind"]] = newest[row["clip_id"]] = row["caption_id"]
+    ids = {item["caption_id"] for item in wanted}
+    preferred = {item["clip_id"]: item for item in reversed(wanted)}
+    found = [item for item in wanted if newest_of_kind[item["clip_id"], item["kind"]] != item["caption_id"]]
+    found += [item for item in preferred.values() if newest[item["clip_id"]] not in ids]
+    return list(dict.fromkeys(item["caption_id"] for item in found))
 
 
 @dataclass(frozen=True)
@@ -179,8 +338,9 @@ def _item(clip: Mapping[str, Any], source: SourceFile, config: CaptionsConfig) -
     # The bytes of the caption file are part of it: an edited file gives new captions.
     decided_by = content_id(source.text_hash, config.min_overlap, config.language) if source.text_hash else ""
     return {
-        "caption_id": content_id(clip["clip_id"], config.kind, decided_by, *filter(None, [source.annotations])),
+        "caption_id": content_id(clip["clip_id"], HUMAN, decided_by, *filter(None, [source.annotations])),
         "clip_id": clip["clip_id"],
+        "kind": HUMAN,
         "start_s": clip["start_s"],
         "end_s": clip["end_s"],
         "file": source.file,
@@ -230,17 +390,35 @@ def _named_sidecar(card: str) -> str:
 
 
 def captions_of(run: Run, clip_ids: Sequence[str], captions: str = "", version: int | None = None) -> dict[str, str]:
-    """Text by clip id: from the captions that a run of the step named in its outputs, or the newest of each clip.
+    """Text by clip id: of several kinds, the first that a clip has; see `captions_by_kind`."""
+    found = captions_by_kind(run, clip_ids, captions, version)
+    return {clip_id: next(iter(texts.values())) for clip_id, texts in found.items()}
 
-    Clips for which the last word is that they have no caption are left out.
+
+def captions_by_kind(
+    run: Run, clip_ids: Sequence[str], captions: str = "", version: int | None = None
+) -> dict[str, dict[str, str]]:
+    """Text by clip id and kind. Clips for which the last word is that they have no caption are left out.
+
+    Args:
+        run: where the tables are.
+        clip_ids: which clips.
+        captions: the `captions` of a run of the step (`dense:HASH,…;short:HASH`), or kinds alone (`dense;short`), which
+            take the newest of each; kinds come in this order. Empty: of each clip the newest, of whatever kind.
+        version: of the table; None: the newest.
     """
     columns = ["clip_id", "kind", "prompt_hash", "text", "status", "created_at"]
-    rows = read_table(run.root, "captions", columns, version).sort_by("created_at").to_pylist()
-    kind, _, hashes = captions.partition(":")
-    wanted, allowed = set(clip_ids), set(hashes.split(","))
-    newest = {
-        row["clip_id"]: row
-        for row in rows
-        if row["clip_id"] in wanted and (not captions or (row["kind"] == kind and row["prompt_hash"] in allowed))
-    }
-    return {clip_id: row["text"] for clip_id, row in newest.items() if row["status"] == "ok"}
+    wanted = pc.field("clip_id").isin(pa.array(clip_ids, pa.string()))
+    rows = read_table(run.root, "captions", columns, version, wanted).sort_by("created_at").to_pylist()
+    if not captions:
+        newest = {row["clip_id"]: row for row in rows}
+        return {key: {row["kind"]: row["text"]} for key, row in newest.items() if row["status"] == "ok"}
+    named = [part.partition(":") for part in captions.split(";")]
+    found: dict[str, dict[str, str]] = {}
+    for kind, colon, hashes in named:
+        allowed = set(hashes.split(",")) if colon else None
+        alike = [row for row in rows if row["kind"] == kind and (allowed is None or row["prompt_hash"] in allowed)]
+        for row in {row["clip_id"]: row for row in alike}.values():
+            if row["status"] == "ok":
+                found.setdefault(row["clip_id"], {})[kind] = row["text"]
+    return found

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 
 from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps
+from pyramid_model.metrics.scorers import ClipView
 from pyramid_model.shots import CutDetector, analysis_size
 from pyramid_model.video import ClipWriter, VideoError
 from tasks import storage
@@ -82,7 +84,7 @@ class ShownFrame:
     end_pts: int  # when the next frame is shown
     is_corrupt: bool
     image: Any  # av.VideoFrame, yuv420p, upright, of the clips' size
-    gray: Any  # (h w) uint8, small: for scores
+    gray: Any  # (h w) uint8, upright and small: for scores
     starts_shot: bool = False
 
 
@@ -151,7 +153,7 @@ class VideoPass:
         """Frames scaled to the clips' size, each with the verdict whether it starts a shot."""
         detector = CutDetector(self.config.shots)
         height, width = clip_size(footage.probe, self.config.max_side)
-        small_size = analysis_size(footage.probe)
+        small_size, turns = analysis_size(footage.probe), footage.probe.rotation // 90
         waiting: deque[ShownFrame] = deque()
         cuts: set[int] = set()
 
@@ -168,7 +170,7 @@ class VideoPass:
                 waiting[-1].end_pts = frame.pts
             small = frame.small(*small_size)
             cuts.update(detector.add(small))
-            image, gray = frame.upright(height, width), cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+            image, gray = frame.upright(height, width), np.rot90(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), -turns)
             waiting.append(ShownFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
             yield from decided(max(1, detector.delay))
         if waiting:
@@ -189,7 +191,9 @@ class VideoPass:
                 if is_last:
                     writer.close()
                     writer = None
-                    scores = score_rows(self.clip_id(clip[0], frame), np.stack([shown.gray for shown in clip]))
+                    fps = self.fps(len(clip), clip[0], frame)
+                    view = ClipView(np.stack([shown.gray for shown in clip]), float(fps), path)
+                    scores = score_rows(self.clip_id(clip[0], frame), view)
                     clip[0].gray = frame.gray = None
                     yield CutClip(shot, clip[0], frame, len(clip), scores, path)
                     clip = []
@@ -208,13 +212,17 @@ class VideoPass:
         span = [first.pts, last.end_pts, base.numerator, base.denominator]
         return content_id(self.item["video_id"], span, encoding)
 
+    def fps(self, num_frames: int, first: ShownFrame, last: ShownFrame) -> Fraction:
+        """Frames a second of a clip."""
+        return mean_fps(num_frames, first.pts, last.pts, self.probe.time_base, self.probe.fps)
+
     def clip_row(self, clip: CutClip, media: str) -> dict[str, Any]:
         """The clip's row; its `uri` is where the media file has to go."""
         probe = self.probe
         base = probe.time_base
         height, width = clip_size(probe, self.config.max_side)
         clip_id = self.clip_id(clip.first, clip.last)
-        fps = mean_fps(clip.num_frames, clip.first.pts, clip.last.pts, base, probe.fps)
+        fps = self.fps(clip.num_frames, clip.first, clip.last)
         return ok_row(
             {},  # a first attempt always: a clip is made or not, only its video may fail
             clip_id=clip_id,

@@ -1,16 +1,18 @@
 """What a DiT is trained and judged on: pairs of a clip's latent and its caption's features."""
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from pyramid_model.config import Config, LatentNorm
 from tasks import storage
-from tasks.captions import captions_of
+from tasks.captions import captions_by_kind
 from tasks.model_files import ModelFolder
 from tasks.pipeline import StepError
 from tasks.select import selected_clips
@@ -24,8 +26,15 @@ if TYPE_CHECKING:
 TABLES = ("clips", "selections", "captions", "latents", "text_features")
 
 
+class Choice(Config):
+    """One of several captions of a clip, and how often it is drawn beside the others."""
+
+    text_feature_id: str
+    weight: float
+
+
 class Pair(Config):
-    """One clip for the DiT: ids of its latent and of the features of its caption."""
+    """One clip for the DiT: ids of its latent and of the features of its (preferred) caption."""
 
     clip_id: str
     uri: str
@@ -33,6 +42,7 @@ class Pair(Config):
     text: str
     latent_id: str
     text_feature_id: str
+    choices: tuple[Choice, ...] = ()  # training draws one of these; empty: always the preferred
 
 
 class PairSource(Config):
@@ -41,14 +51,24 @@ class PairSource(Config):
     run: Run
     selection: str
     captions: str
+    caption_weights: dict[str, float] = Field(default_factory=dict)
     vae_hash: str
     encoder_hash: str
     versions: dict[str, int]
     norm: LatentNorm
 
 
-def pair_source(run: Run, selection: str, captions: str, vae: ModelFolder, encoder_hash: str) -> PairSource:
+def pair_source(
+    run: Run,
+    selection: str,
+    captions: str,
+    vae: ModelFolder,
+    encoder_hash: str,
+    caption_weights: Mapping[Any, float] | None = None,
+) -> PairSource:
     """Pin the tables as they are now.
+
+    Without `captions`, those of the kinds that have a weight count; without weights, the newest of each clip.
 
     Raises:
         StepError: the VAE's folder does not say how its latents are normalised.
@@ -56,7 +76,8 @@ def pair_source(run: Run, selection: str, captions: str, vae: ModelFolder, encod
     return PairSource(
         run=run,
         selection=selection,
-        captions=captions,
+        captions=captions or ";".join(caption_weights or ()),
+        caption_weights=dict(caption_weights or {}),
         vae_hash=vae.weights_hash,
         encoder_hash=encoder_hash,
         versions={name: table_version(run.root, name) for name in TABLES},
@@ -87,21 +108,30 @@ def vae_settings(vae_uri: str) -> dict[str, Any]:
 def find_pairs(source: PairSource, split: str) -> list[Pair]:
     """The pairs of a split, in the order of the selection; clips that lack a latent or a caption are left out."""
     clips = _clips(source, split)
-    texts = captions_of(source.run, [clip["clip_id"] for clip in clips], source.captions, source.versions["captions"])
+    texts = _texts(source, clips)
     latents = _latent_ids(source)
     features = text_feature_ids(source)
-    return [
-        Pair(
-            clip_id=clip["clip_id"],
-            uri=clip["uri"],
-            bucket=clip["bucket"],
-            text=text,
-            latent_id=latents[clip["clip_id"], clip["bucket"]],
-            text_feature_id=features[text],
-        )
-        for clip in clips
-        if (text := texts.get(clip["clip_id"])) in features and (clip["clip_id"], clip["bucket"]) in latents
-    ]
+    pairs = []
+    for clip in clips:
+        known = {kind: text for kind, text in texts.get(clip["clip_id"], {}).items() if text in features}
+        weights = {kind: source.caption_weights[kind] for kind in known if source.caption_weights.get(kind)}
+        if source.caption_weights:
+            known = {kind: known[kind] for kind in sorted(weights, key=lambda kind: -weights[kind])}
+        latent_id = latents.get((clip["clip_id"], clip["bucket"]))
+        if not known or not latent_id:
+            continue
+        preferred = next(iter(known.values()))
+        choices = tuple(Choice(text_feature_id=features[known[kind]], weight=weights[kind]) for kind in weights)
+        columns = {name: clip[name] for name in ("clip_id", "uri", "bucket")}
+        ids = {"latent_id": latent_id, "text_feature_id": features[preferred]}
+        pairs.append(Pair(**columns, **ids, text=preferred, choices=choices))
+    return pairs
+
+
+def _texts(source: PairSource, clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Captions by clip id and kind."""
+    ids = [clip["clip_id"] for clip in clips]
+    return captions_by_kind(source.run, ids, source.captions, source.versions["captions"])
 
 
 def _clips(source: PairSource, split: str) -> list[dict[str, Any]]:
@@ -113,7 +143,7 @@ def explain_no_pairs(source: PairSource, split: str) -> str:
     clips = _clips(source, split)
     if not clips:
         return f"no clip is selected for the split {split!r}: loosen the select step, or pin a split in source.yaml"
-    if not captions_of(source.run, [clip["clip_id"] for clip in clips], source.captions, source.versions["captions"]):
+    if not _texts(source, clips):
         return f"none of the {len(clips)} clips of the split {split!r} has a caption: see the captions step"
     if not any(key in _latent_ids(source) for key in ((clip["clip_id"], clip["bucket"]) for clip in clips)):
         return f"no latents by VAE {source.vae_hash[:8]} for the split {split!r}: run the latents step with that VAE"
@@ -146,12 +176,24 @@ def text_feature_ids(source: PairSource) -> dict[str, str]:
 
 @dataclass
 class LoadedPairs:
-    """Pairs in memory. latents: normalised (c t h w); texts: (embeds (n d), pooled (p)); bad: what was left out."""
+    """Pairs in memory.
+
+    latents: normalised (c t h w); texts: (embeds (n d), pooled (p)) of the preferred caption; choices: of each pair
+    the texts that training draws from, with their weights (none: the preferred); bad: what was left out.
+    """
 
     pairs: list[Pair] = field(default_factory=list)
     latents: "list[Tensor]" = field(default_factory=list)
     texts: "list[tuple[Tensor, Tensor]]" = field(default_factory=list)
+    choices: "list[list[tuple[tuple[Tensor, Tensor], float]]]" = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+
+    def drawn_text(self, position: int, chance: random.Random) -> "tuple[Tensor, Tensor]":
+        """Features of one of a pair's captions, by weight."""
+        choices = self.choices[position]
+        if not choices:
+            return self.texts[position]
+        return chance.choices([text for text, _ in choices], [weight for _, weight in choices])[0]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -164,18 +206,21 @@ def load_pairs(source: PairSource, pairs: Sequence[Pair]) -> LoadedPairs:
     from tasks.blobs import CorruptBlobError, latent_of, text_features_of
 
     latents = _by_id(source, "latents", "latent_id", {pair.latent_id for pair in pairs})
-    features = _by_id(source, "text_features", "text_feature_id", {pair.text_feature_id for pair in pairs})
+    wanted = {pair.text_feature_id for pair in pairs} | {one.text_feature_id for pair in pairs for one in pair.choices}
+    features = _by_id(source, "text_features", "text_feature_id", wanted)
     loaded = LoadedPairs()
     for pair in pairs:
         try:
             latent = latent_of(latents[pair.latent_id])
             text = text_features_of(features[pair.text_feature_id])
+            choices = [(text_features_of(features[one.text_feature_id]), one.weight) for one in pair.choices]
         except CorruptBlobError as err:
             loaded.bad.append(f"clip {pair.clip_id} (latent {pair.latent_id}): {err}")
             continue
         loaded.pairs.append(pair)
         loaded.latents.append(source.norm.normalise(latent[None])[0])
         loaded.texts.append(text)
+        loaded.choices.append(choices)
     return loaded
 
 

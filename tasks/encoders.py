@@ -65,17 +65,17 @@ def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str
     if name == TINY:
         uri = run.models("text_encoder-" + content_id(TINY, TINY_VERSION, dict(tiny), list(texts)))
         if not storage.exists(uri):
-            _on_ray(run, _build_tiny, run, uri, list(texts), dict(tiny))
+            on_ray(run, _build_tiny, run, uri, list(texts), dict(tiny))
     elif storage.exists(name):
         uri = absolute(name)
     else:
         uri = run.models("text_encoder-" + name.replace("/", "--"))
         if not storage.exists(uri):
-            _on_ray(run, _fetch, run, uri, name)
+            on_ray(run, _fetch, run, uri, name)
     return find_encoder(run, uri)
 
 
-def _on_ray(run: Run, function: Any, *arguments: Any) -> None:
+def on_ray(run: Run, function: Any, *arguments: Any) -> None:
     """Run a function as a Ray task: this process stays free of torch, and a cluster does the work."""
     connect(run.ray)
     import ray
@@ -84,7 +84,7 @@ def _on_ray(run: Run, function: Any, *arguments: Any) -> None:
     try:
         ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
     except RayTaskError as err:
-        raise StepError(f"the text encoder cannot be made ready: {err.cause}") from err
+        raise StepError(f"the model cannot be made ready: {err.cause}") from err
 
 
 def _build_tiny(run: Run, uri: str, texts: list[str], settings: dict[str, int]) -> None:

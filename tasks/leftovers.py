@@ -8,6 +8,7 @@ import fsspec
 import pyarrow.compute as pc
 
 from tasks import storage
+from tasks.answers import spent_answers
 from tasks.schemas import ID_COLUMNS, SCHEMAS
 from tasks.tables import open_table, read_table
 
@@ -91,7 +92,8 @@ def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool =
 
 
 def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]:
-    """Left-over media and Parquet files and unfinished trainings, untouched for so many hours; removed on `delete`.
+    """Left-over media and Parquet files, unfinished trainings, and a model's answers whose captions are in the table,
+    untouched for so many hours; removed on `delete`.
 
     The age protects what a running step has written and not committed yet.
 
@@ -106,7 +108,10 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
         raise ValueError(f"{COPIED} ({root})")
     left = [
         path
-        for path in unnamed + half_written(root) + unfinished_trainings(root) + empty_folders(root)
+        for path in (
+            *(*unnamed, *half_written(root), *unfinished_trainings(root), *empty_folders(root)),
+            *spent_answers(root, _attempts(root, "captions")),
+        )
         if (now - _last_touched(fs, path)).total_seconds() >= older_than_h * 3600
     ]
     if delete and left:
@@ -118,6 +123,12 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
             unnamed_parquet(root, table, older_than_h, delete=True)
         left += [f"{top}/tables/{table}/{name}" for name in found]
     return [path.removeprefix(top + "/") for path in left]
+
+
+def _attempts(root: str, table: str) -> dict[str, int]:
+    """Latest attempt by id."""
+    rows = read_table(root, table, [ID_COLUMNS[table], "attempt"])
+    return dict(zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True))
 
 
 def _last_touched(fs: fsspec.AbstractFileSystem, path: str) -> datetime:

@@ -24,7 +24,7 @@ LOOKS = 16  # files looked at together, since an object store takes its time to 
 SHARD = ".tar"  # in a folder its members count, not itself
 SHARDS = "WebDataset shards"
 # What a root holds (docs/tables.md): what we wrote is no source.
-OWN = ("tables", "media", "models", "checkpoints", "runs", "mlflow", "prefect", "report.html")
+OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
 
 
 @dataclass(frozen=True)

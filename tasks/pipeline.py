@@ -201,6 +201,7 @@ def run_blocks(
     max_block_bytes: float = math.inf,
     num_cpus: float = 0.5,
     num_gpus: float = 0.0,
+    max_actors: int | None = None,
 ) -> StepResult:
     """Run `worker` over the pending items on Ray and return what was committed.
 
@@ -212,6 +213,7 @@ def run_blocks(
         num_done: inputs already committed, for the counts of the result.
         block_size: items a block, the unit of commit and of loss when a machine dies.
         max_block_bytes: most of the items' `size_bytes` in one block; a larger item is a block of its own.
+        max_actors: most actors, where they share something scarcer than this cluster; None: as many as fit.
 
     Raises:
         StepError: the step stopped (no disk space, no progress, a bug), with the cause.
@@ -225,7 +227,8 @@ def run_blocks(
     reports = []
     done = 0
     report_progress(step, 0, len(items))
-    for report in _stream(blocks, actor_args, num_cpus, num_gpus, run.ray.no_progress_timeout_s, step):
+    size = min(num_actors(num_cpus, num_gpus, len(blocks)), max_actors or len(blocks))
+    for report in _stream(blocks, actor_args, size, num_cpus, num_gpus, run.ray.no_progress_timeout_s, step):
         reports.append(report)
         done += report["items"]
         report_progress(step, done, len(items))
@@ -247,7 +250,7 @@ def split_blocks(items: Sequence[Mapping[str, Any]], block_size: int, max_bytes:
 
 
 def _stream(
-    blocks: list[list], actor_args: tuple, num_cpus: float, num_gpus: float, timeout_s: float, step: str
+    blocks: list[list], actor_args: tuple, size: int, num_cpus: float, num_gpus: float, timeout_s: float, step: str
 ) -> Iterator[dict]:
     """Reports of finished blocks as they come; StepError when none comes for too long."""
     import pyarrow as pa
@@ -257,7 +260,6 @@ def _stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    size = num_actors(num_cpus, num_gpus, len(blocks))
     # One table a block: Ray Data keeps each as its own partition, so `batch_size=None` hands an actor exactly one.
     tables = [pa.table({"items": [json.dumps(block)]}) for block in blocks]
     reports = ray.data.from_arrow(tables).map_batches(

@@ -2,29 +2,37 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from pyramid_model.config import Config
-from pyramid_model.metrics.frames import FRAME_SCORES
+from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
+from tasks import model_scores
+from tasks.model_scores import ModelScoresConfig
 from tasks.pipeline import run_blocks
-from tasks.step import Run, StepResult, step
+from tasks.score_reading import make_newest
+from tasks.step import Run, StepResult, lineage, step
 from tasks.tables import bad_row, content_id, ok_row, pending
 
 VERSION = "1"
 LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot detection
 
-Scorer = Literal["motion", "sharpness", "brightness"]
 
+class ScoresConfig(ModelScoresConfig):
+    """Which scores every clip must have: those without a model by name, the others by their sections."""
 
-class ScoresConfig(Config):
-    """Which scores every clip must have."""
-
-    scorers: tuple[Scorer, ...] = Field(tuple(FRAME_SCORES), description="motion, sharpness, brightness")  # type: ignore[arg-type]
+    scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=", ".join(SCORERS))
     block_size: int = Field(32, ge=1, description="scores a block")
+
+    @field_validator("scorers")
+    @classmethod
+    def _known(cls, scorers: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in scorers if name not in SCORERS]:
+            known = ", ".join(SCORERS)
+            raise ValueError(f"no scorer is called {', '.join(unknown)}: there are {known} (scores.scorers)")
+        return tuple(dict.fromkeys(scorers))
 
 
 def score_id(clip_id: str, scorer: str) -> str:
@@ -32,20 +40,16 @@ def score_id(clip_id: str, scorer: str) -> str:
     return content_id(clip_id, scorer, {"longer_side": LONGER_SIDE}, VERSION)
 
 
-def score_rows(clip_id: str, frames: np.ndarray, scorers: Sequence[str] = tuple(FRAME_SCORES)) -> list[dict[str, Any]]:
-    """Rows of `scores` for one clip. frames: uint8, (t h w) or RGB (t h w 3), the longer side LONGER_SIDE px."""
-    details = json.dumps({"num_frames": len(frames), "height": frames.shape[1], "width": frames.shape[2]})
-    return [
-        ok_row(
-            {},
-            score_id=score_id(clip_id, scorer),
-            clip_id=clip_id,
-            scorer=scorer,
-            value=FRAME_SCORES[scorer](frames),
-            details=details,
-        )
-        for scorer in scorers
-    ]
+def score_rows(clip_id: str, clip: ClipView, scorers: Sequence[str] = IN_DECODE_PASS) -> list[dict[str, Any]]:
+    """Rows of `scores` for one clip."""
+    num_frames, height, width = clip.frames.shape
+    rows = []
+    for scorer in scorers:
+        value, details = SCORERS[scorer](clip)
+        details = json.dumps({"num_frames": num_frames, "height": height, "width": width, **details})
+        ids = {"score_id": score_id(clip_id, scorer), "clip_id": clip_id, "scorer": scorer}
+        rows.append(ok_row({}, **ids, value=value, details=details))
+    return rows
 
 
 class ClipScorer:
@@ -57,17 +61,33 @@ class ClipScorer:
         return {"scores": [row for group in groups for row in self._score(group)]}
 
     def _score(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from pyramid_model.video import VideoError, read_clip
+        from pyramid_model.video import VideoError
 
         clip = items[0]
-        height, width = scored_size(clip)
         try:
-            frames = read_clip(clip["uri"], height=height, width=width)
+            view = clip_view(clip)
         except VideoError as err:
             kept = ("score_id", "clip_id", "scorer")
             return [bad_row(item, err, **{name: item[name] for name in kept}) for item in items]
-        rows = score_rows(clip["clip_id"], frames, [item["scorer"] for item in items])
+        rows = score_rows(clip["clip_id"], view, [item["scorer"] for item in items])
         return [row | {"attempt": item["attempt"]} for row, item in zip(rows, items, strict=True)]
+
+
+def clip_view(clip: Mapping[str, Any]) -> ClipView:
+    """What scorers look at, read from the clip's file. clip: a row of `clips`.
+
+    Raises:
+        VideoError: the file is missing or is no clip of ours.
+    """
+    import cv2
+    import numpy as np
+
+    from pyramid_model.video import read_clip
+
+    height, width = scored_size(clip)
+    frames = read_clip(clip["uri"], height=height, width=width)
+    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    return ClipView(gray, clip["fps_num"] / clip["fps_den"], clip["uri"])
 
 
 def scored_size(clip: Mapping[str, Any]) -> tuple[int, int]:
@@ -78,17 +98,23 @@ def scored_size(clip: Mapping[str, Any]) -> tuple[int, int]:
 
 @step
 def scores(run: Run, config: ScoresConfig) -> StepResult:
-    """Compute the scores that current clips lack."""
+    """Compute the scores that current clips lack.
+
+    Raises:
+        StepError: weights of a model cannot be had, or are of another architecture; before anything is computed.
+    """
     from tasks.clips import current_clips
 
-    clips = current_clips(run, ["clip_id", "uri", "height", "width"]).to_pylist()
+    columns = ["clip_id", "uri", "height", "width", "num_frames", "fps_num", "fps_den"]
+    clips = current_clips(run, columns).to_pylist()
     wanted = [
         {"score_id": score_id(clip["clip_id"], scorer), "scorer": scorer} | clip
         for clip in clips
         for scorer in config.scorers
     ]
     todo = pending(run.root, "scores", [row["score_id"] for row in wanted], run.retry_failed)
-    return run_blocks(
+    plan = model_scores.planned(run, config, clips)
+    without_models = run_blocks(
         run,
         config,
         step="scores",
@@ -99,3 +125,22 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
         num_done=todo.num_done,
         block_size=config.block_size,
     )
+    results = [without_models, *model_scores.run_planned(run, plan)]
+    score_ids = [row["score_id"] for row in wanted] + model_scores.wanted_score_ids(plan)
+    made = lineage(run, "scores", VERSION, config)
+    num_back = make_newest(run, score_ids, [clip["clip_id"] for clip in clips], made)
+    return _merged(results, f"{num_back} scores are back to those of earlier settings" if num_back else "")
+
+
+def _merged(results: Sequence[StepResult], note: str) -> StepResult:
+    """One result of what the parts of a step did one after the other."""
+    if len(results) == 1 and not note:
+        return results[0]
+    sums: dict[str, dict[str, float]] = {}
+    for name in ("rows", "errors", "timings"):
+        sums[name] = dict(sum((Counter(getattr(result, name)) for result in results), Counter()))
+    counts = ("num_in", "num_done", "num_ok", "num_failed", "num_skipped", "busy_s")
+    totals = {name: sum(getattr(result, name) for result in results) for name in counts}
+    versions = {table: version for result in results for table, version in result.versions.items()}
+    note = note or ("" if any(result.num_new for result in results) else "nothing new")
+    return StepResult.model_validate({"step": "scores", **totals, **sums, "versions": versions, "note": note})

@@ -1,11 +1,13 @@
 """Training of the diffusion transformer on latents and text features."""
 
+import random
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.train.config import DiTLossConfig, OptimConfig
+from tasks.captions import Kind
 from tasks.dit_data import (
     Pair,
     PairSource,
@@ -43,7 +45,14 @@ class TrainDiTConfig(TrainingConfig):
 
     optim: DiTOptimConfig = DiTOptimConfig()
     captions: str = Field(
-        "", description="which captions (output of the captions step); empty: the newest of each clip"
+        "",
+        description="which captions: output of the captions step, or kinds such as dense;short; empty: the newest of "
+        "each clip, or of each kind that has a weight",
+    )
+    caption_weights: dict[Kind, float] = Field(
+        {},
+        description="how often captions of a kind are drawn, e.g. {dense: 0.7, short: 0.2, human: 0.1}, among those "
+        "that a clip has; empty: always the first of `captions`",
     )
     vae: str = Field(
         "", description="folder of the VAE whose latents are used; empty: the newest that was trained here"
@@ -58,6 +67,8 @@ class TrainDiTConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainDiTConfig":
+        if any(weight < 0 for weight in self.caption_weights.values()):
+            raise ValueError(f"caption_weights {self.caption_weights}: weights are 0 or more")
         columns = sum(self.loss.ratios(self.pyramid))
         if self.optim.batch_size % columns:
             raise ValueError(
@@ -65,6 +76,11 @@ class TrainDiTConfig(TrainingConfig):
                 f"or one a stage): set it to {-(-self.optim.batch_size // columns) * columns}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings of before there were weights keep their identity."""
+        return {name: value for name, value in dump(self).items() if name != "caption_weights" or value}
 
     @property
     def dit(self) -> MiniFluxConfig | MMDiTConfig:
@@ -91,14 +107,14 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
     vae = find_model(run, "vae", config.vae)
     encoder = find_encoder(run, config.encoder)
     _check_channels(config, vae.uri)
-    source = pair_source(run, config.selection, config.captions, vae, encoder.hash)
+    source = pair_source(run, config.selection, config.captions, vae, encoder.hash, config.caption_weights)
     train = find_pairs(source, "train")
     val = find_pairs(source, "val")[: config.num_val_clips]
     for split, pairs in (("train", train), ("val", val)):
         if not pairs:
             raise StepError(explain_no_pairs(source, split))
     null_id = text_feature_ids(source).get(NULL_TEXT, "")
-    ids = [[pair.latent_id, pair.text_feature_id] for pair in (*train, *val)]
+    ids = [_data_ids(pair) for pair in (*train, *val)]
     job = Job(
         kind="dit",
         model_id=model_id("dit", VERSION, config, [*ids, len(train), null_id]),
@@ -119,6 +135,12 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
     )
     result = run_training(job, "train_dit", VERSION)
     return result.model_copy(update={"outputs": result.outputs | {"vae": vae.uri, "encoder": encoder.uri}})
+
+
+def _data_ids(pair: Pair) -> list[Any]:
+    """What a training sees of a clip."""
+    choices = [[choice.text_feature_id, choice.weight] for choice in pair.choices]
+    return [pair.latent_id, pair.text_feature_id, *([choices] if choices else [])]
 
 
 def _check_channels(config: TrainDiTConfig, vae_uri: str) -> None:
@@ -182,8 +204,14 @@ class DiTTraining:
         optim = self.config.optim
         generator = step_generator(optim.seed, step, self.rank)
         indices = pick_samples(self.alike, optim.batch_size, optim.seed, step, self.rank, self.world_size)
+        chance = random.Random(f"caption/{optim.seed}/{step}/{self.rank}")
         latents, text = dit_batch(
-            self.train.latents, self.train.texts, self.null, indices, generator, self.config.text_dropout
+            [self.train.latents[i] for i in indices],
+            [self.train.drawn_text(i, chance) for i in indices],
+            self.null,
+            range(len(indices)),
+            generator,
+            self.config.text_dropout,
         )
         args = (latents.to(self.device), text.to(self.device), generator, step, self.rank)
         return Batch(args, [self.train.pairs[i].clip_id for i in indices])

@@ -224,3 +224,140 @@ def write_model_directory(write_text_parts):
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def write_vision_model():
+    """`write_vision_model(folder, kind)`: a tiny random vision-language model as transformers saves one.
+
+    `qwen2_5_vl` takes videos, `llava` (several images of 28 px) has no video processor. Their tokenizer knows bytes.
+    """
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
+    special += ["<|vision_start|>", "<|vision_end|>"]
+    shown = {"qwen2_5_vl": "<|vision_start|>{pad}<|vision_end|>", "llava": "{pad}"}
+
+    def tokenizer():
+        vocab = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+        model = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, []))
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = decoders.ByteLevel()
+        model.add_special_tokens(special)
+        names = {"pad_token": special[0], "eos_token": special[2]}
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **names)
+
+    def template(kind: str) -> str:
+        media = "".join(
+            f"{{% elif part['type'] == '{name}' %}}{shown[kind].format(pad=f'<|{name}_pad|>')}"
+            for name in ("image", "video")
+        )
+        return (
+            "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{% for part in turn['content'] %}"
+            "{% if part['type'] == 'text' %}{{ part['text'] }}" + media + "{% endif %}{% endfor %}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+    def qwen(words):
+        ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+        config = transformers.Qwen2_5_VLConfig(
+            text_config=sizes
+            | {"vocab_size": len(words), "num_key_value_heads": 2}
+            | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}},
+            vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+            | {"out_hidden_size": 32, "patch_size": 14, "fullatt_block_indexes": [1], "window_size": 56},
+            image_token_id=ids["image_pad"],
+            video_token_id=ids["video_pad"],
+            vision_start_token_id=words.convert_tokens_to_ids("<|vision_start|>"),
+        )
+        pixels = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56 * 4}
+        processor = transformers.Qwen2_5_VLProcessor(
+            transformers.Qwen2VLImageProcessor(size=pixels),
+            words,
+            transformers.Qwen2VLVideoProcessor(size=pixels),
+            chat_template=template("qwen2_5_vl"),
+        )
+        return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
+
+    def llava(words):
+        config = transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**sizes, vocab_size=len(words)),
+            vision_config=transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14),
+            image_token_index=words.convert_tokens_to_ids("<|image_pad|>"),
+        )
+        edge = {"height": 28, "width": 28}
+        words.add_special_tokens({"additional_special_tokens": special[3:4]})
+        words.image_token = "<|image_pad|>"
+        processor = transformers.LlavaProcessor(
+            transformers.CLIPImageProcessor(size=edge, crop_size=edge),
+            words,
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            chat_template=template("llava"),
+            image_token="<|image_pad|>",
+            num_additional_image_tokens=1,
+        )
+        return transformers.LlavaForConditionalGeneration(config), processor
+
+    def write(folder, kind: str = "qwen2_5_vl"):
+        words = tokenizer()
+        torch.manual_seed(0)
+        model, processor = {"qwen2_5_vl": qwen, "llava": llava}[kind](words)
+        model.generation_config.eos_token_id = words.eos_token_id
+        model.generation_config.pad_token_id = words.pad_token_id
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_open_clip():
+    """`write_open_clip(folder, seed, dim)`: a tiny random CLIP model as open_clip writes them; returns the folder."""
+    import json
+    from pathlib import Path
+
+    import torch
+
+    def write(folder: Path, seed: int = 0, dim: int = 8) -> Path:
+        import open_clip
+
+        vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 16, "head_width": 8}
+        text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(dim, vision, text)
+        folder.mkdir(parents=True)
+        config = {"model_cfg": {"embed_dim": dim, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_classifier():
+    """`write_classifier(folder, labels)`: a tiny random ViT image classifier of transformers; returns the folder."""
+    from pathlib import Path
+
+    import torch
+
+    def write(folder: Path, labels: tuple[str, ...] = ("clean", "watermark")) -> Path:
+        from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        names = dict(enumerate(labels))
+        config = ViTConfig(**sizes, image_size=32, patch_size=16, id2label=names)
+        model = ViTForImageClassification(config)
+        torch.nn.init.normal_(model.classifier.weight)  # so that frames are told apart
+        model.save_pretrained(folder)
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+        return folder
+
+    return write

@@ -1,6 +1,6 @@
 """Scores of a clip's frames: pure functions of uint8 arrays, cheap enough for the CPU that decodes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -49,10 +49,3 @@ def _laplacian(plane: np.ndarray) -> np.ndarray:
 def brightness(frames: np.ndarray) -> float:
     """Mean luma, 0 (black) to 255 (white). frames: uint8, (t h w) or RGB (t h w 3)."""
     return float(np.mean([luma(frame[None]).mean() for frame in frames]))
-
-
-FRAME_SCORES: dict[str, Callable[[np.ndarray], float]] = {
-    "motion": motion,
-    "sharpness": sharpness,
-    "brightness": brightness,
-}

@@ -1,5 +1,10 @@
 """A root that holds a handful of tiny selected clips, as the curation steps would leave it."""
 
+import contextlib
+import http.server
+import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +49,8 @@ def fill_root(root: Path, footage: Path) -> Run:
         rows["sources"].append(ok_row({}, source_id=content_id("source", number), card=card, **found))
         rows["videos"].append(ok_row({}, **found))
         seconds = {"start_s": 0.0, "end_s": NUM_FRAMES / FPS, "start_frame": 0, "num_frames": NUM_FRAMES}
-        rows["clips"].append(ok_row({}, clip_id=clip_id, video_id=video_id, uri=uri, **seconds))
+        size = {"height": SIZE, "width": SIZE, "fps_num": FPS, "fps_den": 1}
+        rows["clips"].append(ok_row({}, clip_id=clip_id, video_id=video_id, uri=uri, **seconds, **size))
         verdict = {"keep": True, "drop_reasons": [], "bucket": BUCKET, "split": "train" if number < 4 else "val"}
         rows["selections"].append(ok_row({}, selection_id=content_id(clip_id), clip_id=clip_id, **verdict))
     (footage / "captions.csv").write_text("\n".join(captions) + "\n")
@@ -65,3 +71,90 @@ def shared_squares(tmp_path_factory) -> Run:
     """A root that the tests of one file share."""
     folder = tmp_path_factory.mktemp("squares")
     return fill_root(folder / "root", folder / "footage")
+
+
+class ChatServer:
+    """A server that speaks OpenAI's chat protocol over HTTP and says what `script` says.
+
+    script: called with the text of a request and how often that text has come, from 1; gives (status, headers, body).
+    requests: bodies in the order of their arrival; keys: their `Authorization` headers.
+    """
+
+    def __init__(self, script=None):
+        self.script = script or (lambda text, times: self.completion("A red square slides over a grey plain."))
+        self.requests, self.keys, self.most_at_once, self.at_once = [], [], 0, 0
+        self.models_status = 200
+        self.lock = threading.Lock()
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                server.keys.append(self.headers["Authorization"])
+                self.reply(server.models_status, {}, {"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server.lock:
+                    server.requests.append(body | {"arrived_s": time.monotonic()})
+                    times = sum(server.text(one) == server.text(body) for one in server.requests)
+                    server.at_once += 1
+                    server.most_at_once = max(server.most_at_once, server.at_once)
+                try:
+                    status, headers, answer = server.script(server.text(body), times)
+                finally:
+                    with server.lock:
+                        server.at_once -= 1
+                self.reply(status, headers, answer)
+
+            def reply(self, status, headers, answer):
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **headers}.items():
+                    self.send_header(name, str(value))
+                self.end_headers()
+                with contextlib.suppress(OSError):  # whoever asked has given up
+                    self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+
+    @staticmethod
+    def text(body) -> str:
+        return body["messages"][0]["content"][-1]["text"]
+
+    @staticmethod
+    def completion(text, finish="stop", **message):
+        """(status, headers, body) of an answer: 100 prompt and 10 answer tokens."""
+        message = {"role": "assistant", "content": text} | message
+        choice = {"index": 0, "finish_reason": finish, "message": message}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        facts = {"id": "1", "object": "chat.completion", "created": 1, "model": "tiny"}
+        return 200, {}, facts | {"choices": [choice], "usage": usage}
+
+    @staticmethod
+    def error(status, message, **headers):
+        """(status, headers, body) of an error."""
+        return (
+            status,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+            {"error": {"message": message}},
+        )
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def chat_server():
+    """A `ChatServer` of its own."""
+    server = ChatServer()
+    yield server
+    server.close()

@@ -257,7 +257,7 @@ def test_of_a_finished_clip_no_frames_stay_in_memory(footage, tmp_path):
     cut_clips = VideoPass(item, CONFIG, str(tmp_path)).cut()
     assert [clip.num_frames for clip in cut_clips] == [29, 10, 23]
     for clip in cut_clips:
-        assert [row["scorer"] for row in clip.scores] == ["motion", "sharpness", "brightness"]
+        assert [row["scorer"] for row in clip.scores] == ["motion", "sharpness", "brightness", "phash"]
         assert {clip.first.image, clip.first.gray, clip.last.image, clip.last.gray} == {None}
 
 

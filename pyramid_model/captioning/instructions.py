@@ -1,0 +1,73 @@
+"""What models are told: how to caption a clip, and how to make a prompt of what somebody typed.
+
+The text encoder reads 128 tokens, some 90 words of English: nothing longer is asked for.
+"""
+
+from pyramid_model.captioning.structured import FIELDS
+
+SEEN = "You are given frames of one video clip, in the order in which they were filmed."
+ONLY_VISIBLE = "Name only what can be seen: no sounds, no guesses about names, causes, or what came before or after."
+BARE = "Begin with the subject itself, not with words about a video, clip or frame. Use plain English, present tense."
+
+CAPTION_INSTRUCTIONS = {
+    "short": (
+        f"{SEEN} Describe the clip in one sentence of at most 25 words: who or what is there, what happens, and where. "
+        f"{ONLY_VISIBLE} {BARE} Answer with the sentence alone."
+    ),
+    "dense": (
+        f"{SEEN} Describe the clip in one paragraph of 60 to 80 words, in this order: the main subject and how it "
+        "looks; what it does from the first frame to the last; the place and what is behind it; how the camera moves, "
+        "or that it stands still; light and colours; visual style and mood. "
+        f"{ONLY_VISIBLE} {BARE} Answer with the paragraph alone: no list, no heading."
+    ),
+    "structured": (
+        f"{SEEN} Describe the clip as a JSON object with exactly these keys, each with a short phrase of plain English "
+        "as its value:\n"
+        + "\n".join(f'"{name}": {meaning}' for name, meaning in FIELDS.items())
+        + f"\n{ONLY_VISIBLE} Answer with the JSON object alone."
+    ),
+    "rewritten": (
+        "Below is a description of a video clip. Write it anew as one fluent paragraph of 40 to 80 words: the subject "
+        "and how it looks, what it does, the place, the camera, the light, the style, as far as the description tells. "
+        f"Keep every fact and add none. {BARE} Answer with the paragraph alone.\n\nDescription: {{text}}"
+    ),
+}
+
+PROMPT_INSTRUCTIONS = {
+    "normal": (
+        "Below is what somebody asked a video generator for. Make a full description of that clip of it, one paragraph "
+        "of 40 to 80 words: the subject and how it looks, what it does and how it moves, the place, the light, the "
+        "colours, the style. Keep everything that was asked for, and invent only what fits it. Describe one unbroken "
+        f"shot. {BARE} Answer with the paragraph alone.\n\nRequest: {{text}}"
+    ),
+    "director": (
+        "Below is what somebody asked a video generator for. Write directions for the camera that films it, one "
+        "paragraph of 50 to 85 words. Name the size of the first framing (wide, medium, close-up) and the angle; then "
+        "say, step by step as time passes, what the subject does and how the camera answers: pan, tilt, dolly, "
+        "tracking, crane, zoom, handheld or locked off; name lens, depth of field and lighting; end with the last "
+        "framing. Keep everything that was asked for. Each step goes on from the one before, without a cut. Use plain "
+        "English, present tense. Answer with the paragraph alone: no list, no shot numbers.\n\nRequest: {text}"
+    ),
+}
+
+
+def instruction_for(kind: str, own: str = "") -> str:
+    """The instruction of a kind of caption: one's own, or ours. `{text}` in it stands for the parent caption.
+
+    Raises:
+        KeyError: no model writes that kind.
+    """
+    return own or CAPTION_INSTRUCTIONS[kind]
+
+
+def filled(instruction: str, text: str) -> str:
+    """An instruction with the text that it is about in the place of `{text}`, or at its end."""
+    return instruction.replace("{text}", text) if "{text}" in instruction else f"{instruction}\n\n{text}"
+
+
+def asked_again(instruction: str, answer: str, problem: str) -> str:
+    """A second question, after an answer that was no such JSON object."""
+    return (
+        f"{instruction}\n\nYou answered this before, and it cannot be used ({problem}):\n{answer}\n\n"
+        "Answer again, with the JSON object alone."
+    )

@@ -1,0 +1,63 @@
+"""Structured captions: their JSON schema, how an answer is read, and the prose that a text encoder gets."""
+
+import functools
+import json
+from typing import Any
+
+FIELDS = {
+    "subject": "who or what the clip is about, and how it looks",
+    "action": "what the subject does, from the first frame to the last",
+    "background": "the place, and what else is there",
+    "style": "kind of picture, such as live action, animation, documentary",
+    "shot_type": "framing and angle, such as close-up, wide shot, from above",
+    "lighting": "where the light comes from, and its colour",
+    "camera_motion": "how the camera moves, or that it stands still",
+    "atmosphere": "the mood",
+}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "string", "minLength": 1, "description": what} for name, what in FIELDS.items()},
+    "required": list(FIELDS),
+    "additionalProperties": False,
+}
+
+
+class StructureError(ValueError):
+    """An answer is no object of the schema; the message says why, in words that a model can act upon."""
+
+
+def read_structured(text: str) -> tuple[dict[str, str], bool]:
+    """The object in an answer, and whether its syntax had to be repaired (a fence around it, a comma, a quote).
+
+    Raises:
+        StructureError: there is none, or it does not follow the schema.
+    """
+    try:
+        found, repaired = json.loads(text), False
+    except json.JSONDecodeError:
+        import json_repair
+
+        found, repaired = json_repair.loads(text), True
+    if not isinstance(found, dict):
+        raise StructureError("there is no JSON object in it")
+    if problems := [_described(error) for error in _validator().iter_errors(found)]:
+        raise StructureError("; ".join(sorted(problems)))
+    return {name: " ".join(found[name].split()) for name in FIELDS}, repaired
+
+
+@functools.cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(SCHEMA)
+
+
+def _described(error: Any) -> str:
+    where = ".".join(str(part) for part in error.absolute_path)
+    return f"{where}: {error.message}" if where else error.message
+
+
+def as_prose(fields: dict[str, str]) -> str:
+    """Sentences in the order of FIELDS, each ending in a full stop."""
+    phrases = (fields[name].strip().rstrip(".") for name in FIELDS)
+    return " ".join(f"{phrase[0].upper()}{phrase[1:]}." for phrase in phrases if phrase)

@@ -1,0 +1,181 @@
+"""Captions that a model writes: behind a real HTTP server, and by a tiny random local model. About 30 s."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow.compute as pc
+import pytest
+
+from pyramid_model.captioning.structured import FIELDS
+from tasks.caption_writing import CLIP_COLUMNS, CaptionWriter, find_writer, wanted_items
+from tasks.captions import CaptionsConfig, captions, captions_by_kind, captions_of
+from tasks.leftovers import vacuum
+from tasks.pipeline import StepError
+from tasks.select import selected_clips
+from tasks.step import Run
+from tasks.tables import content_id, read_table
+
+CLIPS = [content_id("clip", number) for number in range(6)]
+SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}
+PRICES = {"usd_per_million_prompt_tokens": 10.0, "usd_per_million_completion_tokens": 100.0}
+
+
+def by_endpoint(server, kind, max_concurrency: int = 1, **settings) -> CaptionsConfig:
+    endpoint = {"base_url": server.url, "model": "tiny", "max_retries": 0, "max_concurrency": max_concurrency}
+    given = {"kind": kind, "endpoint": endpoint | PRICES, "frames": {"num_frames": 3}, "block_size": 6}
+    return CaptionsConfig.model_validate(given | settings)
+
+
+def written(run: Run, config: CaptionsConfig, attempt: int = 1) -> list[dict]:
+    """Rows that the actor makes of all clips, and that nobody commits."""
+    clips = selected_clips(run, columns=("clip_id", *CLIP_COLUMNS)).to_pylist()
+    writer = find_writer(run, config)
+    items = wanted_items(config, config.by_model, writer, clips, {})
+    return CaptionWriter(config, writer, run.root)([item | {"attempt": attempt} for item in items])["captions"]
+
+
+def rows_of(run: Run, kind: str) -> dict[str, dict]:
+    rows = read_table(run.root, "captions", where=pc.field("kind") == kind).to_pylist()
+    return {row["clip_id"]: row for row in rows}
+
+
+def in_turn(server, answers: Sequence[tuple]):
+    left = iter(answers)
+    return lambda text, times: next(left)
+
+
+def as_instructed(server):
+    """Answers as their instruction asks, known by words that only that instruction has."""
+    plain = {"25 words": "A square slides.", "60 to 80 words": "The clip shows a square. It slides.", "anew": "Anew."}
+
+    def script(text, times):
+        if "JSON" in text:
+            return server.completion(json.dumps(SQUARE))
+        return server.completion(next(answer for words, answer in plain.items() if words in text))
+
+    return script
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server):
+    chat_server.script = as_instructed(chat_server)
+    written(squares, by_endpoint(chat_server, "short"))  # answered, and killed before the rows were committed
+    assert len(chat_server.requests) == 6
+    kinds = ["dense", "short", "structured", "rewritten", "human"]
+    config = by_endpoint(chat_server, kinds, max_concurrency=4, rewrite_from="dense")
+    result = captions(squares, config)
+    assert (result.num_ok, result.num_skipped, result.num_in) == (29, 1, 30)  # one clip has no human caption
+    assert len(chat_server.requests) == 24
+    cost = pytest.approx(24 * 0.002)  # the kept answers were paid for, too
+    assert json.loads(result.outputs["usage"]) == {
+        "num_asked": 18,
+        "num_kept": 6,
+        "num_prompt_tokens": 2400,
+        "num_completion_tokens": 240,
+        "cost_usd": cost,
+    }
+    assert result.note == "2400 prompt and 240 answer tokens, 0.048 USD"
+    dense, rewritten = rows_of(squares, "dense")[CLIPS[0]], rows_of(squares, "rewritten")[CLIPS[0]]
+    assert dense["text"] == "A square. It slides."
+    assert json.loads(dense["quality"])["opening"] == "The clip shows"
+    assert json.loads(dense["settings"])["frames"] == {"num_frames": 3, "fps": None, "longer_side": 448}
+    assert (dense["num_prompt_tokens"], dense["cost_usd"], dense["model"]) == (100, 0.002, "tiny")
+    assert (rewritten["text"], rewritten["parent_caption_id"]) == ("Anew.", dense["caption_id"])
+    structured = rows_of(squares, "structured")[CLIPS[0]]
+    assert json.loads(structured["json"]) == SQUARE
+    assert structured["text"].startswith("A red square. Slides to the right. The place, and what else is there.")
+    assert captions_of(squares, CLIPS, result.outputs["captions"])[CLIPS[0]] == "A square. It slides."
+    texts = captions_by_kind(squares, CLIPS, "short;human")
+    assert texts[CLIPS[3]] == {"short": "A square slides."}
+    assert texts[CLIPS[0]] == {"short": "A square slides.", "human": "A red square slides to the right."}
+    assert len(vacuum(squares.root, older_than_h=0, delete=True)) == 24  # answers whose captions are in the table
+    chat_server.close()
+    again = captions(squares, config)  # nothing new: nobody is asked
+    assert (again.num_new, again.num_done, again.note) == (0, 30, "nothing new")
+    with pytest.raises(StepError, match="nobody answers at") as stopped:
+        captions(squares, by_endpoint(chat_server, "short", max_repetition=0.1))
+    assert stopped.value.transient
+
+
+def test_another_limit_judges_kept_answers_anew_and_a_retry_asks_again(squares, chat_server):
+    written(squares, by_endpoint(chat_server, "short"))
+    rows = written(squares, by_endpoint(chat_server, "short", max_repetition=0.1))
+    assert {json.loads(row["quality"])["num_asked"] for row in rows} == {0}
+    assert len(vacuum(squares.root, older_than_h=0)) == 0  # no caption of theirs is in the table
+    rows = written(squares, by_endpoint(chat_server, "short"), attempt=2)
+    assert {json.loads(row["quality"])["num_asked"] for row in rows} == {1}
+    assert chat_server.requests[-1]["seed"] == chat_server.requests[0]["seed"] + 1
+
+
+def test_answers_of_no_use_are_rows_with_a_reason(squares, chat_server):
+    answers = [
+        chat_server.completion("I'm sorry, but I cannot describe this."),
+        chat_server.completion(""),
+        chat_server.completion("a square a square a square a square a square a square."),
+        chat_server.completion("一个红色的方块在灰色的平面上慢慢地向右滑动。"),
+        chat_server.completion("A square that goes on and", finish="length"),
+        chat_server.error(400, "image too large"),
+    ]
+    chat_server.script = in_turn(chat_server, answers)
+    rows = written(squares, by_endpoint(chat_server, "short"))
+    assert {row["status"] for row in rows} == {"failed"}
+    assert Counter(row["error_type"] for row in rows) == Counter(
+        ["refused", "empty", "repetitive", "language", "cut", "bad_request"]
+    )
+    refused = next(row for row in rows if row["error_type"] == "refused")
+    assert json.loads(refused["quality"])["answer"] == "I'm sorry, but I cannot describe this."
+    assert refused["num_prompt_tokens"] == 100
+
+
+def test_a_structured_caption_is_repaired_or_asked_for_once_more(squares, chat_server):
+    good = json.dumps(SQUARE)
+    first = [f"```json\n{good[:-1]},}}\n```", good, '{"subject": "a square"}', "A red square.", good, good]
+    again = [good, "still no JSON"]
+    chat_server.script = in_turn(chat_server, [chat_server.completion(text) for text in first + again])
+    rows = written(squares, by_endpoint(chat_server, "structured"))
+    assert Counter(row["error_type"] for row in rows if row["status"] != "ok") == {"bad_json": 1}
+    assert sum(json.loads(row["quality"]).get("repaired", False) for row in rows) == 1
+    assert sorted(row["num_prompt_tokens"] for row in rows) == [100] * 4 + [200] * 2
+    second = chat_server.text(chat_server.requests[6])
+    assert "'action' is a required property" in second
+    assert '{"subject": "a square"}' in second
+
+
+def test_a_clip_that_is_gone_fails_and_the_others_go_on(squares, chat_server):
+    from tasks import storage
+
+    fs, path = storage.filesystem(squares.media("clips", f"{CLIPS[1]}.mp4"))
+    fs.rm(path)
+    rows = written(squares, by_endpoint(chat_server, ("short", "dense")))
+    bad = [row for row in rows if row["status"] == "failed"]
+    assert {(row["clip_id"], row["error_type"]) for row in bad} == {(CLIPS[1], "missing")}
+    assert len(chat_server.requests) == 10
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_local_model_writes_under_the_hash_of_its_files(ray_local, squares, write_vision_model, tmp_path):
+    folder = write_vision_model(tmp_path / "vlm")
+    local = {"name": str(folder), "dtype": "float32", "num_gpus": 0, "max_new_tokens": 12, "batch_size": 3}
+    given = {"kind": ["short"], "language": "", "max_repetition": 1, "frames": {"num_frames": 2}}
+    result = captions(squares, CaptionsConfig.model_validate(given | {"local": local}))
+    rows = rows_of(squares, "short").values()
+    assert result.num_ok + result.num_failed == len(rows) == 6
+    assert {row["error_type"] for row in rows} <= {"", "cut"}  # random words rarely end in a full stop
+    assert all(row["num_prompt_tokens"] > 100 and 0 < row["num_completion_tokens"] <= 12 for row in rows)
+    (revision,) = {row["model_revision"] for row in rows}
+    assert len(revision) == 32
+    moved = folder.rename(tmp_path / "elsewhere")
+    same = captions(squares, CaptionsConfig.model_validate(given | {"local": local | {"name": str(moved)}}))
+    assert (same.num_new, same.num_done) == (0, 6)
+
+
+def test_settings_that_no_human_caption_needs_leave_its_hash_alone():
+    plain = CaptionsConfig().model_dump(mode="json")
+    assert set(plain) == {"selection", "kind", "sidecar", "min_overlap", "language", "block_size"}
+    with pytest.raises(ValueError, match=r"written by a model: set one of captions\.local\.name"):
+        CaptionsConfig(kind="dense")
+    with pytest.raises(ValueError, match="each once"):
+        CaptionsConfig(kind=("human", "human"))

@@ -129,6 +129,11 @@ def test_trouble_that_stays_is_told_by_kind(host, name, kind, reason, tries):
     assert (told.value.kind, Host.asked[f"/{name}"]) == (kind, tries)
 
 
+def test_a_file_without_end_is_given_up(host):
+    with pytest.raises(FetchError, match=r"more than 1000 bytes came \(ingest\.fetch\.max_bytes\)"):
+        fetched(f"{host}/slow.mp4", FetchConfig(max_bytes=1000))
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.mp4", "http://no.such.host.invalid/a.mp4"])
 def test_a_host_that_is_not_there_is_unreachable(url):
     with pytest.raises(FetchError) as told:

@@ -31,7 +31,7 @@ def curate(
     Args:
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
-        source: folder of videos or text file with one path or URL a line; empty: the recipe's `ingest.source`.
+        source: folder of videos, list, shards or one video; path or URI; empty: the recipe's `ingest.source`.
         settings: overrides of the recipe by dotted name, e.g. {"select.thresholds.motion.min": 0.5}.
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.

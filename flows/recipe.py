@@ -181,7 +181,11 @@ def _problem(name: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{name} is missing and has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{name} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+    if isinstance(problem["input"], Mapping):  # a rule across the settings of a section names those that it is about
+        return f"{name}: {message[0].lower() + message[1:]}"
+    # Whoever takes a key for the name of its variable must not find it in a log.
+    value = "…" if name.endswith("api_key_env") else repr(problem["input"])
+    return f"{name} = {value}: {message[0].lower() + message[1:]}"
 
 
 def _nearest(name: str) -> str:

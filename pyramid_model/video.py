@@ -21,6 +21,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
+DECORD_REFUSES = (16, 24, 48, 72)  # px of width; it pads such rows, and then cannot copy them
 BT709 = 1  # the same code in H.273 for primaries, transfer and matrix
 
 
@@ -90,7 +91,8 @@ def read_clip(
     header = _header(media, uri)
     scale = max(height / header.height, width / header.width)
     scaled = max(height, round(header.height * scale)), max(width, round(header.width * scale))
-    reader = _decord_reader(media, uri, scaled) if sys.platform == "linux" else _AvReader(media, uri, scaled)
+    by_decord = sys.platform == "linux" and scaled[1] not in DECORD_REFUSES
+    reader = _decord_reader(media, uri, scaled) if by_decord else _AvReader(media, uri, scaled)
     wanted = _nearest(reader.times(), header, fps, num_frames, start_s, uri)
     frames = reader.frames(wanted)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2

@@ -61,6 +61,12 @@ class AnswerFiles:
         except (FileNotFoundError, ValidationError):
             return None
 
+    def forget(self, key: str) -> None:
+        """Let an answer that is of no use be asked for again."""
+        fs, path = storage.filesystem(self.uri(key))
+        if fs.exists(path):
+            fs.rm_file(path)
+
     def ask(self, questions: Sequence[Keyed], answerer: Answerer) -> list[Found]:
         """Answers in order: kept ones from their files, the others from the model, each kept as soon as it is there.
 

@@ -16,6 +16,8 @@ from pydantic import Field, field_validator
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
 from tasks.pipeline import StepError
 
+# Of an endpoint's settings (and a local model's), those that change what is written, and not where or at what price.
+DECIDING = {"max_new_tokens", "temperature", "seed", "dtype", "json_schema", "extra"}
 NO_KEY = "none"  # servers of one's own ask for no key; the protocol's client wants one
 HEALTH_TIMEOUT_S = 20.0
 ILL_FORMED_TRIES = 2  # a second try where the body is no answer of the protocol
@@ -38,7 +40,9 @@ class EndpointConfig(Decoding):
     usd_per_million_completion_tokens: float = Field(0.0, ge=0, description="the same of what is written")
     json_schema: bool = Field(True, description="send the schema of structured captions; false where it is not known")
     extra: dict[str, Any] = Field({}, description="further fields of a request, e.g. {chat_template_kwargs: {…}}")
-    num_actors: int = Field(1, ge=1, description="processes that read frames and ask; they share the limits")
+    num_actors: int = Field(
+        2, ge=1, description="processes that read frames and ask, one while the other waits; they share the limits"
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -106,15 +110,15 @@ class Limits:
 
 
 class Endpoint:
-    """A model behind an endpoint; answers a list of questions at once, within the limits."""
+    """A model behind an endpoint; answers a list of questions at once, within its share of the limits."""
 
-    def __init__(self, config: EndpointConfig):
-        self.config, self.key = config, config.api_key()
+    def __init__(self, config: EndpointConfig, num_sharing: int = 1):
+        self.config, self.key, self.num_sharing = config, config.api_key(), num_sharing
         self.limits = Limits(self._share(config.requests_per_minute), self._share(config.tokens_per_minute))
         self.any_answer = False
 
     def _share(self, per_minute: float | None) -> Pace:
-        return Pace(per_minute / self.config.num_actors if per_minute else None)
+        return Pace(per_minute / self.num_sharing if per_minute else None)
 
     def answer(self, questions: Sequence[Question], keep: Keep) -> list[Answer | NoAnswer]:
         """One answer a question, in order; `keep(position, answer)` is called for each as soon as it is there.
@@ -136,7 +140,7 @@ class Endpoint:
         return answers
 
     async def _answer_all(self, questions: Sequence[Question], keep: Keep) -> list[Answer | NoAnswer]:
-        at_once = asyncio.Semaphore(max(1, self.config.max_concurrency // self.config.num_actors))
+        at_once = asyncio.Semaphore(max(1, self.config.max_concurrency // self.num_sharing))
         stopped: list[StepError] = []
         async with _client(self.config, self.key, self.limits) as client:
 

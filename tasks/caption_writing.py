@@ -11,7 +11,7 @@ from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Questi
 from pyramid_model.captioning.structured import SCHEMA, StructureError, as_prose, read_structured
 from pyramid_model.config import Config
 from tasks.answers import CAPTIONS, AnswerFiles, Found, Keyed
-from tasks.caption_client import Endpoint, EndpointConfig, check_endpoint
+from tasks.caption_client import DECIDING, Endpoint, EndpointConfig, check_endpoint
 from tasks.caption_models import VisionModelConfig, prepare_vision_model
 from tasks.pipeline import run_blocks
 from tasks.step import Run, StepResult
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 VERSION = "1"  # of what is made of an answer
 REWRITTEN, STRUCTURED = "rewritten", "structured"
 CLIP_COLUMNS = ("uri", "height", "width", "num_frames", "fps_num", "fps_den")
-# Of a model's settings, those that change what it writes, and not only where, how fast and at what price.
-DECIDING = {"max_new_tokens", "temperature", "seed", "dtype", "json_schema", "extra"}
 
 
 class Writer(Config):
@@ -275,7 +273,7 @@ class FramesOfClip:
 def load_answerer(writer: Writer) -> Answerer:
     """The model itself, in this process or behind its endpoint."""
     if isinstance(writer.config, EndpointConfig):
-        return Endpoint(writer.config)
+        return Endpoint(writer.config, writer.config.num_actors)
     import torch
 
     from pyramid_model.captioning.vision_model import VisionModel

@@ -89,7 +89,7 @@ class ClipGenerator:
         names = [file_name(item["prompt"], item["seed"], item["generation_id"], suffix) for item in items]
         with given_files(config) as given:
             return self.pipeline.generate(
-                [item["prompt"] for item in items],
+                [item["prompt_rewritten"] or item["prompt"] for item in items],
                 config.request,
                 [item["seed"] for item in items],
                 paths=[f"{self.folder}/{name}" for name in names],
@@ -106,7 +106,7 @@ class ClipGenerator:
 
     def columns(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """What the row of a clip says whether or not it came about."""
-        names = ("generation_id", "prompt", "seed", "settings")
+        names = ("generation_id", "prompt", "prompt_rewritten", "seed", "settings")
         return {name: item[name] for name in names} | {"weights_hash": self.models.weights_hash}
 
     def row(self, item: Mapping[str, Any], uri: str, made: "Clips", batch: int) -> dict[str, Any]:
@@ -123,7 +123,6 @@ class ClipGenerator:
         return ok_row(
             item,
             **self.columns(item),
-            prompt_rewritten="",
             uri=uri,
             timings=json.dumps(told),
             peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),

@@ -1,16 +1,18 @@
 """What a DiT is trained and judged on: pairs of a clip's latent and its caption's features."""
 
 import json
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from pyramid_model.config import Config, LatentNorm
 from tasks import storage
-from tasks.captions import captions_of
+from tasks.captions import captions_by_kind
 from tasks.model_files import ModelFolder
 from tasks.pipeline import StepError
 from tasks.select import selected_clips
@@ -25,8 +27,15 @@ POSTERIOR = "mean,logvar"  # latents whose log-variances stand behind their mean
 TABLES = ("clips", "selections", "captions", "latents", "text_features")
 
 
+class Choice(Config):
+    """One of several captions of a clip, and how often it is drawn beside the others."""
+
+    text_feature_id: str
+    weight: float
+
+
 class Pair(Config):
-    """One clip for the DiT: ids of its latent and of the features of its caption."""
+    """One clip for the DiT: ids of its latent and of the features of its (preferred) caption."""
 
     clip_id: str
     uri: str
@@ -34,6 +43,19 @@ class Pair(Config):
     text: str
     latent_id: str
     text_feature_id: str
+    choices: tuple[Choice, ...] = ()  # training draws one of these; empty: always the preferred
+
+    @property
+    def text_ids(self) -> set[str]:
+        """Of the features of all its captions."""
+        return {self.text_feature_id, *(choice.text_feature_id for choice in self.choices)}
+
+    def drawn_text_id(self, chance: random.Random) -> str:
+        """Of the features of one of its captions, by weight."""
+        if not self.choices:
+            return self.text_feature_id
+        ids, weights = zip(*((choice.text_feature_id, choice.weight) for choice in self.choices), strict=True)
+        return chance.choices(ids, weights)[0]
 
 
 class PairSource(Config):
@@ -42,6 +64,7 @@ class PairSource(Config):
     run: Run
     selection: str
     captions: str
+    caption_weights: dict[str, float] = Field(default_factory=dict)
     vae_hash: str
     encoder_hash: str
     versions: dict[str, int]
@@ -51,9 +74,17 @@ class PairSource(Config):
 
 
 def pair_source(
-    run: Run, selection: str, captions: str, vae: ModelFolder, encoder_hash: str, sample_posterior: bool = False
+    run: Run,
+    selection: str,
+    captions: str,
+    vae: ModelFolder,
+    encoder_hash: str,
+    caption_weights: Mapping[Any, float] | None = None,
+    sample_posterior: bool = False,
 ) -> PairSource:
     """Pin the tables as they are now.
+
+    Without `captions`, those of the kinds that have a weight count; without weights, the newest of each clip.
 
     Raises:
         StepError: the VAE's folder does not say how its latents are normalised.
@@ -61,7 +92,8 @@ def pair_source(
     return PairSource(
         run=run,
         selection=selection,
-        captions=captions,
+        captions=captions or ";".join(caption_weights or ()),
+        caption_weights=dict(caption_weights or {}),
         vae_hash=vae.weights_hash,
         encoder_hash=encoder_hash,
         versions={name: table_version(run.root, name) for name in TABLES},
@@ -94,21 +126,30 @@ def vae_settings(vae_uri: str) -> dict[str, Any]:
 def find_pairs(source: PairSource, split: str) -> list[Pair]:
     """The pairs of a split, in the order of the selection; clips that lack a latent or a caption are left out."""
     clips = _clips(source, split)
-    texts = captions_of(source.run, [clip["clip_id"] for clip in clips], source.captions, source.versions["captions"])
+    texts = _texts(source, clips)
     latents = _latent_ids(source)
     features = text_feature_ids(source)
-    return [
-        Pair(
-            clip_id=clip["clip_id"],
-            uri=clip["uri"],
-            bucket=clip["bucket"],
-            text=text,
-            latent_id=latents[clip["clip_id"], clip["bucket"]],
-            text_feature_id=features[text],
-        )
-        for clip in clips
-        if (text := texts.get(clip["clip_id"])) in features and (clip["clip_id"], clip["bucket"]) in latents
-    ]
+    pairs = []
+    for clip in clips:
+        known = {kind: text for kind, text in texts.get(clip["clip_id"], {}).items() if text in features}
+        weights = {kind: source.caption_weights[kind] for kind in known if source.caption_weights.get(kind)}
+        if source.caption_weights:
+            known = {kind: known[kind] for kind in sorted(weights, key=lambda kind: -weights[kind])}
+        latent_id = latents.get((clip["clip_id"], clip["bucket"]))
+        if not known or not latent_id:
+            continue
+        preferred = next(iter(known.values()))
+        choices = tuple(Choice(text_feature_id=features[known[kind]], weight=weights[kind]) for kind in weights)
+        columns = {name: clip[name] for name in ("clip_id", "uri", "bucket")}
+        ids = {"latent_id": latent_id, "text_feature_id": features[preferred]}
+        pairs.append(Pair(**columns, **ids, text=preferred, choices=choices))
+    return pairs
+
+
+def _texts(source: PairSource, clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Captions by clip id and kind."""
+    ids = [clip["clip_id"] for clip in clips]
+    return captions_by_kind(source.run, ids, source.captions, source.versions["captions"])
 
 
 def _clips(source: PairSource, split: str) -> list[dict[str, Any]]:
@@ -120,7 +161,7 @@ def explain_no_pairs(source: PairSource, split: str) -> str:
     clips = _clips(source, split)
     if not clips:
         return f"no clip is selected for the split {split!r}: loosen the select step, or pin a split in source.yaml"
-    if not captions_of(source.run, [clip["clip_id"] for clip in clips], source.captions, source.versions["captions"]):
+    if not _texts(source, clips):
         return f"none of the {len(clips)} clips of the split {split!r} has a caption: see the captions step"
     if not any(key in _latent_ids(source) for key in ((clip["clip_id"], clip["bucket"]) for clip in clips)):
         kind = f" with latents.parts {POSTERIOR}" if source.sample_posterior else ""
@@ -181,9 +222,9 @@ class PairReader:
 
         self._channels = source.latent_channels * (2 if source.sample_posterior else 1)
         self._latents = reader("latents", (pair.latent_id for pair in pairs))
-        self._texts = reader("text_features", (pair.text_feature_id for pair in pairs))
+        self._texts = reader("text_features", (text_id for pair in pairs for text_id in pair.text_ids))
         there = self._latents.shapes.keys(), self._texts.shapes.keys()
-        self.pairs = [pair for pair in pairs if pair.latent_id in there[0] and pair.text_feature_id in there[1]]
+        self.pairs = [pair for pair in pairs if pair.latent_id in there[0] and there[1] >= pair.text_ids]
         self.bad: list[str] = []
         self._damaged: set[int] = set()
 
@@ -192,11 +233,12 @@ class PairReader:
         """(c, t, h, w) of every latent."""
         return [(self._channels, *self._latents.shapes[pair.latent_id][1:]) for pair in self.pairs]
 
-    def read(self, position: int) -> "tuple[Tensor, tuple[Tensor, Tensor]] | None":
+    def read(self, position: int, chance: random.Random | None = None) -> "tuple[Tensor, tuple[Tensor, Tensor]] | None":
         """The raw latent (c t h w) and the text (embeds (n d), pooled (p)) of a pair, as stored and read-only.
 
-        With `sample_posterior` the latent is (2c t h w): means, then log-variances. None for a pair whose latent or
-        text is damaged, which is then noted in `bad`.
+        The text is that of the preferred caption, or with `chance` of one that is drawn by its weight. With
+        `sample_posterior` the latent is (2c t h w): means, then log-variances. None for a pair whose latent or text is
+        damaged, which is then noted in `bad`.
         """
         from tasks.blobs import CorruptBlobError
 
@@ -205,7 +247,7 @@ class PairReader:
         pair = self.pairs[position]
         try:
             (latent,) = self._latents.read(pair.latent_id)
-            embeds, pooled = self._texts.read(pair.text_feature_id)
+            embeds, pooled = self._texts.read(pair.drawn_text_id(chance) if chance else pair.text_feature_id)
         except CorruptBlobError as err:
             self._damaged.add(position)
             self.bad.append(f"clip {pair.clip_id} (latent {pair.latent_id}): {err}")

@@ -117,7 +117,8 @@ def find_subject(run: Run, config: EvaluateConfig) -> Subject:
     encoder = find_encoder(run, config.encoder or trained_with.get("encoder", ""))
     selection = config.selection or trained_with.get("selection", "")
     captions = config.captions or trained_with.get("captions", "")
-    source = pair_source(run, selection, captions, vae, encoder.hash)
+    weights = trained_with.get("config", {}).get("caption_weights", {})
+    source = pair_source(run, selection, captions, vae, encoder.hash, weights)
     val = find_pairs(source, "val")[: config.num_val_clips]
     if not val:
         raise StepError(explain_no_pairs(source, "val"))

@@ -33,6 +33,7 @@ class FetchConfig(Config):
     tries: int = Field(4, ge=1, le=20, description="tries a file, while trouble may pass (429, 5xx, lost connections)")
     backoff_s: float = Field(1, gt=0, description="wait before the second try; doubled before each further one")
     max_wait_s: float = Field(300, gt=0, description="longest wait that a host may ask for; beyond, the file fails")
+    max_bytes: float = Field(200e9, gt=0, description="a longer file fails: some hosts never end")
     timeout_s: float = Field(60, gt=0, description="a connection on which nothing comes for so long is lost")
 
 
@@ -168,8 +169,8 @@ def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
     """The bytes behind a URL, in as many tries as it takes, up to `config.tries`.
 
     Raises:
-        FetchError: `missing`, `refused`, `busy` (asks for too long a wait), `unreachable` (no try succeeded), or
-            `unreadable` (anything else).
+        FetchError: `missing`, `refused`, `busy` (asks for too long a wait), `too_large`, `unreachable` (no try
+            succeeded), or `unreadable` (anything else).
     """
     host = urlsplit(url).netloc
     for number in range(config.tries):
@@ -206,18 +207,20 @@ async def _get(url: str, host: str, sink: Sink, config: FetchConfig, budget: Bud
             session.get(url) as answer,
         ):
             _check_answer(url, answer.status, answer.headers)
-            await _take(answer.content, host, sink, budget)
+            await _take(answer.content, host, sink, config, budget)
     except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as err:
         raise Busy(f"{type(err).__name__}: {err}") from err
     except (aiohttp.ClientError, ValueError) as err:  # no URL, too many redirects, no HTTP
         raise FetchError("unreadable", f"{type(err).__name__}: {err}") from err
 
 
-async def _take(content: Any, host: str, sink: Sink, budget: Budget) -> None:
+async def _take(content: Any, host: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
     """Bytes into the sink; while we wait, the connection fills its buffer and the host waits as well."""
     unbooked = 0  # chunks are as small as they arrive, and booking each would take longer than reading it
     async for chunk in content.iter_chunked(CHUNK_BYTES):
         sink.write(chunk)
+        if sink.size_bytes > config.max_bytes:
+            raise FetchError("too_large", f"more than {config.max_bytes:.0f} bytes came (ingest.fetch.max_bytes)")
         unbooked += len(chunk)
         if unbooked >= CHUNK_BYTES:
             await asyncio.sleep(budget.reserve(host, num_bytes=unbooked))

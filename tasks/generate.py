@@ -8,19 +8,21 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from pyramid_model.config import Config, PyramidConfig, VAEConfig
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
 from tasks import storage
+from tasks.caption_client import EndpointConfig
 from tasks.clip_generator import ClipGenerator, Models, given_files
 from tasks.ingest import hash_file
 from tasks.model_files import absolute, folder_hash, trained_in_units, training_pyramid
 from tasks.pipeline import StepError, connect, run_blocks
 from tasks.prompts import read_prompts
 from tasks.registry import champion
+from tasks.rewriting import Mode, Rewrite, rewrite_prompts
 from tasks.step import Run, StepResult, report_progress, step
 from tasks.tables import content_id, pending, read_table
 
@@ -39,6 +41,10 @@ class GenerateConfig(Config):
     prompts_file: str = Field("", description="text file of further prompts, one a line")
     num_per_prompt: int = Field(1, ge=1, description="clips a prompt, with seeds seed, seed + 1, …")
     seed: int = Field(0, ge=0, le=MAX_SEED)
+    rewrite: Literal["", Mode] = Field(
+        "", description="normal: prompts become full descriptions; director: directions for the camera; empty: stay"
+    )
+    rewriter: EndpointConfig | None = Field(None, description="the language model that rewrites; null: none")
     image: str = Field("", description="file of the first frame of every clip")
     video: str = Field("", description="file that every clip goes on from, with at most half of its length")
     weights: str = Field("", description="released directory, or one of that layout; empty: the champion generates")
@@ -65,6 +71,20 @@ class GenerateConfig(Config):
         if text:
             parse_bytes(text)
         return text
+
+    @model_validator(mode="after")
+    def _check(self) -> "GenerateConfig":
+        if self.rewrite and self.rewriter is None:
+            raise ValueError(
+                f"rewrite {self.rewrite!r} needs a language model: set generate.rewriter.base_url and "
+                "generate.rewriter.model to an OpenAI-compatible server"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings of before prompts were rewritten hash the same."""
+        return {name: value for name, value in dump(self).items() if name not in ("rewrite", "rewriter") or value}
 
 
 @step
@@ -93,9 +113,10 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     found = _checkpoint(config) if config.weights else None
     models = _named_models(run, found) if found else _champion(run)
     extra = _extra_settings(config, models)
+    rewrites = _rewrites(run, config, prompts)
     wanted = [
-        _item(prompt, seed, config, models, extra)
-        for prompt in prompts
+        _item(rewrite, seed, config, models, extra)
+        for rewrite in rewrites
         for seed in range(config.seed, config.seed + config.num_per_prompt)
     ]
     folder = run.media("generated")
@@ -136,7 +157,14 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
         "files": json.dumps([made[one]["uri"] for one in ids if one in made]),
         "failures": json.dumps(failures),
     }
-    return result.model_copy(update={"outputs": outputs} | _note(result, list(made.values())))
+    return result.model_copy(update={"outputs": outputs} | _note(result, list(made.values()), rewrites))
+
+
+def _rewrites(run: Run, config: GenerateConfig, prompts: Sequence[str]) -> list[Rewrite]:
+    """The prompts, with what is generated in their place."""
+    if not config.rewrite or config.rewriter is None:
+        return [Rewrite(prompt) for prompt in prompts]
+    return rewrite_prompts(run.root, prompts, config.rewrite, config.rewriter)
 
 
 def _champion(run: Run) -> Models:
@@ -295,20 +323,24 @@ def _telling_units(progress: str, total: int) -> Iterator[None]:
                 fs.rm(name)
 
 
-def _note(result: StepResult, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the actors had to say about the clips that are new, each sentence once."""
+def _note(result: StepResult, rows: Sequence[dict[str, Any]], rewrites: Sequence[Rewrite]) -> dict[str, str]:
+    """What the actors and the rewriter had to say about the clips that are new, each sentence once."""
     if not result.num_new:
         return {}
-    notes = dict.fromkeys(note for row in rows for note in json.loads(row["timings"]).get("notes", []))
+    notes = dict.fromkeys(f"prompts stay as they are: {one.reason}" for one in rewrites if one.reason)
+    notes |= dict.fromkeys(note for row in rows for note in json.loads(row["timings"]).get("notes", []))
     return {"note": "; ".join(notes)} if notes else {}
 
 
-def _item(prompt: str, seed: int, config: GenerateConfig, models: Models, extra: dict[str, Any]) -> dict[str, Any]:
+def _item(rewrite: Rewrite, seed: int, config: GenerateConfig, models: Models, extra: dict[str, Any]) -> dict[str, Any]:
     settings = config.request.model_dump(mode="json") | extra
+    if rewrite.text:
+        settings |= {"rewrite": config.rewrite, "prompt_rewritten": rewrite.text}
     hashes = {"vae_hash": models.vae_hash, "encoder_hash": models.encoder_hash}
     return {
-        "generation_id": content_id(VERSION, prompt, seed, settings, models.weights_hash, hashes),
-        "prompt": prompt,
+        "generation_id": content_id(VERSION, rewrite.prompt, seed, settings, models.weights_hash, hashes),
+        "prompt": rewrite.prompt,
+        "prompt_rewritten": rewrite.text,
         "seed": seed,
         "settings": json.dumps(settings | hashes),
     }

@@ -19,14 +19,15 @@ from pydantic import Field
 from pyramid_model.config import Config
 from tasks import storage
 from tasks.fetch import Budget, FetchConfig, FetchError, HostBudget, SharedBudget, Sink, fetch, is_web, read_file
-from tasks.listing import NON_MEDIA, Source, SourceFile, source_files
+from tasks.listing import NON_MEDIA, SHARD, Source, SourceFile, source_files
 from tasks.pipeline import connect, run_blocks
 from tasks.source_card import SourceCard, card_uri, read_card
 from tasks.step import Run, StepResult, step
 from tasks.tables import Pending, bad_row, content_id, ok_row, pending, read_table
 
 VERSION = "1"
-NOT_COLUMNS = ("attempt", "sha256", "md5", "error_type", "error")  # of an item: it gives them to its row otherwise
+# Of an item: it gives them to its row otherwise, or not at all.
+NOT_COLUMNS = ("attempt", "sha256", "md5", "archive", "offset", "error_type", "error")
 
 
 class IngestConfig(Config):
@@ -75,12 +76,14 @@ class FileHasher:
         if not self._is_kept(item):
             return self._read_row(item, columns, "")
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=self._staging()) as folder:
-            suffix = PurePosixPath(urlsplit(item["uri"]).path).suffix
+            suffix = PurePosixPath(urlsplit(item["uri"]).path if is_web(item["uri"]) else item["path"]).suffix
             path = os.path.join(folder, "copy" + (suffix if re.fullmatch(r"\.\w{1,8}", suffix) else ""))
             open(path, "wb").close()
             return self._read_row(item, columns, path)
 
     def _is_kept(self, item: dict[str, Any]) -> bool:
+        if item["archive"]:  # a decoder cannot look for a file in there
+            return True
         if is_web(item["uri"]):
             return self.config.copies != "none"
         return self.config.copies == "remote" and not storage.is_local(item["uri"])
@@ -118,6 +121,8 @@ class FileHasher:
     def _read(self, item: dict[str, Any], sink: Sink) -> None:
         if is_web(item["uri"]):
             fetch(item["uri"], sink, self.config.fetch, self.budget)
+        elif item["archive"]:
+            read_file(item["archive"], sink, item["offset"], item["size_bytes"])
         else:
             read_file(item["uri"], sink)
 
@@ -233,7 +238,7 @@ def _rows(folder: str, files: Iterable[SourceFile], known_urls: Mapping[str, str
         except CardUnreachableError as err:
             file, owner = replace(file, error_type="unreadable", error=str(err)), ""
         card = cards.get(owner)
-        path = file.uri.removeprefix(owner.rstrip("/") + "/") if card else file.path
+        path = file.place.removeprefix(owner.rstrip("/") + "/") if card else file.path
         yield {
             "source_id": known_urls.get(file.uri) or content_id(file.uri, file.size_bytes, file.mtime_ns),
             "uri": file.uri,
@@ -246,6 +251,8 @@ def _rows(folder: str, files: Iterable[SourceFile], known_urls: Mapping[str, str
             "annotations": _as_json(file.annotations),
             "sha256": file.sha256 or (card.file(path).sha256 if card else ""),
             "md5": file.md5,
+            "archive": file.archive,
+            "offset": file.offset,
             "error_type": file.error_type,
             "error": file.error,
         }
@@ -258,8 +265,8 @@ def _as_json(annotations: Sequence[Mapping[str, Any]]) -> str:
 
 def _card_folder(folder: str, file: SourceFile, cards: dict[str, SourceCard | None]) -> str:
     """The nearest folder above the file, up to that of the source, with a source.yaml; `cards` keeps those read."""
-    parent = file.uri.rpartition("/")[0]
-    if is_web(parent) and not file.uri.startswith(folder.rstrip("/") + "/"):
+    parent = file.place.rpartition("/")[0]
+    if is_web(parent) and not file.place.startswith(folder.rstrip("/") + "/"):
         parent = folder  # whoever wrote the list knows what it names; strangers are not asked for a card
     while True:
         if parent not in cards:
@@ -282,7 +289,8 @@ def _card_exists(uri: str) -> bool:
 def _check_pins(uri: str, folder: str, card: SourceCard | None) -> None:
     """A pin with a misspelt name would do nothing, and its file might end in another split."""
     pinned = {pin.file for pin in card.splits} if card else set()
-    if missing := sorted(name for name in pinned if not storage.exists(f"{folder}/{name}")):
+    known = (name for name in pinned if f"{SHARD}/" not in name)  # what is in an archive is not looked for
+    if missing := sorted(name for name in known if not storage.exists(f"{folder}/{name}")):
         raise ValueError(
             f"{uri} pins the splits of files that are not there: {', '.join(missing)}. Correct splits[].file, which is "
             "relative to the folder of source.yaml, or remove the pins"

@@ -5,11 +5,13 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from tasks import storage
+from tasks.archives import members
 from tasks.fetch import is_web
 from tasks.lists import BadEntry, Entry, is_page, list_kind, read_list
 
@@ -18,8 +20,11 @@ NON_MEDIA = (
     *("html", "htm", "srt", "vtt", "ass", "ssa", "sub", "nfo", "sha256", "md5", "part", "py", "sh", "zip", "gz", "tar"),
     *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "svg"),
 )
+LOOKS = 16  # files looked at together, since an object store takes its time to answer
+SHARD = ".tar"  # in a folder its members count, not itself
+SHARDS = "WebDataset shards"
 # What a root holds (docs/tables.md): what we wrote is no source.
-OWN = ("tables", "media", "models", "checkpoints", "runs", "mlflow", "prefect", "report.html")
+OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,13 @@ class SourceFile:
     annotations: tuple[dict[str, Any], ...] = ()  # what a list says of it, as `tasks.lists.Entry`
     sha256: str = ""
     md5: str = ""
+    archive: str = ""  # the tar file that holds it, from this byte on
+    offset: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where it lies in the tree of folders; an archive counts as a folder."""
+        return f"{self.archive}/{self.uri.removeprefix('tar://').partition('::')[0]}" if self.archive else self.uri
 
 
 class Source(NamedTuple):
@@ -82,20 +94,26 @@ def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
 
 def _found(source: str, root: str, non_media: tuple[str, ...], media_root: str) -> Source:
     if _reachable(source, "isdir"):
-        found = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
+        walked = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
+        found = _with_members(walked)
         if not found:
             raise ValueError(
                 f"source {source!r} holds no video: no file in it or below is a candidate "
                 f"(hidden files and .{', .'.join(non_media[:4])}, … do not count). Set ingest.source"
             )
-        return Source(source, found, "a folder")
+        return Source(source, found, SHARDS if any(file.archive for file in found) else "a folder")
     folder = source.rpartition("/")[0]
     kind = list_kind(source)
     if not kind:
         return Source(folder, [_look(source, PurePosixPath(source).name)], "one file")
+    if kind == "tar":
+        found = list(_members(_look(source, PurePosixPath(source).name)))
+        if not found:
+            raise ValueError(f"archive {source!r} holds no video: none of its members has the suffix of one")
+        return Source(folder, found, SHARDS)
     form, entries = read_list(source, kind)
     media = MediaFolder(_media_folder(media_root) or folder, form.from_dataset)
-    found = list(_listed(source, folder, entries, media))
+    found = _with_members(_listed(source, folder, entries, media))
     if not found:
         raise ValueError(f"list {source!r} names no file: write one path or URI a line (ingest.source)")
     return Source(folder, found, f"{form.name} ({kind.upper()})")
@@ -118,7 +136,33 @@ def _media_folder(media_root: str) -> str:
 
 def _is_candidate(path: str, non_media: tuple[str, ...]) -> bool:
     parts = PurePosixPath(path).parts
-    return not any(part.startswith(".") for part in parts) and PurePosixPath(path).suffix[1:].lower() not in non_media
+    suffix = PurePosixPath(path).suffix.lower()
+    return not any(part.startswith(".") for part in parts) and (suffix == SHARD or suffix[1:] not in non_media)
+
+
+def _with_members(files: Iterable[SourceFile]) -> list[SourceFile]:
+    """The files, and in place of each archive the videos in it."""
+    return [one for file in files for one in (_members(file) if file.uri.lower().endswith(SHARD) else [file])]
+
+
+def _members(archive: SourceFile) -> Iterator[SourceFile]:
+    """The videos of a WebDataset shard; what is wrong with it comes after those that could be found."""
+    if archive.error_type:
+        yield archive
+        return
+    try:
+        for member in members(archive.uri):
+            uri, path = f"tar://{member.name}::{archive.uri}", f"{archive.path}/{member.name}"
+            if printable(uri) != uri or "::" in member.name:
+                yield _bad(uri, path, "bad_name", "the name of the member is not UTF-8, or holds NUL or '::'")
+            elif member.problem:
+                yield _bad(uri, path, "not_a_file", member.problem)
+            else:
+                times = {"size_bytes": member.size_bytes, "mtime_ns": archive.mtime_ns}
+                where = {"archive": archive.uri, "offset": member.offset}
+                yield SourceFile(uri, path, **times, **where, annotations=member.annotations)
+    except ValueError as err:
+        yield _bad(archive.uri, archive.path, "bad_archive", str(err))
 
 
 def printable(name: str) -> str:
@@ -225,8 +269,9 @@ def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "
     """The files of a list, in its order; what it says of one file in several rows comes together."""
     found: dict[str, SourceFile] = {}
     others: list[SourceFile] = []
-    for entry in entries:
-        file = _entry_file(uri, folder, entry, media)
+    with ThreadPoolExecutor(LOOKS) as pool:
+        files = list(pool.map(lambda entry: _entry_file(uri, folder, entry, media), entries))
+    for file in files:
         if not file.annotations:
             others.append(file)
             continue

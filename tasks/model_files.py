@@ -62,7 +62,7 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
 
 
 def folder_hash(run: Run, uri: str, kind: str) -> str:
-    """Content hash of a model folder (`weights`), `text` encoder, `vision` model or any other folder (`files`).
+    """Content hash of a folder: `weights` of a model, `text` encoder, `vision`-language model, or any other (`files`).
 
     Kept under `<root>/models/hashes`.
 
@@ -95,12 +95,12 @@ def _hash_function(kind: str) -> Any:
         from pyramid_model.text import text_encoder_hash
 
         return text_encoder_hash
-    if kind == "files":
-        return _files_hash
     if kind == "vision":
         from pyramid_model.captioning.vision_model import vision_model_hash
 
         return vision_model_hash
+    if kind == "files":
+        return _files_hash
     from pyramid_model.weights import weights_hash
 
     return weights_hash

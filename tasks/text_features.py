@@ -7,7 +7,7 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks.busy import Busy
-from tasks.captions import captions_of
+from tasks.captions import captions_by_kind
 from tasks.encoders import EncoderFolder, newest_encoder_hash, prepare_encoder
 from tasks.model_files import load_encoder
 from tasks.pipeline import StepError, run_blocks
@@ -26,7 +26,9 @@ class TextFeaturesConfig(Config):
 
     selection: str = Field("", description="which selection; empty: the newest")
     captions: str = Field(
-        "", description="which captions (output of the captions step); empty: the newest of each clip"
+        "",
+        description="which captions: output of the captions step, or kinds such as dense;short; empty: the newest of "
+        "each clip",
     )
     encoder: str = Field(
         "tiny",
@@ -94,7 +96,8 @@ def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
         StepError: there is no caption, or no such encoder.
     """
     clip_ids = selected_clips(run, config.selection, columns=("clip_id",))["clip_id"].to_pylist()
-    found = sorted(set(captions_of(run, clip_ids, config.captions).values()))
+    captions = captions_by_kind(run, clip_ids, config.captions)
+    found = sorted({text for of_clip in captions.values() for text in of_clip.values()})
     if not found:
         raise StepError(
             f"no captions for the {len(clip_ids)} selected clips in {run.root}: run the captions step first"

@@ -1,12 +1,14 @@
 """Training of the diffusion transformer on latents and text features."""
 
 import itertools
+import random
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
+from tasks.captions import Kind
 from tasks.dit_data import (
     Pair,
     PairReader,
@@ -47,7 +49,14 @@ class TrainDiTConfig(TrainingConfig):
 
     optim: DiTOptimConfig = DiTOptimConfig()
     captions: str = Field(
-        "", description="which captions (output of the captions step); empty: the newest of each clip"
+        "",
+        description="which captions: output of the captions step, or kinds such as dense;short; empty: the newest of "
+        "each clip, or of each kind that has a weight",
+    )
+    caption_weights: dict[Kind, float] = Field(
+        {},
+        description="how often captions of a kind are drawn, e.g. {dense: 0.7, short: 0.2, human: 0.1}, among those "
+        "that a clip has; empty: always the first of `captions`",
     )
     vae: str = Field(
         "", description="folder of the VAE whose latents are used; empty: the newest that was trained here"
@@ -71,6 +80,8 @@ class TrainDiTConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainDiTConfig":
+        if any(weight < 0 for weight in self.caption_weights.values()):
+            raise ValueError(f"caption_weights {self.caption_weights}: weights are 0 or more")
         if self.optim.batch_size % self.columns:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} does not divide into {self.columns} columns "
@@ -83,6 +94,11 @@ class TrainDiTConfig(TrainingConfig):
                 "of them so that it does"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings of before there were weights keep their identity."""
+        return {name: value for name, value in dump(self).items() if name != "caption_weights" or value}
 
     @property
     def columns(self) -> int:
@@ -114,8 +130,8 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
     vae = find_model(run, "vae", config.vae)
     encoder = find_encoder(run, config.encoder)
     _check_channels(config, vae.uri)
-    sampled = bool(config.sample_posterior)
-    source = pair_source(run, config.selection, config.captions, vae, encoder.hash, sampled)
+    sampled, weights = bool(config.sample_posterior), config.caption_weights
+    source = pair_source(run, config.selection, config.captions, vae, encoder.hash, weights, sampled)
     train = find_pairs(source, "train")
     val = find_pairs(source, "val")[: config.num_val_clips]
     for split, pairs in (("train", train), ("val", val)):
@@ -123,7 +139,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
             raise StepError(explain_no_pairs(source, split))
     names = sources_of(source, train) if config.mix and config.mix.source_weights else [""] * len(train)
     null_id = text_feature_ids(source).get(NULL_TEXT, "")
-    ids = [[pair.latent_id, pair.text_feature_id] for pair in (*train, *val)]
+    ids = [_data_ids(pair) for pair in (*train, *val)]
     job = Job(
         kind="dit",
         model_id=model_id("dit", VERSION, config, [*ids, len(train), null_id]),
@@ -144,6 +160,12 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
     )
     result = run_training(job, "train_dit", VERSION)
     return result.model_copy(update={"outputs": result.outputs | {"vae": vae.uri, "encoder": encoder.uri}})
+
+
+def _data_ids(pair: Pair) -> list[Any]:
+    """What a training sees of a clip."""
+    choices = [[choice.text_feature_id, choice.weight] for choice in pair.choices]
+    return [pair.latent_id, pair.text_feature_id, *([choices] if choices else [])]
 
 
 def _check_channels(config: TrainDiTConfig, vae_uri: str) -> None:
@@ -227,7 +249,8 @@ class DiTTraining:
         from pyramid_model.vae.posterior import Posterior
 
         generator = step_generator(self.config.optim.seed, step, self.rank)
-        samples = [self._sound(position) for position in self._positions(step)]
+        chance = random.Random(f"caption/{self.config.optim.seed}/{step}/{self.rank}")
+        samples = [self._sound(position, chance) for position in self._positions(step)]
         raw, text = dit_batch(
             [latent for _, latent, _ in samples],
             [(embeds.float(), pooled.float()) for _, _, (embeds, pooled) in samples],
@@ -249,11 +272,11 @@ class DiTTraining:
         optim = self.config.optim
         return pick_samples(self.alike, optim.batch_size, optim.seed, step, self.data_rank, self.data_world)
 
-    def _sound(self, position: int) -> "tuple[int, Tensor, tuple[Tensor, Tensor]]":
+    def _sound(self, position: int, chance: random.Random) -> "tuple[int, Tensor, tuple[Tensor, Tensor]]":
         """A sample with its position; in place of a damaged one the next of its shape that can be read."""
         group = self.alike[position]
         for candidate in itertools.chain([position], group[group.index(position) + 1 :], group):
-            if sample := self.train.read(candidate):
+            if sample := self.train.read(candidate, chance):
                 return candidate, *sample
         raise StepError(
             f"every latent of a size is damaged, first: {self.train.bad[0]}. Restore the tables from a copy, or run "

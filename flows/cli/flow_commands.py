@@ -30,9 +30,11 @@ def recaption(
     ray: RayAddress = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Caption the selected clips.
+    """Caption the selected clips: from caption files, or by a vision-language model.
 
     Example: `pyramid recaption --root /data/pyramid --set captions.sidecar=captions.csv`
+
+    Example: `pyramid recaption --set captions.kind=dense --set captions.local.name=Qwen/Qwen2.5-VL-7B-Instruct`
     """
     from flows.cli.launch import launch
 

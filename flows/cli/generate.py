@@ -32,6 +32,15 @@ def generate(
         str | None,
         typer.Option("--negative-prompt", help="What to steer away from.", rich_help_panel=WHAT),
     ] = None,
+    rewrite: Annotated[
+        str,
+        typer.Option(
+            "--rewrite",
+            metavar="normal|director",
+            help="Let a language model (generate.rewriter) make the prompt fuller, or directions for the camera of it.",
+            rich_help_panel=WHAT,
+        ),
+    ] = "",
     seconds: Annotated[
         float | None,
         typer.Option("--seconds", help="Length of the clip, the given part included.", rich_help_panel=HOW),
@@ -107,7 +116,7 @@ def generate(
     makes = variant or lone_variant(weights)
     recipe = recipe or (suiting_recipe(makes) if weights else "demo")
     given = list(settings or ())
-    what = {"image": image, "video": video, "seed": seed}
+    what = {"image": image, "video": video, "seed": seed, "rewrite": rewrite}
     where = {"weights": weights, "variant": variant, "max_memory": max_memory, "dtype": dtype, "device": device}
     if weights:
         where |= {"num_gpus": 0, "num_cpus": 1}  # one GPU if there is one; those recipes speak of a cluster

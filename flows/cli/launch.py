@@ -17,6 +17,7 @@ from flows.cli.progress import Progress
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
+    from tasks.ingest import IngestConfig
     from tasks.step import StepResult
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
@@ -46,7 +47,7 @@ def launch(
             _refuse_sample(recipe, settings, options)
         plan, root = _checked(root, recipe, settings, options)
         if flow in ("curate", "data_to_model"):
-            _check_source(plan.ingest.source, root)
+            _check_source(plan.ingest, root)
         with Progress(Console(highlight=False)) as progress:
             progress.waiting("starting Prefect")
             use_prefect(root)
@@ -94,13 +95,13 @@ def _refuse_sample(recipe: str, settings: Sequence[str] | None, options: dict[st
         )
 
 
-def _check_source(source: str, root: str) -> None:
+def _check_source(config: "IngestConfig", root: str) -> None:
     """Refuse a source that is missing or empty before anything starts; a remote one is left to the ingest step."""
     from tasks.listing import source_files
     from tasks.storage import is_local
 
-    if is_local(source):
-        source_files(source, root)
+    if is_local(config.source):
+        source_files(config.source, root, config.non_media, config.media_root)
 
 
 def use_prefect(root: str) -> None:

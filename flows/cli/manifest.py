@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -210,29 +209,62 @@ def report(
 def export(
     uri: Uri,
     table: TableName = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help=".csv, .jsonl or .parquet file")] = None,
-    form: Annotated[str, typer.Option("--format", help="csv or jsonl, when there is no --output")] = "csv",
+    output: Annotated[str | None, typer.Option("--output", "-o", help="file or, for webdataset, folder")] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="rows, when there is no --output: csv, jsonl. Selected clips with captions: webdataset, pyramid-flow, "
+            "open-sora",
+        ),
+    ] = "csv",
     where: Where = None,
     columns: Columns = None,
     version: Version = None,
+    shard_mb: Annotated[float, typer.Option(min=1, help="most MB of clips in a shard of webdataset")] = 1000,
 ) -> None:
-    """Copy rows to a CSV, JSON lines or Parquet file, or to standard output."""
+    """Copy rows to a file or to standard output; or the selected clips with their captions, as a data set.
+
+    Rows: `pyramid manifest export ROOT clips -o clips.parquet` (the suffix says .csv, .jsonl or .parquet).
+
+    A data set: `pyramid manifest export ROOT --format webdataset -o shards/ --where split=train`. webdataset: tar files
+    of CLIP.mp4, .json and .txt; after an interruption the same command goes on. pyramid-flow: JSON lines with video and
+    text. open-sora: CSV with path, text, num_frames, height, width, aspect_ratio, fps, resolution and all scores.
+    """
     from tasks import export, manifest
+    from tasks.dataset_export import DATASETS
     from tasks.tables import TableError
 
     with explained(uri):
         root, table = manifest.locate(uri, table)
+        if form in DATASETS:
+            if columns or version is not None or table not in (None, manifest.CLIPS_WITH_SCORES) or not output:
+                raise TableError(f"--format {form} takes ROOT, --output and --where, and no table, columns or version")
+            typer.echo(_export_dataset(root, form, output, where, shard_mb))
+            return
         if table is None:
-            raise TableError("name the table to export, or clips-with-scores")
+            raise TableError("name the table to export, or clips-with-scores; or a data set with --format webdataset")
         if form not in ("csv", "jsonl"):
-            raise TableError(f"standard output takes csv or jsonl, not {form!r}: give --output for Parquet")
+            known = f"csv or jsonl for rows (Parquet with --output), {', '.join(DATASETS)} for clips"
+            raise TableError(f"there is no format {form!r}: {known}")
         schema, batches = export.export_rows(root, table, _filters(where), _names(columns), version)
         if output is None:
             for line, _ in export.text_lines(form, schema, batches):
                 sys.stdout.write(line)
             return
-        count = export.write_export(str(output), schema, batches)
+        count = export.write_export(output, schema, batches)
     typer.echo(f"{count:,} rows of {table} -> {output}")
+
+
+def _export_dataset(root: str, form: str, output: str, where: list[str] | None, shard_mb: float) -> str:
+    """Write a data set; a line about it."""
+    from tasks.dataset_export import export_dataset
+
+    done = export_dataset(root, form, output, _filters(where), shard_mb * 1e6)
+    shards = f" in {done.num_shards} shards ({done.num_written} new)" if done.num_shards else ""
+    left_out = ", which are left out" if form == "pyramid-flow" else ""
+    bare = f"; {done.num_without_caption:,} have no caption{left_out}" if done.num_without_caption else ""
+    return f"{done.num_clips:,} clips{shards} -> {output}{bare}"
 
 
 @app.command()

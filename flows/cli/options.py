@@ -46,5 +46,8 @@ RetryFailed = Annotated[
 ]
 Source = Annotated[
     str,
-    typer.Option("--source", help="Folder of videos, or a text file with one path or URL a line."),
+    typer.Option(
+        "--source",
+        help="Folder of videos, list or annotation file, WebDataset shards, or one video; a path or URI.",
+    ),
 ]

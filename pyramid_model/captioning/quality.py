@@ -9,7 +9,7 @@ from typing import Any
 from pyramid_model.captioning.question import Answer
 
 NGRAM = 4  # words; shorter ones recur in honest prose
-SURE = 0.9  # probability from which on another language is believed
+SURE = 0.8  # probability from which on another language is believed
 MIN_JUDGED_WORDS = 6  # of fewer, no language can be told
 
 _THING = r"(?:video(?: clip)?|clip|footage|sequence|scene|image|picture|frames?)"

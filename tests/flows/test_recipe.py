@@ -118,3 +118,16 @@ def test_relative_source_is_found_from_the_checkout_as_well(tmp_path, monkeypatc
 def test_prompts_of_the_command_line_replace_those_of_the_recipe(prompt, file, prompts, prompts_file):
     asked = load_recipe("demo", parse_settings(asked_prompts(prompt, file))).generate
     assert (asked.prompts, asked.prompts_file.rpartition("/")[2]) == (prompts, prompts_file)
+
+
+def test_a_key_in_the_place_of_its_name_is_in_no_message():
+    endpoint = {"base_url": "http://localhost:1/v1", "model": "m", "api_key_env": "sk-very-secret"}
+    with pytest.raises(RecipeError, match=r"captions\.endpoint\.api_key_env = …: this is no name") as refused:
+        load_recipe("demo", {"captions.kind": "dense", "captions.endpoint": endpoint})
+    assert "secret" not in str(refused.value)
+
+
+def test_a_rule_across_settings_is_told_without_the_whole_section():
+    with pytest.raises(RecipeError) as refused:
+        load_recipe("demo", {"generate.rewrite": "director"})
+    assert str(refused.value).startswith("--set: generate: rewrite 'director' needs a language model: set generate.")

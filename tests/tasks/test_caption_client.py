@@ -57,7 +57,7 @@ def test_a_full_server_is_asked_again_after_the_time_that_it_names(chat_server):
 
 def test_a_server_that_stays_full_stops_the_step_for_now(chat_server):
     chat_server.script = lambda text, times: chat_server.error(429, "slow down", Retry_After="0.01")
-    with pytest.raises(StepError, match="429 after 1 retries.*requests_per_minute") as stopped:
+    with pytest.raises(StepError, match=r"429 after 1 retries.*requests_per_minute") as stopped:
         asked(endpoint(chat_server), "a")
     assert stopped.value.transient
 
@@ -81,7 +81,7 @@ def test_a_question_that_the_server_fails_at_is_a_fault_of_its_own(chat_server):
 @pytest.mark.parametrize(("status", "transient"), [(500, True), (400, False)])
 def test_a_server_that_answers_nothing_stops_the_step(chat_server, status, transient):
     chat_server.script = lambda text, times: chat_server.error(status, "broken")
-    with pytest.raises(StepError, match="none of 2 questions.*broken") as stopped:
+    with pytest.raises(StepError, match=r"none of 2 questions.*broken") as stopped:
         asked(endpoint(chat_server, max_retries=0), "a", "b")
     assert stopped.value.transient is transient
 
@@ -145,7 +145,7 @@ def test_an_endpoint_that_is_down_is_told_before_any_work(chat_server):
         check_endpoint(config)
     assert stopped.value.transient
     chat_server.close()
-    with pytest.raises(StepError, match="nobody answers at http://127.0.0.1") as stopped:
+    with pytest.raises(StepError, match="nobody answers at http") as stopped:
         check_endpoint(config)
     assert stopped.value.transient
 

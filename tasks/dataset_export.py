@@ -1,0 +1,153 @@
+"""The selected clips with their captions, in the forms that training code of others reads.
+
+`webdataset` is shards of `<clip_id>.mp4`, `.json` and `.txt`; `pyramid-flow` is the JSON lines of its annotation files;
+`open-sora` is a CSV with a path, a text and figures.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks import storage
+from tasks.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, select_rows
+from tasks.pipeline import split_blocks
+from tasks.schemas import SCHEMAS
+from tasks.tables import TableError, content_id, read_table
+
+DATASETS = ("webdataset", "pyramid-flow", "open-sora")
+INDEX = "index.json"
+SHARD_CLIPS = 10_000
+VERDICT = ("keep", "drop_reasons", "bucket", "split", "caption")
+OPEN_SORA = ("path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    num_clips: int
+    num_without_caption: int
+    num_shards: int = 0
+    num_written: int = 0  # shards; the others were there
+
+
+def export_dataset(
+    root: str, form: str, output: str, filters: Sequence[Filter] = (), shard_bytes: float = 1e9
+) -> Exported:
+    """Write the clips that the newest selection keeps, in the order of their ids.
+
+    Args:
+        form: one of DATASETS.
+        output: file to write; for `webdataset` a folder.
+        filters: further conditions on the columns of clips-with-scores, such as split=train.
+        shard_bytes: most bytes of clips in one shard; a larger clip has a shard of its own.
+
+    Raises:
+        TableError: nothing is selected, or the folder holds something else.
+    """
+    clips = _clips(root, filters)
+    output = absolute_root(output)
+    captioned = [clip for clip in clips if clip["caption"]]
+    without = len(clips) - len(captioned)
+    if form == "webdataset":
+        return _write_shards(clips, output, shard_bytes, without)
+    if form == "pyramid-flow":  # a line of it is nothing without its text
+        lines = [json.dumps({"video": clip["uri"], "text": clip["caption"]}, ensure_ascii=False) for clip in captioned]
+        storage.write_bytes(output, "".join(f"{line}\n" for line in lines).encode())
+        return Exported(len(captioned), without)
+    _write_open_sora(clips, output)
+    return Exported(len(clips), without)
+
+
+def _clips(root: str, filters: Sequence[Filter]) -> list[dict[str, Any]]:
+    """Rows of clips-with-scores, with the source and licence of their videos and with `scores` by scorer."""
+    rows = select_rows(root, CLIPS_WITH_SCORES, [Filter("keep", "=", "true"), *filters])
+    if not rows.num_rows:
+        raise TableError(f"no clip of {root} is selected and passes the filters: pyramid curate selects clips")
+    scorers = [name for name in rows.column_names if name not in (*SCHEMAS["clips"].names, *VERDICT)]
+    videos = read_table(root, "videos", ["video_id", "source", "license"]).to_pylist()
+    known = {video["video_id"]: video for video in videos}
+    return [
+        clip
+        | {"scores": {name: clip[name] for name in scorers if clip[name] is not None}}
+        | known.get(clip["video_id"], {"source": "", "license": ""})
+        for clip in rows.sort_by("clip_id").to_pylist()
+    ]
+
+
+def _fps(clip: Mapping[str, Any]) -> float | None:
+    return clip["fps_num"] / clip["fps_den"] if clip["fps_num"] and clip["fps_den"] else None
+
+
+def _write_open_sora(clips: Sequence[Mapping[str, Any]], output: str) -> None:
+    scorers = sorted({name for clip in clips for name in clip["scores"]})
+    with storage.writing(output) as path, open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [*OPEN_SORA, *scorers], lineterminator="\n")
+        table.writeheader()
+        for clip in clips:
+            height, width = clip["height"], clip["width"]
+            shape = {"aspect_ratio": height / width, "resolution": height * width} if height and width else {}
+            row = {"path": clip["uri"], "text": clip["caption"] or "", "num_frames": clip["num_frames"]}
+            table.writerow(row | {"height": height, "width": width, "fps": _fps(clip)} | shape | clip["scores"])
+
+
+def _write_shards(clips: Sequence[Mapping[str, Any]], folder: str, shard_bytes: float, without: int) -> Exported:
+    """Shards that are there from an earlier run of the same export are whole, and stay."""
+    samples = [_sample(clip) for clip in clips]
+    shards = split_blocks(samples, SHARD_CLIPS, shard_bytes)
+    names = [f"clips-{number:06d}.tar" for number in range(len(shards))]
+    plan = {
+        "export_id": content_id([{name: value for name, value in one.items() if name != "uri"} for one in samples]),
+        "shards": [{"name": name, "num_clips": len(shard)} for name, shard in zip(names, shards, strict=True)],
+    }
+    _claim(folder, plan)
+    num_written = 0
+    for name, shard in zip(names, shards, strict=True):
+        if not storage.exists(f"{folder}/{name}"):
+            _write_shard(f"{folder}/{name}", shard)
+            num_written += 1
+    return Exported(len(clips), without, len(shards), num_written)
+
+
+def _claim(folder: str, plan: Mapping[str, Any]) -> None:
+    """Say in the folder's index what it is going to hold; only the same export may go on in it.
+
+    Raises:
+        TableError: the folder holds another export, or shards that nobody speaks for.
+    """
+    uri = f"{folder}/{INDEX}"
+    if storage.exists(uri):
+        if json.loads(storage.read_bytes(uri)) != plan:
+            raise TableError(f"{folder} holds another export (other clips, captions or shard sizes): name a new folder")
+        return
+    if taken := [one["name"] for one in plan["shards"] if storage.exists(f"{folder}/{one['name']}")]:
+        raise TableError(f"{folder} holds {taken[0]} and no {INDEX}: it is no export of ours, so name a new folder")
+    storage.write_bytes(uri, json.dumps(plan, indent=1).encode())
+
+
+def _sample(clip: Mapping[str, Any]) -> dict[str, Any]:
+    """What a shard holds of a clip; `json` says where it came from and how it scored."""
+    names = ("clip_id", "video_id", "source", "license", "split", "bucket", "num_frames", "width", "height", "scores")
+    span = {f"video_{name}": clip[name] for name in ("start_frame", "end_frame", "start_s", "end_s")}
+    facts = {name: clip[name] for name in names} | {"fps": _fps(clip), "text": clip["caption"] or ""} | span
+    about = json.dumps(facts, ensure_ascii=False, sort_keys=True)
+    text = clip["caption"] or ""
+    size_bytes = clip["size_bytes"] or 0
+    return {"clip_id": clip["clip_id"], "uri": clip["uri"], "size_bytes": size_bytes, "text": text, "json": about}
+
+
+def _write_shard(uri: str, shard: Sequence[Mapping[str, Any]]) -> None:
+    """One tar file, whole or not at all; the same samples give the same bytes."""
+    from webdataset.writer import TarWriter
+
+    with storage.writing(uri) as path, open(path, "wb") as file, TarWriter(file, mtime=0, encoder=False) as archive:
+        for sample in shard:
+            try:
+                clip = storage.read_bytes(sample["uri"])
+            except FileNotFoundError as err:
+                gone = f"clip {sample['clip_id']}: {sample['uri']} is gone (pyramid manifest verify)"
+                raise TableError(gone) from err
+            text = {"txt": sample["text"].encode()} if sample["text"] else {}
+            archive.write({"__key__": sample["clip_id"], "mp4": clip, "json": sample["json"].encode()} | text)

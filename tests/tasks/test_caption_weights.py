@@ -1,0 +1,90 @@
+"""Which of several captions of a clip a training sees. Seconds, no Ray."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pyramid_model.config import LatentNorm
+from tasks.dit_data import TABLES, PairSource, find_pairs, load_pairs
+from tasks.step import Run
+from tasks.tables import Lineage, append_block, content_id, crc32, ok_row, table_version
+from tasks.train_dit import TrainDiTConfig
+
+CLIPS = [content_id("clip", number) for number in range(6)]
+BUCKET = "32x32x9@8"
+NORM = LatentNorm(first_shift=0, first_scale=1, rest_shift=0, rest_scale=1)
+WRITTEN = {"dense": {0, 1, 2}, "short": {0, 1}, "human": {0, 4}}  # kind -> numbers of the clips that have it
+WEIGHTS = {"dense": 0.5, "short": 0.4, "human": 0.1}
+
+
+def text_of(kind: str, number: int) -> str:
+    return f"{kind} {number}"
+
+
+@pytest.fixture
+def captioned(squares) -> Run:
+    """Six clips with latents, and captions with features that are as long as their place in WRITTEN."""
+    rows: dict[str, list[dict]] = {"captions": [], "latents": [], "text_features": []}
+    latent = np.zeros((4, 2, 4, 4), np.float32).tobytes()
+    blob = {"vae_hash": "vae", "bucket": BUCKET, "shape": [4, 2, 4, 4], "dtype": "float32", "crc32": crc32(latent)}
+    for clip_id in CLIPS:
+        rows["latents"].append(ok_row({}, latent_id=content_id(clip_id), clip_id=clip_id, latent=latent, **blob))
+    for length, (kind, numbers) in enumerate(WRITTEN.items(), start=1):
+        embeds = np.full((length, 2), length, np.float32).tobytes()
+        pooled = np.zeros(2, np.float32).tobytes()
+        facts = {"encoder_hash": "t5", "shape": [length, 2], "dtype": "float32", "crc32": crc32(embeds, pooled)}
+        for number in numbers:
+            text = text_of(kind, number)
+            caption = {"caption_id": content_id(kind, number), "prompt_hash": kind}
+            rows["captions"].append(ok_row({}, clip_id=CLIPS[number], kind=kind, text=text, **caption))
+            feature = {"text_feature_id": content_id(text), "text": text, "embeds": embeds, "pooled": pooled}
+            rows["text_features"].append(ok_row({}, **feature, **facts))
+    for table, found in rows.items():
+        append_block(squares.root, table, found, "fixture", Lineage("test", "fixture", "1", "captioned", ""))
+    return squares
+
+
+def source(run: Run, captions: str, weights: dict[str, float]) -> PairSource:
+    versions = {name: table_version(run.root, name) for name in TABLES}
+    known = {"run": run, "selection": "", "vae_hash": "vae", "encoder_hash": "t5", "versions": versions}
+    return PairSource(**known, norm=NORM, captions=captions, caption_weights=weights)
+
+
+def test_without_weights_a_clip_has_the_first_kind_that_is_named(captioned):
+    pairs = {pair.clip_id: pair for pair in find_pairs(source(captioned, "short;human:human;dense", {}), "train")}
+    assert [pairs[CLIPS[number]].text for number in (0, 1, 2)] == ["short 0", "short 1", "dense 2"]
+    assert CLIPS[3] not in pairs
+    assert all(pair.choices == () for pair in pairs.values())
+
+
+def test_with_weights_a_clip_has_every_kind_of_which_it_has_a_caption(captioned):
+    pairs = {pair.clip_id: pair for pair in find_pairs(source(captioned, "human;short;dense", WEIGHTS), "train")}
+    assert {choice.weight for choice in pairs[CLIPS[0]].choices} == set(WEIGHTS.values())
+    assert [len(pairs[CLIPS[number]].choices) for number in (0, 1, 2)] == [3, 2, 1]
+    assert pairs[CLIPS[0]].text == "dense 0"  # what validation looks at
+    only_short = find_pairs(source(captioned, "human;short;dense", {"short": 1.0, "dense": 0.0}), "train")
+    assert {pair.text for pair in only_short} == {"short 0", "short 1"}
+
+
+def test_captions_are_drawn_by_weight_and_the_same_for_the_same_step(captioned):
+    where = source(captioned, "dense;short;human", WEIGHTS)
+    loaded = load_pairs(where, [pair for pair in find_pairs(where, "train") if pair.clip_id == CLIPS[0]])
+    lengths = Counter(len(loaded.drawn_text(0, random.Random(f"step {step}"))[0]) for step in range(1000))
+    assert lengths[1] == pytest.approx(500, abs=60)
+    assert lengths[3] == pytest.approx(100, abs=40)
+    again = [loaded.drawn_text(0, random.Random("step 7"))[0] for _ in range(2)]
+    torch.testing.assert_close(*again)
+
+
+def test_a_training_without_weights_keeps_its_settings():
+    assert "caption_weights" not in TrainDiTConfig().model_dump(mode="json")
+    weighted = TrainDiTConfig(caption_weights={"dense": 0.7, "human": 0.3})
+    assert weighted.model_dump(mode="json")["caption_weights"] == {"dense": 0.7, "human": 0.3}
+    with pytest.raises(ValidationError, match="0 or more"):
+        TrainDiTConfig(caption_weights={"dense": -1})
+    with pytest.raises(ValidationError, match="dens"):
+        TrainDiTConfig.model_validate({"caption_weights": {"dens": 1}})

@@ -113,7 +113,7 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> byt
             code_version=code_version(),
             tables=tables,
             tiles=report_data.tiles(root, curation, num_failed),
-            pipeline=pipeline_picture(report_data.pipeline_nodes(root, tables, curation)),
+            pipeline=pipeline_picture(report_data.pipeline_nodes(root, tables, curation, records)),
             steps=report_data.step_lines(records),
             thumbnails=thumbnails,
             thumbnails_json=script_json({"thumbnails": thumbnails, "damage": damage}),

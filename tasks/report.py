@@ -27,7 +27,7 @@ from tasks.report_selection import (
     select_outputs,
     selection_thresholds,
 )
-from tasks.report_sources import MAX_FILES, sources
+from tasks.report_sources import MAX_FILES, MAX_SOURCES, sources
 from tasks.schemas import SCHEMAS
 from tasks.step import Run, StepResult, code_version, params_hash, report_progress, step
 from tasks.table_stats import compact, file_size, labels
@@ -113,7 +113,7 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> byt
             code_version=code_version(),
             tables=tables,
             tiles=report_data.tiles(root, curation, num_failed),
-            pipeline=pipeline_picture(report_data.pipeline_nodes(root, tables, curation)),
+            pipeline=pipeline_picture(report_data.pipeline_nodes(root, tables, curation, records)),
             steps=report_data.step_lines(records),
             thumbnails=thumbnails,
             thumbnails_json=script_json({"thumbnails": thumbnails, "damage": damage}),
@@ -172,7 +172,7 @@ def _environment() -> "Environment":
     environment.filters.update(
         number=shown_number, size=file_size, short=lambda text: text[:8], length_s=report_data.length, largest=largest
     )
-    environment.globals.update(max_files=MAX_FILES, max_members=MAX_MEMBERS)
+    environment.globals.update(max_sources=MAX_SOURCES, max_files=MAX_FILES, max_members=MAX_MEMBERS)
     return environment
 
 

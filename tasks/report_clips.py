@@ -1,5 +1,8 @@
 """Clips on the page: which of them are shown moving, and a listing of all for its search."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
 import itertools
 import json
 import math
@@ -100,7 +103,7 @@ def _listing_text(curation: Curation, ids: Sequence[str], labels: Mapping[str, M
         "end": [round(value, 2) for value in rows["end_s"].to_pylist()],
         "caption": [text or "" for text in rows["caption"].to_pylist()],
         "keep": rows["keep"].to_pylist(),
-        "reasons": rows["drop_reasons"].to_pylist(),
+        "reasons": [curation.drop_reasons[place] for place in positions.to_pylist()],
     }
     for name in ("num_frames", "width", "height"):
         columns[name] = rows[name].to_pylist()

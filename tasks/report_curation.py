@@ -42,10 +42,10 @@ class Curation:
     def drop_reasons(self) -> list[list[str]]:
         """Every limit that each clip misses, in the order of the rules.
 
-        That a wider set dropped it comes last: the limits of a stricter one say why.
+        That a wider set dropped it counts only where no limit of its own says why.
         """
-        lists = self.clips["drop_reasons"].to_pylist()
-        return [sorted(reasons or [], key=lambda reason: reason.startswith("not_in_")) for reasons in lists]
+        lists = [reasons or [] for reasons in self.clips["drop_reasons"].to_pylist()]
+        return [[one for one in found if not one.startswith("not_in_")] or found for found in lists]
 
     @cached_property
     def rules(self) -> list[DropReason]:

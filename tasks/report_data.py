@@ -106,8 +106,9 @@ def together(results: Sequence[StepResult]) -> StepResult:
     return StepResult.model_validate(totals | words | {"rows": dict(rows)})
 
 
-def pipeline_nodes(root: str, tables: Sequence[TableFacts], curation: Curation) -> list[Node]:
-    """Counts for the pipeline picture."""
+def pipeline_nodes(root: str, tables: Sequence[TableFacts], curation: Curation, records: Records) -> list[Node]:
+    """Counts for the pipeline picture; 0 for a step that ran and found nothing."""
+    ran = {result.step for _, result in records}
     facts = {one.table: one for one in tables}
     models = Counter((row["kind"], row["status"]) for row in read_table(root, "models", ["kind", "status"]).to_pylist())
     nodes = []
@@ -116,7 +117,7 @@ def pipeline_nodes(root: str, tables: Sequence[TableFacts], curation: Curation) 
             statuses = Counter({status: count for (kind, status), count in models.items() if kind == name})
         else:
             statuses = facts[name].statuses if name in facts else Counter()
-        count = statuses["ok"] if statuses or name in facts else None
+        count = statuses["ok"] if statuses or name in facts or name in ran else None
         if name == "selections" and count:
             nodes.append(Node(name, label, curation.num_kept, *_dropped(curation)))
         else:

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from tasks.schemas import SCHEMAS
 from tasks.tables import read_table
 
+# By error_type, where one has different causes by "table.error_type".
 ADVICE = {
     "bad_name": "rename the file",
     "bad_entry": "correct the line of the list",
@@ -29,7 +30,20 @@ ADVICE = {
     "timeout": "raise clips.timeout_s, or split the file",
     "codec_error": "the clip cannot be decoded: pyramid manifest verify tells whether its file changed",
     "not_finite": "the score is no number: look at the clip",
+    "no_decoder": "convert it to a codec that PyAV decodes, such as H.264",
+    "too_much_memory": "the file takes more memory than clips.max_memory_gb: raise that, or convert it",
+    "refused": "the host asks who you are or forbids it: give it credentials, or leave the file out",
+    "busy": "the host asked to wait: run again later with --retry-failed",
+    "unreachable": "look at the address and the network, then run again with --retry-failed",
+    "no_sidecar": "name a caption file in source.yaml (captions: FILE) or in captions.sidecar",
     "no_caption": "write a line for it in the caption file",
+    "no_parent": "write the captions that captions.rewrite_from names first",
+    "captions.refused": "the model or a filter would not describe the clip: look at it, or use another model",
+    "captions.empty": "run again with --retry-failed",
+    "captions.repetitive": "use a larger model, or a smaller temperature",
+    "captions.language": "use an instruction that names the language",
+    "captions.cut": "raise max_new_tokens",
+    "captions.bad_json": "use a larger model",
 }
 
 
@@ -46,7 +60,7 @@ class ErrorLine:
     @property
     def advice(self) -> str:
         """What a user can do about it, "" where the example says it all."""
-        return ADVICE.get(self.error_type, "")
+        return ADVICE.get(f"{self.table}.{self.error_type}") or ADVICE.get(self.error_type, "")
 
 
 def error_lines(root: str) -> list[ErrorLine]:

@@ -157,6 +157,8 @@ class Evaluation:
 def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     """Every verdict, the newest first; videos for the newest few."""
     rows = newest(read_table(root, "evaluations", where=pc.field("status") == "ok").to_pylist())
+    if not rows:
+        return []
     best, uri_of = known_champion(root), clip_uris(root)
     chosen = verdicts_of(root)
     buckets = dict(zip(chosen["clip_id"].to_pylist(), chosen["bucket"].to_pylist(), strict=True))
@@ -256,6 +258,8 @@ class GenerationCard:
 def generation_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[GenerationCard], int]:
     """The newest generated clips, those that have a training clip beside them first, and how many there are."""
     rows = newest(read_table(root, "generations", where=pc.field("status") == "ok").to_pylist())
+    if not rows:
+        return [], 0
     ok = pc.field("status") == "ok"
     captions = read_table(root, "captions", ["clip_id", "text"], where=ok).to_pylist()
     clip_of = {row["text"].strip(): row["clip_id"] for row in captions}

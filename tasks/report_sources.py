@@ -9,7 +9,7 @@ from tasks.schemas import COMMON, SCHEMAS
 from tasks.source_card import SourceCard, read_card
 from tasks.tables import read_table
 
-MAX_FILES = 100  # of one source that are listed
+MAX_SOURCES, MAX_FILES = 40, 50  # listed: sources, and files of each
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
     rows = as_dataset(delta, "scores").to_table(columns=columns, filter=labelled).sort_by("created_at")
     found: dict[str, dict[str, str]] = {}
     for row in rows.select(columns[:3]).to_pylist():
-        found.setdefault(row["scorer"], {})[row["clip_id"]] = str(json.loads(row["details"])["label"])
+        if (label := json.loads(row["details"]).get("label")) is not None:
+            found.setdefault(row["scorer"], {})[row["clip_id"]] = str(label)
     return found
 
 

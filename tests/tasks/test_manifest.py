@@ -235,6 +235,8 @@ def test_a_diff_of_scores_shows_which_distributions_moved_and_how_far(root):
 
 
 def test_labels_come_from_the_details_of_the_newest_score(root):
+    nested = {"details": json.dumps({"frames": [{"label": "cat"}]}), "score_id": content_id("frames")}
+    append(root, "scores", [score(1, "classifier", 0.5) | nested])
     assert labels(root) == {}
     for number, label in enumerate(("static", "pan left")):
         details = {"details": json.dumps({"label": label}), "score_id": content_id("camera", number)}

@@ -335,6 +335,18 @@ def test_steps_are_listed_from_their_records(tmp_path):
     assert re.findall(r">([^<>\n]+)</td>", cells)[:8] == ["count_films", "5", "1", "3", "0", "1", "4 videos", "2.5"]
 
 
+@step
+def duplicates(run: Run, config: Config) -> StepResult:
+    return StepResult(step="duplicates", num_in=6, num_done=6)
+
+
+def test_a_step_that_ran_and_found_nothing_counts_0_in_the_picture(tmp_path):
+    box = r'>duplicates</text><text class="count"[^>]*>([^<]*)<'
+    assert re.findall(box, page_of(str(tmp_path))) == ["–"]
+    duplicates(Run(root=str(tmp_path)), Config())
+    assert re.findall(box, page_of(str(tmp_path), title="after the search")) == ["0"]
+
+
 def test_calls_of_a_step_in_one_run_are_added_up_and_idle_runs_do_not_hide_the_last_work(tmp_path):
     for run_id, num_calls in (("1", 1), ("2", 2)):
         for _ in range(num_calls):

@@ -1,7 +1,9 @@
 """What the report says of curation: nothing is lost without a reason, and counts agree with the tables. About 3 s."""
 
 import json
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from tasks.report_clips import as_noted, chosen_clips, file_facts
@@ -124,7 +126,7 @@ def test_counts_in_are_counts_out_until_rows_are_lost(root, curation):
     assert all(account.adds_up for account in found)
     assert found[0].parts == {"videos": 3, "with the bytes of another": 1, "failed": 1}
     assert found[2].parts == {"kept": 3, "dropped": 4, "not judged yet": 1}
-    lost = type(curation)(curation.clips.slice(1), curation.scorers, curation.selection, curation.num_named)
+    lost = replace(curation, clips=curation.clips.slice(1))
     assert [account.adds_up for account in accounts(read_intake(root), lost)] == [True, True, False]
 
 
@@ -158,6 +160,14 @@ def test_splits_buckets_and_sources_count_what_is_kept(root, curation):
     [source] = sources(root, curation)
     assert source.statuses == {"ok": 3, "failed": 2}
     assert (source.total("num_clips"), source.total("num_kept"), source.total("kept_s")) == (8, 3, 3.0)
+
+
+def test_that_a_wider_set_dropped_a_clip_is_said_only_where_nothing_else_is(curation):
+    lists = [["not_in_wide", "motion_low"], ["not_in_wide"], [], *[[]] * 5]
+    column = curation.clips.column_names.index("drop_reasons")
+    clips = curation.clips.set_column(column, "drop_reasons", pa.array(lists, pa.list_(pa.string())))
+    found = replace(curation, clips=clips).rules
+    assert [(rule.reason, rule.alone, rule.only) for rule in found] == [("motion_low", 1, 1), ("not_in_wide", 1, 1)]
 
 
 def test_each_nested_set_is_counted_for_itself(root, curation):

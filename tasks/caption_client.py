@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +130,8 @@ class Endpoint:
             StepError: the server cannot be reached, refuses key or model, or answers nothing at all. What was kept
                 until then stays. Transient where the same may go well later.
         """
-        answers = asyncio.run(self._answer_all(questions, keep))
+        with ThreadPoolExecutor(1) as own:  # whoever asks may have an event loop already, as a notebook does
+            answers = own.submit(asyncio.run, self._answer_all(questions, keep)).result()
         faults = [answer for answer in answers if isinstance(answer, NoAnswer)]
         self.any_answer |= len(faults) < len(answers)
         if faults and not self.any_answer:

@@ -199,7 +199,7 @@ def captions(run: Run, config: CaptionsConfig) -> StepResult:
         if together.num_new:
             tokens = f"{used['num_prompt_tokens']} prompt and {used['num_completion_tokens']} answer tokens"
             changes["note"] = f"{tokens}, {used['cost_usd']:.4g} USD"
-    overruled = _overruled(run, wanted)
+    overruled = _overruled(run, sorted(wanted, key=lambda item: config.kinds.index(item["kind"])))
     if append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config)):
         changes["note"] = f"{len(overruled)} clips are back to captions that were made before"
     return together.model_copy(update=changes)
@@ -299,7 +299,10 @@ def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of the captions that are wanted, those after which other settings decided: of their kind, or for the clip."""
+    """Of the captions that are wanted, those after which other settings decided: of their kind, or for the clip.
+
+    wanted: of a clip, the preferred one first; it becomes the newest where none of them is.
+    """
     rows = read_table(run.root, "captions", ["clip_id", "kind", "caption_id", "created_at"]).sort_by("created_at")
     newest_of_kind, newest = {}, {}
     for row in rows.to_pylist():

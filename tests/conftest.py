@@ -230,7 +230,7 @@ def write_model_directory(write_text_parts):
 def write_vision_model():
     """`write_vision_model(folder, kind)`: a tiny random vision-language model as transformers saves one.
 
-    `qwen2_5_vl` takes videos, `llava` (several images of 28 px) has no video processor. Their tokenizer knows bytes.
+    `qwen2_5_vl` and `qwen3_vl` take videos, `llava` several images of 28 px. Their tokenizer knows bytes.
     """
     import torch
     import transformers
@@ -238,7 +238,8 @@ def write_vision_model():
 
     special = ["<pad>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
     special += ["<|vision_start|>", "<|vision_end|>"]
-    shown = {"qwen2_5_vl": "<|vision_start|>{pad}<|vision_end|>", "llava": "{pad}"}
+    in_marks = "<|vision_start|>{pad}<|vision_end|>"
+    shown = {"qwen2_5_vl": in_marks, "qwen3_vl": in_marks, "llava": "{pad}"}
 
     def tokenizer():
         vocab = special + sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -283,6 +284,32 @@ def write_vision_model():
         )
         return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
+    def qwen3(words):
+        names = ("image_pad", "video_pad", "vision_start", "vision_end")
+        ids = [words.convert_tokens_to_ids(f"<|{name}|>") for name in names]
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+        config = transformers.Qwen3VLConfig(
+            text_config=sizes
+            | {"vocab_size": len(words), "num_key_value_heads": 2, "head_dim": 8, "rope_parameters": rope},
+            vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+            | {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 64},
+            **dict(
+                zip(
+                    ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+                    ids,
+                    strict=True,
+                )
+            ),
+        )
+        pixels = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 4}
+        processor = transformers.Qwen3VLProcessor(
+            transformers.Qwen2VLImageProcessor(size=pixels, patch_size=16),
+            words,
+            transformers.Qwen3VLVideoProcessor(size=pixels),
+            chat_template=template("qwen3_vl"),
+        )
+        return transformers.Qwen3VLForConditionalGeneration(config), processor
+
     def llava(words):
         config = transformers.LlavaConfig(
             text_config=transformers.LlamaConfig(**sizes, vocab_size=len(words)),
@@ -306,7 +333,7 @@ def write_vision_model():
     def write(folder, kind: str = "qwen2_5_vl"):
         words = tokenizer()
         torch.manual_seed(0)
-        model, processor = {"qwen2_5_vl": qwen, "llava": llava}[kind](words)
+        model, processor = {"qwen2_5_vl": qwen, "qwen3_vl": qwen3, "llava": llava}[kind](words)
         model.generation_config.eos_token_id = words.eos_token_id
         model.generation_config.pad_token_id = words.pad_token_id
         model.save_pretrained(folder)

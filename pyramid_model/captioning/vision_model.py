@@ -85,7 +85,9 @@ class VisionModel:
         taken = "videos" if getattr(self.processor, "video_processor", None) is not None else "images"
         shown = [question.frames for question in questions if question.frames is not None]
         texts = [
-            self.processor.apply_chat_template([self._turn(question, taken)], add_generation_prompt=True)
+            self.processor.apply_chat_template(
+                [self._turn(question, taken)], tokenize=False, add_generation_prompt=True
+            )
             for question in questions
         ]
         media: dict[str, Any] = {}

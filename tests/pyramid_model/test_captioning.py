@@ -18,7 +18,7 @@ def frames(seed: int, count: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (count, 36, 64, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "llava"])
 def test_a_local_model_answers_each_question_as_if_it_were_alone(kind, write_vision_model, tmp_path):
     torch.set_num_threads(1)
     folder = write_vision_model(tmp_path / "model", kind)

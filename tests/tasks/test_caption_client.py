@@ -1,5 +1,6 @@
 """A client of OpenAI's chat protocol against a real server that is slow, full, broken or unwilling. About 10 s."""
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def test_frames_go_as_jpeg_before_the_words_and_tokens_come_back(chat_server):
     assert answer == Answer(
         text="A red square slides over a grey plain.", num_prompt_tokens=100, num_completion_tokens=10
     )
+
+
+def test_questions_may_be_asked_where_an_event_loop_runs(chat_server):
+    async def in_a_notebook():
+        return asked(endpoint(chat_server), "a")[0].text
+
+    assert asyncio.run(in_a_notebook()) == "A red square slides over a grey plain."
 
 
 def test_no_more_questions_are_under_way_than_allowed(chat_server):

@@ -342,14 +342,6 @@ def test_a_pin_on_a_file_that_is_not_there_is_an_error_not_a_leak(tmp_path):
 
 def test_a_file_that_grows_while_it_is_read_is_no_video_yet(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"12345")
-    item = {
-        "source_id": "s",
-        "uri": f"{tmp_path}/a.mp4",
-        "size_bytes": 3,
-        "sha256": "",
-        "md5": "",
-        "archive": "",
-        "attempt": 1,
-    }
+    item = {"source_id": "s", "uri": f"{tmp_path}/a.mp4", "size_bytes": 3, "sha256": "", "md5": "", "archive": "", "attempt": 1}
     [row] = FileHasher(IngestConfig(), "/nowhere")([item])["sources"]
     assert (row["status"], row["error_type"]) == ("failed", "changed")

@@ -7,12 +7,13 @@ from prefect import flow
 from flows.artifacts import publish_curation
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks import clips, ingest, scores, select
+from tasks import clips, duplicates, ingest, scores, select
 from tasks.step import StepResult
 
 ingest_sources = durable(ingest.ingest)
 cut_clips = durable(clips.clips)
 score_clips = durable(scores.scores)
+find_duplicates = durable(duplicates.duplicates)
 select_clips = durable(select.select)
 
 
@@ -25,7 +26,7 @@ def curate(
     ray: str = "",
     run_id: str = "",
 ) -> dict[str, StepResult]:
-    """Find videos, cut them at shots, score the clips and select the good ones.
+    """Find videos, cut them at shots, score the clips, find those that repeat others and select the good ones.
 
     Args:
         root: folder or URI that holds tables/ and media/.
@@ -43,6 +44,7 @@ def curate(
         ingest_sources(run, plan.ingest),
         cut_clips(run, plan.clips),
         score_clips(run, plan.scores),
+        find_duplicates(run, plan.duplicates),
         select_clips(run, plan.select),
     )
     publish_curation(run, done)

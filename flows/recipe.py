@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pyramid_model.config import Config
 from tasks.captions import CaptionsConfig
 from tasks.clips import ClipsConfig
+from tasks.duplicates import DuplicatesConfig
 from tasks.evaluate import EvaluateConfig
 from tasks.generate import GenerateConfig
 from tasks.ingest import IngestConfig
@@ -50,6 +51,7 @@ class Recipe(Config):
     ingest: IngestConfig = IngestConfig()
     clips: ClipsConfig = ClipsConfig()
     scores: ScoresConfig = ScoresConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
     select: SelectConfig = SelectConfig()
     captions: CaptionsConfig = CaptionsConfig()
     text_features: TextFeaturesConfig = TextFeaturesConfig()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pyramid_model.files_hash import files_hash
 
 MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
@@ -281,13 +282,7 @@ def text_encoder_hash(folder: str | Path) -> str:
     files = sorted(path for place in places for path in place.iterdir() if path.suffix in HASHED)
     if not any(path.suffix == ".safetensors" for path in files):
         raise ValueError(f"{folder} has no .safetensors file: it is no text encoder")
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
-        with path.open("rb") as file:
-            while chunk := file.read(4 * 2**20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return files_hash(folder, files)
 
 
 def stack_features(features: Sequence[tuple[Tensor, Tensor]]) -> TextFeatures:

@@ -20,6 +20,7 @@ STEP_NAMES = (
     "ingest",
     "clips",
     "scores",
+    "duplicates",
     "select",
     "captions",
     "text_features",

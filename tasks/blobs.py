@@ -56,6 +56,17 @@ def text_features_of(row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return embeds, bytes_tensor(row["pooled"], (pooled_size,), row["dtype"])
 
 
+def embedding_of(row: Mapping[str, Any]) -> Tensor:
+    """Features of the sampled frames of a clip (n d) of a row of `embeddings`, each of unit length.
+
+    Raises:
+        CorruptBlobError: the checksum or the length is wrong.
+    """
+    _check(row, row["embedding"])
+    features = bytes_tensor(row["embedding"], row["shape"], row["dtype"])
+    return torch.nn.functional.normalize(features, dim=-1)  # rounding when stored has moved them a little
+
+
 def _check(row: Mapping[str, Any], *blobs: bytes) -> None:
     found = crc32(*blobs)
     if found != row["crc32"]:

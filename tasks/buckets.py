@@ -2,10 +2,16 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+# Sizes of one area in the common aspects, all multiples of 64 px: 8 (VAE) x 2 (patch) x 4 (three stages).
+FAMILIES: dict[str, tuple[tuple[int, int], ...]] = {
+    "384p": ((384, 640), (640, 384), (512, 512), (448, 576), (576, 448), (320, 768)),
+    "768p": ((768, 1280), (1280, 768), (1024, 1024), (896, 1152), (1152, 896), (640, 1536)),
+}
+FAMILY_PATTERN = re.compile(r"(\d+p)x(\d+)@(\d+(?:\.\d+)?)")
 PATTERN = re.compile(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)")
 
 
@@ -30,9 +36,34 @@ def parse_bucket(text: str) -> Bucket:
     """
     match = PATTERN.fullmatch(text)
     if not match or not all(float(number) for number in match.groups()):
-        raise ValueError(f"{text!r} is no bucket: write <height>x<width>x<frames>@<fps>, e.g. 384x640x121@24")
+        raise ValueError(
+            f"{text!r} is no bucket: write <height>x<width>x<frames>@<fps>, e.g. 384x640x121@24, or a family of "
+            "aspects, e.g. 384px121@24"
+        )
     height, width, num_frames, fps = match.groups()
     return Bucket(int(height), int(width), int(num_frames), float(fps))
+
+
+def expand_buckets(texts: Iterable[str]) -> tuple[str, ...]:
+    """Buckets in their usual form, with families spelt out: `384px121@24` is all aspects of 384p at 121 frames.
+
+    Raises:
+        ValueError: one is of neither form, a family is not known, or its frames are not 1 + 8k, as latents are.
+    """
+    buckets: dict[str, None] = {}
+    for text in texts:
+        family = FAMILY_PATTERN.fullmatch(text)
+        if not family:
+            buckets[str(parse_bucket(text))] = None
+            continue
+        name, num_frames, fps = family.groups()
+        if name not in FAMILIES:
+            raise ValueError(f"there is no family of buckets {name!r} ({text!r}): there are {', '.join(FAMILIES)}")
+        if int(num_frames) % 8 != 1:
+            nearest = max(1, 1 + round((int(num_frames) - 1) / 8) * 8)
+            raise ValueError(f"{text!r} has {num_frames} frames: latents need 1 + 8k, e.g. {nearest}")
+        buckets |= {str(parse_bucket(f"{height}x{width}x{num_frames}@{fps}")): None for height, width in FAMILIES[name]}
+    return tuple(buckets)
 
 
 def num_frames_at(num_frames: int, clip_fps: Fraction | float, fps: float) -> int:

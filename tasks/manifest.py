@@ -22,7 +22,7 @@ from tasks.tables import TableError, as_dataset, open_table, read_table, table_u
 CLIPS_WITH_SCORES = "clips-with-scores"
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # two-character ones first, so that they are found first
 WRITERS = {  # the command that writes a table
-    **dict.fromkeys(("sources", "videos", "clips", "scores", "selections"), "curate"),
+    **dict.fromkeys(("sources", "videos", "clips", "scores", "embeddings", "duplicates", "selections"), "curate"),
     "captions": "recaption",
     **dict.fromkeys(("latents", "text_features"), "extract"),
     "models": "train-vae",
@@ -292,7 +292,8 @@ def clips_with_scores(root: str) -> pa.Table:
     """
     own = [name for name in SCHEMAS["clips"].names if name not in COMMON]
     clips = read_table(root, "clips", [*own, "status", "error_type", "error"])
-    scores = read_table(root, "scores", ["clip_id", "scorer", "value", "created_at"], where=pc.field("status") == "ok")
+    numbers = (pc.field("status") == "ok") & pc.field("value").is_valid()  # some scorers only have details
+    scores = read_table(root, "scores", ["clip_id", "scorer", "value", "created_at"], where=numbers)
     for scorer in sorted(pc.unique(scores["scorer"]).to_pylist()):
         rows = newest_by(scores.filter(pc.equal(scores["scorer"], scorer)), ["clip_id"])
         clips = left_join(clips, rows, "clip_id", {"value": scorer})

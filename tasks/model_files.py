@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -61,9 +62,11 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
 
 
 def folder_hash(run: Run, uri: str, kind: str) -> str:
-    """Content hash of a model folder (`weights`) or text encoder (`text`), kept under `<root>/models/hashes`.
+    """Content hash of a model folder (`weights`), text encoder (`text`) or any other folder of a model (`files`).
 
-    Hashing reads gigabytes and needs torch, so the answer is remembered for files of these sizes and times.
+    Kept under `<root>/models/hashes`.
+
+    Hashing reads gigabytes and may need torch, so the answer is remembered for files of these sizes and times.
 
     Raises:
         StepError: there is no such folder.
@@ -92,9 +95,20 @@ def _hash_function(kind: str) -> Any:
         from pyramid_model.text import text_encoder_hash
 
         return text_encoder_hash
+    if kind == "files":
+        return _files_hash
     from pyramid_model.weights import weights_hash
 
     return weights_hash
+
+
+def _files_hash(folder: str) -> str:
+    """Of everything that says how the model computes, and not of what stands beside it (README, licence)."""
+    from pyramid_model.files_hash import files_hash
+
+    suffixes = {".json", ".safetensors", ".bin", ".pth", ".txt", ".model"}
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in suffixes)
+    return files_hash(Path(folder), files)
 
 
 def read_training(uri: str) -> dict[str, Any]:

@@ -3,23 +3,42 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks import report_data, report_models, storage
 from tasks.manifest import overview
+from tasks.report_clips import as_noted, chosen_clips, file_facts, listing, script_json
+from tasks.report_curation import Curation, bucket_lines, read_curation, set_lines, split_lines
+from tasks.report_duplicates import MAX_MEMBERS, read_duplicates
+from tasks.report_errors import error_lines
 from tasks.report_figures import pipeline_picture
+from tasks.report_funnel import accounts, funnel, largest, read_intake
 from tasks.report_media import MediaBudget
+from tasks.report_selection import (
+    label_figures,
+    read_labels,
+    rule_examples,
+    score_figures,
+    select_outputs,
+    selection_thresholds,
+)
+from tasks.report_sources import MAX_FILES, sources
 from tasks.schemas import SCHEMAS
 from tasks.step import Run, StepResult, code_version, params_hash, report_progress, step
-from tasks.table_stats import compact, drop_reasons, file_size
+from tasks.table_stats import compact, file_size
 from tasks.tables import table_version
 
-VERSION = "2"
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+VERSION = "3"
+TEXT_BYTES = 80_000  # style, script and sections without their rows
 TEMPLATES = Path(__file__).parent / "templates"
 FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</script>', re.DOTALL)
 
@@ -28,8 +47,9 @@ class ReportConfig(Config):
     """What the page shows."""
 
     title: str = Field("Pyramid run", description="heading of the page")
-    max_media: int = Field(60, ge=0, description="clips shown at most; the same limit for generated ones")
-    max_bytes: int = Field(15_000_000, ge=100_000, description="size of the page; videos that do not fit are left out")
+    max_media: int = Field(120, ge=0, description="clips with a preview at most; the same limit for generated ones")
+    max_listed: int = Field(10_000, ge=0, description="clips that the page's search knows at most")
+    max_bytes: int = Field(15_000_000, ge=250_000, description="size of the page; videos that do not fit are left out")
 
 
 @step
@@ -37,17 +57,13 @@ def report(run: Run, config: ReportConfig) -> StepResult:
     """Write `<root>/report.html`, unless the page there was made from the same versions, clip files and settings."""
     uri = storage.join(run.root, "report.html")
     versions = {table: version for table in SCHEMAS if (version := table_version(run.root, table)) >= 0}
-    shown = report_data.shown_clips(run.root, config.max_media)
-    made_from = {
-        "versions": versions,
-        "params_hash": params_hash(config),
-        "report_version": VERSION,
-        "damaged_clips": shown.damage,
-    }
-    if page_facts(uri) == made_from:
+    made_from = {"versions": versions, "params_hash": params_hash(config), "report_version": VERSION}
+    before = page_facts(uri)
+    # What the page says of its own clips is enough to look at their files again: no table is read for that.
+    if before and {**before, "files": None} == {**made_from, "files": None} and as_noted(before["files"]):
         return StepResult(step="report", num_in=1, num_done=1, note="nothing new", outputs={"report": uri})
     report_progress("report", 0, 1)
-    page = render(run, config, made_from, shown)
+    page = render(run.root, config, made_from)
     storage.write_bytes(uri, page)
     report_progress("report", 1, 1)
     return StepResult(
@@ -69,18 +85,84 @@ def page_facts(uri: str) -> dict[str, Any] | None:
         return None
 
 
-def render(run: Run, config: ReportConfig, made_from: dict[str, Any], shown: report_data.ShownClips) -> bytes:
+def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> bytes:
     """The page. Videos are taken in the order of their worth: generated, evaluated, then clips."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    root = run.root
-    budget = MediaBudget(config.max_bytes * 9 // 10)  # the rest is text and figures
+    curation = read_curation(root)
+    records = report_data.step_records(root)
+    facts = curation_facts(root, config, curation, records)
+    # The rest is figures and text, the style and the script among it.
+    budget = MediaBudget(config.max_bytes * 9 // 10 - len(facts["listing"].text.encode()) - TEXT_BYTES)
     generations, num_generations = report_models.generation_cards(root, budget, config.max_media)
     evaluations = report_models.evaluations(root, budget)
-    clips = report_data.clip_cards(root, shown, budget)
-    records = report_data.step_records(root)
-    limits = report_data.selection_limits(root, records)
-    reasons, num_kept, num_judged = drop_reasons(root)
+    files = facts.pop("files")
+    damage = {clip_id: damage for clip_id, (_, _, damage) in files.items() if damage}
+    thumbnails = budget.thumbnails({clip_id: uri for clip_id, (uri, _, damage) in files.items() if not damage})
+    errors = error_lines(root)
+    tables = overview(root)
+    num_failed = sum(line.count for line in errors if line.status == "failed")
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            facts,
+            config=config,
+            root=root,
+            made_from=script_json({**made_from, "files": files}),
+            style=(TEMPLATES / "report.css").read_text(),
+            script=(TEMPLATES / "report.js").read_text(),
+            written=datetime.now(UTC),
+            code_version=code_version(),
+            tables=tables,
+            tiles=report_data.tiles(root, curation, num_failed),
+            pipeline=pipeline_picture(report_data.pipeline_nodes(root, tables, curation)),
+            steps=report_data.step_lines(records),
+            thumbnails=thumbnails,
+            thumbnails_json=script_json({"thumbnails": thumbnails, "damage": damage}),
+            damage=damage,
+            damaged=Counter(damage.values()),
+            errors=errors,
+            text=report_models.text_facts(root, records),
+            trainings=report_models.trainings(root),
+            evaluations=evaluations,
+            generations=generations,
+            num_generations=num_generations,
+            budget=budget,
+        )
+    )
+    return page.encode()
+
+
+def curation_facts(root: str, config: ReportConfig, curation: Curation, records: report_data.Records) -> dict[str, Any]:
+    """What the page says of clips and how they were chosen, by the names of its template."""
+    outputs = select_outputs(curation, records)
+    thresholds = selection_thresholds(outputs)
+    examples = rule_examples(curation, thresholds)
+    duplicates = read_duplicates(root, curation)
+    groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.shown]
+    sides = [[clip.clip_id for clip in side] for one in examples for side in (one.dropped, one.kept)]
+    chosen = chosen_clips(curation, [*groups, *sides], config.max_media)
+    labels = read_labels(root, curation)
+    intake = read_intake(root)
+    return {
+        "curation": curation,
+        "funnel": funnel(intake, curation),
+        "accounts": accounts(intake, curation),
+        "sets": set_lines(root, curation, report_data.loads(outputs.get("sets"))),
+        "splits": split_lines(curation),
+        "buckets": bucket_lines(curation),
+        "sources": sources(root, curation),
+        "score_figures": score_figures(curation, thresholds),
+        "label_figures": label_figures(curation, labels),
+        "examples": examples,
+        "duplicates": duplicates,
+        "files": file_facts(curation, chosen),
+        "listing": listing(curation, chosen, labels, config.max_listed, config.max_bytes // 2),
+    }
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -88,36 +170,11 @@ def render(run: Run, config: ReportConfig, made_from: dict[str, Any], shown: rep
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=shown_number, size=file_size, short=lambda text: text[:8])
-    page = environment.get_template("report.html.j2").render(
-        config=config,
-        root=root,
-        made_from=json.dumps(made_from),
-        style=(TEMPLATES / "report.css").read_text(),
-        written=datetime.now(UTC),
-        code_version=code_version(),
-        tables=overview(root),
-        tiles=report_data.tiles(root, num_kept, num_judged),
-        pipeline=pipeline_picture(report_data.pipeline_nodes(root)),
-        steps=report_data.step_lines(records),
-        sources=report_data.sources(root),
-        clips=clips,
-        clip_groups=list(dict.fromkeys(name for card in clips for name in card.groups)),
-        num_clips=shown.num_clips,
-        damaged=Counter(shown.damage.values()),
-        score_figures=report_data.score_figures(root, limits),
-        reasons=reasons,
-        num_kept=num_kept,
-        num_judged=num_judged,
-        errors=report_data.error_lines(root),
-        text=report_models.text_facts(root, records),
-        trainings=report_models.trainings(root),
-        evaluations=evaluations,
-        generations=generations,
-        num_generations=num_generations,
-        budget=budget,
+    environment.filters.update(
+        number=shown_number, size=file_size, short=lambda text: text[:8], length_s=report_data.length, largest=largest
     )
-    return page.encode()
+    environment.globals.update(max_files=MAX_FILES, max_members=MAX_MEMBERS)
+    return environment
 
 
 def shown_number(value: Any) -> str:

@@ -1,23 +1,19 @@
-"""What the report says about sources, clips, scores and errors: read from the tables, shaped for the page."""
+"""What the report says of a run as a whole: its figures, its steps, its place in the pipeline."""
 
-import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
 
 from tasks import storage
-from tasks.clips import current_clip_ids
-from tasks.manifest import clips_with_scores, table_facts, verdicts_of
-from tasks.report_figures import Node, Threshold, histogram_figure
-from tasks.report_media import MediaBudget
-from tasks.schemas import COMMON, SCHEMAS
-from tasks.source_card import SourceCard, read_card
+from tasks.manifest import TableFacts
+from tasks.report_curation import Curation, total_s
+from tasks.report_figures import Node
 from tasks.step import StepResult
-from tasks.table_stats import compact, histograms
+from tasks.table_stats import compact
 from tasks.tables import read_table
 
 MAX_RUNS = 50  # newest runs whose step records are read
@@ -27,6 +23,7 @@ LABELS = {
     "videos": "videos",
     "clips": "clips",
     "scores": "scores",
+    "duplicates": "duplicates",
     "selections": "selected",
     "captions": "captions",
     "text_features": "text features",
@@ -47,13 +44,14 @@ class Tile:
     mood: str = ""  # "", "ok", "warn" or "bad"
 
 
-def tiles(root: str, num_kept: int, num_judged: int) -> list[Tile]:
+def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
     """The figures that sum a run up, as far as it has come."""
     ok = pc.field("status") == "ok"
     seconds = read_table(root, "videos", ["duration_s"], where=ok)["duration_s"].drop_null().to_pylist()
-    found = [Tile("footage", f"{sum(seconds):.0f} s" if sum(seconds) < 600 else f"{sum(seconds) / 3600:.1f} h")]
-    if num_judged:
-        found.append(Tile("clips kept", f"{num_kept} of {num_judged}"))
+    found = [Tile("footage", length(sum(seconds)))]
+    if curation.num_judged:
+        found.append(Tile("clips kept", f"{curation.num_kept:,} of {curation.num_judged:,}"))
+        found.append(Tile("footage kept", length(total_s(curation.kept()))))
     for row in newest(read_table(root, "evaluations", where=ok).to_pylist())[:1]:
         metrics = loads(row["metrics"])
         for name, label, unit in (("vae_psnr", "held-out PSNR of the VAE", " dB"), ("val_loss", "validation loss", "")):
@@ -62,8 +60,14 @@ def tiles(root: str, num_kept: int, num_judged: int) -> list[Tile]:
                 beside = f", untrained {compact(untrained)}{unit}" if isinstance(untrained, int | float) else ""
                 found.append(Tile(label + beside, compact(value) + unit))
         found.append(Tile("newest verdict of the gate", *(("passed", "ok") if row["passed"] else ("failed", "bad"))))
-    num_bad = sum(line.count for line in error_lines(root) if line.status == "failed")
-    return [*found, Tile("failed rows", compact(num_bad), "bad" if num_bad else "")]
+    return [*found, Tile("failed rows", compact(num_failed), "bad" if num_failed else "")]
+
+
+def length(seconds: float) -> str:
+    """A length of footage for people."""
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 Records = list[tuple[str, StepResult]]
@@ -102,200 +106,39 @@ def together(results: Sequence[StepResult]) -> StepResult:
     return StepResult.model_validate(totals | words | {"rows": dict(rows)})
 
 
-def pipeline_nodes(root: str) -> list[Node]:
+def pipeline_nodes(root: str, tables: Sequence[TableFacts], curation: Curation) -> list[Node]:
     """Counts for the pipeline picture."""
+    facts = {one.table: one for one in tables}
+    models = Counter((row["kind"], row["status"]) for row in read_table(root, "models", ["kind", "status"]).to_pylist())
     nodes = []
-    kinds = read_table(root, "models", ["kind", "status"]).to_pylist()
     for name, label in LABELS.items():
         if name in ("vae", "dit"):
-            statuses = Counter(row["status"] for row in kinds if row["kind"] == name)
-            count = statuses["ok"] if statuses else None
+            statuses = Counter({status: count for (kind, status), count in models.items() if kind == name})
         else:
-            facts = table_facts(root, name)
-            statuses = facts.statuses if facts else Counter()
-            count = statuses["ok"] if facts else None
-            count = num_kept(root) if name == "selections" and facts else count
-        nodes.append(Node(name, label, count, *_detail(root, name, statuses)))
+            statuses = facts[name].statuses if name in facts else Counter()
+        count = statuses["ok"] if statuses or name in facts else None
+        if name == "selections" and count:
+            nodes.append(Node(name, label, curation.num_kept, *_dropped(curation)))
+        else:
+            nodes.append(Node(name, label, count, *_detail(root, name, statuses)))
     return nodes
 
 
-def num_kept(root: str) -> int:
-    """Clips that the newest selection keeps."""
-    return sum(bool(keep) for keep in verdicts_of(root)["keep"].to_pylist())
+def _dropped(curation: Curation) -> tuple[str, str]:
+    dropped = curation.num_judged - curation.num_kept
+    return (f"{dropped:,} dropped", "") if dropped else ("", "")
 
 
 def _detail(root: str, name: str, statuses: Counter[str]) -> tuple[str, str]:
     """Small print of a box, and its mood."""
-    if name == "selections" and statuses["ok"]:
-        dropped = verdicts_of(root).num_rows - num_kept(root)
-        return (f"{dropped} dropped", "") if dropped else ("", "")
     if statuses["failed"]:
-        return f"{statuses['failed']} failed", "bad"
+        return f"{statuses['failed']:,} failed", "bad"
     if statuses["skipped"]:
-        return f"{statuses['skipped']} skipped", "warn"
+        return f"{statuses['skipped']:,} skipped", "warn"
     if name == "evaluations" and statuses["ok"]:
         passed = Counter(read_table(root, "evaluations", ["passed"])["passed"].to_pylist())
-        return f"{passed[True]} passed", "" if passed[True] else "warn"
+        return f"{passed[True]:,} passed", "" if passed[True] else "warn"
     return "", ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Files that share a name and, if they have one, a source.yaml."""
-
-    name: str
-    attribution: str
-    url: str
-    files: list[dict[str, Any]] = field(default_factory=list)
-
-
-def sources(root: str) -> list[Source]:
-    """Source files by source, each with what decoding found and what its source.yaml says of it."""
-    own = [name for name in SCHEMAS["videos"].names if name not in COMMON and name not in ("uri", "path", "license")]
-    videos = {row["video_id"]: row for row in read_table(root, "videos", [*own, "status", "error"]).to_pylist()}
-    blank = dict.fromkeys([*own, "status", "error"])
-    found: dict[tuple[str, str], Source] = {}
-    cards = {"": SourceCard(name="")}
-    for row in read_table(root, "sources").to_pylist():
-        uri = row["card"] or ""
-        if uri not in cards:
-            cards[uri] = readable_card(uri)
-        card, key = cards[uri], (row["source"] or "(no name)", uri)
-        # A link must not run anything, whatever a source.yaml says.
-        url = card.url if card.url.startswith(("https://", "http://")) else ""
-        source = found.setdefault(key, Source(key[0], card.attribution, url))
-        video = videos.get(row["video_id"], blank)
-        status = video["status"] or ("waiting" if row["status"] == "ok" else row["status"])
-        facts = {"status": status, "error": video["error"] or row["error"], "card": card.file(row["path"])}
-        source.files.append(video | {name: row[name] for name in ("path", "license")} | facts)
-    return list(found.values())
-
-
-def readable_card(uri: str) -> SourceCard:
-    """The source.yaml at `uri`; an empty one when it is not there any more or not right any more."""
-    try:
-        return read_card(uri)
-    except (OSError, ValueError):
-        return SourceCard(name="")
-
-
-@dataclass(frozen=True)
-class ClipCard:
-    """A clip with everything known of it."""
-
-    row: dict[str, Any]
-    video: str  # data URI, "" when left out
-    damage: str  # "", "missing" or "truncated"
-    scores: list[tuple[str, float]]
-    path: str
-
-    @property
-    def groups(self) -> list[str]:
-        """Words by which the page can pick clips: kept or dropped, the split, and each drop reason."""
-        kept = {True: ["kept"], False: ["dropped"], None: []}[self.row["keep"]]
-        split = [self.row["split"]] if self.row["split"] and self.row["keep"] else []
-        return kept + split + [reason.replace(" ", "-") for reason in self.row["drop_reasons"] or []]
-
-
-@dataclass(frozen=True)
-class ShownClips:
-    """The clips that go on the page, and what is wrong with their files."""
-
-    rows: list[dict[str, Any]]
-    scorers: list[str]
-    num_clips: int  # in all
-    damage: dict[str, str]  # by clip id: missing | truncated
-
-
-def shown_clips(root: str, max_media: int) -> ShownClips:
-    """Kept clips, then dropped ones (a quarter of the room at least is theirs); only their files are looked at."""
-    rows = clips_with_scores(root)
-    own = {*SCHEMAS["clips"].names, "keep", "drop_reasons", "bucket", "split", "caption"}
-    scorers = [name for name in rows.column_names if name not in own]
-    current = set(current_clip_ids(root).to_pylist())
-    clips = [row for row in rows.to_pylist() if row["status"] == "ok" and row["clip_id"] in current]
-    ordered = _kept_then_dropped(clips)
-    num_dropped = sum(row["keep"] is False for row in clips)
-    room_for_dropped = min(num_dropped, max_media // 4)
-    kept = ordered[: len(clips) - num_dropped][: max_media - room_for_dropped]
-    shown = kept + ordered[len(clips) - num_dropped :][: max_media - len(kept)]
-    damage = {row["clip_id"]: found for row in shown if (found := file_damage(row["uri"], row["size_bytes"]))}
-    return ShownClips(shown, scorers, len(clips), damage)
-
-
-def file_damage(uri: str, size_bytes: int | None) -> str:
-    """What is wrong with a file by its size alone: "", "missing" (or out of reach) or "truncated" (another size)."""
-    try:
-        fs, path = storage.filesystem(uri)
-        size = fs.info(path)["size"]
-    except OSError:
-        return "missing"
-    return "" if size_bytes in (None, size) else "truncated"
-
-
-def clip_cards(root: str, shown: ShownClips, budget: MediaBudget) -> list[ClipCard]:
-    """Each clip with its video, unless the file is damaged."""
-    paths = {row["video_id"]: row["path"] for row in read_table(root, "sources", ["video_id", "path"]).to_pylist()}
-    return [
-        ClipCard(
-            row,
-            "" if row["clip_id"] in shown.damage else budget.video(row["uri"]),
-            shown.damage.get(row["clip_id"], ""),
-            [(name, row[name]) for name in shown.scorers if row[name] is not None],
-            paths.get(row["video_id"], ""),
-        )
-        for row in shown.rows
-    ]
-
-
-def _kept_then_dropped(clips: Sequence[dict]) -> list[dict]:
-    """Clips that are kept or not yet judged, then the dropped ones, reasons taking turns."""
-    by_reason: dict[str, list[dict]] = defaultdict(list)
-    for row in clips:
-        if row["keep"] is False:
-            by_reason[(row["drop_reasons"] or [""])[0]].append(row)
-    turns = itertools.zip_longest(*by_reason.values())
-    return [row for row in clips if row["keep"] is not False] + [row for turn in turns for row in turn if row]
-
-
-@dataclass(frozen=True)
-class ScoreFigure:
-    """Histogram of one scorer."""
-
-    name: str
-    svg: str
-    mean: str
-    count: int
-
-
-def score_figures(root: str, limits: dict[str, list[Threshold]]) -> list[ScoreFigure]:
-    """A histogram a scorer, with the limits of the selection."""
-    return [
-        ScoreFigure(one.name, histogram_figure(one, limits.get(one.name, ())), compact(one.mean), sum(one.counts))
-        for one in histograms(root, "scores")
-    ]
-
-
-@dataclass(frozen=True)
-class ErrorLine:
-    """Rows of a table that failed or were skipped for one reason."""
-
-    table: str
-    status: str
-    error_type: str
-    count: int
-    example: str
-
-
-def error_lines(root: str) -> list[ErrorLine]:
-    """Every kind of failure in every table, the most frequent first."""
-    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for table in SCHEMAS:
-        bad = read_table(root, table, ["status", "error_type", "error"], where=pc.field("status") != "ok")
-        for row in bad.to_pylist():
-            found[table, row["status"], row["error_type"]].append(row["error"])
-    lines = [ErrorLine(*key, len(texts), texts[0]) for key, texts in found.items()]
-    return sorted(lines, key=lambda line: -line.count)
 
 
 def loads(text: str | None) -> Any:
@@ -306,14 +149,3 @@ def loads(text: str | None) -> Any:
 def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows, the last written first."""
     return sorted(rows, key=lambda row: row["created_at"], reverse=True)
-
-
-def selection_limits(root: str, records: Records) -> dict[str, list[Threshold]]:
-    """Thresholds of the newest selection by scorer, from the record of the step that made it."""
-    made = verdicts_of(root)["params_hash"].unique().to_pylist()
-    texts = [result.outputs["thresholds"] for _, result in records if result.outputs.get("selection") in made]
-    sides = (("min", "above"), ("max", "below"))
-    return {
-        scorer: [Threshold(limits[side], keeps) for side, keeps in sides if limits.get(side) is not None]
-        for scorer, limits in loads(texts[-1] if texts else None).items()
-    }

@@ -26,6 +26,11 @@ class Threshold:
     value: float
     keeps: str  # "above" | "below"
 
+    @property
+    def words(self) -> str:
+        """Such as "≥ 1.25"."""
+        return ("≥ " if self.keeps == "above" else "≤ ") + compact(self.value)
+
 
 @dataclass(frozen=True)
 class Series:
@@ -42,7 +47,8 @@ PLACES: dict[str, tuple[int, int]] = {
     "sources": (0, 1),
     "videos": (1, 1),
     "clips": (2, 1),
-    "scores": (3, 1),
+    "scores": (3, 0),
+    "duplicates": (3, 2),
     "selections": (4, 1),
     "captions": (5, 0),
     "text_features": (6, 0),
@@ -53,7 +59,8 @@ PLACES: dict[str, tuple[int, int]] = {
     "generations": (9, 1),
 }
 ARROWS = (
-    *(("sources", "videos"), ("videos", "clips"), ("clips", "scores"), ("scores", "selections")),
+    *(("sources", "videos"), ("videos", "clips"), ("clips", "scores"), ("clips", "duplicates")),
+    *(("scores", "selections"), ("duplicates", "selections")),
     *(("selections", "captions"), ("captions", "text_features"), ("text_features", "dit")),
     *(("selections", "vae"), ("vae", "latents"), ("latents", "dit")),
     *(("dit", "evaluations"), ("evaluations", "generations")),
@@ -106,8 +113,13 @@ def _box(node: Node) -> str:
     )
 
 
-def histogram_figure(found: Histogram, limits: Sequence[Threshold] = (), width: int = 300, height: int = 96) -> str:
-    """Bars with the least and greatest value below; bars that a limit drops are pale, the limit a dashed line."""
+def histogram_figure(
+    found: Histogram, kept: Sequence[int] = (), limits: Sequence[Threshold] = (), width: int = 300, height: int = 96
+) -> str:
+    """Bars with the least and greatest value below and limits as dashed lines.
+
+    kept: how many of each bin are kept; the rest of its bar is pale. Empty: all of them.
+    """
     low, high = _range_with(found, limits)
     top, base = 14, height - 18
     scale = (width - 2) / (high - low)
@@ -117,14 +129,15 @@ def histogram_figure(found: Histogram, limits: Sequence[Threshold] = (), width: 
         begin = found.edges[i]
         end = found.edges[i + 1] if found.edges[i + 1] > begin else begin + (high - low) / 20
         x, bar_w = 1 + (begin - low) * scale, max(1.5, (end - begin) * scale - 1)
-        bar_h = (base - top) * count / tallest
-        dropped = " dropped" if any(_drops(limit, (begin + end) / 2) for limit in limits) else ""
-        tip = f"{compact(begin)} to {compact(end)}: {count:,}"
-        if count:
-            bars.append(
-                f'<rect class="bar{dropped}" x="{x:.1f}" y="{base - bar_h:.1f}" width="{bar_w:.1f}" '
-                f'height="{bar_h:.1f}" rx="1"><title>{tip}</title></rect>'
-            )
+        num_kept = kept[i] if kept else count
+        tip = f"{compact(begin)} to {compact(end)}: {count:,}" + (f", {num_kept:,} kept" if kept else "")
+        for number, mood in ((count, " dropped"), (num_kept, "")):
+            if number and (number != num_kept or not mood):
+                bar_h = (base - top) * number / tallest
+                bars.append(
+                    f'<rect class="bar{mood}" x="{x:.1f}" y="{base - bar_h:.1f}" width="{bar_w:.1f}" '
+                    f'height="{bar_h:.1f}"><title>{tip}</title></rect>'
+                )
     lines = [_limit_line(limit, 1 + (limit.value - low) * scale, top, base, width) for limit in limits]
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="histogram of {escape(found.name)}">'
@@ -143,16 +156,12 @@ def _range_with(found: Histogram, limits: Sequence[Threshold]) -> tuple[float, f
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _drops(limit: Threshold, value: float) -> bool:
-    return value < limit.value if limit.keeps == "above" else value > limit.value
-
-
 def _limit_line(limit: Threshold, x: float, top: float, base: float, width: int) -> str:
-    word = ("≥ " if limit.keeps == "above" else "≤ ") + compact(limit.value)
     anchor, shift = ("end", -4) if x > width - 60 else ("start", 4)
     return (
         f'<path class="limit" d="M{x:.1f} {top - 10}V{base}"/>'
-        f'<text class="tick limit-label" style="text-anchor:{anchor}" x="{x + shift:.1f}" y="{top - 2}">{word}</text>'
+        f'<text class="tick limit-label" style="text-anchor:{anchor}" x="{x + shift:.1f}" y="{top - 2}">'
+        f"{limit.words}</text>"
     )
 
 

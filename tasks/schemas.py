@@ -90,17 +90,21 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "clip_id": STRING,
         "model": STRING,
         "model_hash": STRING,
-        "shape": pa.list_(pa.int32()),  # n d: one row a sampled frame
+        "sampling": STRING,  # JSON: which frames, at which size, in which precision
+        "shape": pa.list_(pa.int32()),  # n d: one row a sampled frame, each of unit length
         "dtype": STRING,
         "embedding": pa.binary(),
         "crc32": INT,
     },
     "duplicates": {
-        "duplicate_id": STRING,
+        "duplicate_id": STRING,  # H(clip_id, method)
         "clip_id": STRING,
-        "method": STRING,
-        "group_id": STRING,
+        "method": STRING,  # exact | phash | semantic
+        "group_id": STRING,  # H(method, clips of the group); empty when the clip has left its group
         "keeper": BOOL,
+        "rank": INT,  # 0 is the keeper; if other rules drop it, the next one is kept
+        "num_clips": INT,  # in the group
+        "similarity": FLOAT,  # 0..1, to the clip of the group that is most like it
     },
     "selections": {
         "selection_id": STRING,
@@ -109,6 +113,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "drop_reasons": pa.list_(STRING),
         "bucket": STRING,  # "<height>x<width>x<frames>@<fps>"
         "split": STRING,  # train | val | test
+        "subset": STRING,  # name of the nested set; empty without sets
     },
     "captions": {
         "caption_id": STRING,

@@ -2,23 +2,26 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from pyramid_model.config import Config
 from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
+from tasks import model_scores
+from tasks.model_scores import ModelScoresConfig
 from tasks.pipeline import run_blocks
-from tasks.step import Run, StepResult, step
+from tasks.score_reading import make_newest
+from tasks.step import Run, StepResult, lineage, step
 from tasks.tables import bad_row, content_id, ok_row, pending
 
 VERSION = "1"
 LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot detection
 
 
-class ScoresConfig(Config):
-    """Which scores every clip must have."""
+class ScoresConfig(ModelScoresConfig):
+    """Which scores every clip must have: those without a model by name, the others by their sections."""
 
     scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=", ".join(SCORERS))
     block_size: int = Field(32, ge=1, description="scores a block")
@@ -95,17 +98,23 @@ def scored_size(height: int, width: int) -> tuple[int, int]:
 
 @step
 def scores(run: Run, config: ScoresConfig) -> StepResult:
-    """Compute the scores that current clips lack."""
+    """Compute the scores that current clips lack.
+
+    Raises:
+        StepError: weights of a model cannot be had, or are of another architecture; before anything is computed.
+    """
     from tasks.clips import current_clips
 
-    clips = current_clips(run, ["clip_id", "uri", "height", "width", "fps_num", "fps_den"]).to_pylist()
+    columns = ["clip_id", "uri", "height", "width", "num_frames", "fps_num", "fps_den"]
+    clips = current_clips(run, columns).to_pylist()
     wanted = [
         {"score_id": score_id(clip["clip_id"], scorer), "scorer": scorer} | clip
         for clip in clips
         for scorer in config.scorers
     ]
     todo = pending(run.root, "scores", [row["score_id"] for row in wanted], run.retry_failed)
-    return run_blocks(
+    plan = model_scores.planned(run, config, clips)
+    without_models = run_blocks(
         run,
         config,
         step="scores",
@@ -116,3 +125,22 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
         num_done=todo.num_done,
         block_size=config.block_size,
     )
+    results = [without_models, *model_scores.run_planned(run, plan)]
+    score_ids = [row["score_id"] for row in wanted] + model_scores.wanted_score_ids(plan)
+    made = lineage(run, "scores", VERSION, config)
+    num_back = make_newest(run, score_ids, [clip["clip_id"] for clip in clips], made)
+    return _merged(results, f"{num_back} scores are back to those of earlier settings" if num_back else "")
+
+
+def _merged(results: Sequence[StepResult], note: str) -> StepResult:
+    """One result of what the parts of a step did one after the other."""
+    if len(results) == 1 and not note:
+        return results[0]
+    sums: dict[str, dict[str, float]] = {}
+    for name in ("rows", "errors", "timings"):
+        sums[name] = dict(sum((Counter(getattr(result, name)) for result in results), Counter()))
+    counts = ("num_in", "num_done", "num_ok", "num_failed", "num_skipped", "busy_s")
+    totals = {name: sum(getattr(result, name) for result in results) for name in counts}
+    versions = {table: version for result in results for table, version in result.versions.items()}
+    note = note or ("" if any(result.num_new for result in results) else "nothing new")
+    return StepResult.model_validate({"step": "scores", **totals, **sums, "versions": versions, "note": note})

@@ -1,4 +1,4 @@
-"""Which clips to train on: thresholds on their scores, a bucket each, and a split that does not leak.
+"""Which clips to train on: limits on their scores, one of each group of duplicates, quotas, a bucket and a split each.
 
 Only rows are read and written here, so another threshold costs seconds and recomputes no score.
 """
@@ -7,153 +7,124 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, field_validator, model_validator
 
-from pyramid_model.config import Config
-from tasks.buckets import fitting_bucket, parse_bucket
 from tasks.clips import current_clips
+from tasks.duplicates import groups_by_method
+from tasks.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
 from tasks.manifest import newest_selection, verdicts_of
-from tasks.scores import score_id
+from tasks.score_reading import score_arrays
+from tasks.select_config import SelectConfig
 from tasks.source_card import SplitPin, read_card
-from tasks.splits import SPLITS, split_of
+from tasks.splits import SPLITS, splits_of
 from tasks.step import Run, StepResult, lineage, params_hash, step
 from tasks.tables import append_block, content_id, ok_row, read_table, table_version
 
-VERSION = "1"
-
-
-class Limits(Config):
-    """Bounds of a score, both included; an empty one does not bind."""
-
-    min: float | None = None
-    max: float | None = None
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "Limits":
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}: no clip could pass")
-        return self
-
-
-class SelectConfig(Config):
-    """What makes a clip worth training on."""
-
-    thresholds: dict[str, Limits] = Field({}, description="limits by scorer, e.g. {motion: {min: 1}}")
-    min_frames: int = Field(2, ge=1, description="frames of the clip at its own rate")
-    buckets: tuple[str, ...] = Field(("384x640x121@24",), min_length=1, description="<height>x<width>x<frames>@<fps>")
-    max_upscale: float = Field(1.0, gt=0, description="a bucket may be so many times larger than the clip")
-    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos that no pin puts elsewhere")
-    test_fraction: float = Field(0.0, ge=0, lt=1, description="the same for the test split")
-    min_val_clips: int = Field(1, ge=0, description="with fewer, a run that goes on to training stops here")
-
-    @field_validator("buckets")
-    @classmethod
-    def _parse(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(parse_bucket(text)) for text in buckets)
+# Copies link videos in the draw of splits. Clips that are merely alike to a model would in time link all of them.
+LINKING = ("exact", "phash")
 
 
 @step
 def select(run: Run, config: SelectConfig) -> StepResult:
     """Judge every current clip; a row in `selections` for each whose verdict is new. `outputs.selection` names the lot.
 
+    Each of nested sets is a selection of its own: `outputs.sets` names them all, `outputs.selection` that of
+    `train_set`, which is also the newest.
+
     Raises:
-        ValueError: there is no clip, or a threshold names a score that no clip has. Too few clips to train on are no
-            error here: `outputs.shortage` and the note say so, and a flow that goes on to training stops.
+        ValueError: there is no clip, or a threshold names a score, or a share a source, that no clip has. Too few
+            clips to train on are no error here: `outputs.shortage` and the note say so, and a flow that goes on to
+            training stops.
     """
     started = time.time()
-    clips = current_clips(run).to_pylist()
-    params = params_hash(config)
+    clips = current_clips(run, CLIP_COLUMNS).to_pylist()
     if not clips:
         raise ValueError(_no_clips(run))
-    verdicts = judge(clips, _scores(run, config, clips), _pins(run, clips), config, params)
-    newest = {row["clip_id"]: row for row in verdicts_of(run.root, params).to_pylist()}
-    changed = [
-        row
-        for row in [*verdicts, *_withdrawn(newest, clips, params)]
-        if newest.get(row["clip_id"], {}).get("selection_id") != row["selection_id"]
-    ]
-    is_newest = changed or newest_selection(run.root) == params
-    attempts = _attempts(run)
-    rows = [
-        ok_row({"attempt": attempts.get(row["selection_id"], 0) + 1}, **row)
-        for row in (changed if is_newest else verdicts[:1])  # one row again makes an earlier selection the newest
-    ]
-    block_id = content_id("selections", sorted((row["selection_id"], row["attempt"]) for row in rows))
-    append_block(run.root, "selections", rows, block_id, lineage(run, "select", VERSION, config))
-    kept = Counter(row["split"] for row in verdicts if row["keep"])
-    splits = ", ".join(f"{split} {kept[split]}" for split in SPLITS if kept[split])
-    shortage = _shortage(verdicts, config)
-    num_new = sum(row["drop_reasons"] != ["not_current"] for row in changed)
+    material = _material(run, clips, config)
+    judged: list[Judged] = []
+    for nested in config.nested():
+        judged.append(judge(material, nested, params_hash(nested), judged[-1] if judged else None))
+    trained = judged[config.place_to_train]
+    changed: set[str] = set()
+    num_rows = 0
+    for one in sorted(judged, key=lambda one: one is trained):
+        new, count = _write(run, one, is_trained=one is trained)
+        changed |= new
+        num_rows += count
+    shortage = _shortage(trained.rows, config)
     return StepResult(
         step="select",
         num_in=len(clips),
-        num_done=len(clips) - num_new,
-        num_ok=num_new,
-        rows={"selections": len(rows)} if rows else {},
+        num_done=len(clips) - len(changed),
+        num_ok=len(changed),
+        rows={"selections": num_rows} if num_rows else {},
         versions={"selections": table_version(run.root, "selections")},
         outputs={
-            "selection": params,
-            "thresholds": json.dumps(config.model_dump(mode="json")["thresholds"]),
+            "selection": trained.selection,
+            "sets": json.dumps({one.name: one.selection for one in judged if one.name}),
+            "thresholds": json.dumps(trained.limits),
             "shortage": shortage,
         },
-        errors=dict(Counter(reason for row in verdicts for reason in row["drop_reasons"])),
-        note=f"{kept.total()} of {len(clips)} clips kept ({splits})" + (f"; {shortage}" if shortage else ""),
+        errors=dict(Counter(reason for row in trained.rows for reason in row["drop_reasons"])),
+        note=_note(judged, trained) + (f"; {shortage}" if shortage else ""),
         busy_s=time.time() - started,
     )
 
 
-def judge(
-    clips: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Mapping[str, float]],
-    pins: Mapping[str, Sequence[SplitPin]],
-    config: SelectConfig,
-    params: str,
-) -> list[dict[str, Any]]:
-    """Verdicts on clips, one row each without the common columns.
+def _material(run: Run, clips: Sequence[Mapping[str, Any]], config: SelectConfig) -> Material:
+    """What is known of the clips."""
+    clip_ids = [clip["clip_id"] for clip in clips]
+    place = {clip_id: at for at, clip_id in enumerate(clip_ids)}
+    scores = score_arrays(run.root, clip_ids) | clip_figures(clips)
+    _check_known(config, scores)
+    # Groups are those of the last search; clips that came since are in none yet, and those that are gone do not count.
+    groups = {
+        method: [members for group in found if len(members := [place[one] for one in group if one in place]) > 1]
+        for method, found in groups_by_method(run.root).items()
+    }
+    copies = [group for method in LINKING for group in groups[method]]
+    splits = splits_of(clips, copies, _pins(run, clips), config.val_fraction, config.test_fraction)
+    return Material(clips, scores, groups, splits, _sources(run, clips, config))
 
-    Args:
-        clips: rows of `clips`.
-        scores: clip id -> scorer -> value.
-        pins: video id -> pins of its files.
-        config: the rules.
-        params: their hash, part of the ids.
-    """
-    buckets = [parse_bucket(text) for text in config.buckets]
-    rows = []
-    for clip in clips:
-        values = scores.get(clip["clip_id"], {})
-        reasons = _threshold_reasons(values, config.thresholds)
-        if clip["num_frames"] < config.min_frames:
-            reasons.append("too_few_frames")
-        fps = Fraction(clip["fps_num"], clip["fps_den"])
-        bucket, why = fitting_bucket(
-            clip["height"], clip["width"], clip["num_frames"], fps, buckets, config.max_upscale
+
+def _check_known(config: SelectConfig, scores: Mapping[str, Any]) -> None:
+    """Refuse limits on a score that no clip has."""
+    asked = [scorer for one in config.nested() for scorer in one.rules().thresholds]
+    if unknown := sorted(set(asked) - set(scores)):
+        raise ValueError(
+            f"no clip has a score {unknown}, which select.thresholds limits (there are {', '.join(scores)}): correct "
+            "the name, have it computed by the scores step (section scores), or lift the limit with {}"
         )
-        split = split_of(clip, pins.get(clip["video_id"], ()), config.val_fraction, config.test_fraction)
-        reasons += [reason for reason in (why, "" if split else "straddles_splits") if reason]
-        verdict = {"keep": not reasons, "drop_reasons": reasons, "bucket": str(bucket or ""), "split": split}
-        used = {scorer: values.get(scorer) for scorer in sorted(config.thresholds)}
-        selection_id = content_id(clip["clip_id"], params, VERSION, used, verdict)
-        rows.append({"selection_id": selection_id, "clip_id": clip["clip_id"]} | verdict)
-    return rows
 
 
-def _threshold_reasons(values: Mapping[str, float], thresholds: Mapping[str, Limits]) -> list[str]:
-    reasons = []
-    for scorer, limits in thresholds.items():
-        value = values.get(scorer)
-        if value is None:
-            reasons.append(f"{scorer}_missing")
-        elif limits.min is not None and value < limits.min:
-            reasons.append(f"{scorer}_low")
-        elif limits.max is not None and value > limits.max:
-            reasons.append(f"{scorer}_high")
-    return reasons
+def _sources(run: Run, clips: Sequence[Mapping[str, Any]], config: SelectConfig) -> list[str]:
+    """The source of each clip's video.
+
+    Raises:
+        ValueError: a share is given to a source that no clip comes from.
+    """
+    columns = read_table(run.root, "videos", ["video_id", "source"])
+    source = dict(zip(*(columns[name].to_pylist() for name in ("video_id", "source")), strict=True))
+    sources = [source.get(clip["video_id"]) or "" for clip in clips]
+    if unknown := sorted(set(config.sources) - set(sources)):
+        raise ValueError(
+            f"no clip comes from a source {unknown}, which select.sources gives a share: there are "
+            f"{sorted(set(sources))} (the name of each is that of its folder, or stands in its source.yaml)"
+        )
+    return sources
+
+
+def _note(judged: Sequence[Judged], trained: Judged) -> str:
+    """What was kept, for people."""
+    kept = Counter(row["split"] for row in trained.rows if row["keep"])
+    splits = ", ".join(f"{split} {kept[split]}" for split in SPLITS if kept[split])
+    note = f"{kept.total()} of {len(trained.rows)} clips kept ({splits})"
+    if trained.name:
+        note += f" in set {trained.name}; " + ", ".join(f"{one.name} {one.kept.sum()}" for one in judged)
+    return note
 
 
 def _no_clips(run: Run) -> str:
@@ -163,26 +134,6 @@ def _no_clips(run: Run) -> str:
         return f"there are no videos in {run.root}: ingest some and cut them first (pyramid curate --source …)"
     why = ", ".join(f"{kind or 'ok'} {count}" for kind, count in Counter(videos).most_common())
     return f"none of the {len(videos)} videos in {run.root} gave a clip ({why}): pyramid manifest show videos says more"
-
-
-def _scores(run: Run, config: SelectConfig, clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """clip id -> scorer -> value, for the scorers that have thresholds."""
-    wanted = {score_id(clip["clip_id"], scorer) for clip in clips for scorer in config.thresholds}
-    found: dict[str, dict[str, float]] = {}
-    if wanted:
-        rows = read_table(
-            run.root, "scores", ["score_id", "clip_id", "scorer", "value"], where=pc.field("status") == "ok"
-        )
-        for row in rows.to_pylist():
-            if row["score_id"] in wanted:
-                found.setdefault(row["clip_id"], {})[row["scorer"]] = row["value"]
-    known = {scorer for values in found.values() for scorer in values}
-    if unknown := set(config.thresholds) - known:
-        raise ValueError(
-            f"no clip has a score {sorted(unknown)}, which select.thresholds limits: correct the name, or add it to "
-            "scores.scorers and run the scores step"
-        )
-    return found
 
 
 def _pins(run: Run, clips: Sequence[Mapping[str, Any]]) -> dict[str, list[SplitPin]]:
@@ -227,20 +178,41 @@ def _shortage(verdicts: Sequence[Mapping[str, Any]], config: SelectConfig) -> st
     return ""
 
 
+def _write(run: Run, judged: Judged, is_trained: bool) -> tuple[set[str], int]:
+    """Append verdicts that are new, and for the selection to train on whatever makes it the newest.
+
+    Returns:
+        (clips whose verdict is new, how many rows were appended).
+    """
+    before = verdicts_of(run.root, judged.selection).select(["clip_id", "selection_id", "keep"]).to_pylist()
+    newest = {row["clip_id"]: row for row in before}
+    changed = [
+        row
+        for row in [*judged.rows, *_withdrawn(newest, judged)]
+        if newest.get(row["clip_id"], {}).get("selection_id") != row["selection_id"]
+    ]
+    again = is_trained and not changed and newest_selection(run.root) != judged.selection
+    rows = judged.rows[:1] if again else changed  # one row again makes an earlier selection the newest
+    if rows:
+        attempts = _attempts(run)
+        rows = [ok_row({"attempt": attempts.get(row["selection_id"], 0) + 1}, **row) for row in rows]
+        block_id = content_id("selections", sorted((row["selection_id"], row["attempt"]) for row in rows))
+        append_block(run.root, "selections", rows, block_id, lineage(run, "select", VERSION, judged.config))
+    return {row["clip_id"] for row in changed if row["drop_reasons"] != ["not_current"]}, len(rows)
+
+
 def _attempts(run: Run) -> dict[str, int]:
     """selection id -> attempts so far."""
-    rows = read_table(run.root, "selections", ["selection_id", "attempt"]).to_pylist()
-    return {row["selection_id"]: row["attempt"] for row in rows}
+    rows = read_table(run.root, "selections", ["selection_id", "attempt"])
+    return dict(zip(rows["selection_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
 
 
-def _withdrawn(
-    newest: Mapping[str, Mapping[str, Any]], clips: Sequence[Mapping[str, Any]], params: str
-) -> list[dict[str, Any]]:
+def _withdrawn(newest: Mapping[str, Mapping[str, Any]], judged: Judged) -> list[dict[str, Any]]:
     """Verdicts on clips that were kept and are no longer made by the clips step."""
-    current = {clip["clip_id"] for clip in clips}
+    current = {row["clip_id"] for row in judged.rows}
     verdict = {"keep": False, "drop_reasons": ["not_current"], "bucket": "", "split": ""}
     return [
-        {"selection_id": content_id(clip_id, params, VERSION, verdict), "clip_id": clip_id} | verdict
+        {"selection_id": content_id(clip_id, judged.selection, VERSION, verdict), "clip_id": clip_id} | verdict
         for clip_id, row in newest.items()
         if row["keep"] and clip_id not in current
     ]

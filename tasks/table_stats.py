@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,18 +35,22 @@ class Histogram:
         return "".join(SPARKS[-(-count * len(SPARKS) // top) - 1] if count else " " for count in self.counts)
 
 
-def histogram(name: str, values: Sequence[float], num_bins: int = 24) -> Histogram | None:
+def histogram(name: str, values: Sequence[float] | np.ndarray, num_bins: int = 24) -> Histogram | None:
     """Equal-width bins from the least to the greatest value (one bin when all are equal); None for no values."""
-    if not values:
+    if not len(values):
         return None
-    low, high = min(values), max(values)
+    low, high = float(np.min(values)), float(np.max(values))
     if low == high:
         return Histogram(name, [low, high], [len(values)], low)
-    counts = [0] * num_bins
-    for value in values:
-        counts[min(num_bins - 1, int((value - low) / (high - low) * num_bins))] += 1
-    edges = [low + (high - low) * i / num_bins for i in range(num_bins + 1)]
-    return Histogram(name, edges, counts, sum(values) / len(values))
+    edges = [low + (high - low) * i / num_bins for i in range(num_bins)] + [high]
+    return Histogram(name, edges, counts_within(values, edges), float(np.mean(values)))
+
+
+def counts_within(values: Sequence[float] | np.ndarray, edges: Sequence[float]) -> list[int]:
+    """How many values lie in each bin of a histogram; the last bin holds its upper edge too."""
+    if edges[0] == edges[-1]:
+        return [len(values)]
+    return np.histogram(np.asarray(values, np.float64), edges)[0].tolist()
 
 
 def histograms(root: str, table: str, version: int | None = None) -> list[Histogram]:
@@ -59,9 +64,9 @@ def histograms(root: str, table: str, version: int | None = None) -> list[Histog
     rows = read_table(root, table, [*own, *extra], version, pc.field("status") == "ok")
     if table == "scores":
         by_scorer = {name: rows.filter(pc.equal(rows["scorer"], name)) for name in _sorted_values(rows["scorer"])}
-        found = [histogram(name, _numbers(part["value"])) for name, part in by_scorer.items()]
+        found = [histogram(name, finite_values(part["value"])) for name, part in by_scorer.items()]
     else:
-        found = [histogram(name, _numbers(rows[name])) for name in own if name != "crc32"]
+        found = [histogram(name, finite_values(rows[name])) for name in own if name != "crc32"]
     return [one for one in found if one is not None]
 
 
@@ -69,9 +74,9 @@ def _sorted_values(column: pa.ChunkedArray) -> list[str]:
     return sorted(pc.unique(column.drop_null()).to_pylist())
 
 
-def _numbers(column: pa.ChunkedArray) -> list[float]:
+def finite_values(column: pa.ChunkedArray) -> np.ndarray:
     """Values that can be drawn: no null, no NaN, no infinity."""
-    return column.filter(pc.fill_null(pc.is_finite(column), False)).to_pylist()
+    return column.filter(pc.fill_null(pc.is_finite(column), False)).to_numpy()
 
 
 def status_counts(root: str, table: str, version: int | None = None) -> Counter[tuple[str, str]]:
@@ -96,19 +101,19 @@ def drop_reasons(root: str) -> tuple[list[DropReason], int, int]:
     Clips that are no longer cut do not count.
     """
     rows = [row for row in verdicts_of(root).to_pylist() if row["drop_reasons"] != ["not_current"]]
-    reasons = [list(row["drop_reasons"] or []) for row in rows]
     kept = sum(bool(row["keep"]) for row in rows)
-    alone = Counter(reason for found in reasons for reason in found)
-    first = Counter(found[0] for found in reasons if found)
-    only = Counter(found[0] for found in reasons if len(found) == 1)
-    return (
-        [DropReason(reason, alone[reason], first[reason], only[reason]) for reason in _rule_order(reasons)],
-        kept,
-        len(reasons),
-    )
+    return reason_counts([list(row["drop_reasons"] or []) for row in rows]), kept, len(rows)
 
 
-def _rule_order(lists: list[list[str]]) -> list[str]:
+def reason_counts(lists: Sequence[Sequence[str]]) -> list[DropReason]:
+    """What each rule dropped, from the reasons of each clip (in the order of the rules)."""
+    alone = Counter(reason for found in lists for reason in found)
+    first = Counter(found[0] for found in lists if found)
+    only = Counter(found[0] for found in lists if len(found) == 1)
+    return [DropReason(reason, alone[reason], first[reason], only[reason]) for reason in _rule_order(lists)]
+
+
+def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
     """One order that agrees with every list: each names the rules that dropped a clip in the order of the rules."""
     followers: dict[str, set[str]] = {reason: set() for found in lists for reason in found}
     for found in lists:

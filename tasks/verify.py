@@ -35,6 +35,7 @@ REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
     ("videos", "video_id"): ("sources", "video_id"),
     ("clips", "video_id"): ("videos", "video_id"),
     ("scores", "clip_id"): ("clips", "clip_id"),
+    ("embeddings", "clip_id"): ("clips", "clip_id"),
     ("duplicates", "clip_id"): ("clips", "clip_id"),
     ("selections", "clip_id"): ("clips", "clip_id"),
     ("captions", "clip_id"): ("clips", "clip_id"),

@@ -224,3 +224,50 @@ def write_model_directory(write_text_parts):
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def write_open_clip():
+    """`write_open_clip(folder, seed, dim)`: a tiny random CLIP model as open_clip writes them; returns the folder."""
+    import json
+    from pathlib import Path
+
+    import torch
+
+    def write(folder: Path, seed: int = 0, dim: int = 8) -> Path:
+        import open_clip
+
+        vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 16, "head_width": 8}
+        text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(dim, vision, text)
+        folder.mkdir(parents=True)
+        config = {"model_cfg": {"embed_dim": dim, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_classifier():
+    """`write_classifier(folder, labels)`: a tiny random ViT image classifier of transformers; returns the folder."""
+    from pathlib import Path
+
+    import torch
+
+    def write(folder: Path, labels: tuple[str, ...] = ("clean", "watermark")) -> Path:
+        from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        names = dict(enumerate(labels))
+        config = ViTConfig(**sizes, image_size=32, patch_size=16, id2label=names)
+        model = ViTForImageClassification(config)
+        torch.nn.init.normal_(model.classifier.weight)  # so that frames are told apart
+        model.save_pretrained(folder)
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+        return folder
+
+    return write

@@ -111,8 +111,43 @@ def print_stats(root: str, table: str, version: int | None) -> None:
     ]
     if shown:
         print_grid(["column", "distribution", "least", "mean", "most"], shown, right=("least", "mean", "most"))
+    if table == "duplicates":
+        print_duplicates(root, version)
     if table == "selections":
-        reasons, kept, total = table_stats.drop_reasons(root)
-        console.print(f"newest selection: {kept:,} of {total:,} clips kept")
-        rows = [[one.reason, f"{one.alone:,}", f"{one.in_order:,}", f"{one.only:,}"] for one in reasons]
-        print_grid(["drop reason", "alone", "in order", "no other"], rows, right=("alone", "in order", "no other"))
+        print_selections(root)
+
+
+def print_duplicates(root: str, version: int | None) -> None:
+    """Groups of the last search by method: how many, how large, how alike their clips."""
+    from tasks.curation_stats import duplicate_stats
+    from tasks.duplicates import num_equal_files
+    from tasks.table_stats import compact
+
+    rows = []
+    for one in duplicate_stats(root, version):
+        counts = [f"{count:,}" for count in (one.num_groups, one.num_clips, one.num_extra)]
+        sizes = ", ".join(f"{count:,} of {size}" for size, count in sorted(one.sizes.items())[:6])
+        more = ", …" if len(one.sizes) > 6 else ""
+        drawn = one.similarity
+        alike = [drawn.spark, compact(drawn.edges[0]), compact(drawn.edges[-1])] if drawn else ["", "", ""]
+        rows.append([one.method, *counts, sizes + more, *alike])
+    names = ["method", "groups", "clips", "extra", "sizes", "similarity", "least", "most"]
+    print_grid(names, rows, right=("groups", "clips", "extra", "least", "most"))
+    if files := num_equal_files(root):
+        print(f"{files:,} files hold the bytes of another one: they share its video")
+
+
+def print_selections(root: str) -> None:
+    """What each rule of the newest selection drops, and its clips by source, bucket and split; of nested sets, each."""
+    from tasks.curation_stats import selection_stats
+    from tasks.splits import SPLITS
+
+    for one in selection_stats(root):
+        name = f"newest selection, set {one.name}" if one.name else "newest selection"
+        print(f"{name}: {one.kept:,} of {one.judged:,} clips kept")
+        rules = [[rule.reason, f"{rule.alone:,}", f"{rule.in_order:,}", f"{rule.only:,}"] for rule in one.rules]
+        print_grid(["drop reason", "alone", "in order", "no other"], rules, right=("alone", "in order", "no other"))
+        for column, counts in one.shares.items():
+            ordered = sorted(counts.items(), key=lambda pair: -pair[1].total())
+            rows = [[value, f"{of.total():,}", *(f"{of[split]:,}" for split in SPLITS)] for value, of in ordered]
+            print_grid([column, "kept", *SPLITS], rows, right=("kept", *SPLITS))

@@ -14,6 +14,7 @@ from pyramid_model.metrics import frames as of_frames
 from pyramid_model.metrics.borders import border_share, picture_box
 from pyramid_model.metrics.codec_motion import codec_motion
 from pyramid_model.metrics.movement import Movement, camera_motion, flow_speed, movement, shake
+from pyramid_model.metrics.perceptual_hash import clip_hashes, frames_hash
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ SCORERS: dict[str, Callable[[ClipView], Score]] = {
     "flow": lambda clip: Score(flow_speed(clip.movement)),
     "shake": lambda clip: Score(shake(clip.movement)),
     "camera_motion": lambda clip: Score(*camera_motion(clip.movement)),
+    "phash": lambda clip: Score(
+        None, {"hashes": clip_hashes(clip.frames, clip.fps), "frames_hash": frames_hash(clip.frames)}
+    ),
     "codec_motion": _codec_motion,
 }
 

@@ -68,7 +68,10 @@ def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, u
     until(lambda: "select finished" in log_of(prefect_server, by_hand), 60, "the log of select")
     body = {"artifacts": {"flow_run_id": {"any_": [by_hand["id"]]}}}
     artifacts = {found["key"]: found for found in prefect_server.call("POST", "/artifacts/filter", body)}
-    assert set(artifacts) == {"counts-ingest", "counts-clips", "counts-scores", "counts-select", "curation"}
+    assert set(artifacts) == {
+        "curation",
+        *(f"counts-{step}" for step in ("ingest", "clips", "scores", "duplicates", "select")),
+    }
     assert "data:image/jpeg" in artifacts["curation"]["data"]
     assert "data:image/svg" in artifacts["curation"]["data"]
 

@@ -106,7 +106,11 @@ def test_mistakes_end_with_a_sentence_and_exit_code_2(root, arguments, message):
 
 @pytest.mark.parametrize(
     ("table", "writer"),
-    [("clips", "pyramid curate writes it"), ("latents", "pyramid extract writes it"), ("duplicates", "no step writes")],
+    [
+        ("clips", "pyramid curate writes it"),
+        ("latents", "pyramid extract writes it"),
+        ("duplicates", "pyramid curate writes it"),
+    ],
 )
 def test_a_table_that_is_not_there_yet_is_named_with_what_writes_it(root, table, writer):
     message = f"table {table!r} has not been written under {root} yet: {writer}"

@@ -16,7 +16,7 @@ from pyramid_model.video import write_video
 from tasks.report import ReportConfig, report
 from tasks.report_data import step_lines, step_records
 from tasks.report_figures import Series, Threshold, histogram_figure, line_chart, smoothed
-from tasks.report_media import MediaBudget, small_frames
+from tasks.report_media import BESIDE_TEXT, THUMBNAIL, MediaBudget, small_frames
 from tasks.report_models import bucket_shape, flat_figures, sign
 from tasks.step import Run, StepResult, step
 from tasks.table_stats import histogram
@@ -70,6 +70,7 @@ def write_sources(root: str) -> None:
 
 def write_clips(root: str) -> None:
     facts = {"width": 640, "height": 360, "fps_num": 24, "fps_den": 1, "codec": "h264", "num_frames": 480}
+    facts |= {"path": "meadow.mp4", "source": "films"}
     good = ok_row(
         {}, video_id=content_id("v", 0), duration_s=20.0, num_shots=6, num_clips=NUM_CLIPS, clip_ids=CLIP_IDS, **facts
     )
@@ -197,7 +198,7 @@ class Balance(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -227,15 +228,37 @@ def test_the_page_shows_what_is_in_the_tables(whole_root):
     assert "<yawns>" not in page
 
 
+def embedded(page: str, name: str):
+    """Data that the page's script reads."""
+    return json.loads(re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)[1])
+
+
 def test_videos_in_the_page_are_small_and_play(whole_root):
-    videos = re.findall(r'<video src="data:video/mp4;base64,([^"]+)"', page_of(whole_root))
-    # two generated ones and a training clip, two samples with it, one reconstruction, six clips
-    assert len(videos) == 2 + 1 + 4 + 1 + NUM_CLIPS
-    for video in videos:
-        frames, fps = small_frames(base64.b64decode(video))
+    page = page_of(whole_root)
+    videos = re.findall(r'<video src="data:video/mp4;base64,([^"]+)"', page)
+    # two generated ones and a training clip, two samples with it, one reconstruction
+    assert len(videos) == 2 + 1 + 4 + 1
+    thumbnails = embedded(page, "thumbnails")["thumbnails"]
+    assert set(thumbnails) == set(CLIP_IDS)
+    for video in [*videos, *thumbnails.values()]:
+        frames, fps = small_frames(base64.b64decode(video), BESIDE_TEXT)
         assert fps == 12
         assert frames.shape[0] == 24
         assert max(frames.shape[1:3]) <= 320
+
+
+def test_the_listing_holds_each_clip_with_its_scores_verdict_and_caption(whole_root):
+    found = embedded(page_of(whole_root), "listing")
+    columns, words = found["columns"], found["words"]
+    place = columns["id"].index(CLIP_IDS[1])
+    assert sorted(columns["id"]) == sorted(CLIP_IDS)
+    assert (columns["keep"][place], columns["caption"][place], columns["reasons"][place]) == (True, CAPTION, [])
+    assert (found["scores"]["motion"][place], found["scores"]["sharpness"][place]) == (1.5, 50.0)
+    assert words["path"]["values"][words["path"]["at"][place]] == "meadow.mp4"
+    short = page_of(whole_root, max_listed=2, max_media=1)
+    assert len(embedded(short, "listing")["columns"]["id"]) == 2
+    assert len(embedded(short, "thumbnails")["thumbnails"]) == 1
+    assert "2 of 6 clips" in short
 
 
 def test_a_second_report_does_nothing_until_a_table_changes(whole_root, tmp_path):
@@ -249,6 +272,15 @@ def test_a_second_report_does_nothing_until_a_table_changes(whole_root, tmp_path
     append_block(root, "captions", [ok_row({}, caption_id=content_id("new"), text="new")], "new", LINEAGE)
     assert report(Run(root=root), ReportConfig(title="again")).num_ok == 1
     assert report(Run(root=root), ReportConfig(title="other")).num_ok == 1
+
+
+def test_whether_a_page_is_new_enough_is_found_without_reading_a_table(whole_root, tmp_path):
+    root = str(tmp_path / "root")
+    shutil.copytree(whole_root, root)
+    assert report(Run(root=root), ReportConfig(title="once")).num_ok == 1
+    for path in Path(root, "tables").rglob("*.parquet"):
+        path.unlink()
+    assert report(Run(root=root), ReportConfig(title="once")).note == "nothing new"
 
 
 def test_after_ingest_alone_the_page_says_what_is_not_there_yet(tmp_path):
@@ -270,9 +302,9 @@ def test_a_page_stays_below_its_limit_and_says_what_was_left_out(tmp_path):
     write_whole_root(root)
     for path in Path(root, "media").rglob("*.mp4"):
         write_video(str(path), np.random.default_rng(0).integers(0, 255, (24, 64, 64, 3), np.uint8), 12, crf=10)
-    page = page_of(root, max_bytes=200_000)
-    assert len(page.encode()) < 200_000
-    assert "videos were left out to keep this page below 200 kB" in page
+    page = page_of(root, max_bytes=250_000)
+    assert len(page.encode()) < 250_000
+    assert "videos were left out to keep this page below 250 kB" in page
 
 
 def test_clips_whose_files_are_gone_or_cut_short_are_counted_also_when_no_table_changed(tmp_path):
@@ -285,7 +317,9 @@ def test_clips_whose_files_are_gone_or_cut_short_are_counted_also_when_no_table_
     cut.write_bytes(cut.read_bytes()[:1000])
     page = page_of(root)
     assert "1 missing, 1 truncated or changed" in page
-    assert (page.count("file missing"), page.count("file truncated")) == (1, 1)
+    found = embedded(page, "thumbnails")
+    assert found["damage"] == {CLIP_IDS[1]: "missing", CLIP_IDS[2]: "truncated"}
+    assert not found["damage"].keys() & found["thumbnails"].keys()
     shutil.rmtree(Path(root, "media"))
     assert f"{NUM_CLIPS} missing, 0 truncated or changed" in page_of(root)
 
@@ -359,8 +393,11 @@ def test_long_wide_clips_become_short_small_previews(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (100, 180, 480, 3), np.uint8)
     write_video(uri, frames, 24)
     data = base64.b64decode(MediaBudget(10**7).video(uri).split(",")[1])
-    frames, fps = small_frames(data)
+    frames, fps = small_frames(data, BESIDE_TEXT)
     assert (frames.shape, fps) == ((50, 96, 256, 3), 12)
+    [thumbnail] = MediaBudget(10**7).thumbnails({"a": uri, "none": str(tmp_path / "none.mp4")}).values()
+    frames, fps = small_frames(base64.b64decode(thumbnail), THUMBNAIL)
+    assert (frames.shape, fps) == ((24, 84, 224, 3), 8)
 
 
 def coordinates(svg: str) -> tuple[np.ndarray, tuple[float, float]]:
@@ -392,9 +429,9 @@ def test_smoothing_keeps_a_constant_and_damps_a_jump():
     assert smoothed([(0, 0.0), (1, 1.0)])[1][1] < 0.6
 
 
-def test_a_histogram_pales_what_its_limits_drop_and_keeps_them_in_view():
+def test_a_histogram_pales_what_is_dropped_and_keeps_its_limits_in_view():
     found = histogram("motion", [float(v) for v in range(10)], num_bins=10)
-    svg = histogram_figure(found, [Threshold(4.5, "above"), Threshold(20.0, "below")])
+    svg = histogram_figure(found, [0] * 5 + [1] * 5, [Threshold(4.5, "above"), Threshold(20.0, "below")])
     assert svg.count('class="bar dropped"') == 5
     assert svg.count('class="bar"') == 5
     assert [float(x) for x in re.findall(r'class="limit" d="M([\d.]+)', svg)][1] <= 300

@@ -1,17 +1,18 @@
 """Selection: every clip gets a verdict with its reasons, and no clip leaks from one split into another. About 2 s."""
 
+import json
 import re
 
 import pytest
 from pydantic import ValidationError
 
-from tasks.buckets import Bucket, fitting_bucket, num_frames_at, parse_bucket
+from tasks.buckets import FAMILIES, Bucket, expand_buckets, fitting_bucket, num_frames_at, parse_bucket
 from tasks.manifest import newest_selection, verdicts_of
 from tasks.scores import score_id
 from tasks.select import SelectConfig, select, selected_clips
 from tasks.source_card import SplitPin
-from tasks.splits import hashed_split, split_of
-from tasks.step import Run, lineage
+from tasks.splits import CONFLICT, hashed_split, split_of, splits_of
+from tasks.step import Run, lineage, params_hash
 from tasks.tables import append_block, content_id, ok_row, read_table, table_version
 
 CONFIG = SelectConfig(buckets=("48x80x9@24",), thresholds={"motion": {"min": 1, "max": 9}}, val_fraction=0.5)
@@ -41,9 +42,32 @@ class Tables:
         ids = [(row["clip_id"], score_id(row["clip_id"], "motion")) for row in clips]
         self.add("scores", [ok_row({}, score_id=i, clip_id=c, scorer="motion", value=motion) for c, i in ids])
 
-    def videos(self, attempt: int = 1, **clip_ids: list[str]) -> None:
-        rows = [ok_row({"attempt": attempt}, video_id=f"film-{name}", clip_ids=ids) for name, ids in clip_ids.items()]
-        self.add("videos", rows)
+    def scores(self, scorer: str, **values: float) -> None:
+        """Scores of a scorer by clip."""
+        ids = [(content_id(name, scorer), name, value) for name, value in values.items()]
+        self.add("scores", [ok_row({}, score_id=i, clip_id=c, scorer=scorer, value=value) for i, c, value in ids])
+
+    def groups(self, *groups: str, method: str = "phash", attempt: int = 1) -> None:
+        """Groups of duplicates, each the names of its clips in the order in which they are kept."""
+        rows = [
+            {"clip_id": name, "method": method, "group_id": group, "keeper": rank == 0, "rank": rank}
+            for group in groups
+            for rank, name in enumerate(group.split())
+        ]
+        ids = [content_id(row["clip_id"], method) for row in rows]
+        self.add(
+            "duplicates",
+            [ok_row({"attempt": attempt}, duplicate_id=i, **row) for i, row in zip(ids, rows, strict=True)],
+        )
+
+    def videos(self, attempt: int = 1, source: str = "films", **clip_ids: list[str]) -> None:
+        self.add(
+            "videos",
+            [
+                ok_row({"attempt": attempt}, video_id=f"film-{name}", clip_ids=ids, source=source)
+                for name, ids in clip_ids.items()
+            ],
+        )
 
 
 @pytest.fixture
@@ -230,6 +254,228 @@ def test_hashed_splits_have_their_share_and_follow_the_video():
     assert splits.count("val") / 4000 == pytest.approx(0.1, abs=0.02)
     assert splits.count("test") / 4000 == pytest.approx(0.2, abs=0.02)
     assert all(hashed_split("v", 0.3, 0.3) == hashed_split("v", 0.3, 0.3) for _ in range(3))
+
+
+def with_changes(**changes) -> SelectConfig:
+    return SelectConfig(**CONFIG.model_dump() | changes)
+
+
+def kept(run: Run, selection: str = "") -> set[str]:
+    return set(selected_clips(run, selection)["clip_id"].to_pylist())
+
+
+def many(tables: Tables, **counts: int) -> None:
+    """Videos of so many clips each, all for training, with a score `beauty` that rises from 0 to 1 in each video."""
+    for name, count in counts.items():
+        clips = [clip(f"{name}{number}") for number in range(count)]
+        tables.clips(*clips)
+        tables.scores("beauty", **{row["clip_id"]: number / count for number, row in enumerate(clips)})
+
+
+ALL_TRAIN = {"val_fraction": 0.0, "min_val_clips": 0}
+
+
+def test_selections_without_newer_settings_keep_the_ids_that_they_had(tables):
+    limits = {"min": 1.0, "max": 9.0}
+    earlier = {"thresholds": {"motion": limits}, "min_frames": 2, "buckets": ["48x80x9@24"], "max_upscale": 1.0}
+    earlier |= {"val_fraction": 0.5, "test_fraction": 0.0, "min_val_clips": 1}
+    assert params_hash(CONFIG) == content_id(earlier)
+    result = select(tables.run, CONFIG)
+    verdict = {"keep": True, "drop_reasons": [], "bucket": "48x80x9@24", "split": "train"}
+    expected = content_id("a0", content_id(earlier), "1", {"motion": 5.0}, verdict)
+    assert expected in read_table(tables.run.root, "selections")["selection_id"].to_pylist()
+    assert json.loads(result.outputs["thresholds"]) == {"motion": limits}
+
+
+def test_of_duplicates_the_best_that_other_rules_keep_stays(tables):
+    tables.clips(clip("a2"), motion=0.5)
+    tables.clips(clip("d0"), clip("d1"))
+    tables.videos(attempt=2, a=["a0", "a1", "a2"])
+    tables.videos(d=["d0", "d1"])
+    tables.groups("a2 a0 d0", "a1 d1")
+    select(tables.run, CONFIG)
+    reasons = {name: verdict[1] for name, verdict in verdicts(tables.run).items() if verdict[1]}
+    assert reasons == {"a2": ["motion_low", "duplicate_phash"], "d0": ["duplicate_phash"], "d1": ["duplicate_phash"]}
+    select(tables.run, with_changes(drop_duplicates=()))
+    assert kept(tables.run) == {"a0", "a1", "c0", "d0", "d1"}
+
+
+def test_methods_are_applied_one_after_the_other_so_that_no_group_is_lost(tables):
+    tables.groups("a0 a1")
+    tables.groups("a1 c0", method="semantic")
+    select(tables.run, CONFIG)
+    assert kept(tables.run) == {"a0", "c0"}  # a1 is gone already, so c0 repeats nothing
+
+
+def test_videos_with_a_copy_in_common_share_a_split(tables):
+    assert kept(tables.run, select(tables.run, CONFIG).outputs["selection"]) == {"a0", "a1", "c0"}
+    tables.groups("a0 c0")
+    select(tables.run, with_changes(drop_duplicates=()))
+    assert {verdict[3] for verdict in verdicts(tables.run).values()} == {hashed_split("film-a", 0.5, 0)}
+
+
+def test_what_is_merely_alike_does_not_link_the_splits_of_videos(tables):
+    tables.groups("a0 c0", method="semantic")
+    select(tables.run, with_changes(drop_duplicates=()))
+    assert {name: verdict[3] for name, verdict in verdicts(tables.run).items()}["c0"] == "val"
+
+
+def pinned(split: str, start_s: float | None = None, end_s: float | None = None) -> SplitPin:
+    return SplitPin(file="f", split=split, start_s=start_s, end_s=end_s)
+
+
+@pytest.mark.parametrize(
+    ("groups", "pins", "expected"),
+    [
+        ([], {}, ["train", "train", "val", "train"]),  # d is drawn for training as a is
+        ([[0, 3]], {"film-a": [pinned("val")]}, ["val", "val", "val", "val"]),  # the copy follows its original
+        ([[0, 3]], {"film-a": [pinned("val", 0, 1)]}, ["val", "train", "val", "val"]),
+        ([[1, 3]], {"film-a": [pinned("val", 0, 1)]}, ["val", "train", "val", "train"]),
+        ([[0, 3]], {"film-a": [pinned("val")], "film-d": [pinned("train")]}, [CONFLICT, "val", "val", CONFLICT]),
+        ([[0, 2], [2, 3]], {"film-d": [pinned("test")]}, ["test", "test", "test", "test"]),
+        ([[0, 3]], {"film-a": [pinned("val", 0.5)]}, ["", "val", "val", CONFLICT]),
+    ],
+)
+def test_pins_reach_the_copies_of_a_clip(groups, pins, expected):
+    assert hashed_split("film-d", 0.5, 0) == "train"
+    clips = [clip(name) for name in ("a0", "a1", "c0", "d0")]
+    assert splits_of(clips, groups, pins, 0.5, 0.0) == expected
+
+
+def test_the_draw_of_splits_does_not_depend_on_the_order_of_clips_or_groups():
+    clips = [clip(f"{letter}0") for letter in "abcdefghij"]
+    groups = [[0, 4], [4, 7], [1, 2]]
+    straight = splits_of(clips, groups, {}, 0.5, 0.0)
+    backwards = splits_of(clips[::-1], [[9 - place for place in group] for group in groups[::-1]], {}, 0.5, 0.0)
+    assert backwards[::-1] == straight
+    assert straight[0] == straight[4] == straight[7]
+    assert straight[1] == straight[2]
+
+
+def test_percentiles_are_taken_of_all_clips_and_their_values_are_told(tables):
+    many(tables, e=101)
+    tables.videos(e=[f"e{number}" for number in range(101)])
+    for name in ("a0", "a1", "c0"):
+        tables.scores("beauty", **{name: 0.5})
+    limits = {"beauty": {"min_percentile": 10, "max_percentile": 90, "max": 0.6}}
+    result = select(tables.run, with_changes(thresholds=limits, **ALL_TRAIN))
+    told = json.loads(result.outputs["thresholds"])["beauty"]
+    assert told == {"min": pytest.approx(0.1, abs=0.02), "max": 0.6}  # of two upper bounds the stricter one
+    values = [int(name[1:]) / 101 for name in kept(tables.run) if name[0] == "e"]
+    assert min(values) >= told["min"]
+    assert max(values) <= 0.6
+
+
+def test_figures_of_the_clip_may_have_limits_without_any_scorer(tables):
+    tables.clips(clip("a2", end_s=9.0), clip("a3", height=54, width=200))
+    tables.videos(attempt=2, a=["a0", "a1", "a2", "a3"])
+    limits = {"duration_s": {"max": 4}, "aspect": {"max": 3}, "fps": {"min": 16}}
+    select(tables.run, with_changes(thresholds=limits))
+    reasons = {name: verdict[1] for name, verdict in verdicts(tables.run).items() if verdict[1]}
+    assert reasons == {"a2": ["duration_s_high"], "a3": ["aspect_high"]}
+
+
+def test_a_preset_is_a_set_of_limits_of_which_each_may_be_changed_or_lifted(tables):
+    config = SelectConfig(preset="pretrain", thresholds={"aesthetic": {"min": 5}, "text_area": {}})
+    assert config.thresholds["aesthetic"].min == 5
+    assert set(config.rules().thresholds) == {"duration_s", "motion", "aesthetic"}
+    assert SelectConfig.model_validate(config.model_dump(mode="json")) == config
+    assert SelectConfig(preset="finetune").thresholds["duration_s"].min == 4
+    with pytest.raises(ValueError, match=r"no clip has a score \['aesthetic'\].*lift the limit with \{\}"):
+        select(tables.run, config)
+
+
+SETS = (
+    {"name": "small", "buckets": ["48x80x9@24"]},
+    {"name": "large", "buckets": ["96x160x9@24"], "thresholds": {"beauty": {"min": 0.5}}},
+    {"name": "best", "buckets": ["96x160x17@24"], "thresholds": {"beauty": {"min": 0.8}}, "max_clips": 3},
+)
+
+
+def test_clips_of_a_set_are_in_every_set_before_it(tables):
+    many(tables, e=20)
+    tables.videos(attempt=2, a=[], c=[])
+    tables.videos(e=[f"e{number}" for number in range(20)])
+    config = with_changes(sets=SETS, **ALL_TRAIN)
+    result = select(tables.run, config)
+    sets = json.loads(result.outputs["sets"])
+    small, large, best = (kept(tables.run, sets[name]) for name in ("small", "large", "best"))
+    assert best < large < small
+    assert (len(small), len(large), len(best)) == (20, 10, 3)
+    assert result.outputs["selection"] == sets["best"] == newest_selection(tables.run.root)
+    assert result.note == "3 of 20 clips kept (train 3) in set best; small 20, large 10, best 3"
+    assert set(selected_clips(tables.run, sets["large"])["bucket"].to_pylist()) == {"96x160x9@24"}
+    assert select(tables.run, config).rows == {}
+    other = select(tables.run, with_changes(sets=SETS[:2], train_set="small", **ALL_TRAIN))
+    assert json.loads(other.outputs["sets"]) == {name: sets[name] for name in ("small", "large")}
+    assert (other.num_new, newest_selection(tables.run.root)) == (0, sets["small"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sets": [*SETS, SETS[1]]}, "sets need names of their own"),
+        ({"sets": SETS, "train_set": "huge"}, r"train_set 'huge' is none of the sets \['small', 'large', 'best'\]"),
+        ({"sets": SETS[::-1]}, "set 'large': beauty: min 0.5 is looser than the 0.8 of the set before"),
+        ({"sources": {"films": 0}}, "weights must be above 0"),
+        ({"thresholds": {"x": {"min_percentile": 90, "max_percentile": 10}}}, "min_percentile 90 is not below"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        SelectConfig(**settings)
+
+
+def test_no_video_gives_more_than_its_quota_and_new_clips_change_few_choices(tables):
+    many(tables, e=40, g=3)
+    tables.videos(attempt=2, a=[], c=[])
+    tables.videos(e=[f"e{number}" for number in range(30)], g=["g0", "g1", "g2"])
+    config = with_changes(max_per_video=10, **ALL_TRAIN)
+    select(tables.run, config)
+    before = kept(tables.run)
+    assert len(before) == 13
+    assert {"g0", "g1", "g2"} < before
+    tables.videos(attempt=2, e=[f"e{number}" for number in range(40)])
+    select(tables.run, config)
+    after = kept(tables.run)
+    assert len(after) == 13
+    assert len(before - after) == len(after - before)
+    assert len(after - before) == sum(int(name[1:]) >= 30 for name in after if name[0] == "e")
+
+
+def test_sources_are_mixed_by_their_weights_as_far_as_the_scarcest_goes(tables):
+    many(tables, e=30, g=8, h=5)
+    tables.videos(attempt=2, a=[], c=[])
+    tables.videos(source="films", e=[f"e{number}" for number in range(30)])
+    tables.videos(source="phones", g=[f"g{number}" for number in range(8)])
+    tables.videos(source="cams", h=[f"h{number}" for number in range(5)])
+    for max_clips, expected in ((None, (24, 8)), (12, (9, 3))):
+        select(tables.run, with_changes(sources={"films": 3, "phones": 1}, max_clips=max_clips, **ALL_TRAIN))
+        chosen = kept(tables.run)
+        assert tuple(sum(name[0] == letter for name in chosen) for letter in "eg") == expected
+        assert not any(name[0] == "h" for name in chosen)
+    with pytest.raises(ValueError, match=r"no clip comes from a source \['film'\].*\['cams', 'films', 'phones'\]"):
+        select(tables.run, with_changes(sources={"film": 1}))
+
+
+def test_quotas_leave_validation_clips_alone(tables):
+    select(tables.run, with_changes(max_clips=1))
+    assert len(kept(tables.run)) == 2
+    assert "c0" in kept(tables.run)
+
+
+def test_families_of_buckets_have_one_area_in_several_aspects():
+    for name, sizes in FAMILIES.items():
+        areas = [height * width for height, width in sizes]
+        assert max(areas) < 1.1 * min(areas)
+        assert all(side % 64 == 0 for size in sizes for side in size)
+        assert len(expand_buckets([f"{name}x121@24", f"{name}x57@24"])) == 2 * len(sizes)
+    assert expand_buckets(["384px121@24"])[:2] == ("384x640x121@24", "640x384x121@24")
+    assert SelectConfig(buckets=("384px9@24",)).buckets[0] == "384x640x9@24"
+    with pytest.raises(ValueError, match=r"'384px120@24' has 120 frames: latents need 1 \+ 8k, e\.g\. 121"):
+        expand_buckets(["384px120@24"])
+    with pytest.raises(ValueError, match="no family of buckets '100p'"):
+        expand_buckets(["100px9@24"])
 
 
 BUCKETS = [Bucket(48, 80, 9, 24), Bucket(96, 160, 9, 24), Bucket(96, 160, 17, 24), Bucket(160, 96, 9, 24)]

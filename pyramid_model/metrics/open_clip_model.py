@@ -1,0 +1,107 @@
+"""A CLIP model through open_clip: features of frames and of texts, and what they say of each other.
+
+Features have unit length, so that their products are cosines. `clip` means the video clip everywhere here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pyramid_model.metrics.frame_batches import over_frames
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class OpenCLIP:
+    """A model from a folder with `open_clip_config.json` and its weights, as open_clip writes them.
+
+    with_text: load the tokenizer too, for `embed_texts`; one from Hugging Face must lie in the folder.
+
+    Raises:
+        ValueError: the folder lacks one of them, or the weights are of another model than the config says.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 32,
+        with_text: bool = False,
+    ):
+        import open_clip
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        name = f"local-dir:{folder}"
+        precision = PRECISIONS[dtype]
+        try:
+            self.model: Any = open_clip.create_model(name, precision=precision, device=device, require_pretrained=True)
+            self.tokenize: Any = open_clip.get_tokenizer(name) if with_text else None
+        except Exception as err:  # open_clip raises what its parts raise
+            why = " ".join(str(err).split())  # torch lists misfits on lines of their own
+            raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {why}") from err
+        self.model.eval()
+        settings = open_clip.get_model_preprocess_cfg(self.model)
+        self.preprocess = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
+
+    def embed_frames(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
+        """Features of every frame, (t d) float32 a clip. clips: uint8 RGB, (t h w c) each."""
+        return over_frames(clips, self._prepare, self._embed, self.batch_size)
+
+    def _prepare(self, frame: np.ndarray) -> Tensor:
+        return self.preprocess(Image.fromarray(frame))  # pyright: ignore[reportReturnType]
+
+    def _embed(self, pictures: Tensor) -> Tensor:
+        features = self.model.encode_image(pictures.to(self.device, self.dtype))
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Features of texts, (n d) float32; what is longer than the model's context is cut."""
+        tokens = self.tokenize(list(texts))
+        batches = [self.model.encode_text(part.to(self.device)) for part in tokens.split(self.batch_size)]
+        return F.normalize(torch.cat(batches).float(), dim=-1).cpu()
+
+    @property
+    def logit_scale(self) -> float:
+        """By how much the model multiplies a cosine to make a logit of it."""
+        return float(self.model.logit_scale.detach().exp())
+
+
+def consistency(features: Tensor) -> Tensor:
+    """Cosine of each sampled frame with the next, (t-1,); a single frame agrees with itself: (1,) of one.
+
+    features: unit length, (t d). 1 is a still picture; a cut or a jump shows as a low one.
+    """
+    if len(features) < 2:
+        return torch.ones(1)
+    return (features[1:] * features[:-1]).sum(-1)
+
+
+def text_match(features: Tensor, text: Tensor) -> float:
+    """Cosine of the mean frame with a text, -1..1. features: unit length, (t d); text: unit length, (d)."""
+    return float(F.normalize(features.mean(0), dim=0) @ text)
+
+
+def zero_shot(features: Tensor, wanted: Tensor, others: Tensor, logit_scale: float) -> Tensor:
+    """Probability that each frame shows what the wanted texts say and not what the others say, 0..1, (t,).
+
+    Args:
+        features: of frames, unit length, (t d).
+        wanted: of texts, unit length, (n d); their mean stands for the class.
+        others: the same of the other class, (m d).
+        logit_scale: of the model.
+
+    Source: Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020, section 3.1.4.
+    """
+    classes = torch.stack([F.normalize(texts.mean(0), dim=0) for texts in (wanted, others)])
+    return (logit_scale * features @ classes.T).softmax(-1)[:, 0]

@@ -1,0 +1,90 @@
+"""What the search for duplicates and the nested sets of the newest selection came to, in figures."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.manifest import left_join, newest_by, newest_selection
+from tasks.schemas import SCHEMAS
+from tasks.table_stats import DropReason, Histogram, finite_values, histogram, reason_counts
+from tasks.tables import read_table
+
+
+@dataclass(frozen=True)
+class DuplicateStats:
+    """The groups that one method found."""
+
+    method: str
+    num_groups: int
+    num_clips: int  # in them
+    sizes: Counter[int]  # groups by how many clips they have
+    similarity: Histogram | None  # of each clip to the one that is most like it
+
+    @property
+    def num_extra(self) -> int:
+        """Clips that go when one of each group stays."""
+        return self.num_clips - self.num_groups
+
+
+def duplicate_stats(root: str, version: int | None = None) -> list[DuplicateStats]:
+    """What each method found in the last search."""
+    rows = read_table(root, "duplicates", ["method", "group_id", "similarity"], version, pc.field("status") == "ok")
+    found = []
+    for method in pc.unique(rows["method"]).sort().to_pylist():
+        own = rows.filter(pc.equal(rows["method"], method))
+        clips = Counter(own["group_id"].to_pylist())
+        similarity = histogram("similarity", finite_values(own["similarity"]))
+        found.append(DuplicateStats(method, len(clips), own.num_rows, Counter(clips.values()), similarity))
+    return found
+
+
+@dataclass(frozen=True)
+class SetStats:
+    """One selection: a nested set, or the whole of it."""
+
+    name: str  # empty without sets
+    kept: int
+    judged: int
+    rules: list[DropReason]
+    shares: dict[str, dict[str, Counter[str]]]  # "source" or "bucket" -> its value -> kept clips by split
+
+
+def selection_stats(root: str) -> list[SetStats]:
+    """The newest selection; when it is one of nested sets, the newest of each set, from the widest on."""
+    names = [name for name in SCHEMAS["selections"].names if name != "selection_id"]
+    rows = read_table(root, "selections", names)
+    rows = rows.filter(pc.invert(_withdrawn(rows)))
+    newest = rows.filter(pc.equal(rows["params_hash"], newest_selection(root)))
+    subsets = rows.filter(pc.greater(pc.utf8_length(pc.fill_null(rows["subset"], "")), 0))
+    if newest.num_rows and newest["subset"][-1].as_py():
+        last = newest_by(subsets, ["subset"]).select(["subset", "params_hash"]).to_pylist()
+        chosen = [rows.filter(pc.equal(rows["params_hash"], one["params_hash"])) for one in last]
+    else:
+        chosen = [newest]
+    clips = read_table(root, "clips", ["clip_id", "video_id"])
+    videos = read_table(root, "videos", ["video_id", "source"])
+    clips = left_join(clips, videos, "video_id", {"source": "source"})
+    found = [_set_stats(newest_by(verdicts, ["clip_id"]), clips) for verdicts in chosen]
+    return sorted(found, key=lambda one: -one.kept)
+
+
+def _withdrawn(rows: pa.Table) -> pa.ChunkedArray:
+    """Whether a verdict only says that its clip is no longer cut."""
+    return pc.fill_null(pc.equal(pc.binary_join(rows["drop_reasons"], ","), "not_current"), False)
+
+
+def _set_stats(verdicts: pa.Table, clips: pa.Table) -> SetStats:
+    kept = left_join(verdicts.filter(pc.field("keep")), clips, "clip_id", {"source": "source"})
+    shares: dict[str, dict[str, Counter[str]]] = {}
+    for name in ("source", "bucket"):
+        shares[name] = {}
+        for value, split in zip(kept[name].to_pylist(), kept["split"].to_pylist(), strict=True):
+            shares[name].setdefault(value or "(none)", Counter())[split] += 1
+    name = (verdicts["subset"][0].as_py() or "") if verdicts.num_rows else ""
+    rules = reason_counts([reasons or [] for reasons in verdicts["drop_reasons"].to_pylist()])
+    return SetStats(name, kept.num_rows, verdicts.num_rows, rules, shares)

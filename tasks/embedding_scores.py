@@ -1,0 +1,148 @@
+"""Scores that are read off stored embeddings, without another look at the video."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from pyramid_model.config import Config
+from tasks.embeddings import EmbeddingsConfig, embedding_rows
+from tasks.frame_models import limit_torch_threads
+from tasks.score_models import clip_dim, load_aesthetic_head, load_open_clip
+from tasks.tables import bad_row, content_id, ok_row
+
+VERSION = "1"
+READ_OFF = ("consistency", "aesthetic", "text_match")
+BLOCK_SIZE = 256  # scores: each is a few products of small matrices
+
+
+class ZeroShotConfig(Config):
+    """A question that CLIP answers of each frame: does it show this, or that?"""
+
+    prompts: tuple[str, ...] = Field(min_length=1, description="what a high score shows, e.g. a photo with a watermark")
+    against: tuple[str, ...] = Field(min_length=1, description="what a low score shows, e.g. a clean photo")
+
+
+class EmbeddingScoresConfig(EmbeddingsConfig):
+    """The CLIP model that embeds the clips, and the scores that are read off its features."""
+
+    consistency: bool = Field(True, description="score `consistency`: how alike neighbouring sampled frames are")
+    aesthetic_head: str = Field(
+        "", description="path of LAION's head for this model, which gives the score `aesthetic`; empty: none"
+    )
+    text_match: bool = Field(False, description="score `text_match`: how well a clip's caption fits its frames")
+    captions: str = Field(
+        "", description="text_match: which captions (output of the captions step); empty: the newest of each clip"
+    )
+    zero_shot: dict[str, ZeroShotConfig] = Field({}, description="a score each, named by its key")
+
+    @property
+    def scorers(self) -> list[str]:
+        """Names of the scores that are asked for."""
+        asked = zip(READ_OFF, (self.consistency, self.aesthetic_head, self.text_match), strict=True)
+        return [*(name for name, wanted in asked if wanted), *self.zero_shot]
+
+    @property
+    def with_text(self) -> bool:
+        """Whether texts have to be embedded."""
+        return self.text_match or bool(self.zero_shot)
+
+    def embedding(self) -> EmbeddingsConfig:
+        """What the embeddings depend on, without the scores."""
+        return EmbeddingsConfig.model_validate(self.model_dump(include=set(EmbeddingsConfig.model_fields)))
+
+
+def wanted_scores(
+    config: EmbeddingScoresConfig, embeddings: Mapping[str, str], head_hash: str, captions: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Items of the scores that clips must have.
+
+    Args:
+        config: which scores.
+        embeddings: clip id -> embedding id.
+        head_hash: of the aesthetic head.
+        captions: clip id -> text.
+    """
+    items = []
+    for clip_id, embedding_id in embeddings.items():
+        for scorer in config.scorers:
+            text = captions.get(clip_id, "") if scorer == "text_match" else ""
+            decided_by = {"aesthetic": head_hash, "text_match": text}.get(scorer, "")
+            if scorer in config.zero_shot:
+                decided_by = config.zero_shot[scorer].model_dump(mode="json")
+            score_id = content_id(clip_id, scorer, embedding_id, decided_by, VERSION)
+            items.append(
+                {"score_id": score_id, "clip_id": clip_id, "scorer": scorer, "embedding_id": embedding_id, "text": text}
+            )
+    return items
+
+
+class EmbeddingScorer:
+    """Actor: reads stored features, and gives clips the scores that follow from them.
+
+    Args:
+        root: where the tables are.
+        uri: of the CLIP model; it is loaded only where texts have to be embedded.
+        head: of the aesthetic head; empty for none.
+        config: which scores.
+    """
+
+    def __init__(self, root: str, uri: str, head: str, config: EmbeddingScoresConfig):
+        limit_torch_threads(config.num_threads)
+        self.root = root
+        self.head = load_aesthetic_head(head, clip_dim(uri)) if head else None
+        self.model = load_open_clip(uri, with_text=True, **config.placement()) if config.with_text else None
+        self.questions = {
+            name: [self.model.embed_texts(texts) for texts in (asked.prompts, asked.against)]  # type: ignore[union-attr]
+            for name, asked in config.zero_shot.items()
+        }
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """One row of `scores` an item; clips without embeddings or without a caption get a row that says so."""
+        embeddings = embedding_rows(self.root, (item["embedding_id"] for item in items))
+        texts = self._embedded({item["text"] for item in items} - {""})
+        return {"scores": [self.row(item, embeddings[item["embedding_id"]], texts) for item in items]}
+
+    def _embedded(self, texts: set[str]) -> dict[str, Any]:
+        if not texts:
+            return {}
+        assert self.model, "only text_match has texts, and then the model is loaded"
+        ordered = sorted(texts)
+        return dict(zip(ordered, self.model.embed_texts(ordered), strict=True))
+
+    def row(self, item: Mapping[str, Any], embedding: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
+        """Row of one score."""
+        from tasks.blobs import CorruptBlobError, embedding_of
+
+        columns = {name: item[name] for name in ("score_id", "clip_id", "scorer")}
+        if embedding["status"] != "ok":
+            return bad_row(item, (embedding["error_type"], f"no embedding: {embedding['error']}"), **columns)
+        if item["scorer"] == "text_match" and not item["text"]:
+            why = "no_caption", "the clip has no caption: run the captions step, then score again"
+            return bad_row(item, why, status="skipped", **columns)
+        try:
+            value, details = self.score(item["scorer"], embedding_of(embedding), texts.get(item["text"]))
+        except CorruptBlobError as err:
+            return bad_row(item, err, **columns)
+        return ok_row(item, **columns, value=value, details=json.dumps(details))
+
+    def score(self, scorer: str, features: Any, text: Any) -> tuple[float, dict[str, Any]]:
+        """Value and details. features: of the sampled frames (n d); text: of the caption (d), for `text_match`."""
+        from pyramid_model.metrics.open_clip_model import consistency, text_match, zero_shot
+
+        if scorer == "text_match":
+            return text_match(features, text), {"num_frames": len(features)}
+        if scorer == "consistency":
+            by_frame = consistency(features)
+        elif scorer == "aesthetic":
+            by_frame = self.head(features)[:, 0]  # type: ignore[misc]
+        else:
+            by_frame = zero_shot(features, *self.questions[scorer], self.model.logit_scale)  # type: ignore[union-attr]
+        return float(by_frame.mean()), frame_details(by_frame.tolist(), len(features))
+
+
+def frame_details(by_frame: Sequence[float], num_frames: int) -> dict[str, Any]:
+    """What `details` keeps of a score that every sampled frame has."""
+    mean = sum(by_frame) / len(by_frame)
+    return {"mean": mean, "min": min(by_frame), "max": max(by_frame), "num_frames": num_frames}

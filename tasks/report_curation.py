@@ -1,0 +1,201 @@
+"""What curation knows of the current clips, read once for the report, and what the selection made of them."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.buckets import Bucket, parse_bucket
+from tasks.clips import current_clip_ids
+from tasks.manifest import clips_with_scores, left_join, newest_selection, verdicts_of
+from tasks.schemas import SCHEMAS
+from tasks.splits import SPLITS
+from tasks.table_stats import DropReason, reason_counts
+from tasks.tables import read_table
+
+JOINED = ("keep", "drop_reasons", "bucket", "split", "caption")
+
+
+@dataclass(frozen=True)
+class Curation:
+    """The current clips with all that is known of them; the larger columns stay in Arrow."""
+
+    clips: (
+        pa.Table
+    )  # columns of `clips`, its figures, `path` and `source` of the video, a column a scorer, verdict, caption
+    scorers: list[str]
+    selection: str  # params_hash of the newest selection, "" when nothing was selected
+    num_named: int  # clips that the rows of videos name; as many as there are, unless rows were lost
+
+    @cached_property
+    def keep(self) -> list[bool | None]:
+        """The verdict on each clip; None for one that was not judged yet."""
+        return self.clips["keep"].to_pylist()
+
+    @cached_property
+    def drop_reasons(self) -> list[list[str]]:
+        """Every limit that each clip misses."""
+        return [reasons or [] for reasons in self.clips["drop_reasons"].to_pylist()]
+
+    @cached_property
+    def rules(self) -> list[DropReason]:
+        """What each rule dropped, in the order in which the rules were applied."""
+        return reason_counts(self.drop_reasons)
+
+    @property
+    def num_kept(self) -> int:
+        """Clips that the newest selection keeps."""
+        return self.keep.count(True)
+
+    @property
+    def num_judged(self) -> int:
+        """Clips that it looked at."""
+        return len(self.keep) - self.keep.count(None)
+
+    def kept(self) -> pa.Table:
+        """The kept clips alone."""
+        return self.clips.filter(pc.equal(self.clips["keep"], True))
+
+
+def read_curation(root: str) -> Curation:
+    """The current clips of a root, in the order of (path, start)."""
+    rows = clips_with_scores(root)
+    own = {*SCHEMAS["clips"].names, *JOINED}
+    scorers = [name for name in rows.column_names if name not in own]
+    named = pc.unique(current_clip_ids(root))
+    current = pc.is_in(rows["clip_id"], value_set=named)
+    rows = rows.filter(pc.and_(current, pc.equal(rows["status"], "ok")))
+    videos = read_table(root, "videos", ["video_id", "path", "source"])
+    rows = left_join(rows, videos, "video_id", {"path": "path", "source": "source"})
+    order = pc.sort_indices(rows, [("path", "ascending"), ("start_s", "ascending")])
+    rows = rows.take(order)
+    for name, column in clip_figures(rows).items():
+        rows = rows.append_column(name, column)
+    return Curation(rows, scorers, newest_selection(root), len(named))
+
+
+def clip_figures(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Length, frame rate and aspect ratio of clips, as the selection limits them; null where they are unknown."""
+    floats = {name: clips[name].cast(pa.float64()) for name in ("width", "height", "fps_num", "fps_den")}
+    return {
+        "duration_s": pc.subtract(clips["end_s"], clips["start_s"]),
+        "fps": pc.divide(floats["fps_num"], floats["fps_den"]),
+        "aspect": pc.divide(floats["width"], floats["height"]),
+    }
+
+
+@dataclass(frozen=True)
+class BucketLine:
+    """Kept clips of one bucket."""
+
+    bucket: Bucket
+    splits: dict[str, int]
+
+    @property
+    def aspect(self) -> str:
+        """Name of its aspect ratio."""
+        return aspect_name(self.bucket.width, self.bucket.height)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of all splits."""
+        return sum(self.splits.values())
+
+
+COMMON_ASPECTS = {"16:9": 16 / 9, "5:3": 5 / 3, "3:2": 3 / 2, "4:3": 4 / 3, "2:1": 2.0, "21:9": 21 / 9, "1:1": 1.0}
+
+
+def aspect_name(width: int, height: int) -> str:
+    """The common aspect ratio within 2 %, else width over height, such as 1.85:1."""
+    for name, ratio in COMMON_ASPECTS.items():
+        if abs(width / height / ratio - 1) < 0.02:
+            return name
+        if abs(height / width / ratio - 1) < 0.02:
+            return ":".join(reversed(name.split(":")))
+    return f"{width / height:.3g}:1"
+
+
+def bucket_lines(curation: Curation) -> list[BucketLine]:
+    """Kept clips by bucket: the largest pictures first, longer clips first among equals."""
+    kept = curation.kept()
+    pairs = zip(kept["bucket"].to_pylist(), kept["split"].to_pylist(), strict=True)
+    counts = Counter((bucket, split) for bucket, split in pairs if bucket)
+    names = {bucket for bucket, _ in counts}
+    lines = [BucketLine(parse_bucket(name), {split: counts[name, split] for split in SPLITS}) for name in names]
+    return sorted(lines, key=_bucket_order)
+
+
+def _bucket_order(line: BucketLine) -> tuple[float, ...]:
+    bucket = line.bucket
+    return -bucket.height * bucket.width, -bucket.width, -bucket.num_frames, -bucket.fps
+
+
+@dataclass(frozen=True)
+class SplitLine:
+    """Kept clips of one split."""
+
+    split: str
+    num_videos: int
+    num_clips: int
+    seconds: float
+
+
+def split_lines(curation: Curation) -> list[SplitLine]:
+    """Kept clips by split."""
+    kept = curation.kept()
+    lines = []
+    for split in SPLITS:
+        rows = kept.filter(pc.equal(kept["split"], split))
+        if rows.num_rows:
+            seconds = total_s(rows)
+            lines.append(SplitLine(split, len(pc.unique(rows["video_id"])), rows.num_rows, seconds))
+    return lines
+
+
+@dataclass(frozen=True)
+class SetLine:
+    """What one of several nested sets keeps."""
+
+    name: str
+    splits: dict[str, int]
+    seconds: float
+    is_shown: bool  # the one that the rest of the page is about
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of all splits."""
+        return sum(self.splits.values())
+
+
+def set_lines(root: str, curation: Curation, sets: Mapping[str, str]) -> list[SetLine]:
+    """Kept clips of each set, the widest first. sets: name -> selection."""
+    lines = []
+    for name, selection in sets.items():
+        kept = verdicts_of(root, selection).filter(pc.field("keep")).select(["clip_id", "split"])
+        kept = left_join(kept, curation.clips, "clip_id", {"duration_s": "duration_s"})
+        kept = kept.filter(pc.is_valid(kept["duration_s"]))  # a clip that is no longer cut has none
+        counts = Counter(kept["split"].to_pylist())
+        seconds = pc.sum(kept["duration_s"]).as_py() or 0.0
+        lines.append(
+            SetLine(name, {split: counts[split] for split in SPLITS}, seconds, selection == curation.selection)
+        )
+    return lines
+
+
+def total_s(clips: pa.Table) -> float:
+    """Length of clips together, seconds."""
+    return pc.sum(clips["duration_s"]).as_py() or 0.0
+
+
+def common_reasons(reasons: Sequence[str], most: int = 4) -> str:
+    """Words with their counts, the most frequent first, as one phrase."""
+    found = Counter(reasons).most_common()
+    rest = sum(count for _, count in found[most:])
+    words = [f"{count:,} {reason}" for reason, count in found[:most]]
+    return ", ".join([*words, f"{rest:,} for other reasons"] if rest else words)

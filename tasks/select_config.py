@@ -1,0 +1,226 @@
+"""Settings of a selection: limits, presets, nested sets, quotas, buckets and splits."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+
+from pyramid_model.config import Config
+from tasks.buckets import expand_buckets
+from tasks.duplicates import METHODS, Method
+
+# Measured on the clip itself, so that any of them may have limits beside the scorers.
+CLIP_FIGURES = ("duration_s", "fps", "height", "width", "aspect")
+
+# Limits that `preset` stands for; a recipe may change each of them, or lift it with `{}`.
+PRESETS: dict[str, dict[str, dict[str, float]]] = {
+    "pretrain": {
+        "duration_s": {"min": 2, "max": 16},
+        "motion": {"min_percentile": 2, "max_percentile": 98},
+        "aesthetic": {"min": 4.5},
+        "text_area": {"max": 0.05},
+    },
+    "finetune": {
+        "duration_s": {"min": 4, "max": 10},
+        "motion": {"min_percentile": 2, "max_percentile": 98},
+        "aesthetic": {"min": 5.0},
+        "text_area": {"max": 0.01},
+    },
+}
+
+Preset = Literal["", "pretrain", "finetune"]
+
+
+def without_unused(config: Config, dump: SerializerFunctionWrapHandler, added: tuple[str, ...]) -> dict[str, Any]:
+    """A config as written down before it had the fields `added`, as far as those are at their defaults."""
+    unused = {name for name in added if getattr(config, name) == type(config).model_fields[name].default}
+    return {name: value for name, value in dump(config).items() if name not in unused}
+
+
+class Limits(Config):
+    """Bounds of a score, both included; an empty one does not bind, and of two for one side the stricter one does."""
+
+    min: float | None = None
+    max: float | None = None
+    min_percentile: float | None = Field(None, ge=0, le=100, description="of all current clips that have the score")
+    max_percentile: float | None = Field(None, ge=0, le=100, description="the same for the upper bound")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Limits":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: no clip could pass")
+        low, high = self.min_percentile, self.max_percentile
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"min_percentile {low:g} is not below max_percentile {high:g}: no clip could pass")
+        return self
+
+    @property
+    def binds(self) -> bool:
+        """Whether any bound is set."""
+        return self != Limits()
+
+    def within(self, wider: "Limits") -> "Limits":
+        """The stricter of each bound of two limits.
+
+        Raises:
+            ValueError: one of these bounds is looser than the other's, so that it would change nothing.
+        """
+        bounds = {}
+        for name, sign in (("min", 1), ("max", -1), ("min_percentile", 1), ("max_percentile", -1)):
+            own, outer = getattr(self, name), getattr(wider, name)
+            if own is not None and outer is not None and sign * own < sign * outer:
+                raise ValueError(f"{name} {own:g} is looser than the {outer:g} of the set before")
+            bounds[name] = outer if own is None else own
+        return Limits(**bounds)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump, ("min_percentile", "max_percentile"))
+
+
+class SetConfig(Config):
+    """One of nested sets: the clips of the set before that also keep these limits, in buckets of their own."""
+
+    name: str = Field(min_length=1, description="such as 768p")
+    buckets: tuple[str, ...] = Field(min_length=1, description="as in select.buckets")
+    thresholds: dict[str, Limits] = Field({}, description="tighter than those before; those before hold, too")
+    min_frames: int = Field(1, ge=1, description="frames of the clip at its own rate; select.min_frames holds, too")
+    max_clips: int | None = Field(None, ge=1, description="most clips to train on")
+
+    @field_validator("buckets")
+    @classmethod
+    def _parse(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
+        return expand_buckets(buckets)
+
+
+# Came after selections had ids: written down only where they are used, so that the ids of before hold.
+ADDED = ("preset", "drop_duplicates", "sets", "train_set", "sources", "max_per_video", "max_clips")
+
+
+class SelectConfig(Config):
+    """What makes a clip worth training on."""
+
+    preset: Preset = Field("", description="pretrain or finetune: limits that hold where thresholds has no others")
+    thresholds: dict[str, Limits] = Field(
+        {},
+        description="limits by scorer, or by duration_s, fps, height, width or aspect of the clip: min, max, "
+        "min_percentile, max_percentile, e.g. {motion: {min: 1}}",
+    )
+    min_frames: int = Field(2, ge=1, description="frames of the clip at its own rate")
+    buckets: tuple[str, ...] = Field(
+        ("384x640x121@24",),
+        min_length=1,
+        description="<height>x<width>x<frames>@<fps>, or a family of aspects, e.g. 384px121@24",
+    )
+    max_upscale: float = Field(1.0, gt=0, description="a bucket may be so many times larger than the clip")
+    drop_duplicates: tuple[Method, ...] = Field(
+        METHODS, description="of clips that these methods found to be the same, one is kept"
+    )
+    sets: tuple[SetConfig, ...] = Field(
+        (), description="nested sets with rising limits, each with name, buckets, thresholds, min_frames, max_clips"
+    )
+    train_set: str = Field("", description="name of the set that later steps work on; empty: the last one")
+    sources: dict[str, float] = Field(
+        {}, description="share of each source in the clips to train on, e.g. {films: 3, phones: 1}; others are left out"
+    )
+    max_per_video: int | None = Field(None, ge=1, description="most clips of one video to train on")
+    max_clips: int | None = Field(None, ge=1, description="most clips to train on")
+    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos that no pin puts elsewhere")
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="the same for the test split")
+    min_val_clips: int = Field(1, ge=0, description="with fewer, a run that goes on to training stops here")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        """Limits of the preset, where the thresholds given say nothing of a scorer."""
+        if not isinstance(given, Mapping) or not PRESETS.get(given.get("preset", "")):
+            return given
+        return dict(given) | {"thresholds": PRESETS[given["preset"]] | dict(given.get("thresholds") or {})}
+
+    @field_validator("buckets")
+    @classmethod
+    def _parse(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
+        return expand_buckets(buckets)
+
+    @field_validator("drop_duplicates")
+    @classmethod
+    def _order_of_methods(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+        return tuple(method for method in METHODS if method in methods)
+
+    @field_validator("sources")
+    @classmethod
+    def _positive(cls, sources: dict[str, float]) -> dict[str, float]:
+        if bad := {name: weight for name, weight in sources.items() if not weight > 0}:
+            raise ValueError(f"weights must be above 0, and {bad} are not: leave a source out to use none of it")
+        return sources
+
+    @model_validator(mode="after")
+    def _nested(self) -> "SelectConfig":
+        names = [one.name for one in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sets need names of their own, and these are {names}")
+        if self.train_set and self.train_set not in names:
+            raise ValueError(f"train_set {self.train_set!r} is none of the sets {names}")
+        thresholds = dict(self.thresholds)
+        for one in self.sets:
+            try:
+                thresholds |= _tightened(thresholds, one.thresholds)
+            except ValueError as err:
+                raise ValueError(f"set {one.name!r}: {err}, and its clips must be in that one as well") from None
+        return self
+
+    def nested(self) -> "list[SelectConfig]":
+        """The selections that these settings ask for, from the widest to the strictest: themselves without sets.
+
+        Each knows the sets up to its own and none after it, so that a change of a stricter one moves no id of it.
+        """
+        given = self.model_dump() | {"train_set": ""}
+        return [
+            type(self).model_validate(given | {"sets": given.get("sets", ())[:count]})
+            for count in range(1, max(1, len(self.sets)) + 1)
+        ]
+
+    def rules(self) -> "Rules":
+        """What decides in the last set, or for a selection without sets."""
+        thresholds = dict(self.thresholds)
+        for one in self.sets:
+            thresholds |= _tightened(thresholds, one.thresholds)
+        last = self.sets[-1] if self.sets else None
+        return Rules(
+            name=last.name if last else "",
+            thresholds={name: limits for name, limits in thresholds.items() if limits.binds},
+            min_frames=max(self.min_frames, *(one.min_frames for one in self.sets), 1),
+            buckets=last.buckets if last else self.buckets,
+            max_clips=last.max_clips if last else self.max_clips,
+        )
+
+    @property
+    def place_to_train(self) -> int:
+        """Which of `nested()` the later steps work on."""
+        names = [one.name for one in self.sets]
+        return names.index(self.train_set) if self.train_set else max(0, len(names) - 1)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump, ADDED)
+
+
+class Rules(Config):
+    """What decides in one set, with all that holds from the sets before it."""
+
+    name: str
+    thresholds: dict[str, Limits]
+    min_frames: int
+    buckets: tuple[str, ...]
+    max_clips: int | None
+
+
+def _tightened(before: Mapping[str, Limits], own: Mapping[str, Limits]) -> dict[str, Limits]:
+    """Limits of a set with those of the set before."""
+    tighter = {}
+    for scorer, limits in own.items():
+        try:
+            tighter[scorer] = limits.within(before.get(scorer, Limits()))
+        except ValueError as err:
+            raise ValueError(f"{scorer}: {err}") from None
+    return tighter

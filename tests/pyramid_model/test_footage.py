@@ -308,3 +308,25 @@ def test_a_header_that_claims_a_billion_frames_gives_what_is_there_or_an_error(g
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(VideoError):
         examine(tmp_path / "a.mp4")
+
+
+def test_five_hundred_files_take_no_more_memory_than_three_hundred(shoot, tmp_path):
+    shoot(tmp_path / "a.mp4", [8], size=(48, 64))
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:-500])
+    code = """
+import contextlib, itertools, sys
+import psutil
+from pyramid_model.footage import decode
+from pyramid_model.video import VideoError
+own = psutil.Process()
+for number in range(500):
+    if number == 300:  # what is allocated once has been by now
+        before = own.memory_info().rss
+    with contextlib.suppress(VideoError):  # now and then left in the middle
+        for frame in itertools.islice(decode(sys.argv[1 + number % 2]), 4 + number % 5):
+            frame.small(32, 32), frame.upright(24, 32)
+print((own.memory_info().rss - before) / 2**20)
+"""
+    paths = [str(tmp_path / "a.mp4"), str(tmp_path / "cut.mp4")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=120, check=True)
+    assert float(done.stdout) < 2  # MiB

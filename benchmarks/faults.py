@@ -4,11 +4,10 @@
     uv run python benchmarks/faults.py --videos 40 --damaged 9
 
 An undisturbed run, one video after the other, says what has to come out. The run under fire starts the step as often as
-it is killed; then its tables and media are compared with what has to come out, row by row and byte by byte.
+it is killed; then its tables and media are compared with what has to come out, row by row and frame by frame.
 """
 
 import argparse
-import hashlib
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import psutil
@@ -34,6 +34,7 @@ from tasks.tables import append_block, content_id, ok_row, read_table
 
 CONFIG = ClipsConfig(min_frames=8, max_frames=20, margin_frames=0)
 HEIGHT, WIDTH, FPS, SHOTS = 64, 96, 24, (14, 18)
+ENCODER_NOISE = 2.0  # mean difference of a frame, of 255
 TABLES = ("clips", "scores", "videos")
 
 
@@ -52,7 +53,7 @@ DAMAGE: tuple[Callable[[bytes, int], bytes], ...] = (
     lambda _, seed: b"not a video %d" % seed,
     lambda data, seed: data[: 40 + seed],  # a header alone
     lambda data, _: data.replace(b"avc1", b"zzz9"),  # a codec that nobody knows
-    lambda data, _: data.replace(b"moov", b"free"),  # the index is missing
+    lambda data, _: data.replace(b"moov", b"gone"),  # the index is missing
     lambda _, seed: b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n%d.mp4\n#EXT-X-ENDLIST\n" % seed,
 )
 
@@ -187,9 +188,23 @@ def _buried(family: dict[int, psutil.Process], patience_s: float = 60) -> Iterat
         yield f"a decoder ({one.pid}) outlived its driver by {patience_s:g} s"
 
 
-def content(uris: Sequence[str]) -> dict[str, str]:
-    """Digest of each file by its name."""
-    return {Path(uri).name: hashlib.blake2b(Path(uri).read_bytes()).hexdigest() for uri in uris}
+def unlike(ours: Path, theirs: Path) -> str:
+    """How the pictures of a clip differ from those of the undisturbed run, in words; empty when they do not.
+
+    x264 does not always give the same bytes for the same frames: what it spends on a small picture varies a little.
+    """
+    if not ours.exists():
+        return "is missing"
+    found, wanted = (pictures(path) for path in (ours, theirs))
+    if found.shape != wanted.shape:
+        return f"has {len(found)} frames, not {len(wanted)}"
+    return "shows something else" if np.abs(found - wanted).mean(axis=(1, 2)).max() > ENCODER_NOISE else ""
+
+
+def pictures(path: Path) -> np.ndarray:
+    """Brightness of the frames of a file, (t h w) int."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="gray") for frame in container.decode(video=0)]).astype(int)
 
 
 def differences(root: str, expected: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -211,10 +226,11 @@ def differences(root: str, expected: dict[str, list[dict[str, Any]]]) -> list[st
     for row in read_table(root, "videos", ["video_id", "path", "status", "error_type"]).to_pylist():
         if (row["status"], row["error_type"]) != verdict.get(row["video_id"]):
             found.append(f"{row['path']}: {row['status']} {row['error_type']}, not {verdict.get(row['video_id'])}")
-    files = [str(path) for path in (Path(root) / "media" / "clips").glob("*.mp4")]
-    if content(files) != content([row["uri"] for row in expected["clips"]]):
-        found.append("the files of clips are not those of the undisturbed run")
-    return found
+    media = Path(root) / "media" / "clips"
+    theirs = {Path(row["uri"]).name: Path(row["uri"]) for row in expected["clips"]}
+    found += [f"the clip {path.name} should not be there" for path in media.glob("*.mp4") if path.name not in theirs]
+    told = {name: unlike(media / name, path) for name, path in theirs.items()}
+    return found + [f"the clip {name} {what}" for name, what in told.items() if what]
 
 
 @dataclass(frozen=True)
@@ -255,7 +271,10 @@ def main() -> None:
         found = run_under_fire(Path(folder), options.videos, options.damaged)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(found.statuses.items()))
     print(f"{options.videos} videos: {counts}; {found.num_clips} clips; {found.left_to_do} left; {found.wall_s:.0f} s")
-    print(*found.differences or ["no row lost, none doubled, every clip as in the undisturbed run"], sep="\n")
+    print(
+        *found.differences or ["no row lost, none doubled, every clip shows what it does in the undisturbed run"],
+        sep="\n",
+    )
     sys.exit(bool(found.differences or found.left_to_do or sum(found.statuses.values()) != options.videos))
 
 

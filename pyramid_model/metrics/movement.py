@@ -19,7 +19,7 @@ MIN_POINTS = 8
 TEXTURED = 200.0  # mean squared Sobel gradient: below it, flow is guessed from the neighbourhood
 TOLERANCE = 1.0  # px by which a point that follows the camera may miss its place
 
-MOVING = 0.01  # longer sides a second: slower than this nobody sees it
+MOVING = 0.015  # longer sides a second: a sixth of a pixel between two frames that are compared
 STEADY = 0.6  # of the time a camera that moves on purpose moves the same way; one in a hand, half of it
 SHAKY = 0.002  # longer sides: half a pixel of 256
 LABELS = (

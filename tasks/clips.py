@@ -117,6 +117,10 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
     restored = _restore(run, settings, to_restore)
     num_done = len(sources) - len(attempts)
     media = run.media("clips")
+    if attempts and config.shots.method == "transnetv2":
+        from pyramid_model.transnet import load_network  # OpenCV, which other readers of these settings do without
+
+        load_network(config.shots.weights)  # a missing package or file is said once, before any video is tried
     if attempts and storage.is_local(media):
         storage.filesystem(media)[0].makedirs(storage.filesystem(media)[1], exist_ok=True)
     result = run_blocks(

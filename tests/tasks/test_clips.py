@@ -297,8 +297,9 @@ def test_no_clip_contains_a_frame_of_a_fade(tmp_path, shoot):
 
 @pytest.mark.slow
 def test_first_and_last_frames_of_real_clips_are_those_of_the_source(shared_assets, tmp_path):
+    config = ClipsConfig(min_frames=5, max_frames=40, max_side=160, crf=10)
     for name in ("psd_goldeneye-vfr-drop3.mp4", "psd_issue-236-split-copy.mkv", "psd_counter.mp4"):
-        rows = cut(shared_assets / "odd" / name, tmp_path, ClipsConfig(min_frames=5, max_frames=40, max_side=160, crf=10))
+        rows = cut(shared_assets / "odd" / name, tmp_path, config)
         assert rows["clips"], name
         first_and_last_are_the_source_s(rows, shared_assets / "odd" / name)
 

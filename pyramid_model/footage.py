@@ -29,6 +29,11 @@ MEDIA_FORMATS = (
 MAX_PIXELS = 36_000_000  # of one frame; 8K has 33 million. A few bytes of a header may claim ten times as many.
 HDR_TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, H.273
 TRANSFERS = HDR_TRANSFERS | {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 8: "linear", 13: "iec61966-2-1"}
+TRANSFERS |= {14: "bt2020-10", 15: "bt2020-12"}
+PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 11: "dci-p3"}
+PRIMARIES |= {12: "display-p3"}
+MATRICES = {0: "rgb", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020nc", 10: "bt2020c"}
+RANGES = {1: "limited", 2: "full"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ class VideoProbe:
     duration_s: float  # of the video stream, else of the container; 0 when unknown
     start_pts: int
     time_base: Fraction
-    color_transfer: str
+    color_transfer: str  # this and the next three: "" where the file does not say
+    color_primaries: str
+    color_matrix: str
+    color_range: str  # limited or full
     is_hdr: bool
     has_audio: bool
     bit_rate: int
@@ -276,6 +284,9 @@ class Footage:
             start_pts=image.pts or 0,
             time_base=stream.time_base,
             color_transfer=TRANSFERS.get(int(image.color_trc), ""),
+            color_primaries=PRIMARIES.get(int(image.color_primaries), ""),
+            color_matrix=MATRICES.get(int(image.colorspace), ""),
+            color_range=RANGES.get(int(image.color_range), ""),
             is_hdr=int(image.color_trc) in HDR_TRANSFERS,
             has_audio=bool(self.container.streams.audio),
             bit_rate=self.container.bit_rate or 0,

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +17,7 @@ from av.video.reformatter import Interpolation
 from pyramid_model.cropping import find_picture, framing
 from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps
 from pyramid_model.metrics.scorers import ClipView
-from pyramid_model.shots import CutDetector, analysis_size
+from pyramid_model.shots import ShotDetector, Verdict, analysis_size
 from pyramid_model.video import ClipWriter, VideoError
 from tasks import storage
 from tasks.clip_planning import plan_clips
@@ -91,6 +91,7 @@ class ShownFrame:
     image: Any  # av.VideoFrame, yuv420p, upright, of the clips' size
     gray: Any  # (h w) uint8, upright and small: for scores
     starts_shot: bool = False
+    is_blended: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class VideoPass:
         kept = ("video_id", "uri", "path", "size_bytes", "source", "license")
         self.columns: dict[str, Any] = {name: item[name] for name in kept} | {"num_shots": 0, "num_clips": 0}
         self.remark = ""
+        self._num_blended = 0
 
     def cut(self) -> list[CutClip]:
         """Clips of a sound video, or of the sound parts of a damaged one with `salvage`.
@@ -152,23 +154,26 @@ class VideoPass:
             raise VideoError(
                 "no_clips",
                 f"no clip of {self.config.min_frames} frames or more (min_frames) in the "
-                f"{integrity.num_frames} frames of {self.columns['num_shots']} shots",
+                f"{integrity.num_frames} frames of {self.columns['num_shots']} shots, of which {self._num_blended} are "
+                "empty or blended by fades and dissolves",
             )
         self.columns["num_clips"] = len(clips)
         return clips
 
     def _shown(self, footage: Footage, frames: Iterator[Frame]) -> Iterator[ShownFrame]:
         """Frames scaled to the clips' size, each with the verdict whether it starts a shot."""
-        detector = CutDetector(self.config.shots)
+        detector = ShotDetector(self.config.shots)
         small_size = analysis_size(footage.probe)
         waiting: deque[ShownFrame] = deque()
-        cuts: set[int] = set()
+        self.columns["num_shots"] = 1
 
-        def decided(num_waiting: int) -> Iterator[ShownFrame]:
-            while len(waiting) > num_waiting:
-                waiting[0].starts_shot = waiting[0].index in cuts
-                self.columns["num_shots"] = len(cuts) + 1
-                yield waiting.popleft()
+        def decided(verdicts: Iterator[Verdict]) -> Iterator[ShownFrame]:
+            for verdict in verdicts:
+                shown = waiting.popleft()
+                shown.starts_shot, shown.is_blended = verdict.starts_shot, verdict.is_blended
+                self.columns["num_shots"] += verdict.starts_shot
+                self._num_blended += verdict.is_blended
+                yield shown
 
         for frame in frames:
             if frame.is_corrupt and not self.config.salvage:
@@ -176,14 +181,13 @@ class VideoPass:
             if waiting:
                 waiting[-1].end_pts = frame.pts
             small = frame.small(*small_size)
-            cuts.update(detector.add(small))
             image = self.framing.crop(frame.upright(*self.framing.scaled))
             gray = self._gray(frame, small, image)
             waiting.append(ShownFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
-            yield from decided(max(1, detector.delay))
+            yield from decided(detector.add(small))
         if waiting:
             waiting[-1].end_pts = footage.end_pts()
-        yield from decided(0)
+        yield from decided(detector.end())
 
     def _gray(self, frame: Frame, small: np.ndarray, image: av.VideoFrame) -> np.ndarray:
         """The miniature that is scored: the one that shot detection saw, or of the picture alone where that is cut out.
@@ -200,13 +204,14 @@ class VideoPass:
         """Clips as their last frame passes, each a file in the staging folder."""
         writer, clip, path = None, [], ""
         try:
-            for shot, frame, is_last in plan_clips(frames, self.config):
+            for shot, shown, is_last in plan_clips(frames, self.config):
                 if writer is None:
-                    path = os.path.join(self.staging, f"{frame.index}.mp4")
-                    writer, clip = self._writer(path, frame.image), []
+                    path = os.path.join(self.staging, f"{shown.index}.mp4")
+                    writer, clip = self._writer(path, shown.image), []
+                writer.write(shown.image, shown.pts - (clip[0] if clip else shown).pts)
+                # Encoded: what remains of it is its gray miniature, until the clip is scored.
+                frame = replace(shown, image=None)
                 clip.append(frame)
-                writer.write(frame.image, frame.pts - clip[0].pts)
-                frame.image = None  # encoded: what remains of it is its gray miniature, until the clip is scored
                 if is_last:
                     writer.close()
                     writer = None
@@ -286,6 +291,9 @@ def probe_columns(probe: VideoProbe) -> dict[str, Any]:
         "time_base_num": probe.time_base.numerator,
         "time_base_den": probe.time_base.denominator,
         "color_transfer": probe.color_transfer,
+        "color_primaries": probe.color_primaries,
+        "color_matrix": probe.color_matrix,
+        "color_range": probe.color_range,
         "is_hdr": probe.is_hdr,
         "has_audio": probe.has_audio,
         "bit_rate": probe.bit_rate,

@@ -22,6 +22,9 @@ class ClipRules(Config):
     margin_frames: int = Field(
         1, ge=0, le=100, description="frames dropped on either side of a cut, where frames may be blended"
     )
+    overlap_frames: int = Field(
+        0, ge=0, description="frames that consecutive clips of a long shot share; fewer than min_frames"
+    )
 
     @model_validator(mode="after")
     def _min_below_max(self) -> "ClipRules":
@@ -32,42 +35,55 @@ class ClipRules(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _overlap_below_min(self) -> "ClipRules":
+        if self.overlap_frames >= self.min_frames:
+            raise ValueError(
+                f"overlap_frames {self.overlap_frames} is not below min_frames {self.min_frames}: a clip could be all "
+                "overlap; set clips.overlap_frames or clips.min_frames"
+            )
+        return self
+
 
 def next_length(remaining: int, rules: ClipRules) -> int:
     """Length of the next clip when `remaining` frames of the shot are left; 0 when they are too few.
 
     A remainder shorter than min_frames is avoided by shortening the clip before it, where that stays long enough.
+    The clip after this one begins with the last `overlap_frames` of it.
     """
     if remaining <= rules.max_frames:
         return remaining if remaining >= rules.min_frames else 0
-    if rules.min_frames * 2 <= remaining < rules.max_frames + rules.min_frames:
-        return min(rules.max_frames, remaining - rules.min_frames)
+    beyond = rules.min_frames - rules.overlap_frames  # what the clip after it needs beside the frames it shares
+    if rules.min_frames + beyond <= remaining < rules.max_frames + beyond:
+        return min(rules.max_frames, remaining - beyond)
     return rules.max_frames
 
 
 class ShotSplitter(Generic[T]):
     """Splits the frames of one shot into clips, holding back only those whose clip is not yet certain.
 
-    About 2 * min_frames items are held, max_frames at most: memory does not grow with the shot.
+    Clips come one after the other: an item that two of them share comes again with the second one. About
+    2 * min_frames items are held, max_frames at most: memory does not grow with the shot.
     """
 
     def __init__(self, rules: ClipRules):
         self.rules = rules
         self._held: deque[T] = deque()
         self._released = 0  # of the current clip
+        self._shared: deque[T] = deque(maxlen=rules.overlap_frames)  # its newest released items
 
     def add(self, item: T) -> Iterator[tuple[T, bool]]:
         """Take the next frame of the shot; yields (item, whether it is the last of its clip) as they become certain."""
         self._held.append(item)
         rules, known = self.rules, self._released + len(self._held)
-        if known >= rules.max_frames + rules.min_frames:
+        beyond = rules.min_frames - rules.overlap_frames
+        if known >= rules.max_frames + beyond:
             yield from self._release(rules.max_frames)
         elif known >= rules.min_frames:
             # However the shot goes on, its next clip has at least this many frames.
-            certain = max(rules.min_frames, rules.max_frames - rules.min_frames + 1)
+            certain = max(rules.min_frames, rules.max_frames - beyond + 1)
             while self._released < certain - 1 and len(self._held) > 1:
-                self._released += 1
-                yield self._held.popleft(), False
+                yield self._next(), False
 
     def end(self) -> Iterator[tuple[T, bool]]:
         """The shot is over: yields what is left of its clips and forgets a remainder that is too short."""
@@ -75,18 +91,26 @@ class ShotSplitter(Generic[T]):
             yield from self._release(length)
         self._held.clear()
 
+    def _next(self) -> T:
+        self._released += 1
+        item = self._held.popleft()
+        self._shared.append(item)
+        return item
+
     def _release(self, length: int) -> Iterator[tuple[T, bool]]:
         """Complete the current clip with `length` frames in all."""
         while self._released < length:
-            self._released += 1
-            yield self._held.popleft(), self._released == length
+            yield self._next(), self._released == length
         self._released = 0
+        self._held.extendleft(reversed(self._shared))
+        self._shared.clear()
 
 
 class Streamed(Protocol):
     """What planning needs to know of a frame."""
 
     is_corrupt: bool
+    is_blended: bool  # with the frames of another shot
     starts_shot: bool
 
 
@@ -96,7 +120,8 @@ F = TypeVar("F", bound=Streamed)
 def plan_clips(frames: Iterable[F], rules: ClipRules) -> Iterator[tuple[int, F, bool]]:
     """The frames that belong to clips, each as (index of its shot, frame, whether it is the last of its clip).
 
-    Frames next to a cut are left out as `margin_frames` says; a corrupt frame ends a clip and is in none.
+    Frames next to a cut or to blended ones are left out as `margin_frames` says; a blended or corrupt frame ends a clip
+    and is in none. A frame that two clips share comes twice.
     """
     shot, skip = 0, 0
     splitter: ShotSplitter[F] = ShotSplitter(rules)
@@ -111,10 +136,12 @@ def plan_clips(frames: Iterable[F], rules: ClipRules) -> Iterator[tuple[int, F, 
             yield shot, certain, is_last
 
     for frame in frames:
-        if frame.starts_shot:
+        if frame.starts_shot or frame.is_blended:
             margin.clear()
             yield from ended()
-            shot, skip = shot + 1, rules.margin_frames
+            shot, skip = shot + frame.starts_shot, rules.margin_frames
+        if frame.is_blended:
+            continue
         if frame.is_corrupt:
             while margin:
                 yield from added(margin.popleft())

@@ -20,7 +20,7 @@ from tasks.pipeline import run_blocks
 from tasks.step import Run, StepResult, lineage, params_hash, step
 from tasks.tables import append_block, bad_row, content_id, read_table
 
-VERSION = "1"
+VERSION = "2"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
 SALVAGED = "salvaged: "  # what the remark on a damaged video that gave clips begins with
 MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
@@ -59,7 +59,7 @@ class ClipsConfig(ClipRules):
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As written down before these could be set, where they are as usual: videos stay done."""
-        usual = {"max_memory_gb": 4, "max_megapixels": 36, "crop_letterbox": False}
+        usual = {"max_memory_gb": 4, "max_megapixels": 36, "overlap_frames": 0, "crop_letterbox": False}
         return {name: value for name, value in dump(self).items() if usual.get(name) != value}
 
 

@@ -13,6 +13,7 @@ from tasks.score_models import clip_dim, load_aesthetic_head, load_open_clip
 from tasks.tables import bad_row, content_id, ok_row
 
 VERSION = "1"
+READ_OFF = ("consistency", "aesthetic", "text_match")
 BLOCK_SIZE = 256  # scores: each is a few products of small matrices
 
 
@@ -39,13 +40,8 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
     @property
     def scorers(self) -> list[str]:
         """Names of the scores that are asked for."""
-        asked = {
-            "consistency": self.consistency,
-            "aesthetic": bool(self.aesthetic_head),
-            "text_match": self.text_match,
-            **dict.fromkeys(self.zero_shot, True),
-        }
-        return [name for name, wanted in asked.items() if wanted]
+        asked = zip(READ_OFF, (self.consistency, self.aesthetic_head, self.text_match), strict=True)
+        return [*(name for name, wanted in asked if wanted), *self.zero_shot]
 
     @property
     def with_text(self) -> bool:

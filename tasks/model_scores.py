@@ -63,8 +63,8 @@ class ModelScoresConfig(Config):
 
     @model_validator(mode="after")
     def _told_apart(self) -> "ModelScoresConfig":
-        read_off = self.embeddings.scorers if self.embeddings else []
-        names = [*SCORERS, "text_area", "nsfw", *self.classifiers, *read_off]
+        asked = self.embeddings.zero_shot if self.embeddings else ()
+        names = [*SCORERS, "text_area", "nsfw", *embedding_scores.READ_OFF, *self.classifiers, *asked]
         if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
             raise ValueError(f"{odd[0]!r} cannot name a score: start with a small letter; then letters, digits and _")
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -55,7 +55,10 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "start_pts": INT,
         "time_base_num": INT,
         "time_base_den": INT,
-        "color_transfer": STRING,
+        "color_transfer": STRING,  # this and the next three: empty where the file does not say
+        "color_primaries": STRING,
+        "color_matrix": STRING,
+        "color_range": STRING,  # limited or full
         "is_hdr": BOOL,
         "has_audio": BOOL,
         "bit_rate": INT,

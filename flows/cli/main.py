@@ -5,6 +5,7 @@ import typer
 from flows.cli import flow_commands, manifest, run_commands, weights
 from flows.cli.doctor import doctor
 from flows.cli.parity import parity
+from flows.cli.shots import shots
 
 app = typer.Typer(
     name="pyramid",
@@ -18,6 +19,7 @@ app = typer.Typer(
 run_commands.mount(app)
 flow_commands.mount(app)
 app.command("doctor", rich_help_panel="Look at what is there")(doctor)
+app.command("shots", rich_help_panel="Look at what is there")(shots)
 app.command("parity", rich_help_panel="Look at what is there")(parity)
 app.add_typer(manifest.app, name="manifest", rich_help_panel="Look at what is there")
 app.add_typer(weights.app, name="weights", rich_help_panel="Look at what is there")

@@ -29,7 +29,7 @@ class ImageClassifier:
 
         self.index = label_index(folder, label)
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
+            self.processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             model, info = AutoModelForImageClassification.from_pretrained(
                 folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
             )

@@ -67,7 +67,8 @@ def exposure(frames: np.ndarray) -> tuple[float, float]:
 
     Luma within 3 of either end counts: detail there is lost. Black borders count too.
     """
-    return float((frames <= CRUSHED).mean()), float((frames >= 255 - CRUSHED).mean())
+    lost = np.count_nonzero(frames <= CRUSHED), np.count_nonzero(frames >= 255 - CRUSHED)
+    return lost[0] / frames.size, lost[1] / frames.size
 
 
 def black_ratio(frames: np.ndarray) -> float:
@@ -75,7 +76,7 @@ def black_ratio(frames: np.ndarray) -> float:
 
     98 % of the pixels below a tenth of the range, as in FFmpeg's blackdetect.
     """
-    return float(((frames <= 25).mean(axis=(1, 2)) >= NEARLY_ALL).mean())
+    return _share_of_frames(frames <= 25)
 
 
 def white_ratio(frames: np.ndarray) -> float:
@@ -83,4 +84,9 @@ def white_ratio(frames: np.ndarray) -> float:
 
     98 % of the pixels in the brightest tenth of the range.
     """
-    return float(((frames >= 230).mean(axis=(1, 2)) >= NEARLY_ALL).mean())
+    return _share_of_frames(frames >= 230)
+
+
+def _share_of_frames(pixels: np.ndarray) -> float:
+    """Share of the frames in which nearly all pixels are so. pixels: bool (t h w)."""
+    return float(np.mean(np.count_nonzero(pixels, axis=(1, 2)) >= NEARLY_ALL * pixels[0].size))

@@ -36,6 +36,7 @@ class TextFinder:
     def __init__(self, detector: str, recogniser: str, min_confidence: float = 0.5, num_threads: int = 1):
         from rapidocr import RapidOCR
 
+        cv2.setNumThreads(num_threads)  # rapidocr resizes and draws with it, on all cores by default
         self.ocr = RapidOCR(
             params={
                 "Global.use_cls": False,  # whether writing stands on its head does not matter here

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyramid_model.metrics.scorers import SCORERS
 from tasks.schemas import COMMON, SCHEMAS
 
 REPO = Path(__file__).parents[2]
@@ -37,6 +38,10 @@ def test_every_table_is_described():
 @pytest.mark.parametrize("table", SCHEMAS)
 def test_every_column_is_described_and_no_other(table):
     assert columns_described(table_sections()[table]) == set(SCHEMAS[table].names) - set(COMMON)
+
+
+def test_every_scorer_without_a_model_is_described():
+    assert set(SCORERS) <= columns_described((REPO / "docs" / "scores.md").read_text())
 
 
 def test_common_columns_are_described():

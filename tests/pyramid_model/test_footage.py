@@ -89,6 +89,71 @@ def test_hdr_is_flagged(tmp_path, shoot):
     assert probe(str(tmp_path / "a.mp4")).color_transfer == "smpte2084"
 
 
+def test_colours_are_written_down_as_the_file_states_them(tmp_path, shoot):
+    shoot(tmp_path / "a.mp4", [4], transfer=1)
+    header = probe(str(tmp_path / "a.mp4"))
+    assert (header.color_transfer, header.color_primaries, header.is_hdr) == ("bt709", "", False)
+    full = shoot(tmp_path / "b.mkv", [4], codec="mjpeg", pix_fmt="yuvj420p")
+    assert probe(str(tmp_path / "b.mkv")).color_range == "full"
+    frame = next(decode(str(tmp_path / "b.mkv")))
+    assert np.abs(frame.upright(96, 160).to_ndarray(format="rgb24").astype(int) - full[0]).mean() < 6
+
+
+def test_a_transport_stream_may_start_late(tmp_path, shoot):
+    shoot(tmp_path / "a.ts", [30], fps=25, times=list(range(5000, 6200, 40)))
+    header, found = examine(tmp_path / "a.ts")
+    assert header.start_pts * header.time_base == 5
+    assert (header.num_frames_header, found.num_frames, found.problem) == (0, 30, None)
+    assert found.duration_s == pytest.approx(1.2)
+
+
+def stream_copied(source, target, first_pts_s: float) -> int:
+    """Copy packets from the key frame before a time on and hide those before it, as `ffmpeg -ss -c copy` does.
+
+    Returns the number of packets.
+    """
+    import av
+
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copied = new.add_stream_from_template(stream)
+        old.seek(round(first_pts_s / stream.time_base), stream=stream)
+        packets = [packet for packet in old.demux(stream) if packet.pts is not None]
+        start = round(first_pts_s / stream.time_base)
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+            new.mux(packet)
+    return len(packets)
+
+
+def test_frames_that_a_stream_copied_cut_hides_are_not_seen(good, tmp_path):
+    num_packets = stream_copied(good, tmp_path / "a.mp4", 30 / 24)
+    header, found = examine(tmp_path / "a.mp4")
+    assert header.num_frames_header == num_packets == 120
+    assert (found.num_frames, found.problem) == (90, None)
+    whole, rest = list(decode(str(good))), list(decode(str(tmp_path / "a.mp4")))
+    for shown, expected in ((rest[0], whole[30]), (rest[-1], whole[-1])):
+        assert (shown.rgb() == expected.rgb()).all()
+
+
+@pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)])
+def test_broadcast_rates_stay_exact(tmp_path, shoot, fps):
+    shoot(tmp_path / "a.mp4", [30], fps=fps)
+    header, found = examine(tmp_path / "a.mp4")
+    assert header.fps == found.fps == fps
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv422p10le", "gray"])
+def test_odd_sizes_and_other_formats_become_even_yuv420p(tmp_path, shoot, pix_fmt):
+    size = (95, 159) if pix_fmt != "yuv422p10le" else (95, 158)
+    filmed = shoot(tmp_path / "a.mp4", [5], size=size, pix_fmt=pix_fmt)
+    _, found = examine(tmp_path / "a.mp4")
+    assert (found.num_frames, found.problem) == (5, None)
+    image = next(decode(str(tmp_path / "a.mp4"))).upright(94, 158)
+    assert (image.format.name, image.width, image.height) == ("yuv420p", 158, 94)
+    assert np.abs(image.to_ndarray(format="rgb24").astype(int).mean() - filmed[0].mean()) < 8
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory, shoot):
     """A sound file whose index comes first, so that a cut one still opens."""
@@ -243,3 +308,25 @@ def test_a_header_that_claims_a_billion_frames_gives_what_is_there_or_an_error(g
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(VideoError):
         examine(tmp_path / "a.mp4")
+
+
+def test_five_hundred_files_take_no_more_memory_than_three_hundred(shoot, tmp_path):
+    shoot(tmp_path / "a.mp4", [8], size=(48, 64))
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:-500])
+    code = """
+import contextlib, itertools, sys
+import psutil
+from pyramid_model.footage import decode
+from pyramid_model.video import VideoError
+own = psutil.Process()
+for number in range(500):
+    if number == 300:  # what is allocated once has been by now
+        before = own.memory_info().rss
+    with contextlib.suppress(VideoError):  # now and then left in the middle
+        for frame in itertools.islice(decode(sys.argv[1 + number % 2]), 4 + number % 5):
+            frame.small(32, 32), frame.upright(24, 32)
+print((own.memory_info().rss - before) / 2**20)
+"""
+    paths = [str(tmp_path / "a.mp4"), str(tmp_path / "cut.mp4")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=120, check=True)
+    assert float(done.stdout) < 2  # MiB

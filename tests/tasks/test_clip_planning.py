@@ -13,6 +13,7 @@ class Frame:
     index: int
     starts_shot: bool = False
     is_corrupt: bool = False
+    is_blended: bool = False
 
 
 def film(length: int, cuts=(), corrupt=()) -> list[Frame]:
@@ -32,22 +33,26 @@ def planned(frames: list[Frame], rules: ClipRules) -> list[tuple[int, int, int]]
     return spans
 
 
+@pytest.mark.parametrize("overlap", [0, 1, 3])
 @pytest.mark.parametrize(("low", "high"), [(2, 2), (2, 5), (3, 4), (4, 8), (5, 8), (10, 48)])
-def test_streaming_splits_like_hindsight_and_holds_few_frames(low, high):
-    rules = ClipRules(min_frames=low, max_frames=high, margin_frames=0)
+def test_streaming_splits_like_hindsight_and_holds_few_frames(low, high, overlap):
+    overlap = min(overlap, low - 1)
+    rules = ClipRules(min_frames=low, max_frames=high, margin_frames=0, overlap_frames=overlap)
     for length in range(3 * high + 2 * low):
         expected, start = [], 0
         while taken := next_length(length - start, rules):
             expected.append((0, start, start + taken))
-            start += taken
+            start += taken - overlap
         assert planned(film(length), rules) == expected
         assert all(low <= end - first <= high for _, first, end in expected)
-        if 2 * low <= high + 1:
-            assert start == length or length < low, "nothing is dropped where a shorter clip could take it"
+        if 2 * low - overlap <= high + 1 and length >= low:
+            assert start + overlap == length, "nothing is dropped where a shorter clip could take it"
     splitter: ShotSplitter[int] = ShotSplitter(rules)
     held = 0
     for index in range(5 * high):
-        held += 1 - len(list(splitter.add(index)))
+        held += 1
+        for _, is_last in splitter.add(index):
+            held -= 1 - overlap * is_last
         assert held <= max(high, 2 * low)
 
 
@@ -66,6 +71,19 @@ def test_no_corrupt_frame_is_in_a_clip():
     assert planned(film(30, cuts=(20,), corrupt=(9, 10, 27)), rules) == [(0, 0, 9), (0, 11, 19), (1, 21, 27)]
 
 
+def test_no_blended_frame_is_in_a_clip_and_margins_are_kept_to_them():
+    frames = film(40, cuts=(22,))
+    for index in range(20, 25):
+        frames[index].is_blended = True
+    assert planned(frames, ClipRules(min_frames=4, max_frames=50, margin_frames=2)) == [(0, 0, 18), (1, 27, 40)]
+
+
+def test_consecutive_clips_share_the_frames_of_the_overlap():
+    rules = ClipRules(min_frames=5, max_frames=10, margin_frames=0, overlap_frames=3)
+    # 11 frames are not 10 and a rest of 4, but 9 and 5.
+    assert planned(film(30, cuts=(19,)), rules) == [(0, 0, 10), (0, 7, 17), (0, 14, 19), (1, 19, 28), (1, 25, 30)]
+
+
 def test_shots_that_are_too_short_give_nothing():
     rules = ClipRules(min_frames=10, max_frames=20, margin_frames=1)
     assert planned(film(11, cuts=(10,)), rules) == []
@@ -73,5 +91,7 @@ def test_shots_that_are_too_short_give_nothing():
 
 
 def test_bounds_in_the_wrong_order_are_refused_with_the_settings_to_change():
+    with pytest.raises(ValidationError, match=r"overlap_frames 5 is not below min_frames 5.*clips\.overlap_frames"):
+        ClipRules(min_frames=5, max_frames=20, overlap_frames=5)
     with pytest.raises(ValidationError, match=r"min_frames 30 is above max_frames 20.*clips\.min_frames"):
         ClipRules(min_frames=30, max_frames=20)

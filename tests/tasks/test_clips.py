@@ -168,7 +168,7 @@ def test_variable_times_are_kept(done, footage):
 def test_scores_come_from_the_same_pass_and_nothing_is_left_to_do(done):
     run, _ = done
     result = scores(run, ScoresConfig())
-    assert (result.num_new, result.num_done) == (0, 3 * current_clips(run).num_rows)
+    assert (result.num_new, result.num_done) == (0, len(IN_DECODE_PASS) * current_clips(run).num_rows)
     assert clips(run, CONFIG).num_new == 0
     assert clips(run, ClipsConfig.model_validate(CONFIG.model_dump() | {"timeout_s": 7})).num_new == 0
 
@@ -227,6 +227,80 @@ def test_a_run_killed_between_two_commits_is_completed_without_doubles(ray_local
         ids = read_table(run.root, table, [ID_COLUMNS[table]], latest=False)[ID_COLUMNS[table]].to_pylist()
         assert sorted(ids) == sorted(row[ID_COLUMNS[table]] for row in rows[table])
     assert current_clips(run).num_rows == 3
+
+
+def first_and_last_are_the_source_s(rows: dict, path) -> None:
+    """Each clip begins and ends with the frames that its row names, no neighbour resembling them more."""
+    source_frames = list(decode(str(path)))
+    for row in rows["clips"]:
+        read = read_clip(row["uri"], height=row["height"], width=row["width"])
+        assert len(read) == row["num_frames"] == row["end_frame"] - row["start_frame"]
+        assert source_frames[row["start_frame"]].pts == row["start_pts"] < row["end_pts"]
+        assert row["start_s"] < row["end_s"]
+        for got, index in ((read[0], row["start_frame"]), (read[-1], row["end_frame"] - 1)):
+            near = source_frames[max(0, index - 1) : index + 2]
+            shown = [frame.upright(row["height"], row["width"]).to_ndarray(format="rgb24") for frame in near]
+            errors = [np.abs(picture.astype(int) - got).mean() for picture in shown]
+            # Of a still picture the neighbours are as close but for rounding.
+            assert errors[[frame.index for frame in near].index(index)] < min(errors) + 0.1
+            assert min(errors) < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("late.ts", {}),
+        ("cartoon.avi", {"codec": "mpeg4"}),
+        ("b_frames.mkv", {"fps": 25}),
+        ("odd.mp4", {"size": (95, 159), "pix_fmt": "yuv444p"}),
+        ("wide.mp4", {"aspect": (16, 11)}),
+        ("turned.mp4", {"rotation": -90}),
+        ("slow.mkv", {"times": [*range(0, 600, 40), *range(600, 3100, 100)]}),
+    ],
+)
+def test_first_and_last_frames_of_clips_are_those_of_the_source(tmp_path, shoot, name, options):
+    shoot(tmp_path / name, [25, 15], **options)
+    config = ClipsConfig(min_frames=5, max_frames=12, margin_frames=1, overlap_frames=3, crf=10)
+    rows = cut(tmp_path / name, tmp_path, config)
+    spans = [(row["shot"], row["start_frame"], row["end_frame"]) for row in rows["clips"]]
+    assert spans == [(0, 0, 12), (0, 9, 21), (0, 18, 24), (1, 26, 38), (1, 35, 40)][: len(spans)]
+    assert len(spans) == 5
+    assert {(row["height"] % 2, row["width"] % 2) for row in rows["clips"]} == {(0, 0)}
+    assert rows["clips"][0]["start_s"] == 0
+    first_and_last_are_the_source_s(rows, tmp_path / name)
+
+
+def test_a_video_of_one_frame_has_a_reason_and_no_clip(tmp_path, shoot):
+    shoot(tmp_path / "one.mp4", [1])
+    [video] = cut(tmp_path / "one.mp4", tmp_path)["videos"]
+    assert (video["status"], video["error_type"], video["num_frames"]) == ("skipped", "no_clips", 1)
+
+
+def test_no_clip_contains_a_frame_of_a_fade(tmp_path, shoot):
+    import av
+
+    bright = shoot(tmp_path / "a.mp4", [40, 40])
+    share = np.clip(np.abs(np.arange(80) - 40) / 10, 0, 1)[:, None, None, None]
+    with av.open(str(tmp_path / "fade.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = bright.shape[1], bright.shape[2], "yuv420p"
+        for picture in (bright * share).astype(np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    rows = cut(tmp_path / "fade.mp4", tmp_path)
+    assert rows["videos"][0]["num_shots"] == 2
+    clips_of = [(row["shot"], row["start_frame"], row["end_frame"]) for row in rows["clips"]]
+    assert [shot for shot, _, _ in clips_of] == [0, 1]
+    assert clips_of[0][2] in (29, 30, 31)
+    assert clips_of[1][1] in (50, 51, 52)
+
+
+@pytest.mark.slow
+def test_first_and_last_frames_of_real_clips_are_those_of_the_source(shared_assets, tmp_path):
+    for name in ("psd_goldeneye-vfr-drop3.mp4", "psd_issue-236-split-copy.mkv", "psd_counter.mp4"):
+        rows = cut(shared_assets / "odd" / name, tmp_path, ClipsConfig(min_frames=5, max_frames=40, max_side=160, crf=10))
+        assert rows["clips"], name
+        first_and_last_are_the_source_s(rows, shared_assets / "odd" / name)
 
 
 def test_salvage_keeps_the_sound_part_of_a_truncated_video(footage, tmp_path):
@@ -343,7 +417,10 @@ def test_shared_odd_files_have_their_display_size(shared_assets, tmp_path):
     vfr = cut(shared_assets / "odd" / "psd_goldeneye-vfr-drop3.mp4", tmp_path, config)
     assert vfr["videos"][0]["is_vfr"]
     assert all(row["end_s"] > row["start_s"] for row in vfr["clips"])
-    late = cut(shared_assets / "odd" / "psd_delayed_start.mp4", tmp_path, config)
+    # All of it fades in, to plain grey.
+    whole = ClipsConfig.model_validate(config.model_dump() | {"shots": {"find_gradual": False}})
+    assert cut(shared_assets / "odd" / "psd_delayed_start.mp4", tmp_path, config)["videos"][0]["status"] == "skipped"
+    late = cut(shared_assets / "odd" / "psd_delayed_start.mp4", tmp_path, whole)
     assert (late["videos"][0]["start_pts"], late["clips"][0]["start_s"]) == (13760, 0)
 
 

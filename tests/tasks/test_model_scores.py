@@ -195,6 +195,9 @@ def test_names_that_would_mean_two_scores_are_refused():
     for name in ("motion", "nsfw"):
         with pytest.raises(ValueError, match=f"two scorers would be called {name}"):
             ScoresConfig.model_validate({"classifiers": {name: {"model": "m", "label": "x"}}})
+    question = {"prompts": ["beautiful"], "against": ["ugly"]}
+    with pytest.raises(ValueError, match="two scorers would be called aesthetic"):
+        ScoresConfig.model_validate({"embeddings": {"zero_shot": {"aesthetic": question}}})
     with pytest.raises(ValueError, match="'Water mark' cannot name a score"):
         ScoresConfig.model_validate({"classifiers": {"Water mark": {"model": "m", "label": "x"}}})
 

@@ -1,0 +1,282 @@
+"""The clips step under fire: damaged videos, an actor killed, its driver killed again and again, and nothing is lost.
+
+    uv run python benchmarks/faults.py                            # 200 videos, 30 of them damaged; minutes
+    uv run python benchmarks/faults.py --videos 40 --damaged 9
+
+An undisturbed run, one video after the other, says what has to come out. The run under fire starts the step as often as
+it is killed; then its tables and media are compared with what has to come out, row by row and frame by frame.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import psutil
+
+from pyramid_model.video import open_video
+from tasks.clips import ClipsConfig, VideoWorker, clips
+from tasks.ingest import hash_file
+from tasks.schemas import ID_COLUMNS
+from tasks.step import RayConfig, Run, StepResult, lineage
+from tasks.tables import append_block, content_id, ok_row, read_table
+
+CONFIG = ClipsConfig(min_frames=8, max_frames=20, margin_frames=0)
+HEIGHT, WIDTH, FPS, SHOTS = 64, 96, 24, (14, 18)
+ENCODER_NOISE = 2.0  # mean difference of a frame, of 255
+TABLES = ("clips", "scores", "videos")
+
+
+def flipped(data: bytes, seed: int) -> bytes:
+    """Some bits of the pictures turned over."""
+    damaged = bytearray(data)
+    start = data.index(b"mdat") + 500
+    for position in np.random.default_rng(seed).integers(start, len(data), 60):
+        damaged[position] ^= 1 << int(position) % 8
+    return bytes(damaged)
+
+
+DAMAGE: tuple[Callable[[bytes, int], bytes], ...] = (
+    lambda data, _: data[: len(data) * 6 // 10],  # the end is missing
+    flipped,
+    lambda _, seed: b"not a video %d" % seed,
+    lambda data, seed: data[: 40 + seed],  # a header alone
+    lambda data, _: data.replace(b"avc1", b"zzz9"),  # a codec that nobody knows
+    lambda data, _: data.replace(b"moov", b"gone"),  # the index is missing
+    lambda _, seed: b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n%d.mp4\n#EXT-X-ENDLIST\n" % seed,
+)
+
+
+def shoot(path: Path, seed: int) -> None:
+    """A video of two shots, each a texture of its own that moves."""
+    random = np.random.default_rng(seed)
+    with open_video(str(path), FPS) as video:
+        for length in SHOTS:
+            texture = random.integers(20, 236, (4, 6, 3), dtype=np.uint8)
+            still = cv2.resize(texture, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+            video.write(np.stack([np.roll(still, 2 * shift, axis=1) for shift in range(length)]))
+
+
+def make_footage(folder: Path, num_videos: int, num_damaged: int) -> None:
+    """So many videos, the damaged ones spread among them, every kind of damage in turn."""
+    folder.mkdir(parents=True)
+    for number in range(num_videos):
+        path = folder / f"{number:03}.mp4"
+        shoot(path, number)
+        kind = number * num_damaged // num_videos
+        if kind != (number + 1) * num_damaged // num_videos:
+            path.write_bytes(DAMAGE[kind % len(DAMAGE)](path.read_bytes(), number))
+
+
+def sources(folder: Path) -> list[dict[str, Any]]:
+    """A row of `sources` for each file, as ingest writes it."""
+    return [
+        ok_row(
+            {},
+            source_id=content_id(str(path)),
+            video_id=hash_file(str(path))[0],
+            uri=str(path),
+            path=path.name,
+            size_bytes=path.stat().st_size,
+            source="faults",
+            license="CC0-1.0",
+        )
+        for path in sorted(folder.iterdir())
+    ]
+
+
+def undisturbed(folder: Path, media: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows by table of a run that nothing disturbs, one video after the other."""
+    media.mkdir(parents=True)
+    worker = VideoWorker(CONFIG.model_dump(mode="json"), str(media))
+    try:
+        return worker([row | {"known": []} for row in sources(folder)])
+    finally:
+        worker.child.close()
+
+
+def driver(root: str) -> StepResult:
+    """One run of the step; what the killed processes execute."""
+    return clips(Run(root=root, ray=RayConfig(num_cpus=2)), CONFIG)
+
+
+@dataclass(frozen=True)
+class Blow:
+    """Somebody is killed when this share of the videos is done."""
+
+    share: float
+    kill: signal.Signals
+    victim: str  # actor | driver
+
+
+BLOWS = (
+    Blow(0.1, signal.SIGKILL, "actor"),
+    Blow(0.25, signal.SIGKILL, "driver"),
+    Blow(0.5, signal.SIGTERM, "driver"),
+    Blow(0.75, signal.SIGKILL, "driver"),
+)
+
+
+def under_fire(root: str, num_videos: int, blows: Sequence[Blow] = BLOWS) -> Iterator[str]:
+    """Run the step until it ends by itself, dealing the blows on the way; yields what happens, in words."""
+    waiting = list(blows)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; faults.driver({root!r})"
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        family: dict[int, psutil.Process] = {}
+        struck = False
+        while process.poll() is None:
+            family |= {one.pid: one for one in _descendants(process.pid)}
+            done = read_table(root, "videos", ["video_id"]).num_rows
+            if waiting and done >= waiting[0].share * num_videos and _strike(waiting[0], process, family):
+                blow = waiting.pop(0)
+                struck = blow.victim == "driver"
+                yield f"{blow.victim} struck by {blow.kill.name} at {done} of {num_videos} videos"
+            time.sleep(0.2)
+        _, errors = process.communicate()
+        yield from _buried(family)
+        if process.returncode == 0:
+            return
+        if not struck:
+            raise RuntimeError(f"the driver ended with {process.returncode}: {errors.decode()[-3000:]}")
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _runs(one: psutil.Process, what: str) -> bool:
+    """Whether the command line of a process that may have ended names something."""
+    try:
+        return what in " ".join(one.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _strike(blow: Blow, process: subprocess.Popen, family: dict[int, psutil.Process]) -> bool:
+    """Deal a blow; False while its victim is not there."""
+    if blow.victim == "driver":
+        process.send_signal(blow.kill)
+        process.wait()
+        return True
+    for one in family.values():
+        if _runs(one, "MapWorker"):
+            one.send_signal(blow.kill)
+            return True
+    return False
+
+
+def _buried(family: dict[int, psutil.Process], patience_s: float = 60) -> Iterator[str]:
+    """Wait until the decoding processes of a driver are gone; Ray sees to its own."""
+    decoders = [one for one in family.values() if _runs(one, "tasks.isolated")]
+    _, alive = psutil.wait_procs(decoders, timeout=patience_s)
+    for one in alive:
+        yield f"a decoder ({one.pid}) outlived its driver by {patience_s:g} s"
+
+
+def unlike(ours: Path, theirs: Path) -> str:
+    """How the pictures of a clip differ from those of the undisturbed run, in words; empty when they do not.
+
+    x264 does not always give the same bytes for the same frames: what it spends on a small picture varies a little.
+    """
+    if not ours.exists():
+        return "is missing"
+    found, wanted = (pictures(path) for path in (ours, theirs))
+    if found.shape != wanted.shape:
+        return f"has {len(found)} frames, not {len(wanted)}"
+    return "shows something else" if np.abs(found - wanted).mean(axis=(1, 2)).max() > ENCODER_NOISE else ""
+
+
+def pictures(path: Path) -> np.ndarray:
+    """Brightness of the frames of a file, (t h w) int."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="gray") for frame in container.decode(video=0)]).astype(int)
+
+
+def differences(root: str, expected: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What tables and media of a root have otherwise than they should, in words; empty when all is well."""
+    found = []
+    for table in TABLES:
+        id_column = ID_COLUMNS[table]
+        rows = read_table(root, table, latest=False).to_pylist()
+        ids = Counter(row[id_column] for row in rows)
+        doubled = [name for name, count in ids.items() if count > 1]
+        if doubled:
+            found.append(f"{len(doubled)} ids of {table} are there more than once")
+        wanted = {row[id_column] for row in expected[table]}
+        if missing := wanted - set(ids):
+            found.append(f"{len(missing)} of {len(wanted)} rows of {table} are missing")
+        if extra := set(ids) - wanted:
+            found.append(f"{len(extra)} rows of {table} should not be there")
+    verdict = {row["video_id"]: (row["status"], row.get("error_type", "")) for row in expected["videos"]}
+    for row in read_table(root, "videos", ["video_id", "path", "status", "error_type"]).to_pylist():
+        if (row["status"], row["error_type"]) != verdict.get(row["video_id"]):
+            found.append(f"{row['path']}: {row['status']} {row['error_type']}, not {verdict.get(row['video_id'])}")
+    media = Path(root) / "media" / "clips"
+    theirs = {Path(row["uri"]).name: Path(row["uri"]) for row in expected["clips"]}
+    found += [f"the clip {path.name} should not be there" for path in media.glob("*.mp4") if path.name not in theirs]
+    told = {name: unlike(media / name, path) for name, path in theirs.items()}
+    return found + [f"the clip {name} {what}" for name, what in told.items() if what]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run under fire."""
+
+    differences: list[str]
+    statuses: Counter[str]
+    num_clips: int
+    wall_s: float
+    left_to_do: int
+
+
+def run_under_fire(folder: Path, num_videos: int, num_damaged: int, blows: Sequence[Blow] = BLOWS) -> Outcome:
+    """Make the footage, run undisturbed and under fire, and compare."""
+    make_footage(folder / "footage", num_videos, num_damaged)
+    expected = undisturbed(folder / "footage", folder / "undisturbed")
+    run = Run(root=str(folder / "root"))
+    append_block(run.root, "sources", sources(folder / "footage"), "faults", lineage(run, "faults", "1", CONFIG))
+    started = time.monotonic()
+    for told in under_fire(run.root, num_videos, blows):
+        print(told, flush=True)
+    wall_s = time.monotonic() - started
+    statuses = Counter(read_table(run.root, "videos")["status"].to_pylist())
+    left_to_do = driver(run.root).num_new
+    num_clips = len(expected["clips"])
+    return Outcome(differences(run.root, expected), statuses, num_clips, wall_s, left_to_do)
+
+
+def main() -> None:
+    """Parse the command line, run, print; exit code 1 when something was lost or doubled."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=200, help="how many")
+    parser.add_argument("--damaged", type=int, default=30, help="how many of them are damaged")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory(prefix="pyramid-faults-") as folder:
+        found = run_under_fire(Path(folder), options.videos, options.damaged)
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(found.statuses.items()))
+    print(f"{options.videos} videos: {counts}; {found.num_clips} clips; {found.left_to_do} left; {found.wall_s:.0f} s")
+    print(
+        *found.differences or ["no row lost, none doubled, every clip shows what it does in the undisturbed run"],
+        sep="\n",
+    )
+    sys.exit(bool(found.differences or found.left_to_do or sum(found.statuses.values()) != options.videos))
+
+
+if __name__ == "__main__":
+    main()

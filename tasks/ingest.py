@@ -19,7 +19,7 @@ from pydantic import Field
 from pyramid_model.config import Config
 from tasks import storage
 from tasks.fetch import Budget, FetchConfig, FetchError, HostBudget, SharedBudget, Sink, fetch, is_web, read_file
-from tasks.listing import NON_MEDIA, SHARD, Source, SourceFile, source_files
+from tasks.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files
 from tasks.pipeline import connect, run_blocks
 from tasks.source_card import SourceCard, card_uri, read_card
 from tasks.step import Run, StepResult, step
@@ -36,6 +36,7 @@ class IngestConfig(Config):
     source: str = Field("", description="folder of videos, list or annotation file, or one file; path or URI")
     media_root: str = Field("", description="where the names in a list start; empty: the folder of the list")
     non_media: tuple[str, ...] = Field(NON_MEDIA, description="suffixes of files in folders that are left out")
+    images: bool = Field(False, description="take pictures of folders, too: each is a video of one frame")
     copies: Literal["web", "remote", "none"] = Field(
         "web", description="which files are kept under media/sources and so fetched once: http(s), all remote, or none"
     )
@@ -151,7 +152,8 @@ def ingest(run: Run, config: IngestConfig) -> StepResult:
     Raises:
         ValueError: the source is missing or empty, or a source.yaml in it is wrong.
     """
-    source = source_files(config.source, run.root, config.non_media, config.media_root)
+    left_out = tuple(suffix for suffix in config.non_media if not (config.images and suffix in IMAGES))
+    source = source_files(config.source, run.root, left_out, config.media_root)
     wanted = {row["source_id"]: row for row in _rows(source.folder, source.files, _known_urls(run, source.files))}
     todo = pending(run.root, "sources", wanted, run.retry_failed)
     again = _described_anew(run, wanted, todo)

@@ -15,10 +15,12 @@ from tasks.archives import members
 from tasks.fetch import is_web
 from tasks.lists import BadEntry, Entry, is_page, list_kind, read_list
 
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 NON_MEDIA = (
     *("yaml", "yml", "json", "jsonl", "csv", "tsv", "parquet", "xml", "toml", "ini", "cfg", "md", "txt", "log", "pdf"),
     *("html", "htm", "srt", "vtt", "ass", "ssa", "sub", "nfo", "sha256", "md5", "part", "py", "sh", "zip", "gz", "tar"),
-    *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "svg"),
+    "svg",
+    *IMAGES,
 )
 LOOKS = 16  # files looked at together, since an object store takes its time to answer
 SHARD = ".tar"  # in a folder its members count, not itself

@@ -76,7 +76,7 @@ def _bar(above: np.ndarray) -> int:
     lit = above > DARK
     shares, levels = lit.mean(axis=1), above.mean(axis=1)
     parts = np.stack([part.any(axis=1) for part in np.array_split(lit, SIXTHS, axis=1)])
-    is_bar = ~parts.all(axis=0)  # of a line with a logo or with subtitles, some sixth is black
+    is_bar = np.logical_not(parts.all(axis=0))  # of a line with a logo or with subtitles, some sixth is black
     for line in range(1, len(lit) // 2):
         if not is_bar[line - 1]:
             return 0

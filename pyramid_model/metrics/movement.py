@@ -53,7 +53,7 @@ def movement(frames: np.ndarray, fps: float) -> Movement:
     """
     stride = max(1, min(round(fps / RATE_HZ), len(frames) - 1))
     small = [_shrunk(frame) for frame in frames[::stride]]
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # pyright: ignore
     dis.setFinestScale(1)  # the preset's own stops at a quarter of the size, which these frames have not to spare
     dis.setPatchStride(5)  # instead of 4: two thirds of the time, and as exact
     height, width = small[0].shape

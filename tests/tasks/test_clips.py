@@ -276,6 +276,23 @@ def test_a_video_of_one_frame_has_a_reason_and_no_clip(tmp_path, shoot):
     assert (video["status"], video["error_type"], video["num_frames"]) == ("skipped", "no_clips", 1)
 
 
+@pytest.mark.parametrize(("name", "orientation", "size"), [("a.png", 1, (90, 160)), ("b.jpg", 6, (160, 90))])
+def test_a_picture_is_a_clip_of_one_frame_as_it_is_shown(tmp_path, name, orientation, size):
+    from PIL import Image
+
+    down, across = np.mgrid[:90, :160]
+    pixels = np.stack([across, 2 * down, 255 - across], axis=-1).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / name, exif=exif)
+    (row,) = cut(tmp_path / name, tmp_path, ClipsConfig(min_frames=25))["clips"]
+    assert (row["num_frames"], row["height"], row["width"]) == (1, *size)
+    (shown,) = read_clip(row["uri"], height=size[0], width=size[1], fps=24, num_frames=1)
+    expected = pixels if orientation == 1 else np.rot90(pixels, -1)
+    assert np.abs(shown.astype(int) - expected).mean() < 4
+
+
 def test_no_clip_contains_a_frame_of_a_fade(tmp_path, shoot):
     import av
 

@@ -342,6 +342,24 @@ def test_a_pin_on_a_file_that_is_not_there_is_an_error_not_a_leak(tmp_path):
 
 def test_a_file_that_grows_while_it_is_read_is_no_video_yet(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"12345")
-    item = {"source_id": "s", "uri": f"{tmp_path}/a.mp4", "size_bytes": 3, "sha256": "", "md5": "", "archive": "", "attempt": 1}
+    item = {
+        "source_id": "s",
+        "uri": f"{tmp_path}/a.mp4",
+        "size_bytes": 3,
+        "sha256": "",
+        "md5": "",
+        "archive": "",
+        "attempt": 1,
+    }
     [row] = FileHasher(IngestConfig(), "/nowhere")([item])["sources"]
     assert (row["status"], row["error_type"]) == ("failed", "changed")
+
+
+def test_pictures_count_where_they_are_asked_for(tmp_path):
+    from tasks.listing import IMAGES, NON_MEDIA, source_files
+
+    for name in ("a.mp4", "b.JPG", "c.svg"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [file.path for file in source_files(str(tmp_path), "/nowhere").files] == ["a.mp4"]
+    left_out = tuple(suffix for suffix in NON_MEDIA if suffix not in IMAGES)
+    assert [file.path for file in source_files(str(tmp_path), "/nowhere", left_out).files] == ["a.mp4", "b.JPG"]

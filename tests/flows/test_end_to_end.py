@@ -70,7 +70,7 @@ def test_videos_become_a_clip_a_champion_and_a_report(done):
 
 def test_every_input_is_accounted_for(done):
     steps = [json.loads(path.read_text()) for path in (done / "runs").glob("*/*.json")]
-    assert len(steps) == 14
+    assert len(steps) == 15
     for step in steps:
         counted = step["num_done"] + step["num_ok"] + step["num_failed"] + step["num_skipped"]
         assert counted == step["num_in"], step
@@ -92,7 +92,7 @@ def test_second_run_does_nothing_and_imports_nothing_heavy(done, start, prefect_
     said = done.with_suffix(".log").read_text()
     assert json.loads(said.rsplit("IMPORTED ")[-1]) == []
     lines = [line for line in said.splitlines() if re.match(r"^[·✓!] ", line)]
-    assert [line[0] for line in lines[len(lines) // 2 :]] == ["·"] * 14
+    assert [line[0] for line in lines[len(lines) // 2 :]] == ["·"] * 15
 
 
 def test_killed_again_and_again_it_ends_with_the_same_tables(done, start, tmp_path):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from tasks import storage
 from tasks.archives import members
@@ -106,13 +107,13 @@ def _found(source: str, root: str, non_media: tuple[str, ...], media_root: str) 
         return Source(source, found, SHARDS if any(file.archive for file in found) else "a folder")
     folder = source.rpartition("/")[0]
     kind = list_kind(source)
-    if not kind:
-        return Source(folder, [_look(source, PurePosixPath(source).name)], "one file")
-    if kind == "tar":
+    if kind == "tar" or source.lower().endswith(SHARD):  # the content of a damaged one does not show what it is
         found = list(_members(_look(source, PurePosixPath(source).name)))
         if not found:
             raise ValueError(f"archive {source!r} holds no video: none of its members has the suffix of one")
         return Source(folder, found, SHARDS)
+    if not kind:
+        return Source(folder, [_look(source, PurePosixPath(source).name)], "one file")
     form, entries = read_list(source, kind)
     media = MediaFolder(_media_folder(media_root) or folder, form.from_dataset)
     found = _with_members(_listed(source, folder, entries, media))
@@ -234,11 +235,12 @@ def _look(uri: str, path: str) -> SourceFile:
         return _bad(uri, path, "bad_name", "the name is not UTF-8, or holds NUL: rename the file or the folder")
     try:
         if is_web(uri):  # asked only once, when it is fetched: what a URL gave is taken to stay
+            urlsplit(uri)  # raises where it is none
             return SourceFile(uri, path)
         return _look_local(uri, path) if _is_path(uri) else _look_remote(uri, path)
     except OSError:
         return SourceFile(uri, path)
-    except (ValueError, ImportError) as err:  # an unknown scheme, or one whose package is not installed
+    except (ValueError, ImportError) as err:  # no URL, an unknown scheme, or one whose package is not installed
         return _bad(uri, path, "bad_uri", f"{type(err).__name__}: {err}")
     except Exception as err:  # each file system has its own
         return _bad(uri, path, "unreadable", f"{type(err).__name__}: {err}")
@@ -286,7 +288,7 @@ def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "
 def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFolder") -> SourceFile:
     if isinstance(entry, BadEntry):
         return _bad(f"{uri}#{entry.text}", entry.text, "bad_entry", entry.reason)
-    if not storage.is_local(uri) and _is_of_this_machine(entry.name):
+    if not storage.is_local(uri) and any(map(_is_of_this_machine, (entry.name, entry.url))):
         elsewhere = f"{uri} comes from elsewhere and may not name files of this machine: copy the list here first"
         return _bad(f"{uri}#{entry.name}", entry.name, "bad_entry", elsewhere)
     full = media.find(entry.name)

@@ -193,7 +193,8 @@ def _csv_rows(text: str, uri: str, delimiter: str = ",") -> Rows:
 def _json_rows(text: str, uri: str) -> Rows:
     numbered = enumerate(io.StringIO(text, newline=None), 1)
     lines = [(number, line.strip(), _json_row(line)) for number, line in numbered if line.strip()]
-    names = next((list(row) for _, _, row in lines if row_format(list(row))), ["path"])
+    first = list(lines[0][2]) if lines else ["path"]
+    names = next((list(row) for _, _, row in lines if row_format(list(row))), first)
 
     def rows() -> Iterator[tuple[str, Row | BadEntry]]:
         for number, line, row in lines:
@@ -256,7 +257,7 @@ def _plain(row: Row, media: Sequence[str], text: Sequence[str] = ()) -> Entry | 
     caption = _media(row, text)
     if not caption:
         return Entry(name, sha256=sha256, md5=md5)
-    times = {key: _seconds(row.get(key), key) for key in ("start_s", "end_s")}
+    times = _span(*(_seconds(row.get(key), key) for key in ("start_s", "end_s")))
     used = {*media, *text, *OWN_KEYS, ""}
     rest = {key: _value(value) for key, value in row.items() if key not in used and value not in (None, "")}
     return Entry(name, (times | {"text": caption} | rest,), sha256, md5)
@@ -269,6 +270,12 @@ def _seconds(value: Any, key: str) -> float | None:
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"{key} = {value!r} is no time in seconds")
     return seconds
+
+
+def _span(start_s: float | None, end_s: float | None) -> dict[str, Any]:
+    if start_s is not None and end_s is not None and start_s >= end_s:
+        raise ValueError(f"start_s {start_s:g} is not before end_s {end_s:g}")
+    return {"start_s": start_s, "end_s": end_s}
 
 
 def _value(value: Any) -> Any:
@@ -289,6 +296,7 @@ def _value(value: Any) -> Any:
 def _panda(row: Row) -> Entry | None:
     """Panda-70M: one row a video, with Python lists of spans, of captions and of scores."""
     name, url = _text(row.get("videoID")), _text(row.get("url"))
+    url = url if "://" in url else ""
     if not name:
         return None
     spans, texts = _literal(row["timestamp"], "timestamp"), _literal(row["caption"], "caption")
@@ -297,7 +305,7 @@ def _panda(row: Row) -> Entry | None:
         raise ValueError(f"{len(spans)} timestamps, {len(texts)} captions and {len(scores)} matching scores")
     found = []
     for (start, end), text, score in zip(spans, texts, scores, strict=True):
-        span = {"start_s": clock_seconds(start), "end_s": clock_seconds(end), "text": str(text).strip()}
+        span = _span(clock_seconds(start), clock_seconds(end)) | {"text": str(text).strip()}
         found.append(span | ({} if score is None else {"matching_score": float(score)}))
     return Entry(name, tuple(found), url=url)
 

@@ -19,12 +19,16 @@ from tasks.embedding_scores import EmbeddingScoresConfig, frame_details
 from tasks.frame_models import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
 from tasks.model_files import absolute
 from tasks.pipeline import run_blocks
-from tasks.schemas import ID_COLUMNS
+from tasks.schemas import ID_COLUMNS, SCHEMAS
+from tasks.select_config import CLIP_FIGURES
 from tasks.step import Run, StepResult, lineage
 from tasks.tables import bad_row, content_id, ok_row, pending
 
 STEP = "scores"
 VERSION = "1"
+
+# Columns that stand beside the scores in clips-with-scores, and figures of the clip that have limits of their own.
+TAKEN = {*SCHEMAS["clips"].names, *SCHEMAS["selections"].names, "caption", *CLIP_FIGURES}
 
 Clips = Sequence[Mapping[str, Any]]
 
@@ -67,6 +71,8 @@ class ModelScoresConfig(Config):
         names = [*SCORERS, "text_area", "nsfw", *embedding_scores.READ_OFF, *self.classifiers, *asked]
         if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
             raise ValueError(f"{odd[0]!r} cannot name a score: start with a small letter; then letters, digits and _")
+        if taken := sorted(TAKEN.intersection(names)):
+            raise ValueError(f"{taken[0]!r} says something else of a clip and cannot name a score: rename yours")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two scorers would be called {', '.join(twice)}: rename yours (scores.classifiers, …)")
         return self

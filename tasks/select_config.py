@@ -1,5 +1,6 @@
 """Settings of a selection: limits, presets, nested sets, quotas, buckets and splits."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -40,8 +41,9 @@ def without_unused(config: Config, dump: SerializerFunctionWrapHandler, added: t
 class Limits(Config):
     """Bounds of a score, both included; an empty one does not bind, and of two for one side the stricter one does."""
 
-    min: float | None = None
-    max: float | None = None
+    # An infinite bound would share the hash of none, and with it the ids of another selection.
+    min: float | None = Field(None, allow_inf_nan=False)
+    max: float | None = Field(None, allow_inf_nan=False)
     min_percentile: float | None = Field(None, ge=0, le=100, description="of all current clips that have the score")
     max_percentile: float | None = Field(None, ge=0, le=100, description="the same for the upper bound")
 
@@ -150,12 +152,16 @@ class SelectConfig(Config):
     @field_validator("sources")
     @classmethod
     def _positive(cls, sources: dict[str, float]) -> dict[str, float]:
-        if bad := {name: weight for name, weight in sources.items() if not weight > 0}:
-            raise ValueError(f"weights must be above 0, and {bad} are not: leave a source out to use none of it")
+        if bad := {name: weight for name, weight in sources.items() if not 0 < weight < math.inf}:
+            wrong = f"weights must be above 0 and finite, and {bad} are not"
+            raise ValueError(f"{wrong}: leave a source out to use none of it")
         return sources
 
     @model_validator(mode="after")
-    def _nested(self) -> "SelectConfig":
+    def _consistent(self) -> "SelectConfig":
+        if self.val_fraction + self.test_fraction >= 1:
+            both = f"val_fraction {self.val_fraction:g} and test_fraction {self.test_fraction:g}"
+            raise ValueError(f"{both} leave no video to train on: together they must be below 1")
         names = [one.name for one in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"sets need names of their own, and these are {names}")

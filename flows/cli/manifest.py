@@ -242,11 +242,11 @@ def export(
                 raise TableError(f"--format {form} takes ROOT, --output and --where, and no table, columns or version")
             typer.echo(_export_dataset(root, form, output, where, shard_mb))
             return
-        if table is None:
-            raise TableError("name the table to export, or clips-with-scores; or a data set with --format webdataset")
         if form not in ("csv", "jsonl"):
             known = f"csv or jsonl for rows (Parquet with --output), {', '.join(DATASETS)} for clips"
             raise TableError(f"there is no format {form!r}: {known}")
+        if table is None:
+            raise TableError("name the table to export, or clips-with-scores; or a data set with --format webdataset")
         schema, batches = export.export_rows(root, table, _filters(where), _names(columns), version)
         if output is None:
             for line, _ in export.text_lines(form, schema, batches):

@@ -112,6 +112,7 @@ def test_export_writes_lines_or_files(root, tmp_path):
         (("show", "ROOT", "--where", "status=ok"), "--where: rows belong to one table; name it"),
         (("show", "ROOT", "--columns", "text", "--version", "0"), "--columns, --version: rows belong to one table"),
         (("export", "ROOT"), "name the table to export"),
+        (("export", "ROOT", "--format", "lance"), "there is no format 'lance': csv or jsonl for rows"),
         (("export", "ROOT", "captions", "--columns", "txt"), "no column 'txt'"),
     ],
 )

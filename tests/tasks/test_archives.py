@@ -1,5 +1,6 @@
 """Videos of WebDataset shards become sources with their captions, and nothing in a shard can do harm. About 5 s."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -69,6 +70,8 @@ def test_links_and_odd_names_are_rows_and_a_cut_shard_gives_what_is_whole(tmp_pa
     whole = (tmp_path / "s.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:3000])
     assert [kind for kind, _ in found_in(str(tmp_path / "cut.tar")).values()][-1] == "bad_archive"
+    (tmp_path / "packed.tar").write_bytes(gzip.compress(whole))
+    assert [kind for kind, _ in found_in(str(tmp_path / "packed.tar")).values()] == ["bad_archive"]
 
 
 @pytest.mark.ray

@@ -115,6 +115,12 @@ def test_a_line_that_csv_cannot_read_fails_alone(tmp_path):
     assert reasons(tmp_path / "list.csv") == [("line 2", "bad_entry"), ("short,", "bad_entry"), ("a.mp4", "")]
 
 
+def test_what_is_no_url_fails_alone(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "list.txt").write_text("http://[::1/b.mp4\na.mp4\n")
+    assert reasons(tmp_path / "list.txt") == [("b.mp4", "bad_uri"), ("a.mp4", "")]
+
+
 @pytest.mark.parametrize("failure", [ImportError("Install s3fs"), RuntimeError("no connection")])
 def test_a_file_system_that_cannot_be_used_fails_its_own_entries_only(tmp_path, failure):
     class Broken(AbstractFileSystem):
@@ -247,6 +253,7 @@ def test_one_file_is_a_source(tmp_path):
         ("{}/empty", "holds no video: no file in it or below is a candidate"),
         ("{}/empty.txt", "names no file: write one path or URI a line"),
         ("{}/wrong.csv", "has no column 'uri' or 'path': its first line is \\['name'\\]"),
+        ("{}/wrong.jsonl", "has no column 'uri' or 'path': its first line is \\['image'\\]"),
         ("{}/utf16.txt", r"list .*utf16.txt is not UTF-8 \(invalid start byte at byte 0\): save it as UTF-8"),
         ("{}/latin1.csv", r"list .*latin1.csv is not UTF-8 .*: save it as UTF-8"),
         ("{}/folder.txt/list.jsonl", r"list.jsonl' does not exist"),
@@ -258,6 +265,7 @@ def test_a_source_that_cannot_be_used_is_explained(tmp_path, source, message):
     (tmp_path / "empty" / "notes.md").write_text("only notes")
     (tmp_path / "empty.txt").write_text("# nothing yet\n")
     (tmp_path / "wrong.csv").write_text("name\na.mp4\n")
+    (tmp_path / "wrong.jsonl").write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
     (tmp_path / "utf16.txt").write_text("a.mp4\n", "utf-16")
     (tmp_path / "latin1.csv").write_text("path\nVögel.mp4\n", "latin-1")
     with pytest.raises(ValueError, match=message):

@@ -116,10 +116,11 @@ def test_videos_and_other_files_are_no_lists(tmp_path):
 
 def test_captions_of_one_file_in_several_rows_come_together(tmp_path):
     video(tmp_path / "a.mp4")
-    (tmp_path / "l.csv").write_text("path,start_s,end_s,text\na.mp4,0,1,One.\na.mp4,1,2,Two.\na.mp4,-1,2,Three.\n")
+    rows = ("0,1,One.", "1,2,Two.", "-1,2,Three.", "3,1,Four.")
+    (tmp_path / "l.csv").write_text("path,start_s,end_s,text\n" + "".join(f"a.mp4,{row}\n" for row in rows))
     found = found_in(tmp_path / "l.csv")
     assert [span["text"] for span in found["a.mp4"][0]] == ["One.", "Two."]
-    assert [kind for _, kind in found.values()] == ["", "bad_entry"]
+    assert [kind for _, kind in found.values()] == ["", "bad_entry", "bad_entry"]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "~/secret.mp4", "file:///etc/passwd", "zip://x::/etc/a.zip"])
@@ -130,6 +131,14 @@ def test_a_list_from_elsewhere_may_not_name_files_of_this_machine(name):
         ("memory://lists/b.mp4", ""),
         (f"memory://lists/list.csv#{name}", "bad_entry"),
     ]
+
+
+@pytest.mark.parametrize(("url", "kind"), [("/etc/passwd", ""), ("file:///etc/passwd", "bad_entry")])
+def test_the_url_of_a_published_list_leads_to_no_file_of_this_machine(url, kind):
+    rows = f"""videoID,url,timestamp,caption\nabc,{url},"[['0:00:00', '0:00:01']]","['A.']"\n"""
+    storage.write_bytes("memory://lists/panda.csv", rows.encode())
+    [file] = source_files("memory://lists/panda.csv", "/elsewhere").files
+    assert (file.uri.startswith("memory://lists/"), file.error_type) == (True, kind)
 
 
 def test_the_published_example_of_pyramid_flow_is_understood(shared_assets):

@@ -200,6 +200,9 @@ def test_names_that_would_mean_two_scores_are_refused():
         ScoresConfig.model_validate({"embeddings": {"zero_shot": {"aesthetic": question}}})
     with pytest.raises(ValueError, match="'Water mark' cannot name a score"):
         ScoresConfig.model_validate({"classifiers": {"Water mark": {"model": "m", "label": "x"}}})
+    for name in ("width", "fps", "caption", "keep"):
+        with pytest.raises(ValueError, match=f"'{name}' says something else of a clip"):
+            ScoresConfig.model_validate({"classifiers": {name: {"model": "m", "label": "x"}}})
 
 
 def test_settings_without_models_hash_as_before_there_were_any():

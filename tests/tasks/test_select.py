@@ -419,6 +419,10 @@ def test_clips_of_a_set_are_in_every_set_before_it(tables):
         ({"sets": SETS, "train_set": "huge"}, r"train_set 'huge' is none of the sets \['small', 'large', 'best'\]"),
         ({"sets": SETS[::-1]}, "set 'large': beauty: min 0.5 is looser than the 0.8 of the set before"),
         ({"sources": {"films": 0}}, "weights must be above 0"),
+        ({"sources": {"films": float("inf")}}, "weights must be above 0 and finite"),
+        ({"thresholds": {"x": {"min": float("inf")}}}, "should be a finite number"),
+        ({"thresholds": {"x": {"max": float("nan")}}}, "should be a finite number"),
+        ({"val_fraction": 0.9, "test_fraction": 0.1}, "leave no video to train on: together they must be below 1"),
         ({"thresholds": {"x": {"min_percentile": 90, "max_percentile": 10}}}, "min_percentile 90 is not below"),
     ],
 )

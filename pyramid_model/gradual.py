@@ -39,7 +39,7 @@ class GradualDetector:
         """Look at the next frame, BGR uint8 (h w c)."""
         luma = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
         self._thumbs.append(cv2.resize(luma, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32))
-        self._contrasts.append(float(luma.std()))
+        self._contrasts.append(contrast(luma))
         self._num_seen += 1
         self._look_for_fade()
         for span in SPANS:
@@ -60,21 +60,25 @@ class GradualDetector:
         self._starts.pop(index, None)
 
     def _look_for_dissolve(self, span: int) -> None:
+        # Nearly every frame is looked at in vain, so what is cheap to tell comes first.
         first = len(self._thumbs) - 1 - 2 * span
         before, middle, after = self._thumbs[first], self._thumbs[first + span], self._thumbs[-1]
         difference = after - before
-        energy = float((difference * difference).mean())
+        energy = mean_product(difference, difference)
+        if energy < MIN_DIFFERENCE**2:
+            return
+        half_way = middle - before
+        share = mean_product(half_way, difference) / energy
+        unexplained = half_way - share * difference
+        if not 0.25 < share < 0.75 or mean_product(unexplained, unexplained) > MAX_UNEXPLAINED**2 * energy:
+            return
         if min(list(self._contrasts)[first:]) < MIN_CONTRAST:
             return  # a fade, or a cut to an empty picture
-        if energy < MIN_DIFFERENCE**2 or is_local(difference):
+        if is_local(difference):
             return  # titles change the picture only where they are written
-        share = float(((middle - before) * difference).mean()) / energy
-        unexplained = middle - before - share * difference
-        if not 0.25 < share < 0.75 or float((unexplained * unexplained).mean()) > MAX_UNEXPLAINED**2 * energy:
-            return
         if structure_correlation(before, after) > MAX_CORRELATION:
             return
-        shares = [float(((thumb - before) * difference).mean()) / energy for thumb in list(self._thumbs)[first:]]
+        shares = [mean_product(thumb - before, difference) / energy for thumb in list(self._thumbs)[first:]]
         start = self._num_seen - len(shares)
         self._blended.update(start + at for at, share in enumerate(shares) if CLEAN < share < 1 - CLEAN)
         # Frames further apart show more of the two shots, so they tell better where the middle is.
@@ -118,6 +122,16 @@ class GradualDetector:
                 break
             self._blended.add(index)
             index -= 1
+
+
+def contrast(luma: np.ndarray) -> float:
+    """Standard deviation of luma, uint8 (h w)."""
+    return cv2.meanStdDev(luma)[1].item()
+
+
+def mean_product(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean of the products of two pictures, pixel by pixel; float32 (h w)."""
+    return float(one.ravel() @ other.ravel()) / one.size
 
 
 def is_local(difference: np.ndarray) -> bool:

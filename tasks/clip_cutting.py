@@ -24,6 +24,7 @@ from tasks.clip_files import file_crc32
 from tasks.clip_planning import ClipRules, plan_clips
 from tasks.clips import SALVAGED, ClipsConfig
 from tasks.scores import score_rows, scored_size
+from tasks.source_reading import reading_source
 from tasks.tables import bad_row, content_id, ok_row
 
 ENCODER = "libx264-1"  # enters the clip ids: count up when the same settings give other frames
@@ -114,7 +115,7 @@ class VideoPass:
         Raises:
             VideoError: the video gives no clips, with the reason.
         """
-        with storage.reading(self.item["uri"]) as path:
+        with reading_source(self.item["uri"]) as path:
             if os.path.isfile(path) and os.path.getsize(path) != self.item["size_bytes"]:
                 raise VideoError(
                     "source_changed", f"{self.item['uri']} is not the file that was ingested: ingest again"

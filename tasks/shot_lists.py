@@ -1,6 +1,5 @@
 """Shots of files that nobody has looked at yet: each is decoded in a process that may crash or hang."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,19 +48,14 @@ def shots_of(file: str, config: dict[str, Any]) -> dict[str, Any]:
 
     from pyramid_model.shots import find_shots
     from pyramid_model.video import VideoError
-    from tasks import storage
+    from tasks.source_reading import reading_source
 
     cv2.setNumThreads(1)
     try:
-        if os.path.exists(file):
-            found = find_shots(file, ShotsConfig.model_validate(config))
-        else:
-            with storage.reading(file) as path:
-                found = find_shots(path, ShotsConfig.model_validate(config))
+        with reading_source(file) as path:
+            found = find_shots(path, ShotsConfig.model_validate(config))
     except VideoError as err:
         return {"error": f"{err.kind}: {err}"}
-    except FileNotFoundError:
-        return {"error": f"missing: {file} is missing"}
     except ValueError as err:
         return {"setting": str(err)}
     problem = {"problem": f"{found.problem.kind}: {found.problem}"} if found.problem else {}

@@ -37,6 +37,6 @@ def hashed_frames(num_frames: int, fps: float) -> list[int]:
 
 def frames_hash(frames: np.ndarray) -> str:
     """Identity of a clip's pixels, 32 hex digits: equal for two clips only if all their frames are. frames: uint8."""
-    return hashlib.blake2b(
-        np.ascontiguousarray(frames).tobytes() + repr(frames.shape).encode(), digest_size=16
-    ).hexdigest()
+    digest = hashlib.blake2b(np.ascontiguousarray(frames).data, digest_size=16)
+    digest.update(repr(frames.shape).encode())
+    return digest.hexdigest()

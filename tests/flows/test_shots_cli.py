@@ -28,11 +28,12 @@ def folder(tmp_path_factory, shoot):
 def test_json_says_of_every_file_where_its_shots_begin_or_why_nothing_can_be_said(folder):
     before = sorted(folder.iterdir())
     names = [folder / "a good one.mp4", folder / "torn.mp4", folder / "text.mp4", folder / "nowhere.mp4", folder]
+    names += ["gopher://host/film.mp4", "http://127.0.0.1:9/film.mp4"]
     done = shots("--json", *names)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert list(found) == [str(name) for name in names]
-    good, torn, text, missing, directory = found.values()
+    good, torn, text, missing, directory, *unreachable = found.values()
     assert good == {"cuts": [20], "gradual": [], "fps": 25.0, "frames": 35}
     assert torn["problem"].startswith("truncated: ")
     assert 0 < torn["frames"] < 35
@@ -41,6 +42,9 @@ def test_json_says_of_every_file_where_its_shots_begin_or_why_nothing_can_be_sai
         "missing:",
         "unreadable",
     }
+    assert [facts["error"].split(" cannot be fetched")[0] for facts in unreachable] == [
+        f"unreadable: {name}" for name in names[-2:]
+    ]
     assert sorted(folder.iterdir()) == before
 
 

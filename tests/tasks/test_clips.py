@@ -337,6 +337,14 @@ def test_a_video_replaced_after_ingest_is_not_taken_for_the_old_one(footage, tmp
     assert [row["error_type"] for row in rows["videos"]] == ["source_changed"]
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9/film.mp4", "gopher://host/film.mp4"])
+def test_a_video_that_cannot_be_fetched_again_is_a_failed_row(footage, tmp_path, uri):
+    item = source(footage / "good.mp4", uri=uri) | {"attempt": 1, "known": []}
+    rows = cut_video(item, CONFIG.model_dump(mode="json"), str(tmp_path), str(tmp_path))
+    assert [(row["status"], row["error_type"]) for row in rows["videos"]] == [("failed", "unreadable")]
+    assert uri in rows["videos"][0]["error"]
+
+
 def test_clips_that_are_known_get_no_second_row(footage, tmp_path):
     first = cut(footage / "good.mp4", tmp_path)
     known = [row["clip_id"] for row in first["clips"]] + [row["score_id"] for row in first["scores"][:4]]

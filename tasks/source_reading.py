@@ -1,0 +1,25 @@
+"""A source file on this machine, for as long as it is decoded."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from pyramid_model.video import VideoError
+from tasks import storage
+
+
+@contextlib.contextmanager
+def reading_source(uri: str) -> Iterator[str]:
+    """A local path with the content of a source file: the file itself, or a copy that is removed afterwards.
+
+    Raises:
+        VideoError: it cannot be fetched. What is wrong with a local file shows when that is opened.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path = uri if os.path.exists(uri) else stack.enter_context(storage.reading(uri))
+        except FileNotFoundError as err:
+            raise VideoError("missing", f"{uri} is missing") from err
+        except Exception as err:  # each file system has its own
+            raise VideoError("unreadable", f"{uri} cannot be fetched: {err}") from err
+        yield path

@@ -253,7 +253,9 @@ def _load(uri: str) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)  # pyright: ignore[reportArgumentType]
     except FileNotFoundError as err:
         raise UnusableFile("missing", f"{uri} is missing") from err
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
+    except pickle.UnpicklingError as err:  # torch's own words advise to run the code in it
+        raise UnusableFile("unreadable", f"{uri} is no file of tensors: it is damaged, or holds code") from err
+    except (OSError, RuntimeError, EOFError) as err:
         raise UnusableFile("unreadable", f"{uri} is no file of tensors: {str(err).splitlines()[0]}") from err
 
 

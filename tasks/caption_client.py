@@ -116,7 +116,7 @@ class Endpoint:
     def __init__(self, config: EndpointConfig, num_sharing: int = 1):
         self.config, self.key, self.num_sharing = config, config.api_key(), num_sharing
         self.limits = Limits(self._share(config.requests_per_minute), self._share(config.tokens_per_minute))
-        self.any_answer = False
+        self.any_answer, self.num_faults = False, 0
 
     def _share(self, per_minute: float | None) -> Pace:
         return Pace(per_minute / self.num_sharing if per_minute else None)
@@ -127,16 +127,18 @@ class Endpoint:
         A question that the server refuses, or fails at while it answers others, gets a `NoAnswer`.
 
         Raises:
-            StepError: the server cannot be reached, refuses key or model, or answers nothing at all. What was kept
-                until then stays. Transient where the same may go well later.
+            StepError: the server cannot be reached, refuses key or model, or answers none of several questions (one
+                alone may be at fault itself). What was kept until then stays. Transient where the same may go well
+                later.
         """
         with ThreadPoolExecutor(1) as own:  # whoever asks may have an event loop already, as a notebook does
             answers = own.submit(asyncio.run, self._answer_all(questions, keep)).result()
         faults = [answer for answer in answers if isinstance(answer, NoAnswer)]
         self.any_answer |= len(faults) < len(answers)
-        if faults and not self.any_answer:
+        self.num_faults += len(faults)
+        if faults and not self.any_answer and self.num_faults > 1:
             raise StepError(
-                f"{self.config.base_url} has answered none of {len(faults)} questions, first: {faults[0]}",
+                f"{self.config.base_url} has answered none of {self.num_faults} questions, first: {faults[0]}",
                 transient=faults[0].kind == "server_error",
             )
         return answers

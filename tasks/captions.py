@@ -199,9 +199,11 @@ def captions(run: Run, config: CaptionsConfig) -> StepResult:
         if together.num_new:
             tokens = f"{used['num_prompt_tokens']} prompt and {used['num_completion_tokens']} answer tokens"
             changes["note"] = f"{tokens}, {used['cost_usd']:.4g} USD"
-    overruled = _overruled(run, sorted(wanted, key=lambda item: config.kinds.index(item["kind"])))
-    if append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config)):
-        changes["note"] = f"{len(overruled)} clips are back to captions that were made before"
+    back = 0
+    for overruled in _overruled(run, sorted(wanted, key=lambda item: config.kinds.index(item["kind"]))):
+        back += append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config))
+    if back:
+        changes.setdefault("note", f"{back} clips are back to captions that were made before")
     return together.model_copy(update=changes)
 
 
@@ -298,20 +300,32 @@ def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of the captions that are wanted, those after which other settings decided: of their kind, or for the clip.
+def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Of the captions that are wanted, those that have to become the newest of their kind, then those of their clip.
 
-    wanted: of a clip, the preferred one first; it becomes the newest where none of them is.
+    The latter are the preferred ones: of a clip the first in `wanted`, but a good one before those that failed.
     """
-    rows = read_table(run.root, "captions", ["clip_id", "kind", "caption_id", "created_at"]).sort_by("created_at")
-    newest_of_kind, newest = {}, {}
-    for row in rows.to_pylist():
-        newest_of_kind[row["clip_id"], row["kind"]] = newest[row["clip_id"]] = row["caption_id"]
-    ids = {item["caption_id"] for item in wanted}
-    preferred = {item["clip_id"]: item for item in reversed(wanted)}
-    found = [item for item in wanted if newest_of_kind[item["clip_id"], item["kind"]] != item["caption_id"]]
-    found += [item for item in preferred.values() if newest[item["clip_id"]] not in ids]
-    return list(dict.fromkeys(item["caption_id"] for item in found))
+    columns = ["clip_id", "kind", "caption_id", "status", "created_at"]
+    rows = read_table(run.root, "captions", columns).sort_by("created_at").to_pylist()
+    good = {row["caption_id"] for row in rows if row["status"] == "ok"}
+    newest_of_kind, newest, newest_at = {}, {}, {}
+    for row in rows:
+        clip_id, written_at = row["clip_id"], row["created_at"]
+        newest_of_kind[clip_id, row["kind"]] = row["caption_id"]
+        # Those of a block were written in one moment: none of them is the newest then.
+        newest[clip_id] = "" if newest_at.get(clip_id) == written_at else row["caption_id"]
+        newest_at[clip_id] = written_at
+    preferred: dict[str, str] = {}
+    for item in sorted(wanted, key=lambda item: item["caption_id"] not in good):  # equals keep their order
+        preferred.setdefault(item["clip_id"], item["caption_id"])
+    of_kind = {
+        item["caption_id"]: item["clip_id"]
+        for item in wanted
+        if newest_of_kind[item["clip_id"], item["kind"]] != item["caption_id"]
+    }
+    back = set(of_kind.values())
+    of_clip = [one for clip_id, one in preferred.items() if clip_id in back or newest[clip_id] != one]
+    return [one for one in of_kind if one not in of_clip], of_clip
 
 
 @dataclass(frozen=True)

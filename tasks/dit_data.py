@@ -226,7 +226,7 @@ class PairReader:
         there = self._latents.shapes.keys(), self._texts.shapes.keys()
         self.pairs = [pair for pair in pairs if pair.latent_id in there[0] and there[1] >= pair.text_ids]
         self.bad: list[str] = []
-        self._damaged: set[int] = set()
+        self._damaged: set[tuple[int, str]] = set()  # (position, id of the row)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -242,16 +242,20 @@ class PairReader:
         """
         from tasks.blobs import CorruptBlobError
 
-        if position in self._damaged:
-            return None
         pair = self.pairs[position]
-        try:
-            (latent,) = self._latents.read(pair.latent_id)
-            embeds, pooled = self._texts.read(pair.drawn_text_id(chance) if chance else pair.text_feature_id)
-        except CorruptBlobError as err:
-            self._damaged.add(position)
-            self.bad.append(f"clip {pair.clip_id} (latent {pair.latent_id}): {err}")
-            return None
+        # Drawn even where the latent is damaged: what a step sees must not depend on what has been read before it.
+        text_id = pair.drawn_text_id(chance) if chance else pair.text_feature_id
+        blobs = []
+        for what, reader, row_id in (("latent", self._latents, pair.latent_id), ("text", self._texts, text_id)):
+            if (position, row_id) in self._damaged:
+                return None
+            try:
+                blobs.append(reader.read(row_id))
+            except CorruptBlobError as err:
+                self._damaged.add((position, row_id))
+                self.bad.append(f"clip {pair.clip_id} ({what} {row_id}): {err}")
+                return None
+        (latent,), (embeds, pooled) = blobs
         return latent[: self._channels], (embeds, pooled)
 
 

@@ -190,6 +190,11 @@ class OfficialReader:
             raise UnusableFile(
                 "bad_text", f"{uri} holds {_described(found)}, expected prompt_embed, prompt_attention_mask and pooled"
             ) from err
+        if embeds.ndim != 2 or pooled.ndim != 1:
+            shapes = tuple(found["prompt_embed"].shape), tuple(found["pooled_prompt_embed"].shape)
+            raise UnusableFile(
+                "bad_text", f"{uri} holds tensors {shapes[0]} and {shapes[1]}, expected (1 n d) and (1 p)"
+            )
         if not len(embeds) or not (embeds.isfinite().all() and pooled.isfinite().all()):
             raise UnusableFile("bad_text", f"{uri} has no valid token, or NaN or Inf")
         return embeds, pooled
@@ -253,7 +258,9 @@ def _load(uri: str) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)  # pyright: ignore[reportArgumentType]
     except FileNotFoundError as err:
         raise UnusableFile("missing", f"{uri} is missing") from err
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
+    except pickle.UnpicklingError as err:  # torch's own words advise to run the code in it
+        raise UnusableFile("unreadable", f"{uri} is no file of tensors: it is damaged, or holds code") from err
+    except (OSError, RuntimeError, EOFError) as err:
         raise UnusableFile("unreadable", f"{uri} is no file of tensors: {str(err).splitlines()[0]}") from err
 
 

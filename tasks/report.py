@@ -36,7 +36,7 @@ from tasks.tables import table_version
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-VERSION = "3"
+VERSION = "4"
 TEXT_BYTES = 80_000  # style, script and sections without their rows
 TEMPLATES = Path(__file__).parent / "templates"
 FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</script>', re.DOTALL)

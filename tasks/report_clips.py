@@ -102,6 +102,7 @@ def _listing_text(curation: Curation, ids: Sequence[str], labels: Mapping[str, M
         "start": [round(value, 2) for value in rows["start_s"].to_pylist()],
         "end": [round(value, 2) for value in rows["end_s"].to_pylist()],
         "caption": [text or "" for text in rows["caption"].to_pylist()],
+        "captions": _captions(curation, ids),
         "keep": rows["keep"].to_pylist(),
         "reasons": [curation.drop_reasons[place] for place in positions.to_pylist()],
     }
@@ -113,6 +114,15 @@ def _listing_text(curation: Curation, ids: Sequence[str], labels: Mapping[str, M
     scores = {name: [_short(value) for value in rows[name].to_pylist()] for name in scorers}
     found = {"columns": columns, "words": words, "labels": list(labels), "scores": scores}
     return script_json(found)
+
+
+def _captions(curation: Curation, ids: Sequence[str]) -> list[list[list[str]]]:
+    """(kind, text) of all captions of clips that have several; none for the others."""
+    rows = curation.captions.filter(pc.field("clip_id").isin(pa.array(ids, pa.string())))
+    found: dict[str, list[list[str]]] = defaultdict(list)
+    for row in rows.sort_by("kind").to_pylist():
+        found[row["clip_id"]].append([row["kind"], row["text"] or ""])
+    return [found[clip_id] if len(found[clip_id]) > 1 else [] for clip_id in ids]
 
 
 def script_json(value: Any) -> str:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tasks.buckets import Bucket, parse_bucket
 from tasks.clips import current_clip_ids
-from tasks.manifest import clips_with_scores, left_join, newest_selection, verdicts_of
+from tasks.manifest import clips_with_scores, left_join, newest_by, newest_selection, verdicts_of
 from tasks.schemas import SCHEMAS
 from tasks.splits import SPLITS
 from tasks.table_stats import DropReason, reason_counts
@@ -32,6 +32,7 @@ class Curation:
     scorers: list[str]
     selection: str  # params_hash of the newest selection, "" when nothing was selected
     num_named: int  # clips that the rows of videos name; as many as there are, unless rows were lost
+    captions: pa.Table  # clip_id, kind, text: the newest good one of each kind
 
     @cached_property
     def keep(self) -> list[bool | None]:
@@ -81,7 +82,9 @@ def read_curation(root: str) -> Curation:
     rows = rows.take(order)
     for name, column in clip_figures(rows).items():
         rows = rows.append_column(name, column)
-    return Curation(rows, scorers, newest_selection(root), len(named))
+    good = read_table(root, "captions", ["clip_id", "kind", "text", "created_at"], where=pc.field("status") == "ok")
+    captions = newest_by(good, ["clip_id", "kind"])
+    return Curation(rows, scorers, newest_selection(root), len(named), captions)
 
 
 def clip_figures(clips: pa.Table) -> dict[str, pa.ChunkedArray]:

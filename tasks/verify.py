@@ -188,9 +188,9 @@ def blob_bytes(shape: list[int] | None, dtype: str) -> int:
 
 
 def check_reference(root: str, source: tuple[str, str], target: tuple[str, str]) -> Finding:
-    """Every value of a (table, column), but for empty ones, is found in another one."""
+    """Every value of a (table, column), but for empty ones and those of failed rows, is found in another one."""
     (table, column), (other, other_column) = source, target
-    values = read_table(root, table, [column])[column].drop_null()
+    values = read_table(root, table, [column], where=pc.field("status") != "failed")[column].drop_null()
     values = values.filter(pc.not_equal(values, ""))
     known = read_table(root, other, [other_column])[other_column].combine_chunks()
     lost = values.filter(pc.invert(pc.is_in(values, value_set=known)))

@@ -1,7 +1,8 @@
 """Which samples a step sees when clips of many sizes and sources are mixed: a function of (seed, step, rank) alone.
 
 An epoch is a shuffled list of steps, each of one shape, as many of a shape as its samples need. Within a shape the
-workers together walk through one shuffled list after the other, so no two of them see the same sample at a step.
+workers together walk through one shuffled list after the other, so no two of them see the same sample at a step, but
+where one list ends and the next begins, or where a source comes more often than it has samples.
 """
 
 from __future__ import annotations

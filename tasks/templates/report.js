@@ -54,7 +54,7 @@ function list({ columns, words, labels, scores }) {
   const fields = form.elements, grid = byId("clip-grid"), more = byId("more");
   const every = columns.id.map((_, row) => row);
   const word = (name, row) => words[name].values[words[name].at[row]];
-  const text = every.map(row => [columns.caption[row], word("path", row), columns.id[row],
+  const text = every.map(row => [columns.caption[row], ...columns.captions[row].flat(), word("path", row), columns.id[row],
     ...labels.map(name => word(name, row)), ...(columns.reasons[row] ?? [])].join("\n").toLowerCase());
   const option = (select, value, label = value) => select.add(new Option(label, value));
   const reasons = new Map();
@@ -115,7 +115,11 @@ function list({ columns, words, labels, scores }) {
     if (sort && scores[sort]) facts.append(element("span", "limited", `${sort} ${number(scores[sort][row])}`));
     const inside = element("div", "words");
     inside.append(badges);
-    if (columns.caption[row]) inside.append(element("div", "caption", columns.caption[row]));
+    if (columns.captions[row].length) for (const [kind, said] of columns.captions[row]) {
+      const line = element("div", "caption", said);
+      line.prepend(element("span", "badge", kind), " ");
+      inside.append(line);
+    } else if (columns.caption[row]) inside.append(element("div", "caption", columns.caption[row]));
     inside.append(facts, details(row, id));
     made.append(inside);
     return made;

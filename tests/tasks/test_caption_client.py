@@ -94,6 +94,15 @@ def test_a_server_that_answers_nothing_stops_the_step(chat_server, status, trans
     assert stopped.value.transient is transient
 
 
+def test_one_question_alone_that_gets_no_answer_stops_nothing_until_another_gets_none(chat_server):
+    chat_server.script = lambda text, times: chat_server.error(400, "too large")
+    model = Endpoint(endpoint(chat_server))
+    (alone,) = model.answer([Question("a")], keep=lambda *_: None)
+    assert alone.kind == "bad_request"
+    with pytest.raises(StepError, match="none of 2 questions"):
+        model.answer([Question("b")], keep=lambda *_: None)
+
+
 def test_a_slow_answer_is_given_up_and_asked_for_again(chat_server):
     def slow_once(text, times):
         if times == 1:

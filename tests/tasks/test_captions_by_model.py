@@ -14,7 +14,7 @@ from tasks.leftovers import vacuum
 from tasks.pipeline import StepError
 from tasks.select import selected_clips
 from tasks.step import Run
-from tasks.tables import content_id, read_table
+from tasks.tables import Lineage, append_block, content_id, read_table, table_version
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}
@@ -87,6 +87,7 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     assert json.loads(structured["json"]) == SQUARE
     assert structured["text"].startswith("A red square. Slides to the right. The place, and what else is there.")
     assert captions_of(squares, CLIPS, result.outputs["captions"])[CLIPS[0]] == "A square. It slides."
+    assert captions_of(squares, CLIPS) == dict.fromkeys(CLIPS, "A square. It slides.")  # the preferred kind
     texts = captions_by_kind(squares, CLIPS, "short;human")
     assert texts[CLIPS[3]] == {"short": "A square slides."}
     assert texts[CLIPS[0]] == {"short": "A square slides.", "human": "A red square slides to the right."}
@@ -127,6 +128,25 @@ def test_answers_of_no_use_are_rows_with_a_reason(squares, chat_server):
     refused = next(row for row in rows if row["error_type"] == "refused")
     assert json.loads(refused["quality"])["answer"] == "I'm sorry, but I cannot describe this."
     assert refused["num_prompt_tokens"] == 100
+
+
+def test_of_several_kinds_the_preferred_good_one_is_the_newest_of_a_clip(squares, chat_server):
+    def script(text, times):
+        refused = "25 words" not in text and times == 1  # the dense caption of the first clip
+        return chat_server.completion("I cannot help." if refused else "Short." if "25 words" in text else "Dense.")
+
+    chat_server.script = script
+    config = by_endpoint(chat_server, ["dense", "short"])
+    rows = written(squares, config)
+    append_block(squares.root, "captions", rows, "block", Lineage("test", "captions", "1", "", ""))
+    for _ in range(2):
+        assert captions(squares, config).num_new == 0
+        assert Counter(captions_of(squares, CLIPS).values()) == {"Dense.": 5, "Short.": 1}
+    version = table_version(squares.root, "captions")
+    captions(squares, config)
+    assert table_version(squares.root, "captions") == version  # said once
+    captions(squares, by_endpoint(chat_server, ["short", "dense"]))
+    assert set(captions_of(squares, CLIPS).values()) == {"Short."}
 
 
 def test_a_structured_caption_is_repaired_or_asked_for_once_more(squares, chat_server):

@@ -305,7 +305,10 @@ def test_verify_warns_of_rows_that_come_twice_and_fails_when_other_code_made_one
 
 
 def test_verify_finds_rows_without_a_reason_and_rows_that_refer_to_nothing(root):
-    append(root, "scores", [score(8, "motion", 1.0) | {"status": "failed"}])
+    no_clip = score(7, "motion", 1.0) | {"status": "failed", "error_type": "gone", "error": "it has no clip"}
+    append(root, "scores", [score(8, "motion", 1.0), score(9, "motion", 1.0) | {"status": "failed"}, no_clip])
+    (lost,) = [one for one in verify(root, "scores") if one.check == "clip_id is in clips"]
+    assert lost.num_bad == 1  # a row that failed may well have no clip
     assert bad_findings(root) == [("scores", "every row says ok, or why not"), ("scores", "clip_id is in clips")]
 
 

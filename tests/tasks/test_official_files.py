@@ -62,6 +62,11 @@ def bad_text(path: Path) -> None:
     torch.save({"prompt_embed": torch.zeros(1, 128, 8)}, path)
 
 
+def with_another_dimension(path: Path) -> None:
+    found = torch.load(path)
+    torch.save(found | {"pooled_prompt_embed": found["pooled_prompt_embed"][None]}, path)
+
+
 def of_another_vae(path: Path) -> None:
     torch.save(torch.zeros(1, 16, 3, 6, 10), path)
 
@@ -85,9 +90,10 @@ def with_code(path: Path) -> None:
         ("latent", of_another_vae, "other_vae", "has 16 channels and the VAE .* makes 4"),
         ("latent", not_finite, "not_finite", "NaN or Inf"),
         ("latent", bad_text, "bad_latent", r"holds a dict, expected floats \(1 c t h w\)"),
-        ("latent", with_code, "unreadable", "no file of tensors"),
+        ("latent", with_code, "unreadable", "no file of tensors: it is damaged, or holds code$"),
         ("latent", Path.unlink, "missing", "is missing"),
         ("text_fea", bad_text, "bad_text", "expected prompt_embed"),
+        ("text_fea", with_another_dimension, "bad_text", r"\(1, 1, 6\), expected \(1 n d\) and \(1 p\)"),
         ("video", Path.unlink, "missing", "cannot be read"),
     ],
 )

@@ -95,7 +95,9 @@ def write_clips(root: str) -> None:
     append(root, "scores", scores)
     append(root, "selections", selections)
     text = {"caption_id": content_id("caption"), "clip_id": CLIP_IDS[1], "kind": "human", "text": CAPTION}
-    append(root, "captions", [ok_row({}, **text)])
+    short = {"caption_id": content_id("short"), "clip_id": CLIP_IDS[2], "kind": "short", "text": "A hill."}
+    dense = {"caption_id": content_id("dense"), "clip_id": CLIP_IDS[2], "kind": "dense", "text": "A hill and a cloud."}
+    append(root, "captions", [ok_row({}, **row) for row in (text, short, dense)])
 
 
 def write_models(root: str) -> None:
@@ -253,6 +255,9 @@ def test_the_listing_holds_each_clip_with_its_scores_verdict_and_caption(whole_r
     place = columns["id"].index(CLIP_IDS[1])
     assert sorted(columns["id"]) == sorted(CLIP_IDS)
     assert (columns["keep"][place], columns["caption"][place], columns["reasons"][place]) == (True, CAPTION, [])
+    assert columns["captions"][place] == []
+    both = [["dense", "A hill and a cloud."], ["short", "A hill."]]
+    assert columns["captions"][columns["id"].index(CLIP_IDS[2])] == both
     assert (found["scores"]["motion"][place], found["scores"]["sharpness"][place]) == (1.5, 50.0)
     assert words["path"]["values"][words["path"]["at"][place]] == "meadow.mp4"
     short = page_of(whole_root, max_listed=2, max_media=1)

@@ -43,6 +43,11 @@ class IngestConfig(Config):
     fetch: FetchConfig = FetchConfig()
     block_size: int = Field(16, ge=1, description="files a block")
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Suffixes of files in folders that are no candidates."""
+        return tuple(suffix for suffix in self.non_media if not (self.images and suffix in IMAGES))
+
 
 class CardUnreachableError(RuntimeError):
     """The file system of a file does not say whether a source.yaml describes it."""
@@ -152,8 +157,7 @@ def ingest(run: Run, config: IngestConfig) -> StepResult:
     Raises:
         ValueError: the source is missing or empty, or a source.yaml in it is wrong.
     """
-    left_out = tuple(suffix for suffix in config.non_media if not (config.images and suffix in IMAGES))
-    source = source_files(config.source, run.root, left_out, config.media_root)
+    source = source_files(config.source, run.root, config.left_out, config.media_root)
     wanted = {row["source_id"]: row for row in _rows(source.folder, source.files, _known_urls(run, source.files))}
     todo = pending(run.root, "sources", wanted, run.retry_failed)
     again = _described_anew(run, wanted, todo)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.launch import _check_source
+from tasks.ingest import IngestConfig
+
 HEAVY = ("torch", "ray", "prefect", "mlflow", "transformers", "diffusers", "av", "deltalake", "numpy", "matplotlib")
 COMMANDS = (
     *("demo", "run", "curate", "recaption", "extract", "train-vae", "train-dit", "evaluate", "generate"),
@@ -94,3 +97,11 @@ def test_parity_refuses_a_folder_without_cases(tmp_path):
         done = pyramid("parity", str(folder))
         assert done.returncode == 2
         assert str(folder) in done.stderr
+
+
+def test_a_folder_of_pictures_alone_is_a_source_where_pictures_count(tmp_path):
+    (tmp_path / "one.jpg").write_bytes(b"picture")
+    config = IngestConfig(source=str(tmp_path))
+    with pytest.raises(ValueError, match="holds no video"):
+        _check_source(config, str(tmp_path / "root"))
+    _check_source(config.model_copy(update={"images": True}), str(tmp_path / "root"))

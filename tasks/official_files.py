@@ -98,10 +98,12 @@ def _lines(config: ImportConfig) -> Iterator[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
-            paths = {name: line[name] for name in ("video", "latent", "text_fea")}
-            named = {name: _inside(folder, path) for name, path in paths.items()}
-            yield named | {"path": paths["video"], "text": str(line["text"]), "number": number}
-        except (ValueError, KeyError, TypeError) as err:
+            named = {name: _inside(folder, line[name]) for name in ("latent", "text_fea")}
+            # As in other lists: one on this machine may name any video of it.
+            anywhere = storage.is_local(uri) and line["video"].startswith("/")
+            named["video"] = line["video"] if anywhere else _inside(folder, line["video"])
+            yield named | {"path": line["video"], "text": str(line["text"]), "number": number}
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise ValueError(
                 f"{uri}, line {number}: expected the keys video, text, latent and text_fea with paths below {folder} "
                 f"({type(err).__name__}: {err})"

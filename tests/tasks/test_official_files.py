@@ -115,7 +115,7 @@ def test_a_line_that_cannot_be_used_is_a_failed_row_and_nothing_else(
         ('{"video": "a.mp4"}', "line 1: expected the keys video, text, latent and text_fea"),
         ("not json", "line 1: expected the keys"),
         ('{"video": "../a.mp4", "text": "", "latent": "a.pt", "text_fea": "b.pt"}', "would leave the root"),
-        ('{"video": "/etc/passwd", "text": "", "latent": "a.pt", "text_fea": "b.pt"}', "would leave the root"),
+        ('{"video": "a.mp4", "text": "", "latent": "/etc/passwd", "text_fea": "b.pt"}', "would leave the root"),
     ],
 )
 def test_an_annotation_cannot_name_files_outside_its_folder(tmp_path, line, message):

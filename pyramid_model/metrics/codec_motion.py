@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from pyramid_model.video import open_clip
-
 CELLS = 3  # the frame is divided into CELLS x CELLS
 
 
@@ -26,6 +24,8 @@ def codec_motion(uri: str, fps: float) -> tuple[float | None, float | None]:
 
     Source: the motion filter of NeMo Curator, global mean and least mean of a patch, made free of size and rate.
     """
+    from pyramid_model.video import open_clip  # PyAV, which readers of the names of scores do without
+
     lengths, areas = np.zeros(CELLS**2), np.zeros(CELLS**2)
     with open_clip(uri) as (container, stream):
         context = stream.codec_context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -16,6 +17,16 @@ class Config(BaseModel):
     """Base of every config: immutable, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def without_unused(config: Config, dump: SerializerFunctionWrapHandler, added: Iterable[str]) -> dict[str, Any]:
+    """A config as written down before it had the fields `added`, as far as those are at their defaults.
+
+    For `model_serializer(mode="wrap")`: settings that came later and are not used move no hash and no id.
+    """
+    fields = type(config).model_fields
+    unused = {name for name in added if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
+    return {name: value for name, value in dump(config).items() if name not in unused}
 
 
 class LatentNorm(Config):
@@ -133,7 +144,7 @@ class DiTConfig(Config):
     @model_serializer(mode="wrap")
     def _without_shared(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As written down before history had a time of its own, where it has none: models keep their ids."""
-        return {name: value for name, value in dump(self).items() if (name, value) != ("history_time", "shared")}
+        return without_unused(self, dump, ["history_time"])
 
     @property
     def clean_history(self) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, without_unused
 
 if TYPE_CHECKING:
     from pyramid_model.footage import VideoProbe
@@ -57,13 +57,8 @@ class ShotsConfig(Config):
         return self
 
     @model_serializer(mode="wrap")
-    def _leave_out_what_is_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings that came later and are not used stay out of the dump, and so out of ids."""
-        values = handler(self)
-        for name in ("stride_frames", "weights", "find_gradual"):
-            if values.get(name) == type(self).model_fields[name].default:
-                values.pop(name, None)
-        return values
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump, ("stride_frames", "weights", "find_gradual"))
 
 
 @dataclass(frozen=True)

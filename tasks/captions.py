@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pyramid_model.captioning.question import FrameSampling
-from pyramid_model.config import Config
+from pyramid_model.config import Config, without_unused
 from tasks import storage
 from tasks.caption_client import EndpointConfig
 from tasks.caption_models import VisionModelConfig
@@ -84,8 +84,7 @@ class CaptionsConfig(Config):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        unused = {name for name in ADDED if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in dump(self).items() if name not in unused}
+        return without_unused(self, dump, ADDED)
 
 
 @dataclass(frozen=True)

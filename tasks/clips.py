@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, without_unused
 from pyramid_model.shots import ShotsConfig
 from tasks import storage
 from tasks.clip_planning import ClipRules
@@ -58,9 +58,8 @@ class ClipsConfig(ClipRules):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As written down before these could be set, where they are as usual: videos stay done."""
-        usual = {"max_memory_gb": 4, "max_megapixels": 36, "crop_letterbox": False, "overlap_frames": 0}
-        return {name: value for name, value in dump(self).items() if usual.get(name) != value}
+        added = ("max_memory_gb", "max_megapixels", "crop_letterbox", "overlap_frames")
+        return without_unused(self, dump, added)  # videos stay done
 
 
 class VideoWorker:

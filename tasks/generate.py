@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow.compute as pc
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from pyramid_model.config import Config, PyramidConfig, VAEConfig
+from pyramid_model.config import Config, PyramidConfig, VAEConfig, without_unused
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
@@ -83,8 +83,7 @@ class GenerateConfig(Config):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings of before prompts were rewritten hash the same."""
-        return {name: value for name, value in dump(self).items() if name not in ("rewrite", "rewriter") or value}
+        return without_unused(self, dump, ("rewrite", "rewriter"))
 
 
 @step

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, without_unused
 from tasks.buckets import expand_buckets
 from tasks.duplicates import METHODS, Method
 
@@ -30,12 +30,6 @@ PRESETS: dict[str, dict[str, dict[str, float]]] = {
 }
 
 Preset = Literal["", "pretrain", "finetune"]
-
-
-def without_unused(config: Config, dump: SerializerFunctionWrapHandler, added: tuple[str, ...]) -> dict[str, Any]:
-    """A config as written down before it had the fields `added`, as far as those are at their defaults."""
-    unused = {name for name in added if getattr(config, name) == type(config).model_fields[name].default}
-    return {name: value for name, value in dump(config).items() if name not in unused}
 
 
 class Limits(Config):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, without_unused
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
 from tasks.captions import Kind
 from tasks.dit_data import (
@@ -97,8 +97,7 @@ class TrainDiTConfig(TrainingConfig):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Trainings of before there were weights keep their identity."""
-        return {name: value for name, value in dump(self).items() if name != "caption_weights" or value}
+        return without_unused(self, dump, ["caption_weights"])
 
     @property
     def columns(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from pyramid_model.config import Config, PyramidConfig, VAEConfig
+from pyramid_model.config import Config, PyramidConfig, VAEConfig, without_unused
 
 Steps = int | tuple[int, ...]
 
@@ -82,5 +82,4 @@ class GenerationRequest(Config):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        unused = {name for name in ADDED if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in dump(self).items() if name not in unused}
+        return without_unused(self, dump, ADDED)

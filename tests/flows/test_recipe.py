@@ -4,12 +4,52 @@ import pytest
 
 from flows.cli.generate import asked_prompts
 from flows.recipe import Recipe, RecipeError, dotted_names, load_recipe, parse_settings, recipe_names, with_outputs
+from tasks.buckets import fitting_bucket, parse_bucket
+from tasks.select_config import CLIP_FIGURES, PRESETS
 from tasks.step import StepResult
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_of_the_package_is_valid(name):
     assert isinstance(load_recipe(name), Recipe)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_computes_every_score_that_it_limits(name):
+    recipe = load_recipe(name)
+    assert set(recipe.select.limited) <= {*CLIP_FIGURES, *recipe.scores.computed}
+
+
+@pytest.mark.parametrize("name", ["384p", "768p"])
+def test_a_large_recipe_has_the_limits_of_its_preset_once_the_aesthetic_head_is_named(name):
+    settings = {"scores.embeddings.aesthetic_head": "/models/head.pth"}
+    recipe = load_recipe(name, settings | {"select.thresholds.aesthetic.min": 5})
+    assert set(recipe.select.limited) <= {*CLIP_FIGURES, *recipe.scores.computed}
+    assert set(PRESETS[recipe.select.preset]) - {"duration_s"} <= set(recipe.select.limited)
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 50, 60])
+@pytest.mark.parametrize("name", ["384p", "768p"])
+def test_a_long_shot_of_any_common_aspect_and_rate_is_trained_on(name, fps):
+    recipe = load_recipe(name)
+    rules, num_frames = recipe.select.rules(), recipe.clips.max_frames
+    buckets = [parse_bucket(text) for text in rules.buckets]
+    for height, width in ((1080, 1920), (1920, 1080), (1080, 1080), (1080, 1440), (804, 1920)):
+        scale = min(1, recipe.clips.max_side / max(height, width))
+        size = int(height * scale), int(width * scale)
+        bucket, why = fitting_bucket(*size, num_frames, fps, buckets, recipe.select.max_upscale)
+        assert bucket, (size, why)
+        assert (bucket.height > bucket.width) == (height > width)
+    duration = rules.thresholds.get("duration_s")
+    assert duration is None or num_frames / fps <= duration.max
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "384p", "768p"])
+def test_prompts_are_sampled_at_a_size_that_was_trained(name):
+    recipe = load_recipe(name)
+    sizes = {(one.height, one.width, 1 + one.num_frames // 8) for one in map(parse_bucket, recipe.select.buckets)}
+    for request in (recipe.generate.request, recipe.evaluate.request):
+        assert (request.height, request.width, request.num_latent_frames) in sizes
 
 
 def test_misspelt_key_is_named_with_the_setting_that_was_meant():

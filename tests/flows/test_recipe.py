@@ -3,7 +3,16 @@
 import pytest
 
 from flows.cli.generate import asked_prompts
-from flows.recipe import Recipe, RecipeError, dotted_names, load_recipe, parse_settings, recipe_names, with_outputs
+from flows.recipe import (
+    PATHS,
+    Recipe,
+    RecipeError,
+    dotted_names,
+    load_recipe,
+    parse_settings,
+    recipe_names,
+    with_outputs,
+)
 from tasks.buckets import fitting_bucket, parse_bucket
 from tasks.select_config import CLIP_FIGURES, PRESETS
 from tasks.step import StepResult
@@ -144,6 +153,31 @@ def test_relative_source_is_found_from_the_checkout_as_well(tmp_path, monkeypatc
     assert source.startswith("/")
     (tmp_path / "videos").mkdir()
     assert load_recipe("demo", {"ingest.source": "videos"}).ingest.source == str(tmp_path / "videos")
+
+
+def test_every_setting_that_may_be_a_path_is_found_from_where_the_run_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("head.pth", "watermark", "clip", "tiny"):
+        (tmp_path / name).touch()
+    settings = {
+        "scores.classifiers": {
+            "watermark": {"model": "watermark", "label": "yes"},
+            "people": {"model": "org/people", "label": "yes"},
+        },
+        "scores.embeddings": {"model": "clip", "pretrained": "laion2b", "aesthetic_head": "head.pth"},
+    }
+    scores = load_recipe("demo", settings).scores
+    assert scores.classifiers["watermark"].model == str(tmp_path / "watermark")
+    assert scores.classifiers["people"].model == "org/people"  # on Hugging Face
+    assert (scores.embeddings.model, scores.embeddings.pretrained) == (str(tmp_path / "clip"), "laion2b")
+    assert scores.embeddings.aesthetic_head == str(tmp_path / "head.pth")
+    assert load_recipe("demo", {"train_dit.vae": "clip"}).train_dit.vae == str(tmp_path / "clip")
+    assert load_recipe("demo").text_features.encoder == "tiny"  # is no folder, whatever lies here
+
+
+def test_settings_that_may_be_paths_are_settings():
+    known = set(dotted_names(Recipe))
+    assert [name for name in PATHS if "*" not in name and name not in known] == []
 
 
 @pytest.mark.parametrize(

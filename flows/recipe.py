@@ -27,8 +27,8 @@ from tasks.train_dit import TrainDiTConfig
 from tasks.train_vae import TrainVAEConfig
 
 FOLDER = Path(__file__).parent / "recipes"
-# Settings that may be paths, `*` for every key. captions.local.name and clips.shots.weights stand in the ids of captions
-# and clips as they are written, and stay so.
+# Settings that may be paths, `*` for every key. captions.local.name and clips.shots.weights stay as they are written:
+# so they stand in the ids of captions and clips.
 PATHS = (
     *("ingest.source", "ingest.media_root"),
     *("scores.classifiers.*.model", "scores.embeddings.model", "scores.embeddings.pretrained"),

@@ -1,26 +1,32 @@
 """Reading files once for their ids, wherever they lie: politely from web hosts, with retries, and with a copy if asked.
 
 A web host is asked at most so often and for so many bytes a second by all actors together, since they share a
-`HostBudget`; a host that asks for a pause (`Retry-After`) gets it from all of them.
+`HostBudget`; a host that asks for a pause (`Retry-After`) gets it from all of them. A download that breaks off goes on
+where it was, from hosts that can tell whether the file is still the same.
 """
 
 import asyncio
 import hashlib
 import os
-import threading
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks import storage
+from tasks.host_budget import Budget, HostBudget, host_of, own_budget, waiting_for_turns
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 4 * 2**20
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers after which another try may succeed
+PART, NO_SUCH_PART = 206, 416
 USER_AGENT = "pyramid-pipeline"
 
 
@@ -35,6 +41,10 @@ class FetchConfig(Config):
     max_wait_s: float = Field(300, gt=0, description="longest wait that a host may ask for; beyond, the file fails")
     max_bytes: float = Field(200e9, gt=0, description="a longer file fails: some hosts never end")
     timeout_s: float = Field(60, gt=0, description="a connection on which nothing comes for so long is lost")
+
+    def own_budget(self) -> HostBudget:
+        """The budget of this process, at these rates."""
+        return own_budget(self.requests_per_s, self.bytes_per_s)
 
 
 class FetchError(Exception):
@@ -53,61 +63,6 @@ class Busy(Exception):
         self.wait_s = wait_s
 
 
-class Budget(Protocol):
-    """Whom to ask before asking a host."""
-
-    def reserve(self, host: str, num_requests: int = 0, num_bytes: int = 0) -> float:
-        """Seconds to wait before these requests, or after these bytes."""
-        ...
-
-    def hold(self, host: str, seconds: float) -> None:
-        """Nobody asks this host for so long."""
-        ...
-
-
-class HostBudget:
-    """Requests and bytes a second, host by host."""
-
-    def __init__(self, requests_per_s: float, bytes_per_s: float):
-        self.requests_per_s, self.bytes_per_s = requests_per_s, bytes_per_s
-        self._free: dict[str, float] = {}  # when the next request may start
-        self._lock = threading.Lock()
-
-    def reserve(self, host: str, num_requests: int = 0, num_bytes: int = 0) -> float:
-        """Book these requests and bytes; returns the seconds to wait for their turn."""
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._free.get(host, 0.0))
-            self._free[host] = start + num_requests / self.requests_per_s + num_bytes / self.bytes_per_s
-            return start - now
-
-    def hold(self, host: str, seconds: float) -> None:
-        """Let nobody ask this host for so long."""
-        with self._lock:
-            self._free[host] = max(self._free.get(host, 0.0), time.monotonic() + seconds)
-
-
-class SharedBudget:
-    """The HostBudget of a step, which lives in a Ray actor."""
-
-    def __init__(self, config: FetchConfig):
-        import ray
-
-        self._actor = ray.remote(num_cpus=0)(HostBudget).remote(config.requests_per_s, config.bytes_per_s)
-
-    def reserve(self, host: str, num_requests: int = 0, num_bytes: int = 0) -> float:
-        """As HostBudget."""
-        import ray
-
-        return ray.get(self._actor.reserve.remote(host, num_requests, num_bytes))
-
-    def hold(self, host: str, seconds: float) -> None:
-        """As HostBudget."""
-        import ray
-
-        ray.get(self._actor.hold.remote(host, seconds))
-
-
 def is_web(uri: str) -> bool:
     """Whether a file comes from a web host, which may be slow, busy, and a stranger's."""
     return uri.startswith(("http://", "https://"))
@@ -120,9 +75,9 @@ class Sink:
         self.path, self.sums = path, sums
         self.restart()
 
-    def restart(self) -> None:
-        """Forget what came: a new try begins."""
-        self.size_bytes = 0
+    def restart(self, validator: str = "") -> None:
+        """Forget what came: the file begins anew. validator: of what comes now, to go on with it later."""
+        self.size_bytes, self.validator = 0, validator
         self._digest = hashlib.blake2b(digest_size=16)
         self._sums = {name: hashlib.new(name, usedforsecurity=False) for name in self.sums}
         if self.path:
@@ -136,6 +91,11 @@ class Sink:
         if self.path:
             with open(self.path, "ab") as file:
                 file.write(chunk)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether what came can be gone on with."""
+        return bool(self.size_bytes and self.validator)
 
     @property
     def video_id(self) -> str:
@@ -161,15 +121,34 @@ def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = Non
 def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
     """The bytes behind a URL, in as many tries as it takes, up to `config.tries`.
 
+    A try goes on where the one before broke off, if a strong validator of the host says that the file is the same.
+
     Raises:
         FetchError: `missing`, `refused`, `busy` (asks for too long a wait), `too_large`, `unreachable` (no try
             succeeded), or `unreadable` (anything else).
     """
-    host = urlsplit(url).netloc
+    sink.restart()
+    _persistently(lambda: _get(url, sink, config, budget), host_of(url), config, budget)
+
+
+def look(url: str, num_bytes: int, config: FetchConfig, budget: Budget) -> "Look":
+    """The beginning of a file, by one request.
+
+    Raises:
+        FetchError: as `fetch`.
+    """
+    return _persistently(lambda: _look(url, num_bytes, config, budget), host_of(url), config, budget)
+
+
+def _persistently(attempt: Callable[[], Coroutine[Any, Any, T]], host: str, config: FetchConfig, budget: Budget) -> T:
+    """What an attempt gives, made again while the trouble may pass.
+
+    Raises:
+        FetchError: it does not pass, or no try will help.
+    """
     for number in range(config.tries):
-        sink.restart()
         try:
-            return asyncio.run(_get(url, host, sink, config, budget))
+            return asyncio.run(attempt())
         except Busy as err:
             if err.wait_s > config.max_wait_s:
                 asks = f"{err} and asks to wait {err.wait_s:.0f} s, longer than ingest.fetch.max_wait_s"
@@ -180,45 +159,98 @@ def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
                 budget.hold(host, err.wait_s)  # the next try waits with all others of this host
             else:
                 time.sleep(config.backoff_s * 2**number)
+    raise AssertionError("the last try returns or raises")
 
 
-async def _get(url: str, host: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
-    """One try.
+async def _get(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
+    """One try, from where the sink is.
 
     Raises:
         Busy: another may succeed.
         FetchError: no other will.
     """
+    asked = {"Range": f"bytes={sink.size_bytes}-", "If-Range": sink.validator} if sink.resumable else {}
+    async with _answer(url, asked, config, budget) as answer:
+        if answer.status == PART and asked:
+            if not _goes_on(answer.headers, sink):
+                sink.restart()
+                raise Busy(f"{url} answers with another part than the one that is missing")
+        elif answer.status == NO_SUCH_PART:
+            sink.restart()
+            raise Busy(f"{url} has no more than what came, and it broke off there")
+        else:
+            _check_answer(url, answer.status, answer.headers)
+            sink.restart(strong_validator(answer.headers))
+        await _take(answer.content, host_of(url), sink, config, budget)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The beginning of a file of a web host."""
+
+    head: bytes
+    is_html: bool  # by what the host says
+
+
+async def _look(url: str, num_bytes: int, config: FetchConfig, budget: Budget) -> Look:
+    async with _answer(url, {"Range": f"bytes=0-{num_bytes - 1}"}, config, budget) as answer:
+        if answer.status == NO_SUCH_PART:
+            return Look(b"", False)  # it is empty
+        _check_answer(url, answer.status, answer.headers)
+        head = b""
+        async for chunk in answer.content.iter_chunked(num_bytes):
+            head += chunk
+            if len(head) >= num_bytes:  # a host may send more than the part that was asked for
+                break
+        return Look(head[:num_bytes], answer.content_type == "text/html" and "Content-Type" in answer.headers)
+
+
+@asynccontextmanager
+async def _answer(url: str, headers: Mapping[str, str], config: FetchConfig, budget: Budget) -> AsyncIterator[Any]:
+    """What a host answers to one request, with its troubles sorted into Busy and FetchError."""
     import aiohttp
 
-    await asyncio.sleep(budget.reserve(host, num_requests=1))
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=config.timeout_s, sock_read=config.timeout_s)
-    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}  # the bytes as they lie there
+    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}  # the bytes as they lie there
+    turns = [waiting_for_turns(budget)]
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers, trust_env=True) as session,
+            aiohttp.ClientSession(timeout=timeout, headers=headers, trust_env=True, trace_configs=turns) as session,
             session.get(url) as answer,
         ):
-            _check_answer(url, answer.status, answer.headers)
-            await _take(answer.content, host, sink, config, budget)
+            yield answer
     except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as err:
         raise Busy(f"{type(err).__name__}: {err}") from err
     except (aiohttp.ClientError, ValueError) as err:  # no URL, too many redirects, no HTTP
         raise FetchError("unreadable", f"{type(err).__name__}: {err}") from err
 
 
+def strong_validator(headers: Mapping[str, str]) -> str:
+    """The ETag of an answer where equal ones mean equal bytes; empty where it has none."""
+    tag = headers.get("ETag", "")
+    return tag if tag.startswith('"') else ""
+
+
+def _goes_on(headers: Mapping[str, str], sink: Sink) -> bool:
+    """Whether a part of a file begins where the sink stands, and is of the same file."""
+    begins = headers.get("Content-Range", "").startswith(f"bytes {sink.size_bytes}-")
+    return begins and headers.get("ETag", sink.validator) == sink.validator
+
+
 async def _take(content: Any, host: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
     """Bytes into the sink; while we wait, the connection fills its buffer and the host waits as well."""
     unbooked = 0  # chunks are as small as they arrive, and booking each would take longer than reading it
-    async for chunk in content.iter_chunked(CHUNK_BYTES):
-        sink.write(chunk)
-        if sink.size_bytes > config.max_bytes:
-            raise FetchError("too_large", f"more than {config.max_bytes:.0f} bytes came (ingest.fetch.max_bytes)")
-        unbooked += len(chunk)
-        if unbooked >= CHUNK_BYTES:
-            await asyncio.sleep(budget.reserve(host, num_bytes=unbooked))
-            unbooked = 0
-    budget.reserve(host, num_bytes=unbooked)
+    try:
+        async for chunk in content.iter_chunked(CHUNK_BYTES):
+            sink.write(chunk)
+            if sink.size_bytes > config.max_bytes:
+                raise FetchError("too_large", f"more than {config.max_bytes:.0f} bytes came (ingest.fetch.max_bytes)")
+            unbooked += len(chunk)
+            if unbooked >= CHUNK_BYTES:
+                await asyncio.sleep(budget.reserve(host, num_bytes=unbooked))
+                unbooked = 0
+    finally:
+        budget.reserve(host, num_bytes=unbooked)
 
 
 def _check_answer(url: str, status: int, headers: Any) -> None:

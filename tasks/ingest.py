@@ -18,7 +18,8 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks import storage
-from tasks.fetch import Budget, FetchConfig, FetchError, HostBudget, SharedBudget, Sink, fetch, is_web, read_file
+from tasks.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
+from tasks.host_budget import Budget, SharedBudget
 from tasks.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files
 from tasks.pipeline import connect, run_blocks
 from tasks.source_card import SourceCard, card_uri, read_card
@@ -64,7 +65,7 @@ class FileHasher:
 
     def __init__(self, config: IngestConfig, media: str, budget: Budget | None = None):
         self.config, self.media = config, media
-        self.budget = budget or HostBudget(config.fetch.requests_per_s, config.fetch.bytes_per_s)
+        self.budget = budget or config.fetch.own_budget()
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Rows of `sources`, one an item."""
@@ -157,7 +158,7 @@ def ingest(run: Run, config: IngestConfig) -> StepResult:
     Raises:
         ValueError: the source is missing or empty, or a source.yaml in it is wrong.
     """
-    source = source_files(config.source, run.root, config.left_out, config.media_root)
+    source = source_files(config.source, run.root, config.left_out, config.media_root, config.fetch)
     wanted = {row["source_id"]: row for row in _rows(source.folder, source.files, _known_urls(run, source.files))}
     todo = pending(run.root, "sources", wanted, run.retry_failed)
     again = _described_anew(run, wanted, todo)
@@ -181,7 +182,7 @@ def _budget(run: Run, config: IngestConfig, items: Sequence[dict[str, Any]]) -> 
     if not any(is_web(item["uri"]) for item in items):
         return None
     connect(run.ray)
-    return SharedBudget(config.fetch)
+    return SharedBudget(config.fetch.own_budget())
 
 
 def _known_urls(run: Run, files: Sequence[SourceFile]) -> dict[str, str]:

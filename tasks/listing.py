@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from tasks import storage
 from tasks.archives import members
-from tasks.fetch import is_web
-from tasks.lists import BadEntry, Entry, is_page, list_kind, read_list
+from tasks.fetch import FetchConfig, FetchError, Look, is_web, look
+from tasks.lists import HEAD_BYTES, BadEntry, Entry, is_page, list_kind, read_list
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 NON_MEDIA = (
@@ -23,6 +23,7 @@ NON_MEDIA = (
     "svg",
     *IMAGES,
 )
+WEB = FetchConfig()
 LOOKS = 16  # files looked at together, since an object store takes its time to answer
 SHARD = ".tar"  # in a folder its members count, not itself
 SHARDS = "WebDataset shards"
@@ -60,7 +61,13 @@ class Source(NamedTuple):
     form: str  # as people call it
 
 
-def source_files(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA, media_root: str = "") -> Source:
+def source_files(
+    source: str,
+    root: str,
+    non_media: tuple[str, ...] = NON_MEDIA,
+    media_root: str = "",
+    web: FetchConfig = WEB,
+) -> Source:
     """The folder of a source, the files that it names, and what it was taken for.
 
     Args:
@@ -68,6 +75,7 @@ def source_files(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA,
         root: where our own tables and media lie; they are left out when the source contains them.
         non_media: suffixes of files in folders that are no candidates; nor are hidden files.
         media_root: where the relative names of a list start; empty: at the folder of the list.
+        web: how often a web host is asked, and how patiently.
 
     Raises:
         ValueError: the source is not there, cannot be reached, or names no file.
@@ -76,12 +84,26 @@ def source_files(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA,
         raise ValueError("no source is given: name a folder of videos with --source or in ingest.source")
     if storage.is_local(source):
         source = str(Path(source.removeprefix("file://")).expanduser().resolve())
-    if not _reachable(source, "exists"):
-        raise ValueError(
-            f"source {source!r} does not exist: give a folder of videos, a list, or a file (ingest.source)"
-        )
-    folder, found, form = _found(source, root, non_media, media_root)
+    seen = _web_look(source, web) if is_web(source) else None
+    if not seen and not _reachable(source, "exists"):
+        raise _no_source(source)
+    is_folder = _reachable(source, "isdir") if not seen or seen.is_html else False
+    folder, found, form = _found(source, is_folder, seen.head if seen else None, root, non_media, media_root)
     return Source(printable(folder), found, form)
+
+
+def _no_source(source: str) -> ValueError:
+    return ValueError(f"source {source!r} does not exist: give a folder of videos, a list, or a file (ingest.source)")
+
+
+def _web_look(source: str, web: FetchConfig) -> Look:
+    """What one request tells of a source: how it begins, and whether it may be an index of files."""
+    try:
+        return look(source, HEAD_BYTES, web, web.own_budget())
+    except FetchError as err:
+        if err.kind == "missing":
+            raise _no_source(source) from err
+        raise ValueError(f"source {source!r} cannot be reached: {err}. Correct ingest.source") from err
 
 
 def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
@@ -95,8 +117,10 @@ def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
         ) from err
 
 
-def _found(source: str, root: str, non_media: tuple[str, ...], media_root: str) -> Source:
-    if _reachable(source, "isdir"):
+def _found(
+    source: str, is_folder: bool, head: bytes | None, root: str, non_media: tuple[str, ...], media_root: str
+) -> Source:
+    if is_folder:
         walked = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
         found = _with_members(walked)
         if not found:
@@ -106,7 +130,7 @@ def _found(source: str, root: str, non_media: tuple[str, ...], media_root: str) 
             )
         return Source(source, found, SHARDS if any(file.archive for file in found) else "a folder")
     folder = source.rpartition("/")[0]
-    kind = list_kind(source)
+    kind = list_kind(source, head)
     if kind == "tar" or source.lower().endswith(SHARD):  # the content of a damaged one does not show what it is
         found = list(_members(_look(source, PurePosixPath(source).name)))
         if not found:

@@ -57,12 +57,12 @@ class RowFormat:
     from_dataset: bool = True  # of a published data set, whose files may lie anywhere below media_root
 
 
-def list_kind(uri: str) -> str:
+def list_kind(uri: str, head: bytes | None = None) -> str:
     """What a file is, by its first bytes: `parquet`, `tar`, `jsonl`, `csv`, `tsv` or `txt`; empty: itself a video.
 
-    Text that is no table is a list only when its name says so.
+    Text that is no table is a list only when its name says so. head: its first HEAD_BYTES, where they are known.
     """
-    head = _head(uri)
+    head = _head(uri) if head is None else head
     if head[:4] == b"PAR1":
         return "parquet"
     if head[257:262] == b"ustar":

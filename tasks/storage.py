@@ -35,9 +35,12 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if uri.startswith(("http://", "https://")):
         import aiohttp
 
+        from tasks.host_budget import own_turns
+
         # Large files take long: a transfer is given up when nothing comes any more, not after five minutes.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
-        return fsspec.core.url_to_fs(uri, client_kwargs={"timeout": timeout, "trust_env": True})
+        options = {"timeout": timeout, "trust_env": True, "trace_configs": [own_turns()]}
+        return fsspec.core.url_to_fs(uri, client_kwargs=options)
     return fsspec.core.url_to_fs(uri)
 
 
@@ -49,8 +52,9 @@ def exists(uri: str) -> bool:
 
 def read_bytes(uri: str) -> bytes:
     """Whole content of a (small) file."""
-    with fsspec.open(uri, "rb") as file:
-        return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    fs, path = filesystem(uri)
+    with fs.open(path, "rb") as file:
+        return file.read()  # pyright: ignore[reportReturnType]
 
 
 def read_pieces(uri: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:

@@ -102,7 +102,7 @@ def _check_source(config: "IngestConfig", root: str) -> None:
     from tasks.storage import is_local
 
     if is_local(config.source):
-        source_files(config.source, root, config.left_out, config.media_root)
+        source_files(config.source, root, config.left_out, config.media_root, config.fetch)
 
 
 def _check_limits(plan: "Recipe", root: str) -> None:

@@ -1,5 +1,6 @@
 """Files of web hosts come whole or not at all, politely, and once. About 10 s."""
 
+import hashlib
 import http.server
 import threading
 import time
@@ -10,23 +11,32 @@ import pytest
 
 from tasks import storage
 from tasks.clips import _sources
-from tasks.fetch import FetchConfig, FetchError, HostBudget, Sink, fetch, retry_after_s
+from tasks.fetch import FetchConfig, FetchError, Sink, fetch, retry_after_s
+from tasks.host_budget import HostBudget
 from tasks.ingest import IngestConfig, hash_file, ingest
 from tasks.leftovers import vacuum
+from tasks.listing import source_files
 from tasks.step import RayConfig, Run
 from tasks.tables import read_table
 from tasks.verify import verify
 
 BODY = bytes(range(256)) * 1000
+TAG, OTHER, WEAK = '"first"', '"second"', 'W/"first"'
 QUICK = FetchConfig(requests_per_s=1000, backoff_s=0.01, tries=3, timeout_s=0.5, max_wait_s=2)
 
 
 class Host(http.server.BaseHTTPRequestHandler):
-    """A web host with a path for every kind of trouble; `troubles` says how often each path still fails."""
+    """A web host with a path for every kind of trouble; `troubles` says how often each path still fails.
+
+    Files below /tagged/ have the ETag `tag` and come in parts, of which the first breaks off while there is trouble.
+    """
 
     asked: Counter[str]
     troubles: dict[str, int]
     times: list[float]
+    tag: str
+    parts: list[tuple[str | None, str | None, int]]  # Range and If-Range that were asked for, bytes that were sent
+    next_tag: str  # what the file has after the first answer
 
     def log_message(self, *_):
         pass
@@ -41,6 +51,8 @@ class Host(http.server.BaseHTTPRequestHandler):
         self.times.append(time.monotonic())
         name, trouble = path.rpartition("/")[2], self.troubles[path] > 0
         self.troubles[path] -= 1
+        if path.startswith("/tagged/"):
+            return self.tagged(trouble)
         if name.startswith("gone") or not name.endswith(".mp4"):
             return self.answer(404)
         if name.startswith("secret"):
@@ -69,6 +81,24 @@ class Host(http.server.BaseHTTPRequestHandler):
         else:
             self.wfile.write(body)
 
+    def tagged(self, breaks_off: bool) -> None:
+        asked, known = self.headers["Range"], self.headers["If-Range"]
+        body = BODY if Host.tag in (TAG, WEAK) else BODY[::-1]
+        start = int(asked[len("bytes=") : -1]) if asked and known == Host.tag else 0
+        lies = self.path.endswith("lies.mp4") and start
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", Host.tag)
+        self.send_header("Content-Length", str(len(body) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {0 if lies else start}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        sent = body[start : start + 100_000] if breaks_off else body[start:]
+        self.wfile.write(sent)
+        Host.parts.append((asked, known, len(sent)))
+        Host.tag = Host.next_tag
+        if breaks_off:
+            time.sleep(0.3)  # what was sent has arrived before the connection is lost
+
     def answer(self, status: int, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -81,6 +111,7 @@ class Host(http.server.BaseHTTPRequestHandler):
 def host():
     """URL of a web host of this machine."""
     Host.asked, Host.troubles, Host.times = Counter(), defaultdict(int), []
+    Host.tag, Host.next_tag, Host.parts = TAG, TAG, []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -108,6 +139,66 @@ def test_trouble_that_passes_is_waited_for(host, name):
     assert fetched(f"{host}/{name}").size_bytes == len(BODY)
     assert Host.asked[f"/{name}"] == 3
     assert name != "busy.mp4" or time.monotonic() - started >= 2  # it had asked for a second, twice
+
+
+def hashed(body: bytes) -> str:
+    sink = Sink()
+    sink.write(body)
+    return sink.video_id
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(host, tmp_path):
+    Host.troubles["/tagged/a.mp4"] = 2
+    (tmp_path / "copy").touch()
+    sink = Sink(str(tmp_path / "copy"), sums=("sha256",))
+    fetch(f"{host}/tagged/a.mp4", sink, QUICK, HostBudget(1000, 1e9))
+    assert Host.parts == [
+        (None, None, 100_000),
+        ("bytes=100000-", TAG, 100_000),
+        ("bytes=200000-", TAG, len(BODY) - 200_000),
+    ]
+    assert (sink.video_id, sink.sum("sha256")) == (hashed(BODY), hashlib.sha256(BODY).hexdigest())
+    assert (tmp_path / "copy").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(("tag", "next_tag"), [(TAG, OTHER), (WEAK, WEAK), (WEAK, OTHER), ("", "")])
+def test_a_file_that_has_changed_or_cannot_be_told_from_another_begins_anew(host, tmp_path, tag, next_tag):
+    Host.tag, Host.next_tag, Host.troubles["/tagged/a.mp4"] = tag, next_tag, 1
+    (tmp_path / "copy").touch()
+    sink = Sink(str(tmp_path / "copy"))
+    fetch(f"{host}/tagged/a.mp4", sink, QUICK, HostBudget(1000, 1e9))
+    body = BODY if next_tag == WEAK else BODY[::-1]
+    assert (sink.video_id, (tmp_path / "copy").read_bytes()) == (hashed(body), body)
+    assert [sent for _, _, sent in Host.parts] == [100_000, len(BODY)]
+    assert Host.parts[1][1] == (TAG if tag == TAG else None)
+
+
+def test_a_part_that_is_not_the_one_that_was_asked_for_is_not_appended(host):
+    Host.troubles["/tagged/lies.mp4"] = 1
+    assert fetched(f"{host}/tagged/lies.mp4").video_id == hashed(BODY)
+    assert [sent for _, _, sent in Host.parts] == [100_000, len(BODY) - 100_000, len(BODY)]
+
+
+def test_one_request_tells_what_a_source_is(host, tmp_path):
+    ((found,), form) = source_files(f"{host}/slow.mp4", str(tmp_path), web=QUICK)[1:]
+    assert (found.uri, form) == (f"{host}/slow.mp4", "one file")
+    assert Host.asked == {"/slow.mp4": 1}
+    with pytest.raises(ValueError, match="does not exist"):
+        source_files(f"{host}/gone.mp4", str(tmp_path), web=QUICK)
+    with pytest.raises(ValueError, match=r"cannot be reached: .* answers 403"):
+        source_files(f"{host}/secret.mp4", str(tmp_path), web=QUICK)
+    Host.troubles["/busy.mp4"] = 1
+    assert source_files(f"{host}/busy.mp4", str(tmp_path), web=QUICK).form == "one file"
+
+
+def test_no_request_comes_before_its_turn_whoever_makes_it(host, tmp_path):
+    config, began = FetchConfig(requests_per_s=5, backoff_s=0.01), time.monotonic()
+    source_files(f"{host}/plain.mp4", str(tmp_path), web=config)
+    assert not storage.exists(f"{host}/source.yaml")
+    fetch(f"{host}/moved.mp4", Sink(), config, config.own_budget())  # two requests
+    turns = [arrived - began for arrived in Host.times]
+    assert len(turns) == 4
+    assert all(turn >= number / 5 - 0.01 for number, turn in enumerate(turns))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +253,7 @@ def test_bytes_and_pauses_are_booked_for_each_host_alone():
     assert budget.reserve("a", num_requests=1) == pytest.approx(0.6, abs=0.05)
     assert budget.reserve("b", num_requests=1) == 0
     budget.hold("b", 5)
+    assert budget.waits() == pytest.approx({"a": 0.7, "b": 5}, abs=0.1)
     assert budget.reserve("b", num_requests=1) == pytest.approx(5, abs=0.1)
 
 

@@ -23,7 +23,7 @@ from tasks.caption_models import VisionModelConfig
 from tasks.caption_writing import CLIP_COLUMNS, REWRITTEN, Parent, find_writer, wanted_items, write_captions
 from tasks.pipeline import StepError, run_blocks
 from tasks.select import selected_clips
-from tasks.source_card import read_card
+from tasks.source_card import cards_of, read_card
 from tasks.step import Run, StepResult, lineage, step
 from tasks.tables import append_again, bad_row, content_id, ok_row, pending, read_table
 
@@ -376,10 +376,9 @@ def _source_files(run: Run, video_ids: set[str], sidecar: str) -> dict[str, Sour
     sidecars = {"": sidecar}  # by source.yaml
     hashes = {"": ""}
     found: dict[str, SourceFile] = {}
-    for row in rows:
+    for card, row in zip(cards_of(rows), rows, strict=True):
         if row["video_id"] not in video_ids or (row["video_id"] in found and found[row["video_id"]].sidecar):
             continue
-        card = row["card"] or ""
         if card not in sidecars:
             sidecars[card] = sidecar or _named_sidecar(card)
         uri = sidecars[card]

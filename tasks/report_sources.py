@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.report_curation import Curation
 from tasks.schemas import COMMON, SCHEMAS
-from tasks.source_card import SourceCard, read_card
+from tasks.source_card import SourceCard, cards_of, read_card
 from tasks.tables import read_table
 
 MAX_SOURCES, MAX_FILES = 40, 50  # listed: sources, and files of each
@@ -46,8 +46,8 @@ def sources(root: str, curation: Curation) -> list[Source]:
     blank = dict.fromkeys([*own, "status", "error"])
     found: dict[tuple[str, str], Source] = {}
     cards = {"": SourceCard(name="")}
-    for row in read_table(root, "sources").to_pylist():
-        uri = row["card"] or ""
+    rows = read_table(root, "sources").to_pylist()
+    for uri, row in zip(cards_of(rows), rows, strict=True):
         if uri not in cards:
             cards[uri] = readable_card(uri)
         card, key = cards[uri], (row["source"] or "(no name)", uri)

@@ -18,7 +18,7 @@ from tasks.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures,
 from tasks.manifest import left_join, newest_selection, verdicts_of
 from tasks.score_reading import score_arrays
 from tasks.select_config import CLIP_FIGURES, SelectConfig
-from tasks.source_card import SplitPin, read_card
+from tasks.source_card import SplitPin, cards_of, read_card
 from tasks.splits import SPLITS, splits_of
 from tasks.step import Run, StepResult, lineage, params_hash, step
 from tasks.tables import append_block, content_id, ok_row, read_table, table_version
@@ -162,11 +162,11 @@ def _no_clips(run: Run) -> str:
 def _pins(run: Run, clips: Sequence[Mapping[str, Any]]) -> dict[str, list[SplitPin]]:
     """video id -> split pins of all its files, from the source.yaml that described each at ingest."""
     videos = {clip["video_id"] for clip in clips}
-    described = (pc.field("status") == "ok") & (pc.field("card") != "")
-    rows = read_table(run.root, "sources", ["video_id", "path", "card"], where=described).to_pylist()
-    rows = [row for row in rows if row["video_id"] in videos]
+    rows = read_table(run.root, "sources", ["video_id", "uri", "path", "card"], where=pc.field("status") == "ok")
+    rows = [row for row in rows.to_pylist() if row["video_id"] in videos]
+    described = [(uri, row) for uri, row in zip(cards_of(rows), rows, strict=True) if uri]
     cards = {}
-    for uri in sorted({row["card"] for row in rows}):
+    for uri in sorted({uri for uri, _ in described}):
         try:
             cards[uri] = read_card(uri)
         except FileNotFoundError:
@@ -175,9 +175,9 @@ def _pins(run: Run, clips: Sequence[Mapping[str, Any]]) -> dict[str, list[SplitP
                 "Put it back"
             ) from None
     pins: dict[str, list[SplitPin]] = {}
-    for row in rows:
+    for uri, row in described:
         found = pins.setdefault(row["video_id"], [])
-        found += [pin for pin in cards[row["card"]].pins_of(row["path"]) if pin not in found]
+        found += [pin for pin in cards[uri].pins_of(row["path"]) if pin not in found]
     return {video_id: found for video_id, found in pins.items() if found}
 
 

@@ -71,6 +71,26 @@ def card_uri(folder: str) -> str:
     return f"{folder.rstrip('/')}/{NAME}"
 
 
+def cards_of(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """URI of the source.yaml that describes each row of `sources` (`uri`, `path`, `card`); empty where none does.
+
+    A row that does not say, of an older root or of an import, has the one in the folder where its path begins.
+    """
+    there: dict[str, bool] = {"": False}
+    found = []
+    for row in sources:
+        if row["card"] is not None:
+            found.append(row["card"])
+            continue
+        place = row["uri"] or ""
+        inside = place.endswith(f"/{row['path']}") and "://" not in place
+        uri = card_uri(place.removesuffix(row["path"])) if inside else ""
+        if uri not in there:
+            there[uri] = storage.exists(uri)
+        found.append(uri if there[uri] else "")
+    return found
+
+
 def read_card(uri: str) -> SourceCard:
     """Read and check a `source.yaml`.
 

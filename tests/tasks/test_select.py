@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from deltalake import write_deltalake
 from pydantic import ValidationError
 
 from tasks.buckets import FAMILIES, Bucket, expand_buckets, fitting_bucket, num_frames_at, parse_bucket
@@ -13,7 +14,7 @@ from tasks.select import SelectConfig, check_limited, select, selected_clips
 from tasks.source_card import SplitPin
 from tasks.splits import CONFLICT, hashed_split, split_of, splits_of
 from tasks.step import Run, lineage, params_hash
-from tasks.tables import append_block, content_id, ok_row, read_table, table_version
+from tasks.tables import append_block, content_id, ok_row, open_table, read_table, table_version
 
 CONFIG = SelectConfig(buckets=("48x80x9@24",), thresholds={"motion": {"min": 1, "max": 9}}, val_fraction=0.5)
 
@@ -229,6 +230,23 @@ def test_pins_win_over_the_hash_and_move_clips_when_they_change(tables, tmp_path
     card.unlink()
     with pytest.raises(ValueError, match=r"source\.yaml is gone.*Put it back"):
         select(tables.run, CONFIG)
+
+
+def test_pins_hold_for_files_of_a_table_that_does_not_name_the_card_yet(tables, tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "source.yaml").write_text("splits: [{file: more/a.mp4, split: test}]\n")
+    rows = [
+        {"source_id": "a", "video_id": "film-a", "path": "more/a.mp4", "uri": f"{folder}/more/a.mp4"},
+        {"source_id": "c", "video_id": "film-c", "path": "c.mp4", "uri": str(tmp_path / "c.mp4")},  # has no card
+    ]
+    tables.add("sources", [ok_row({}, **row) for row in rows])
+    delta = open_table(tables.run.root, "sources")
+    older = delta.to_pyarrow_table().drop_columns(["card"])
+    write_deltalake(delta.table_uri, older, mode="overwrite", schema_mode="overwrite")
+    assert "card" not in open_table(tables.run.root, "sources").to_pyarrow_table().column_names
+    select(tables.run, CONFIG)
+    assert {name: row[3] for name, row in verdicts(tables.run).items()} == {"a0": "test", "a1": "test", "c0": "val"}
 
 
 @pytest.mark.parametrize(

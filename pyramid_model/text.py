@@ -169,6 +169,22 @@ def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtyp
     return TextEncoder(*_load_part(folder / t5_part[0], folder / t5_part[1], "T5EncoderModel", **options), clips=clips)
 
 
+def text_encoder_dims(folder: str | Path) -> tuple[int, int]:
+    """(d, p): values a token and pooled values that the encoders of a folder give, by their configs; loads no model.
+
+    Raises:
+        OSError: a part has no config.
+    """
+    from transformers import CLIPTextConfig, T5Config
+
+    folder = Path(folder)
+    *clips, t5 = [name for name, _ in released_text_parts(folder)] or [""]
+    of_t5: Any = T5Config.from_pretrained(folder / t5, local_files_only=True)
+    of_clips: list[Any] = [CLIPTextConfig.from_pretrained(folder / name, local_files_only=True) for name in clips]
+    pooled = sum(config.projection_dim if len(clips) == 2 else config.hidden_size for config in of_clips)
+    return of_t5.d_model, pooled or of_t5.d_model
+
+
 def released_text_parts(folder: Path) -> list[tuple[str, str]]:
     """(encoder, tokenizer) folder names of a released directory, CLIP first and T5 last; none for any other folder."""
     parts = [("text_encoder", "tokenizer"), *((f"text_encoder_{n}", f"tokenizer_{n}") for n in (2, 3))]

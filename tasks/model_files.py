@@ -196,6 +196,14 @@ def load_dit(uri: str, device: str = "cpu") -> Any:
 
 
 @functools.cache
+def encoder_dims(uri: str) -> tuple[int, int]:
+    """(values a token, pooled values) of a text encoder."""
+    from pyramid_model.text import text_encoder_dims
+
+    with local_folder(uri) as folder:
+        return text_encoder_dims(folder)
+
+
 def load_encoder(uri: str, device: str = "cpu", dtype: str = "float32") -> Any:
     """A text encoder for this process; loaded once."""
     import torch

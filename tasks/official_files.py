@@ -19,7 +19,7 @@ from tasks.dit_data import PairReader, find_pairs, pair_source, vae_settings
 from tasks.encoders import EncoderFolder, find_encoder
 from tasks.ingest import hash_file
 from tasks.latents import latent_id
-from tasks.model_files import ModelFolder, absolute, find_model
+from tasks.model_files import ModelFolder, absolute, encoder_dims, find_model
 from tasks.pipeline import StepError, run_blocks
 from tasks.schemas import ID_COLUMNS
 from tasks.select import SelectConfig, select
@@ -141,6 +141,7 @@ class OfficialReader:
         self.vae, self.encoder, self.config = vae, encoder, config
         settings = vae_settings(vae.uri)
         self.channels = settings["encoder_out_channels"]
+        self.dims = encoder_dims(encoder.uri)
         self.latent_norm = json.dumps(settings["latent_norm"]) if settings.get("latent_norm") else ""
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -196,6 +197,13 @@ class OfficialReader:
             shapes = tuple(found["prompt_embed"].shape), tuple(found["pooled_prompt_embed"].shape)
             raise UnusableFile(
                 "bad_text", f"{uri} holds tensors {shapes[0]} and {shapes[1]}, expected (1 n d) and (1 p)"
+            )
+        widths = embeds.shape[1], pooled.shape[0]
+        if widths != self.dims:
+            raise UnusableFile(
+                "other_encoder",
+                f"{uri} has {widths[0]} values a token and {widths[1]} pooled, and the text encoder {self.encoder.uri} "
+                f"gives {self.dims[0]} and {self.dims[1]}: name the one that made it",
             )
         if not len(embeds) or not (embeds.isfinite().all() and pooled.isfinite().all()):
             raise UnusableFile("bad_text", f"{uri} has no valid token, or NaN or Inf")

@@ -7,7 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyramid_model.text import build_tiny_text_encoder, load_text_encoder, stack_features, text_encoder_hash
+from pyramid_model.text import (
+    build_tiny_text_encoder,
+    load_text_encoder,
+    stack_features,
+    text_encoder_dims,
+    text_encoder_hash,
+)
 
 CAPTIONS = [
     "A fat grey bunny wakes up in a dark burrow.",
@@ -37,6 +43,7 @@ def test_the_same_texts_and_seed_give_the_same_encoder_and_another_seed_another(
 def test_an_encoder_that_was_never_trained_says_so(folder, encoder):
     assert json.loads((folder / "encoder.json").read_text())["random_init"] is True
     assert encoder.info["random_init"] is True
+    assert text_encoder_dims(folder) == (encoder.dim, encoder.pooled_dim) == (32, 32)
 
 
 def test_different_captions_have_clearly_different_features(encoder):
@@ -72,6 +79,7 @@ def test_released_directories_give_t5_tokens_and_pooled_clip_as_the_padded_encod
 ):
     write_text_parts(tmp_path, variant)
     encoder = load_text_encoder(tmp_path)
+    assert text_encoder_dims(tmp_path) == (encoder.dim, encoder.pooled_dim)
     assert (encoder.dim, encoder.pooled_dim) == (32, pooled_dim)
     for text, (embeds, pooled) in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
         padded = encoder.tokenizer(text, padding="max_length", max_length=128, truncation=True, return_tensors="pt")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPTextConfig, T5Config
 
 from tasks.encoders import EncoderFolder
 from tasks.model_files import ModelFolder
@@ -19,10 +20,12 @@ def reader(tmp_path) -> OfficialReader:
     vae.mkdir()
     norm = {"first_shift": 0.0, "first_scale": 1.0, "rest_shift": 0.0, "rest_scale": 1.0}
     (vae / "config.json").write_text(json.dumps({"encoder_out_channels": 4, "latent_norm": norm}))
+    # As a released directory of miniFLUX has them: a CLIP for the pooled values, and T5.
+    T5Config(d_model=8).save_pretrained(tmp_path / "encoder" / "text_encoder_2")
+    CLIPTextConfig(hidden_size=6, num_attention_heads=2).save_pretrained(tmp_path / "encoder" / "text_encoder")
+    encoder = EncoderFolder(uri=str(tmp_path / "encoder"), hash="encoder", random_init=False)
     config = ImportConfig(annotation=str(tmp_path / "data.jsonl"), dtype="float32", fps=12.5)
-    return OfficialReader(
-        ModelFolder(uri=str(vae), weights_hash="vae"), EncoderFolder(uri="e", hash="encoder", random_init=False), config
-    )
+    return OfficialReader(ModelFolder(uri=str(vae), weights_hash="vae"), encoder, config)
 
 
 @pytest.fixture
@@ -67,6 +70,14 @@ def with_another_dimension(path: Path) -> None:
     torch.save(found | {"pooled_prompt_embed": found["pooled_prompt_embed"][None]}, path)
 
 
+def of_another_t5(path: Path) -> None:
+    torch.save(torch.load(path) | {"prompt_embed": torch.zeros(1, 128, 16)}, path)
+
+
+def of_another_clip(path: Path) -> None:
+    torch.save(torch.load(path) | {"pooled_prompt_embed": torch.zeros(1, 8)}, path)
+
+
 def of_another_vae(path: Path) -> None:
     torch.save(torch.zeros(1, 16, 3, 6, 10), path)
 
@@ -94,6 +105,8 @@ def with_code(path: Path) -> None:
         ("latent", Path.unlink, "missing", "is missing"),
         ("text_fea", bad_text, "bad_text", "expected prompt_embed"),
         ("text_fea", with_another_dimension, "bad_text", r"\(1, 1, 6\), expected \(1 n d\) and \(1 p\)"),
+        ("text_fea", of_another_t5, "other_encoder", "has 16 values a token and 6 pooled, .* gives 8 and 6: name the"),
+        ("text_fea", of_another_clip, "other_encoder", "has 8 values a token and 8 pooled, .* gives 8 and 6: name the"),
         ("video", Path.unlink, "missing", "cannot be read"),
     ],
 )

@@ -189,13 +189,16 @@ class Footage:
     Args:
         path: a local file.
         max_pixels: of one frame, as coded.
+        only_to_look: leave out the deblocking of frames from which no other is predicted. That saves a tenth of the
+            time and changes a miniature by a fifth of a level of 255 at most; for frames that will be encoded it is
+            no good.
 
     Raises:
         VideoError: on opening: it is no video, its frames are too large, or none of them can be decoded.
     """
 
-    def __init__(self, path: str, max_pixels: int = MAX_PIXELS):
-        self._max_pixels = max_pixels
+    def __init__(self, path: str, max_pixels: int = MAX_PIXELS, only_to_look: bool = False):
+        self._max_pixels, self._only_to_look = max_pixels, only_to_look
         # Nothing in a file may make us open another one, or take memory for a picture that is none.
         options = {"protocol_whitelist": "file", "format_whitelist": MEDIA_FORMATS, "max_pixels": str(max_pixels)}
         try:
@@ -245,7 +248,10 @@ class Footage:
             )
         # With frame threads libavcodec forgets which frames were damaged; Ray gives the parallelism.
         context.thread_count = 1
-        context.options = {"max_pixels": str(self._max_pixels)}  # frames may be larger than the header says
+        context.options = {
+            "max_pixels": str(self._max_pixels),  # frames may be larger than the header says
+            "skip_loop_filter": "noref" if self._only_to_look else "default",
+        }
         return streams[0]
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, bool]]:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,17 @@ def test_frames_come_in_order_with_growing_times(tmp_path, shoot):
     assert all(before.pts < after.pts for before, after in itertools.pairwise(frames))
     error = [[np.abs(frame.rgb().astype(int) - other).mean() for other in filmed] for frame in frames]
     assert np.argmin(error, axis=1).tolist() == list(range(12))
+
+
+def test_decoding_only_to_look_spares_deblocking_and_shows_the_same_miniatures():
+    path = str(Path(__file__).parents[2] / "datasets" / "sample" / "bbb_meadow.mp4")
+    with Footage(path) as footage, Footage(path, only_to_look=True) as quick:
+        pairs = list(itertools.islice(zip(footage.frames(), quick.frames(), strict=True), 60))
+    whole = [np.array_equal(one.image.to_ndarray(), other.image.to_ndarray()) for one, other in pairs]
+    assert 0.2 < np.mean(whole) < 0.8, "frames from which others are predicted must be exact, and others are not"
+    small = [np.abs(one.small(144, 256).astype(int) - other.small(144, 256)).mean() for one, other in pairs]
+    assert max(small) < 0.5
+    assert [one.pts for one, _ in pairs] == [other.pts for _, other in pairs]
 
 
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, -1), (180, 2)])

@@ -38,8 +38,12 @@ def curate(
 
     Returns:
         What each step did, by step name.
+
+    Raises:
+        ValueError: the selection limits a score that no clip has and this run does not compute; nothing was read.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
+    select.check_limited(run, plan.select, plan.scores.computed)
     done = by_step(
         ingest_sources(run, plan.ingest),
         cut_clips(run, plan.clips),

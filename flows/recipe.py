@@ -13,6 +13,7 @@ from pyramid_model.config import Config
 from tasks.captions import CaptionsConfig
 from tasks.clips import ClipsConfig
 from tasks.duplicates import DuplicatesConfig
+from tasks.encoders import TINY
 from tasks.evaluate import EvaluateConfig
 from tasks.generate import GenerateConfig
 from tasks.ingest import IngestConfig
@@ -26,15 +27,18 @@ from tasks.train_dit import TrainDiTConfig
 from tasks.train_vae import TrainVAEConfig
 
 FOLDER = Path(__file__).parent / "recipes"
+# Settings that may be paths, `*` for every key. captions.local.name and clips.shots.weights stay as they are written:
+# so they stand in the ids of captions and clips.
 PATHS = (
-    ("ingest", "source"),
-    ("captions", "sidecar"),
-    ("text_features", "prompts_file"),
-    ("latents", "vae"),
-    ("generate", "prompts_file"),
-    ("generate", "image"),
-    ("generate", "video"),
-    ("generate", "weights"),
+    *("ingest.source", "ingest.media_root"),
+    *("scores.classifiers.*.model", "scores.embeddings.model", "scores.embeddings.pretrained"),
+    "scores.embeddings.aesthetic_head",
+    "captions.sidecar",
+    *("text_features.encoder", "text_features.prompts_file"),
+    "latents.vae",
+    *("train_dit.vae", "train_dit.encoder"),
+    *("evaluate.dit", "evaluate.vae", "evaluate.encoder"),
+    *("generate.prompts_file", "generate.image", "generate.video", "generate.weights"),
 )
 HANDED_ON = ("selection", "captions", "encoder", "vae", "dit")
 
@@ -137,15 +141,28 @@ def _located(recipe: Recipe) -> Recipe:
 
     Steps may run in another folder or on another machine; what does not exist is left for the step to complain about.
     """
-    changed = {}
-    for section_name, key in PATHS:
-        section = getattr(recipe, section_name)
-        value = getattr(section, key)
-        places = [Path(value).expanduser(), FOLDER.parents[1] / value] if value and "://" not in value else []
-        found = next((place for place in places if place.exists()), None)
-        if found is not None:
-            changed[section_name] = replaced(changed.get(section_name, section), **{key: str(found.absolute())})
-    return replaced(recipe, **changed) if changed else recipe
+    given, changed = recipe.model_dump(), False
+    for name in PATHS:
+        *sections, key = name.split(".")
+        for holder in _holders(given, sections):
+            value = holder.get(key)
+            if not value or value == TINY or "://" in value:
+                continue
+            places = (Path(value).expanduser(), FOLDER.parents[1] / value)
+            if found := next((place for place in places if place.exists()), None):
+                holder[key], changed = str(found.absolute()), True
+    return Recipe.model_validate(given) if changed else recipe
+
+
+def _holders(section: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The mappings at a dotted name, of which `*` stands for every key; none where a section is left out."""
+    if not isinstance(section, dict):
+        return
+    if not names:
+        yield section
+        return
+    for key in section if names[0] == "*" else names[:1]:
+        yield from _holders(section.get(key), names[1:])
 
 
 def _put(given: dict, name: str, value: Any) -> None:

@@ -16,6 +16,7 @@ import av.error
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from PIL import Image
 
 from pyramid_model.video import VideoError
 
@@ -141,6 +142,18 @@ def _is_jpeg(path: str) -> bool:
         return file.read(3) == b"\xff\xd8\xff"
 
 
+def _picture_size(path: str) -> tuple[int, int]:
+    """(width, height) that the header of a picture states; (0, 0) where it states none."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the header alone is read
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as picture:
+            return picture.size
+    except (OSError, ValueError):
+        return 0, 0
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _turned(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
     """A yuv420p frame of even size turned clockwise, plane by plane and thus without loss."""
     return yuv420p_image([np.rot90(plane, -rotation // 90) for plane in yuv420p_planes(frame)], frame)
@@ -219,6 +232,8 @@ class Footage:
             self._scaler = Scaler()
             self._first = next(self._images, None)
             if self._first is None:
+                # What the decoder takes for too large has no size any more.
+                self._check_size(*(_picture_size(path) if self.container.format.name.endswith("_pipe") else (0, 0)))
                 raise VideoError("no_frames", "not one frame could be decoded")
             self.probe = self._probe(self._first)
         except BaseException:
@@ -240,12 +255,7 @@ class Footage:
         context = streams[0].codec_context
         if context is None:
             raise VideoError("no_decoder", f"nothing here decodes the video of this {name} file")
-        if context.width * context.height > self._max_pixels:
-            raise VideoError(
-                "too_large",
-                f"its frames have {context.width}x{context.height} px, {self._max_pixels / 1e6:g} million px are the "
-                "most (clips.max_megapixels)",
-            )
+        self._check_size(context.width, context.height)
         # With frame threads libavcodec forgets which frames were damaged; Ray gives the parallelism.
         context.thread_count = 1
         context.options = {
@@ -253,6 +263,11 @@ class Footage:
             "skip_loop_filter": "noref" if self._only_to_look else "default",
         }
         return streams[0]
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._max_pixels:
+            most = f"{self._max_pixels / 1e6:g} million px are the most (clips.max_megapixels)"
+            raise VideoError("too_large", f"its frames have {width}x{height} px, {most}")
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, bool]]:
         """(frame, whether packets before it were lost), going on after damage."""

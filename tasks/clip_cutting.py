@@ -144,14 +144,18 @@ class VideoPass:
         if integrity.problem and not self.config.salvage:
             raise integrity.problem
         if not clips:
-            raise VideoError(
-                "no_clips",
-                f"no clip of {self.config.min_frames} frames or more (min_frames) in the "
-                f"{integrity.num_frames} frames of {self.columns['num_shots']} shots, of which {self._num_blended} are "
-                "empty or blended by fades and dissolves",
-            )
+            raise VideoError("no_clips", self._why_none(integrity.num_frames))
         self.columns["num_clips"] = len(clips)
         return clips
+
+    def _why_none(self, num_frames: int) -> str:
+        """Why no part of a sound video is a clip."""
+        why = f"no clip of {self.config.min_frames} frames or more (clips.min_frames) in the {num_frames} frames of"
+        why += f" {self.columns['num_shots']} shots"
+        if not self._num_blended:
+            return why
+        blended = f"{self._num_blended} are left out as empty or blended by fades and dissolves"
+        return f"{why}, of which {blended}: clips.shots.find_gradual=false would keep them"
 
     def _shown(self, footage: Footage, frames: Iterator[Frame]) -> Iterator[ShownFrame]:
         """Frames scaled to the clips' size, each with the verdict whether it starts a shot."""

@@ -6,17 +6,12 @@ from typing import Any
 
 from tasks import storage
 
-CHUNK_BYTES = 4 * 2**20
-
 
 def file_crc32(uri: str) -> int:
     """CRC-32 of a file, read piece by piece."""
-    fs, path = storage.filesystem(uri)
     value = 0
-    with fs.open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            assert isinstance(chunk, bytes), "opened in binary mode"
-            value = zlib.crc32(chunk, value)
+    for piece in storage.read_pieces(uri):
+        value = zlib.crc32(piece, value)
     return value
 
 

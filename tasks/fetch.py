@@ -153,16 +153,9 @@ def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = Non
     Raises:
         FileNotFoundError: there is none; other exceptions are those of its file system.
     """
-    fs, path = storage.filesystem(uri)
     sink.restart()
-    with fs.open(path, "rb") as file:
-        if start:
-            file.seek(start)
-        left = size_bytes
-        while chunk := file.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)):
-            assert isinstance(chunk, bytes), "opened in binary mode"
-            sink.write(chunk)
-            left = None if left is None else left - len(chunk)
+    for piece in storage.read_pieces(uri, start, size_bytes):
+        sink.write(piece)
 
 
 def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:

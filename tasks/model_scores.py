@@ -77,6 +77,12 @@ class ModelScoresConfig(Config):
             raise ValueError(f"two scorers would be called {', '.join(twice)}: rename yours (scores.classifiers, …)")
         return self
 
+    @property
+    def by_models(self) -> list[str]:
+        """Names of the scores that are asked for and need a model."""
+        packaged = [name for name in ("text_area", "nsfw") if getattr(self, name)]
+        return [*packaged, *self.classifiers, *(self.embeddings.scorers if self.embeddings else [])]
+
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As written down before there were such scores, where there are none."""

@@ -25,7 +25,10 @@ ADVICE = {
     "truncated": "fetch it again; or keep its sound part with --set clips.salvage=true",
     "corrupt_frames": "fetch it again; or keep its sound parts with --set clips.salvage=true",
     "hdr": "convert it to SDR; or use it as it is with --set clips.keep_hdr=true",
-    "no_clips": "every shot is shorter than clips.min_frames: lower it, or raise clips.shots.threshold to cut less",
+    "no_clips": "every shot is shorter than clips.min_frames: lower it, or raise clips.shots.threshold to cut less; "
+    "clips.shots.find_gradual=false keeps frames of fades and dissolves",
+    "too_large": "its frames are larger than clips.max_megapixels: raise that, or scale it down",
+    "sources.too_large": "it is longer than ingest.fetch.max_bytes: raise that, or leave it out",
     "decoder_crashed": "the file kills its decoder: convert it, or remove it",
     "timeout": "raise clips.timeout_s, or split the file",
     "codec_error": "the clip cannot be decoded: pyramid manifest verify tells whether its file changed",

@@ -34,6 +34,11 @@ class ScoresConfig(ModelScoresConfig):
             raise ValueError(f"no scorer is called {', '.join(unknown)}: there are {known} (scores.scorers)")
         return tuple(dict.fromkeys(scorers))
 
+    @property
+    def computed(self) -> set[str]:
+        """Names of all scores that new clips get."""
+        return {*IN_DECODE_PASS, *self.scorers, *self.by_models}
+
 
 def score_id(clip_id: str, scorer: str) -> str:
     """Identity of a clip's score: the same for the same frames, scorer and settings of it."""

@@ -6,7 +6,7 @@ Only rows are read and written here, so another threshold costs seconds and reco
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from tasks.duplicates import groups_by_method
 from tasks.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
 from tasks.manifest import left_join, newest_selection, verdicts_of
 from tasks.score_reading import score_arrays
-from tasks.select_config import SelectConfig
+from tasks.select_config import CLIP_FIGURES, SelectConfig
 from tasks.source_card import SplitPin, read_card
 from tasks.splits import SPLITS, splits_of
 from tasks.step import Run, StepResult, lineage, params_hash, step
@@ -90,13 +90,31 @@ def _material(run: Run, clips: Sequence[Mapping[str, Any]], config: SelectConfig
     return Material(clips, scores, groups, splits, _sources(run, clips, config))
 
 
-def _check_known(config: SelectConfig, scores: Mapping[str, Any]) -> None:
+def check_limited(run: Run, config: SelectConfig, computed: Collection[str]) -> None:
+    """Refuse limits on a score that no clip can have, before any video is cut.
+
+    Args:
+        run: where scores of earlier runs are.
+        config: the limits.
+        computed: scores that the run itself computes.
+
+    Raises:
+        ValueError: a limit is on none of them, on no figure of the clip, and on no score of earlier runs.
+    """
+    known = {*CLIP_FIGURES, *computed}
+    if not known.issuperset(config.limited):
+        known.update(read_table(run.root, "scores", ["scorer"])["scorer"].unique().to_pylist())
+    _check_known(config, known)
+
+
+def _check_known(config: SelectConfig, scores: Collection[str]) -> None:
     """Refuse limits on a score that no clip has."""
-    asked = [scorer for one in config.nested() for scorer in one.rules().thresholds]
-    if unknown := sorted(set(asked) - set(scores)):
+    if unknown := [name for name in config.limited if name not in scores]:
+        by = f"the preset {config.preset} or select.thresholds" if config.preset else "select.thresholds"
         raise ValueError(
-            f"no clip has a score {unknown}, which select.thresholds limits (there are {', '.join(scores)}): correct "
-            "the name, have it computed by the scores step (section scores), or lift the limit with {}"
+            f"no clip has a score {unknown}, which {by} limits (there are {', '.join(sorted(scores))}): correct the "
+            "name, have it computed by the scores step (section scores), or lift the limit with {}, as in "
+            f"select.thresholds.{unknown[0]}={{}}"
         )
 
 

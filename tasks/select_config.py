@@ -20,12 +20,14 @@ PRESETS: dict[str, dict[str, dict[str, float]]] = {
         "motion": {"min_percentile": 2, "max_percentile": 98},
         "aesthetic": {"min": 4.5},
         "text_area": {"max": 0.05},
+        "nsfw": {"max": 0.8},
     },
     "finetune": {
         "duration_s": {"min": 4, "max": 10},
         "motion": {"min_percentile": 2, "max_percentile": 98},
         "aesthetic": {"min": 5.0},
         "text_area": {"max": 0.01},
+        "nsfw": {"max": 0.8},
     },
 }
 
@@ -195,6 +197,11 @@ class SelectConfig(Config):
                 (most for most in (self.max_clips, *(one.max_clips for one in self.sets)) if most), default=None
             ),
         )
+
+    @property
+    def limited(self) -> list[str]:
+        """Scores and figures of the clip that a limit of any set looks at."""
+        return sorted({name for one in self.nested() for name in one.rules().thresholds})
 
     @property
     def place_to_train(self) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 import fsspec
 from fsspec.utils import get_protocol
 
+PIECE_BYTES = 4 * 2**20
+
 
 def is_local(uri: str) -> bool:
     """Whether `uri` is a plain path (or `file://`) on this machine."""
@@ -49,6 +51,23 @@ def read_bytes(uri: str) -> bytes:
     """Whole content of a (small) file."""
     with fsspec.open(uri, "rb") as file:
         return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def read_pieces(uri: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file from `start` on, piece by piece; of all of it, or `size_bytes` of them.
+
+    Raises:
+        FileNotFoundError: there is none; other exceptions are those of its file system.
+    """
+    fs, path = filesystem(uri)
+    with fs.open(path, "rb") as file:
+        if start:
+            file.seek(start)
+        left = size_bytes
+        while piece := file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
+            assert isinstance(piece, bytes), "opened in binary mode"
+            yield piece
+            left = None if left is None else left - len(piece)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

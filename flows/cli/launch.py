@@ -48,6 +48,7 @@ def launch(
         plan, root = _checked(root, recipe, settings, options)
         if flow in ("curate", "data_to_model"):
             _check_source(plan.ingest, root)
+            _check_limits(plan, root)
         with Progress(Console(highlight=False)) as progress:
             progress.waiting("starting Prefect")
             use_prefect(root)
@@ -102,6 +103,14 @@ def _check_source(config: "IngestConfig", root: str) -> None:
 
     if is_local(config.source):
         source_files(config.source, root, config.left_out, config.media_root)
+
+
+def _check_limits(plan: "Recipe", root: str) -> None:
+    """Refuse limits on scores that no clip can have before anything starts."""
+    from tasks.select import check_limited
+    from tasks.step import Run
+
+    check_limited(Run(root=root), plan.select, plan.scores.computed)
 
 
 def use_prefect(root: str) -> None:

@@ -15,6 +15,7 @@ COMMANDS = (
     *("demo", "run", "curate", "recaption", "extract", "train-vae", "train-dit", "evaluate", "generate"),
     *("parity", "weights inspect"),
 )
+SAMPLE = str(Path(__file__).parents[2] / "datasets" / "sample")
 
 
 def pyramid(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -50,6 +51,7 @@ def test_help_of_every_command_shows_an_example(command):
         (["curate"], ["no videos are named", "--source"]),  # not the sample videos
         (["curate", "--source", "no/such/folder"], ["no/such/folder"]),
         (["curate", "--set", "ingest.source=no/such/folder"], ["no/such/folder"]),
+        (["curate", "--source", SAMPLE, "--set", "select.preset=pretrain"], ["'aesthetic', 'nsfw'", "preset pretrain"]),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments, words):

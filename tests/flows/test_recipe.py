@@ -3,13 +3,62 @@
 import pytest
 
 from flows.cli.generate import asked_prompts
-from flows.recipe import Recipe, RecipeError, dotted_names, load_recipe, parse_settings, recipe_names, with_outputs
+from flows.recipe import (
+    PATHS,
+    Recipe,
+    RecipeError,
+    dotted_names,
+    load_recipe,
+    parse_settings,
+    recipe_names,
+    with_outputs,
+)
+from tasks.buckets import fitting_bucket, parse_bucket
+from tasks.select_config import CLIP_FIGURES, PRESETS
 from tasks.step import StepResult
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_of_the_package_is_valid(name):
     assert isinstance(load_recipe(name), Recipe)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_computes_every_score_that_it_limits(name):
+    recipe = load_recipe(name)
+    assert set(recipe.select.limited) <= {*CLIP_FIGURES, *recipe.scores.computed}
+
+
+@pytest.mark.parametrize("name", ["384p", "768p"])
+def test_a_large_recipe_has_the_limits_of_its_preset_once_the_aesthetic_head_is_named(name):
+    settings = {"scores.embeddings.aesthetic_head": "/models/head.pth"}
+    recipe = load_recipe(name, settings | {"select.thresholds.aesthetic.min": 5})
+    assert set(recipe.select.limited) <= {*CLIP_FIGURES, *recipe.scores.computed}
+    assert set(PRESETS[recipe.select.preset]) - {"duration_s"} <= set(recipe.select.limited)
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 50, 60])
+@pytest.mark.parametrize("name", ["384p", "768p"])
+def test_a_long_shot_of_any_common_aspect_and_rate_is_trained_on(name, fps):
+    recipe = load_recipe(name)
+    rules, num_frames = recipe.select.rules(), recipe.clips.max_frames
+    buckets = [parse_bucket(text) for text in rules.buckets]
+    for height, width in ((1080, 1920), (1920, 1080), (1080, 1080), (1080, 1440), (804, 1920)):
+        scale = min(1, recipe.clips.max_side / max(height, width))
+        size = int(height * scale), int(width * scale)
+        bucket, why = fitting_bucket(*size, num_frames, fps, buckets, recipe.select.max_upscale)
+        assert bucket, (size, why)
+        assert (bucket.height > bucket.width) == (height > width)
+    duration = rules.thresholds.get("duration_s")
+    assert duration is None or num_frames / fps <= duration.max
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "384p", "768p"])
+def test_prompts_are_sampled_at_a_size_that_was_trained(name):
+    recipe = load_recipe(name)
+    sizes = {(one.height, one.width, 1 + one.num_frames // 8) for one in map(parse_bucket, recipe.select.buckets)}
+    for request in (recipe.generate.request, recipe.evaluate.request):
+        assert (request.height, request.width, request.num_latent_frames) in sizes
 
 
 def test_misspelt_key_is_named_with_the_setting_that_was_meant():
@@ -104,6 +153,31 @@ def test_relative_source_is_found_from_the_checkout_as_well(tmp_path, monkeypatc
     assert source.startswith("/")
     (tmp_path / "videos").mkdir()
     assert load_recipe("demo", {"ingest.source": "videos"}).ingest.source == str(tmp_path / "videos")
+
+
+def test_every_setting_that_may_be_a_path_is_found_from_where_the_run_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("head.pth", "watermark", "clip", "tiny"):
+        (tmp_path / name).touch()
+    settings = {
+        "scores.classifiers": {
+            "watermark": {"model": "watermark", "label": "yes"},
+            "people": {"model": "org/people", "label": "yes"},
+        },
+        "scores.embeddings": {"model": "clip", "pretrained": "laion2b", "aesthetic_head": "head.pth"},
+    }
+    scores = load_recipe("demo", settings).scores
+    assert scores.classifiers["watermark"].model == str(tmp_path / "watermark")
+    assert scores.classifiers["people"].model == "org/people"  # on Hugging Face
+    assert (scores.embeddings.model, scores.embeddings.pretrained) == (str(tmp_path / "clip"), "laion2b")
+    assert scores.embeddings.aesthetic_head == str(tmp_path / "head.pth")
+    assert load_recipe("demo", {"train_dit.vae": "clip"}).train_dit.vae == str(tmp_path / "clip")
+    assert load_recipe("demo").text_features.encoder == "tiny"  # is no folder, whatever lies here
+
+
+def test_settings_that_may_be_paths_are_settings():
+    known = set(dotted_names(Recipe))
+    assert [name for name in PATHS if "*" not in name and name not in known] == []
 
 
 @pytest.mark.parametrize(

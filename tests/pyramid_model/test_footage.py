@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -290,6 +291,21 @@ def test_frames_that_are_too_large_are_refused_before_any_is_decoded(good):
         VideoError, match=r"256x144 px, 0\.01 million px are the most \(clips\.max_megapixels\)"
     ) as caught:
         Footage(str(good), max_pixels=10_000)
+    assert caught.value.kind == "too_large"
+
+
+@pytest.mark.parametrize("side", [200, 20_000, 60_000])
+def test_a_picture_that_is_too_large_is_told_as_that_however_large_it_is(tmp_path, side):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(min(side, 200) * (3 * side + 1)))
+    chunks = (b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks))
+    with pytest.raises(VideoError, match=rf"{side}x{side} px, .* \(clips\.max_megapixels\)") as caught:
+        Footage(str(path), max_pixels=10_000)
     assert caught.value.kind == "too_large"
 
 

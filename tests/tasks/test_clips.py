@@ -274,6 +274,7 @@ def test_a_video_of_one_frame_has_a_reason_and_no_clip(tmp_path, shoot):
     shoot(tmp_path / "one.mp4", [1])
     [video] = cut(tmp_path / "one.mp4", tmp_path)["videos"]
     assert (video["status"], video["error_type"], video["num_frames"]) == ("skipped", "no_clips", 1)
+    assert "find_gradual" not in video["error"]  # nothing is blended
 
 
 @pytest.mark.parametrize(("name", "orientation", "size"), [("a.png", 1, (90, 160)), ("b.jpg", 6, (160, 90))])
@@ -310,6 +311,12 @@ def test_no_clip_contains_a_frame_of_a_fade(tmp_path, shoot):
     assert [shot for shot, _, _ in clips_of] == [0, 1]
     assert clips_of[0][2] in (29, 30, 31)
     assert clips_of[1][1] in (50, 51, 52)
+    long = ClipsConfig.model_validate(CONFIG.model_dump() | {"min_frames": 35, "max_frames": 90})
+    (video,) = cut(tmp_path / "fade.mp4", tmp_path, long)["videos"]
+    assert video["error_type"] == "no_clips"
+    assert "left out as empty or blended by fades and dissolves: clips.shots.find_gradual=false would" in video["error"]
+    kept = ClipsConfig.model_validate(long.model_dump() | {"shots": {"find_gradual": False}})
+    assert cut(tmp_path / "fade.mp4", tmp_path, kept)["clips"]
 
 
 @pytest.mark.slow

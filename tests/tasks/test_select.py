@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tasks.buckets import FAMILIES, Bucket, expand_buckets, fitting_bucket, num_frames_at, parse_bucket
 from tasks.manifest import newest_selection, verdicts_of
 from tasks.scores import score_id
-from tasks.select import SelectConfig, select, selected_clips
+from tasks.select import SelectConfig, check_limited, select, selected_clips
 from tasks.source_card import SplitPin
 from tasks.splits import CONFLICT, hashed_split, split_of, splits_of
 from tasks.step import Run, lineage, params_hash
@@ -379,11 +379,24 @@ def test_figures_of_the_clip_may_have_limits_without_any_scorer(tables):
 def test_a_preset_is_a_set_of_limits_of_which_each_may_be_changed_or_lifted(tables):
     config = SelectConfig(preset="pretrain", thresholds={"aesthetic": {"min": 5}, "text_area": {}})
     assert config.thresholds["aesthetic"].min == 5
-    assert set(config.rules().thresholds) == {"duration_s", "motion", "aesthetic"}
+    assert set(config.rules().thresholds) == {"duration_s", "motion", "aesthetic", "nsfw"}
     assert SelectConfig.model_validate(config.model_dump(mode="json")) == config
     assert SelectConfig(preset="finetune").thresholds["duration_s"].min == 4
-    with pytest.raises(ValueError, match=r"no clip has a score \['aesthetic'\].*lift the limit with \{\}"):
+    with pytest.raises(ValueError, match=r"no clip has a score \['aesthetic', 'nsfw'\].*lift the limit with \{\}"):
         select(tables.run, config)
+
+
+def test_limits_that_no_clip_can_keep_are_known_before_there_are_clips(tables):
+    config = SelectConfig(
+        preset="pretrain", sets=[{"name": "best", "buckets": ["8x8x1@1"], "thresholds": {"beauty": {}}}]
+    )
+    computed = {"motion", "text_area"}
+    with pytest.raises(ValueError, match=r"\['aesthetic', 'nsfw'\], which the preset pretrain or select\.thresholds"):
+        check_limited(tables.run, config, computed)
+    check_limited(tables.run, config, computed | {"aesthetic", "nsfw"})
+    tables.scores("aesthetic", a0=5.0)  # by an earlier run
+    tables.scores("nsfw", a0=0.1)
+    check_limited(tables.run, config, computed)
 
 
 SETS = (

@@ -40,6 +40,16 @@ def test_any_fsspec_uri_works_like_a_folder():
     assert storage.read_bytes("memory://bucket/media/other.bin") == b"other"
 
 
+@pytest.mark.parametrize("place", ["memory://pieces/file", "{}/file"])
+def test_a_file_is_read_piece_by_piece_whole_or_in_part(monkeypatch, tmp_path, place):
+    monkeypatch.setattr(storage, "PIECE_BYTES", 4)
+    uri = place.format(tmp_path)
+    storage.write_bytes(uri, b"0123456789")
+    assert list(storage.read_pieces(uri)) == [b"0123", b"4567", b"89"]
+    assert list(storage.read_pieces(uri, 2, 5)) == [b"2345", b"6"]
+    assert list(storage.read_pieces(uri, 8, 5)) == [b"89"]
+
+
 def test_an_unwritable_root_is_named_with_the_option_to_change(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")

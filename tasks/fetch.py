@@ -6,6 +6,7 @@ A web host is asked at most so often and for so many bytes a second by all actor
 
 import asyncio
 import hashlib
+import math
 import os
 import threading
 import time
@@ -158,18 +159,21 @@ def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = Non
         sink.write(piece)
 
 
-def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
-    """The bytes behind a URL, in as many tries as it takes, up to `config.tries`.
+def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget, limit_s: float = math.inf) -> None:
+    """The bytes behind a URL, in as many tries as it takes, up to `config.tries`, and `limit_s` seconds in all.
 
     Raises:
         FetchError: `missing`, `refused`, `busy` (asks for too long a wait), `too_large`, `unreachable` (no try
-            succeeded), or `unreadable` (anything else).
+            succeeded), `timeout`, or `unreadable` (anything else).
     """
-    host = urlsplit(url).netloc
+    host, deadline = urlsplit(url).netloc, time.monotonic() + limit_s
     for number in range(config.tries):
         sink.restart()
         try:
-            return asyncio.run(_get(url, host, sink, config, budget))
+            return asyncio.run(_get_until(deadline, url, host, sink, config, budget))
+        except TimeoutError as err:
+            came = f"{sink.size_bytes} bytes of {url} came in {limit_s:.0f} s, and it did not end"
+            raise FetchError("timeout", f"{came} (ray.no_progress_timeout_s). Later: --retry-failed") from err
         except Busy as err:
             if err.wait_s > config.max_wait_s:
                 asks = f"{err} and asks to wait {err.wait_s:.0f} s, longer than ingest.fetch.max_wait_s"
@@ -179,7 +183,18 @@ def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
             if err.wait_s:
                 budget.hold(host, err.wait_s)  # the next try waits with all others of this host
             else:
-                time.sleep(config.backoff_s * 2**number)
+                time.sleep(min(config.backoff_s * 2**number, max(0.0, deadline - time.monotonic())))
+
+
+async def _get_until(deadline: float, url: str, host: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
+    """One try, as `_get`, that is over at a time of the monotonic clock.
+
+    Raises:
+        TimeoutError: it was not done by then.
+    """
+    left_s = deadline - time.monotonic()
+    async with asyncio.timeout(None if left_s == math.inf else left_s):
+        await _get(url, host, sink, config, budget)
 
 
 async def _get(url: str, host: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:

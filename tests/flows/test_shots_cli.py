@@ -1,6 +1,7 @@
 """`pyramid shots` on real files: what it prints, and how it ends. About 10 s, most of it imports."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -46,6 +47,16 @@ def test_json_says_of_every_file_where_its_shots_begin_or_why_nothing_can_be_sai
         f"unreadable: {name}" for name in names[-2:]
     ]
     assert sorted(folder.iterdir()) == before
+
+
+def test_names_are_paths_whatever_they_look_like_and_a_pipe_is_not_waited_for(folder, tmp_path):
+    names = ["file:part 1.mp4", "a::b.mp4", "100%d.mp4"]
+    for name in names:
+        (tmp_path / name).symlink_to(folder / "a good one.mp4")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found = json.loads(shots("--json", *names, "pipe.jpg", "--timeout", 60, cwd=tmp_path).stdout)
+    assert [found[name].get("cuts") for name in names] == [[20]] * 3
+    assert found["pipe.jpg"] == {"error": "unreadable: pipe.jpg is a folder, pipe, socket or device, not a file"}
 
 
 def test_without_json_there_is_a_table_and_a_line_for_each_problem(folder):

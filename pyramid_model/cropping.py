@@ -9,7 +9,7 @@ import av
 import av.error
 import numpy as np
 
-from pyramid_model.footage import MAX_PIXELS, Footage, VideoProbe, yuv420p_image, yuv420p_planes
+from pyramid_model.footage import MAX_PIXELS, Footage, VideoProbe, turned, yuv420p_image, yuv420p_planes
 from pyramid_model.metrics.borders import Box, picture_box
 
 NUM_SAMPLED = 24  # frames in which the bars must be black
@@ -38,7 +38,7 @@ def find_picture(path: str, max_pixels: int = MAX_PIXELS) -> Box | None:
             num_sampled, brightest = _brightest(_spread_frames(footage))
     if brightest is None:
         return None
-    upright = np.rot90(brightest, -probe.rotation // 90)
+    upright = turned(brightest, probe)
     box = picture_box(upright[None])
     if box is None:
         return None

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 SPANS = (4, 8, 16)  # frames on either side of the middle of a dissolve that are compared with it
+LAGS = sorted({0, *SPANS, *(2 * span for span in SPANS)})
 THUMBNAIL = (32, 18)  # px: small enough that slow motion within the blended shots does not matter
 MAX_UNEXPLAINED = 0.15  # of the difference between A and B
 MAX_CORRELATION = 0.5  # of the structure of A with that of B
@@ -29,6 +30,7 @@ class GradualDetector:
 
     def __init__(self):
         self._thumbs: deque[np.ndarray] = deque(maxlen=2 * max(SPANS) + 1)
+        self._products: deque[dict[int, float]] = deque(maxlen=2 * max(SPANS) + 1)
         self._contrasts: deque[float] = deque(maxlen=2 * max(SPANS) + 1)
         self._num_seen = 0
         self._blended: set[int] = set()
@@ -38,7 +40,9 @@ class GradualDetector:
     def add(self, small: np.ndarray) -> None:
         """Look at the next frame, BGR uint8 (h w c)."""
         luma = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
-        self._thumbs.append(cv2.resize(luma, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32))
+        thumb = cv2.resize(luma, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
+        self._thumbs.append(thumb - 128)  # smaller numbers, smaller errors of rounding
+        self._products.append(self._products_of_newest())
         self._contrasts.append(contrast(luma))
         self._num_seen += 1
         self._look_for_fade()
@@ -59,19 +63,31 @@ class GradualDetector:
         self._blended.discard(index)
         self._starts.pop(index, None)
 
+    def _products_of_newest(self) -> dict[int, float]:
+        """Mean products of the newest thumbnail with those so many frames before it."""
+        newest, num_seen = self._thumbs[-1], len(self._thumbs)
+        return {lag: mean_product(newest, self._thumbs[-1 - lag]) for lag in LAGS if lag < num_seen}
+
+    def _product(self, age: int, older: int) -> float:
+        """Mean product of two thumbnails that are so many frames old; `older` is the age of the earlier one."""
+        return self._products[-1 - age][older - age]
+
     def _look_for_dissolve(self, span: int) -> None:
-        # Nearly every frame is looked at in vain, so what is cheap to tell comes first.
-        first = len(self._thumbs) - 1 - 2 * span
-        before, middle, after = self._thumbs[first], self._thumbs[first + span], self._thumbs[-1]
-        difference = after - before
-        energy = mean_product(difference, difference)
+        # Nearly every frame is looked at in vain, so what is cheap to tell comes first: differences between thumbnails
+        # by the products of these, which are shared by all spans.
+        product = self._product
+        before_before, middle_before = product(2 * span, 2 * span), product(span, 2 * span)
+        after_before = product(0, 2 * span)
+        energy = product(0, 0) - 2 * after_before + before_before  # of after - before
         if energy < MIN_DIFFERENCE**2:
             return
-        half_way = middle - before
-        share = mean_product(half_way, difference) / energy
-        unexplained = half_way - share * difference
-        if not 0.25 < share < 0.75 or mean_product(unexplained, unexplained) > MAX_UNEXPLAINED**2 * energy:
+        share = (product(0, span) - middle_before - after_before + before_before) / energy
+        half_way_energy = product(span, span) - 2 * middle_before + before_before  # of middle - before
+        if not 0.25 < share < 0.75 or half_way_energy - share**2 * energy > MAX_UNEXPLAINED**2 * energy:
             return
+        first = len(self._thumbs) - 1 - 2 * span
+        before, after = self._thumbs[first], self._thumbs[-1]
+        difference = after - before
         if min(list(self._contrasts)[first:]) < MIN_CONTRAST:
             return  # a fade, or a cut to an empty picture
         if is_local(difference):

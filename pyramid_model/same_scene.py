@@ -10,11 +10,11 @@ from collections import deque
 import cv2
 import numpy as np
 
-from pyramid_model.shots import FLASH_FRAMES
+from pyramid_model.gradual import MIN_CONTRAST, contrast
+from pyramid_model.shots import FLASH_FRAMES, colour_change
 
 SAME = 0.8  # correlation above which motion and light explain a change
 UNRELATED = 0.4  # correlation below which they certainly do not: the fastest motion from frame to frame leaves 0.7
-MIN_CONTRAST = 2.5  # standard deviation of luma below which a frame is empty and resembles nothing
 MIN_CHANGE = 15.0  # levels of 255, as PySceneDetect's `min_content_val`; enough for a cut whatever the contrast
 # Darker scenes change by less. Two unrelated frames differ by about as much as each varies within itself; a line of
 # text that appears on black differs by about half of that.
@@ -23,8 +23,11 @@ BLACK = 24  # luma: bars of a letterbox and their noise
 
 
 def motion_correlation(before: np.ndarray, after: np.ndarray) -> float:
-    """Correlation of `after` with `before` moved onto it, -1..1; both luma, uint8 (h w). 0 where a frame is empty."""
-    if min(before.std(), after.std()) < MIN_CONTRAST:
+    """Correlation of `after` with `before` moved onto it, -1..1; both luma, uint8 (h w).
+
+    0 where a frame is empty: it resembles nothing.
+    """
+    if min(contrast(before), contrast(after)) < MIN_CONTRAST:
         return 0.0
     flow = _flow().calc(after, before, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
     x, y = _grid(*after.shape)
@@ -120,10 +123,11 @@ class RecentFrames:
         before, after = self._frame(index - 1), self._frame(index)
         if before is None or after is None:
             return False
-        change = float(cv2.absdiff(before, after).max(axis=2).mean())
-        contrast = [float(self.luma(at).std()) for at in (index - 1, index)]  # pyright: ignore[reportOptionalMemberAccess]
-        enough_contrast = min(contrast) >= MIN_CONTRAST
-        return change >= MIN_CHANGE or (enough_contrast and change >= MIN_CHANGE_OF_CONTRAST * sum(contrast) / 2)
+        change = colour_change(before, after)
+        if change >= MIN_CHANGE:
+            return True
+        contrasts = [contrast(self.luma(at)) for at in (index - 1, index)]  # pyright: ignore[reportArgumentType]
+        return min(contrasts) >= MIN_CONTRAST and change >= MIN_CHANGE_OF_CONTRAST * sum(contrasts) / 2
 
     def is_flash(self, index: int) -> bool:
         """Whether the scene before is back soon, or was there shortly before, lit or darkened meanwhile."""
@@ -136,6 +140,6 @@ class RecentFrames:
             lit, back = self.luma(start + direction * num_frames), self.luma(start + direction * (num_frames + 1))
             if scene is None or lit is None or back is None or not is_lit_or_darkened(scene, lit):
                 return False
-            if motion_correlation(scene, back) >= SAME and not is_lit_or_darkened(scene, back):
+            if not is_lit_or_darkened(scene, back) and motion_correlation(scene, back) >= SAME:
                 return True
         return False

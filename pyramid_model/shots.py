@@ -357,7 +357,7 @@ def find_shots(path: str, config: ShotsConfig | None = None) -> Shots:
     detector = ShotDetector(config or ShotsConfig())
     verdicts: list[Verdict] = []
     changed: VideoError | None = None
-    with Footage(path) as footage:
+    with Footage(path, only_to_look=True) as footage:
         height, width = analysis_size(footage.probe)
         try:
             for frame in footage.frames():

@@ -15,7 +15,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from pyramid_model.cropping import find_picture, framing
-from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps
+from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps, turned
 from pyramid_model.metrics.scorers import ClipView
 from pyramid_model.shots import ShotDetector, Verdict, analysis_size
 from pyramid_model.video import ClipWriter, VideoError
@@ -192,7 +192,7 @@ class VideoPass:
         small: BGR as coded; image: upright, as it will be encoded.
         """
         if self.framing.box is None:
-            return np.rot90(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), -self.probe.rotation // 90)
+            return turned(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), self.probe)
         height, width = scored_size(*self.framing.size)
         scaled = frame.scaler.scaled(image, height, width, "bgr24", interpolation=Interpolation.AREA)
         return cv2.cvtColor(scaled.to_ndarray(), cv2.COLOR_BGR2GRAY)

@@ -7,6 +7,7 @@ where it was, from hosts that can tell whether the file is still the same.
 
 import asyncio
 import hashlib
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -118,17 +119,21 @@ def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = Non
         sink.write(piece)
 
 
-def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
-    """The bytes behind a URL, in as many tries as it takes, up to `config.tries`.
+def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget, limit_s: float = math.inf) -> None:
+    """The bytes behind a URL, in as many tries as it takes, up to `config.tries`, and `limit_s` seconds in all.
 
     A try goes on where the one before broke off, if a strong validator of the host says that the file is the same.
 
     Raises:
         FetchError: `missing`, `refused`, `busy` (asks for too long a wait), `too_large`, `unreachable` (no try
-            succeeded), or `unreadable` (anything else).
+            succeeded), `timeout`, or `unreadable` (anything else).
     """
     sink.restart()
-    _persistently(lambda: _get(url, sink, config, budget), host_of(url), config, budget)
+    try:
+        _persistently(lambda: _get(url, sink, config, budget), host_of(url), config, budget, limit_s)
+    except TimeoutError as err:
+        came = f"{sink.size_bytes} bytes of {url} came in {limit_s:.0f} s, and it did not end"
+        raise FetchError("timeout", f"{came} (ray.no_progress_timeout_s). Later: --retry-failed") from err
 
 
 def look(url: str, num_bytes: int, config: FetchConfig, budget: Budget) -> "Look":
@@ -140,15 +145,23 @@ def look(url: str, num_bytes: int, config: FetchConfig, budget: Budget) -> "Look
     return _persistently(lambda: _look(url, num_bytes, config, budget), host_of(url), config, budget)
 
 
-def _persistently(attempt: Callable[[], Coroutine[Any, Any, T]], host: str, config: FetchConfig, budget: Budget) -> T:
+def _persistently(
+    attempt: Callable[[], Coroutine[Any, Any, T]],
+    host: str,
+    config: FetchConfig,
+    budget: Budget,
+    limit_s: float = math.inf,
+) -> T:
     """What an attempt gives, made again while the trouble may pass.
 
     Raises:
         FetchError: it does not pass, or no try will help.
+        TimeoutError: all tries together took longer than `limit_s`.
     """
+    deadline = time.monotonic() + limit_s
     for number in range(config.tries):
         try:
-            return asyncio.run(attempt())
+            return asyncio.run(_until(deadline, attempt))
         except Busy as err:
             if err.wait_s > config.max_wait_s:
                 asks = f"{err} and asks to wait {err.wait_s:.0f} s, longer than ingest.fetch.max_wait_s"
@@ -158,8 +171,19 @@ def _persistently(attempt: Callable[[], Coroutine[Any, Any, T]], host: str, conf
             if err.wait_s:
                 budget.hold(host, err.wait_s)  # the next try waits with all others of this host
             else:
-                time.sleep(config.backoff_s * 2**number)
+                time.sleep(min(config.backoff_s * 2**number, max(0.0, deadline - time.monotonic())))
     raise AssertionError("the last try returns or raises")
+
+
+async def _until(deadline: float, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """An attempt that is over at a time of the monotonic clock.
+
+    Raises:
+        TimeoutError: it was not done by then.
+    """
+    left_s = deadline - time.monotonic()
+    async with asyncio.timeout(None if left_s == math.inf else left_s):
+        return await attempt()
 
 
 async def _get(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:

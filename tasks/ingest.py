@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import tempfile
@@ -27,6 +28,7 @@ from tasks.step import Run, StepResult, step
 from tasks.tables import Pending, bad_row, content_id, ok_row, pending, read_table
 
 VERSION = "1"
+MAX_BLOCK_BYTES = 4 * 2**30  # read within minutes from a slow disk, too: that is how often a block commits
 # Of an item: it gives them to its row otherwise, or not at all.
 NOT_COLUMNS = ("attempt", "sha256", "md5", "archive", "offset", "error_type", "error")
 
@@ -61,10 +63,11 @@ class FileHasher:
         config: whole settings of the step.
         media: URI of the folder of copies.
         budget: shared by all actors; None: what is fetched, if anything, is fetched by this one alone.
+        limit_s: fetching a file is given up then: a block ends before the pipeline's patience does.
     """
 
-    def __init__(self, config: IngestConfig, media: str, budget: Budget | None = None):
-        self.config, self.media = config, media
+    def __init__(self, config: IngestConfig, media: str, budget: Budget | None = None, limit_s: float = math.inf):
+        self.config, self.media, self.limit_s = config, media, limit_s
         self.budget = budget or config.fetch.own_budget()
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -127,7 +130,7 @@ class FileHasher:
 
     def _read(self, item: dict[str, Any], sink: Sink) -> None:
         if is_web(item["uri"]):
-            fetch(item["uri"], sink, self.config.fetch, self.budget)
+            fetch(item["uri"], sink, self.config.fetch, self.budget, self.limit_s)
         elif item["archive"]:
             read_file(item["archive"], sink, item["offset"], item["size_bytes"])
         else:
@@ -163,6 +166,7 @@ def ingest(run: Run, config: IngestConfig) -> StepResult:
     todo = pending(run.root, "sources", wanted, run.retry_failed)
     again = _described_anew(run, wanted, todo)
     items = todo.items(wanted.values(), "source_id")
+    budget = _budget(run, config, items)
     result = run_blocks(
         run,
         config,
@@ -170,9 +174,16 @@ def ingest(run: Run, config: IngestConfig) -> StepResult:
         step_version=VERSION,
         items=items + again,
         worker=FileHasher,
-        worker_args={"config": config, "media": run.media("sources"), "budget": _budget(run, config, items)},
+        worker_args={
+            "config": config,
+            "media": run.media("sources"),
+            "budget": budget,
+            "limit_s": 0.9 * run.ray.no_progress_timeout_s,
+        },
         num_done=todo.num_done - len(again),
-        block_size=config.block_size,
+        # What is fetched may come slowly: the files of a block are fetched all at once.
+        block_size=min(config.block_size, config.fetch.connections) if budget else config.block_size,
+        max_block_bytes=MAX_BLOCK_BYTES,
     )
     return _with_note(run, result, source, wanted)
 

@@ -26,6 +26,7 @@ NON_MEDIA = (
 WEB = FetchConfig()
 LOOKS = 16  # files looked at together, since an object store takes its time to answer
 SHARD = ".tar"  # in a folder its members count, not itself
+PACKED = (".tar.gz", ".tgz")  # shards that must be unpacked before their members can be found
 SHARDS = "WebDataset shards"
 # What a root holds (docs/tables.md): what we wrote is no source.
 OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
@@ -131,7 +132,7 @@ def _found(
         return Source(source, found, SHARDS if any(file.archive for file in found) else "a folder")
     folder = source.rpartition("/")[0]
     kind = list_kind(source, head)
-    if kind == "tar" or source.lower().endswith(SHARD):  # the content of a damaged one does not show what it is
+    if kind == "tar" or source.lower().endswith((SHARD, *PACKED)):  # a damaged one does not show what it is
         found = list(_members(_look(source, PurePosixPath(source).name)))
         if not found:
             raise ValueError(f"archive {source!r} holds no video: none of its members has the suffix of one")

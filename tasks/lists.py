@@ -109,7 +109,7 @@ def _head(uri: str) -> bytes:
 
 def _names(line: str, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])]
     except csv.Error:
         return []
 
@@ -169,9 +169,10 @@ def _tsv_rows(text: str, uri: str) -> Rows:
 
 
 def _csv_rows(text: str, uri: str, delimiter: str = ",") -> Rows:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", delimiter=delimiter)
+    table = io.StringIO(text, newline="")
+    reader = csv.DictReader(table, restkey="", delimiter=delimiter, skipinitialspace=True)
     try:
-        names = reader.fieldnames or ()
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
     except csv.Error as err:
         raise ValueError(f"list {uri}, line 1: {err}") from err
 
@@ -193,6 +194,9 @@ def _csv_rows(text: str, uri: str, delimiter: str = ",") -> Rows:
 def _json_rows(text: str, uri: str) -> Rows:
     numbered = enumerate(io.StringIO(text, newline=None), 1)
     lines = [(number, line.strip(), _json_row(line)) for number, line in numbered if line.strip()]
+    if lines and not any(row for _, _, row in lines):
+        number, line, _ = lines[0]
+        raise ValueError(f'list {uri}, line {number}: expected an object such as {{"path": "…"}}, got {line[:80]!r}')
     first = list(lines[0][2]) if lines else ["path"]
     names = next((list(row) for _, _, row in lines if row_format(list(row))), first)
 
@@ -315,7 +319,10 @@ def _literal(value: Any, column: str) -> list:
     if isinstance(value, str):
         if len(value) > MAX_LITERAL:
             raise ValueError(f"{column} has {len(value)} characters")
-        value = ast.literal_eval(value)
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as err:
+            raise ValueError(f"{column} = {value[:80]!r} is no list as Python writes it") from err
     if not isinstance(value, list):
         raise ValueError(f"{column} is no list")
     return value

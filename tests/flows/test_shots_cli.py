@@ -1,17 +1,19 @@
-"""`pyramid shots` on real files: what it prints, and how it ends. About 10 s, most of it imports."""
+"""`pyramid shots` on real files: what it prints, and how it ends. About 5 s."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from flows.cli.main import app
 
 
-def shots(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    code = "import sys; from flows.cli.main import app; sys.argv[0] = 'pyramid'; app()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "shots", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
-    )
+def shots(*arguments) -> Result:
+    return CliRunner().invoke(app, ["shots", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def test_json_says_of_every_file_where_its_shots_begin_or_why_nothing_can_be_sai
     before = sorted(folder.iterdir())
     names = [folder / "a good one.mp4", folder / "torn.mp4", folder / "text.mp4", folder / "nowhere.mp4", folder]
     names += ["gopher://host/film.mp4", "http://127.0.0.1:9/film.mp4"]
-    done = shots("--json", *names)
+    # In a process of its own: what a library printed behind Python's back would spoil the JSON.
+    command = [sys.executable, "-c", "from flows.cli.main import app; app()", "shots", "--json", *map(str, names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert list(found) == [str(name) for name in names]
@@ -48,19 +52,30 @@ def test_json_says_of_every_file_where_its_shots_begin_or_why_nothing_can_be_sai
     assert sorted(folder.iterdir()) == before
 
 
+def test_names_are_paths_whatever_they_look_like_and_a_pipe_is_not_waited_for(folder, tmp_path, monkeypatch):
+    names = ["file:part 1.mp4", "a::b.mp4", "100%d.mp4"]
+    for name in names:
+        (tmp_path / name).symlink_to(folder / "a good one.mp4")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(shots("--json", *names, "pipe.jpg", "--timeout", 60).stdout)
+    assert [found[name].get("cuts") for name in names] == [[20]] * 3
+    assert found["pipe.jpg"] == {"error": "unreadable: pipe.jpg is a folder, pipe, socket or device, not a file"}
+
+
 def test_without_json_there_is_a_table_and_a_line_for_each_problem(folder):
     done = shots(folder / "torn.mp4", folder / "text.mp4", "--method", "stride", "--stride", 7)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "7 14" in " ".join(done.stdout.split())
     assert f"damaged {folder / 'torn.mp4'}: truncated" in done.stdout
     assert f"error {folder / 'text.mp4'}: not_media" in done.stdout
 
 
 def test_it_ends_with_1_when_no_file_can_be_read_and_with_2_when_a_setting_is_wrong(folder):
-    assert shots("--json", folder / "text.mp4").returncode == 1
+    assert shots("--json", folder / "text.mp4").exit_code == 1
     late = shots("--json", folder / "a good one.mp4", "--timeout", 0.1)
-    assert late.returncode == 1
+    assert late.exit_code == 1
     assert json.loads(late.stdout)[str(folder / "a good one.mp4")]["error"].startswith("timeout: not done after 0.1 s")
     wrong = shots(folder / "text.mp4", "--method", "guess")
-    assert wrong.returncode == 2
+    assert wrong.exit_code == 2
     assert "method 'guess': Input should be 'adaptive'" in wrong.stderr

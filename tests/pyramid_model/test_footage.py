@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,17 @@ def test_frames_come_in_order_with_growing_times(tmp_path, shoot):
     assert np.argmin(error, axis=1).tolist() == list(range(12))
 
 
+def test_decoding_only_to_look_spares_deblocking_and_shows_the_same_miniatures():
+    path = str(Path(__file__).parents[2] / "datasets" / "sample" / "bbb_meadow.mp4")
+    with Footage(path) as footage, Footage(path, only_to_look=True) as quick:
+        pairs = list(itertools.islice(zip(footage.frames(), quick.frames(), strict=True), 60))
+    whole = [np.array_equal(one.image.to_ndarray(), other.image.to_ndarray()) for one, other in pairs]
+    assert 0.2 < np.mean(whole) < 0.8, "frames from which others are predicted must be exact, and others are not"
+    small = [np.abs(one.small(144, 256).astype(int) - other.small(144, 256)).mean() for one, other in pairs]
+    assert max(small) < 0.5
+    assert [one.pts for one, _ in pairs] == [other.pts for _, other in pairs]
+
+
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, -1), (180, 2)])
 def test_a_rotated_file_is_turned_upright(tmp_path, shoot, rotation, turns):
     filmed = shoot(tmp_path / "a.mp4", [6], rotation=rotation)
@@ -51,6 +63,31 @@ def test_a_rotated_file_is_turned_upright(tmp_path, shoot, rotation, turns):
     assert (header.height, header.width, header.coded_height, header.coded_width) == (height, width, 96, 160)
     assert np.abs(frame.rgb().astype(int) - upright).mean() < 4
     assert np.abs(frame.upright(height, width).to_ndarray(format="rgb24").astype(int) - upright).mean() < 4
+
+
+MIRRORED = {  # display matrix by rows (a b, c d) -> what a player shows of the coded picture
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda coded: np.rot90(np.fliplr(coded)),
+    (0, -1, -1, 0): lambda coded: np.rot90(np.flipud(coded)),
+}
+
+
+@pytest.mark.parametrize("matrix", MIRRORED)
+def test_a_mirrored_file_is_shown_as_players_show_it(tmp_path, shoot, matrix):
+    path = tmp_path / "a.mp4"
+    filmed = shoot(path, [6])
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    shown = MIRRORED[matrix](filmed[0])
+    frame = next(decode(str(path)))
+    height, width = shown.shape[:2]
+    header = probe(str(path))
+    assert (header.height, header.width) == (height, width)
+    assert np.abs(frame.rgb().astype(int) - shown).mean() < 4
+    assert np.abs(frame.upright(height, width).to_ndarray(format="rgb24").astype(int) - shown).mean() < 4
 
 
 def test_sample_aspect_widens_the_picture(tmp_path, shoot):
@@ -68,6 +105,13 @@ def test_a_variable_frame_rate_is_noticed_and_measured(tmp_path, shoot):
     assert [frame.pts for frame in decode(str(tmp_path / "a.mp4"))] == pytest.approx(
         [round(t / 1000 / probe(str(tmp_path / "a.mp4")).time_base) for t in times]
     )
+
+
+def test_a_bare_stream_without_times_keeps_its_rate(tmp_path, shoot):
+    shoot(tmp_path / "a.h264", [50], fps=25)
+    header, found = examine(tmp_path / "a.h264")
+    assert (found.fps, found.num_pts_repaired, found.is_vfr) == (header.fps, 49, False) == (25, 49, False)
+    assert found.duration_s == pytest.approx(2)
 
 
 def test_millisecond_rounding_is_not_a_variable_rate(tmp_path, shoot):

@@ -70,8 +70,9 @@ def test_links_and_odd_names_are_rows_and_a_cut_shard_gives_what_is_whole(tmp_pa
     whole = (tmp_path / "s.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:3000])
     assert [kind for kind, _ in found_in(str(tmp_path / "cut.tar")).values()][-1] == "bad_archive"
-    (tmp_path / "packed.tar").write_bytes(gzip.compress(whole))
-    assert [kind for kind, _ in found_in(str(tmp_path / "packed.tar")).values()] == ["bad_archive"]
+    for name in ("packed.tar", "packed.tar.gz", "packed.tgz"):
+        (tmp_path / name).write_bytes(gzip.compress(whole))
+        assert [kind for kind, _ in found_in(str(tmp_path / name)).values()] == ["bad_archive"]
 
 
 @pytest.mark.ray

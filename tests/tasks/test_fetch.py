@@ -1,7 +1,9 @@
 """Files of web hosts come whole or not at all, politely, and once. About 10 s."""
 
+import contextlib
 import hashlib
 import http.server
+import re
 import threading
 import time
 from collections import Counter, defaultdict
@@ -13,7 +15,7 @@ from tasks import storage
 from tasks.clips import _sources
 from tasks.fetch import FetchConfig, FetchError, Sink, fetch, retry_after_s
 from tasks.host_budget import HostBudget
-from tasks.ingest import IngestConfig, hash_file, ingest
+from tasks.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
 from tasks.leftovers import vacuum
 from tasks.listing import source_files
 from tasks.step import RayConfig, Run
@@ -75,6 +77,11 @@ class Host(http.server.BaseHTTPRequestHandler):
             for start in range(0, len(body), 50_000):
                 self.wfile.write(body[start : start + 50_000])
                 time.sleep(0.1)
+        elif name.startswith("drip"):
+            with contextlib.suppress(ConnectionError):
+                for _ in range(60):
+                    self.wfile.write(body[:10])
+                    time.sleep(0.1)
         elif name.startswith("stuck"):
             self.wfile.write(body[:10])
             time.sleep(1.5)
@@ -223,6 +230,25 @@ def test_trouble_that_stays_is_told_by_kind(host, name, kind, reason, tries):
 def test_a_file_without_end_is_given_up(host):
     with pytest.raises(FetchError, match=r"more than 1000 bytes came \(ingest\.fetch\.max_bytes\)"):
         fetched(f"{host}/slow.mp4", FetchConfig(max_bytes=1000))
+
+
+def test_a_host_that_never_ends_nor_falls_silent_costs_its_own_file_only(host, tmp_path):
+    """Each try would be given up after half a second of silence, which never comes."""
+    names = ("drip.mp4", "broken.mp4", "plain.mp4")
+    Host.troubles["/broken.mp4"] = 99
+    (tmp_path / "list.txt").write_text("".join(f"{host}/{name}\n" for name in names))
+    source = source_files(str(tmp_path / "list.txt"), "/elsewhere")
+    items = [row | {"attempt": 1} for row in _rows(source.folder, source.files, {})]
+    patient = QUICK.model_copy(update={"tries": 20, "backoff_s": 1})
+    worker = FileHasher(IngestConfig(fetch=patient), str(tmp_path / "media"), limit_s=1.5)
+    drip, broken, plain = worker(items)["sources"]
+    assert (drip["error_type"], broken["error_type"], plain["status"]) == ("timeout", "timeout", "ok")
+    assert re.fullmatch(
+        rf"[1-9]\d+ bytes of {host}/drip.mp4 came in 2 s, and it did not end \(ray.no_progress_timeout_s\)\. "
+        r"Later: --retry-failed",
+        drip["error"],
+    )
+    assert [copy.read_bytes() for copy in (tmp_path / "media").iterdir()] == [BODY]
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.mp4", "http://no.such.host.invalid/a.mp4"])

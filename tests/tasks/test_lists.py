@@ -1,6 +1,7 @@
 """Lists and annotation files are told by their content, and what they say reaches the captions. About 8 s."""
 
 import json
+import re
 import shutil
 
 import pyarrow as pa
@@ -68,6 +69,7 @@ def test_panda_csv_gives_spans_and_says_what_cannot_be_fetched(tmp_path):
     reasons = " ".join(file.error for file in files)
     assert "no gone.mp4 under" in reasons
     assert "2 timestamps, 1 captions and 1 matching scores" in reasons
+    assert """timestamp = "__import__('os').system('true')" is no list as Python writes it""" in reasons
 
 
 def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
@@ -93,6 +95,24 @@ def test_the_format_is_told_by_the_content_whatever_the_name(tmp_path, name, tex
     source = source_files(str(tmp_path / name), "/elsewhere")
     assert source.form == form
     assert [(file.path, file.annotations[0]["text"]) for file in source.files] == [("pexels/a.mp4", "A valley")]
+
+
+@pytest.mark.parametrize("text", ['path, text\na.mp4, "A bear, or two."\n', ' path ,text \na.mp4 ,"A bear, or two."\n'])
+def test_spaces_around_the_names_of_columns_lose_no_caption(tmp_path, text):
+    video(tmp_path / "a.mp4")
+    (tmp_path / "list.csv").write_text(text)
+    [(said, error)] = found_in(tmp_path / "list.csv").values()
+    assert (said, error) == (({"start_s": None, "end_s": None, "text": "A bear, or two."},), "")
+
+
+@pytest.mark.parametrize("text", ['"a.mp4"\n"b.mp4"\n', '[{"path": "a.mp4"}]\n', '[\n {"path": "a.mp4"\n]'])
+def test_json_lines_without_an_object_are_explained(tmp_path, text):
+    (tmp_path / "list.jsonl").write_text(text)
+    first = re.escape(repr(text.splitlines()[0]))
+    with pytest.raises(
+        ValueError, match=rf'list\.jsonl, line 1: expected an object such as {{"path": "…"}}, got {first}'
+    ):
+        source_files(str(tmp_path / "list.jsonl"), "/elsewhere")
 
 
 def test_a_parquet_table_of_any_of_the_formats_is_a_list(tmp_path):

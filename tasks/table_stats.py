@@ -17,6 +17,12 @@ from tasks.schemas import COMMON, SCHEMAS
 from tasks.tables import as_dataset, open_table, read_table
 
 SPARKS = "▁▂▃▄▅▆▇█"
+SIDES = ("missing", "low", "high")  # what a limit on a score may find
+LATER_RULES = (  # behind all limits on scores, in this order
+    *("too_few_frames", "too_short", "too_small", "straddles_splits", "pins_conflict"),
+    *("duplicate_exact", "duplicate_phash", "duplicate_semantic"),
+    *("over_max_per_video", "source_left_out", "over_source_share", "over_max_clips"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,22 @@ def reason_counts(lists: Sequence[Sequence[str]]) -> list[DropReason]:
 
 
 def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
-    """One order that agrees with every list: each names the rules that dropped a clip in the order of the rules."""
-    followers: dict[str, set[str]] = {reason: set() for found in lists for reason in found}
+    """One order that agrees with every list: each names the rules that dropped a clip in the order of the rules.
+
+    Where the lists leave it open, limits of one score stay together and the other rules come behind all of them.
+    """
+    seen = list(dict.fromkeys(reason for found in lists for reason in found))
+    scorers = list(dict.fromkeys(reason.rpartition("_")[0] for reason in seen))
+
+    def usual_place(reason: str) -> tuple[int, ...]:
+        if reason.startswith("not_in_"):
+            return (-1,)
+        if reason in LATER_RULES:
+            return 1, LATER_RULES.index(reason)
+        scorer, _, side = reason.rpartition("_")
+        return 0, scorers.index(scorer), SIDES.index(side) if side in SIDES else -1
+
+    followers: dict[str, set[str]] = {reason: set() for reason in sorted(seen, key=usual_place)}
     for found in lists:
         for earlier, later in itertools.pairwise(found):
             followers[earlier].add(later)

@@ -209,7 +209,7 @@ def groups_around(pairs: Pairs, order: np.ndarray) -> list[np.ndarray]:
     by_clip = np.argsort(ends, kind="stable")
     others = np.concatenate([pairs.second, pairs.first])[by_clip]
     similarity = np.tile(pairs.similarity, 2)[by_clip]
-    starts = np.searchsorted(ends[by_clip], np.arange(len(order) + 1))
+    starts = np.searchsorted(ends[by_clip], np.arange(len(order) + 1)).tolist()
     is_kept = np.zeros(len(order), bool)
     found: dict[int, list[int]] = {}
     for clip in np.argsort(order).tolist():

@@ -193,3 +193,32 @@ def groups(num_clips: int, first: np.ndarray, second: np.ndarray) -> list[np.nda
     order = np.argsort(labels, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     return [part for part in parts if len(part) > 1]
+
+
+def groups_around(pairs: Pairs, order: np.ndarray) -> list[np.ndarray]:
+    """Groups of two clips and more in which every clip is near to the first one, which is the one to keep.
+
+    From the best clip to the worst, one that is near to a kept clip joins the most similar of these (of equal ones the
+    best), and any other is kept. A chain of small steps thus takes no clip that differs from all that are kept.
+
+    Args:
+        pairs: near clips.
+        order: place of each clip in the order of keeping, (num_clips,); 0 is best.
+    """
+    ends = np.concatenate([pairs.first, pairs.second])
+    by_clip = np.argsort(ends, kind="stable")
+    others = np.concatenate([pairs.second, pairs.first])[by_clip]
+    similarity = np.tile(pairs.similarity, 2)[by_clip]
+    starts = np.searchsorted(ends[by_clip], np.arange(len(order) + 1)).tolist()
+    is_kept = np.zeros(len(order), bool)
+    found: dict[int, list[int]] = {}
+    for clip in np.argsort(order).tolist():
+        near = np.arange(starts[clip], starts[clip + 1])
+        near = near[is_kept[others[near]]]
+        if len(near):
+            keeper = others[near[np.lexsort((order[others[near]], -similarity[near]))[0]]]
+            found[int(keeper)].append(clip)
+        else:
+            is_kept[clip] = True
+            found[clip] = [clip]
+    return [np.array(group) for group in found.values() if len(group) > 1]

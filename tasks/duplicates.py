@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
-from pyramid_model.duplicates import Pairs, across_videos, equal, groups, near_by_embedding, near_by_hash
+from pyramid_model.duplicates import Pairs, across_videos, equal, groups, groups_around, near_by_embedding, near_by_hash
 from tasks.clips import current_clips
+from tasks.embeddings import newest_source
 from tasks.manifest import newest_by
 from tasks.step import Run, StepResult, lineage, step
 from tasks.tables import append_block, as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
@@ -102,10 +103,15 @@ def keeping_order(clips: pa.Table) -> np.ndarray:
     width, height, num_frames, size = (
         clips[name].to_numpy() for name in ("width", "height", "num_frames", "size_bytes")
     )
-    frames = np.rint(4 * np.log2(np.maximum(1, num_frames)))
+    frames = length_step(num_frames)
     place = np.empty(len(ids), np.int64)
     place[np.lexsort((ids, -size, -frames, -width * height))] = np.arange(len(ids))
     return place
+
+
+def length_step(num_frames: Any) -> Any:
+    """Lengths as steps of a fifth, within which clips count as equally long; of a number or of an array."""
+    return np.rint(4 * np.log2(np.maximum(1, num_frames)))
 
 
 def _pairs(run: Run, config: DuplicatesConfig, method: Method, clips: pa.Table) -> Pairs:
@@ -146,49 +152,49 @@ def _phash_details(run: Run, clip_ids: Sequence[str]) -> dict[str, dict[str, Any
 
 
 def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the frames of each clip's newest embedding by the newest model.
+    """Mean over the frames of each clip's embedding, by the model and sampling that were asked for last.
 
     Returns:
         (positions in `clip_ids`, ascending (n,) int64; vectors (n, d) float32). Clips without an embedding are absent.
 
     Raises:
-        ValueError: no clip has one.
+        ValueError: there are clips, and none has one.
+        CorruptBlobError: stored bytes are not what was written.
     """
-    from tasks.blobs import bytes_tensor
+    from tasks.blobs import embedding_of
 
+    if not clip_ids:
+        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     place = {clip_id: at for at, clip_id in enumerate(clip_ids)}
-    good = pc.field("status") == "ok"
-    rows = read_table(root, "embeddings", ["embedding_id", "clip_id", "model_hash", "created_at"], where=good)
-    rows = rows.filter(pc.is_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string()))).sort_by("created_at")
+    model_hash, sampling = newest_source(root)
+    of_source = (pc.field("model_hash") == model_hash) & (pc.field("sampling") == sampling)
+    good = (pc.field("status") == "ok") & of_source
+    rows = read_table(root, "embeddings", ["embedding_id", "clip_id"], where=good)
+    rows = rows.filter(pc.is_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())))
     delta = open_table(root, "embeddings")
     if not rows.num_rows or delta is None:
         raise ValueError(
             "no clip has an embedding, which duplicates.methods semantic compares: name an embedding model in the "
             "settings of the scores step, or leave the method out"
         )
-    rows = newest_by(rows.filter(pc.equal(rows["model_hash"], rows["model_hash"][-1])), ["clip_id"])
     chosen = pc.field("embedding_id").isin(rows["embedding_id"].combine_chunks())
     means: dict[int, np.ndarray] = {}
-    columns = ["clip_id", "shape", "dtype", "embedding"]
+    columns = ["clip_id", "shape", "dtype", "embedding", "crc32"]
     for batch in as_dataset(delta, "embeddings").to_batches(columns=columns, filter=chosen, batch_size=1024):
         for row in batch.to_pylist():
-            frames = bytes_tensor(row["embedding"], row["shape"], row["dtype"]).numpy()
-            # Each frame counts the same, whatever the length of its vector.
-            unit = frames / np.linalg.norm(frames, axis=1, keepdims=True)
-            means[place[row["clip_id"]]] = unit.mean(axis=0)
+            means[place[row["clip_id"]]] = embedding_of(row).numpy().mean(axis=0)
     at = np.array(sorted(means), np.int64)
     return at, np.stack([means[one] for one in at.tolist()])
 
 
 def _group_rows(method: str, pairs: Pairs, clip_ids: Sequence[str], order: np.ndarray) -> list[dict[str, Any]]:
     """A row without the common columns for each clip in a group."""
-    closest = np.zeros(len(clip_ids))
-    for end in (pairs.first, pairs.second):
-        np.maximum.at(closest, end, pairs.similarity)
+    # Copies of a copy are copies. What is merely alike drifts from step to step, so there all resemble the keeper.
+    joined = groups_around(pairs, order) if method == "semantic" else groups(len(clip_ids), pairs.first, pairs.second)
+    closest = _closest(pairs, joined, len(clip_ids))
     rows = []
-    for members in groups(len(clip_ids), pairs.first, pairs.second):
-        names = [clip_ids[member] for member in members.tolist()]  # ascending, as the clips are
-        group_id = content_id(method, names)
+    for members in joined:
+        group_id = content_id(method, [clip_ids[member] for member in sorted(members.tolist())])
         for rank, member in enumerate(sorted(members.tolist(), key=lambda member: order[member])):
             rows.append(
                 {
@@ -203,6 +209,18 @@ def _group_rows(method: str, pairs: Pairs, clip_ids: Sequence[str], order: np.nd
                 }
             )
     return rows
+
+
+def _closest(pairs: Pairs, joined: Sequence[np.ndarray], num_clips: int) -> np.ndarray:
+    """Similarity of each clip to the one of its group that is most like it, (num_clips,)."""
+    group = np.full(num_clips, -1)
+    for number, members in enumerate(joined):
+        group[members] = number
+    inside = group[pairs.first] == group[pairs.second]
+    closest = np.zeros(num_clips)
+    for end in (pairs.first, pairs.second):
+        np.maximum.at(closest, end[inside], pairs.similarity[inside])
+    return closest
 
 
 def _changed(

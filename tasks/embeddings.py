@@ -1,7 +1,7 @@
 """Embeddings: what a CLIP model sees in sampled frames of every clip, stored once for scores, duplicates and search."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -80,26 +80,6 @@ def make_newest_source(run: Run, wanted: str, made: Lineage) -> None:
     row = embedding_rows(run.root, [wanted])[wanted]
     if newest_source(run.root) != (row["model_hash"], row["sampling"]):
         append_again(run.root, "embeddings", [wanted], made)
-
-
-def embeddings_of(root: str, clip_ids: Collection[str], source: tuple[str, str] | None = None) -> dict[str, Any]:
-    """clip id -> features of its sampled frames (n d) float32, each of unit length.
-
-    Clips without good embeddings are left out. One comparable set is given, never vectors of two models.
-
-    Args:
-        root: where the tables are.
-        clip_ids: which clips.
-        source: (model_hash, sampling); None: those that were asked for last.
-
-    Raises:
-        CorruptBlobError: stored bytes are not what was written.
-    """
-    from tasks.blobs import embedding_of
-
-    model_hash, sampling = source or newest_source(root)
-    rows = embedding_rows(root, (embedding_id(clip_id, model_hash, sampling) for clip_id in clip_ids))
-    return {row["clip_id"]: embedding_of(row) for row in rows.values() if row["status"] == "ok"}
 
 
 def embedding_rows(root: str, embedding_ids: Iterable[str]) -> dict[str, dict[str, Any]]:

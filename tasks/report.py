@@ -36,7 +36,7 @@ from tasks.tables import table_version
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-VERSION = "4"
+VERSION = "5"
 TEXT_BYTES = 80_000  # style, script and sections without their rows
 TEMPLATES = Path(__file__).parent / "templates"
 FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</script>', re.DOTALL)
@@ -116,7 +116,13 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> byt
             pipeline=pipeline_picture(report_data.pipeline_nodes(root, tables, curation, records)),
             steps=report_data.step_lines(records),
             thumbnails=thumbnails,
-            thumbnails_json=script_json({"thumbnails": thumbnails, "damage": damage}),
+            thumbnails_json=script_json(
+                {
+                    "thumbnails": {name: video for name, (video, _) in thumbnails.items()},
+                    "stills": {name: picture for name, (_, picture) in thumbnails.items()},
+                    "damage": damage,
+                }
+            ),
             damage=damage,
             damaged=Counter(damage.values()),
             errors=errors,
@@ -135,8 +141,8 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
     """What the page says of clips and how they were chosen, by the names of its template."""
     outputs = select_outputs(curation, records)
     thresholds = selection_thresholds(outputs)
-    examples = rule_examples(curation, thresholds)
     duplicates = read_duplicates(root, curation)
+    examples = rule_examples(curation, thresholds, duplicates)
     groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.shown]
     sides = [[clip.clip_id for clip in side] for one in examples for side in (one.dropped, one.kept)]
     chosen = chosen_clips(curation, [*groups, *sides], config.max_media)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from tasks.duplicates import length_step
 from tasks.report_curation import Curation
 from tasks.table_stats import file_size
 from tasks.tables import read_table
@@ -78,8 +79,8 @@ def why_first(clip: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Why one clip of a group is kept rather than another, as far as figures tell (`duplicates.keeping_order`)."""
     if clip["width"] * clip["height"] != other["width"] * other["height"]:
         return "more pixels: {width}×{height}, ".format_map(clip) + "the next {width}×{height}".format_map(other)
-    if clip["size_bytes"] > other["size_bytes"]:
-        return f"larger file: {file_size(clip['size_bytes'])}, the next {file_size(other['size_bytes'])}"
-    if clip["num_frames"] > other["num_frames"]:
+    if length_step(clip["num_frames"]) != length_step(other["num_frames"]):
         return f"longer: {clip['num_frames']:,} frames, the next {other['num_frames']:,}"
-    return "equal in size and length: the smallest id"
+    if clip["size_bytes"] != other["size_bytes"]:
+        return f"larger file: {file_size(clip['size_bytes'])}, the next {file_size(other['size_bytes'])}"
+    return "about as long, and equal in size: the smallest id"

@@ -66,6 +66,8 @@ ARROWS = (
     *(("dit", "evaluations"), ("evaluations", "generations")),
 )
 BOX_W, BOX_H, GAP_X, ROW_H = 96, 66, 20, 46
+# px: line height of the labels in a histogram, width of one of their letters, width of the bar of a single value
+LABEL_H, CHARACTER_W, POINT_W = 12, 6.6, 14
 
 
 def pipeline_picture(nodes: Sequence[Node]) -> str:
@@ -116,21 +118,44 @@ def _box(node: Node) -> str:
 def histogram_figure(
     found: Histogram, kept: Sequence[int] = (), limits: Sequence[Threshold] = (), width: int = 300, height: int = 96
 ) -> str:
-    """Bars with the least and greatest value below and limits as dashed lines.
+    """Bars with the least and greatest value below and limits as dashed lines; of a constant, one bar in the middle.
 
     kept: how many of each bin are kept; the rest of its bar is pale. Empty: all of them.
     """
     low, high = _range_with(found, limits)
-    top, base = 14, height - 18
+    ticks = [("", 1.0, low), (" end", width - 1.0, high)]
+    if low == high:
+        ticks = [(" middle", width / 2, low)]
+        low, high = low - 0.5, high + 0.5
     scale = (width - 2) / (high - low)
+    places = [1 + (limit.value - low) * scale for limit in limits]
+    labels = _label_places(limits, places, width)
+    num_rows = 1 + max((row for _, row in labels), default=0)
+    height += (num_rows - 1) * LABEL_H
+    top, base = 2 + num_rows * LABEL_H, height - 18
+    edges = [1 + (edge - low) * scale for edge in found.edges]
+    if found.edges[0] == found.edges[-1]:  # a single value stands over its place
+        left = min(max(1.0, edges[0] - POINT_W / 2), width - 1 - POINT_W)
+        edges = [left, left + POINT_W]
+    marks = "".join(_limit_mark(*one, base) for one in zip(limits, places, labels, strict=True))
+    numbers = "".join(
+        f'<text class="tick{anchor}" x="{x:g}" y="{height - 4}">{compact(value)}</text>' for anchor, x, value in ticks
+    )
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="histogram of {escape(found.name)}">'
+        + _bars(found, kept or found.counts, edges, top, base)
+        + f'<path class="axis" d="M0 {base + 0.5}H{width}"/>{marks}{numbers}</svg>'
+    )
+
+
+def _bars(found: Histogram, kept: Sequence[int], edges: Sequence[float], top: float, base: float) -> str:
+    """A bar a bin, pale where clips are not kept. edges: of the bins in the figure, px."""
     tallest = max(found.counts)
     bars = []
-    for i, count in enumerate(found.counts):
-        begin = found.edges[i]
-        end = found.edges[i + 1] if found.edges[i + 1] > begin else begin + (high - low) / 20
-        x, bar_w = 1 + (begin - low) * scale, max(1.5, (end - begin) * scale - 1)
-        num_kept = kept[i] if kept else count
-        tip = f"{compact(begin)} to {compact(end)}: {count:,}" + (f", {num_kept:,} kept" if kept else "")
+    for i, (count, num_kept) in enumerate(zip(found.counts, kept, strict=True)):
+        x, bar_w = edges[i], max(1.5, edges[i + 1] - edges[i] - 1)
+        span = " to ".join(dict.fromkeys(map(compact, found.edges[i : i + 2])))
+        tip = f"{span}: {count:,}" + (f", {num_kept:,} kept" if kept is not found.counts else "")
         for number, mood in ((count, " dropped"), (num_kept, "")):
             if number and (number != num_kept or not mood):
                 bar_h = (base - top) * number / tallest
@@ -138,30 +163,38 @@ def histogram_figure(
                     f'<rect class="bar{mood}" x="{x:.1f}" y="{base - bar_h:.1f}" width="{bar_w:.1f}" '
                     f'height="{bar_h:.1f}"><title>{tip}</title></rect>'
                 )
-    lines = [_limit_line(limit, 1 + (limit.value - low) * scale, top, base, width) for limit in limits]
-    return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="histogram of {escape(found.name)}">'
-        + "".join(bars)
-        + f'<path class="axis" d="M0 {base + 0.5}H{width}"/>'
-        + "".join(lines)
-        + f'<text class="tick" x="1" y="{height - 4}">{compact(low)}</text>'
-        + f'<text class="tick end" x="{width - 1}" y="{height - 4}">{compact(high)}</text></svg>'
-    )
+    return "".join(bars)
 
 
 def _range_with(found: Histogram, limits: Sequence[Threshold]) -> tuple[float, float]:
-    """Range of the axis: that of the values, widened so that the limits are seen too; never empty."""
+    """Range of the axis: that of the values, widened so that the limits are seen too."""
     ends = [found.edges[0], found.edges[-1], *(limit.value for limit in limits)]
-    low, high = min(ends), max(ends)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return min(ends), max(ends)
 
 
-def _limit_line(limit: Threshold, x: float, top: float, base: float, width: int) -> str:
-    anchor, shift = ("end", -4) if x > width - 60 else ("start", 4)
+def _label_places(limits: Sequence[Threshold], places: Sequence[float], width: int) -> list[tuple[float, int]]:
+    """(begin, row) of the label beside the line of each limit, so that none covers another."""
+    found = [(0.0, 0)] * len(limits)
+    ends: list[float] = []  # where the last label of each row ends
+    for number in sorted(range(len(limits)), key=lambda number: places[number]):
+        x, length = places[number], _label_length(limits[number])
+        begin = x + 4 if x + 4 + length <= width else x - 4 - length
+        row = next((row for row, end in enumerate(ends) if end < begin), len(ends))
+        ends[row:] = [begin + length, *ends[row + 1 :]]
+        found[number] = begin, row
+    return found
+
+
+def _label_length(limit: Threshold) -> float:
+    return CHARACTER_W * len(limit.words)
+
+
+def _limit_mark(limit: Threshold, x: float, label: tuple[float, int], base: float) -> str:
+    begin, row = label
     return (
-        f'<path class="limit" d="M{x:.1f} {top - 10}V{base}"/>'
-        f'<text class="tick limit-label" style="text-anchor:{anchor}" x="{x + shift:.1f}" y="{top - 2}">'
-        f"{limit.words}</text>"
+        f'<path class="limit" d="M{x:.1f} {4 + LABEL_H * row}V{base}"/>'
+        f'<text class="tick limit-label" x="{begin:.1f}" y="{LABEL_H * (row + 1)}" '
+        f'textLength="{_label_length(limit):.1f}" lengthAdjust="spacingAndGlyphs">{limit.words}</text>'
     )
 
 

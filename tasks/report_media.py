@@ -30,6 +30,7 @@ class Preview:
 # Measured on 3 s of seven films at 8 fps, 160 px: H.264 2-9 kB, animated WebP 2-45 kB at a like quality, 20-30 ms both.
 BESIDE_TEXT = Preview(256, 12, 6.0, 30)
 THUMBNAIL = Preview(224, 8, 3.0, 29)
+FIRST_FRAME = Preview(160, 8, 0.0, 29)
 THUMBNAIL_BYTES = 25_000  # a clip up to this size is its own thumbnail
 
 
@@ -57,35 +58,52 @@ class MediaBudget:
             return ""
         return self._taken("video/mp4", data)
 
-    def thumbnails(self, uris: Mapping[str, str]) -> dict[str, str]:
-        """Short tiny MP4s in base64 of the videos by name, as many as fit; decoded side by side."""
+    def thumbnails(self, uris: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        """Short tiny MP4s of the videos by name and a still of each, in base64, as many as fit; made side by side."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = dict(zip(uris, pool.map(thumbnail, uris.values()), strict=True))
-        self.missing += sum(data is None for data in found.values())
-        return {name: text for name, data in found.items() if data and (text := self._room_for(data))}
+        self.missing += sum(pair is None for pair in found.values())
+        return {name: (texts[0], texts[1]) for name, pair in found.items() if pair and (texts := self._room_for(*pair))}
 
     def _taken(self, mime: str, data: bytes) -> str:
         encoded = self._room_for(data)
-        return encoded and f"data:{mime};base64,{encoded}"
+        return f"data:{mime};base64,{encoded[0]}" if encoded else ""
 
-    def _room_for(self, data: bytes) -> str:
-        encoded = base64.b64encode(data).decode()
-        if self.used_bytes + len(encoded) > self.max_bytes:
+    def _room_for(self, *parts: bytes) -> list[str]:
+        """The parts in base64, or none of them when they do not fit together."""
+        encoded = [base64.b64encode(part).decode() for part in parts]
+        size = sum(map(len, encoded))
+        if self.used_bytes + size > self.max_bytes:
             self.left_out += 1
-            return ""
-        self.used_bytes += len(encoded)
+            return []
+        self.used_bytes += size
         return encoded
 
 
-def thumbnail(uri: str) -> bytes | None:
-    """A short tiny MP4 of a video; None when it cannot be read."""
+def thumbnail(uri: str) -> tuple[bytes, bytes] | None:
+    """A short tiny MP4 of a video, and its first frame as a JPEG; None when it cannot be read."""
     from pyramid_model.video import VideoError
 
     try:
         data = storage.read_bytes(uri)
-        return data if len(data) <= THUMBNAIL_BYTES else preview(data, THUMBNAIL)
+        data = data if len(data) <= THUMBNAIL_BYTES else preview(data, THUMBNAIL)
+        return data, still(data)
     except (OSError, VideoError):
         return None
+
+
+def still(data: bytes) -> bytes:
+    """The first frame of a video as a small JPEG: what is seen before it plays, or where it cannot.
+
+    Raises:
+        VideoError: it is no video that can be read.
+    """
+    from PIL import Image
+
+    [frame], _ = small_frames(data, FIRST_FRAME)
+    jpeg = io.BytesIO()
+    Image.fromarray(frame).save(jpeg, "JPEG", quality=60)
+    return jpeg.getvalue()
 
 
 def preview(data: bytes, how: Preview) -> bytes:
@@ -104,7 +122,7 @@ def preview(data: bytes, how: Preview) -> bytes:
 
 
 def small_frames(data: bytes, how: Preview) -> tuple[np.ndarray, float]:
-    """The first seconds of a video, scaled down and thinned out: uint8 (t h w c), and their frame rate.
+    """The first seconds of a video, one frame at least, small and thinned out: uint8 (t h w c), and their rate.
 
     Raises:
         VideoError: it is no video that can be read.
@@ -121,7 +139,7 @@ def small_frames(data: bytes, how: Preview) -> tuple[np.ndarray, float]:
             every = max(1, round(fps / how.fps))
             scale = min(1.0, how.side / max(stream.width, stream.height))
             width, height = (max(2, round(side * scale / 2) * 2) for side in (stream.width, stream.height))
-            wanted = itertools.islice(container.decode(stream), 0, int(how.seconds * fps), every)
+            wanted = itertools.islice(container.decode(stream), 0, max(1, int(how.seconds * fps)), every)
             frames = [frame.to_ndarray(width=width, height=height, format="rgb24") for frame in wanted]
             return np.stack(frames), fps / every
     except (av.error.FFmpegError, IndexError, ValueError) as err:

@@ -4,7 +4,7 @@
 # pyarrow.compute makes its functions at import: pyright sees none of them.
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -12,12 +12,38 @@ import pyarrow.compute as pc
 
 from tasks.report_curation import Curation
 from tasks.report_data import Records, loads
+from tasks.report_duplicates import Duplicates
 from tasks.report_figures import Threshold, histogram_figure
 from tasks.table_stats import compact, counts_within, finite_values, histogram
 
 SIDES = {"min": "above", "max": "below"}
 REASONS = {"above": "low", "below": "high"}  # what a clip beyond a limit is called
 MAX_SAMPLES = 6  # clips shown a rule and side of its limit
+MEASURES = {  # what the axis of a score says, and in which unit
+    "duration_s": "length of the clip, s",
+    "fps": "frames a second",
+    "height": "px",
+    "width": "px",
+    "aspect": "width over height",
+    "motion": "mean change of luma from frame to frame, 0–255",
+    "flow": "optical flow, longer sides of the frame a second",
+    "codec_motion": "motion vectors, longer sides of the frame a second",
+    "static_ratio": "share of frames that equal the one before",
+    "shake": "distance from the smoothed path, longer sides of the frame",
+    "camera_motion": "how sure its label is, 0–1",
+    "sharpness": "variance of the Laplacian of luma",
+    "brightness": "mean luma, 0–255",
+    "exposure": "share of pixels crushed to black or blown to white",
+    "black_ratio": "share of frames that are nearly black",
+    "white_ratio": "share of frames that are nearly white",
+    "borders": "share of the frame that is black bars",
+    "text_area": "share of the frame that writing covers",
+    "nsfw": "probability, of the most suspicious frame",
+    "aesthetic": "LAION's predictor, about 1–10",
+    "consistency": "cosine of neighbouring sampled frames",
+    "text_match": "cosine of the caption and the frames",
+}
+FIGURES = {"too_few_frames": "num_frames", "too_short": "duration_s"}  # what decides in rules that are no score's limit
 
 
 @dataclass(frozen=True)
@@ -34,9 +60,11 @@ class ScoreFigure:
     """Histogram of one scorer."""
 
     name: str
+    measures: str  # "" where only its user knows
     svg: str
     mean: str
     count: int
+    tallest: int  # clips in the fullest bin
     num_without: int  # clips without a value
     limits: list[Limit] = field(default_factory=list)
 
@@ -62,7 +90,9 @@ def score_figures(curation: Curation, thresholds: dict[str, list[Threshold]]) ->
         of_kept = counts_within(finite_values(kept[name]), found.edges)
         svg = histogram_figure(found, of_kept, bounds)
         count = sum(found.counts)
-        figures.append(ScoreFigure(name, svg, compact(found.mean), count, curation.clips.num_rows - count, limits))
+        without = curation.clips.num_rows - count
+        said = MEASURES.get(name, ""), svg, compact(found.mean)
+        figures.append(ScoreFigure(name, *said, count, max(found.counts), without, limits))
     return figures
 
 
@@ -109,16 +139,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class RuleExamples:
-    """Clips on both sides of a rule, nearest to its limit first where it has one."""
+    """Clips on both sides of a rule, nearest to its limit first where a figure decides."""
 
     reason: str
     limit: str  # "≥ 1.25", "" for a rule that is no limit of a score
+    order: str  # what is said of the order of the clips
     dropped: list[Sample]
     kept: list[Sample]
+    about_kept: str = "kept"
 
 
-def rule_examples(curation: Curation, thresholds: dict[str, list[Threshold]]) -> list[RuleExamples]:
-    """Examples for every rule that dropped a clip. Kept ones have passed all rules."""
+def rule_examples(
+    curation: Curation, thresholds: dict[str, list[Threshold]], duplicates: Duplicates
+) -> list[RuleExamples]:
+    """Examples for every rule that dropped a clip.
+
+    Kept ones have passed all rules; beside duplicates they are those that are kept instead.
+    """
     limits = {
         f"{scorer}_{REASONS[one.keeps]}": (scorer, one)
         for scorer, found in thresholds.items()
@@ -129,20 +166,33 @@ def rule_examples(curation: Curation, thresholds: dict[str, list[Threshold]]) ->
     for rule in curation.rules:
         missed = pa.array([rule.reason in reasons for reasons in curation.drop_reasons])
         dropped = curation.clips.filter(missed)
-        scorer, limit = limits.get(rule.reason, ("", None))
-        if limit is None:
-            examples.append(RuleExamples(rule.reason, "", _samples(dropped.slice(0, MAX_SAMPLES)), []))
+        figure, limit = limits.get(rule.reason, (FIGURES.get(rule.reason, ""), None))
+        if figure:
+            is_least = limit is None or limit.keeps == "above"
+            away, near = ("descending", "ascending") if is_least else ("ascending", "descending")
+            words = limit.words if limit else ""
+            beyond = _samples(_first(dropped, figure, away), figure)
+            within = _samples(_first(curation.kept(), figure, near), figure)
+            examples.append(RuleExamples(rule.reason, words, ", nearest to the limit", beyond, within))
             continue
-        away, near = ("descending", "ascending") if limit.keeps == "above" else ("ascending", "descending")
-        examples.append(
-            RuleExamples(
-                rule.reason,
-                limit.words,
-                _samples(_first(dropped, scorer, away), scorer),
-                _samples(_first(curation.kept(), scorer, near), scorer),
-            )
-        )
+        shown = _samples(dropped.slice(0, MAX_SAMPLES))
+        if rule.reason.startswith("duplicate_"):
+            kept, said = _kept_instead(shown, rule.reason.removeprefix("duplicate_"), duplicates), "kept instead"
+        else:
+            kept, said = _samples(curation.kept().slice(0, MAX_SAMPLES)), "kept"
+        examples.append(RuleExamples(rule.reason, "", "", shown, kept, said))
     return examples
+
+
+def _kept_instead(dropped: Sequence[Sample], method: str, duplicates: Duplicates) -> list[Sample]:
+    """The clips that are kept of the groups of these, each once."""
+    kept_of = {}
+    for group in duplicates.groups:
+        if group.method == method:
+            kept = next((one.clip["clip_id"] for one in group.members if one.clip["keep"]), "")
+            kept_of |= {one.clip["clip_id"]: kept for one in group.members}
+    found = dict.fromkeys(kept_of.get(sample.clip_id, "") for sample in dropped)
+    return [Sample(clip_id, "") for clip_id in found if clip_id]
 
 
 def _first(clips: pa.Table, scorer: str, order: str) -> pa.Table:

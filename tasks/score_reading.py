@@ -16,19 +16,6 @@ from tasks.tables import Lineage, append_again, read_table
 COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", "created_at")
 
 
-def newest_scores(root: str, clip_ids: Collection[str]) -> dict[str, dict[str, float]]:
-    """clip id -> scorer -> value, from the newest row of each clip and scorer.
-
-    A scorer is left out of a clip where its newest row is no good one, or has no number.
-    """
-    rows = _newest(root, clip_ids)
-    rows = rows.filter((pc.field("status") == "ok") & pc.field("value").is_valid())
-    found: dict[str, dict[str, float]] = {}
-    for clip_id, scorer, value in zip(*(rows[name].to_pylist() for name in COLUMNS[1:4]), strict=True):
-        found.setdefault(clip_id, {})[scorer] = value
-    return found
-
-
 def score_arrays(root: str, clip_ids: Sequence[str]) -> dict[str, np.ndarray]:
     """scorer -> values in the order of the clips, float64, NaN where there is none; only scorers that have numbers."""
     rows = _newest(root, clip_ids)

@@ -17,6 +17,13 @@ from tasks.schemas import COMMON, SCHEMAS
 from tasks.tables import as_dataset, open_table, read_table
 
 SPARKS = "▁▂▃▄▅▆▇█"
+SIDES = ("", "_missing", "_low", "_high")  # what a limit on a score may find
+OUTER_SET = "not_in_"
+LATER_RULES = (  # behind all limits on scores, in this order
+    *("too_few_frames", "too_short", "too_small", "straddles_splits", "pins_conflict"),
+    *("duplicate_exact", "duplicate_phash", "duplicate_semantic"),
+    *("over_max_per_video", "source_left_out", "over_source_share", "over_max_clips"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,18 +127,45 @@ def reason_counts(lists: Sequence[Sequence[str]]) -> list[DropReason]:
 
 
 def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
-    """One order that agrees with every list: each names the rules that dropped a clip in the order of the rules."""
-    followers: dict[str, set[str]] = {reason: set() for found in lists for reason in found}
+    """One order that agrees with every list: each names the rules that dropped a clip in the order of the rules.
+
+    Limits of one score follow each other. What the lists leave open is as usual: limits, the other rules, quotas.
+    """
+    by_group: dict[str, set[str]] = {}
+    followers: dict[str, set[str]] = {}
     for found in lists:
-        for earlier, later in itertools.pairwise(found):
-            followers[earlier].add(later)
+        for reason in found:
+            by_group.setdefault(_group(reason), set()).add(reason)
+            followers.setdefault(_group(reason), set())
+        for earlier, later in itertools.pairwise(map(_group, found)):
+            if earlier != later:
+                followers[earlier].add(later)
+    followers = {name: followers[name] for name in sorted(followers, key=_usual_place)}
     ordered: list[str] = []
     while followers:
         free = [name for name in followers if not any(name in later for later in followers.values())]
         name = free[0] if free else next(iter(followers))
         followers.pop(name)
-        ordered.append(name)
+        ordered += sorted(by_group[name], key=lambda reason: SIDES.index(_side(reason)))
     return ordered
+
+
+def _group(reason: str) -> str:
+    """The score that a rule limits, else the rule itself."""
+    return reason.removesuffix(_side(reason))
+
+
+def _side(reason: str) -> str:
+    """What a limit on a score found, "" for other rules."""
+    other = reason in LATER_RULES or reason.startswith(OUTER_SET)
+    return "" if other else next((side for side in SIDES if side and reason.endswith(side)), "")
+
+
+def _usual_place(group: str) -> int:
+    """Rules of the set around come first, then limits on scores in the order of the clips, then LATER_RULES."""
+    if group.startswith(OUTER_SET):
+        return -1
+    return 1 + LATER_RULES.index(group) if group in LATER_RULES else 0
 
 
 def summary(column: pa.ChunkedArray) -> str:

@@ -62,7 +62,8 @@ def movement(frames: np.ndarray, fps: float) -> Movement:
     found = []
     for before, after in itertools.pairwise(small):
         flow = dis.calc(before, after, None)
-        length = cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0]
+        # Not by cv2.magnitude: its last bit depends on where in memory its result lies.
+        length = np.sqrt(flow[..., 0] ** 2 + flow[..., 1] ** 2).mean(dtype=np.float64)
         shift_x, shift_y, *others = _global(before, flow, *grid)
         found.append((length / side, shift_x / side, shift_y / side, *others))
     table = np.array(found, np.float64).reshape(-1, 6)

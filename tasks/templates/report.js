@@ -1,7 +1,7 @@
 "use strict";
 const byId = id => document.getElementById(id);
 const data = id => JSON.parse(byId(id).textContent);
-const { thumbnails, damage } = data("thumbnails");
+const { thumbnails, stills, damage } = data("thumbnails");
 
 // ---- videos: those of clips get their bytes when they come near, and lose them when they are far, so that a page of
 // hundreds holds only a screenful of decoders
@@ -23,6 +23,7 @@ function rest(video) {
   if (video.dataset.clip && video.hasAttribute("src")) { video.removeAttribute("src"); video.load(); }
 }
 function adopt(video) {
+  if (video.dataset.clip) video.poster = "data:image/jpeg;base64," + stills[video.dataset.clip];
   video.muted = true;
   video.autoplay = false;
   video.controls = still;

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from pyramid_model.duplicates import Pairs, across_videos, equal, groups, near_by_embedding, near_by_hash
+from pyramid_model.duplicates import (
+    Pairs,
+    across_videos,
+    equal,
+    groups,
+    groups_around,
+    near_by_embedding,
+    near_by_hash,
+)
 from pyramid_model.metrics.perceptual_hash import MAX_HASHES, clip_hashes, frames_hash, hashed_frames
 
 RNG = np.random.default_rng(0)
@@ -85,6 +93,24 @@ def test_equal_names_and_what_they_connect_are_groups():
     joined = groups(6, np.append(pairs.first, 1), np.append(pairs.second, 5))
     assert [group.tolist() for group in joined] == [[0, 1, 3, 5]]
     assert groups(3, *(np.empty(0, np.int64),) * 2) == []
+
+
+def test_a_chain_of_small_steps_takes_no_clip_that_differs_from_the_kept_ones():
+    """Clips 0..4 on an arc, each near to its neighbours only."""
+    angles = np.arange(5) * 0.25
+    chain = near_by_embedding(np.stack([np.cos(angles), np.sin(angles)], 1), 0.05)
+    assert found(chain) == {(0, 1), (1, 2), (2, 3), (3, 4)}
+    assert len(groups(5, chain.first, chain.second)) == 1
+    for order, expected in (([0, 1, 2, 3, 4], [[0, 1], [2, 3]]), ([1, 0, 2, 4, 3], [[1, 0, 2], [4, 3]])):
+        place = np.empty(5, np.int64)
+        place[order] = np.arange(5)
+        assert [group.tolist() for group in groups_around(chain, place)] == expected
+
+
+def test_a_clip_near_to_two_kept_ones_joins_the_one_that_is_more_like_it():
+    pairs = Pairs(np.array([0, 1]), np.array([2, 2]), np.array([0.96, 0.97]))
+    assert [group.tolist() for group in groups_around(pairs, np.arange(3))] == [[1, 2]]
+    assert groups_around(Pairs(*(np.empty(0, np.int64),) * 2, np.empty(0)), np.arange(3)) == []
 
 
 @pytest.mark.parametrize("clips", [[], [np.empty((0, 32), np.uint8)] * 3])

@@ -266,3 +266,14 @@ def test_movement_looks_twelve_times_a_second_where_there_are_as_many_frames(pic
     frames = filmed(picture, 25, right=1.0)
     intervals = [movement(frames, fps).interval_s for fps in (6.0, 24.0, 60.0)]
     assert intervals == pytest.approx([1 / 6, 1 / 12, 1 / 12])
+
+
+def test_the_same_frames_have_the_same_scores_wherever_they_lie_in_memory(picture):
+    frames = filmed(picture, 25, right=3.3, zoom=0.01)
+    in_the_way = []
+    for name in IN_DECODE_PASS:
+        found = set()
+        for size in range(24):
+            in_the_way.append(np.empty(16 * size + 8, np.uint8))  # what comes next is aligned otherwise
+            found.add(repr(SCORERS[name](ClipView(frames, 24.0, ""))))
+        assert len(found) == 1, name

@@ -16,7 +16,7 @@ from tasks.clip_cutting import cut_video
 from tasks.clips import ClipsConfig
 from tasks.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order
 from tasks.step import Run, lineage
-from tasks.tables import append_block, content_id, ok_row, read_table
+from tasks.tables import append_block, content_id, crc32, ok_row, read_table
 
 CUT = ClipsConfig(min_frames=9, crf=18, preset="ultrafast")
 FPS = 24
@@ -175,12 +175,18 @@ def test_embeddings_that_point_one_way_are_alike(footage):
     rows = []
     for clip in ids:
         data = tensor_bytes(direction[clip].repeat(2, 1), "float16")
-        shape = {"shape": [2, 16], "dtype": "float16", "embedding": data, "model_hash": "m"}
+        shape = {"shape": [2, 16], "dtype": "float16", "embedding": data, "crc32": crc32(data)}
+        shape |= {"model_hash": "m", "sampling": "s"}
         rows.append(ok_row({}, embedding_id=content_id(clip, "m"), clip_id=clip, **shape))
     append_block(run.root, "embeddings", rows, "embeddings", lineage(run, "scores", "1", CUT))
     duplicates(run, DuplicatesConfig(methods=("semantic",)))
     (group,) = groups_by_method(run.root)["semantic"]
     assert set(group) == {ids[0], ids[3]}
+
+
+def test_without_clips_no_method_finds_anything_amiss(tmp_path):
+    result = duplicates(Run(root=str(tmp_path)), DuplicatesConfig(methods=("exact", "phash", "semantic")))
+    assert (result.num_in, result.rows, result.note) == (0, {}, "0 of 0 clips repeat others")
 
 
 def test_without_hashes_the_settings_to_change_are_named(tmp_path):

@@ -191,6 +191,13 @@ def test_drop_reasons_count_each_rule_alone_and_in_order():
     ]
 
 
+def test_rules_of_a_score_stand_together_and_duplicates_and_quotas_come_last():
+    lists = [["over_max_clips"], ["flow_low"], ["duplicate_phash"], ["too_short"], ["motion_low", "too_short"]]
+    reasons = reason_counts([*lists, ["flow_high"], ["not_in_low"]])
+    ordered = ["not_in_low", "flow_low", "flow_high", "motion_low", "too_short", "duplicate_phash", "over_max_clips"]
+    assert [one.reason for one in reasons] == ordered
+
+
 def test_diff_names_new_ids_changed_statuses_and_columns(root):
     append(root, "clips", [bad_row({}, ("timeout", "slow"), clip_id=clip_id(9))])
     before = table_version(root, "clips")

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.embeddings import embeddings_of, newest_source
+from tasks.blobs import embedding_of
+from tasks.duplicates import mean_embeddings
+from tasks.embeddings import newest_source
 from tasks.model_scores import ModelScoresConfig, planned
 from tasks.pipeline import StepError
-from tasks.score_reading import newest_scores
+from tasks.score_reading import score_arrays
 from tasks.scores import ScoresConfig, scores
 from tasks.step import RayConfig, Run, lineage, params_hash
 from tasks.tables import append_block, ok_row, read_table
@@ -97,12 +99,16 @@ def test_stored_features_are_those_of_the_model_and_scores_follow_from_them(scor
     from pyramid_model.metrics.sampling import spread_frames
 
     run, _ = scored
-    features = embeddings_of(run.root, CLIPS)
+    good = [row for row in read_table(run.root, "embeddings").to_pylist() if row["status"] == "ok"]
+    features = {row["clip_id"]: embedding_of(row) for row in good}
     assert {clip: tuple(found.shape) for clip, found in features.items()} == {"a": (3, 8), "b": (3, 8)}
+    at, means = mean_embeddings(run.root, CLIPS)
+    assert at.tolist() == [0, 1]
+    np.testing.assert_allclose(means[1], features["b"].mean(0).numpy(), atol=1e-6)
     shape = {"height": 64, "width": 96, "num_frames": 12, "fps": 24.0}
     frames = spread_frames(run.media("clips", "b.mp4"), **shape, num_wanted=3, shorter_side=448)
     torch.testing.assert_close(features["b"], OpenCLIP(weights / "clip").embed_frames([frames])[0], atol=1e-3, rtol=0)
-    found = newest_scores(run.root, CLIPS)["b"]
+    found = {scorer: values[0] for scorer, values in score_arrays(run.root, ["b"]).items()}
     assert found["consistency"] == pytest.approx(float(consistency(features["b"]).mean()), abs=1e-6)
     marks = load_head(weights / "one.pth", 8)(features["b"])
     assert found["aesthetic"] == pytest.approx(float(marks.mean()), abs=1e-6)
@@ -113,14 +119,14 @@ def test_stored_features_are_those_of_the_model_and_scores_follow_from_them(scor
 def test_another_head_looks_at_no_frame_again_and_the_first_can_be_had_back(scored, weights):
     run, _ = scored
     assert scores(run, config_of(weights)).note == "nothing new"
-    before = newest_scores(run.root, CLIPS)
+    before = score_arrays(run.root, ["a", "b"])
     result = scores(run, config_of(weights, "two.pth"))
     assert (result.num_new, result.rows) == (3, {"scores": 3})
-    after = newest_scores(run.root, CLIPS)
-    assert {name for name in before["a"] if before["a"][name] != after["a"][name]} == {"aesthetic"}
+    after = score_arrays(run.root, ["a", "b"])
+    assert {name for name in before if before[name][0] != after[name][0]} == {"aesthetic"}
     back = scores(run, config_of(weights))
     assert (back.num_new, back.note) == (0, "3 scores are back to those of earlier settings")
-    assert newest_scores(run.root, CLIPS) == before
+    np.testing.assert_equal(score_arrays(run.root, ["a", "b"]), before)
 
 
 @pytest.mark.ray
@@ -132,21 +138,22 @@ def test_a_caption_that_comes_later_is_matched(scored, weights):
     append_block(run.root, "captions", [caption], "captions", lineage(run, "captions", "1", ScoresConfig()))
     assert scores(run, config_of(weights)).num_ok == 1
     text = OpenCLIP(weights / "clip", with_text=True).embed_texts(["a red ball"])[0]
-    expected = text_match(embeddings_of(run.root, ["b"])["b"], text)
-    assert newest_scores(run.root, CLIPS)["b"]["text_match"] == pytest.approx(expected, abs=1e-5)
+    [features] = [row for row in read_table(run.root, "embeddings").to_pylist() if row["clip_id"] == "b"]
+    expected = text_match(embedding_of(features), text)
+    assert score_arrays(run.root, ["b"])["text_match"] == pytest.approx([expected], abs=1e-5)
 
 
 @pytest.mark.ray
 def test_embeddings_of_the_settings_of_before_count_again(scored, weights):
     run, _ = scored
     only = {"scorers": (), "embeddings": {"model": str(weights / "clip"), "num_frames": 3, "consistency": False}}
-    first = newest_source(run.root)
+    first, of_three_frames = newest_source(run.root), mean_embeddings(run.root, CLIPS)[1]
     fewer = {**only, "embeddings": {**only["embeddings"], "num_frames": 2}}
     assert scores(run, ScoresConfig.model_validate(fewer)).rows == {"embeddings": 3}
-    assert len(embeddings_of(run.root, CLIPS)["a"]) == 2
+    assert not np.array_equal(mean_embeddings(run.root, CLIPS)[1], of_three_frames)
     assert scores(run, ScoresConfig.model_validate(only)).num_new == 0
     assert newest_source(run.root) == first
-    assert len(embeddings_of(run.root, CLIPS)["a"]) == 3
+    np.testing.assert_array_equal(mean_embeddings(run.root, CLIPS)[1], of_three_frames)
 
 
 CLIP = {"clip_id": "x", "uri": "x.mp4", "height": 64, "width": 96, "num_frames": 6, "fps_num": 24, "fps_den": 1}

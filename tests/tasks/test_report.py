@@ -1,6 +1,7 @@
 """Report: one page that says what is in the tables, and what is not there yet. About 15 s."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pyramid_model.config import Config
 from pyramid_model.video import write_video
@@ -412,9 +414,10 @@ def test_long_wide_clips_become_short_small_previews(tmp_path):
     data = base64.b64decode(MediaBudget(10**7).video(uri).split(",")[1])
     frames, fps = small_frames(data, BESIDE_TEXT)
     assert (frames.shape, fps) == ((50, 96, 256, 3), 12)
-    [thumbnail] = MediaBudget(10**7).thumbnails({"a": uri, "none": str(tmp_path / "none.mp4")}).values()
+    [(thumbnail, picture)] = MediaBudget(10**7).thumbnails({"a": uri, "none": str(tmp_path / "none.mp4")}).values()
     frames, fps = small_frames(base64.b64decode(thumbnail), THUMBNAIL)
     assert (frames.shape, fps) == ((24, 84, 224, 3), 8)
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (160, 60)
 
 
 def coordinates(svg: str) -> tuple[np.ndarray, tuple[float, float]]:
@@ -452,6 +455,27 @@ def test_a_histogram_pales_what_is_dropped_and_keeps_its_limits_in_view():
     assert svg.count('class="bar dropped"') == 5
     assert svg.count('class="bar"') == 5
     assert [float(x) for x in re.findall(r'class="limit" d="M([\d.]+)', svg)][1] <= 300
+
+
+def test_a_constant_is_one_bar_over_its_value():
+    svg = histogram_figure(histogram("white_ratio", [0.0, 0.0]))
+    assert re.findall(r">([^<>]+)</text>", svg) == ["0"]
+    assert svg.count("<rect") == 1
+
+
+@pytest.mark.parametrize("values", [[0.0, 10.0], [0.0], [0.2, 1000.0], [0.2]])
+@pytest.mark.parametrize("limits", [(0.2, 0.6), (0.2, 0.2), (0.0, 10.0), (9.7, 9.8)])
+def test_labels_of_limits_stay_in_the_figure_and_cover_neither_each_other_nor_another_line(values, limits):
+    low, high = limits
+    svg = histogram_figure(histogram("x", values), (), [Threshold(low, "above"), Threshold(high, "below")])
+    labels = re.findall(r'limit-label" x="([\d.]+)" y="(\d+)" textLength="([\d.]+)"', svg)
+    spans = [(float(x), float(x) + float(length), int(y)) for x, y, length in labels]
+    assert all(begin >= 0 and end <= 300 for begin, end, _ in spans)
+    (begin, end, row), (other_begin, other_end, other_row) = spans
+    assert row != other_row or end <= other_begin or other_end <= begin
+    for line, own in zip(re.findall(r'class="limit" d="M([\d.]+) (\d+)V', svg), spans, strict=True):
+        over = [one for one in spans if one is not own and one[0] <= float(line[0]) <= one[1]]
+        assert all(int(line[1]) >= y - 8 for _, _, y in over)
 
 
 def test_a_generated_picture_is_shown_like_a_clip(tmp_path):

@@ -142,12 +142,14 @@ def test_labels_are_counted_with_the_clips_that_stay(root, curation):
     assert (figure.scorer, figure.counts) == ("camera_motion", [("static", 3, 1), ("pan left", 1, 0)])
 
 
-def test_examples_of_a_limit_are_the_clips_next_to_it_on_both_sides(curation):
-    low, copies = rule_examples(curation, THRESHOLDS)
+def test_examples_of_a_limit_are_the_clips_next_to_it_and_of_copies_those_that_are_kept(root, curation):
+    low, copies = rule_examples(curation, THRESHOLDS, read_duplicates(root, curation))
     assert (low.reason, low.limit) == ("motion_low", "≥ 3")
     assert [(clip.clip_id, clip.words) for clip in low.dropped] == [(CLIP_IDS[n], str(n)) for n in (2, 1, 0)]
     assert [clip.words for clip in low.kept] == ["3", "4", "6"]
-    assert (copies.reason, copies.limit, len(copies.dropped), copies.kept) == ("duplicate_phash", "", 2, [])
+    assert (copies.reason, copies.limit, copies.about_kept) == ("duplicate_phash", "", "kept instead")
+    assert [clip.clip_id for clip in copies.dropped] == [CLIP_IDS[1], CLIP_IDS[5]]
+    assert [clip.clip_id for clip in copies.kept] == [CLIP_IDS[4]]  # of clips 0 and 1 none is kept
 
 
 def test_splits_buckets_and_sources_count_what_is_kept(root, curation):
@@ -167,7 +169,7 @@ def test_that_a_wider_set_dropped_a_clip_is_said_only_where_nothing_else_is(cura
     column = curation.clips.column_names.index("drop_reasons")
     clips = curation.clips.set_column(column, "drop_reasons", pa.array(lists, pa.list_(pa.string())))
     found = replace(curation, clips=clips).rules
-    assert [(rule.reason, rule.alone, rule.only) for rule in found] == [("motion_low", 1, 1), ("not_in_wide", 1, 1)]
+    assert [(rule.reason, rule.alone, rule.only) for rule in found] == [("not_in_wide", 1, 1), ("motion_low", 1, 1)]
 
 
 def test_each_nested_set_is_counted_for_itself(root, curation):
@@ -188,12 +190,13 @@ def test_a_group_of_duplicates_begins_with_its_keeper_and_says_why_it_is(root, c
     ("changed", "why"),
     [
         ({"width": 32, "height": 18}, "more pixels: 64×36, the next 32×18"),
-        ({"num_frames": 4}, "longer: 8 frames, the next 4"),
-        ({}, "equal in size and length: the smallest id"),
+        ({"num_frames": 40, "size_bytes": 200}, "longer: 80 frames, the next 40"),
+        ({"num_frames": 78, "size_bytes": 50}, "larger file: 100 B, the next 50 B"),
+        ({}, "about as long, and equal in size: the smallest id"),
     ],
 )
 def test_the_keeper_is_explained_by_the_first_figure_in_which_it_is_ahead(changed, why):
-    clip = {"width": 64, "height": 36, "size_bytes": 100, "num_frames": 8}
+    clip = {"width": 64, "height": 36, "size_bytes": 100, "num_frames": 80}
     assert why_first(clip, clip | changed) == why
 
 

@@ -55,11 +55,15 @@ SEARCH = """(() => {
 })()"""
 VIDEO = """(async () => {
   const video = document.querySelector("#selection video");
+  const picture = new Image();
+  picture.src = video.poster;
+  await picture.decode();
+  const before = [picture.naturalWidth, picture.naturalHeight];
   video.scrollIntoView();
   for (let turn = 0; turn < 200 && video.readyState < 2; turn++) await new Promise(done => setTimeout(done, 25));
   const playing = !video.paused, inside = [video.videoWidth, video.videoHeight];
   document.querySelector("#still").click();
-  const found = { inside, playing, paused_by_button: video.paused };
+  const found = { before, inside, playing, paused_by_button: video.paused };
   scrollTo(0, 0);
   for (let turn = 0; turn < 200 && video.hasAttribute("src"); turn++) await new Promise(done => setTimeout(done, 25));
   return { ...found, let_go: !video.hasAttribute("src") };
@@ -215,7 +219,8 @@ def test_the_search_finds_clips_by_verdict_word_and_rule_and_sorts_them(browser,
 def test_previews_play_only_in_view_and_for_readers_who_want_motion(browser, page, motion, plays):
     browser.show(page, 1280, prefers_reduced_motion=motion)
     found = browser.run(VIDEO)
-    assert (found["inside"], found["playing"], found["let_go"]) == ([64, 36], plays, True)
+    assert (found["before"], found["inside"]) == ([64, 36], [64, 36])  # a still until it plays
+    assert (found["playing"], found["let_go"]) == (plays, True)
     assert found["paused_by_button"] == plays  # the button starts what the preference had stopped
     assert browser.problems == []
 

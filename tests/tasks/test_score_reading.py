@@ -1,8 +1,9 @@
 """Of the scores of a clip under several settings, the newest counts."""
 
+import numpy as np
 import pytest
 
-from tasks.score_reading import make_newest, newest_scores
+from tasks.score_reading import make_newest, score_arrays
 from tasks.scores import ScoresConfig
 from tasks.step import Run, lineage
 from tasks.tables import append_block, bad_row, ok_row, read_table
@@ -28,13 +29,14 @@ def scored(tmp_path):
 
 def test_the_newest_row_of_a_clip_and_scorer_counts(scored):
     run, _ = scored
-    assert newest_scores(run.root, ["a", "b", "c"]) == {"a": {"beauty": 2.0, "motion": 7.0}}
-    assert newest_scores(run.root, ["b"]) == {}
+    found = score_arrays(run.root, ["b", "a", "c"])
+    np.testing.assert_equal(found, {"beauty": [np.nan, 2, np.nan], "motion": [np.nan, 7, np.nan]})
+    assert score_arrays(run.root, ["b"]) == {}
 
 
 def test_scores_of_earlier_settings_become_the_newest_again_without_a_new_value(scored):
     run, made = scored
     assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made) == 2
-    assert newest_scores(run.root, ["a", "b"]) == {"a": {"beauty": 1.0, "motion": 7.0}, "b": {"beauty": 1.0}}
+    np.testing.assert_equal(score_arrays(run.root, ["a", "b"]), {"beauty": [1, 1], "motion": [7, np.nan]})
     assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made) == 0
     assert read_table(run.root, "scores", latest=False).num_rows == 8

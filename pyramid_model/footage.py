@@ -268,9 +268,11 @@ class Footage:
 
     def _video_stream(self) -> Any:
         name = self.container.format.name
-        streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+        covers = [s for s in self.container.streams.video if s.disposition & Disposition.attached_pic]
+        streams = [s for s in self.container.streams.video if s not in covers]
         if not streams:
-            kinds = ", ".join(sorted({s.type for s in self.container.streams})) or "none"
+            kinds = {"a cover picture" if s in covers else s.type for s in self.container.streams}
+            kinds = ", ".join(sorted(kinds)) or "none"
             raise VideoError("no_video_stream", f"the {name} file has no video stream (streams: {kinds})")
         context = streams[0].codec_context
         if context is None:

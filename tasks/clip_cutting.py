@@ -115,7 +115,7 @@ class VideoPass:
         Raises:
             VideoError: the video gives no clips, with the reason.
         """
-        with reading_source(self.item["uri"]) as path:
+        with reading_source(self.item["uri"], self.staging) as path:
             if os.path.isfile(path) and os.path.getsize(path) != self.item["size_bytes"]:
                 raise VideoError(
                     "source_changed", f"{self.item['uri']} is not the file that was ingested: ingest again"

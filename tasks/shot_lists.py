@@ -1,5 +1,6 @@
 """Shots of files that nobody has looked at yet: each is decoded in a process that may crash or hang."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,10 +17,12 @@ def list_shots(files: Sequence[str], config: ShotsConfig, timeout_s: float) -> I
         ValueError: the method needs something that is not installed.
     """
     child = Isolated("tasks.shot_lists:shots_of", max_bytes=MAX_BYTES)
+    settings = config.model_dump(mode="json")
     try:
         for file in files:
             try:
-                found = child.call(timeout_s, file=file, config=config.model_dump(mode="json"))
+                with tempfile.TemporaryDirectory() as folder:
+                    found = child.call(timeout_s, file=file, config=settings, folder=folder)
             except Crashed as err:
                 found = {"error": f"decoder_crashed: the decoding process was lost: {err}"}
             except TimedOut:
@@ -35,8 +38,8 @@ def list_shots(files: Sequence[str], config: ShotsConfig, timeout_s: float) -> I
         child.close()
 
 
-def shots_of(file: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Shots of a local file or URI, as JSON.
+def shots_of(file: str, config: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Shots of a local file or URI, as JSON. What is no local file is copied into `folder` meanwhile.
 
     Returns:
         `cuts`, the first frame of each new shot; `gradual`, the first and last frame of each dissolve, fade or empty
@@ -52,7 +55,7 @@ def shots_of(file: str, config: dict[str, Any]) -> dict[str, Any]:
 
     cv2.setNumThreads(1)
     try:
-        with reading_source(file) as path:
+        with reading_source(file, folder) as path:
             found = find_shots(path, ShotsConfig.model_validate(config))
     except VideoError as err:
         return {"error": f"{err.kind}: {err}"}

@@ -119,14 +119,15 @@ def publish(path: str, uri: str) -> None:
 
 
 @contextlib.contextmanager
-def reading(uri: str) -> Iterator[str]:
-    """A local path with the content of `uri`: the file itself, or a copy that is removed afterwards."""
+def reading(uri: str, folder: str | None = None) -> Iterator[str]:
+    """A local path with the content of `uri`: the file itself, or a copy below `folder` that is removed afterwards."""
     if is_local(uri):
         yield filesystem(uri)[1]
         return
     fs, path = filesystem(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, os.path.basename(path))
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        # What follows the name in a URL may be longer than any name of a file.
+        local = os.path.join(own, os.path.basename(path.partition("?")[0])[-100:] or "copy")
         fs.get_file(path, local)
         yield local
 

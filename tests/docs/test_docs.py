@@ -76,6 +76,20 @@ def test_messages_in_the_docs_are_the_codes_own():
     assert not [part for part in quoted if part and part != "No space left on device" and part not in source]
 
 
+def test_every_field_failure_is_listed_with_tests_that_exist_or_a_reason():
+    lines = (REPO / "docs" / "field_failures.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if re.match(r"\| \d", line)]
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+    for number, _, here, tests in rows:
+        assert tests or here.startswith("cannot occur: "), number
+        file = ""
+        for name, test in re.findall(r"`([\w.…]+)::(\w+)", tests):
+            file = file if name == "…" else name
+            found = [path for path in (REPO / "tests").rglob(file) if f"def {test}(" in path.read_text()]
+            # Two files of one name in two folders: the test is in one of them.
+            assert len(found) == 1, f"{number}: {file}::{test}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_links_to_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())

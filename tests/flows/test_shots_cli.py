@@ -1,9 +1,13 @@
 """`pyramid shots` on real files: what it prints, and how it ends. About 5 s."""
 
+import functools
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from click.testing import Result
@@ -61,6 +65,40 @@ def test_names_are_paths_whatever_they_look_like_and_a_pipe_is_not_waited_for(fo
     found = json.loads(shots("--json", *names, "pipe.jpg", "--timeout", 60).stdout)
     assert [found[name].get("cuts") for name in names] == [[20]] * 3
     assert found["pipe.jpg"] == {"error": "unreadable: pipe.jpg is a folder, pipe, socket or device, not a file"}
+
+
+class Host(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; of what is called "stuck" only the beginning."""
+
+    def log_message(self, *_):
+        pass
+
+    def copyfile(self, source, outputfile):
+        outputfile.write(source.read(5000))
+        outputfile.flush()
+        if "stuck" in self.path:
+            time.sleep(8)
+        outputfile.write(source.read())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "found"),
+    [
+        (f"good.mp4?signature={'0' * 300}", (), {"cuts": [20], "gradual": [], "fps": 25.0, "frames": 35}),
+        ("stuck.mp4", ("--timeout", 4), {"error": "timeout: not done after 4 s (--timeout)"}),
+    ],
+)
+def test_of_what_is_fetched_nothing_stays_even_when_it_is_given_up(folder, tmp_path, monkeypatch, name, options, found):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "stuck.mp4").write_bytes(bytes(2**20))
+    (tmp_path / "good.mp4").symlink_to(folder / "a good one.mp4")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Host, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
+        assert json.loads(shots("--json", url, *options).stdout) == {url: found}
+        server.shutdown()
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_without_json_there_is_a_table_and_a_line_for_each_problem(folder):

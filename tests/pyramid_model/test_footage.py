@@ -9,6 +9,7 @@ import sys
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,15 +251,23 @@ def test_what_is_no_video_is_named(good, tmp_path, name, content, kind):
     assert caught.value.kind == kind
 
 
-def test_sound_alone_is_no_video(tmp_path):
+@pytest.mark.parametrize(("has_cover", "streams"), [(False, "audio"), (True, "a cover picture, audio")])
+def test_sound_alone_is_no_video(tmp_path, has_cover, streams):
     import av
+    from av.stream import Disposition
 
     with av.open(str(tmp_path / "a.m4a"), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
+        cover: Any = container.add_stream("mjpeg", rate=1) if has_cover else None
+        if cover:
+            cover.height, cover.width, cover.pix_fmt = 96, 160, "yuvj420p"
+            cover.disposition = Disposition.attached_pic
+            picture = av.VideoFrame.from_ndarray(np.zeros((96, 160, 3), np.uint8), "rgb24")
+            container.mux([*cover.encode(picture), *cover.encode()])
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
         silence.sample_rate = 16000
         container.mux([*stream.encode(silence), *stream.encode()])
-    with pytest.raises(VideoError) as caught:
+    with pytest.raises(VideoError, match=rf"has no video stream \(streams: {streams}\)") as caught:
         probe(str(tmp_path / "a.m4a"))
     assert caught.value.kind == "no_video_stream"
 

@@ -10,7 +10,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """An embedded Ray with two CPUs, started once for the whole session the way the steps start it."""
+    """An embedded Ray with two CPUs, started once for each process of pytest the way the steps start it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from tasks.pipeline import connect
     from tasks.step import RayConfig

@@ -105,7 +105,7 @@ def test_new_champion_triggers_generation(prefect_server, deployments):
 
 def test_scheduler_creates_a_run_and_the_worker_completes_it(prefect_server, deployments, by_hand, until):
     deployment = deployments["recaption"]["id"]
-    soon = datetime.now(UTC) + timedelta(seconds=30)  # a start that has passed before it is planned is left out
+    soon = datetime.now(UTC) + timedelta(seconds=15)  # a start that has passed before it is planned is left out
     every_hour = {"interval": 3600, "anchor_date": soon.isoformat()}
     schedule = {"active": True, "schedule": every_hour, "slug": "test"}
     prefect_server.call("POST", f"/deployments/{deployment}/schedules", [schedule])

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,15 @@ def test_any_fsspec_uri_works_like_a_folder():
     with storage.writing("memory://bucket/media/other.bin") as temporary, open(temporary, "wb") as file:
         file.write(b"other")
     assert storage.read_bytes("memory://bucket/media/other.bin") == b"other"
+
+
+def test_a_copy_lies_where_its_owner_wants_it_under_a_name_that_fits(tmp_path):
+    uri = f"memory://bucket/clip.bin?{'0' * 300}"
+    storage.write_bytes(uri, b"content")
+    with storage.reading(uri, str(tmp_path)) as local:
+        assert tmp_path in Path(local).parents
+        assert Path(local).read_bytes() == b"content"
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_unwritable_root_is_named_with_the_option_to_change(tmp_path):

@@ -168,7 +168,10 @@ def turned(picture: np.ndarray, coded: "Frame | VideoProbe") -> np.ndarray:
 
 def _mirrors(image: av.VideoFrame) -> bool:
     """Whether the display matrix of a frame turns it over, beside rotating it, as selfies are."""
-    matrix = image.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = image.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for something else beside the picture, such as EXIF
+        return False
     if matrix is None:
         return False
     a, b, _, c, d, *_ = (value / 65536 for value in np.frombuffer(bytes(matrix), np.int32).tolist())

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,15 @@ def test_a_file_is_read_piece_by_piece_whole_or_in_part(monkeypatch, tmp_path, p
     assert list(storage.read_pieces(uri)) == [b"0123", b"4567", b"89"]
     assert list(storage.read_pieces(uri, 2, 5)) == [b"2345", b"6"]
     assert list(storage.read_pieces(uri, 8, 5)) == [b"89"]
+
+
+def test_a_copy_lies_where_its_owner_wants_it_under_a_name_that_fits(tmp_path):
+    uri = f"memory://bucket/clip.bin?{'0' * 300}"
+    storage.write_bytes(uri, b"content")
+    with storage.reading(uri, str(tmp_path)) as local:
+        assert tmp_path in Path(local).parents
+        assert Path(local).read_bytes() == b"content"
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_unwritable_root_is_named_with_the_option_to_change(tmp_path):

@@ -168,7 +168,7 @@ def page(tmp_path_factory) -> Path:
         for n, one in numbers.items()
     ]
     append(root, "clips", clips)
-    scorers = [f"scorer_{number}" for number in range(12)] + ["motion"]
+    scorers = [f"scorer_{number}" for number in range(12)] + ["a_scorer_" + "with_a_long_name_" * 4, "motion"]
     scores = [
         ok_row({}, score_id=content_id(one, scorer), clip_id=one, scorer=scorer, value=float(n))
         for n, one in numbers.items()

@@ -25,7 +25,9 @@ SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
 SALVAGED = "salvaged: "  # what the remark on a damaged video that gave clips begins with
 MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
 LEAST_S = 20.0  # seconds that every video of a block has, however long those before it took
-MAX_BLOCK_BYTES = 128 * 2**20  # about two minutes of 1080p: a block commits within minutes, on a slow core too
+# About two minutes of 1080p: a block commits within minutes, on a slow core too. A larger video has a block to itself,
+# and as much more time.
+MAX_BLOCK_BYTES = 128 * 2**20
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
@@ -42,8 +44,11 @@ class ClipsConfig(ClipRules):
     salvage: bool = Field(False, description="use the sound parts of damaged or truncated videos")
     keep_hdr: bool = Field(False, description="use HDR videos although their brightness is not mapped")
     crop_letterbox: bool = Field(False, description="cut black bars off that surround the picture all through a video")
-    timeout_s: float = Field(1500, gt=0, description="give a video up after so long; changing it redoes nothing")
-
+    timeout_s: float = Field(
+        1500,
+        gt=0,
+        description="give a video up after so long for each 128 MiB (begun) of it; changing it redoes nothing",
+    )
     max_memory_gb: float = Field(
         4, gt=0, description="give a video up when cutting it takes more GiB of memory; changing it redoes nothing"
     )
@@ -78,7 +83,8 @@ class VideoWorker:
         rows: dict[str, list[dict[str, Any]]] = {"clips": [], "scores": [], "videos": []}
         deadline = time.monotonic() + self.block_timeout_s
         for num_after, item in zip(reversed(range(len(items))), items, strict=True):
-            timeout_s = min(self.config["timeout_s"], share_s(deadline - time.monotonic(), num_after))
+            limit_s = self.config["timeout_s"] * num_portions(item)
+            timeout_s = min(limit_s, share_s(deadline - time.monotonic(), num_after))
             for table, found in self._cut(item, timeout_s).items():
                 rows[table] += found
         return rows
@@ -102,6 +108,11 @@ class VideoWorker:
         return {"videos": [bad_row(item, problem, **columns)]}
 
 
+def num_portions(item: Mapping[str, Any]) -> int:
+    """How many times as long as a small video this one may take."""
+    return max(1, math.ceil(item["size_bytes"] / MAX_BLOCK_BYTES))
+
+
 def share_s(left_s: float, num_after: int) -> float:
     """Seconds that one video of a block may take: one that hangs leaves its time to each of the `num_after` others."""
     return max(LEAST_S, left_s - num_after * LEAST_S)
@@ -116,6 +127,8 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
     restored = _restore(run, settings, to_restore)
     num_done = len(sources) - len(attempts)
     media = run.media("clips")
+    items = _items(run, sources, attempts)
+    patience_s = run.ray.no_progress_timeout_s * max((num_portions(item) for item in items), default=1)
     if attempts and config.shots.method == "transnetv2":
         from pyramid_model.transnet import load_network  # OpenCV, which other readers of these settings do without
 
@@ -127,16 +140,17 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
         settings,
         step="clips",
         step_version=VERSION,
-        items=_items(run, sources, attempts),
+        items=items,
         worker=VideoWorker,
         worker_args={
             "config": config.model_dump(mode="json"),
             "media": media,
-            "block_timeout_s": 0.9 * run.ray.no_progress_timeout_s,
+            "block_timeout_s": 0.9 * patience_s,
         },
         num_done=num_done,
         block_size=min(MAX_BLOCK, 1 + len(attempts) // 64),
         max_block_bytes=MAX_BLOCK_BYTES,
+        patience_s=patience_s,
     )
     if restored:
         note = f"{restored} videos are back to clips that were made before"

@@ -203,6 +203,7 @@ def run_blocks(
     num_cpus: float = 0.5,
     num_gpus: float = 0.0,
     max_actors: int | None = None,
+    patience_s: float | None = None,
 ) -> StepResult:
     """Run `worker` over the pending items on Ray and return what was committed.
 
@@ -216,6 +217,7 @@ def run_blocks(
         block_size: items a block, the unit of commit and of loss when a machine dies.
         max_block_bytes: most of the items' `size_bytes` in one block; a larger item is a block of its own.
         max_actors: most actors, where they share something scarcer than this cluster; None: as many as fit.
+        patience_s: stop when no block has finished for so long; None: `ray.no_progress_timeout_s`.
 
     Raises:
         StepError: the step stopped (no disk space, no progress, a bug), with the cause.
@@ -230,7 +232,8 @@ def run_blocks(
     done = 0
     report_progress(step, 0, len(items))
     size = min(num_actors(num_cpus, num_gpus, len(blocks)), max_actors or len(blocks))
-    for report in _stream(blocks, actor_args, size, num_cpus, num_gpus, run.ray.no_progress_timeout_s, step):
+    patience_s = patience_s or run.ray.no_progress_timeout_s
+    for report in _stream(blocks, actor_args, size, num_cpus, num_gpus, patience_s, step):
         reports.append(report)
         done += report["items"]
         report_progress(step, done, len(items))

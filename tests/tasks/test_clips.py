@@ -15,7 +15,7 @@ from pyramid_model.footage import decode
 from pyramid_model.metrics.scorers import IN_DECODE_PASS
 from pyramid_model.video import read_clip, write_video
 from tasks.clip_cutting import VideoPass, cut_video
-from tasks.clips import LEAST_S, MAX_BLOCK, ClipsConfig, VideoWorker, clips, current_clips, share_s
+from tasks.clips import LEAST_S, MAX_BLOCK, ClipsConfig, VideoWorker, clips, current_clips, num_portions, share_s
 from tasks.ingest import hash_file
 from tasks.schemas import ID_COLUMNS
 from tasks.scores import ScoresConfig, scores
@@ -486,6 +486,16 @@ def test_videos_that_hang_leave_the_others_of_their_block_their_time():
         left_s -= given[-1]
     assert (min(given), left_s) == (LEAST_S, 0)
     assert share_s(1600, 0) == 1600
+
+
+def test_a_film_has_as_much_more_time_as_it_is_larger(footage, tmp_path, monkeypatch):
+    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    assert [num_portions(item | {"size_bytes": size}) for size in (0, 1, 2**27, 2**27 + 1, 2**32)] == [1, 1, 1, 2, 32]
+    worker = worker_in(tmp_path, timeout_s=0.05)
+    assert worker([item])["videos"][0]["error_type"] == "timeout"
+    monkeypatch.setattr("tasks.clips.MAX_BLOCK_BYTES", item["size_bytes"] / 2400)
+    assert worker([item])["videos"][0]["status"] == "ok"  # two minutes
+    worker.child.close()
 
 
 def test_limits_that_change_no_clip_redo_nothing():

@@ -8,6 +8,12 @@ import pytest
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that none of them is left alone in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def ray_local():
     """An embedded Ray with two CPUs, started once for each process of pytest the way the steps start it."""

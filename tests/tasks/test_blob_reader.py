@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 
 import pytest
 import torch
@@ -106,9 +107,12 @@ def test_a_forked_process_and_a_pickled_reader_read_by_themselves(latents):
     there, here = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
+        torch.set_num_threads(1)  # as a DataLoader's workers: threads of OpenMP do not live through a fork
         equal = all(torch.equal(reader.read(row_id)[0], latent) for row_id, latent in written.items())
         os.write(here, b"1" if equal else b"0")
         os._exit(0)
+    os.close(here)
     os.waitpid(child, 0)
     assert os.read(there, 1) == b"1"
     assert torch.equal(pickle.loads(pickle.dumps(reader)).read("id2")[0], written["id2"])

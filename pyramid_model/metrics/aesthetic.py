@@ -40,6 +40,8 @@ def _layers(state: dict[str, Tensor]) -> list[nn.Linear]:
     stems = sorted((name.removesuffix("weight") for name in state if name.endswith("weight")), key=_number)
     if {f"{stem}{part}" for stem in stems for part in ("weight", "bias")} != set(state) or not stems:
         raise ValueError(f"it holds {sorted(state)}")
+    if not all(value.isfinite().all() for value in state.values()):
+        raise ValueError("it holds NaN or Inf")
     layers = []
     for stem in stems:
         weight, bias = state[f"{stem}weight"].float(), state[f"{stem}bias"].float()

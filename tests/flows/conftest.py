@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,9 +139,19 @@ class PrefectServer:
         if auth:
             request.add_header("Authorization", f"Basic {base64.b64encode(PASSWORD.encode()).decode()}")
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(request, data, timeout=30) as answer:
-            content = answer.read()
+        content = wait_for(lambda: self._content(request, data), 120, f"an answer to {method} {path}")[0]
         return json.loads(content) if content else None
+
+    @staticmethod
+    def _content(request: urllib.request.Request, data: bytes | None) -> tuple[bytes] | None:
+        """Content of the answer; None while the server asks to come back later, since its database is busy."""
+        try:
+            with urllib.request.urlopen(request, data, timeout=120) as answer:
+                return (answer.read(),)
+        except urllib.error.HTTPError as err:
+            if err.code != 503:
+                raise
+            return None
 
     def cli(self, *arguments: str, **extra: str) -> str:
         """Output of a `prefect` command that must succeed."""

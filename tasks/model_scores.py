@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, without_unused
 from pyramid_model.metrics.scorers import SCORERS
 from tasks import embedding_scores, embeddings, score_models
 from tasks.embedding_scores import EmbeddingScoresConfig, frame_details
@@ -86,8 +86,7 @@ class ModelScoresConfig(Config):
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As written down before there were such scores, where there are none."""
-        unused = {name for name in ModelScoresConfig.model_fields if not getattr(self, name)}
-        return {name: value for name, value in dump(self).items() if name not in unused}
+        return without_unused(self, dump, ModelScoresConfig.model_fields)
 
 
 @dataclass(frozen=True)

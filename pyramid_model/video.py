@@ -306,6 +306,13 @@ def write_image(uri: str, frame: np.ndarray) -> None:
         Image.fromarray(frame).save(path, format="PNG")
 
 
+def jpeg(frame: np.ndarray, quality: int = 90) -> bytes:
+    """A frame (h w 3) uint8 as JPEG; quality 1..95."""
+    target = io.BytesIO()
+    Image.fromarray(frame).save(target, "JPEG", quality=quality)
+    return target.getvalue()
+
+
 def _to_yuv(rgb: av.VideoFrame) -> av.VideoFrame:
     return rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
 

@@ -198,7 +198,7 @@ class Endpoint:
         return NoAnswer("server_error", "the server's reply is no chat completion")
 
     def _request(self, question: Question) -> dict[str, Any]:
-        from pyramid_model.captioning.frames import jpeg
+        from pyramid_model.video import jpeg
 
         config = self.config
         images = [] if question.frames is None else [base64.b64encode(jpeg(frame)) for frame in question.frames]

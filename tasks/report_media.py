@@ -98,12 +98,10 @@ def still(data: bytes) -> bytes:
     Raises:
         VideoError: it is no video that can be read.
     """
-    from PIL import Image
+    from pyramid_model.video import jpeg
 
     [frame], _ = small_frames(data, FIRST_FRAME)
-    jpeg = io.BytesIO()
-    Image.fromarray(frame).save(jpeg, "JPEG", quality=60)
-    return jpeg.getvalue()
+    return jpeg(frame, quality=60)
 
 
 def preview(data: bytes, how: Preview) -> bytes:

@@ -1,14 +1,9 @@
 """Which frames of a clip a vision-language model sees."""
 
-import io
-
 import numpy as np
-from PIL import Image
 
 from pyramid_model.captioning.question import FrameSampling
 from pyramid_model.video import read_clip
-
-JPEG_QUALITY = 90
 
 
 def sampled_frames(
@@ -35,10 +30,3 @@ def sampled_frames(
     start_s = (0.5 / taken_fps) - (0.5 / fps)  # a frame stands for the time up to the next one
     frames = read_clip(uri, height=rows, width=columns, fps=taken_fps, num_frames=count, start_s=max(0.0, start_s))
     return frames, taken_fps
-
-
-def jpeg(frame: np.ndarray) -> bytes:
-    """A frame (h w 3) uint8 as JPEG."""
-    target = io.BytesIO()
-    Image.fromarray(frame).save(target, "JPEG", quality=JPEG_QUALITY)
-    return target.getvalue()

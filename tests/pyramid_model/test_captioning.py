@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pyramid_model.captioning.frames import jpeg, sampled_frames
+from pyramid_model.captioning.frames import sampled_frames
 from pyramid_model.captioning.quality import judge, repetition, without_opening, without_thoughts
 from pyramid_model.captioning.question import Answer, Decoding, FrameSampling, Question
 from pyramid_model.captioning.structured import FIELDS, StructureError, as_prose, read_structured
 from pyramid_model.captioning.vision_model import VisionModel, vision_model_hash
-from pyramid_model.video import write_video
+from pyramid_model.video import jpeg, write_video
 
 
 def frames(seed: int, count: int = 4) -> np.ndarray:

@@ -29,15 +29,15 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pyramid_model.footage import decode
-from pyramid_model.shots import ShotsConfig, find_cuts
-from pyramid_model.video import ClipWriter
-from tasks.clip_cutting import cut_video
-from tasks.clips import VERSION, ClipsConfig, VideoWorker, clips
-from tasks.scores import ScoresConfig, score_id, scores
-from tasks.select import SelectConfig, select
-from tasks.step import Run, StepResult, lineage
-from tasks.tables import append_block, content_id, ok_row
+from pyramid_model.shots.shots import ShotsConfig, find_cuts
+from pyramid_model.video.footage import decode
+from pyramid_model.video.video import ClipWriter
+from tasks.cutting.clips import VERSION, ClipsConfig, VideoWorker, clips
+from tasks.cutting.video_pass import cut_video
+from tasks.running.step import Run, StepResult, lineage
+from tasks.scoring.scores import ScoresConfig, score_id, scores
+from tasks.selecting.select import SelectConfig, select
+from tasks.tables.delta import append_block, content_id, ok_row
 
 SAMPLE = Path(__file__).parents[1] / "datasets" / "sample"
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")

@@ -25,12 +25,12 @@ import cv2
 import numpy as np
 import psutil
 
-from pyramid_model.video import open_video
-from tasks.clips import ClipsConfig, VideoWorker, clips
-from tasks.ingest import hash_file
-from tasks.schemas import ID_COLUMNS
-from tasks.step import RayConfig, Run, StepResult, lineage
-from tasks.tables import append_block, content_id, ok_row, read_table
+from pyramid_model.video.video import open_video
+from tasks.cutting.clips import ClipsConfig, VideoWorker, clips
+from tasks.running.step import RayConfig, Run, StepResult, lineage
+from tasks.sources.ingest import hash_file
+from tasks.tables.delta import append_block, content_id, ok_row, read_table
+from tasks.tables.schemas import ID_COLUMNS
 
 CONFIG = ClipsConfig(min_frames=8, max_frames=20, margin_frames=0)
 HEIGHT, WIDTH, FPS, SHOTS = 64, 96, 24, (14, 18)
@@ -182,7 +182,7 @@ def _strike(blow: Blow, process: subprocess.Popen, family: dict[int, psutil.Proc
 
 def _buried(family: dict[int, psutil.Process], patience_s: float = 60) -> Iterator[str]:
     """Wait until the decoding processes of a driver are gone; Ray sees to its own."""
-    decoders = [one for one in family.values() if _runs(one, "tasks.isolated")]
+    decoders = [one for one in family.values() if _runs(one, "tasks.running.isolated")]
     _, alive = psutil.wait_procs(decoders, timeout=patience_s)
     for one in alive:
         yield f"a decoder ({one.pid}) outlived its driver by {patience_s:g} s"

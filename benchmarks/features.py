@@ -24,19 +24,19 @@ from pyramid_model.train.config import OptimConfig
 from pyramid_model.train.loop import TrainState, train
 from pyramid_model.train.vae_init import initialise_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.video import write_video
-from pyramid_model.weights import save_vae, weights_hash
-from tasks.blob_reader import BlobReader
-from tasks.blobs import tensor_bytes
-from tasks.captions import CaptionsConfig, captions
-from tasks.dit_data import find_pairs, pair_source
-from tasks.encoders import find_encoder
-from tasks.latents import LatentEncoder, LatentsConfig, latents
-from tasks.model_files import ModelFolder, find_model
-from tasks.step import RayConfig, Run, StepResult
-from tasks.tables import Lineage, append_block, content_id, crc32, ok_row, table_version
-from tasks.text_features import TextFeaturesConfig, text_features
-from tasks.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig
+from pyramid_model.video.video import write_video
+from pyramid_model.weights.weights import save_vae, weights_hash
+from tasks.captioning.captions import CaptionsConfig, captions
+from tasks.encoding.latents import LatentEncoder, LatentsConfig, latents
+from tasks.encoding.text_features import TextFeaturesConfig, text_features
+from tasks.models.encoders import find_encoder
+from tasks.models.folders import ModelFolder, find_model
+from tasks.running.step import RayConfig, Run, StepResult
+from tasks.tables.blob_reader import BlobReader
+from tasks.tables.blobs import tensor_bytes
+from tasks.tables.delta import Lineage, append_block, content_id, crc32, ok_row, table_version
+from tasks.training.pairs import find_pairs, pair_source
+from tasks.training.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig
 
 LINEAGE = Lineage("benchmark", "benchmark", "1", "benchmark", "")
 STACK = VAEStackConfig(channels=(16, 16, 32, 32), layers=(1, 1, 1, 1), norm_groups=4)
@@ -235,7 +235,7 @@ def moving_noise(seed: int) -> np.ndarray:
 
 def busy(run: Run, vae: ModelFolder, count: int) -> Iterator[Line]:
     """The actor's own work, without Ray: reading, encoding, rows; and batches against single clips."""
-    from tasks.select import selected_clips
+    from tasks.selecting.select import selected_clips
 
     clips = selected_clips(run, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()[:count]
     items = [clip | {"latent_id": clip["clip_id"], "attempt": 1} for clip in clips]

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from tasks.duplicates import DuplicatesConfig, duplicates
-from tasks.schemas import SCHEMAS
-from tasks.select import SelectConfig, select
-from tasks.step import Run
-from tasks.tables import content_id, table_uri
+from tasks.running.step import Run
+from tasks.selecting.duplicates import DuplicatesConfig, duplicates
+from tasks.selecting.select import SelectConfig, select
+from tasks.tables.delta import content_id, table_uri
+from tasks.tables.schemas import SCHEMAS
 
 CLIPS_PER_VIDEO = 10
 SCORERS = [f"score{number}" for number in range(10)]

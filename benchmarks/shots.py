@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pyramid_model.shots import Method, ShotsConfig, find_shots
+from pyramid_model.shots.shots import Method, ShotsConfig, find_shots
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ASSETS, SAMPLE = REPOSITORY.parent / "shared" / "assets", REPOSITORY / "datasets" / "sample"

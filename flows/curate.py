@@ -7,8 +7,11 @@ from prefect import flow
 from flows.artifacts import publish_curation
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks import clips, duplicates, ingest, scores, select
-from tasks.step import StepResult
+from tasks.cutting import clips
+from tasks.running.step import StepResult
+from tasks.scoring import scores
+from tasks.selecting import duplicates, select
+from tasks.sources import ingest
 
 ingest_sources = durable(ingest.ingest)
 cut_clips = durable(clips.clips)

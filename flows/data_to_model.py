@@ -13,8 +13,8 @@ from flows.recaption import recaption
 from flows.recipe import Recipe, with_outputs
 from flows.train_dit import train_dit
 from flows.train_vae import train_vae
-from tasks import report
-from tasks.step import StepResult
+from tasks.report import report
+from tasks.running.step import StepResult
 
 write_report = durable(report.report)
 

@@ -8,9 +8,9 @@ from prefect.events import emit_event
 from flows.artifacts import publish_verdict
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe, replaced
-from tasks import evaluate, register
-from tasks.register import RegisterConfig
-from tasks.step import StepResult
+from tasks.evaluating import evaluate, register
+from tasks.evaluating.register import RegisterConfig
+from tasks.running.step import StepResult
 
 judge = durable(evaluate.evaluate)
 promote = durable(register.register)

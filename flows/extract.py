@@ -6,8 +6,8 @@ from prefect import flow
 
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks import latents, text_features
-from tasks.step import StepResult
+from tasks.encoding import latents, text_features
+from tasks.running.step import StepResult
 
 encode_texts = durable(text_features.text_features)
 encode_latents = durable(latents.latents)

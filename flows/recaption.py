@@ -6,8 +6,8 @@ from prefect import flow
 
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks import captions
-from tasks.step import StepResult
+from tasks.captioning import captions
+from tasks.running.step import StepResult
 
 caption_clips = durable(captions.captions)
 

@@ -10,21 +10,21 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from pyramid_model.config import Config
-from tasks.captions import CaptionsConfig
-from tasks.clips import ClipsConfig
-from tasks.duplicates import DuplicatesConfig
-from tasks.encoders import TINY
-from tasks.evaluate import EvaluateConfig
-from tasks.generate import GenerateConfig
-from tasks.ingest import IngestConfig
-from tasks.latents import LatentsConfig
-from tasks.report import ReportConfig
-from tasks.scores import ScoresConfig
-from tasks.select import SelectConfig
-from tasks.step import RayConfig, StepResult
-from tasks.text_features import TextFeaturesConfig
-from tasks.train_dit import TrainDiTConfig
-from tasks.train_vae import TrainVAEConfig
+from tasks.captioning.captions import CaptionsConfig
+from tasks.cutting.clips import ClipsConfig
+from tasks.encoding.latents import LatentsConfig
+from tasks.encoding.text_features import TextFeaturesConfig
+from tasks.evaluating.evaluate import EvaluateConfig
+from tasks.generating.generate import GenerateConfig
+from tasks.models.encoders import TINY
+from tasks.report.report import ReportConfig
+from tasks.running.step import RayConfig, StepResult
+from tasks.scoring.scores import ScoresConfig
+from tasks.selecting.duplicates import DuplicatesConfig
+from tasks.selecting.select import SelectConfig
+from tasks.sources.ingest import IngestConfig
+from tasks.training.train_dit import TrainDiTConfig
+from tasks.training.train_vae import TrainVAEConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 # Settings that may be paths, `*` for every key. captions.local.name and clips.shots.weights stay as they are written:

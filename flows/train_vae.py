@@ -7,8 +7,8 @@ from prefect import flow
 from flows.artifacts import publish_training
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks import train_vae as step
-from tasks.step import StepResult
+from tasks.running.step import StepResult
+from tasks.training import train_vae as step
 
 fit_vae = durable(step.train_vae)
 

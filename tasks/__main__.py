@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pyramid_model.config import Config
-from tasks.pipeline import TOLD, machine_lost
-from tasks.step import PROGRESS, Run, Sparse, StepFunction, StepResult
+from tasks.running.pipeline import TOLD, machine_lost
+from tasks.running.step import PROGRESS, Run, Sparse, StepFunction, StepResult
 
 STEP_NAMES = (
     "ingest",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-# As `tasks.pipeline.connect` sets it, for tests that import Ray before they come there: Ray looks once, at its import.
+# As `tasks.running.pipeline.connect` sets it, for tests that import Ray before they come there: Ray looks once, at its import.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
@@ -18,8 +18,8 @@ def pytest_collection_modifyitems(items):
 def ray_local():
     """An embedded Ray with two CPUs, started once for each process of pytest the way the steps start it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from tasks.pipeline import connect
-    from tasks.step import RayConfig
+    from tasks.running.pipeline import connect
+    from tasks.running.step import RayConfig
 
     connect(RayConfig(num_cpus=2))
     yield
@@ -155,7 +155,7 @@ def released(tmp_path_factory, write_text_parts):
     from pyramid_model.dit.miniflux import MiniFlux
     from pyramid_model.dit.mmdit import MMDiT
     from pyramid_model.vae.autoencoder import CausalVideoVAE
-    from pyramid_model.weights import save_dit, save_vae
+    from pyramid_model.weights.weights import save_dit, save_vae
 
     shared = {"latent_channels": 4, "num_heads": 2, "head_dim": 8, "text_dim": 32}
     stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
@@ -207,7 +207,7 @@ def write_model_directory(write_text_parts):
     from pyramid_model.dit.miniflux import MiniFlux
     from pyramid_model.dit.mmdit import MMDiT
     from pyramid_model.vae.autoencoder import CausalVideoVAE
-    from pyramid_model.weights import save_dit, save_vae
+    from pyramid_model.weights.weights import save_dit, save_vae
 
     def write(folder: Path, kind: str = "miniflux") -> Path:
         write_text_parts(folder, kind)

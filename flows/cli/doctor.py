@@ -15,7 +15,7 @@ def doctor(
     from rich.console import Console
 
     from flows.cli.manifest_view import MARKS, grid
-    from tasks.doctor import all_checks
+    from tasks.doctor.doctor import all_checks
 
     console = Console()
     found = []

@@ -28,9 +28,9 @@ def export_files(
 
     Texts are padded to 128 tokens, as that code expects. Example: `pyramid features export ./run ./official`
     """
-    from tasks import manifest
-    from tasks.official_files import export_official
-    from tasks.step import Run
+    from tasks.exchange.official_files import export_official
+    from tasks.running.step import Run
+    from tasks.tables import manifest
 
     with explained(root):
         result = export_official(Run(root=manifest.locate(root)[0]), folder, selection, vae, encoder)
@@ -54,8 +54,8 @@ def import_files(
 
     Example: `pyramid features import ./run data/annotation.jsonl --vae causal_video_vae --encoder .`
     """
-    from tasks.official_files import ImportConfig, import_official, select_imported
-    from tasks.step import Run
+    from tasks.exchange.official_files import ImportConfig, import_official, select_imported
+    from tasks.running.step import Run
 
     given = {"annotation": annotation, "folder": folder, "vae": vae, "encoder": encoder, "fps": fps}
     with explained(root):

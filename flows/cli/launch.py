@@ -17,8 +17,8 @@ from flows.cli.progress import Progress
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
-    from tasks.ingest import IngestConfig
-    from tasks.step import StepResult
+    from tasks.running.step import StepResult
+    from tasks.sources.ingest import IngestConfig
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
@@ -74,8 +74,8 @@ def launch(
 def _checked(root: str, recipe: str, settings: Sequence[str] | None, options: dict[str, Any]) -> "tuple[Recipe, str]":
     """The recipe and the absolute root, after all checks that need no work: keys, types, a writable root."""
     from flows.recipe import load_recipe, parse_settings
-    from tasks.step import Run
-    from tasks.storage import check_writable
+    from tasks.running.step import Run
+    from tasks.tables.storage import check_writable
 
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, "", False)}
     plan = load_recipe(recipe, parse_settings(settings or ()) | given)
@@ -98,8 +98,8 @@ def _refuse_sample(recipe: str, settings: Sequence[str] | None, options: dict[st
 
 def _check_source(config: "IngestConfig", root: str) -> None:
     """Refuse a source that is missing or empty before anything starts; a remote one is left to the ingest step."""
-    from tasks.listing import source_files
-    from tasks.storage import is_local
+    from tasks.sources.listing import source_files
+    from tasks.tables.storage import is_local
 
     if is_local(config.source):
         source_files(config.source, root, config.left_out, config.media_root, config.fetch)
@@ -107,8 +107,8 @@ def _check_source(config: "IngestConfig", root: str) -> None:
 
 def _check_limits(plan: "Recipe", root: str) -> None:
     """Refuse limits on scores that no clip can have before anything starts."""
-    from tasks.select import check_limited
-    from tasks.step import Run
+    from tasks.running.step import Run
+    from tasks.selecting.select import check_limited
 
     check_limited(Run(root=root), plan.select, plan.scores.computed)
 

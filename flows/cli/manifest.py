@@ -18,7 +18,7 @@ from flows.cli.manifest_view import (
 )
 
 if TYPE_CHECKING:
-    from tasks.manifest import Filter
+    from tasks.tables.manifest import Filter
 
 app = typer.Typer(no_args_is_help=True, help="Look at the tables of a root, check them, copy rows out of them.")
 
@@ -40,8 +40,8 @@ def explained(uri: str) -> Iterator[None]:
         uri: root or table at work, to name the table when it was one that could not be read.
     """
     from flows.cli.launch import BAD_INPUT, complain
-    from tasks.pipeline import TOLD
-    from tasks.tables import TableError
+    from tasks.running.pipeline import TOLD
+    from tasks.tables.delta import TableError
 
     try:
         yield
@@ -52,8 +52,8 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def _damage(uri: str) -> list[str]:
-    from tasks.manifest import damage_report, locate
-    from tasks.tables import TableError
+    from tasks.tables.delta import TableError
+    from tasks.tables.manifest import damage_report, locate
 
     try:
         return damage_report(locate(uri)[0])
@@ -71,7 +71,7 @@ def show(
     columns: Columns = None,
 ) -> None:
     """The tables of a root, or rows of one table."""
-    from tasks import manifest
+    from tasks.tables import manifest
 
     with explained(uri):
         root, table = manifest.locate(uri, table)
@@ -87,7 +87,7 @@ def show(
 
 
 def _refuse_row_options(given: dict[str, Any]) -> None:
-    from tasks.tables import TableError
+    from tasks.tables.delta import TableError
 
     if names := [name for name, value in given.items() if value not in (None, [])]:
         raise TableError(f"{', '.join(names)}: rows belong to one table; name it, as in ROOT clips {names[0]} …")
@@ -96,7 +96,7 @@ def _refuse_row_options(given: dict[str, Any]) -> None:
 @app.command()
 def stats(uri: Uri, table: TableName = None, version: Version = None) -> None:
     """Counts by status and error, histograms of the numbers, and what each rule of the selection drops."""
-    from tasks import manifest
+    from tasks.tables import manifest
 
     with explained(uri):
         root, table = manifest.locate(uri, table)
@@ -119,8 +119,9 @@ def diff(
     ],
 ) -> None:
     """What came between two versions of a table: ids, statuses, columns; clips newly kept or dropped; moved scores."""
-    from tasks import manifest, table_diff
-    from tasks.tables import TableError
+    from tasks.inspecting import table_diff
+    from tasks.tables import manifest
+    from tasks.tables.delta import TableError
 
     with explained(arguments[0]):
         *place, before, after = arguments if len(arguments) in (3, 4) else [*arguments, "", ""]
@@ -163,8 +164,8 @@ def verify(
     blobs: Annotated[bool, typer.Option(help="also read every binary value and compare its crc32")] = True,
 ) -> None:
     """Check schema, ids, checksums, references, media files and counts; exit code 1 when something is wrong."""
-    from tasks import manifest
-    from tasks.verify import verify as run_checks
+    from tasks.inspecting.verify import verify as run_checks
+    from tasks.tables import manifest
 
     with explained(uri):
         root, table = manifest.locate(uri, table)
@@ -192,10 +193,10 @@ def report(
     max_media: Annotated[int | None, typer.Option(min=0, help="clips to show at most")] = None,
 ) -> None:
     """Write ROOT/report.html: one page with everything in the tables, which opens from disk."""
-    from tasks import manifest
-    from tasks.report import ReportConfig
-    from tasks.report import report as write_report
-    from tasks.step import Run
+    from tasks.report.report import ReportConfig
+    from tasks.report.report import report as write_report
+    from tasks.running.step import Run
+    from tasks.tables import manifest
 
     with explained(root):
         root, _ = manifest.locate(root)
@@ -231,9 +232,10 @@ def export(
     of CLIP.mp4, .json and .txt; after an interruption the same command goes on. pyramid-flow: JSON lines with video and
     text. open-sora: CSV with path, text, num_frames, height, width, aspect_ratio, fps, resolution and all scores.
     """
-    from tasks import export, manifest
-    from tasks.dataset_export import DATASETS
-    from tasks.tables import TableError
+    from tasks.exchange.dataset_export import DATASETS
+    from tasks.inspecting import export
+    from tasks.tables import manifest
+    from tasks.tables.delta import TableError
 
     with explained(uri):
         root, table = manifest.locate(uri, table)
@@ -258,7 +260,7 @@ def export(
 
 def _export_dataset(root: str, form: str, output: str, where: list[str] | None, shard_mb: float) -> str:
     """Write a data set; a line about it."""
-    from tasks.dataset_export import export_dataset
+    from tasks.exchange.dataset_export import export_dataset
 
     done = export_dataset(root, form, output, _filters(where), shard_mb * 1e6)
     shards = f" in {done.num_shards} shards ({done.num_written} new)" if done.num_shards else ""
@@ -274,8 +276,8 @@ def vacuum(
     delete: Annotated[bool, typer.Option("--delete", help="remove them; without it they are only listed")] = False,
 ) -> None:
     """Files that no row names, and states of trainings, left by steps that were killed."""
-    from tasks import manifest
-    from tasks.leftovers import vacuum as find_leftovers
+    from tasks.inspecting.leftovers import vacuum as find_leftovers
+    from tasks.tables import manifest
 
     with explained(root):
         root, _ = manifest.locate(root)
@@ -287,7 +289,7 @@ def vacuum(
 
 
 def _filters(where: list[str] | None) -> "list[Filter]":
-    from tasks.manifest import parse_filter
+    from tasks.tables.manifest import parse_filter
 
     return [parse_filter(text) for text in where or ()]
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
 
-    from tasks.table_diff import ScoreShift, SelectionDiff
+    from tasks.inspecting.table_diff import ScoreShift, SelectionDiff
 
 COLUMN_GAP = 2
 MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
@@ -35,8 +35,8 @@ def print_grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] =
 
 def print_overview(root: str) -> None:
     """One line a table: rows, statuses, versions, size, time of the last write."""
-    from tasks.manifest import damage_sentence, overview
-    from tasks.table_stats import file_size
+    from tasks.inspecting.table_stats import file_size
+    from tasks.tables.manifest import damage_sentence, overview
 
     rows = []
     found = overview(root)
@@ -57,7 +57,7 @@ def print_rows(root: str, table: str, rows: "pa.Table", every_column: bool) -> N
     from rich.console import Console
     from rich.markup import escape
 
-    from tasks.schemas import BLOB_COLUMNS
+    from tasks.tables.schemas import BLOB_COLUMNS
 
     blobs = BLOB_COLUMNS.get(table, ())
     names = rows.column_names if every_column else _telling_columns(rows)
@@ -77,7 +77,7 @@ def print_rows(root: str, table: str, rows: "pa.Table", every_column: bool) -> N
 
 
 def _telling_columns(rows: "pa.Table") -> list[str]:
-    from tasks.schemas import COMMON
+    from tasks.tables.schemas import COMMON
 
     hidden = set(COMMON) - {"status", "error_type", "error"}
     shown = [name for name in rows.column_names if name not in hidden]
@@ -85,7 +85,7 @@ def _telling_columns(rows: "pa.Table") -> list[str]:
 
 
 def _cell(value: Any, root: str, is_blob: bool) -> str:
-    from tasks.table_stats import file_size
+    from tasks.inspecting.table_stats import file_size
 
     if value is None:
         return ""
@@ -102,7 +102,7 @@ def print_stats(root: str, table: str, version: int | None) -> None:
     """Counts by status, one bar line a numeric column, and for selections what each rule drops."""
     from rich.console import Console
 
-    from tasks import table_stats
+    from tasks.inspecting import table_stats
 
     console = Console(highlight=False)
     console.rule(table, align="left")
@@ -126,9 +126,9 @@ def print_stats(root: str, table: str, version: int | None) -> None:
 
 def print_duplicates(root: str, version: int | None) -> None:
     """Groups of the last search by method: how many, how large, how alike their clips."""
-    from tasks.curation_stats import duplicate_stats
-    from tasks.duplicates import num_equal_files
-    from tasks.table_stats import compact
+    from tasks.inspecting.curation_stats import duplicate_stats
+    from tasks.inspecting.table_stats import compact
+    from tasks.selecting.duplicates import num_equal_files
 
     rows = []
     for one in duplicate_stats(root, version):
@@ -146,8 +146,8 @@ def print_duplicates(root: str, version: int | None) -> None:
 
 def print_selections(root: str) -> None:
     """What each rule of the newest selection drops, and its clips by source, bucket and split; of nested sets, each."""
-    from tasks.curation_stats import selection_stats
-    from tasks.splits import SPLITS
+    from tasks.inspecting.curation_stats import selection_stats
+    from tasks.selecting.splits import SPLITS
 
     for one in selection_stats(root):
         name = f"newest selection, set {one.name}" if one.name else "newest selection"
@@ -180,7 +180,7 @@ def print_selection_diff(found: "SelectionDiff") -> None:
 
 def print_score_shifts(shifts: "list[ScoreShift]") -> None:
     """Two lines a scorer whose values moved, drawn on one scale."""
-    from tasks.table_stats import compact
+    from tasks.inspecting.table_stats import compact
 
     rows = []
     for one in shifts:

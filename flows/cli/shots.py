@@ -43,8 +43,8 @@ def shots(
     from pydantic import ValidationError
 
     from flows.cli.launch import BAD_INPUT, FAILURE, complain
-    from pyramid_model.shots import ShotsConfig
-    from tasks.shot_lists import list_shots
+    from pyramid_model.shots.shots import ShotsConfig
+    from tasks.cutting.shot_lists import list_shots
 
     settings = {"method": method, "threshold": threshold, "weights": weights, "stride_frames": stride}
     try:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.cli.launch import elapsed, runner
-from tasks import storage
-from tasks.step import Run
-from tasks.tables import read_table
+from tasks.running.step import Run
+from tasks.tables import storage
+from tasks.tables.delta import read_table
 
 MOST_CLIPS = 12
 
@@ -50,7 +50,7 @@ def prefect_command() -> str:
 
 def mlflow_command(root: str) -> str:
     """How to see the training curves and the registry."""
-    from tasks.registry import tracking_uri
+    from tasks.models.registry import tracking_uri
 
     uri = tracking_uri(root)
     if uri.startswith("http"):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pyramid_model.config import LatentNorm
-    from pyramid_model.weights_report import Part, Report
+    from pyramid_model.weights.weights_report import Part, Report
 
 app = typer.Typer(no_args_is_help=True, help="Look into model folders and released directories.")
 
@@ -41,7 +41,7 @@ def inspect(
     if not folder.is_dir():
         complain(f"{folder} is not a folder: give one that holds config.json and weights, or a released directory")
         raise typer.Exit(BAD_INPUT)
-    from pyramid_model.weights_report import inspect_weights
+    from pyramid_model.weights.weights_report import inspect_weights
 
     report = inspect_weights(folder, with_hash)
     if as_json:
@@ -65,7 +65,7 @@ def _print(report: "Report") -> None:
     from rich.markup import escape
 
     from flows.cli.manifest_view import grid
-    from tasks.table_stats import file_size
+    from tasks.inspecting.table_stats import file_size
 
     console = Console(highlight=False)
     if report.parts:
@@ -86,7 +86,7 @@ def _print(report: "Report") -> None:
 def _row(part: "Part") -> list[str]:
     from rich.markup import escape
 
-    from tasks.table_stats import file_size
+    from tasks.inspecting.table_stats import file_size
 
     is_all = part.num_tensors == part.num_expected
     counts = f"{part.num_tensors or ''}" if is_all else f"{part.num_tensors} of {part.num_expected}"

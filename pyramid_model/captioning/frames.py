@@ -3,7 +3,7 @@
 import numpy as np
 
 from pyramid_model.captioning.question import FrameSampling
-from pyramid_model.video import read_clip
+from pyramid_model.video.video import read_clip
 
 
 def sampled_frames(

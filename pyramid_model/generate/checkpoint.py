@@ -16,8 +16,8 @@ from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.plan import ModelSizes
 from pyramid_model.generate.prompt import RELEASED_STYLE, TRAINED_STYLE, PromptStyle
 from pyramid_model.generate.request import GenerationRequest
-from pyramid_model.released import ReleasedDirectory, find_released
-from pyramid_model.released_names import (
+from pyramid_model.weights.released import ReleasedDirectory, find_released
+from pyramid_model.weights.released_names import (
     CONFIG_FILE,
     MMDIT_CLASS,
     VAE_CLASS,
@@ -27,9 +27,9 @@ from pyramid_model.released_names import (
     t5_shapes,
     vae_config_from_released,
 )
-from pyramid_model.tensor_files import read_json
-from pyramid_model.weights import empty_model, read_config
-from pyramid_model.weights_report import inspect_directory
+from pyramid_model.weights.tensor_files import read_json
+from pyramid_model.weights.weights import empty_model, read_config
+from pyramid_model.weights.weights_report import inspect_directory
 
 TRAINING_FILE = "training.json"  # beside weights that were trained here
 MAX_PROBLEMS = 3  # that a message tells

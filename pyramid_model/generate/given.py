@@ -14,12 +14,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Generator, Tensor
 
 from pyramid_model.config import LatentNorm, PyramidConfig, VAEConfig
-from pyramid_model.footage import Footage, Frame
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.pixels import to_unit_range
 from pyramid_model.vae.tiling import Tile
-from pyramid_model.video import VideoError
+from pyramid_model.video.footage import Footage, Frame
+from pyramid_model.video.video import VideoError
 
 
 def read_image(path: str | Path) -> Image.Image:

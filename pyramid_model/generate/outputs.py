@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyramid_model.generate.decoding import Consume
 from pyramid_model.vae.pixels import to_uint8
-from pyramid_model.video import write_image, write_video
+from pyramid_model.video.video import write_image, write_video
 
 
 def as_frames(decoded: Tensor) -> np.ndarray:

@@ -45,7 +45,7 @@ from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.generate.text_to_video import OnUnit, latent_norm, sample_clips, seeded
 from pyramid_model.text import MAX_TOKENS, TextEncoder, TextFeatures, load_text_encoder, stack_features
 from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.weights import load_dit, load_vae
+from pyramid_model.weights.weights import load_dit, load_vae
 
 Output = Literal["frames", "tensor", "latents"]
 MIN_SEED = -(2**63)

@@ -24,7 +24,7 @@ def codec_motion(uri: str, fps: float) -> tuple[float | None, float | None]:
 
     Source: the motion filter of NeMo Curator, global mean and least mean of a patch, made free of size and rate.
     """
-    from pyramid_model.video import open_clip  # PyAV, which readers of the names of scores do without
+    from pyramid_model.video.video import open_clip  # PyAV, which readers of the names of scores do without
 
     lengths, areas = np.zeros(CELLS**2), np.zeros(CELLS**2)
     with open_clip(uri) as (container, stream):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pyramid_model.video import read_clip
+from pyramid_model.video.video import read_clip
 
 
 def spread_frames(

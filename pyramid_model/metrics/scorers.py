@@ -58,7 +58,7 @@ def _codec_motion(clip: ClipView) -> Score:
 
 
 def _phash(clip: ClipView) -> Score:
-    """No number: `tasks.duplicates` compares the hashes."""
+    """No number: `tasks.selecting.duplicates` compares the hashes."""
     return Score(None, {"hashes": clip_hashes(clip.frames, clip.fps), "frames_hash": frames_hash(clip.frames)})
 
 

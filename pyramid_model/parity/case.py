@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyramid_model.released_names import Names, released_name
-from pyramid_model.weights import load_released
+from pyramid_model.weights.released_names import Names, released_name
+from pyramid_model.weights.weights import load_released
 
 CONFIG, TENSORS, WEIGHTS = "config.json", "tensors.safetensors", "weights.safetensors"
 NO_RESULTS = ("in.", "rng.", "mid.", "unit.")  # inputs, draws, and what lies on the way: may stay unused

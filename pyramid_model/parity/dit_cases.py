@@ -20,7 +20,12 @@ from pyramid_model.flow.schedule import Schedule
 from pyramid_model.parity.case import Case, CaseError, Replay
 from pyramid_model.parity.flow_cases import LATENT_NORMS, check_columns, pyramid_of, training_columns, units_of
 from pyramid_model.parity.vae_cases import vae_of
-from pyramid_model.released_names import (
+from pyramid_model.text import TextFeatures
+from pyramid_model.train.dit_loss import dit_loss
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.pixels import to_uint8, to_unit_range
+from pyramid_model.vae.tiling import Tile
+from pyramid_model.weights.released_names import (
     MINIFLUX_NAMES,
     MMDIT_NAMES,
     Names,
@@ -28,11 +33,6 @@ from pyramid_model.released_names import (
     mmdit_config_from_released,
     released_name,
 )
-from pyramid_model.text import TextFeatures
-from pyramid_model.train.dit_loss import dit_loss
-from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.vae.pixels import to_uint8, to_unit_range
-from pyramid_model.vae.tiling import Tile
 
 FORWARD_ATOL = 2e-5
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4

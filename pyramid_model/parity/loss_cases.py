@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from pyramid_model.config import VAEGANConfig
 from pyramid_model.parity.case import Case, CaseError, recipe_weights
-from pyramid_model.released_names import DISCRIMINATOR_NAMES, PERCEPTUAL_NAMES, VGG16_SLICES, released_name
 from pyramid_model.vae.discriminator import PatchDiscriminator
 from pyramid_model.vae.loss import PerceptualDistance, discriminator_loss, restoration_loss, single_frames
 from pyramid_model.vae.posterior import Posterior
+from pyramid_model.weights.released_names import DISCRIMINATOR_NAMES, PERCEPTUAL_NAMES, VGG16_SLICES, released_name
 
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4
 GRAD_ATOL = 1e-5  # of the largest gradient

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_model.parity.case import WEIGHTS, Case
-from pyramid_model.released_names import VAE_NAMES, released_name, vae_config_from_released
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.posterior import Posterior
 from pyramid_model.vae.tiling import Tile
+from pyramid_model.weights.released_names import VAE_NAMES, released_name, vae_config_from_released
 
 ENCODE_ATOL, DECODE_ATOL = 2e-5, 5e-5
 SUM_ATOL, SUM_RTOL = 1e-4, 1e-5  # of the divergence, a sum over a whole clip

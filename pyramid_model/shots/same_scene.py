@@ -10,8 +10,8 @@ from collections import deque
 import cv2
 import numpy as np
 
-from pyramid_model.gradual import MIN_CONTRAST, contrast
-from pyramid_model.shots import FLASH_FRAMES, colour_change
+from pyramid_model.shots.gradual import MIN_CONTRAST, contrast
+from pyramid_model.shots.shots import FLASH_FRAMES, colour_change
 
 SAME = 0.8  # correlation above which motion and light explain a change
 UNRELATED = 0.4  # correlation below which they certainly do not: the fastest motion from frame to frame leaves 0.7

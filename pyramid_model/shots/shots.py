@@ -2,7 +2,7 @@
 
 PySceneDetect's detectors or TransNetV2 propose cuts. With the default method, a proposal must also stand up to what
 fools measures of difference: motion, changes of light, flashes, pictures shown several times
-(`pyramid_model.same_scene`). Frames that dissolves and fades blend are found on the way (`pyramid_model.gradual`).
+(`pyramid_model.shots.same_scene`). Frames that dissolves and fades blend are found on the way (`pyramid_model.shots.gradual`).
 """
 
 from collections import deque
@@ -17,8 +17,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from pyramid_model.config import Config, without_unused
 
 if TYPE_CHECKING:
-    from pyramid_model.footage import VideoProbe
-    from pyramid_model.video import VideoError
+    from pyramid_model.video.footage import VideoProbe
+    from pyramid_model.video.video import VideoError
 
 FLASH_FRAMES = 6  # that a flash may last
 ANALYSIS_WIDTH = 256  # px of the longer side: detection needs no more, and larger frames cost more than their decoding
@@ -88,8 +88,8 @@ class ShotDetector:
     """Gives every frame its verdict, `delay` frames after it was seen; memory does not grow with the video."""
 
     def __init__(self, config: ShotsConfig):
-        from pyramid_model.gradual import GradualDetector
-        from pyramid_model.same_scene import RecentFrames
+        from pyramid_model.shots.gradual import GradualDetector
+        from pyramid_model.shots.same_scene import RecentFrames
 
         self.config = config
         self._proposer = make_proposer(config)
@@ -179,7 +179,7 @@ def make_proposer(config: ShotsConfig) -> Proposer:
     if config.method == "stride":
         return StrideCuts(config.stride_frames)
     if config.method == "transnetv2":
-        from pyramid_model.transnet import TransNetCuts
+        from pyramid_model.shots.transnet import TransNetCuts
 
         return TransNetCuts(config.threshold or 0.5, config.weights)
     return LibraryCuts(config.method, config.threshold)
@@ -351,8 +351,8 @@ def find_shots(path: str, config: ShotsConfig | None = None) -> Shots:
         VideoError: not one frame of the file can be decoded.
         ValueError: the method needs something that is not installed.
     """
-    from pyramid_model.footage import Footage  # needs PyAV, which readers of ShotsConfig do without
-    from pyramid_model.video import VideoError
+    from pyramid_model.video.footage import Footage  # needs PyAV, which readers of ShotsConfig do without
+    from pyramid_model.video.video import VideoError
 
     detector = ShotDetector(config or ShotsConfig())
     verdicts: list[Verdict] = []

@@ -29,13 +29,13 @@ class TransNetCuts:
         self._run: list[tuple[float, int]] = []  # (probability, frame) of neighbours above the threshold
 
     def add(self, small: np.ndarray) -> list[int]:
-        """See `pyramid_model.shots.Proposer`."""
+        """See `pyramid_model.shots.shots.Proposer`."""
         frame = cv2.cvtColor(cv2.resize(small, SIZE, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
         self._frames += [frame] * (1 if self._frames else 1 + MARGIN)
         return self._judge(STEP) if len(self._frames) == WINDOW else []
 
     def end(self) -> list[int]:
-        """See `pyramid_model.shots.Proposer`."""
+        """See `pyramid_model.shots.shots.Proposer`."""
         cuts: list[int] = []
         num_left = len(self._frames) - MARGIN
         while num_left > 0:

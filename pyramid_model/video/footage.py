@@ -20,7 +20,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image
 
-from pyramid_model.video import VideoError
+from pyramid_model.video.video import VideoError
 
 # Demuxers of files that hold all of their media. Others read playlists, scripts, text or numbered pictures, and would
 # open whatever a file names.

@@ -10,7 +10,8 @@ import torch
 
 from pyramid_model.config import MINIFLUX_LATENT_NORM, SD3_LATENT_NORM, LatentNorm
 from pyramid_model.dit.transformer import DiT
-from pyramid_model.released_names import (
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.weights.released_names import (
     CONFIG_FILE,
     DIT_PREFIX,
     MINIFLUX_CLASS,
@@ -18,9 +19,8 @@ from pyramid_model.released_names import (
     TEXT_PARTS,
     VAE_FOLDER,
 )
-from pyramid_model.tensor_files import read_json
-from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.weights import Device, class_of, load_dit, load_vae
+from pyramid_model.weights.tensor_files import read_json
+from pyramid_model.weights.weights import Device, class_of, load_dit, load_vae
 
 MINIFLUX, SD3 = "miniFLUX", "SD3"
 LATENT_NORMS = {MINIFLUX: MINIFLUX_LATENT_NORM, SD3: SD3_LATENT_NORM}  # of the repository, in none of its files

@@ -16,7 +16,9 @@ from pyramid_model.config import LatentNorm, VAEConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.dit.transformer import DiT
-from pyramid_model.released_names import (
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.loss import PerceptualDistance
+from pyramid_model.weights.released_names import (
     CONFIG_FILE,
     DIT_PREFIX,
     MINIFLUX_CLASS,
@@ -38,9 +40,7 @@ from pyramid_model.released_names import (
     vae_config_from_released,
     vae_config_to_released,
 )
-from pyramid_model.tensor_files import open_tensors, read_json, weight_files
-from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.vae.loss import PerceptualDistance
+from pyramid_model.weights.tensor_files import open_tensors, read_json, weight_files
 
 Device = str | torch.device
 Shapes = dict[str, tuple[int, ...]]

@@ -13,8 +13,9 @@ from pyramid_model.config import LatentNorm
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.dit.transformer import DiT
-from pyramid_model.released import DIT_CLASSES, ReleasedDirectory, survey
-from pyramid_model.released_names import (
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.weights.released import DIT_CLASSES, ReleasedDirectory, survey
+from pyramid_model.weights.released_names import (
     CONFIG_FILE,
     MINIFLUX_CLASS,
     MMDIT_CLASS,
@@ -26,9 +27,16 @@ from pyramid_model.released_names import (
     t5_shapes,
     text_tensor_name,
 )
-from pyramid_model.tensor_files import SAFETENSORS, SUFFIXES, Header, check_whole, read_headers, read_json, weight_files
-from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.weights import MODEL_CLASSES, class_of, empty_model, expected_shapes, misfits, weights_hash
+from pyramid_model.weights.tensor_files import (
+    SAFETENSORS,
+    SUFFIXES,
+    Header,
+    check_whole,
+    read_headers,
+    read_json,
+    weight_files,
+)
+from pyramid_model.weights.weights import MODEL_CLASSES, class_of, empty_model, expected_shapes, misfits, weights_hash
 
 KINDS = {VAE_CLASS: "causal VAE", MINIFLUX_CLASS: "miniFLUX", MMDIT_CLASS: "MMDiT"}
 T5, CLIP, TOKENIZER = "T5", "CLIP", "tokenizer"

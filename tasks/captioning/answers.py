@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Question
 from pyramid_model.config import Config
-from tasks import storage
+from tasks.tables import storage
 
 CAPTIONS, REWRITES = "captions", "rewrites"
 

@@ -1,5 +1,5 @@
 """Captions of clips: sentences that people wrote for spans of the source videos, matched to clips by time, and those
-that a model writes (`tasks.caption_writing`).
+that a model writes (`tasks.captioning.writing`).
 """
 
 import csv
@@ -17,15 +17,15 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pyramid_model.captioning.question import FrameSampling
 from pyramid_model.config import Config, without_unused
-from tasks import storage
-from tasks.caption_client import EndpointConfig
-from tasks.caption_models import VisionModelConfig
-from tasks.caption_writing import CLIP_COLUMNS, REWRITTEN, Parent, find_writer, wanted_items, write_captions
-from tasks.pipeline import StepError, run_blocks
-from tasks.select import selected_clips
-from tasks.source_card import cards_of, read_card
-from tasks.step import Run, StepResult, lineage, step
-from tasks.tables import append_again, bad_row, content_id, ok_row, pending, read_table
+from tasks.captioning.endpoint import EndpointConfig
+from tasks.captioning.writing import CLIP_COLUMNS, REWRITTEN, Parent, find_writer, wanted_items, write_captions
+from tasks.models.vision_models import VisionModelConfig
+from tasks.running.pipeline import StepError, run_blocks
+from tasks.running.step import Run, StepResult, lineage, step
+from tasks.selecting.select import selected_clips
+from tasks.sources.card import cards_of, read_card
+from tasks.tables import storage
+from tasks.tables.delta import append_again, bad_row, content_id, ok_row, pending, read_table
 
 VERSION = "1"
 COLUMNS = ("file", "start_s", "end_s", "text")

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
-from tasks.pipeline import StepError
+from tasks.running.pipeline import StepError
 
 # Of an endpoint's settings (and a local model's), those that change what is written, and not where or at what price.
 DECIDING = {"max_new_tokens", "temperature", "seed", "dtype", "json_schema", "extra"}
@@ -198,7 +198,7 @@ class Endpoint:
         return NoAnswer("server_error", "the server's reply is no chat completion")
 
     def _request(self, question: Question) -> dict[str, Any]:
-        from pyramid_model.video import jpeg
+        from pyramid_model.video.video import jpeg
 
         config = self.config
         images = [] if question.frames is None else [base64.b64encode(jpeg(frame)) for frame in question.frames]

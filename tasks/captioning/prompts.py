@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tasks import storage
+from tasks.tables import storage
 
 
 def read_prompts(prompts: Sequence[str], file: str) -> list[str]:

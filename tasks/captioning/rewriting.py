@@ -8,10 +8,10 @@ from typing import Literal
 from pyramid_model.captioning.instructions import PROMPT_INSTRUCTIONS, filled
 from pyramid_model.captioning.quality import judge, without_thoughts
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
-from tasks.answers import REWRITES, AnswerFiles, Keyed
-from tasks.caption_client import DECIDING, Endpoint, EndpointConfig, check_endpoint
-from tasks.pipeline import StepError
-from tasks.tables import content_id
+from tasks.captioning.answers import REWRITES, AnswerFiles, Keyed
+from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
+from tasks.running.pipeline import StepError
+from tasks.tables.delta import content_id
 
 VERSION = "1"
 LOGGER = logging.getLogger("pyramid.generate")

@@ -10,15 +10,15 @@ from pyramid_model.captioning.quality import Judged, judge, without_thoughts
 from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Question
 from pyramid_model.captioning.structured import SCHEMA, StructureError, as_prose, read_structured
 from pyramid_model.config import Config
-from tasks.answers import CAPTIONS, AnswerFiles, Found, Keyed
-from tasks.caption_client import DECIDING, Endpoint, EndpointConfig, check_endpoint
-from tasks.caption_models import VisionModelConfig, prepare_vision_model
-from tasks.pipeline import run_blocks
-from tasks.step import Run, StepResult
-from tasks.tables import bad_row, content_id, ok_row, pending
+from tasks.captioning.answers import CAPTIONS, AnswerFiles, Found, Keyed
+from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
+from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
+from tasks.running.pipeline import run_blocks
+from tasks.running.step import Run, StepResult
+from tasks.tables.delta import bad_row, content_id, ok_row, pending
 
 if TYPE_CHECKING:
-    from tasks.captions import CaptionsConfig
+    from tasks.captioning.captions import CaptionsConfig
 
 VERSION = "1"  # of what is made of an answer
 REWRITTEN, STRUCTURED = "rewritten", "structured"
@@ -257,7 +257,7 @@ class FramesOfClip:
             NoAnswer: the file is missing or damaged.
         """
         from pyramid_model.captioning.frames import sampled_frames
-        from pyramid_model.video import VideoError
+        from pyramid_model.video.video import VideoError
 
         if item["clip_id"] != self.clip_id:
             fps = item["fps_num"] / item["fps_den"]
@@ -277,7 +277,7 @@ def load_answerer(writer: Writer) -> Answerer:
     import torch
 
     from pyramid_model.captioning.vision_model import VisionModel
-    from tasks.model_files import local_folder
+    from tasks.models.folders import local_folder
 
     config = writer.config
     torch.set_num_threads(max(1, round(config.num_cpus)))

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pyramid_model.config import Config, without_unused
-from pyramid_model.shots import ShotsConfig
-from tasks import storage
-from tasks.clip_planning import ClipRules
-from tasks.isolated import Crashed, Isolated, TimedOut, TookTooMuch
-from tasks.pipeline import run_blocks
-from tasks.step import Run, StepResult, lineage, params_hash, step
-from tasks.tables import append_block, bad_row, content_id, read_table
+from pyramid_model.shots.shots import ShotsConfig
+from tasks.cutting.planning import ClipRules
+from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
+from tasks.running.pipeline import run_blocks
+from tasks.running.step import Run, StepResult, lineage, params_hash, step
+from tasks.tables import storage
+from tasks.tables.delta import append_block, bad_row, content_id, read_table
 
 VERSION = "2"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
@@ -76,7 +76,7 @@ class VideoWorker:
     def __init__(self, config: dict[str, Any], media: str, block_timeout_s: float = math.inf):
         self.config, self.media, self.block_timeout_s = config, media, block_timeout_s
         max_bytes = int(ClipsConfig.model_validate(config).max_memory_gb * 2**30)
-        self.child = Isolated("tasks.clip_cutting:cut_video", max_bytes=max_bytes)
+        self.child = Isolated("tasks.cutting.video_pass:cut_video", max_bytes=max_bytes)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Rows of clips, scores and videos."""
@@ -130,7 +130,9 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
     items = _items(run, sources, attempts)
     patience_s = run.ray.no_progress_timeout_s * max((num_portions(item) for item in items), default=1)
     if attempts and config.shots.method == "transnetv2":
-        from pyramid_model.transnet import load_network  # OpenCV, which other readers of these settings do without
+        from pyramid_model.shots.transnet import (
+            load_network,  # OpenCV, which other readers of these settings do without
+        )
 
         load_network(config.shots.weights)  # a missing package or file is said once, before any video is tried
     if attempts and storage.is_local(media):

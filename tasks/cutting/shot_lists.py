@@ -4,8 +4,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pyramid_model.shots import ShotsConfig
-from tasks.isolated import Crashed, Isolated, TimedOut, TookTooMuch
+from pyramid_model.shots.shots import ShotsConfig
+from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 
 MAX_BYTES = 4 * 2**30  # of memory for one file, as clips.max_memory_gb
 
@@ -16,7 +16,7 @@ def list_shots(files: Sequence[str], config: ShotsConfig, timeout_s: float) -> I
     Raises:
         ValueError: the method needs something that is not installed.
     """
-    child = Isolated("tasks.shot_lists:shots_of", max_bytes=MAX_BYTES)
+    child = Isolated("tasks.cutting.shot_lists:shots_of", max_bytes=MAX_BYTES)
     settings = config.model_dump(mode="json")
     try:
         for file in files:
@@ -49,9 +49,9 @@ def shots_of(file: str, config: dict[str, Any], folder: str) -> dict[str, Any]:
     """
     import cv2
 
-    from pyramid_model.shots import find_shots
-    from pyramid_model.video import VideoError
-    from tasks.source_reading import reading_source
+    from pyramid_model.shots.shots import find_shots
+    from pyramid_model.video.video import VideoError
+    from tasks.sources.reading import reading_source
 
     cv2.setNumThreads(1)
     try:

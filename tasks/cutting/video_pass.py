@@ -1,4 +1,4 @@
-"""One decode pass over one video: cuts, clips and their scores. Runs in a process that may crash (`tasks.isolated`)."""
+"""One decode pass over one video: cuts, clips and their scores. Runs in a process that may crash (`tasks.running.isolated`)."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from pyramid_model.cropping import find_picture, framing
-from pyramid_model.footage import Footage, Frame, Integrity, VideoProbe, mean_fps, turned
 from pyramid_model.metrics.scorers import ClipView
-from pyramid_model.shots import ShotDetector, Verdict, analysis_size
-from pyramid_model.video import ClipWriter, VideoError
-from tasks import storage
-from tasks.clip_files import file_crc32
-from tasks.clip_planning import ClipRules, plan_clips
-from tasks.clips import SALVAGED, ClipsConfig
-from tasks.scores import score_rows, scored_size
-from tasks.source_reading import reading_source
-from tasks.tables import bad_row, content_id, ok_row
+from pyramid_model.shots.shots import ShotDetector, Verdict, analysis_size
+from pyramid_model.video.cropping import find_picture, framing
+from pyramid_model.video.footage import Footage, Frame, Integrity, VideoProbe, mean_fps, turned
+from pyramid_model.video.video import ClipWriter, VideoError
+from tasks.cutting.clips import SALVAGED, ClipsConfig
+from tasks.cutting.planning import ClipRules, plan_clips
+from tasks.scoring.scores import score_rows, scored_size
+from tasks.sources.reading import reading_source
+from tasks.tables import storage
+from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.tables.files import file_crc32
 
 ENCODER = "libx264-1"  # enters the clip ids: count up when the same settings give other frames
 Rows = dict[str, list[dict[str, Any]]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from tasks.machine_checks import (
+from tasks.doctor.machine import (
     Check,
     check_bytecode,
     check_cpus,
@@ -15,8 +15,8 @@ from tasks.machine_checks import (
     check_shm,
     check_uv,
 )
-from tasks.media_checks import CODECS, check_codec, check_decord, check_torch
-from tasks.network_checks import PORTS, check_mlflow, check_port, check_prefect, check_ray_auth
+from tasks.doctor.media import CODECS, check_codec, check_decord, check_torch
+from tasks.doctor.network import PORTS, check_mlflow, check_port, check_prefect, check_ray_auth
 
 
 def all_checks(root: str) -> Iterator[Check]:

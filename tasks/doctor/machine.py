@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from tasks import storage
+from tasks.tables import storage
 
 PACKAGE = "pyramid-pipeline"
 MIN_DISK_GB, MIN_RAM_GB, MIN_SHM_GB = 2.0, 4.0, 0.5

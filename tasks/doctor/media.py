@@ -5,7 +5,7 @@ import shutil
 import sys
 from typing import Any
 
-from tasks.machine_checks import Check
+from tasks.doctor.machine import Check
 
 # (name, encoder that makes the test clip, decoder, pixel format, whether the demo needs it)
 CODECS = (

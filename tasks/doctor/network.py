@@ -5,8 +5,8 @@ import re
 import socket
 from pathlib import Path
 
-from tasks import storage
-from tasks.machine_checks import Check
+from tasks.doctor.machine import Check
+from tasks.tables import storage
 
 PORTS = {4200: "Prefect server", 5000: "MLflow server", 8265: "Ray dashboard and jobs", 8000: "generation API"}
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks.buckets import parse_bucket
-from tasks.busy import Busy
-from tasks.clip_files import check_unchanged
-from tasks.model_files import ModelFolder, find_model, load_vae
-from tasks.pipeline import run_blocks
-from tasks.select import selected_clips
-from tasks.step import Run, StepResult, step
-from tasks.tables import bad_row, content_id, crc32, ok_row, pending
+from pyramid_model.train.buckets import parse_bucket
+from tasks.models.folders import ModelFolder, find_model, load_vae
+from tasks.running.busy import Busy
+from tasks.running.pipeline import run_blocks
+from tasks.running.step import Run, StepResult, step
+from tasks.selecting.select import selected_clips
+from tasks.tables.delta import bad_row, content_id, crc32, ok_row, pending
+from tasks.tables.files import check_unchanged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,7 @@ class LatentEncoder:
         return [self._row(read, by_id.get(read.item["latent_id"])) for read in batch]
 
     def _row(self, read: "Read", latent: Any) -> dict[str, Any]:
-        from tasks.blobs import tensor_bytes
+        from tasks.tables.blobs import tensor_bytes
 
         item, config = read.item, self.config
         columns = {name: item[name] for name in ("latent_id", "clip_id", "bucket")} | {"vae_hash": self.vae_hash}
@@ -131,7 +131,7 @@ class Read:
 
 
 def _read(item: dict[str, Any]) -> Read:
-    from pyramid_model.video import VideoError, read_clip
+    from pyramid_model.video.video import VideoError, read_clip
 
     bucket = parse_bucket(item["bucket"])
     size = {"height": bucket.height, "width": bucket.width, "fps": bucket.fps, "num_frames": bucket.num_frames}

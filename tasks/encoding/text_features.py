@@ -6,15 +6,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks.busy import Busy
-from tasks.captions import captions_by_kind
-from tasks.encoders import EncoderFolder, newest_encoder_hash, prepare_encoder
-from tasks.model_files import load_encoder
-from tasks.pipeline import StepError, run_blocks
-from tasks.prompts import read_prompts
-from tasks.select import selected_clips
-from tasks.step import Run, StepResult, lineage, step
-from tasks.tables import append_again, bad_row, content_id, crc32, ok_row, pending
+from tasks.captioning.captions import captions_by_kind
+from tasks.captioning.prompts import read_prompts
+from tasks.models.encoders import EncoderFolder, newest_encoder_hash, prepare_encoder
+from tasks.models.folders import load_encoder
+from tasks.running.busy import Busy
+from tasks.running.pipeline import StepError, run_blocks
+from tasks.running.step import Run, StepResult, lineage, step
+from tasks.selecting.select import selected_clips
+from tasks.tables.delta import append_again, bad_row, content_id, crc32, ok_row, pending
 
 VERSION = "1"
 MAX_TOKENS = 128  # longer texts are cut, as for the released models
@@ -74,7 +74,7 @@ class TextEncoder:
 
     def row(self, item: Mapping[str, Any], embeds: Any, pooled: Any) -> dict[str, Any]:
         """Row of one text. embeds: valid tokens (n d); pooled: (p)."""
-        from tasks.blobs import tensor_bytes
+        from tasks.tables.blobs import tensor_bytes
 
         columns = {name: item[name] for name in ("text_feature_id", "text")} | {"encoder_hash": self.encoder_hash}
         if not (embeds.isfinite().all() and pooled.isfinite().all()):

@@ -8,15 +8,15 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.generate.request import GenerationRequest
-from tasks.dit_data import Pair, PairSource, explain_no_pairs, find_pairs, pair_source
-from tasks.encoders import EncoderFolder, find_encoder
-from tasks.evaluator import Evaluator
-from tasks.gate import Check, GateConfig, failures
-from tasks.model_files import ModelFolder, find_model
-from tasks.pipeline import StepError, run_blocks
-from tasks.registry import Champion, champion
-from tasks.step import Run, StepResult, step
-from tasks.tables import content_id, read_table
+from tasks.evaluating.evaluator import Evaluator
+from tasks.models.encoders import EncoderFolder, find_encoder
+from tasks.models.folders import ModelFolder, find_model
+from tasks.models.gate import Check, GateConfig, failures
+from tasks.models.registry import Champion, champion
+from tasks.running.pipeline import StepError, run_blocks
+from tasks.running.step import Run, StepResult, step
+from tasks.tables.delta import content_id, read_table
+from tasks.training.pairs import Pair, PairSource, explain_no_pairs, find_pairs, pair_source
 
 VERSION = "1"
 

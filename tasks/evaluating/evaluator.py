@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyramid_model.config import MMDiTConfig
+from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import DiTLossConfig
-from tasks.buckets import parse_bucket
-from tasks.dit_data import Pair, load_null_text, load_pairs
-from tasks.dit_validation import val_losses
-from tasks.gate import decide, passed
-from tasks.model_files import load_dit, load_vae, trained_in_units, training_pyramid, writing_folder
-from tasks.tables import ok_row
+from tasks.models.folders import load_dit, load_vae, trained_in_units, training_pyramid, writing_folder
+from tasks.models.gate import decide, passed
+from tasks.tables.delta import ok_row
+from tasks.training.pairs import Pair, load_null_text, load_pairs
+from tasks.training.validation import val_losses
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tasks.evaluate import EvaluateConfig, Subject
+    from tasks.evaluating.evaluate import EvaluateConfig, Subject
 
 NUM_MOTION_CLIPS = 8  # training clips whose motion stands for the data
 
@@ -41,7 +41,7 @@ class Evaluator:
 
     def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Measure, decide, describe."""
-        from pyramid_model.weights import weights_hash
+        from pyramid_model.weights.weights import weights_hash
 
         subject = self.subject
         samples, motion = self.samples()
@@ -95,7 +95,7 @@ class Evaluator:
         from pyramid_model.generate.text_to_video import generate_videos
         from pyramid_model.metrics.quality import motion_magnitude
         from pyramid_model.text import stack_features
-        from pyramid_model.video import write_video
+        from pyramid_model.video.video import write_video
 
         subject, config = self.subject, self.config
         chosen = _distinct_texts(subject.train)[: config.num_samples]
@@ -126,7 +126,7 @@ class Evaluator:
 
         from pyramid_model.metrics.quality import psnr
         from pyramid_model.train.vae_loss import reconstruct
-        from pyramid_model.video import write_video
+        from pyramid_model.video.video import write_video
 
         shown = []
         pairs = self.subject.val[: self.config.num_reconstructions]
@@ -157,7 +157,7 @@ def _distinct_texts(pairs: Sequence[Pair]) -> list[Pair]:
 
 def _frames(pairs: Sequence[Pair]) -> "list[np.ndarray]":
     """Clips at the size of their bucket, (t h w 3) uint8 each."""
-    from pyramid_model.video import read_clip
+    from pyramid_model.video.video import read_clip
 
     buckets = [parse_bucket(pair.bucket) for pair in pairs]
     return [
@@ -183,7 +183,7 @@ def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def untrained_of(subject: "Subject", model: Any) -> Any:
     """The candidate's architecture before its first step; of a DiT from elsewhere, with fresh weights."""
-    from tasks.train_dit import TrainDiTConfig, untrained_dit
+    from tasks.training.train_dit import TrainDiTConfig, untrained_dit
 
     known = subject.dit.training.get("config")
     setting = "mmdit" if isinstance(model, MMDiTConfig) else "model"
@@ -193,7 +193,7 @@ def untrained_of(subject: "Subject", model: Any) -> Any:
 
 def save_untrained(subject: "Subject") -> str:
     """Folder of the model as it was before its training."""
-    from pyramid_model.weights import save_dit
+    from pyramid_model.weights.weights import save_dit
 
     uri = subject.dit.uri.rstrip("/") + "-untrained"
     with writing_folder(uri) as folder:

@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks.registry import champion, promote
-from tasks.step import Run, StepResult, step
+from tasks.models.registry import champion, promote
+from tasks.running.step import Run, StepResult, step
 
 
 class RegisterConfig(Config):

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import storage
-from tasks.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, select_rows
-from tasks.pipeline import split_blocks
-from tasks.schemas import SCHEMAS
-from tasks.tables import TableError, content_id, read_table
+from tasks.running.pipeline import split_blocks
+from tasks.tables import storage
+from tasks.tables.delta import TableError, content_id, read_table
+from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, select_rows
+from tasks.tables.schemas import SCHEMAS
 
 DATASETS = ("webdataset", "pyramid-flow", "open-sora")
 INDEX = "index.json"

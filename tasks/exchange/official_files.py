@@ -14,19 +14,19 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks import storage
-from tasks.dit_data import PairReader, find_pairs, pair_source, vae_settings
-from tasks.encoders import EncoderFolder, find_encoder
-from tasks.ingest import hash_file
-from tasks.latents import latent_id
-from tasks.model_files import ModelFolder, absolute, encoder_dims, find_model
-from tasks.pipeline import StepError, run_blocks
-from tasks.schemas import ID_COLUMNS
-from tasks.select import SelectConfig, select
-from tasks.splits import SPLITS
-from tasks.step import Run, StepResult, report_progress, step
-from tasks.tables import bad_row, content_id, crc32, ok_row, pending, read_table
-from tasks.text_features import MAX_TOKENS, text_feature_id
+from tasks.encoding.latents import latent_id
+from tasks.encoding.text_features import MAX_TOKENS, text_feature_id
+from tasks.models.encoders import EncoderFolder, find_encoder
+from tasks.models.folders import ModelFolder, absolute, encoder_dims, find_model
+from tasks.running.pipeline import StepError, run_blocks
+from tasks.running.step import Run, StepResult, report_progress, step
+from tasks.selecting.select import SelectConfig, select
+from tasks.selecting.splits import SPLITS
+from tasks.sources.ingest import hash_file
+from tasks.tables import storage
+from tasks.tables.delta import bad_row, content_id, crc32, ok_row, pending, read_table
+from tasks.tables.schemas import ID_COLUMNS
+from tasks.training.pairs import PairReader, find_pairs, pair_source, vae_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,7 +229,7 @@ class OfficialReader:
         }
 
     def _latent_row(self, item: Mapping[str, Any], latent: "Tensor", columns: Mapping[str, Any]) -> dict[str, Any]:
-        from tasks.blobs import tensor_bytes
+        from tasks.tables.blobs import tensor_bytes
 
         _, t, h, w = latent.shape
         data = tensor_bytes(latent, self.config.dtype)
@@ -239,7 +239,7 @@ class OfficialReader:
         return ok_row(item, **columns, **stored, bucket=bucket, parts="mean", latent_norm=self.latent_norm)
 
     def _text_row(self, item: Mapping[str, Any], embeds: "Tensor", pooled: "Tensor") -> dict[str, Any]:
-        from tasks.blobs import tensor_bytes
+        from tasks.tables.blobs import tensor_bytes
 
         dtype = self.config.dtype
         data = tensor_bytes(embeds, dtype), tensor_bytes(pooled, dtype)

@@ -13,13 +13,13 @@ from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes, written
-from tasks import storage
-from tasks.model_files import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
-from tasks.tables import bad_row, ok_row
+from tasks.models.folders import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
+from tasks.tables import storage
+from tasks.tables.delta import bad_row, ok_row
 
 if TYPE_CHECKING:
     from pyramid_model.generate.pipeline import Clips, VideoPipeline
-    from tasks.generate import GenerateConfig
+    from tasks.generating.generate import GenerateConfig
 
 SLUG_LENGTH = 60
 

@@ -14,17 +14,17 @@ from pyramid_model.config import Config, PyramidConfig, VAEConfig, without_unuse
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.generate.request import GenerationRequest
-from tasks import storage
-from tasks.caption_client import EndpointConfig
-from tasks.clip_generator import ClipGenerator, Models, given_files
-from tasks.ingest import hash_file
-from tasks.model_files import absolute, folder_hash, trained_in_units, training_pyramid
-from tasks.pipeline import StepError, connect, run_blocks
-from tasks.prompts import read_prompts
-from tasks.registry import champion
-from tasks.rewriting import Mode, Rewrite, rewrite_prompts
-from tasks.step import Run, StepResult, report_progress, step
-from tasks.tables import content_id, pending, read_table
+from tasks.captioning.endpoint import EndpointConfig
+from tasks.captioning.prompts import read_prompts
+from tasks.captioning.rewriting import Mode, Rewrite, rewrite_prompts
+from tasks.generating.clip_generator import ClipGenerator, Models, given_files
+from tasks.models.folders import absolute, folder_hash, trained_in_units, training_pyramid
+from tasks.models.registry import champion
+from tasks.running.pipeline import StepError, connect, run_blocks
+from tasks.running.step import Run, StepResult, report_progress, step
+from tasks.sources.ingest import hash_file
+from tasks.tables import storage
+from tasks.tables.delta import content_id, pending, read_table
 
 if TYPE_CHECKING:
     from pyramid_model.generate.checkpoint import Checkpoint
@@ -186,7 +186,7 @@ def _champion(run: Run) -> Models:
 
 def _check_champion(config: GenerateConfig, models: Models) -> None:
     """Refuse what the champion cannot make before it is loaded. Needs torch: not for clips that are there."""
-    from pyramid_model.released_names import CONFIG_FILE, vae_config_from_released
+    from pyramid_model.weights.released_names import CONFIG_FILE, vae_config_from_released
 
     pyramid = training_pyramid(models.dit)
     vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(models.vae, CONFIG_FILE))))

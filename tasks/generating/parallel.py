@@ -1,8 +1,8 @@
 """Clips that several ranks make together: each holds the models, and they share the sampling. For torchrun and Ray.
 
-    torchrun --nproc-per-node 4 -m tasks.parallel_generate '{"models": {"directory": …, "variant": "768p"},
+    torchrun --nproc-per-node 4 -m tasks.generating.parallel '{"models": {"directory": …, "variant": "768p"},
                                                              "prompt": "a lake at dawn", "uri": "lake.mp4"}'
-    python -m tasks.parallel_generate '{… the same …, "num_ranks": 4, "num_gpus": 1}'
+    python -m tasks.generating.parallel '{… the same …, "num_ranks": 4, "num_gpus": 1}'
 
 The JSON may also be `@file`. Under torchrun the ranks are its processes, else Ray actors. Rank 0 writes the clip.
 """
@@ -19,9 +19,9 @@ from pydantic import Field
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
-from tasks.clip_generator import ModelFolders, load_pipeline
-from tasks.pipeline import StepError, connect
-from tasks.step import RayConfig
+from tasks.generating.clip_generator import ModelFolders, load_pipeline
+from tasks.running.pipeline import StepError, connect
+from tasks.running.step import RayConfig
 
 
 class SharedClip(Config):

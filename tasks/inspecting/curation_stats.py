@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.manifest import left_join, newest_by, newest_selection
-from tasks.schemas import SCHEMAS
-from tasks.table_stats import DropReason, Histogram, finite_values, histogram, reason_counts
-from tasks.tables import read_table
+from tasks.inspecting.table_stats import DropReason, Histogram, finite_values, histogram, reason_counts
+from tasks.tables.delta import read_table
+from tasks.tables.manifest import left_join, newest_by, newest_selection
+from tasks.tables.schemas import SCHEMAS
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import storage
-from tasks.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, check_names, filter_expression, select_rows
-from tasks.schemas import ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, as_dataset, open_table, read_table
+from tasks.tables import storage
+from tasks.tables.delta import TableError, as_dataset, open_table, read_table
+from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, check_names, filter_expression, select_rows
+from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 FORMATS = ("csv", "jsonl", "parquet")
 

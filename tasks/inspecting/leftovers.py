@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import fsspec
 import pyarrow.compute as pc
 
-from tasks import storage
-from tasks.answers import spent_answers
-from tasks.schemas import ID_COLUMNS, SCHEMAS
-from tasks.tables import compacted_versions, open_table, read_table
+from tasks.captioning.answers import spent_answers
+from tasks.tables import storage
+from tasks.tables.delta import compacted_versions, open_table, read_table
+from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 COPIED = "rows name files of another root, since this one was copied or moved: nothing can be told to be left over"
 MEDIA_COLUMNS = {"sources": "copy", "clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.manifest import newest_by, verdicts_of
-from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
-from tasks.table_stats import Histogram, counts_within, histogram, summary
-from tasks.tables import read_table
+from tasks.inspecting.table_stats import Histogram, counts_within, histogram, summary
+from tasks.tables.delta import read_table
+from tasks.tables.manifest import newest_by, verdicts_of
+from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.schemas import COMMON, SCHEMAS
-from tasks.tables import as_dataset, open_table, read_table
+from tasks.tables.delta import as_dataset, open_table, read_table
+from tasks.tables.schemas import COMMON, SCHEMAS
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SIDES = ("", "_missing", "_low", "_high")  # what a limit on a score may find

@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import storage
-from tasks.leftovers import (
+from tasks.inspecting.leftovers import (
     COPIED,
     MEDIA_COLUMNS,
     half_written,
@@ -26,9 +25,10 @@ from tasks.leftovers import (
     unnamed_media,
     unnamed_parquet,
 )
-from tasks.manifest import damaged_files
-from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, as_dataset, crc32, open_table, read_table, table_version
+from tasks.tables import storage
+from tasks.tables.delta import TableError, as_dataset, crc32, open_table, read_table, table_version
+from tasks.tables.manifest import damaged_files
+from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 # (table, column) -> (table, column) that it must be found in; an empty value refers to nothing
 REFERENCES: dict[tuple[str, str], tuple[str, str]] = {

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pyramid_model.config import Config
-from tasks import storage
-from tasks.model_files import absolute, folder_hash, hash_records, writing_folder
-from tasks.pipeline import StepError, connect
-from tasks.step import Run
-from tasks.tables import content_id, read_table
+from tasks.models.folders import absolute, folder_hash, hash_records, writing_folder
+from tasks.running.pipeline import StepError, connect
+from tasks.running.step import Run
+from tasks.tables import storage
+from tasks.tables.delta import content_id, read_table
 
 TINY = "tiny"
 TINY_VERSION = "1"

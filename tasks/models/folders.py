@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config, PyramidConfig
-from tasks import storage
-from tasks.pipeline import StepError
-from tasks.step import Run
-from tasks.tables import content_id, read_table
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run
+from tasks.tables import storage
+from tasks.tables.delta import content_id, read_table
 
 TRAINING_FILE = "training.json"  # beside the weights: how they came about
 
@@ -101,14 +101,14 @@ def _hash_function(kind: str) -> Any:
         return vision_model_hash
     if kind == "files":
         return _files_hash
-    from pyramid_model.weights import weights_hash
+    from pyramid_model.weights.weights import weights_hash
 
     return weights_hash
 
 
 def _files_hash(folder: str) -> str:
     """Of everything that says how the model computes, and not of what stands beside it (README, licence)."""
-    from pyramid_model.files_hash import files_hash
+    from pyramid_model.weights.files_hash import files_hash
 
     suffixes = {".json", ".safetensors", ".bin", ".pth", ".txt", ".model"}
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in suffixes)
@@ -180,7 +180,7 @@ def _rename_new(folder: str, target: str) -> None:
 @functools.cache
 def load_vae(uri: str, device: str = "cpu") -> Any:
     """A VAE for this process; loaded once."""
-    from pyramid_model import weights
+    from pyramid_model.weights import weights
 
     with local_folder(uri) as folder:
         return weights.load_vae(folder, device)
@@ -189,7 +189,7 @@ def load_vae(uri: str, device: str = "cpu") -> Any:
 @functools.cache
 def load_dit(uri: str, device: str = "cpu") -> Any:
     """A DiT for this process; loaded once."""
-    from pyramid_model import weights
+    from pyramid_model.weights import weights
 
     with local_folder(uri) as folder:
         return weights.load_dit(folder, device)

@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pyramid_model.config import Config
-from tasks import storage
-from tasks.gate import Check, failures
-from tasks.step import Run
-from tasks.tables import content_id, read_table
+from tasks.models.gate import Check, failures
+from tasks.running.step import Run
+from tasks.tables import storage
+from tasks.tables.delta import content_id, read_table
 
 ALIAS = "champion"
 VALUES_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's own limits

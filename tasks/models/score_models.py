@@ -8,11 +8,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tasks import storage
-from tasks.model_files import absolute, folder_hash, local_folder, writing_folder
-from tasks.pipeline import StepError
-from tasks.step import Run
-from tasks.tables import content_id
+from tasks.models.folders import absolute, folder_hash, local_folder, writing_folder
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run
+from tasks.tables import storage
+from tasks.tables.delta import content_id
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")

@@ -6,12 +6,12 @@ from pydantic import Field
 
 from pyramid_model.captioning.question import Decoding
 from pyramid_model.config import Config
-from tasks import storage
-from tasks.encoders import on_ray
-from tasks.model_files import absolute, folder_hash, writing_folder
-from tasks.pipeline import StepError
-from tasks.step import Run
-from tasks.tables import content_id
+from tasks.models.encoders import on_ray
+from tasks.models.folders import absolute, folder_hash, writing_folder
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run
+from tasks.tables import storage
+from tasks.tables.delta import content_id
 
 FETCHED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import storage
-from tasks.report_curation import Curation
+from tasks.report.curation import Curation
+from tasks.tables import storage
 
 Facts = dict[str, list]  # clip id -> [uri, size in bytes, damage]
 

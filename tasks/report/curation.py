@@ -11,13 +11,13 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.buckets import Bucket, parse_bucket
-from tasks.clips import current_clip_ids
-from tasks.manifest import clips_with_scores, left_join, newest_by, newest_selection, verdicts_of
-from tasks.schemas import SCHEMAS
-from tasks.splits import SPLITS
-from tasks.table_stats import DropReason, reason_counts
-from tasks.tables import read_table
+from pyramid_model.train.buckets import Bucket, parse_bucket
+from tasks.cutting.clips import current_clip_ids
+from tasks.inspecting.table_stats import DropReason, reason_counts
+from tasks.selecting.splits import SPLITS
+from tasks.tables.delta import read_table
+from tasks.tables.manifest import clips_with_scores, left_join, newest_by, newest_selection, verdicts_of
+from tasks.tables.schemas import SCHEMAS
 
 JOINED = ("keep", "drop_reasons", "bucket", "split", "caption")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks.duplicates import length_step
-from tasks.report_curation import Curation
-from tasks.table_stats import file_size
-from tasks.tables import read_table
+from tasks.inspecting.table_stats import file_size
+from tasks.report.curation import Curation
+from tasks.selecting.duplicates import length_step
+from tasks.tables.delta import read_table
 
 MAX_GROUPS, MAX_MEMBERS = 24, 8  # shown; the counts are of all
 COLUMNS = ("clip_id", "method", "group_id", "rank", "similarity")

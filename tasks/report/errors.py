@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from tasks.schemas import SCHEMAS
-from tasks.tables import read_table
+from tasks.tables.delta import read_table
+from tasks.tables.schemas import SCHEMAS
 
 # By error_type, where one has different causes by "table.error_type".
 ADVICE = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tasks.table_stats import Histogram, compact
+from tasks.inspecting.table_stats import Histogram, compact
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.report_curation import Curation, common_reasons
-from tasks.tables import read_table
+from tasks.report.curation import Curation, common_reasons
+from tasks.tables.delta import read_table
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import storage
+from tasks.tables import storage
 
 WHOLE_BYTES = 150_000  # a file up to this size goes in as it is
 
@@ -45,7 +45,7 @@ class MediaBudget:
 
     def video(self, uri: str) -> str:
         """`data:video/mp4;base64,…` of a clip or picture of ours, or "" when it is missing or does not fit."""
-        from pyramid_model.video import VideoError
+        from pyramid_model.video.video import VideoError
 
         if self.used_bytes >= self.max_bytes:
             self.left_out += 1
@@ -82,7 +82,7 @@ class MediaBudget:
 
 def thumbnail(uri: str) -> tuple[bytes, bytes] | None:
     """A short tiny MP4 of a video, and its first frame as a JPEG; None when it cannot be read."""
-    from pyramid_model.video import VideoError
+    from pyramid_model.video.video import VideoError
 
     try:
         data = storage.read_bytes(uri)
@@ -98,7 +98,7 @@ def still(data: bytes) -> bytes:
     Raises:
         VideoError: it is no video that can be read.
     """
-    from pyramid_model.video import jpeg
+    from pyramid_model.video.video import jpeg
 
     [frame], _ = small_frames(data, FIRST_FRAME)
     return jpeg(frame, quality=60)
@@ -110,7 +110,7 @@ def preview(data: bytes, how: Preview) -> bytes:
     Raises:
         VideoError: it is no video that can be read.
     """
-    from pyramid_model.video import write_video
+    from pyramid_model.video.video import write_video
 
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "preview.mp4")
@@ -128,7 +128,7 @@ def small_frames(data: bytes, how: Preview) -> tuple[np.ndarray, float]:
     import av
     import av.error
 
-    from pyramid_model.video import VideoError
+    from pyramid_model.video.video import VideoError
 
     try:
         with av.open(io.BytesIO(data), "r") as container:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks.manifest import verdicts_of
-from tasks.registry import Champion, RegistryError, champion
-from tasks.report_data import Records, loads, newest
-from tasks.report_figures import Series, line_chart, smoothed
-from tasks.report_media import MediaBudget
-from tasks.tables import read_table
+from tasks.models.registry import Champion, RegistryError, champion
+from tasks.report.figures import Series, line_chart, smoothed
+from tasks.report.media import MediaBudget
+from tasks.report.run import Records, loads, newest
+from tasks.tables.delta import read_table
+from tasks.tables.manifest import verdicts_of
 
 CURVE_SIDE_COLUMNS = ("step", "lr", "grad_norm", "elapsed_s")
 MAX_EVALUATIONS = 4

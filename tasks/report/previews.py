@@ -9,15 +9,15 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks import storage
-from tasks.report_curation import bucket_lines, read_curation, split_lines
-from tasks.report_data import length, step_records
-from tasks.report_funnel import funnel, read_intake
-from tasks.report_models import charts
-from tasks.report_selection import ScoreFigure, score_figures, select_outputs, selection_thresholds
-from tasks.splits import SPLITS
-from tasks.table_stats import compact
-from tasks.tables import read_table
+from tasks.inspecting.table_stats import compact
+from tasks.report.curation import bucket_lines, read_curation, split_lines
+from tasks.report.funnel import funnel, read_intake
+from tasks.report.models import charts
+from tasks.report.run import length, step_records
+from tasks.report.selection import ScoreFigure, score_figures, select_outputs, selection_thresholds
+from tasks.selecting.splits import SPLITS
+from tasks.tables import storage
+from tasks.tables.delta import read_table
 
 MAX_CLIPS, SHEET_COLUMNS = 24, 6
 THUMB_H, THUMB_W = 72, 128
@@ -108,7 +108,7 @@ def clip_section(prompt: str, uri: str, remark: str = "") -> str:
 
 def frames_of(uri: str, num: int) -> list[Any]:
     """So many frames spread over a clip, or a lone picture, uint8 (h w c), of thumbnail size; none if unreadable."""
-    from pyramid_model.video import VideoError, clip_length, read_clip
+    from pyramid_model.video.video import VideoError, clip_length, read_clip
 
     if uri.endswith(".png"):
         return [_thumbnail(uri)] if storage.exists(uri) else []

@@ -11,27 +11,29 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks import report_data, report_models, storage
-from tasks.manifest import overview
-from tasks.report_clips import as_noted, chosen_clips, file_facts, listing, script_json
-from tasks.report_curation import Curation, bucket_lines, read_curation, set_lines, split_lines
-from tasks.report_duplicates import MAX_MEMBERS, read_duplicates
-from tasks.report_errors import error_lines
-from tasks.report_figures import pipeline_picture
-from tasks.report_funnel import accounts, funnel, largest, read_intake
-from tasks.report_media import MediaBudget
-from tasks.report_selection import (
+from tasks.inspecting.table_stats import compact, file_size, labels
+from tasks.report import models as report_models
+from tasks.report import run as report_data
+from tasks.report.clips import as_noted, chosen_clips, file_facts, listing, script_json
+from tasks.report.curation import Curation, bucket_lines, read_curation, set_lines, split_lines
+from tasks.report.duplicates import MAX_MEMBERS, read_duplicates
+from tasks.report.errors import error_lines
+from tasks.report.figures import pipeline_picture
+from tasks.report.funnel import accounts, funnel, largest, read_intake
+from tasks.report.media import MediaBudget
+from tasks.report.selection import (
     label_figures,
     rule_examples,
     score_figures,
     select_outputs,
     selection_thresholds,
 )
-from tasks.report_sources import MAX_FILES, MAX_SOURCES, sources
-from tasks.schemas import SCHEMAS
-from tasks.step import Run, StepResult, code_version, params_hash, report_progress, step
-from tasks.table_stats import compact, file_size, labels
-from tasks.tables import table_version
+from tasks.report.sources import MAX_FILES, MAX_SOURCES, sources
+from tasks.running.step import Run, StepResult, code_version, params_hash, report_progress, step
+from tasks.tables import storage
+from tasks.tables.delta import table_version
+from tasks.tables.manifest import overview
+from tasks.tables.schemas import SCHEMAS
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks import storage
-from tasks.manifest import TableFacts
-from tasks.report_curation import Curation, total_s
-from tasks.report_figures import Node
-from tasks.step import StepResult
-from tasks.table_stats import compact
-from tasks.tables import read_table
+from tasks.inspecting.table_stats import compact
+from tasks.report.curation import Curation, total_s
+from tasks.report.figures import Node
+from tasks.running.step import StepResult
+from tasks.tables import storage
+from tasks.tables.delta import read_table
+from tasks.tables.manifest import TableFacts
 
 MAX_RUNS = 50  # newest runs whose step records are read
 

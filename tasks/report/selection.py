@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.report_curation import Curation
-from tasks.report_data import Records, loads
-from tasks.report_duplicates import Duplicates
-from tasks.report_figures import Threshold, histogram_figure
-from tasks.table_stats import compact, counts_within, finite_values, histogram
+from tasks.inspecting.table_stats import compact, counts_within, finite_values, histogram
+from tasks.report.curation import Curation
+from tasks.report.duplicates import Duplicates
+from tasks.report.figures import Threshold, histogram_figure
+from tasks.report.run import Records, loads
 
 SIDES = {"min": "above", "max": "below"}
 REASONS = {"above": "low", "below": "high"}  # what a clip beyond a limit is called

@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.report_curation import Curation
-from tasks.schemas import COMMON, SCHEMAS
-from tasks.source_card import SourceCard, cards_of, read_card
-from tasks.tables import read_table
+from tasks.report.curation import Curation
+from tasks.sources.card import SourceCard, cards_of, read_card
+from tasks.tables.delta import read_table
+from tasks.tables.schemas import COMMON, SCHEMAS
 
 MAX_SOURCES, MAX_FILES = 40, 50  # listed: sources, and files of each
 

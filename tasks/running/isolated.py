@@ -1,4 +1,4 @@
-"""A function in a process of its own, which may crash or hang without harm: `python -m tasks.isolated module:function`.
+"""A function in a process of its own, which may crash or hang without harm: `python -m tasks.running.isolated module:function`.
 
 Calls and answers are JSON lines. The process lives from call to call, since its imports are slow, and ends with its
 parent, however that ends.
@@ -79,7 +79,7 @@ class Isolated:
 
     def _start(self) -> subprocess.Popen:
         self._num_calls = 0
-        command = [sys.executable, "-m", "tasks.isolated", self.function]
+        command = [sys.executable, "-m", "tasks.running.isolated", self.function]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def _read_line(self, child: subprocess.Popen, timeout_s: float) -> bytes:

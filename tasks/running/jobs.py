@@ -14,9 +14,9 @@ import time
 from typing import Any
 
 from pyramid_model.config import Config
-from tasks.pipeline import StepError
-from tasks.step import Run, StepResult, report_progress
-from tasks.tables import content_id
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run, StepResult, report_progress
+from tasks.tables.delta import content_id
 
 LOG = logging.getLogger("pyramid.jobs")
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pyramid_model.config import Config
-from tasks.schemas import ID_COLUMNS
-from tasks.step import RayConfig, Run, StepResult, lineage, report_progress
-from tasks.tables import Lineage, append_block, content_id, table_version
+from tasks.running.step import RayConfig, Run, StepResult, lineage, report_progress
+from tasks.tables.delta import Lineage, append_block, content_id, table_version
+from tasks.tables.schemas import ID_COLUMNS
 
 START_TRIES = 3
 RESUME = "Committed blocks are kept: mend the cause and run the same command again."

@@ -19,8 +19,8 @@ from typing import TypeVar
 from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
-from tasks import storage
-from tasks.tables import Lineage, content_id
+from tasks.tables import storage
+from tasks.tables.delta import Lineage, content_id
 
 PROGRESS = logging.getLogger("pyramid.progress")
 STEPS = logging.getLogger("pyramid.steps")
@@ -163,7 +163,7 @@ def step(function: StepFunction[C]) -> StepFunction[C]:
         STEPS.info("%s started", name, extra={"step": name, "event": "started"})
         started = time.time()
         if run.ray.address.startswith("jobs:"):
-            from tasks.jobs import submit_step
+            from tasks.running.jobs import submit_step
 
             return _finished(run, submit_step(name, run, config), started)
         storage.check_writable(run.root)

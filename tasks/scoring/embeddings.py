@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from tasks.frame_models import TorchModelConfig, limit_torch_threads, over_clips
-from tasks.score_models import load_open_clip
-from tasks.step import Run
-from tasks.tables import Lineage, append_again, bad_row, content_id, crc32, ok_row, read_table
+from tasks.models.score_models import load_open_clip
+from tasks.running.step import Run
+from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
+from tasks.tables.delta import Lineage, append_again, bad_row, content_id, crc32, ok_row, read_table
 
 VERSION = "1"
 STORED = "float16"
@@ -55,7 +55,7 @@ class Embedder:
 
     def row(self, item: Mapping[str, Any], features: Any) -> dict[str, Any]:
         """Row of one clip. features: (n d), or why there are none."""
-        from tasks.blobs import tensor_bytes
+        from tasks.tables.blobs import tensor_bytes
 
         columns = {name: item[name] for name in ("embedding_id", "clip_id")}
         columns |= {"model": self.config.model, "model_hash": self.model_hash, "sampling": self.config.sampling}

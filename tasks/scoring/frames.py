@@ -57,7 +57,7 @@ def sampled_frames(clip: Mapping[str, Any], config: FrameModelConfig) -> Any:
     clip: `uri`, `height`, `width`, `num_frames`, `fps_num` and `fps_den` of a row of `clips`.
     """
     from pyramid_model.metrics.sampling import spread_frames
-    from pyramid_model.video import VideoError
+    from pyramid_model.video.video import VideoError
 
     try:
         return spread_frames(

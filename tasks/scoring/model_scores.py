@@ -14,15 +14,17 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pyramid_model.config import Config, without_unused
 from pyramid_model.metrics.scorers import SCORERS
-from tasks import embedding_scores, embeddings, score_models
-from tasks.embedding_scores import EmbeddingScoresConfig, frame_details
-from tasks.frame_models import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
-from tasks.model_files import absolute
-from tasks.pipeline import run_blocks
-from tasks.schemas import ID_COLUMNS, SCHEMAS
-from tasks.select_config import CLIP_FIGURES
-from tasks.step import Run, StepResult, lineage
-from tasks.tables import bad_row, content_id, ok_row, pending
+from tasks.models import score_models
+from tasks.models.folders import absolute
+from tasks.running.pipeline import run_blocks
+from tasks.running.step import Run, StepResult, lineage
+from tasks.scoring import embeddings
+from tasks.scoring import read_off as embedding_scores
+from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
+from tasks.scoring.read_off import EmbeddingScoresConfig, frame_details
+from tasks.selecting.select_config import CLIP_FIGURES
+from tasks.tables.delta import bad_row, content_id, ok_row, pending
+from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 STEP = "scores"
 VERSION = "1"
@@ -289,6 +291,6 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
 def _captions(run: Run, config: EmbeddingScoresConfig, clip_ids: Sequence[str]) -> dict[str, str]:
     if not config.text_match:
         return {}
-    from tasks.captions import captions_of
+    from tasks.captioning.captions import captions_of
 
     return captions_of(run, clip_ids, config.captions)

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.manifest import newest_by
-from tasks.step import Run
-from tasks.tables import Lineage, append_again, read_table
+from tasks.running.step import Run
+from tasks.tables.delta import Lineage, append_again, read_table
+from tasks.tables.manifest import newest_by
 
 COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", "created_at")
 

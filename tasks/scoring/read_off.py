@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks.embeddings import EmbeddingsConfig, embedding_rows
-from tasks.frame_models import limit_torch_threads
-from tasks.score_models import clip_dim, load_aesthetic_head, load_open_clip
-from tasks.tables import bad_row, content_id, ok_row
+from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
+from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
+from tasks.scoring.frames import limit_torch_threads
+from tasks.tables.delta import bad_row, content_id, ok_row
 
 VERSION = "1"
 READ_OFF = ("consistency", "aesthetic", "text_match")
@@ -113,7 +113,7 @@ class EmbeddingScorer:
 
     def row(self, item: Mapping[str, Any], embedding: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
         """Row of one score."""
-        from tasks.blobs import CorruptBlobError, embedding_of
+        from tasks.tables.blobs import CorruptBlobError, embedding_of
 
         columns = {name: item[name] for name in ("score_id", "clip_id", "scorer")}
         if embedding["status"] != "ok":

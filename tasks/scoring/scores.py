@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
-from tasks import model_scores
-from tasks.model_scores import ModelScoresConfig
-from tasks.pipeline import run_blocks
-from tasks.score_reading import make_newest
-from tasks.step import Run, StepResult, lineage, step
-from tasks.tables import bad_row, content_id, ok_row, pending
+from tasks.running.pipeline import run_blocks
+from tasks.running.step import Run, StepResult, lineage, step
+from tasks.scoring import model_scores
+from tasks.scoring.model_scores import ModelScoresConfig
+from tasks.scoring.newest import make_newest
+from tasks.tables.delta import bad_row, content_id, ok_row, pending
 
 VERSION = "1"
 LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot detection
@@ -66,7 +66,7 @@ class ClipScorer:
         return {"scores": [row for group in groups for row in self._score(group)]}
 
     def _score(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from pyramid_model.video import VideoError
+        from pyramid_model.video.video import VideoError
 
         clip = items[0]
         try:
@@ -87,7 +87,7 @@ def clip_view(clip: Mapping[str, Any]) -> ClipView:
     import cv2
     import numpy as np
 
-    from pyramid_model.video import read_clip
+    from pyramid_model.video.video import read_clip
 
     height, width = scored_size(clip["height"], clip["width"])
     frames = read_clip(clip["uri"], height=height, width=width)
@@ -108,7 +108,7 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     Raises:
         StepError: weights of a model cannot be had, or are of another architecture; before anything is computed.
     """
-    from tasks.clips import current_clips
+    from tasks.cutting.clips import current_clips
 
     columns = ["clip_id", "uri", "height", "width", "num_frames", "fps_num", "fps_den"]
     clips = current_clips(run, columns).to_pylist()

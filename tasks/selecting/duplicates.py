@@ -21,11 +21,20 @@ from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
 from pyramid_model.duplicates import Pairs, across_videos, equal, groups, groups_around, near_by_embedding, near_by_hash
-from tasks.clips import current_clips
-from tasks.embeddings import newest_source
-from tasks.manifest import newest_by
-from tasks.step import Run, StepResult, lineage, step
-from tasks.tables import append_block, as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
+from tasks.cutting.clips import current_clips
+from tasks.running.step import Run, StepResult, lineage, step
+from tasks.scoring.embeddings import newest_source
+from tasks.tables.delta import (
+    append_block,
+    as_dataset,
+    bad_row,
+    content_id,
+    ok_row,
+    open_table,
+    read_table,
+    table_version,
+)
+from tasks.tables.manifest import newest_by
 
 VERSION = "1"
 METHODS = ("exact", "phash", "semantic")  # in this order they are looked for and, when clips are selected, applied
@@ -161,7 +170,7 @@ def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.
         ValueError: there are clips, and none has one.
         CorruptBlobError: stored bytes are not what was written.
     """
-    from tasks.blobs import embedding_of
+    from tasks.tables.blobs import embedding_of
 
     if not clip_ids:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)

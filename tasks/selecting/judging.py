@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tasks.buckets import fitting_bucket, parse_bucket
-from tasks.quotas import over_quota
-from tasks.select_config import CLIP_FIGURES, Limits, SelectConfig
-from tasks.splits import CONFLICT
-from tasks.tables import content_id
+from pyramid_model.train.buckets import fitting_bucket, parse_bucket
+from tasks.selecting.quotas import over_quota
+from tasks.selecting.select_config import CLIP_FIGURES, Limits, SelectConfig
+from tasks.selecting.splits import CONFLICT
+from tasks.tables.delta import content_id
 
 VERSION = "1"
 CLIP_COLUMNS = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.tables import content_id
+from tasks.tables.delta import content_id
 
 Dropped = list[tuple[str, np.ndarray]]
 

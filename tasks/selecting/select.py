@@ -12,16 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.clips import current_clips
-from tasks.duplicates import groups_by_method
-from tasks.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
-from tasks.manifest import left_join, newest_selection, verdicts_of
-from tasks.score_reading import score_arrays
-from tasks.select_config import CLIP_FIGURES, SelectConfig
-from tasks.source_card import SplitPin, cards_of, read_card
-from tasks.splits import SPLITS, splits_of
-from tasks.step import Run, StepResult, lineage, params_hash, step
-from tasks.tables import append_block, content_id, ok_row, read_table, table_version
+from tasks.cutting.clips import current_clips
+from tasks.running.step import Run, StepResult, lineage, params_hash, step
+from tasks.scoring.newest import score_arrays
+from tasks.selecting.duplicates import groups_by_method
+from tasks.selecting.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
+from tasks.selecting.select_config import CLIP_FIGURES, SelectConfig
+from tasks.selecting.splits import SPLITS, splits_of
+from tasks.sources.card import SplitPin, cards_of, read_card
+from tasks.tables.delta import append_block, content_id, ok_row, read_table, table_version
+from tasks.tables.manifest import left_join, newest_selection, verdicts_of
 
 # Copies link videos in the draw of splits. Clips that are merely alike to a model would in time link all of them.
 LINKING = ("exact", "phash")

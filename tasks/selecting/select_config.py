@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from pyramid_model.config import Config, without_unused
-from tasks.buckets import expand_buckets
-from tasks.duplicates import METHODS, Method
+from pyramid_model.train.buckets import expand_buckets
+from tasks.selecting.duplicates import METHODS, Method
 
 # Measured on the clip itself, so that any of them may have limits beside the scorers.
 CLIP_FIGURES = ("duration_s", "fps", "height", "width", "aspect")

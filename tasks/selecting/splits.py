@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from pyramid_model.duplicates import components
-from tasks.source_card import SplitPin
-from tasks.tables import content_id
+from tasks.sources.card import SplitPin
+from tasks.tables.delta import content_id
 
 SPLITS = ("train", "val", "test")
 

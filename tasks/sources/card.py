@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pyramid_model.config import Config
-from tasks import storage
+from tasks.tables import storage
 
 NAME = "source.yaml"
 Split = Literal["train", "val", "test"]

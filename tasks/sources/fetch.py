@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks import storage
-from tasks.host_budget import Budget, HostBudget, host_of, own_budget, waiting_for_turns
+from tasks.tables import storage
+from tasks.tables.host_budget import Budget, HostBudget, host_of, own_budget, waiting_for_turns
 
 T = TypeVar("T")
 

@@ -18,14 +18,14 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks import storage
-from tasks.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
-from tasks.host_budget import Budget, SharedBudget
-from tasks.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files
-from tasks.pipeline import connect, run_blocks
-from tasks.source_card import SourceCard, card_uri, read_card
-from tasks.step import Run, StepResult, step
-from tasks.tables import Pending, bad_row, content_id, ok_row, pending, read_table
+from tasks.running.pipeline import connect, run_blocks
+from tasks.running.step import Run, StepResult, step
+from tasks.sources.card import SourceCard, card_uri, read_card
+from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
+from tasks.sources.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files
+from tasks.tables import storage
+from tasks.tables.delta import Pending, bad_row, content_id, ok_row, pending, read_table
+from tasks.tables.host_budget import Budget, SharedBudget
 
 VERSION = "1"
 MAX_BLOCK_BYTES = 4 * 2**30  # read within minutes from a slow disk, too: that is how often a block commits

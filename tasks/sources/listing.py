@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from tasks import storage
-from tasks.archives import members
-from tasks.fetch import FetchConfig, FetchError, Look, is_web, look
-from tasks.lists import HEAD_BYTES, BadEntry, Entry, is_page, list_kind, read_list
+from tasks.sources.archives import members
+from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
+from tasks.sources.lists import HEAD_BYTES, BadEntry, Entry, is_page, list_kind, read_list
+from tasks.tables import storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 NON_MEDIA = (
@@ -42,7 +42,7 @@ class SourceFile:
     mtime_ns: int = 0
     error_type: str = ""  # empty: it is to be read
     error: str = ""
-    annotations: tuple[dict[str, Any], ...] = ()  # what a list says of it, as `tasks.lists.Entry`
+    annotations: tuple[dict[str, Any], ...] = ()  # what a list says of it, as `tasks.sources.lists.Entry`
     sha256: str = ""
     md5: str = ""
     archive: str = ""  # the tar file that holds it, from this byte on
@@ -72,7 +72,7 @@ def source_files(
     """The folder of a source, the files that it names, and what it was taken for.
 
     Args:
-        source: a folder (walked with its subfolders), a list (see `tasks.lists`), or one file; a path or fsspec URI.
+        source: a folder (walked with its subfolders), a list (see `tasks.sources.lists`), or one file; a path or fsspec URI.
         root: where our own tables and media lie; they are left out when the source contains them.
         non_media: suffixes of files in folders that are no candidates; nor are hidden files.
         media_root: where the relative names of a list start; empty: at the folder of the list.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from tasks import storage
+from tasks.tables import storage
 
 HEAD_BYTES = 64 * 2**10
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")  # are lists whatever they contain

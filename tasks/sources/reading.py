@@ -4,8 +4,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from pyramid_model.video import VideoError
-from tasks import storage
+from pyramid_model.video.video import VideoError
+from tasks.tables import storage
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from tasks import storage
-from tasks.blobs import DTYPES, CorruptBlobError
-from tasks.schemas import BLOB_COLUMNS, ID_COLUMNS
-from tasks.tables import crc32, latest_attempts, open_table
+from tasks.tables import storage
+from tasks.tables.blobs import DTYPES, CorruptBlobError
+from tasks.tables.delta import crc32, latest_attempts, open_table
+from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS
 
 OPEN_FILES = 128  # a process may have about a thousand, and each keeps its footer in memory
 KNOWN = ("attempt", "created_at", "status", "shape", "dtype", "crc32")

@@ -1,6 +1,6 @@
 """Delta tables: content ids, exactly-once appends, reads of a pinned version, and what is still to do.
 
-Every table lives at `<root>/tables/<name>`; its columns stand in `tasks.schemas`. Rows are only ever appended. A retry
+Every table lives at `<root>/tables/<name>`; its columns stand in `tasks.tables.schemas`. Rows are only ever appended. A retry
 appends a row with `attempt + 1`, and readers see the latest attempt of each id. Columns may be added to a schema: a
 table that was written before reads as null there, and gets the column with the next append.
 """
@@ -25,8 +25,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from pyarrow.dataset import Dataset
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from tasks import storage
-from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
+from tasks.tables import storage
+from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 
 BLOB_ROW_GROUP_BYTES = 1_000_000  # from here on one row a row group: a random row is read alone
 COMMIT_TRIES = 20
@@ -276,7 +276,7 @@ def _to_arrow(table: str, rows: Sequence[Mapping[str, Any]], lineage: Lineage) -
     full = [common | dict(row) for row in rows]
     unknown = {name for row in full for name in row} - set(schema.names)
     if unknown:
-        raise TableError(f"table {table!r} has no columns {sorted(unknown)}: add them in tasks/schemas.py")
+        raise TableError(f"table {table!r} has no columns {sorted(unknown)}: add them in tasks/tables/schemas.py")
     return pa.Table.from_pylist(full, schema=schema)
 
 

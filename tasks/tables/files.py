@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from tasks import storage
+from tasks.tables import storage
 
 
 def file_crc32(uri: str) -> int:
@@ -21,7 +21,7 @@ def check_unchanged(clip: Mapping[str, Any]) -> None:
     Raises:
         VideoError: the file is missing, or has changed since it was cut.
     """
-    from pyramid_model.video import VideoError  # needs PyAV, which the driver of a step does without
+    from pyramid_model.video.video import VideoError  # needs PyAV, which the driver of a step does without
 
     mend = "cut it again: pyramid curate --retry-failed, or put the file back"
     try:

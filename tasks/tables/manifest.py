@@ -15,9 +15,9 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import storage
-from tasks.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
-from tasks.tables import TableError, as_dataset, open_table, read_table, table_uri
+from tasks.tables import storage
+from tasks.tables.delta import TableError, as_dataset, open_table, read_table, table_uri
+from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 
 CLIPS_WITH_SCORES = "clips-with-scores"
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # two-character ones first, so that they are found first
@@ -64,7 +64,7 @@ def check_written(root: str, table: str) -> None:
 
 def absolute_root(uri: str) -> str:
     """A root (or any path) as steps see it: absolute when local, else without a trailing slash."""
-    from tasks.step import Run  # one place decides what a root looks like
+    from tasks.running.step import Run  # one place decides what a root looks like
 
     return Run(root=uri, run_id="-").root
 

@@ -35,7 +35,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if uri.startswith(("http://", "https://")):
         import aiohttp
 
-        from tasks.host_budget import own_turns
+        from tasks.tables.host_budget import own_turns
 
         # Large files take long: a transfer is given up when nothing comes any more, not after five minutes.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)

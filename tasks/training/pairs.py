@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config, LatentNorm
-from tasks import storage
-from tasks.captions import captions_by_kind
-from tasks.model_files import ModelFolder
-from tasks.pipeline import StepError
-from tasks.select import selected_clips
-from tasks.step import Run
-from tasks.tables import read_table, table_version
-from tasks.text_features import NULL_TEXT
+from tasks.captioning.captions import captions_by_kind
+from tasks.encoding.text_features import NULL_TEXT
+from tasks.models.folders import ModelFolder
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run
+from tasks.selecting.select import selected_clips
+from tasks.tables import storage
+from tasks.tables.delta import read_table, table_version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,7 +215,7 @@ class PairReader:
     """
 
     def __init__(self, source: PairSource, pairs: Sequence[Pair]):
-        from tasks.blob_reader import BlobReader
+        from tasks.tables.blob_reader import BlobReader
 
         def reader(table: str, ids: Iterable[str]) -> BlobReader:
             return BlobReader(source.run.root, table, source.versions[table], ids)
@@ -240,7 +240,7 @@ class PairReader:
         `sample_posterior` the latent is (2c t h w): means, then log-variances. None for a pair whose latent or text is
         damaged, which is then noted in `bad`.
         """
-        from tasks.blobs import CorruptBlobError
+        from tasks.tables.blobs import CorruptBlobError
 
         pair = self.pairs[position]
         # Drawn even where the latent is damaged: what a step sees must not depend on what has been read before it.
@@ -292,7 +292,7 @@ def load_null_text(source: PairSource) -> "tuple[Tensor, Tensor]":
     Raises:
         StepError: the text_features step has not run for this encoder.
     """
-    from tasks.blob_reader import BlobReader
+    from tasks.tables.blob_reader import BlobReader
 
     feature_id = text_feature_ids(source).get(NULL_TEXT)
     if feature_id is None:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from pyramid_model.train.loop import TrainState
-from tasks import storage
+from tasks.tables import storage
 
 
 class SharedState(TrainState):

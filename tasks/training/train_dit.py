@@ -8,8 +8,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, without_unused
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
-from tasks.captions import Kind
-from tasks.dit_data import (
+from tasks.captioning.captions import Kind
+from tasks.encoding.text_features import NULL_TEXT
+from tasks.models.encoders import find_encoder
+from tasks.models.folders import find_model
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run, StepResult, step
+from tasks.training.pairs import (
     Pair,
     PairReader,
     PairSource,
@@ -22,12 +27,7 @@ from tasks.dit_data import (
     text_feature_ids,
     vae_settings,
 )
-from tasks.encoders import find_encoder
-from tasks.model_files import find_model
-from tasks.pipeline import StepError
-from tasks.step import Run, StepResult, step
-from tasks.text_features import NULL_TEXT
-from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
+from tasks.training.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
@@ -284,13 +284,13 @@ class DiTTraining:
 
     def validate(self, objective: Any) -> dict[str, float]:
         """Loss on held-out clips, the same noise every time."""
-        from tasks.dit_validation import val_losses
+        from tasks.training.validation import val_losses
 
         return val_losses(objective.dit, self.val, self.config.pyramid, self.config.loss)
 
     def save(self, objective: Any, folder: str) -> None:
         """Write the DiT."""
-        from pyramid_model.weights import save_dit
+        from pyramid_model.weights.weights import save_dit
 
         save_dit(objective.dit, folder)
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pyramid_model.config import VAEConfig
+from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import VAEBatchConfig, VAELossConfig
-from tasks.buckets import parse_bucket
-from tasks.pipeline import StepError
-from tasks.select import selected_clips
-from tasks.step import Run, StepResult, step
-from tasks.tables import table_version
-from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run, StepResult, step
+from tasks.selecting.select import selected_clips
+from tasks.tables.delta import table_version
+from tasks.training.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +121,7 @@ class VAETraining:
 
     def _read(self, clips: Sequence[Mapping[str, Any]]) -> tuple[list[str], "list[np.ndarray]"]:
         """Ids and frames of the clips that can be read; the others are noted."""
-        from pyramid_model.video import VideoError, read_clip
+        from pyramid_model.video.video import VideoError, read_clip
 
         ids, frames = [], []
         for clip in clips:
@@ -173,7 +173,7 @@ class VAETraining:
 
         from pyramid_model.vae.norm import measure_latent_norm
         from pyramid_model.vae.pixels import to_unit_range
-        from pyramid_model.weights import save_vae
+        from pyramid_model.weights.weights import save_vae
 
         vae = objective.vae.eval()
         factor = vae.config.time_factor

@@ -1,6 +1,6 @@
 """What the trainings of the VAE and the DiT share: settings, identity, and how a trained model is recorded.
 
-The training itself runs under Ray Train, see `tasks.ray_training`.
+The training itself runs under Ray Train, see `tasks.training.workers`.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.train.config import OptimConfig
-from tasks import storage
-from tasks.model_files import read_training
-from tasks.registry import TrainingLog
-from tasks.step import Run, StepResult, lineage
-from tasks.tables import append_again, append_block, content_id, ok_row, read_table, table_version
+from tasks.models.folders import read_training
+from tasks.models.registry import TrainingLog
+from tasks.running.step import Run, StepResult, lineage
+from tasks.tables import storage
+from tasks.tables.delta import append_again, append_block, content_id, ok_row, read_table, table_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -145,7 +145,7 @@ def run_training(job: Job, step: str, step_version: str) -> StepResult:
     params = job.config.model_dump(mode="json")
     timings: dict[str, float] = {}
     if not read_training(job.uri):
-        from tasks.ray_training import fit
+        from tasks.training.workers import fit
 
         timings = fit(job, step)
     trained = read_training(job.uri)

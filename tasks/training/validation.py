@@ -4,7 +4,7 @@ from typing import Any
 
 from pyramid_model.config import PyramidConfig
 from pyramid_model.train.config import DiTLossConfig
-from tasks.dit_data import LoadedPairs
+from tasks.training.pairs import LoadedPairs
 
 
 def val_losses(dit: Any, held_out: LoadedPairs, pyramid: PyramidConfig, loss: DiTLossConfig) -> dict[str, float]:

@@ -14,11 +14,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from tasks.model_files import TRAINING_FILE, read_training, writing_folder
-from tasks.pipeline import StepError, connect, machine_lost
-from tasks.registry import TrainingLog, check_tracking
-from tasks.step import report_progress
-from tasks.training import Job, Training, TrainingConfig
+from tasks.models.folders import TRAINING_FILE, read_training, writing_folder
+from tasks.models.registry import TrainingLog, check_tracking
+from tasks.running.pipeline import StepError, connect, machine_lost
+from tasks.running.step import report_progress
+from tasks.training.training import Job, Training, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -228,7 +228,7 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
 
     from pyramid_model.train.loop import train, unwrapped
     from pyramid_model.train.read_ahead import ReadAhead
-    from tasks.train_state import SharedState
+    from tasks.training.state import SharedState
 
     torch.set_num_threads(job.config.cpus_per_worker)
     device = ray.train.torch.get_device()
@@ -257,7 +257,7 @@ def _save_model(
     job: Job, training: Training, objective: "nn.Module", curve: list[dict[str, float]], busy_s: float
 ) -> None:
     """The model's folder with `training.json`, which appears last of all."""
-    from pyramid_model.weights import weights_hash
+    from pyramid_model.weights.weights import weights_hash
 
     if training.bad:
         LOG.warning("%d items could not be read and were left out: %s", len(training.bad), "; ".join(training.bad[:5]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyramid_model.metrics.scorers import SCORERS
-from tasks.schemas import COMMON, SCHEMAS
+from tasks.tables.schemas import COMMON, SCHEMAS
 
 REPO = Path(__file__).parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("*/README.md"), *REPO.glob("datasets/*/*.md")])

@@ -35,7 +35,7 @@ def tiny_source(tmp_path_factory) -> Path:
 
 def write_tiny_source(folder: Path, num_videos: int = 3) -> None:
     """Fill a folder with small videos whose shots anybody can tell apart."""
-    from pyramid_model.video import write_video
+    from pyramid_model.video.video import write_video
 
     lines = ["file,start_s,end_s,text"]
     for i in range(num_videos):

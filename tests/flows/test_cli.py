@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flows.cli.launch import _check_source
 from flows.cli.main import app
-from tasks.ingest import IngestConfig
+from tasks.sources.ingest import IngestConfig
 
 HEAVY = ("torch", "ray", "prefect", "mlflow", "transformers", "diffusers", "av", "deltalake", "numpy", "matplotlib")
 COMMANDS = (

@@ -83,7 +83,7 @@ def test_settings_of_a_run_leave_the_deployments_root_recipe_and_ray_alone(prefe
 
 
 def test_run_by_hand_wrote_its_tables(prefect_worker, by_hand):
-    from tasks.tables import read_table
+    from tasks.tables.delta import read_table
 
     assert read_table(str(prefect_worker), "clips").num_rows == 6
 

@@ -46,8 +46,8 @@ def done(start, tmp_path_factory) -> Path:
 
 def ids(root: Path) -> dict[str, list[str]]:
     """All ids of every table, each attempt, sorted."""
-    from tasks.schemas import ID_COLUMNS
-    from tasks.tables import read_table
+    from tasks.tables.delta import read_table
+    from tasks.tables.schemas import ID_COLUMNS
 
     return {
         table: sorted(read_table(str(root), table, [column], latest=False)[column].to_pylist())
@@ -56,8 +56,8 @@ def ids(root: Path) -> dict[str, list[str]]:
 
 
 def test_videos_become_a_clip_a_champion_and_a_report(done):
-    from tasks.registry import champion
-    from tasks.tables import read_table
+    from tasks.models.registry import champion
+    from tasks.tables.delta import read_table
 
     (clip,) = read_table(str(done), "generations").to_pylist()
     assert Path(clip["uri"]).stat().st_size > 0

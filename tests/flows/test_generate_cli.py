@@ -60,8 +60,8 @@ def generate(prefect_server, weights, root):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_words_become_a_picture_and_a_clip_that_starts_from_it_once(generate, root):
-    from pyramid_model.video import read_clip
-    from tasks.tables import read_table
+    from pyramid_model.video.video import read_clip
+    from tasks.tables.delta import read_table
 
     lines, _ = generate("a dog", "--variant", "image")
     picture = Path(lines[-1])

@@ -13,9 +13,9 @@ from flows.recipe import (
     recipe_names,
     with_outputs,
 )
-from tasks.buckets import fitting_bucket, parse_bucket
-from tasks.select_config import CLIP_FIGURES, PRESETS
-from tasks.step import StepResult
+from pyramid_model.train.buckets import fitting_bucket, parse_bucket
+from tasks.running.step import StepResult
+from tasks.selecting.select_config import CLIP_FIGURES, PRESETS
 
 
 @pytest.mark.parametrize("name", recipe_names())

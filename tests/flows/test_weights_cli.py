@@ -40,7 +40,7 @@ def test_what_is_wrong_is_named_and_ends_with_1(released, tmp_path):
 
 
 def test_json_says_the_same_and_the_hash_is_that_of_the_loader(released):
-    from pyramid_model.weights import weights_hash
+    from pyramid_model.weights.weights import weights_hash
 
     folder = released("sd3") / "diffusion_transformer_768p"
     done = inspect(folder, "--json", "--hash")

@@ -14,9 +14,9 @@ CHECKOUT = Path(__file__).parents[2]
 DRIVER = """
 import json, os, sys
 from pyramid_model.config import Config
-from tasks.pipeline import run_blocks
-from tasks.step import RayConfig, Run
-from tasks.tables import ok_row, read_table
+from tasks.running.pipeline import run_blocks
+from tasks.running.step import RayConfig, Run
+from tasks.tables.delta import ok_row, read_table
 
 class Teller:
     def __call__(self, items):

@@ -11,7 +11,7 @@ from pyramid_model.captioning.quality import judge, repetition, without_opening,
 from pyramid_model.captioning.question import Answer, Decoding, FrameSampling, Question
 from pyramid_model.captioning.structured import FIELDS, StructureError, as_prose, read_structured
 from pyramid_model.captioning.vision_model import VisionModel, vision_model_hash
-from pyramid_model.video import jpeg, write_video
+from pyramid_model.video.video import jpeg, write_video
 
 
 def frames(seed: int, count: int = 4) -> np.ndarray:

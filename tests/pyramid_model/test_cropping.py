@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from pyramid_model.cropping import LEAST_SAMPLED, Framing, find_picture, framing
-from pyramid_model.footage import Footage, probe
 from pyramid_model.metrics.borders import Box
+from pyramid_model.video.cropping import LEAST_SAMPLED, Framing, find_picture, framing
+from pyramid_model.video.footage import Footage, probe
 
 SAMPLE = Path(__file__).parents[2] / "datasets" / "sample" / "sintel_mountain.mp4"
 BARRED = Path(__file__).parents[3] / "shared" / "assets" / "videos" / "mdn_rabbit.mp4"

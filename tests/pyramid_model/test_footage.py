@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyramid_model.footage import Footage, decode, probe
-from pyramid_model.video import VideoError
+from pyramid_model.video.footage import Footage, decode, probe
+from pyramid_model.video.video import VideoError
 
 
 def examine(path):
@@ -318,7 +318,7 @@ def test_a_file_that_names_others_is_refused_and_opens_none_of_them(tmp_path):
     for name, content in OTHERS.items():
         (tmp_path / name).write_bytes(content)
     code = (
-        "import sys\nfrom pyramid_model.footage import probe\nfrom pyramid_model.video import VideoError\n"
+        "import sys\nfrom pyramid_model.video.footage import probe\nfrom pyramid_model.video.video import VideoError\n"
         "for path in sys.argv[1:]:\n"
         "    try:\n        probe(path)\n    except VideoError as err:\n        print(err.kind)"
     )
@@ -385,8 +385,8 @@ def test_five_hundred_files_take_no_more_memory_than_three_hundred(shoot, tmp_pa
     code = """
 import contextlib, itertools, sys
 import psutil
-from pyramid_model.footage import decode
-from pyramid_model.video import VideoError
+from pyramid_model.video.footage import decode
+from pyramid_model.video.video import VideoError
 own = psutil.Process()
 for number in range(500):
     if number == 300:  # what is allocated once has been by now

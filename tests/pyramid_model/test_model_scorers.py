@@ -12,7 +12,7 @@ from pyramid_model.metrics.nsfw import NSFWClassifier
 from pyramid_model.metrics.open_clip_model import OpenCLIP, consistency, text_match, zero_shot
 from pyramid_model.metrics.sampling import spread_frames
 from pyramid_model.metrics.text_area import TextFinder, covered_area
-from tasks.score_models import packaged_weights
+from tasks.models.score_models import packaged_weights
 
 
 def scene(seed: int, num_frames: int = 2, height: int = 180, width: int = 320) -> np.ndarray:

@@ -11,11 +11,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from pyramid_model.config import MINIFLUX_LATENT_NORM, SD3_LATENT_NORM, MiniFluxConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
-from pyramid_model.released import find_released
-from pyramid_model.released_names import WEIGHTS_FILE, clip_shapes, t5_shapes, text_tensor_name
 from pyramid_model.text import load_text_encoder
-from pyramid_model.weights import load_dit, load_vae, save_dit, save_vae, weights_hash
-from pyramid_model.weights_report import inspect_weights
+from pyramid_model.weights.released import find_released
+from pyramid_model.weights.released_names import WEIGHTS_FILE, clip_shapes, t5_shapes, text_tensor_name
+from pyramid_model.weights.weights import load_dit, load_vae, save_dit, save_vae, weights_hash
+from pyramid_model.weights.weights_report import inspect_weights
 
 TEXT_PARTS = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"]
 PARTS = {

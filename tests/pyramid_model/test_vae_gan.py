@@ -6,11 +6,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pyramid_model.config import VAEGANConfig
-from pyramid_model.released_names import PERCEPTUAL_NAMES
 from pyramid_model.vae.discriminator import PatchDiscriminator
 from pyramid_model.vae.loss import PerceptualDistance, discriminator_loss, restoration_loss
 from pyramid_model.vae.posterior import Posterior
-from pyramid_model.weights import load_perceptual, to_released
+from pyramid_model.weights.released_names import PERCEPTUAL_NAMES
+from pyramid_model.weights.weights import load_perceptual, to_released
 
 CONFIG = VAEGANConfig(adversarial_start=5, adversarial_weight=1.0, kl_weight=0.0)
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from pyramid_model import video
-from pyramid_model.video import VideoError, clip_length, open_video, read_clip, write_image, write_video
+from pyramid_model.video import video
+from pyramid_model.video.video import VideoError, clip_length, open_video, read_clip, write_image, write_video
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
-from pyramid_model.released_names import (
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.weights.released_names import (
     CONFIG_FILE,
     MINIFLUX_NAMES,
     MMDIT_NAMES,
@@ -20,8 +21,7 @@ from pyramid_model.released_names import (
     WEIGHTS_FILE,
     WEIGHTS_STEM,
 )
-from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.weights import expected_shapes, load_dit, load_vae, save_dit, save_vae, weights_hash
+from pyramid_model.weights.weights import expected_shapes, load_dit, load_vae, save_dit, save_vae, weights_hash
 
 RELEASED_KEYS = Path(__file__).parent / "released_keys"  # of the published checkpoints, compacted
 

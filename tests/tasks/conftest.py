@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.step import RayConfig, Run
-from tasks.tables import Lineage, append_block, content_id, ok_row
+from tasks.running.step import RayConfig, Run
+from tasks.tables.delta import Lineage, append_block, content_id, ok_row
 
 SIZE, NUM_FRAMES, FPS = 32, 9, 8
 BUCKET = f"{SIZE}x{SIZE}x{NUM_FRAMES}@{FPS}"
@@ -30,7 +30,7 @@ def moving_square(channel: int, speed: int) -> np.ndarray:
 
 def fill_root(root: Path, footage: Path) -> Run:
     """Tables and media of six clips (four to train on, two held out) and a caption file that knows five of them."""
-    from pyramid_model.video import write_video
+    from pyramid_model.video.video import write_video
 
     run = Run(root=str(root), ray=RayConfig(num_cpus=2), run_id="test")
     footage.mkdir(parents=True)

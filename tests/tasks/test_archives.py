@@ -7,11 +7,11 @@ import tarfile
 
 import pytest
 
-from tasks import storage
-from tasks.ingest import IngestConfig, ingest
-from tasks.listing import source_files
-from tasks.step import RayConfig, Run
-from tasks.tables import read_table
+from tasks.running.step import RayConfig, Run
+from tasks.sources.ingest import IngestConfig, ingest
+from tasks.sources.listing import source_files
+from tasks.tables import storage
+from tasks.tables.delta import read_table
 
 
 def shard(path, files: dict[str, bytes], **kinds: bytes) -> str:

@@ -7,9 +7,9 @@ import signal
 import pytest
 import torch
 
-from tasks.blob_reader import BlobReader
-from tasks.blobs import CorruptBlobError, tensor_bytes
-from tasks.tables import Lineage, append_block, crc32, table_version
+from tasks.tables.blob_reader import BlobReader
+from tasks.tables.blobs import CorruptBlobError, tensor_bytes
+from tasks.tables.delta import Lineage, append_block, crc32, table_version
 
 LINEAGE = Lineage("run", "latents", "1", "params", "code")
 SHAPE = (16, 8, 48, 80)  # 1 MB as bfloat16: a row group of its own

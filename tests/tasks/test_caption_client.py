@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
-from tasks.answers import AnswerFiles, Keyed
-from tasks.caption_client import Endpoint, EndpointConfig, Pace, check_endpoint
-from tasks.pipeline import StepError
+from tasks.captioning.answers import AnswerFiles, Keyed
+from tasks.captioning.endpoint import Endpoint, EndpointConfig, Pace, check_endpoint
+from tasks.running.pipeline import StepError
 
 FRAMES = np.zeros((2, 8, 8, 3), np.uint8)
 

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from pyramid_model.config import LatentNorm
-from tasks.dit_data import TABLES, PairReader, PairSource, find_pairs
-from tasks.step import Run
-from tasks.tables import Lineage, append_block, content_id, crc32, ok_row, read_table, table_version
-from tasks.train_dit import TrainDiTConfig
+from tasks.running.step import Run
+from tasks.tables.delta import Lineage, append_block, content_id, crc32, ok_row, read_table, table_version
+from tasks.training.pairs import TABLES, PairReader, PairSource, find_pairs
+from tasks.training.train_dit import TrainDiTConfig
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 BUCKET = "32x32x9@8"

@@ -8,13 +8,13 @@ import pyarrow.compute as pc
 import pytest
 
 from pyramid_model.captioning.structured import FIELDS
-from tasks.caption_writing import CLIP_COLUMNS, CaptionWriter, find_writer, wanted_items
-from tasks.captions import CaptionsConfig, captions, captions_by_kind, captions_of
-from tasks.leftovers import vacuum
-from tasks.pipeline import StepError
-from tasks.select import selected_clips
-from tasks.step import Run
-from tasks.tables import Lineage, append_block, content_id, read_table, table_version
+from tasks.captioning.captions import CaptionsConfig, captions, captions_by_kind, captions_of
+from tasks.captioning.writing import CLIP_COLUMNS, CaptionWriter, find_writer, wanted_items
+from tasks.inspecting.leftovers import vacuum
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run
+from tasks.selecting.select import selected_clips
+from tasks.tables.delta import Lineage, append_block, content_id, read_table, table_version
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}
@@ -164,7 +164,7 @@ def test_a_structured_caption_is_repaired_or_asked_for_once_more(squares, chat_s
 
 
 def test_a_clip_that_is_gone_fails_and_the_others_go_on(squares, chat_server):
-    from tasks import storage
+    from tasks.tables import storage
 
     fs, path = storage.filesystem(squares.media("clips", f"{CLIPS[1]}.mp4"))
     fs.rm(path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 from pydantic import ValidationError
 
-from tasks.clip_planning import ClipRules, ShotSplitter, next_length, plan_clips
+from tasks.cutting.planning import ClipRules, ShotSplitter, next_length, plan_clips
 
 
 @dataclass

@@ -11,16 +11,25 @@ import time
 import numpy as np
 import pytest
 
-from pyramid_model.footage import decode
 from pyramid_model.metrics.scorers import IN_DECODE_PASS
-from pyramid_model.video import read_clip, write_video
-from tasks.clip_cutting import VideoPass, cut_video
-from tasks.clips import LEAST_S, MAX_BLOCK, ClipsConfig, VideoWorker, clips, current_clips, num_portions, share_s
-from tasks.ingest import hash_file
-from tasks.schemas import ID_COLUMNS
-from tasks.scores import ScoresConfig, scores
-from tasks.step import RayConfig, Run, lineage
-from tasks.tables import append_block, content_id, ok_row, read_table
+from pyramid_model.video.footage import decode
+from pyramid_model.video.video import read_clip, write_video
+from tasks.cutting.clips import (
+    LEAST_S,
+    MAX_BLOCK,
+    ClipsConfig,
+    VideoWorker,
+    clips,
+    current_clips,
+    num_portions,
+    share_s,
+)
+from tasks.cutting.video_pass import VideoPass, cut_video
+from tasks.running.step import RayConfig, Run, lineage
+from tasks.scoring.scores import ScoresConfig, scores
+from tasks.sources.ingest import hash_file
+from tasks.tables.delta import append_block, content_id, ok_row, read_table
+from tasks.tables.schemas import ID_COLUMNS
 
 CONFIG = ClipsConfig(min_frames=10, max_frames=30, margin_frames=1, max_side=96)
 
@@ -423,7 +432,7 @@ def test_a_decoder_that_dies_becomes_a_row_and_the_next_video_is_cut(footage, tm
 
 def test_a_full_disk_stops_the_step_and_leaves_nothing_half_written(footage, tmp_path):
     code = (
-        "import json, os, resource, signal, sys\nfrom tasks.clip_cutting import cut_video\n"
+        "import json, os, resource, signal, sys\nfrom tasks.cutting.video_pass import cut_video\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
         "try:\n    cut_video(**json.loads(sys.argv[1]))\nexcept OSError as err:\n    print('OSError', err.errno)\n"
     )
@@ -493,7 +502,7 @@ def test_a_film_has_as_much_more_time_as_it_is_larger(footage, tmp_path, monkeyp
     assert [num_portions(item | {"size_bytes": size}) for size in (0, 1, 2**27, 2**27 + 1, 2**32)] == [1, 1, 1, 2, 32]
     worker = worker_in(tmp_path, timeout_s=0.05)
     assert worker([item])["videos"][0]["error_type"] == "timeout"
-    monkeypatch.setattr("tasks.clips.MAX_BLOCK_BYTES", item["size_bytes"] / 2400)
+    monkeypatch.setattr("tasks.cutting.clips.MAX_BLOCK_BYTES", item["size_bytes"] / 2400)
     assert worker([item])["videos"][0]["status"] == "ok"  # two minutes
     worker.child.close()
 

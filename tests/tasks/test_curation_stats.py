@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.manifest import app
-from tasks.curation_stats import duplicate_stats, selection_stats
-from tasks.tables import Lineage, append_block, content_id, ok_row
+from tasks.inspecting.curation_stats import duplicate_stats, selection_stats
+from tasks.tables.delta import Lineage, append_block, content_id, ok_row
 
 
 def append(root: str, table: str, *rows: dict, settings: str = "settings") -> None:

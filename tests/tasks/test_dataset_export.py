@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.manifest import app
-from tasks.dataset_export import export_dataset
-from tasks.ingest import IngestConfig, ingest
-from tasks.manifest import parse_filter
-from tasks.schemas import SCHEMAS
-from tasks.step import RayConfig, Run
-from tasks.tables import Lineage, TableError, append_block, content_id, ok_row, read_table
+from tasks.exchange.dataset_export import export_dataset
+from tasks.running.step import RayConfig, Run
+from tasks.sources.ingest import IngestConfig, ingest
+from tasks.tables.delta import Lineage, TableError, append_block, content_id, ok_row, read_table
+from tasks.tables.manifest import parse_filter
+from tasks.tables.schemas import SCHEMAS
 
 CLIPS = sorted(content_id("clip", number) for number in range(6))
 TEXTS = {content_id("clip", number): f"Square {number}, née “blue”." for number in range(5)}  # the sixth has none

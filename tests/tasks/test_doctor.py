@@ -10,8 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from flows.cli.doctor import doctor
-from tasks.doctor import all_checks
-from tasks.machine_checks import (
+from tasks.doctor.doctor import all_checks
+from tasks.doctor.machine import (
     check_bytecode,
     check_disk,
     check_hf_datasets,
@@ -21,8 +21,8 @@ from tasks.machine_checks import (
     check_shm,
     check_uv,
 )
-from tasks.media_checks import CODECS, check_codec
-from tasks.network_checks import check_mlflow, check_port, check_prefect, check_ray_auth
+from tasks.doctor.media import CODECS, check_codec
+from tasks.doctor.network import check_mlflow, check_port, check_prefect, check_ray_auth
 
 SERVER_VARIABLES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
@@ -85,9 +85,9 @@ def test_a_root_that_cannot_be_written_is_reported(tmp_path):
 
 
 def test_a_full_disk_is_told_apart_from_a_roomy_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.machine_checks.MIN_DISK_GB", 0)
+    monkeypatch.setattr("tasks.doctor.machine.MIN_DISK_GB", 0)
     assert check_disk(str(tmp_path)).status == "ok"
-    monkeypatch.setattr("tasks.machine_checks.MIN_DISK_GB", 1e9)
+    monkeypatch.setattr("tasks.doctor.machine.MIN_DISK_GB", 1e9)
     check = check_disk(str(tmp_path))
     assert (check.status, "are recommended" in check.found) == ("warn", True)
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pyramid_model.video import write_video
-from tasks.blobs import tensor_bytes
-from tasks.clip_cutting import cut_video
-from tasks.clips import ClipsConfig
-from tasks.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order
-from tasks.step import Run, lineage
-from tasks.tables import append_block, content_id, crc32, ok_row, read_table
+from pyramid_model.video.video import write_video
+from tasks.cutting.clips import ClipsConfig
+from tasks.cutting.video_pass import cut_video
+from tasks.running.step import Run, lineage
+from tasks.selecting.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order
+from tasks.tables.blobs import tensor_bytes
+from tasks.tables.delta import append_block, content_id, crc32, ok_row, read_table
 
 CUT = ClipsConfig(min_frames=9, crf=18, preset="ultrafast")
 FPS = 24

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tasks.captions import CaptionsConfig, captions, captions_of
-from tasks.encoders import find_encoder
-from tasks.manifest import clips_with_scores
-from tasks.model_files import find_model
-from tasks.step import Run, lineage
-from tasks.tables import append_block, content_id, ok_row, read_table
-from tasks.text_features import TextFeaturesConfig, text_features
-from tasks.train_vae import TrainVAEConfig, VAETraining
-from tasks.training import Job, model_id, run_training
+from tasks.captioning.captions import CaptionsConfig, captions, captions_of
+from tasks.encoding.text_features import TextFeaturesConfig, text_features
+from tasks.models.encoders import find_encoder
+from tasks.models.folders import find_model
+from tasks.running.step import Run, lineage
+from tasks.tables.delta import append_block, content_id, ok_row, read_table
+from tasks.tables.manifest import clips_with_scores
+from tasks.training.train_vae import TrainVAEConfig, VAETraining
+from tasks.training.training import Job, model_id, run_training
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 

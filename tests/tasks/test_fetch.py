@@ -11,16 +11,16 @@ from email.utils import formatdate
 
 import pytest
 
-from tasks import storage
-from tasks.clips import _sources
-from tasks.fetch import FetchConfig, FetchError, Sink, fetch, retry_after_s
-from tasks.host_budget import HostBudget
-from tasks.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
-from tasks.leftovers import vacuum
-from tasks.listing import source_files
-from tasks.step import RayConfig, Run
-from tasks.tables import read_table
-from tasks.verify import verify
+from tasks.cutting.clips import _sources
+from tasks.inspecting.leftovers import vacuum
+from tasks.inspecting.verify import verify
+from tasks.running.step import RayConfig, Run
+from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, retry_after_s
+from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
+from tasks.sources.listing import source_files
+from tasks.tables import storage
+from tasks.tables.delta import read_table
+from tasks.tables.host_budget import HostBudget
 
 BODY = bytes(range(256)) * 1000
 TAG, OTHER, WEAK = '"first"', '"second"', 'W/"first"'

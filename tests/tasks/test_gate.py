@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tasks.gate import GateConfig, decide, failures, passed
+from tasks.models.gate import GateConfig, decide, failures, passed
 
 GOOD = {"num_not_finite": 0, "val_loss": 0.8, "val_loss_untrained": 1.2, "vae_psnr": 22.0, "vae_psnr_untrained": 12.0}
 CONFIG = GateConfig()

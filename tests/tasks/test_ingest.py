@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from fsspec import AbstractFileSystem, register_implementation
 
-from tasks.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
-from tasks.listing import OWN, source_files
-from tasks.source_card import read_card
-from tasks.step import RayConfig, Run
-from tasks.tables import Lineage, _to_arrow, read_table
+from tasks.running.step import RayConfig, Run
+from tasks.sources.card import read_card
+from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
+from tasks.sources.listing import OWN, source_files
+from tasks.tables.delta import Lineage, _to_arrow, read_table
 
 
 def run_in(tmp_path, **kwargs) -> Run:
@@ -364,7 +364,7 @@ def test_a_file_that_grows_while_it_is_read_is_no_video_yet(tmp_path):
 
 
 def test_pictures_count_where_they_are_asked_for(tmp_path):
-    from tasks.listing import IMAGES, NON_MEDIA, source_files
+    from tasks.sources.listing import IMAGES, NON_MEDIA, source_files
 
     for name in ("a.mp4", "b.JPG", "c.svg"):
         (tmp_path / name).write_bytes(b"x")

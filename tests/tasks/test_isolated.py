@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tasks.isolated import Crashed, Isolated, TimedOut, TookTooMuch
+from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_what_a_function_prints_is_not_its_answer(isolated):
 
 def test_the_process_ends_with_its_parent():
     code = (
-        "import os, threading, time\nfrom tasks.isolated import Isolated\n"
+        "import os, threading, time\nfrom tasks.running.isolated import Isolated\n"
         "child = Isolated('subprocess:check_output')\n"
         "threading.Thread(target=child.call, args=(60,), kwargs={'args': ['sleep', '30']}, daemon=True).start()\n"
         "time.sleep(1)\nprint(child._child.pid, flush=True)\nos.kill(os.getpid(), 9)"

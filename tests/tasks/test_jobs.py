@@ -12,11 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tasks import clips, jobs
 from tasks.__main__ import main
-from tasks.clips import ClipsConfig
-from tasks.pipeline import StepError
-from tasks.step import RayConfig, Run, StepResult
+from tasks.cutting import clips
+from tasks.cutting.clips import ClipsConfig
+from tasks.running import jobs
+from tasks.running.pipeline import StepError
+from tasks.running.step import RayConfig, Run, StepResult
 
 RESULT = "RESULT " + StepResult(step="clips", num_in=3, num_ok=3).model_dump_json()
 

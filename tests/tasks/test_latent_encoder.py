@@ -12,10 +12,10 @@ from pyramid_model.config import LatentNorm, VAEConfig, VAEStackConfig
 from pyramid_model.train.batches import step_generator
 from pyramid_model.train.vae_init import initialise_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.video import write_video
-from pyramid_model.weights import save_vae, weights_hash
-from tasks.latents import LatentEncoder, LatentsConfig
-from tasks.model_files import ModelFolder
+from pyramid_model.video.video import write_video
+from pyramid_model.weights.weights import save_vae, weights_hash
+from tasks.encoding.latents import LatentEncoder, LatentsConfig
+from tasks.models.folders import ModelFolder
 
 STACK = VAEStackConfig(channels=(8, 8, 8, 16), layers=(1, 1, 1, 1), norm_groups=4)
 NORM = LatentNorm(first_shift=0.1, first_scale=2.0, rest_shift=-0.2, rest_scale=3.0)
@@ -105,7 +105,7 @@ def test_a_worker_tells_how_long_the_vae_worked_and_how_long_it_might_have(vae, 
 @torch.no_grad()
 def test_the_stored_mean_is_that_of_the_vae(vae, items):
     from pyramid_model.vae.pixels import to_unit_range
-    from pyramid_model.video import read_clip
+    from pyramid_model.video.video import read_clip
 
     encoder = LatentEncoder(vae, LatentsConfig())
     (row,) = encoder(items[:1])["latents"]

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import storage
-from tasks.captions import CaptionsConfig, captions, captions_of
-from tasks.ingest import IngestConfig, ingest
-from tasks.listing import source_files
-from tasks.lists import Entry, clock_seconds, list_kind, read_list
-from tasks.step import RayConfig, Run
-from tasks.tables import Lineage, append_block, content_id, read_table
+from tasks.captioning.captions import CaptionsConfig, captions, captions_of
+from tasks.running.step import RayConfig, Run
+from tasks.sources.ingest import IngestConfig, ingest
+from tasks.sources.listing import source_files
+from tasks.sources.lists import Entry, clock_seconds, list_kind, read_list
+from tasks.tables import storage
+from tasks.tables.delta import Lineage, append_block, content_id, read_table
 
 OPENVID = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"
 SPANS = "[['0:00:02.000', '0:00:03.500'], ['0:01:00.000', '0:01:04.000']]"

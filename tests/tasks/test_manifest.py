@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from tasks.export import export_rows, text_lines, write_export
-from tasks.leftovers import vacuum
-from tasks.manifest import CLIPS_WITH_SCORES, clips_with_scores, locate, overview, parse_filter, select_rows
-from tasks.table_diff import diff, score_shifts, selection_diff
-from tasks.table_stats import histogram, histograms, labels, reason_counts, status_counts
-from tasks.tables import (
+from tasks.inspecting.export import export_rows, text_lines, write_export
+from tasks.inspecting.leftovers import vacuum
+from tasks.inspecting.table_diff import diff, score_shifts, selection_diff
+from tasks.inspecting.table_stats import histogram, histograms, labels, reason_counts, status_counts
+from tasks.inspecting.verify import blob_bytes, verify
+from tasks.tables.delta import (
     Lineage,
     TableError,
     append_block,
@@ -27,7 +27,7 @@ from tasks.tables import (
     table_uri,
     table_version,
 )
-from tasks.verify import blob_bytes, verify
+from tasks.tables.manifest import CLIPS_WITH_SCORES, clips_with_scores, locate, overview, parse_filter, select_rows
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 VIDEO = content_id("video")

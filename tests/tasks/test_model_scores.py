@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.blobs import embedding_of
-from tasks.duplicates import mean_embeddings
-from tasks.embeddings import newest_source
-from tasks.model_scores import ModelScoresConfig, planned
-from tasks.pipeline import StepError
-from tasks.score_reading import score_arrays
-from tasks.scores import ScoresConfig, scores
-from tasks.step import RayConfig, Run, lineage, params_hash
-from tasks.tables import append_block, ok_row, read_table
+from tasks.running.pipeline import StepError
+from tasks.running.step import RayConfig, Run, lineage, params_hash
+from tasks.scoring.embeddings import newest_source
+from tasks.scoring.model_scores import ModelScoresConfig, planned
+from tasks.scoring.newest import score_arrays
+from tasks.scoring.scores import ScoresConfig, scores
+from tasks.selecting.duplicates import mean_embeddings
+from tasks.tables.blobs import embedding_of
+from tasks.tables.delta import append_block, ok_row, read_table
 
 CLIPS = ["a", "b", "c"]
 
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_a_model_of_open_clips_own_is_loaded_with_its_config(tmp
     (tmp_path / "models" / "tiny.json").write_text(json.dumps(known))
     open_clip.add_model_config(tmp_path / "models")
     run = Run(root=str(tmp_path / "root"))
-    from tasks.score_models import load_open_clip, open_clip_folder
+    from tasks.models.score_models import load_open_clip, open_clip_folder
 
     uri = open_clip_folder(run, "tiny", str(folder / "open_clip_pytorch_model.bin"))
     assert uri.startswith(run.root)

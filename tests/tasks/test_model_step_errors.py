@@ -5,19 +5,19 @@ import json
 import pytest
 
 from pyramid_model.train.config import VAEBatchConfig
-from tasks.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
-from tasks.clip_generator import Models, file_name
-from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.generate import GenerateConfig, _block_size, _check_champion, _checkpoint, generate
-from tasks.latents import LatentsConfig, latents
-from tasks.model_files import writing_folder
-from tasks.pipeline import StepError
-from tasks.prompts import read_prompts
-from tasks.step import Run
-from tasks.tables import Lineage, append_block, ok_row
-from tasks.text_features import TextFeaturesConfig, text_features
-from tasks.train_dit import TrainDiTConfig, train_dit
-from tasks.train_vae import TrainVAEConfig, train_vae
+from tasks.captioning.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
+from tasks.captioning.prompts import read_prompts
+from tasks.encoding.latents import LatentsConfig, latents
+from tasks.encoding.text_features import TextFeaturesConfig, text_features
+from tasks.evaluating.evaluate import EvaluateConfig, evaluate
+from tasks.generating.clip_generator import Models, file_name
+from tasks.generating.generate import GenerateConfig, _block_size, _check_champion, _checkpoint, generate
+from tasks.models.folders import writing_folder
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run
+from tasks.tables.delta import Lineage, append_block, ok_row
+from tasks.training.train_dit import TrainDiTConfig, train_dit
+from tasks.training.train_vae import TrainVAEConfig, train_vae
 
 SPANS = [Span(0.0, 2.0, "first"), Span(2.0, 5.0, "second")]
 

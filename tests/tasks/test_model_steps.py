@@ -13,22 +13,22 @@ import pytest
 from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.config import OptimConfig, VAEBatchConfig
-from tasks.captions import CaptionsConfig, captions
-from tasks.dit_data import find_pairs, load_null_text, load_pairs, pair_source, sources_of
-from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.gate import GateConfig
-from tasks.generate import GenerateConfig, generate
-from tasks.latents import LatentsConfig, latents
-from tasks.model_files import find_model, folder_hash, load_encoder, load_vae
-from tasks.official_files import ImportConfig, export_official, import_official, select_imported
-from tasks.pipeline import StepError
-from tasks.register import RegisterConfig, register
-from tasks.registry import RegistryError, champion
-from tasks.step import Run, StepResult
-from tasks.tables import Lineage, append_block, read_table
-from tasks.text_features import TextFeaturesConfig, text_features
-from tasks.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig, train_dit
-from tasks.train_vae import TrainVAEConfig, train_vae
+from tasks.captioning.captions import CaptionsConfig, captions
+from tasks.encoding.latents import LatentsConfig, latents
+from tasks.encoding.text_features import TextFeaturesConfig, text_features
+from tasks.evaluating.evaluate import EvaluateConfig, evaluate
+from tasks.evaluating.register import RegisterConfig, register
+from tasks.exchange.official_files import ImportConfig, export_official, import_official, select_imported
+from tasks.generating.generate import GenerateConfig, generate
+from tasks.models.folders import find_model, folder_hash, load_encoder, load_vae
+from tasks.models.gate import GateConfig
+from tasks.models.registry import RegistryError, champion
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run, StepResult
+from tasks.tables.delta import Lineage, append_block, read_table
+from tasks.training.pairs import find_pairs, load_null_text, load_pairs, pair_source, sources_of
+from tasks.training.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig, train_dit
+from tasks.training.train_vae import TrainVAEConfig, train_vae
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -136,7 +136,7 @@ def test_the_vae_keeps_shift_and_scale_that_normalise_its_training_latents(chain
 
 def test_latents_are_the_raw_posterior_means(chain):
     from pyramid_model.vae.pixels import to_unit_range
-    from pyramid_model.video import read_clip
+    from pyramid_model.video.video import read_clip
 
     rows = rows_of(chain, "latents")
     assert len(rows) == 6
@@ -181,7 +181,7 @@ def test_evaluations_show_reconstructions_beside_originals_and_samples(chain):
 
 
 def test_generation_writes_named_clips_of_the_asked_size(chain):
-    from pyramid_model.video import read_clip
+    from pyramid_model.video.video import read_clip
 
     rows = rows_of(chain, "generations")
     assert sorted(Path(row["uri"]).name[:-13] for row in rows) == [
@@ -199,7 +199,7 @@ def test_the_whole_chain_again_does_nothing_and_imports_nothing_heavy(chain):
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_model_steps import run_chain
-from tasks.step import Run
+from tasks.running.step import Run
 results = run_chain(Run(root={chain.run.root!r}))
 assert not [name for name, result in results.items() if result.num_new], results
 assert not {{"ray", "torch", "mlflow", "transformers", "av"}} & set(sys.modules)

@@ -5,9 +5,9 @@ import pytest
 pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 moto_server = pytest.importorskip("moto.server", reason="moto[server], which plays S3, is not installed")
 
-from tasks import storage  # noqa: E402
-from tasks.ingest import FileHasher, IngestConfig, _rows  # noqa: E402
-from tasks.listing import source_files  # noqa: E402
+from tasks.sources.ingest import FileHasher, IngestConfig, _rows  # noqa: E402
+from tasks.sources.listing import source_files  # noqa: E402
+from tasks.tables import storage  # noqa: E402
 
 pytestmark = pytest.mark.server
 

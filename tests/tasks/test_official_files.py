@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, T5Config
 
-from tasks.encoders import EncoderFolder
-from tasks.model_files import ModelFolder
-from tasks.official_files import ImportConfig, OfficialReader, _lines
+from tasks.exchange.official_files import ImportConfig, OfficialReader, _lines
+from tasks.models.encoders import EncoderFolder
+from tasks.models.folders import ModelFolder
 
 
 @pytest.fixture

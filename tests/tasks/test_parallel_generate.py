@@ -10,9 +10,9 @@ import pytest
 
 from pyramid_model.config import LatentNorm, MiniFluxConfig, VAEConfig, VAEStackConfig
 from pyramid_model.generate.request import GenerationRequest
-from tasks.clip_generator import ModelFolders
-from tasks.parallel_generate import Rank, SharedClip, generate_with_ray, is_guided
-from tasks.pipeline import StepError
+from tasks.generating.clip_generator import ModelFolders
+from tasks.generating.parallel import Rank, SharedClip, generate_with_ray, is_guided
+from tasks.running.pipeline import StepError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 REQUEST = GenerationRequest(
@@ -28,7 +28,7 @@ def clip(tmp_path_factory):
     from pyramid_model.dit.miniflux import MiniFlux
     from pyramid_model.text import build_tiny_text_encoder
     from pyramid_model.vae.autoencoder import CausalVideoVAE
-    from pyramid_model.weights import save_dit, save_vae
+    from pyramid_model.weights.weights import save_dit, save_vae
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
@@ -69,7 +69,7 @@ def expected(alone):
 
 
 def frames(uri):
-    from pyramid_model.video import read_clip
+    from pyramid_model.video.video import read_clip
 
     return read_clip(uri, height=64, width=64).astype(int)
 
@@ -84,7 +84,7 @@ def test_two_processes_of_torchrun_that_share_guidance_make_the_clip_of_one(clip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "-m", "tasks.parallel_generate", clip.model_dump_json()],
+        [*command, "-m", "tasks.generating.parallel", clip.model_dump_json()],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

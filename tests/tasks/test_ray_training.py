@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from pyramid_model.train.config import OptimConfig
-from tasks.pipeline import StepError, machine_lost
-from tasks.ray_training import Curve, _machine_lost, on_gpu
-from tasks.registry import RegistryError
-from tasks.step import RayConfig, Run
-from tasks.tables import read_table
-from tasks.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
+from tasks.models.registry import RegistryError
+from tasks.running.pipeline import StepError, machine_lost
+from tasks.running.step import RayConfig, Run
+from tasks.tables.delta import read_table
+from tasks.training.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
+from tasks.training.workers import Curve, _machine_lost, on_gpu
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 OPTIM = OptimConfig(num_steps=8, batch_size=2, lr=0.01, warmup_steps=2, log_every=1, checkpoint_every=1)
@@ -90,7 +90,7 @@ def toy_job(root: Path | str, num_workers: int, **arguments) -> Job:
 def undisturbed_weights(num_workers: int, folder: Path) -> str:
     """Weights hash of the same training in this process, without Ray: one step sees the batches of all workers."""
     from pyramid_model.train.loop import Batch, TrainState, train
-    from pyramid_model.weights import weights_hash
+    from pyramid_model.weights.weights import weights_hash
 
     workers = [toy_class()(rank, num_workers, "cpu") for rank in range(num_workers)]
     state = TrainState.start(workers[0].objective(), OPTIM)
@@ -129,7 +129,7 @@ def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(trained):
 
 
 def test_mlflow_holds_the_whole_curve_once(trained):
-    from tasks import registry
+    from tasks.models import registry
 
     job, row = trained
     mlflow = registry.client(job.run.root)
@@ -142,8 +142,8 @@ def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(trained)
     job, _ = trained
     code = f"""
 import sys
-from tasks.step import Run
-from tasks.training import Job, TrainingConfig, run_training
+from tasks.running.step import Run
+from tasks.training.training import Job, TrainingConfig, run_training
 job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object, {{}})
 result = run_training(job, "train_vae", "1")
 assert (result.num_in, result.num_done, result.outputs["vae"]) == (1, 1, {job.uri!r}), result
@@ -166,7 +166,7 @@ def test_a_killed_driver_costs_no_bit_either(ray_local, tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_ray_training import toy_job
-from tasks.training import run_training
+from tasks.training.training import run_training
 run_training(toy_job({str(tmp_path)!r}, 1, pause_s=0.3), "train_vae", "1")
 """
     driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
@@ -191,7 +191,7 @@ def test_a_diverged_training_names_step_and_clips_and_is_not_tried_again(ray_loc
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_local):
-    from tasks.pipeline import connect
+    from tasks.running.pipeline import connect
 
     connect(RayConfig(num_cpus=2))
     with pytest.raises(StepError, match="64 workers of 1 CPUs need 64 CPUs"):
@@ -224,7 +224,7 @@ def test_a_training_whose_curve_has_no_place_does_not_start(no_mlflow, tmp_path)
 
 
 def test_an_outage_of_mlflow_is_a_warning_and_its_rows_are_logged_afterwards(no_mlflow, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr("tasks.ray_training.LOG_AGAIN_S", 0.0)
+    monkeypatch.setattr("tasks.training.workers.LOG_AGAIN_S", 0.0)
     curve = Curve(toy_job(tmp_path, 1))
     curve.add([{"step": 1, "loss": 0.5}])
     assert "MLflow does not take the curve" in caplog.text

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from tasks import registry
-from tasks.step import Run
-from tasks.tables import Lineage, append_block
+from tasks.models import registry
+from tasks.running.step import Run
+from tasks.tables.delta import Lineage, append_block
 
 LINEAGE = Lineage("test", "evaluate", "1", "", "")
 

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from pyramid_model.config import Config
-from pyramid_model.video import write_video
-from tasks.report import ReportConfig, report
-from tasks.report_data import step_lines, step_records
-from tasks.report_figures import Series, Threshold, histogram_figure, line_chart, smoothed
-from tasks.report_media import BESIDE_TEXT, THUMBNAIL, MediaBudget, small_frames
-from tasks.report_models import bucket_shape, flat_figures, sign
-from tasks.step import Run, StepResult, step
-from tasks.table_stats import histogram
-from tasks.tables import Lineage, append_block, bad_row, content_id, ok_row
+from pyramid_model.video.video import write_video
+from tasks.inspecting.table_stats import histogram
+from tasks.report.figures import Series, Threshold, histogram_figure, line_chart, smoothed
+from tasks.report.media import BESIDE_TEXT, THUMBNAIL, MediaBudget, small_frames
+from tasks.report.models import bucket_shape, flat_figures, sign
+from tasks.report.report import ReportConfig, report
+from tasks.report.run import step_lines, step_records
+from tasks.running.step import Run, StepResult, step
+from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 NUM_CLIPS = 6
@@ -479,9 +479,9 @@ def test_labels_of_limits_stay_in_the_figure_and_cover_neither_each_other_nor_an
 
 
 def test_a_generated_picture_is_shown_like_a_clip(tmp_path):
-    from pyramid_model.video import write_image
-    from tasks.previews import frames_of
-    from tasks.report_media import MediaBudget
+    from pyramid_model.video.video import write_image
+    from tasks.report.media import MediaBudget
+    from tasks.report.previews import frames_of
 
     uri = str(tmp_path / "dog.png")
     write_image(uri, np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8))
@@ -492,7 +492,7 @@ def test_a_generated_picture_is_shown_like_a_clip(tmp_path):
 
 
 def test_the_page_beside_a_run_says_what_was_lost_where_and_shows_kept_clips(whole_root):
-    from tasks.previews import curation_page
+    from tasks.report.previews import curation_page
 
     page = curation_page(whole_root)
     for line in ("# 5 of 6 clips kept", "| clips | 6 |", "| after motion | 5 | -1 |", "| motion | 1 | 1 | 1 |"):

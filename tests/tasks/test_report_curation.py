@@ -6,16 +6,16 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from tasks.report_clips import as_noted, chosen_clips, file_facts
-from tasks.report_curation import aspect_name, bucket_lines, read_curation, set_lines, split_lines
-from tasks.report_duplicates import read_duplicates, why_first
-from tasks.report_errors import error_lines
-from tasks.report_figures import Threshold
-from tasks.report_funnel import accounts, funnel, read_intake
-from tasks.report_selection import label_figures, rule_examples, score_figures
-from tasks.report_sources import sources
-from tasks.table_stats import labels
-from tasks.tables import Lineage, append_block, bad_row, content_id, ok_row
+from tasks.inspecting.table_stats import labels
+from tasks.report.clips import as_noted, chosen_clips, file_facts
+from tasks.report.curation import aspect_name, bucket_lines, read_curation, set_lines, split_lines
+from tasks.report.duplicates import read_duplicates, why_first
+from tasks.report.errors import error_lines
+from tasks.report.figures import Threshold
+from tasks.report.funnel import accounts, funnel, read_intake
+from tasks.report.selection import label_figures, rule_examples, score_figures
+from tasks.report.sources import sources
+from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
 
 NUM_CLIPS = 8
 CLIP_IDS = [content_id("clip", number) for number in range(NUM_CLIPS)]

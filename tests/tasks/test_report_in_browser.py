@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyramid_model.video import write_video
-from tasks.report import ReportConfig, report
-from tasks.step import Run
-from tasks.tables import Lineage, append_block, bad_row, content_id, ok_row
+from pyramid_model.video.video import write_video
+from tasks.report.report import ReportConfig, report
+from tasks.running.step import Run
+from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 NUM_CLIPS = 60  # more than one page of the list

@@ -5,11 +5,11 @@ import logging
 
 import pytest
 
-from tasks.caption_client import EndpointConfig
-from tasks.generate import GenerateConfig, generate
-from tasks.rewriting import rewrite_prompts
-from tasks.step import RayConfig, Run
-from tasks.tables import read_table
+from tasks.captioning.endpoint import EndpointConfig
+from tasks.captioning.rewriting import rewrite_prompts
+from tasks.generating.generate import GenerateConfig, generate
+from tasks.running.step import RayConfig, Run
+from tasks.tables.delta import read_table
 
 FULLER = "A grey rabbit sits in a green meadow at dawn and turns its head."
 

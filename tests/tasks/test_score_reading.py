@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tasks.score_reading import make_newest, score_arrays
-from tasks.scores import ScoresConfig
-from tasks.step import Run, lineage
-from tasks.tables import append_block, bad_row, ok_row, read_table
+from tasks.running.step import Run, lineage
+from tasks.scoring.newest import make_newest, score_arrays
+from tasks.scoring.scores import ScoresConfig
+from tasks.tables.delta import append_block, bad_row, ok_row, read_table
 
 
 @pytest.fixture

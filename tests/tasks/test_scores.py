@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pyramid_model.metrics.scorers import ClipView
-from pyramid_model.video import write_video
-from tasks.clips import ClipsConfig
-from tasks.scores import ScoresConfig, score_id, score_rows, scores
-from tasks.step import RayConfig, Run, lineage
-from tasks.tables import append_block, ok_row, read_table
+from pyramid_model.video.video import write_video
+from tasks.cutting.clips import ClipsConfig
+from tasks.running.step import RayConfig, Run, lineage
+from tasks.scoring.scores import ScoresConfig, score_id, score_rows, scores
+from tasks.tables.delta import append_block, ok_row, read_table
 
 FIRST = ("motion", "sharpness", "brightness")
 

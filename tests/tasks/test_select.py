@@ -7,14 +7,14 @@ import pytest
 from deltalake import write_deltalake
 from pydantic import ValidationError
 
-from tasks.buckets import FAMILIES, Bucket, expand_buckets, fitting_bucket, num_frames_at, parse_bucket
-from tasks.manifest import newest_selection, verdicts_of
-from tasks.scores import score_id
-from tasks.select import SelectConfig, check_limited, select, selected_clips
-from tasks.source_card import SplitPin
-from tasks.splits import CONFLICT, hashed_split, split_of, splits_of
-from tasks.step import Run, lineage, params_hash
-from tasks.tables import append_block, content_id, ok_row, open_table, read_table, table_version
+from pyramid_model.train.buckets import FAMILIES, Bucket, expand_buckets, fitting_bucket, num_frames_at, parse_bucket
+from tasks.running.step import Run, lineage, params_hash
+from tasks.scoring.scores import score_id
+from tasks.selecting.select import SelectConfig, check_limited, select, selected_clips
+from tasks.selecting.splits import CONFLICT, hashed_split, split_of, splits_of
+from tasks.sources.card import SplitPin
+from tasks.tables.delta import append_block, content_id, ok_row, open_table, read_table, table_version
+from tasks.tables.manifest import newest_selection, verdicts_of
 
 CONFIG = SelectConfig(buckets=("48x80x9@24",), thresholds={"motion": {"min": 1, "max": 9}}, val_fraction=0.5)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyramid_model.config import Config
-from tasks.step import STEPS, Run, StepResult, params_hash, step
+from tasks.running.step import STEPS, Run, StepResult, params_hash, step
 
 
 class CountConfig(Config):

@@ -8,18 +8,18 @@ import pytest
 
 CODE = """
 import sys
-import tasks.clips
+import tasks.cutting.clips
 from tasks.__main__ import main
-from tasks.clips import ClipsConfig
-from tasks.pipeline import StepError
-from tasks.step import Run, StepResult, report_progress
+from tasks.cutting.clips import ClipsConfig
+from tasks.running.pipeline import StepError
+from tasks.running.step import Run, StepResult, report_progress
 
 def clips(run: Run, config: ClipsConfig) -> StepResult:
     for done in range(1001):
         report_progress("clips", done, 1000)
     raise {error}
 
-tasks.clips.clips = clips
+tasks.cutting.clips.clips = clips
 sys.exit(main(["clips", '{{"run": {{"root": "/data/none"}}, "config": {{}}}}']))
 """
 

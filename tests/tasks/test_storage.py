@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import storage
+from tasks.tables import storage
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

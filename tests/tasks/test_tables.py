@@ -13,11 +13,10 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
-from tasks.export import export_rows
-from tasks.leftovers import unnamed_parquet
-from tasks.manifest import parse_filter, select_rows
-from tasks.schemas import COMMON, ID_COLUMNS, SCHEMAS
-from tasks.tables import (
+from tasks.inspecting.export import export_rows
+from tasks.inspecting.leftovers import unnamed_parquet
+from tasks.inspecting.verify import verify
+from tasks.tables.delta import (
     Lineage,
     TableError,
     append_block,
@@ -32,7 +31,8 @@ from tasks.tables import (
     table_uri,
     table_version,
 )
-from tasks.verify import verify
+from tasks.tables.manifest import parse_filter, select_rows
+from tasks.tables.schemas import COMMON, ID_COLUMNS, SCHEMAS
 
 LINEAGE = Lineage("run", "step", "1", "params", "code")
 
@@ -85,7 +85,7 @@ def test_rows_that_another_run_has_added_are_left_out_of_a_block(tmp_path):
 
 OVERLAPPING = """
 import sys
-from tasks.tables import Lineage, append_block, content_id
+from tasks.tables.delta import Lineage, append_block, content_id
 
 size = int(sys.argv[2])
 for first in range(0, 60, size):
@@ -108,7 +108,7 @@ def test_readers_see_each_row_once_when_three_processes_write_the_same_rows_in_o
 
 WRITER = """
 import sys
-from tasks.tables import Lineage, append_block, content_id
+from tasks.tables.delta import Lineage, append_block, content_id
 
 def append(block_id, number):
     rows = [{"caption_id": content_id("caption", number), "text": "text"}]

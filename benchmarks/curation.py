@@ -34,7 +34,7 @@ from pyramid_model.video.footage import decode
 from pyramid_model.video.video import ClipWriter
 from tasks.cutting.clips import VERSION, ClipsConfig, VideoWorker, clips
 from tasks.cutting.video_pass import cut_video
-from tasks.running.step import Run, StepResult, lineage
+from tasks.running.run import Run, StepResult, lineage
 from tasks.scoring.scores import ScoresConfig, score_id, scores
 from tasks.selecting.select import SelectConfig, select
 from tasks.tables.delta import append_block, content_id, ok_row

@@ -27,7 +27,7 @@ import psutil
 
 from pyramid_model.video.video import open_video
 from tasks.cutting.clips import ClipsConfig, VideoWorker, clips
-from tasks.running.step import RayConfig, Run, StepResult, lineage
+from tasks.running.run import RayConfig, Run, StepResult, lineage
 from tasks.sources.ingest import hash_file
 from tasks.tables.delta import append_block, content_id, ok_row, read_table
 from tasks.tables.schemas import ID_COLUMNS

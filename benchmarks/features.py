@@ -26,12 +26,13 @@ from pyramid_model.train.vae_init import initialise_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.video.video import write_video
 from pyramid_model.weights.weights import save_vae, weights_hash
-from tasks.captioning.captions import CaptionsConfig, captions
+from tasks.captioning.captions import captions
+from tasks.captioning.config import CaptionsConfig
 from tasks.encoding.latents import LatentEncoder, LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import ModelFolder, find_model
-from tasks.running.step import RayConfig, Run, StepResult
+from tasks.running.run import RayConfig, Run, StepResult
 from tasks.tables.blob_reader import BlobReader
 from tasks.tables.blobs import tensor_bytes
 from tasks.tables.delta import Lineage, append_block, content_id, crc32, ok_row, table_version
@@ -235,9 +236,9 @@ def moving_noise(seed: int) -> np.ndarray:
 
 def busy(run: Run, vae: ModelFolder, count: int) -> Iterator[Line]:
     """The actor's own work, without Ray: reading, encoding, rows; and batches against single clips."""
-    from tasks.selecting.select import selected_clips
+    from tasks.tables.current import selected_clips
 
-    clips = selected_clips(run, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()[:count]
+    clips = selected_clips(run.root, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()[:count]
     items = [clip | {"latent_id": clip["clip_id"], "attempt": 1} for clip in clips]
     encoder = LatentEncoder(vae, LatentsConfig())
     alone = [row for first in range(0, count, 8) for row in encoder(items[first : first + 8])["latents"]]

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 
 PYRAMID = Path(sys.executable).with_name("pyramid")
 HELP_RUNS = 5

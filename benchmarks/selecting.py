@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.selecting.duplicates import DuplicatesConfig, duplicates
 from tasks.selecting.select import SelectConfig, select
 from tasks.tables.delta import content_id, table_uri

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.report import previews
-from tasks.running.step import Run, StepResult
+from tasks.running.run import Run, StepResult
 
 
 def publish_counts(result: StepResult) -> None:

@@ -8,7 +8,7 @@ from flows.artifacts import publish_curation
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.cutting import clips
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 from tasks.scoring import scores
 from tasks.selecting import duplicates, select
 from tasks.sources import ingest

@@ -14,7 +14,7 @@ from flows.recipe import Recipe, with_outputs
 from flows.train_dit import train_dit
 from flows.train_vae import train_vae
 from tasks.report import report
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 
 write_report = durable(report.report)
 

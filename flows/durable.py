@@ -14,8 +14,9 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import publish_counts
 from flows.recipe import Recipe, RecipeError, load_recipe
-from tasks.running.pipeline import machine_lost
-from tasks.running.step import Run, Sparse, StepFunction, StepResult
+from tasks.running.errors import machine_lost
+from tasks.running.run import Run, Sparse, StepResult
+from tasks.running.step import StepFunction
 
 DEFAULT_RECIPE = "demo"
 PROGRESS_EVERY_S = 10.0

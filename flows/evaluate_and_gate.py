@@ -10,7 +10,7 @@ from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe, replaced
 from tasks.evaluating import evaluate, register
 from tasks.evaluating.register import RegisterConfig
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 
 judge = durable(evaluate.evaluate)
 promote = durable(register.register)

@@ -7,7 +7,7 @@ from prefect import flow
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.encoding import latents, text_features
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 
 encode_texts = durable(text_features.text_features)
 encode_latents = durable(latents.latents)

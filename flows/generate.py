@@ -8,7 +8,7 @@ from flows.artifacts import publish_generations
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.generating import generate as step
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 
 generate_clips = durable(step.generate)
 

@@ -7,7 +7,7 @@ from prefect import flow
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.captioning import captions
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 
 caption_clips = durable(captions.captions)
 

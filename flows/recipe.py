@@ -10,15 +10,15 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from pyramid_model.config import Config
-from tasks.captioning.captions import CaptionsConfig
+from tasks.captioning.config import CaptionsConfig
 from tasks.cutting.clips import ClipsConfig
 from tasks.encoding.latents import LatentsConfig
 from tasks.encoding.text_features import TextFeaturesConfig
-from tasks.evaluating.evaluate import EvaluateConfig
-from tasks.generating.generate import GenerateConfig
+from tasks.evaluating.config import EvaluateConfig
+from tasks.generating.config import GenerateConfig
 from tasks.models.encoders import TINY
 from tasks.report.report import ReportConfig
-from tasks.running.step import RayConfig, StepResult
+from tasks.running.run import RayConfig, StepResult
 from tasks.scoring.scores import ScoresConfig
 from tasks.selecting.duplicates import DuplicatesConfig
 from tasks.selecting.select import SelectConfig

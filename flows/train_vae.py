@@ -7,7 +7,7 @@ from prefect import flow
 from flows.artifacts import publish_training
 from flows.durable import by_step, durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 from tasks.training import train_vae as step
 
 fit_vae = durable(step.train_vae)

@@ -13,25 +13,27 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pyramid_model.config import Config
-from tasks.running.pipeline import TOLD, machine_lost
-from tasks.running.step import PROGRESS, Run, Sparse, StepFunction, StepResult
+from tasks.running.errors import TOLD, machine_lost
+from tasks.running.run import PROGRESS, Run, Sparse, StepResult
+from tasks.running.step import StepFunction
 
-STEP_NAMES = (
-    "ingest",
-    "clips",
-    "scores",
-    "duplicates",
-    "select",
-    "captions",
-    "text_features",
-    "train_vae",
-    "latents",
-    "train_dit",
-    "evaluate",
-    "register",
-    "generate",
-    "report",
-)
+# Module of each step, in the order of the pipeline; the step's function has its module's name.
+STEPS = {
+    "ingest": "tasks.sources.ingest",
+    "clips": "tasks.cutting.clips",
+    "scores": "tasks.scoring.scores",
+    "duplicates": "tasks.selecting.duplicates",
+    "select": "tasks.selecting.select",
+    "captions": "tasks.captioning.captions",
+    "text_features": "tasks.encoding.text_features",
+    "train_vae": "tasks.training.train_vae",
+    "latents": "tasks.encoding.latents",
+    "train_dit": "tasks.training.train_dit",
+    "evaluate": "tasks.evaluating.evaluate",
+    "register": "tasks.evaluating.register",
+    "generate": "tasks.generating.generate",
+    "report": "tasks.report.report",
+}
 PROGRESS_EVERY_S = 1.0  # whoever follows a Ray job fetches its whole log each time
 USAGE = """usage: python -m tasks STEP '{"run": {"root": …}, "config": {…}}'   (or @file, or - for standard input)"""
 
@@ -53,9 +55,9 @@ def find_step(name: str) -> tuple[StepFunction[Any], type[Config]]:
     Raises:
         ValueError: there is no such step.
     """
-    if name not in STEP_NAMES:
-        raise ValueError(f"there is no step {name!r}: the steps are {', '.join(STEP_NAMES)}")
-    function = getattr(importlib.import_module(f"tasks.{name}"), name)
+    if name not in STEPS:
+        raise ValueError(f"there is no step {name!r}: the steps are {', '.join(STEPS)}")
+    function = getattr(importlib.import_module(STEPS[name]), name)
     return function, get_type_hints(function)["config"]
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-# As `tasks.running.pipeline.connect` sets it, for tests that import Ray before they come there: Ray looks once, at its import.
+# `tasks.running.pipeline.connect` sets this, too; Ray reads it once, at its import, and some tests import Ray first.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
@@ -19,7 +19,7 @@ def ray_local():
     """An embedded Ray with two CPUs, started once for each process of pytest the way the steps start it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from tasks.running.pipeline import connect
-    from tasks.running.step import RayConfig
+    from tasks.running.run import RayConfig
 
     connect(RayConfig(num_cpus=2))
     yield

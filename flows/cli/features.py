@@ -29,7 +29,7 @@ def export_files(
     Texts are padded to 128 tokens, as that code expects. Example: `pyramid features export ./run ./official`
     """
     from tasks.exchange.official_files import export_official
-    from tasks.running.step import Run
+    from tasks.running.run import Run
     from tasks.tables import manifest
 
     with explained(root):
@@ -55,7 +55,7 @@ def import_files(
     Example: `pyramid features import ./run data/annotation.jsonl --vae causal_video_vae --encoder .`
     """
     from tasks.exchange.official_files import ImportConfig, import_official, select_imported
-    from tasks.running.step import Run
+    from tasks.running.run import Run
 
     given = {"annotation": annotation, "folder": folder, "vae": vae, "encoder": encoder, "fps": fps}
     with explained(root):

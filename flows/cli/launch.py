@@ -17,7 +17,7 @@ from flows.cli.progress import Progress
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
-    from tasks.running.step import StepResult
+    from tasks.running.run import StepResult
     from tasks.sources.ingest import IngestConfig
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
@@ -74,7 +74,7 @@ def launch(
 def _checked(root: str, recipe: str, settings: Sequence[str] | None, options: dict[str, Any]) -> "tuple[Recipe, str]":
     """The recipe and the absolute root, after all checks that need no work: keys, types, a writable root."""
     from flows.recipe import load_recipe, parse_settings
-    from tasks.running.step import Run
+    from tasks.running.run import Run
     from tasks.tables.storage import check_writable
 
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, "", False)}
@@ -107,7 +107,7 @@ def _check_source(config: "IngestConfig", root: str) -> None:
 
 def _check_limits(plan: "Recipe", root: str) -> None:
     """Refuse limits on scores that no clip can have before anything starts."""
-    from tasks.running.step import Run
+    from tasks.running.run import Run
     from tasks.selecting.select import check_limited
 
     check_limited(Run(root=root), plan.select, plan.scores.computed)

@@ -40,7 +40,7 @@ def explained(uri: str) -> Iterator[None]:
         uri: root or table at work, to name the table when it was one that could not be read.
     """
     from flows.cli.launch import BAD_INPUT, complain
-    from tasks.running.pipeline import TOLD
+    from tasks.running.errors import TOLD
     from tasks.tables.delta import TableError
 
     try:
@@ -195,7 +195,7 @@ def report(
     """Write ROOT/report.html: one page with everything in the tables, which opens from disk."""
     from tasks.report.report import ReportConfig
     from tasks.report.report import report as write_report
-    from tasks.running.step import Run
+    from tasks.running.run import Run
     from tasks.tables import manifest
 
     with explained(root):

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from tasks.running.step import PROGRESS, STEPS, StepResult
+from tasks.running.run import PROGRESS, STEPS, StepResult
 
 NAME_WIDTH = 14
 PLAIN_EVERY_S = 30.0

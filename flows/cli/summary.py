@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.cli.launch import elapsed, runner
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import read_table
 

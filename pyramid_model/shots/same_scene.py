@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from pyramid_model.shots.gradual import MIN_CONTRAST, contrast
-from pyramid_model.shots.shots import FLASH_FRAMES, colour_change
 
+FLASH_FRAMES = 6  # that a flash may last
 SAME = 0.8  # correlation above which motion and light explain a change
 UNRELATED = 0.4  # correlation below which they certainly do not: the fastest motion from frame to frame leaves 0.7
 MIN_CHANGE = 15.0  # levels of 255, as PySceneDetect's `min_content_val`; enough for a cut whatever the contrast
@@ -143,3 +143,11 @@ class RecentFrames:
             if not is_lit_or_darkened(scene, back) and motion_correlation(scene, back) >= SAME:
                 return True
         return False
+
+
+def colour_change(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean over the pixels of the change of the most changed channel, 0..255; both BGR uint8 (h w c)."""
+    import cv2
+
+    blue, green, red = cv2.split(cv2.absdiff(before, after))
+    return cv2.mean(cv2.max(cv2.max(blue, green), red))[0]

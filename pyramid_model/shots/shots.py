@@ -2,7 +2,7 @@
 
 PySceneDetect's detectors or TransNetV2 propose cuts. With the default method, a proposal must also stand up to what
 fools measures of difference: motion, changes of light, flashes, pictures shown several times
-(`pyramid_model.shots.same_scene`). Frames that dissolves and fades blend are found on the way (`pyramid_model.shots.gradual`).
+(`same_scene`). Frames that dissolves and fades blend are found on the way (`gradual`).
 """
 
 from collections import deque
@@ -15,12 +15,12 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pyramid_model.config import Config, without_unused
+from pyramid_model.shots.same_scene import FLASH_FRAMES, colour_change
 
 if TYPE_CHECKING:
     from pyramid_model.video.footage import VideoProbe
     from pyramid_model.video.video import VideoError
 
-FLASH_FRAMES = 6  # that a flash may last
 ANALYSIS_WIDTH = 256  # px of the longer side: detection needs no more, and larger frames cost more than their decoding
 
 Method = Literal["adaptive", "content", "histogram", "threshold", "transnetv2", "stride"]
@@ -309,14 +309,6 @@ class AdaptiveCuts:
             self.outstanding.update(outstanding)
             cuts += half
         return [cut for cut in cuts if cut > 0]
-
-
-def colour_change(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean over the pixels of the change of the most changed channel, 0..255; both BGR uint8 (h w c)."""
-    import cv2
-
-    blue, green, red = cv2.split(cv2.absdiff(before, after))
-    return cv2.mean(cv2.max(cv2.max(blue, green), red))[0]
 
 
 def _timecode(number: int) -> Any:

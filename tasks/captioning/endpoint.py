@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
-from tasks.running.pipeline import StepError
+from tasks.running.errors import StepError
 
 # Of an endpoint's settings (and a local model's), those that change what is written, and not where or at what price.
 DECIDING = {"max_new_tokens", "temperature", "seed", "dtype", "json_schema", "extra"}

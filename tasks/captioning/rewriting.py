@@ -10,7 +10,7 @@ from pyramid_model.captioning.quality import judge, without_thoughts
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
 from tasks.captioning.answers import REWRITES, AnswerFiles, Keyed
 from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
-from tasks.running.pipeline import StepError
+from tasks.running.errors import StepError
 from tasks.tables.delta import content_id
 
 VERSION = "1"

@@ -11,17 +11,17 @@ from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Questi
 from pyramid_model.captioning.structured import SCHEMA, StructureError, as_prose, read_structured
 from pyramid_model.config import Config
 from tasks.captioning.answers import CAPTIONS, AnswerFiles, Found, Keyed
+from tasks.captioning.config import REWRITTEN, STRUCTURED
 from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
 from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
 from tasks.running.pipeline import run_blocks
-from tasks.running.step import Run, StepResult
+from tasks.running.run import Run, StepResult
 from tasks.tables.delta import bad_row, content_id, ok_row, pending
 
 if TYPE_CHECKING:
-    from tasks.captioning.captions import CaptionsConfig
+    from tasks.captioning.config import CaptionsConfig
 
 VERSION = "1"  # of what is made of an answer
-REWRITTEN, STRUCTURED = "rewritten", "structured"
 CLIP_COLUMNS = ("uri", "height", "width", "num_frames", "fps_num", "fps_den")
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -16,7 +15,8 @@ from pyramid_model.shots.shots import ShotsConfig
 from tasks.cutting.planning import ClipRules
 from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 from tasks.running.pipeline import run_blocks
-from tasks.running.step import Run, StepResult, lineage, params_hash, step
+from tasks.running.run import Run, StepResult, lineage, params_hash
+from tasks.running.step import step
 from tasks.tables import storage
 from tasks.tables.delta import append_block, bad_row, content_id, read_table
 
@@ -251,21 +251,3 @@ def _known(run: Run, video_ids: Iterable[str]) -> dict[str, list[str]]:
         for row in read_table(run.root, "scores", ["score_id", "clip_id"], where=of_clips).to_pylist():
             known[video_of[row["clip_id"]]].append(row["score_id"])
     return known
-
-
-def current_clip_ids(root: str) -> pa.Array:
-    """Ids of the clips of all videos as the clips step last left them."""
-    videos = read_table(root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
-    return pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
-
-
-def current_clips(run: Run, columns: Sequence[str] | None = None) -> pa.Table:
-    """Clips of all videos as the clips step last left them, in the order of (video_id, start_frame).
-
-    The table `clips` also keeps those of earlier settings; the newest row of each video names the current ones.
-    """
-    current = current_clip_ids(run.root)
-    names = None if columns is None else [*dict.fromkeys([*columns, "video_id", "start_frame"])]
-    rows = read_table(run.root, "clips", names, where=pc.field("clip_id").isin(current))
-    rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
-    return rows if columns is None else rows.select(list(columns))

@@ -1,4 +1,7 @@
-"""One decode pass over one video: cuts, clips and their scores. Runs in a process that may crash (`tasks.running.isolated`)."""
+"""One decode pass over one video: cuts, clips and their scores.
+
+Runs in a child process that may crash (`tasks.running.isolated`).
+"""
 
 import contextlib
 import os

@@ -16,8 +16,9 @@ from pyramid_model.train.buckets import parse_bucket
 from tasks.models.folders import ModelFolder, find_model, load_vae
 from tasks.running.busy import Busy
 from tasks.running.pipeline import run_blocks
-from tasks.running.step import Run, StepResult, step
-from tasks.selecting.select import selected_clips
+from tasks.running.run import Run, StepResult
+from tasks.running.step import step
+from tasks.tables.current import selected_clips
 from tasks.tables.delta import bad_row, content_id, crc32, ok_row, pending
 from tasks.tables.files import check_unchanged
 
@@ -153,7 +154,7 @@ def latents(run: Run, config: LatentsConfig) -> StepResult:
         StepError: there is no VAE.
     """
     vae = find_model(run, "vae", config.vae)
-    clips = selected_clips(run, config.selection, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()
+    clips = selected_clips(run.root, config.selection, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()
     wanted = [
         clip | {"latent_id": latent_id(clip["clip_id"], vae.weights_hash, clip["bucket"], config.dtype, config.parts)}
         for clip in clips

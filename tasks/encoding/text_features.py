@@ -6,19 +6,20 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks.captioning.captions import captions_by_kind
+from pyramid_model.text import NULL_TEXT
 from tasks.captioning.prompts import read_prompts
 from tasks.models.encoders import EncoderFolder, newest_encoder_hash, prepare_encoder
 from tasks.models.folders import load_encoder
 from tasks.running.busy import Busy
-from tasks.running.pipeline import StepError, run_blocks
-from tasks.running.step import Run, StepResult, lineage, step
-from tasks.selecting.select import selected_clips
+from tasks.running.errors import StepError
+from tasks.running.pipeline import run_blocks
+from tasks.running.run import Run, StepResult, lineage
+from tasks.running.step import step
+from tasks.tables.current import captions_by_kind, selected_clips
 from tasks.tables.delta import append_again, bad_row, content_id, crc32, ok_row, pending
 
 VERSION = "1"
 MAX_TOKENS = 128  # longer texts are cut, as for the released models
-NULL_TEXT = ""  # what guidance pushes away from
 
 
 class TextFeaturesConfig(Config):
@@ -95,8 +96,8 @@ def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
     Raises:
         StepError: there is no caption, or no such encoder.
     """
-    clip_ids = selected_clips(run, config.selection, columns=("clip_id",))["clip_id"].to_pylist()
-    captions = captions_by_kind(run, clip_ids, config.captions)
+    clip_ids = selected_clips(run.root, config.selection, columns=("clip_id",))["clip_id"].to_pylist()
+    captions = captions_by_kind(run.root, clip_ids, config.captions)
     found = sorted({text for of_clip in captions.values() for text in of_clip.values()})
     if not found:
         raise StepError(

@@ -1,64 +1,23 @@
 """Evaluation of a DiT on held-out clips, and the gate's verdict on it."""
 
 import json
-from typing import Literal
 
 import pyarrow.compute as pc
-from pydantic import Field
 
-from pyramid_model.config import Config
-from pyramid_model.generate.request import GenerationRequest
+from tasks.evaluating.config import EvaluateConfig, Subject
 from tasks.evaluating.evaluator import Evaluator
-from tasks.models.encoders import EncoderFolder, find_encoder
-from tasks.models.folders import ModelFolder, find_model
-from tasks.models.gate import Check, GateConfig, failures
-from tasks.models.registry import Champion, champion
-from tasks.running.pipeline import StepError, run_blocks
-from tasks.running.step import Run, StepResult, step
+from tasks.models.encoders import find_encoder
+from tasks.models.folders import find_model
+from tasks.models.gate import Check, failures
+from tasks.models.registry import champion
+from tasks.running.errors import StepError
+from tasks.running.pipeline import run_blocks
+from tasks.running.run import Run, StepResult
+from tasks.running.step import step
 from tasks.tables.delta import content_id, read_table
-from tasks.training.pairs import Pair, PairSource, explain_no_pairs, find_pairs, pair_source
+from tasks.training.pairs import explain_no_pairs, find_pairs, pair_source
 
 VERSION = "1"
-
-
-class EvaluateConfig(Config):
-    """What is judged, on what, and by which limits."""
-
-    candidate: Literal["trained", "untrained"] = Field(
-        "trained", description="untrained: the same model before its first step, which the gate must refuse"
-    )
-    dit: str = Field("", description="folder of the DiT; empty: the newest that was trained here")
-    vae: str = Field("", description="folder of its VAE; empty: the one it was trained with")
-    encoder: str = Field("", description="folder of its text encoder; empty: the one it was trained with")
-    selection: str = Field("", description="which selection; empty: the one it was trained on")
-    captions: str = Field("", description="which captions; empty: those it was trained on")
-    gate: GateConfig = GateConfig()
-    num_val_clips: int = Field(64, ge=1, description="held-out clips of the validation loss")
-    num_reconstructions: int = Field(4, ge=0, description="held-out clips shown beside their reconstructions")
-    num_samples: int = Field(
-        2, ge=0, description="clips sampled from training captions, for their motion and to look at"
-    )
-    request: GenerationRequest = Field(
-        GenerationRequest(), description="how clips are sampled; size and length are those of the training clips"
-    )
-    seed: int = Field(0, ge=0, description="of the sampled clips")
-    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of the evaluation")
-    num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU")
-
-
-class Subject(Config):
-    """Everything that an evaluation looks at."""
-
-    candidate: Literal["trained", "untrained"]
-    dit: ModelFolder
-    vae: ModelFolder
-    encoder: EncoderFolder
-    source: PairSource
-    train: list[Pair]
-    val: list[Pair]
-    rival: Champion | None = Field(
-        description="the champion to beat; none when there is none, or it is this very model"
-    )
 
 
 @step

@@ -17,7 +17,7 @@ from tasks.training.validation import val_losses
 if TYPE_CHECKING:
     import numpy as np
 
-    from tasks.evaluating.evaluate import EvaluateConfig, Subject
+    from tasks.evaluating.config import EvaluateConfig, Subject
 
 NUM_MOTION_CLIPS = 8  # training clips whose motion stands for the data
 

@@ -4,7 +4,8 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks.models.registry import champion, promote
-from tasks.running.step import Run, StepResult, step
+from tasks.running.run import Run, StepResult
+from tasks.running.step import step
 
 
 class RegisterConfig(Config):

@@ -13,8 +13,9 @@ from typing import Any
 from tasks.running.pipeline import split_blocks
 from tasks.tables import storage
 from tasks.tables.delta import TableError, content_id, read_table
-from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, select_rows
+from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, select_rows
 from tasks.tables.schemas import SCHEMAS
+from tasks.tables.storage import absolute_root
 
 DATASETS = ("webdataset", "pyramid-flow", "open-sora")
 INDEX = "index.json"

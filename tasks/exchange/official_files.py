@@ -18,8 +18,10 @@ from tasks.encoding.latents import latent_id
 from tasks.encoding.text_features import MAX_TOKENS, text_feature_id
 from tasks.models.encoders import EncoderFolder, find_encoder
 from tasks.models.folders import ModelFolder, absolute, encoder_dims, find_model
-from tasks.running.pipeline import StepError, run_blocks
-from tasks.running.step import Run, StepResult, report_progress, step
+from tasks.running.errors import StepError
+from tasks.running.pipeline import run_blocks
+from tasks.running.run import Run, StepResult, report_progress
+from tasks.running.step import step
 from tasks.selecting.select import SelectConfig, select
 from tasks.selecting.splits import SPLITS
 from tasks.sources.ingest import hash_file

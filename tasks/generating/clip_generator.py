@@ -19,7 +19,7 @@ from tasks.tables.delta import bad_row, ok_row
 
 if TYPE_CHECKING:
     from pyramid_model.generate.pipeline import Clips, VideoPipeline
-    from tasks.generating.generate import GenerateConfig
+    from tasks.generating.config import GenerateConfig
 
 SLUG_LENGTH = 60
 

@@ -5,23 +5,23 @@ import contextvars
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from pyramid_model.config import Config, PyramidConfig, VAEConfig, without_unused
+from pyramid_model.config import PyramidConfig, VAEConfig
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
-from pyramid_model.generate.request import GenerationRequest
-from tasks.captioning.endpoint import EndpointConfig
 from tasks.captioning.prompts import read_prompts
-from tasks.captioning.rewriting import Mode, Rewrite, rewrite_prompts
+from tasks.captioning.rewriting import Rewrite, rewrite_prompts
 from tasks.generating.clip_generator import ClipGenerator, Models, given_files
+from tasks.generating.config import GenerateConfig
 from tasks.models.folders import absolute, folder_hash, trained_in_units, training_pyramid
 from tasks.models.registry import champion
-from tasks.running.pipeline import StepError, connect, run_blocks
-from tasks.running.step import Run, StepResult, report_progress, step
+from tasks.running.errors import StepError
+from tasks.running.pipeline import connect, run_blocks
+from tasks.running.run import Run, StepResult, report_progress
+from tasks.running.step import step
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
 from tasks.tables.delta import content_id, pending, read_table
@@ -31,59 +31,6 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 PROGRESS_EVERY_S = 1.0
-MAX_SEED = 2**53  # every reader of tables and forms counts so far
-
-
-class GenerateConfig(Config):
-    """What to generate."""
-
-    prompts: tuple[str, ...] = Field((), description="one clip each, times num_per_prompt")
-    prompts_file: str = Field("", description="text file of further prompts, one a line")
-    num_per_prompt: int = Field(1, ge=1, description="clips a prompt, with seeds seed, seed + 1, …")
-    seed: int = Field(0, ge=0, le=MAX_SEED)
-    rewrite: Literal["", Mode] = Field(
-        "", description="normal: prompts become full descriptions; director: directions for the camera; empty: stay"
-    )
-    rewriter: EndpointConfig | None = Field(None, description="the language model that rewrites; null: none")
-    image: str = Field("", description="file of the first frame of every clip")
-    video: str = Field("", description="file that every clip goes on from, with at most half of its length")
-    weights: str = Field("", description="released directory, or one of that layout; empty: the champion generates")
-    variant: str = Field("", description="which DiT of that directory: 384p, 768p, image")
-    request: GenerationRequest = GenerationRequest()
-    dtype: Literal["", "bfloat16", "float16", "float32"] = Field(
-        "", description="precision; empty: bfloat16 for a directory of weights, float32 for the champion"
-    )
-    device: Literal["", "cuda", "mps", "cpu"] = Field("", description="empty: a GPU where Ray has one")
-    max_memory: str = Field("", description="of the device, e.g. 8GiB; empty: what is free")
-    offload: Literal["auto", "none", "model", "sequential"] = Field(
-        "auto", description="where models wait for their turn; auto: whatever is fastest within the memory"
-    )
-    compile: bool = Field(
-        False, description="compile the DiT: minutes before the first clip, then faster; for many clips of one size"
-    )
-    block_size: int = Field(4, ge=1, description="clips sampled together; fewer where max_memory allows no more")
-    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of an actor")
-    num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if it works on one")
-
-    @field_validator("max_memory")
-    @classmethod
-    def _amount(cls, text: str) -> str:
-        if text:
-            parse_bytes(text)
-        return text
-
-    @model_validator(mode="after")
-    def _check(self) -> "GenerateConfig":
-        if self.rewrite and self.rewriter is None:
-            raise ValueError(
-                f"rewrite {self.rewrite!r} needs a language model: set generate.rewriter.base_url and "
-                "generate.rewriter.model to an OpenAI-compatible server"
-            )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ("rewrite", "rewriter"))
 
 
 @step

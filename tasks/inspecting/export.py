@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from tasks.tables import storage
 from tasks.tables.delta import TableError, as_dataset, open_table, read_table
-from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, absolute_root, check_names, filter_expression, select_rows
+from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, check_names, filter_expression, select_rows
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
+from tasks.tables.storage import absolute_root
 
 FORMATS = ("csv", "jsonl", "parquet")
 

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pyarrow.compute as pc
 
 from pyramid_model.config import Config
 from tasks.models.folders import absolute, folder_hash, hash_records, writing_folder
-from tasks.running.pipeline import StepError, connect
-from tasks.running.step import Run
+from tasks.running.errors import StepError
+from tasks.running.pipeline import on_ray
+from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
 
@@ -73,18 +73,6 @@ def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str
         if not storage.exists(uri):
             on_ray(run, _fetch, run, uri, name)
     return find_encoder(run, uri)
-
-
-def on_ray(run: Run, function: Any, *arguments: Any) -> None:
-    """Run a function as a Ray task: this process stays free of torch, and a cluster does the work."""
-    connect(run.ray)
-    import ray
-    from ray.exceptions import RayTaskError
-
-    try:
-        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
-    except RayTaskError as err:
-        raise StepError(f"the model cannot be made ready: {err.cause}") from err
 
 
 def _build_tiny(run: Run, uri: str, texts: list[str], settings: dict[str, int]) -> None:

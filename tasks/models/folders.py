@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config, PyramidConfig
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run
+from tasks.running.errors import StepError
+from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
 

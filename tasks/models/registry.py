@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pyramid_model.config import Config
 from tasks.models.gate import Check, failures
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
 

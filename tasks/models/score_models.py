@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.models.folders import absolute, folder_hash, local_folder, writing_folder
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run
+from tasks.running.errors import StepError
+from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id
 

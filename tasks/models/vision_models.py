@@ -6,10 +6,10 @@ from pydantic import Field
 
 from pyramid_model.captioning.question import Decoding
 from pyramid_model.config import Config
-from tasks.models.encoders import on_ray
 from tasks.models.folders import absolute, folder_hash, writing_folder
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run
+from tasks.running.errors import StepError
+from tasks.running.pipeline import on_ray
+from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pyramid_model.train.buckets import Bucket, parse_bucket
-from tasks.cutting.clips import current_clip_ids
 from tasks.inspecting.table_stats import DropReason, reason_counts
 from tasks.selecting.splits import SPLITS
+from tasks.tables.current import current_clip_ids
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import clips_with_scores, left_join, newest_by, newest_selection, verdicts_of
 from tasks.tables.schemas import SCHEMAS

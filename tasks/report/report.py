@@ -29,7 +29,8 @@ from tasks.report.selection import (
     selection_thresholds,
 )
 from tasks.report.sources import MAX_FILES, MAX_SOURCES, sources
-from tasks.running.step import Run, StepResult, code_version, params_hash, report_progress, step
+from tasks.running.run import Run, StepResult, code_version, params_hash, report_progress
+from tasks.running.step import step
 from tasks.tables import storage
 from tasks.tables.delta import table_version
 from tasks.tables.manifest import overview

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from tasks.inspecting.table_stats import compact
 from tasks.report.curation import Curation, total_s
 from tasks.report.figures import Node
-from tasks.running.step import StepResult
+from tasks.running.run import StepResult
 from tasks.tables import storage
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import TableFacts

@@ -1,4 +1,6 @@
-"""A function in a process of its own, which may crash or hang without harm: `python -m tasks.running.isolated module:function`.
+"""A function in a child process, which may crash or hang without harm to its parent.
+
+The child is started as `python -m tasks.running.isolated module:function`.
 
 Calls and answers are JSON lines. The process lives from call to call, since its imports are slow, and ends with its
 parent, however that ends.

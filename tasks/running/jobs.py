@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 from pyramid_model.config import Config
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run, StepResult, report_progress
+from tasks.running.errors import StepError
+from tasks.running.run import Run, StepResult, report_progress
 from tasks.tables.delta import content_id
 
 LOG = logging.getLogger("pyramid.jobs")

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from tasks.models.score_models import load_open_clip
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
 from tasks.tables.delta import Lineage, append_again, bad_row, content_id, crc32, ok_row, read_table
 

@@ -17,14 +17,13 @@ from pyramid_model.metrics.scorers import SCORERS
 from tasks.models import score_models
 from tasks.models.folders import absolute
 from tasks.running.pipeline import run_blocks
-from tasks.running.step import Run, StepResult, lineage
+from tasks.running.run import Run, StepResult, lineage
 from tasks.scoring import embeddings
 from tasks.scoring import read_off as embedding_scores
 from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
 from tasks.scoring.read_off import EmbeddingScoresConfig, frame_details
-from tasks.selecting.select_config import CLIP_FIGURES
 from tasks.tables.delta import bad_row, content_id, ok_row, pending
-from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
+from tasks.tables.schemas import CLIP_FIGURES, ID_COLUMNS, SCHEMAS
 
 STEP = "scores"
 VERSION = "1"
@@ -291,6 +290,6 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
 def _captions(run: Run, config: EmbeddingScoresConfig, clip_ids: Sequence[str]) -> dict[str, str]:
     if not config.text_match:
         return {}
-    from tasks.captioning.captions import captions_of
+    from tasks.tables.current import captions_of
 
-    return captions_of(run, clip_ids, config.captions)
+    return captions_of(run.root, clip_ids, config.captions)

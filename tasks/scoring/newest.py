@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.tables.delta import Lineage, append_again, read_table
 from tasks.tables.manifest import newest_by
 

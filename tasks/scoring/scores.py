@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 
 from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
 from tasks.running.pipeline import run_blocks
-from tasks.running.step import Run, StepResult, lineage, step
+from tasks.running.run import Run, StepResult, lineage
+from tasks.running.step import step
 from tasks.scoring import model_scores
 from tasks.scoring.model_scores import ModelScoresConfig
 from tasks.scoring.newest import make_newest
@@ -108,10 +109,10 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     Raises:
         StepError: weights of a model cannot be had, or are of another architecture; before anything is computed.
     """
-    from tasks.cutting.clips import current_clips
+    from tasks.tables.current import current_clips
 
     columns = ["clip_id", "uri", "height", "width", "num_frames", "fps_num", "fps_den"]
-    clips = current_clips(run, columns).to_pylist()
+    clips = current_clips(run.root, columns).to_pylist()
     wanted = [
         {"score_id": score_id(clip["clip_id"], scorer), "scorer": scorer} | clip
         for clip in clips

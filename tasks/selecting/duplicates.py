@@ -21,9 +21,10 @@ from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
 from pyramid_model.duplicates import Pairs, across_videos, equal, groups, groups_around, near_by_embedding, near_by_hash
-from tasks.cutting.clips import current_clips
-from tasks.running.step import Run, StepResult, lineage, step
+from tasks.running.run import Run, StepResult, lineage
+from tasks.running.step import step
 from tasks.scoring.embeddings import newest_source
+from tasks.tables.current import current_clips
 from tasks.tables.delta import (
     append_block,
     as_dataset,
@@ -77,7 +78,7 @@ def duplicates(run: Run, config: DuplicatesConfig) -> StepResult:
         ValueError: no clip has what a method compares.
     """
     started = time.time()
-    clips = current_clips(run, CLIP_COLUMNS).sort_by("clip_id")
+    clips = current_clips(run.root, CLIP_COLUMNS).sort_by("clip_id")
     clip_ids = clips["clip_id"].to_pylist()
     rank = keeping_order(clips)
     found: dict[str, dict[str, Any]] = {}

@@ -9,9 +9,10 @@ import numpy as np
 
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.selecting.quotas import over_quota
-from tasks.selecting.select_config import CLIP_FIGURES, Limits, SelectConfig
+from tasks.selecting.select_config import Limits, SelectConfig
 from tasks.selecting.splits import CONFLICT
 from tasks.tables.delta import content_id
+from tasks.tables.schemas import CLIP_FIGURES
 
 VERSION = "1"
 CLIP_COLUMNS = (

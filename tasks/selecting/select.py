@@ -9,19 +9,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.cutting.clips import current_clips
-from tasks.running.step import Run, StepResult, lineage, params_hash, step
+from tasks.running.run import Run, StepResult, lineage, params_hash
+from tasks.running.step import step
 from tasks.scoring.newest import score_arrays
 from tasks.selecting.duplicates import groups_by_method
 from tasks.selecting.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
-from tasks.selecting.select_config import CLIP_FIGURES, SelectConfig
+from tasks.selecting.select_config import SelectConfig
 from tasks.selecting.splits import SPLITS, splits_of
 from tasks.sources.card import SplitPin, cards_of, read_card
+from tasks.tables.current import current_clips
 from tasks.tables.delta import append_block, content_id, ok_row, read_table, table_version
-from tasks.tables.manifest import left_join, newest_selection, verdicts_of
+from tasks.tables.manifest import newest_selection, verdicts_of
+from tasks.tables.schemas import CLIP_FIGURES
 
 # Copies link videos in the draw of splits. Clips that are merely alike to a model would in time link all of them.
 LINKING = ("exact", "phash")
@@ -40,7 +41,7 @@ def select(run: Run, config: SelectConfig) -> StepResult:
             training stops.
     """
     started = time.time()
-    clips = current_clips(run, CLIP_COLUMNS).to_pylist()
+    clips = current_clips(run.root, CLIP_COLUMNS).to_pylist()
     if not clips:
         raise ValueError(_no_clips(run))
     material = _material(run, clips, config)
@@ -239,37 +240,3 @@ def _withdrawn(newest: Mapping[str, Mapping[str, Any]], judged: Judged) -> list[
         for clip_id, row in newest.items()
         if row["keep"] and clip_id not in current
     ]
-
-
-def selected_clips(
-    run: Run,
-    selection: str = "",
-    split: str = "",
-    columns: Sequence[str] | None = None,
-    versions: Mapping[str, int] | None = None,
-) -> pa.Table:
-    """Clips to work on, with the columns `bucket` and `split`, in the order of (video_id, start_frame).
-
-    Args:
-        run: where the tables are.
-        selection: `outputs["selection"]` of the select step; empty: the newest selection.
-        split: train, val or test; empty: all.
-        columns: of `clips`; None: all of them.
-        versions: of the tables `selections` and `clips`; None: the newest.
-
-    Raises:
-        ValueError: there is no such selection.
-    """
-    versions = versions or {}
-    verdicts = verdicts_of(run.root, selection, versions.get("selections"))
-    if not verdicts.num_rows:
-        which = f"selection {selection!r}" if selection else "selection"
-        raise ValueError(f"there is no {which} in {run.root}: run the select step (pyramid curate)")
-    asked = pc.field("keep") & (pc.field("split") == split) if split else pc.field("keep")
-    chosen = verdicts.filter(asked).select(["clip_id", "bucket", "split"])
-    of_chosen = pc.field("clip_id").isin(chosen["clip_id"].combine_chunks())
-    names = None if columns is None else [*dict.fromkeys(["clip_id", *columns, "video_id", "start_frame"])]
-    clips = read_table(run.root, "clips", names, versions.get("clips"), of_chosen)
-    joined = left_join(clips, chosen, "clip_id", {"bucket": "bucket", "split": "split"})
-    joined = joined.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
-    return joined if columns is None else joined.select([*columns, "bucket", "split"])

@@ -10,9 +10,6 @@ from pyramid_model.config import Config, without_unused
 from pyramid_model.train.buckets import expand_buckets
 from tasks.selecting.duplicates import METHODS, Method
 
-# Measured on the clip itself, so that any of them may have limits beside the scorers.
-CLIP_FIGURES = ("duration_s", "fps", "height", "width", "aspect")
-
 # Limits that `preset` stands for; a recipe may change each of them, or lift it with `{}`.
 PRESETS: dict[str, dict[str, dict[str, float]]] = {
     "pretrain": {

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks.running.pipeline import connect, run_blocks
-from tasks.running.step import Run, StepResult, step
+from tasks.running.run import Run, StepResult
+from tasks.running.step import step
 from tasks.sources.card import SourceCard, card_uri, read_card
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
 from tasks.sources.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files

@@ -72,7 +72,7 @@ def source_files(
     """The folder of a source, the files that it names, and what it was taken for.
 
     Args:
-        source: a folder (walked with its subfolders), a list (see `tasks.sources.lists`), or one file; a path or fsspec URI.
+        source: a folder (walked with its subfolders), a list (see `lists`), or one file; a path or fsspec URI.
         root: where our own tables and media lie; they are left out when the source contains them.
         non_media: suffixes of files in folders that are no candidates; nor are hidden files.
         media_root: where the relative names of a list start; empty: at the folder of the list.

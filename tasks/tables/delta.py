@@ -1,6 +1,6 @@
 """Delta tables: content ids, exactly-once appends, reads of a pinned version, and what is still to do.
 
-Every table lives at `<root>/tables/<name>`; its columns stand in `tasks.tables.schemas`. Rows are only ever appended. A retry
+Every table lives at `<root>/tables/<name>`; its columns stand in `schemas`. Rows are only ever appended. A retry
 appends a row with `attempt + 1`, and readers see the latest attempt of each id. Columns may be added to a schema: a
 table that was written before reads as null there, and gets the column with the next append.
 """

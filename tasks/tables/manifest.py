@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tasks.tables import storage
 from tasks.tables.delta import TableError, as_dataset, open_table, read_table, table_uri
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
+from tasks.tables.storage import absolute_root
 
 CLIPS_WITH_SCORES = "clips-with-scores"
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # two-character ones first, so that they are found first
@@ -60,13 +61,6 @@ def check_written(root: str, table: str) -> None:
     if open_table(root, table) is None:
         writer = f"pyramid {WRITERS[table]} writes it" if table in WRITERS else "no step writes it yet"
         raise TableError(f"table {table!r} has not been written under {root} yet: {writer}")
-
-
-def absolute_root(uri: str) -> str:
-    """A root (or any path) as steps see it: absolute when local, else without a trailing slash."""
-    from tasks.running.step import Run  # one place decides what a root looks like
-
-    return Run(root=uri, run_id="-").root
 
 
 @dataclass(frozen=True)

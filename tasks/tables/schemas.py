@@ -2,6 +2,10 @@
 
 import pyarrow as pa
 
+# Measured on the clip itself, so that any of them may have limits beside the scorers.
+CLIP_FIGURES = ("duration_s", "fps", "height", "width", "aspect")
+
+
 STRING, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 COMMON: dict[str, pa.DataType] = {

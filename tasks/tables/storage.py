@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,21 @@ PIECE_BYTES = 4 * 2**20
 def is_local(uri: str) -> bool:
     """Whether `uri` is a plain path (or `file://`) on this machine."""
     return get_protocol(uri) in ("file", "local")
+
+
+def absolute_root(uri: str) -> str:
+    """A root (or any path) as steps see it: an absolute path when it is local, else the URI; no trailing slash.
+
+    Raises:
+        ValueError: it is empty, or contains characters that Delta tables cannot have in their path.
+    """
+    if not uri:
+        raise ValueError("the root is empty: give a folder or URI with --root, or set PYRAMID_ROOT")
+    if is_local(uri):
+        uri = str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    if refused := re.search(r"[\[\]\\]|%[0-9A-Fa-f]{2}", uri):
+        raise ValueError(f"root {uri!r} contains {refused[0]!r}, which Delta tables cannot have in their path")
+    return uri.rstrip("/")
 
 
 def join(root: str, *parts: str) -> str:

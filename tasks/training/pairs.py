@@ -11,13 +11,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config, LatentNorm
-from tasks.captioning.captions import captions_by_kind
-from tasks.encoding.text_features import NULL_TEXT
+from pyramid_model.text import NULL_TEXT
 from tasks.models.folders import ModelFolder
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run
-from tasks.selecting.select import selected_clips
+from tasks.running.errors import StepError
+from tasks.running.run import Run
 from tasks.tables import storage
+from tasks.tables.current import captions_by_kind, selected_clips
 from tasks.tables.delta import read_table, table_version
 
 if TYPE_CHECKING:
@@ -149,11 +148,11 @@ def find_pairs(source: PairSource, split: str) -> list[Pair]:
 def _texts(source: PairSource, clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """Captions by clip id and kind."""
     ids = [clip["clip_id"] for clip in clips]
-    return captions_by_kind(source.run, ids, source.captions, source.versions["captions"])
+    return captions_by_kind(source.run.root, ids, source.captions, source.versions["captions"])
 
 
 def _clips(source: PairSource, split: str) -> list[dict[str, Any]]:
-    return selected_clips(source.run, source.selection, split, ("clip_id", "uri"), source.versions).to_pylist()
+    return selected_clips(source.run.root, source.selection, split, ("clip_id", "uri"), source.versions).to_pylist()
 
 
 def explain_no_pairs(source: PairSource, split: str) -> str:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from pyramid_model.captioning.instructions import Kind
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, without_unused
+from pyramid_model.text import NULL_TEXT
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
-from tasks.captioning.captions import Kind
-from tasks.encoding.text_features import NULL_TEXT
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import find_model
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run, StepResult, step
+from tasks.running.errors import StepError
+from tasks.running.run import Run, StepResult
+from tasks.running.step import step
+from tasks.training.job import Job, TrainingConfig, model_id, pick_samples, positions_alike
 from tasks.training.pairs import (
     Pair,
     PairReader,
@@ -27,7 +29,7 @@ from tasks.training.pairs import (
     text_feature_ids,
     vae_settings,
 )
-from tasks.training.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
+from tasks.training.training import run_training
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn

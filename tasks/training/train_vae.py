@@ -8,11 +8,13 @@ from pydantic import Field
 from pyramid_model.config import VAEConfig
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import VAEBatchConfig, VAELossConfig
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run, StepResult, step
-from tasks.selecting.select import selected_clips
+from tasks.running.errors import StepError
+from tasks.running.run import Run, StepResult
+from tasks.running.step import step
+from tasks.tables.current import selected_clips
 from tasks.tables.delta import table_version
-from tasks.training.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
+from tasks.training.job import Job, TrainingConfig, model_id, pick_samples, positions_alike
+from tasks.training.training import run_training
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,8 +48,8 @@ def train_vae(run: Run, config: TrainVAEConfig) -> StepResult:
     Raises:
         StepError: no training or no validation clips, clips that are too short, or a training that failed.
     """
-    train_clips = selected_clips(run, config.selection, "train", CLIP_COLUMNS).to_pylist()
-    val_clips = selected_clips(run, config.selection, "val", CLIP_COLUMNS).to_pylist()[: config.num_val_clips]
+    train_clips = selected_clips(run.root, config.selection, "train", CLIP_COLUMNS).to_pylist()
+    val_clips = selected_clips(run.root, config.selection, "val", CLIP_COLUMNS).to_pylist()[: config.num_val_clips]
     check_splits(len(train_clips), len(val_clips), "clips")
     _check_frames(config, train_clips)
     ids = [[clip["clip_id"], clip["bucket"]] for clip in (*train_clips, *val_clips)]

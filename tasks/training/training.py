@@ -7,121 +7,17 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow.compute as pc
-from pydantic import Field
 
-from pyramid_model.config import Config
-from pyramid_model.train.config import OptimConfig
 from tasks.models.folders import read_training
 from tasks.models.registry import TrainingLog
-from tasks.running.step import Run, StepResult, lineage
+from tasks.running.run import StepResult, lineage
 from tasks.tables import storage
 from tasks.tables.delta import append_again, append_block, content_id, ok_row, read_table, table_version
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from pyramid_model.train.loop import Batch
-
-# Settings that change how a training runs and not what comes out of it: they are no part of a model's identity.
-NOT_IDENTITY = {"selection", "captions", "vae", "encoder", "use_gpu"}
-
-
-class TrainingConfig(Config):
-    """Settings that both trainings share."""
-
-    selection: str = Field("", description="which selection; empty: the newest")
-    optim: OptimConfig = OptimConfig()
-    num_workers: int = Field(1, ge=1, description="processes, each with its own batch of optim.batch_size samples")
-    cpus_per_worker: int = Field(1, ge=1, description="CPUs, and so torch threads, of a worker")
-    use_gpu: Literal["auto", "yes", "no"] = Field("auto", description="auto: when the cluster has one for each worker")
-
-
-class Training(Protocol):
-    """What one model brings to the shared loop; built in every worker, with the data it needs."""
-
-    num_train: int
-    num_val: int
-    bad: Sequence[str]  # items that could not be read, "id: reason"
-
-    def objective(self) -> "nn.Module":
-        """The model with its loss, freshly initialised from the seed."""
-        ...
-
-    def batch(self, step: int) -> "Batch":
-        """This worker's batch of a step."""
-        ...
-
-    def validate(self, objective: "nn.Module") -> dict[str, float]:
-        """Figures on held-out data."""
-        ...
-
-    def save(self, objective: "nn.Module", folder: str) -> None:
-        """Write the model's folder."""
-        ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training, as the driver describes it and the workers get it.
-
-    kind: vae | dit. model_id: identity of settings and data. training: class of the model's side, built as
-    `training(rank=…, world_size=…, device=…, **arguments)`. facts: what `models.config` keeps beside the settings.
-    """
-
-    kind: str
-    model_id: str
-    run: Run
-    config: TrainingConfig
-    training: type
-    arguments: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def uri(self) -> str:
-        """Folder of the finished model."""
-        return self.run.models(f"{self.kind}-{self.model_id}")
-
-    @property
-    def checkpoint(self) -> str:
-        """The file that a killed training goes on from."""
-        return storage.join(self.run.root, "checkpoints", self.model_id, "state.pt")
-
-
-def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence[Any]) -> str:
-    """Identity of a training: the same settings on the same data are never trained twice."""
-    settings = config.model_dump(mode="json", exclude=NOT_IDENTITY)
-    settings = {name: value for name, value in settings.items() if value is not None}  # a section that is left out
-    for name in ("checkpoint_every", "log_every"):
-        settings["optim"].pop(name)
-    return content_id(kind, version, settings, list(data_ids))
-
-
-def positions_alike(groups: Sequence[Hashable]) -> list[list[int]]:
-    """For each position, all those of its group."""
-    members: dict[Hashable, list[int]] = {}
-    for position, group in enumerate(groups):
-        members.setdefault(group, []).append(position)
-    return [members[group] for group in groups]
-
-
-def pick_samples(
-    alike: Sequence[Sequence[int]], batch_size: int, seed: int, step: int, rank: int, world_size: int
-) -> list[int]:
-    """Positions of one worker's samples at a step, all of one group (clips of one size can be stacked).
-
-    The group is drawn anew each step, in proportion to its size, and is the same for all workers.
-    alike: of each sample, the positions of its group (`positions_alike`).
-    """
-    from pyramid_model.train.batches import batch_indices
-
-    drawn = batch_indices(len(alike), 1, seed + 1, step)[0] if len(alike[0]) < len(alike) else 0
-    chosen = alike[drawn]
-    return [chosen[i] for i in batch_indices(len(chosen), batch_size, seed, step, rank, world_size)]
+from tasks.training.job import Job
 
 
 def run_training(job: Job, step: str, step_version: str) -> StepResult:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.models.folders import TRAINING_FILE, read_training, writing_folder
 from tasks.models.registry import TrainingLog, check_tracking
-from tasks.running.pipeline import StepError, connect, machine_lost
-from tasks.running.step import report_progress
-from tasks.training.training import Job, Training, TrainingConfig
+from tasks.running.errors import StepError, machine_lost
+from tasks.running.pipeline import connect
+from tasks.running.run import report_progress
+from tasks.training.job import Job, Training, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from prefect.states import Failed
 from ray.exceptions import NodeDiedError
 
 from flows.durable import _failed_machine
-from tasks.running.pipeline import StepError
+from tasks.running.errors import StepError
 
 DEPLOYMENTS = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text())["deployments"]
 

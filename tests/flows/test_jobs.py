@@ -19,7 +19,7 @@ import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 from tasks.cutting.clips import ClipsConfig
 from tasks.running.jobs import submit_step
-from tasks.running.step import RayConfig, Run
+from tasks.running.run import RayConfig, Run
 run = Run(root={root!r}, ray=RayConfig(address={address!r}))
 result = submit_step("clips", run, ClipsConfig(min_frames=9, crf={crf}))
 print("FINISHED", result.model_dump_json())
@@ -51,7 +51,7 @@ def source(tmp_path_factory, write_videos) -> Path:
 
 @pytest.fixture(scope="module")
 def root(source, tmp_path_factory) -> Path:
-    from tasks.running.step import Run
+    from tasks.running.run import Run
     from tasks.sources.ingest import IngestConfig, ingest
 
     folder = tmp_path_factory.mktemp("root")
@@ -139,9 +139,9 @@ def test_failed_job_says_why(ray_head, tmp_path):
 
 def test_unreachable_head_is_told_with_its_address(tmp_path):
     from tasks.cutting.clips import ClipsConfig
+    from tasks.running.errors import StepError
     from tasks.running.jobs import submit_step
-    from tasks.running.pipeline import StepError
-    from tasks.running.step import RayConfig, Run
+    from tasks.running.run import RayConfig, Run
 
     run = Run(root=str(tmp_path), ray=RayConfig(address="jobs:http://127.0.0.1:9"))
     with pytest.raises(StepError, match=r"http://127.0.0.1:9 \(ray.address\)"):

@@ -14,8 +14,9 @@ from flows.recipe import (
     with_outputs,
 )
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
-from tasks.running.step import StepResult
-from tasks.selecting.select_config import CLIP_FIGURES, PRESETS
+from tasks.running.run import StepResult
+from tasks.selecting.select_config import PRESETS
+from tasks.tables.schemas import CLIP_FIGURES
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -15,7 +15,7 @@ DRIVER = """
 import json, os, sys
 from pyramid_model.config import Config
 from tasks.running.pipeline import run_blocks
-from tasks.running.step import RayConfig, Run
+from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import ok_row, read_table
 
 class Teller:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.running.step import RayConfig, Run
+from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import Lineage, append_block, content_id, ok_row
 
 SIZE, NUM_FRAMES, FPS = 32, 9, 8

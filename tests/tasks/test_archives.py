@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from tasks.running.step import RayConfig, Run
+from tasks.running.run import RayConfig, Run
 from tasks.sources.ingest import IngestConfig, ingest
 from tasks.sources.listing import source_files
 from tasks.tables import storage

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
 from tasks.captioning.answers import AnswerFiles, Keyed
 from tasks.captioning.endpoint import Endpoint, EndpointConfig, Pace, check_endpoint
-from tasks.running.pipeline import StepError
+from tasks.running.errors import StepError
 
 FRAMES = np.zeros((2, 8, 8, 3), np.uint8)
 

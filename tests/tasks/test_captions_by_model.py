@@ -8,12 +8,13 @@ import pyarrow.compute as pc
 import pytest
 
 from pyramid_model.captioning.structured import FIELDS
-from tasks.captioning.captions import CaptionsConfig, captions, captions_by_kind, captions_of
+from tasks.captioning.captions import captions
+from tasks.captioning.config import CaptionsConfig
 from tasks.captioning.writing import CLIP_COLUMNS, CaptionWriter, find_writer, wanted_items
 from tasks.inspecting.leftovers import vacuum
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run
-from tasks.selecting.select import selected_clips
+from tasks.running.errors import StepError
+from tasks.running.run import Run
+from tasks.tables.current import captions_by_kind, captions_of, selected_clips
 from tasks.tables.delta import Lineage, append_block, content_id, read_table, table_version
 
 CLIPS = [content_id("clip", number) for number in range(6)]
@@ -29,7 +30,7 @@ def by_endpoint(server, kind, max_concurrency: int = 1, **settings) -> CaptionsC
 
 def written(run: Run, config: CaptionsConfig, attempt: int = 1) -> list[dict]:
     """Rows that the actor makes of all clips, and that nobody commits."""
-    clips = selected_clips(run, columns=("clip_id", *CLIP_COLUMNS)).to_pylist()
+    clips = selected_clips(run.root, columns=("clip_id", *CLIP_COLUMNS)).to_pylist()
     writer = find_writer(run, config)
     items = wanted_items(config, config.by_model, writer, clips, {})
     return CaptionWriter(config, writer, run.root)([item | {"attempt": attempt} for item in items])["captions"]
@@ -86,9 +87,9 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     structured = rows_of(squares, "structured")[CLIPS[0]]
     assert json.loads(structured["json"]) == SQUARE
     assert structured["text"].startswith("A red square. Slides to the right. The place, and what else is there.")
-    assert captions_of(squares, CLIPS, result.outputs["captions"])[CLIPS[0]] == "A square. It slides."
-    assert captions_of(squares, CLIPS) == dict.fromkeys(CLIPS, "A square. It slides.")  # the preferred kind
-    texts = captions_by_kind(squares, CLIPS, "short;human")
+    assert captions_of(squares.root, CLIPS, result.outputs["captions"])[CLIPS[0]] == "A square. It slides."
+    assert captions_of(squares.root, CLIPS) == dict.fromkeys(CLIPS, "A square. It slides.")  # the preferred kind
+    texts = captions_by_kind(squares.root, CLIPS, "short;human")
     assert texts[CLIPS[3]] == {"short": "A square slides."}
     assert texts[CLIPS[0]] == {"short": "A square slides.", "human": "A red square slides to the right."}
     assert len(vacuum(squares.root, older_than_h=0, delete=True)) == 24  # answers whose captions are in the table
@@ -141,12 +142,12 @@ def test_of_several_kinds_the_preferred_good_one_is_the_newest_of_a_clip(squares
     append_block(squares.root, "captions", rows, "block", Lineage("test", "captions", "1", "", ""))
     for _ in range(2):
         assert captions(squares, config).num_new == 0
-        assert Counter(captions_of(squares, CLIPS).values()) == {"Dense.": 5, "Short.": 1}
+        assert Counter(captions_of(squares.root, CLIPS).values()) == {"Dense.": 5, "Short.": 1}
     version = table_version(squares.root, "captions")
     captions(squares, config)
     assert table_version(squares.root, "captions") == version  # said once
     captions(squares, by_endpoint(chat_server, ["short", "dense"]))
-    assert set(captions_of(squares, CLIPS).values()) == {"Short."}
+    assert set(captions_of(squares.root, CLIPS).values()) == {"Short."}
 
 
 def test_a_structured_caption_is_repaired_or_asked_for_once_more(squares, chat_server):

@@ -14,20 +14,12 @@ import pytest
 from pyramid_model.metrics.scorers import IN_DECODE_PASS
 from pyramid_model.video.footage import decode
 from pyramid_model.video.video import read_clip, write_video
-from tasks.cutting.clips import (
-    LEAST_S,
-    MAX_BLOCK,
-    ClipsConfig,
-    VideoWorker,
-    clips,
-    current_clips,
-    num_portions,
-    share_s,
-)
+from tasks.cutting.clips import LEAST_S, MAX_BLOCK, ClipsConfig, VideoWorker, clips, num_portions, share_s
 from tasks.cutting.video_pass import VideoPass, cut_video
-from tasks.running.step import RayConfig, Run, lineage
+from tasks.running.run import RayConfig, Run, lineage
 from tasks.scoring.scores import ScoresConfig, scores
 from tasks.sources.ingest import hash_file
+from tasks.tables.current import current_clips
 from tasks.tables.delta import append_block, content_id, ok_row, read_table
 from tasks.tables.schemas import ID_COLUMNS
 
@@ -126,7 +118,7 @@ def test_every_video_ends_in_one_row(done):
 @pytest.mark.ray
 def test_clips_are_the_frames_that_they_claim_to_be(done, footage):
     run, _ = done
-    rows = current_clips(run).to_pylist()
+    rows = current_clips(run.root).to_pylist()
     assert len(rows) == sum(len(row["clip_ids"]) for row in videos_of(run).values() if row["status"] == "ok")
     paths = {row["video_id"]: name for name, row in videos_of(run).items()}
     for row in rows:
@@ -149,7 +141,7 @@ def test_clips_are_the_frames_that_they_claim_to_be(done, footage):
 def test_long_shots_are_split_short_ones_left_out_and_cuts_given_a_margin(done):
     run, _ = done
     good = videos_of(run)["good.mp4"]["video_id"]
-    rows = [row for row in current_clips(run).to_pylist() if row["video_id"] == good]
+    rows = [row for row in current_clips(run.root).to_pylist() if row["video_id"] == good]
     assert [(row["shot"], row["start_frame"], row["end_frame"]) for row in rows] == [
         (0, 0, 29),
         (0, 29, 39),
@@ -162,7 +154,9 @@ def test_long_shots_are_split_short_ones_left_out_and_cuts_given_a_margin(done):
 @pytest.mark.ray
 def test_variable_times_are_kept(done, footage):
     run, _ = done
-    rows = [row for row in current_clips(run).to_pylist() if row["video_id"] == videos_of(run)["vfr.mkv"]["video_id"]]
+    rows = [
+        row for row in current_clips(run.root).to_pylist() if row["video_id"] == videos_of(run)["vfr.mkv"]["video_id"]
+    ]
     assert [row["num_frames"] for row in rows] == [30]
     fps = rows[0]["fps_num"] / rows[0]["fps_den"]
     assert fps == pytest.approx(29 / 2.0, rel=1e-3)
@@ -177,7 +171,7 @@ def test_variable_times_are_kept(done, footage):
 def test_scores_come_from_the_same_pass_and_nothing_is_left_to_do(done):
     run, _ = done
     result = scores(run, ScoresConfig())
-    assert (result.num_new, result.num_done) == (0, len(IN_DECODE_PASS) * current_clips(run).num_rows)
+    assert (result.num_new, result.num_done) == (0, len(IN_DECODE_PASS) * current_clips(run.root).num_rows)
     assert clips(run, CONFIG).num_new == 0
     assert clips(run, ClipsConfig.model_validate(CONFIG.model_dump() | {"timeout_s": 7})).num_new == 0
 
@@ -189,14 +183,14 @@ def test_other_settings_make_other_clips_and_the_old_ones_come_back_for_nothing(
     os.link(footage / "good.mp4", tmp_path / "in" / "good.mp4")
     ingested(run, tmp_path / "in")
     clips(run, CONFIG)
-    first = current_clips(run, ["clip_id"])
+    first = current_clips(run.root, ["clip_id"])
     longer = ClipsConfig.model_validate(CONFIG.model_dump() | {"max_frames": 60})
     assert clips(run, longer).num_ok == 1
-    spans = current_clips(run, ["start_frame", "end_frame"]).to_pylist()
+    spans = current_clips(run.root, ["start_frame", "end_frame"]).to_pylist()
     assert [(row["start_frame"], row["end_frame"]) for row in spans] == [(0, 39), (41, 64)]
     back = clips(run, CONFIG)
     assert (back.num_new, back.num_done, back.note) == (0, 1, "1 videos are back to clips that were made before")
-    assert current_clips(run, ["clip_id"]).equals(first)
+    assert current_clips(run.root, ["clip_id"]).equals(first)
     # (41, 64) is the same clip under both settings: one row.
     ids = read_table(run.root, "clips", ["clip_id"], latest=False)["clip_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 4
@@ -235,7 +229,7 @@ def test_a_run_killed_between_two_commits_is_completed_without_doubles(ray_local
     for table in ("clips", "scores", "videos"):
         ids = read_table(run.root, table, [ID_COLUMNS[table]], latest=False)[ID_COLUMNS[table]].to_pylist()
         assert sorted(ids) == sorted(row[ID_COLUMNS[table]] for row in rows[table])
-    assert current_clips(run).num_rows == 3
+    assert current_clips(run.root).num_rows == 3
 
 
 def first_and_last_are_the_source_s(rows: dict, path) -> None:

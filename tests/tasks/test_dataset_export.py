@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flows.cli.manifest import app
 from tasks.exchange.dataset_export import export_dataset
-from tasks.running.step import RayConfig, Run
+from tasks.running.run import RayConfig, Run
 from tasks.sources.ingest import IngestConfig, ingest
 from tasks.tables.delta import Lineage, TableError, append_block, content_id, ok_row, read_table
 from tasks.tables.manifest import parse_filter

@@ -13,7 +13,7 @@ import torch
 from pyramid_model.video.video import write_video
 from tasks.cutting.clips import ClipsConfig
 from tasks.cutting.video_pass import cut_video
-from tasks.running.step import Run, lineage
+from tasks.running.run import Run, lineage
 from tasks.selecting.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order
 from tasks.tables.blobs import tensor_bytes
 from tasks.tables.delta import append_block, content_id, crc32, ok_row, read_table

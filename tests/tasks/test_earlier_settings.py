@@ -2,15 +2,18 @@
 
 import pytest
 
-from tasks.captioning.captions import CaptionsConfig, captions, captions_of
+from tasks.captioning.captions import captions
+from tasks.captioning.config import CaptionsConfig
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import find_model
-from tasks.running.step import Run, lineage
+from tasks.running.run import Run, lineage
+from tasks.tables.current import captions_of
 from tasks.tables.delta import append_block, content_id, ok_row, read_table
 from tasks.tables.manifest import clips_with_scores
+from tasks.training.job import Job, model_id
 from tasks.training.train_vae import TrainVAEConfig, VAETraining
-from tasks.training.training import Job, model_id, run_training
+from tasks.training.training import run_training
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 
@@ -21,8 +24,8 @@ def test_captions_are_what_the_present_settings_decided(ray_local, squares, tmp_
     sidecar.write_text("file,start_s,end_s,text\nvideo0.mp4,0,9,All of it.\nvideo1.mp4,0,0.6,Half of it.\n")
     for min_overlap, expected in ((0.3, ["All of it.", "Half of it."]), (0.9, ["All of it."])) * 2:
         result = captions(squares, CaptionsConfig(sidecar=str(sidecar), min_overlap=min_overlap))
-        assert sorted(captions_of(squares, CLIPS).values()) == expected
-        assert sorted(captions_of(squares, CLIPS, result.outputs["captions"]).values()) == expected
+        assert sorted(captions_of(squares.root, CLIPS).values()) == expected
+        assert sorted(captions_of(squares.root, CLIPS, result.outputs["captions"]).values()) == expected
         assert sorted(filter(None, clips_with_scores(squares.root)["caption"].to_pylist())) == expected
     assert (result.num_new, result.note) == (0, "6 clips are back to captions that were made before")
     again = captions(squares, CaptionsConfig(sidecar=str(sidecar), min_overlap=0.9))

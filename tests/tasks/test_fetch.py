@@ -14,7 +14,7 @@ import pytest
 from tasks.cutting.clips import _sources
 from tasks.inspecting.leftovers import vacuum
 from tasks.inspecting.verify import verify
-from tasks.running.step import RayConfig, Run
+from tasks.running.run import RayConfig, Run
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, retry_after_s
 from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
 from tasks.sources.listing import source_files

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fsspec import AbstractFileSystem, register_implementation
 
-from tasks.running.step import RayConfig, Run
+from tasks.running.run import RayConfig, Run
 from tasks.sources.card import read_card
 from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
 from tasks.sources.listing import OWN, source_files

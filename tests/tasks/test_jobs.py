@@ -16,8 +16,8 @@ from tasks.__main__ import main
 from tasks.cutting import clips
 from tasks.cutting.clips import ClipsConfig
 from tasks.running import jobs
-from tasks.running.pipeline import StepError
-from tasks.running.step import RayConfig, Run, StepResult
+from tasks.running.errors import StepError
+from tasks.running.run import RayConfig, Run, StepResult
 
 RESULT = "RESULT " + StepResult(step="clips", num_in=3, num_ok=3).model_dump_json()
 

@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.captioning.captions import CaptionsConfig, captions, captions_of
-from tasks.running.step import RayConfig, Run
+from tasks.captioning.captions import captions
+from tasks.captioning.config import CaptionsConfig
+from tasks.running.run import RayConfig, Run
 from tasks.sources.ingest import IngestConfig, ingest
 from tasks.sources.listing import source_files
 from tasks.sources.lists import Entry, clock_seconds, list_kind, read_list
 from tasks.tables import storage
+from tasks.tables.current import captions_of
 from tasks.tables.delta import Lineage, append_block, content_id, read_table
 
 OPENVID = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"
@@ -210,10 +212,10 @@ def test_what_a_list_says_becomes_the_captions_of_the_clips_it_is_about(ray_loca
     say(2, [(None, None, "All of it.")], [(0.0, 0.2, "Start."), (0.3, 9.0, "Rest.")], [(5.0, 6.0, "Much later.")])
     result = captions(squares, CaptionsConfig())
     expected = dict(zip(clips, ("All of it.", "Rest."), strict=False))
-    assert captions_of(squares, clips, result.outputs["captions"]) == expected
+    assert captions_of(squares.root, clips, result.outputs["captions"]) == expected
     assert result.errors == {"no_caption": 1, "no_sidecar": 3}
     assert captions(squares, CaptionsConfig()).num_new == 0
     say(3, [(None, None, "All of it, again.")])
     result = captions(squares, CaptionsConfig())
     assert result.num_new == 1
-    assert captions_of(squares, clips, result.outputs["captions"]) == expected | {clips[0]: "All of it, again."}
+    assert captions_of(squares.root, clips, result.outputs["captions"]) == expected | {clips[0]: "All of it, again."}

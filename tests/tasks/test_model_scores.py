@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.running.pipeline import StepError
-from tasks.running.step import RayConfig, Run, lineage, params_hash
+from tasks.running.errors import StepError
+from tasks.running.run import RayConfig, Run, lineage, params_hash
 from tasks.scoring.embeddings import newest_source
 from tasks.scoring.model_scores import ModelScoresConfig, planned
 from tasks.scoring.newest import score_arrays

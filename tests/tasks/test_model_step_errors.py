@@ -5,16 +5,21 @@ import json
 import pytest
 
 from pyramid_model.train.config import VAEBatchConfig
-from tasks.captioning.captions import CaptionsConfig, Span, best_caption, captions, captions_of, read_sidecar
+from tasks.captioning.captions import captions
+from tasks.captioning.config import CaptionsConfig
+from tasks.captioning.human import Span, best_caption, read_sidecar
 from tasks.captioning.prompts import read_prompts
 from tasks.encoding.latents import LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
-from tasks.evaluating.evaluate import EvaluateConfig, evaluate
+from tasks.evaluating.config import EvaluateConfig
+from tasks.evaluating.evaluate import evaluate
 from tasks.generating.clip_generator import Models, file_name
-from tasks.generating.generate import GenerateConfig, _block_size, _check_champion, _checkpoint, generate
+from tasks.generating.config import GenerateConfig
+from tasks.generating.generate import _block_size, _check_champion, _checkpoint, generate
 from tasks.models.folders import writing_folder
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run
+from tasks.running.errors import StepError
+from tasks.running.run import Run
+from tasks.tables.current import captions_of
 from tasks.tables.delta import Lineage, append_block, ok_row
 from tasks.training.train_dit import TrainDiTConfig, train_dit
 from tasks.training.train_vae import TrainVAEConfig, train_vae
@@ -153,9 +158,9 @@ def test_captions_of_an_edited_file_replace_the_old_ones(tmp_path):
     for text_hash, text in (("one", "old"), ("two", "new")):
         row = {"caption_id": text_hash, "clip_id": "c", "kind": "human", "text": text, "prompt_hash": text_hash}
         append_block(run.root, "captions", [ok_row({}, **row)], text_hash, lineage)
-    assert captions_of(run, ["c"]) == {"c": "new"}
-    assert captions_of(run, ["c"], "human:one") == {"c": "old"}
-    assert captions_of(run, ["d"]) == {}
+    assert captions_of(run.root, ["c"]) == {"c": "new"}
+    assert captions_of(run.root, ["c"], "human:one") == {"c": "old"}
+    assert captions_of(run.root, ["d"]) == {}
 
 
 def test_a_model_folder_appears_whole_or_not_at_all(tmp_path):

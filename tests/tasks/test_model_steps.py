@@ -13,18 +13,21 @@ import pytest
 from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.config import OptimConfig, VAEBatchConfig
-from tasks.captioning.captions import CaptionsConfig, captions
+from tasks.captioning.captions import captions
+from tasks.captioning.config import CaptionsConfig
 from tasks.encoding.latents import LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
-from tasks.evaluating.evaluate import EvaluateConfig, evaluate
+from tasks.evaluating.config import EvaluateConfig
+from tasks.evaluating.evaluate import evaluate
 from tasks.evaluating.register import RegisterConfig, register
 from tasks.exchange.official_files import ImportConfig, export_official, import_official, select_imported
-from tasks.generating.generate import GenerateConfig, generate
+from tasks.generating.config import GenerateConfig
+from tasks.generating.generate import generate
 from tasks.models.folders import find_model, folder_hash, load_encoder, load_vae
 from tasks.models.gate import GateConfig
 from tasks.models.registry import RegistryError, champion
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run, StepResult
+from tasks.running.errors import StepError
+from tasks.running.run import Run, StepResult
 from tasks.tables.delta import Lineage, append_block, read_table
 from tasks.training.pairs import find_pairs, load_null_text, load_pairs, pair_source, sources_of
 from tasks.training.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig, train_dit
@@ -199,7 +202,7 @@ def test_the_whole_chain_again_does_nothing_and_imports_nothing_heavy(chain):
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_model_steps import run_chain
-from tasks.running.step import Run
+from tasks.running.run import Run
 results = run_chain(Run(root={chain.run.root!r}))
 assert not [name for name, result in results.items() if result.num_new], results
 assert not {{"ray", "torch", "mlflow", "transformers", "av"}} & set(sys.modules)

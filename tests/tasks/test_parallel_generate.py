@@ -12,7 +12,7 @@ from pyramid_model.config import LatentNorm, MiniFluxConfig, VAEConfig, VAEStack
 from pyramid_model.generate.request import GenerationRequest
 from tasks.generating.clip_generator import ModelFolders
 from tasks.generating.parallel import Rank, SharedClip, generate_with_ray, is_guided
-from tasks.running.pipeline import StepError
+from tasks.running.errors import StepError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 REQUEST = GenerationRequest(

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from pyramid_model.config import Config
-from tasks.running.pipeline import StepError, covered_s, run_blocks, split_blocks
-from tasks.running.step import RayConfig, Run
+from tasks.running.errors import StepError
+from tasks.running.pipeline import covered_s, run_blocks, split_blocks
+from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import bad_row, content_id, ok_row, pending, read_table
 
 IDS = [content_id("item", number) for number in range(24)]
@@ -156,7 +157,8 @@ def test_a_workers_lost_connection_is_known_as_such_although_errors_travel_as_te
 def test_nothing_pending_starts_no_ray(tmp_path):
     code = (
         "import sys\n"
-        "from pyramid_model.config import Config\nfrom tasks.running.pipeline import run_blocks\nfrom tasks.running.step import Run\n"
+        "from pyramid_model.config import Config\n"
+        "from tasks.running.pipeline import run_blocks\nfrom tasks.running.run import Run\n"
         f"result = run_blocks(Run(root={str(tmp_path)!r}), Config(), step='s', step_version='1', items=[],"
         " worker=object, worker_args={}, num_done=3)\n"
         "assert result.num_done == 3 and not {'ray', 'torch', 'mlflow'} & set(sys.modules)"
@@ -169,8 +171,9 @@ def test_a_pipeline_without_progress_stops_with_advice(tmp_path):
     code = f"""
 import time
 from pyramid_model.config import Config
-from tasks.running.pipeline import StepError, run_blocks
-from tasks.running.step import RayConfig, Run
+from tasks.running.errors import StepError
+from tasks.running.pipeline import run_blocks
+from tasks.running.run import RayConfig, Run
 class Hangs:
     def __call__(self, items):
         time.sleep(600)

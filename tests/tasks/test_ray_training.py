@@ -16,10 +16,11 @@ import pytest
 
 from pyramid_model.train.config import OptimConfig
 from tasks.models.registry import RegistryError
-from tasks.running.pipeline import StepError, machine_lost
-from tasks.running.step import RayConfig, Run
+from tasks.running.errors import StepError, machine_lost
+from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import read_table
-from tasks.training.training import Job, TrainingConfig, model_id, pick_samples, positions_alike, run_training
+from tasks.training.job import Job, TrainingConfig, model_id, pick_samples, positions_alike
+from tasks.training.training import run_training
 from tasks.training.workers import Curve, _machine_lost, on_gpu
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -142,8 +143,9 @@ def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(trained)
     job, _ = trained
     code = f"""
 import sys
-from tasks.running.step import Run
-from tasks.training.training import Job, TrainingConfig, run_training
+from tasks.running.run import Run
+from tasks.training.job import Job, TrainingConfig
+from tasks.training.training import run_training
 job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object, {{}})
 result = run_training(job, "train_vae", "1")
 assert (result.num_in, result.num_done, result.outputs["vae"]) == (1, 1, {job.uri!r}), result

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tasks.models import registry
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.tables.delta import Lineage, append_block
 
 LINEAGE = Lineage("test", "evaluate", "1", "", "")
@@ -78,7 +78,7 @@ def test_promotion_is_idempotent_reversible_and_noticed_by_the_next_reader(run):
     assert registry.champion(run.root) == second
 
     code = (
-        "import sys; from tasks import registry; "
+        "import sys; from tasks.models import registry; "
         f"assert registry.champion({run.root!r}).weights_hash == 'b'; assert 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -21,7 +21,8 @@ from tasks.report.media import BESIDE_TEXT, THUMBNAIL, MediaBudget, small_frames
 from tasks.report.models import bucket_shape, flat_figures, sign
 from tasks.report.report import ReportConfig, report
 from tasks.report.run import step_lines, step_records
-from tasks.running.step import Run, StepResult, step
+from tasks.running.run import Run, StepResult
+from tasks.running.step import step
 from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")

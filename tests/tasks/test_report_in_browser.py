@@ -13,7 +13,7 @@ import pytest
 
 from pyramid_model.video.video import write_video
 from tasks.report.report import ReportConfig, report
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")

@@ -7,8 +7,9 @@ import pytest
 
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.captioning.rewriting import rewrite_prompts
-from tasks.generating.generate import GenerateConfig, generate
-from tasks.running.step import RayConfig, Run
+from tasks.generating.config import GenerateConfig
+from tasks.generating.generate import generate
+from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import read_table
 
 FULLER = "A grey rabbit sits in a green meadow at dawn and turns its head."

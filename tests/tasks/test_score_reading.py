@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.running.step import Run, lineage
+from tasks.running.run import Run, lineage
 from tasks.scoring.newest import make_newest, score_arrays
 from tasks.scoring.scores import ScoresConfig
 from tasks.tables.delta import append_block, bad_row, ok_row, read_table

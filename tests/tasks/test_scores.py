@@ -10,7 +10,7 @@ import pytest
 from pyramid_model.metrics.scorers import ClipView
 from pyramid_model.video.video import write_video
 from tasks.cutting.clips import ClipsConfig
-from tasks.running.step import RayConfig, Run, lineage
+from tasks.running.run import RayConfig, Run, lineage
 from tasks.scoring.scores import ScoresConfig, score_id, score_rows, scores
 from tasks.tables.delta import append_block, ok_row, read_table
 

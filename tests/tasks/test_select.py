@@ -8,11 +8,12 @@ from deltalake import write_deltalake
 from pydantic import ValidationError
 
 from pyramid_model.train.buckets import FAMILIES, Bucket, expand_buckets, fitting_bucket, num_frames_at, parse_bucket
-from tasks.running.step import Run, lineage, params_hash
+from tasks.running.run import Run, lineage, params_hash
 from tasks.scoring.scores import score_id
-from tasks.selecting.select import SelectConfig, check_limited, select, selected_clips
+from tasks.selecting.select import SelectConfig, check_limited, select
 from tasks.selecting.splits import CONFLICT, hashed_split, split_of, splits_of
 from tasks.sources.card import SplitPin
+from tasks.tables.current import selected_clips
 from tasks.tables.delta import append_block, content_id, ok_row, open_table, read_table, table_version
 from tasks.tables.manifest import newest_selection, verdicts_of
 
@@ -121,7 +122,7 @@ def test_another_threshold_is_another_selection_beside_the_first(tables):
     second = select(tables.run, loose).outputs["selection"]
     assert first != second
     for selection in (first, second):
-        assert selected_clips(tables.run, selection).num_rows == 3
+        assert selected_clips(tables.run.root, selection).num_rows == 3
 
 
 def test_going_back_to_earlier_limits_makes_their_selection_the_newest_again(tables):
@@ -130,7 +131,7 @@ def test_going_back_to_earlier_limits_makes_their_selection_the_newest_again(tab
     loose = SelectConfig(**CONFIG.model_dump() | {"thresholds": {}})
     for config, num_clips in ((CONFIG, 3), (loose, 4), (CONFIG, 3), (loose, 4), (CONFIG, 3)):
         last = select(tables.run, config)
-        assert selected_clips(tables.run).num_rows == num_clips
+        assert selected_clips(tables.run.root).num_rows == num_clips
         assert newest_selection(tables.run.root) == last.outputs["selection"]
         assert verdicts_of(tables.run.root).num_rows == 4
     assert (last.num_new, last.num_done, last.rows) == (0, 4, {"selections": 1})
@@ -143,19 +144,19 @@ def test_a_pinned_version_does_not_see_a_later_selection(tables):
     tables.clips(clip("a7"))
     tables.videos(attempt=2, a=["a0", "a1", "a7"])
     select(tables.run, SelectConfig(**CONFIG.model_dump() | {"thresholds": {}}))
-    assert selected_clips(tables.run).num_rows == 4
-    assert selected_clips(tables.run, versions=versions)["clip_id"].to_pylist() == ["a0", "a1", "c0"]
+    assert selected_clips(tables.run.root).num_rows == 4
+    assert selected_clips(tables.run.root, versions=versions)["clip_id"].to_pylist() == ["a0", "a1", "c0"]
 
 
 def test_selected_clips_come_in_order_with_bucket_and_split(tables):
     selection = select(tables.run, CONFIG).outputs["selection"]
-    rows = selected_clips(tables.run, selection, columns=["clip_id", "num_frames"]).to_pylist()
+    rows = selected_clips(tables.run.root, selection, columns=["clip_id", "num_frames"]).to_pylist()
     assert [row["clip_id"] for row in rows] == ["a0", "a1", "c0"]
     assert rows[0] == {"clip_id": "a0", "num_frames": 24, "bucket": "48x80x9@24", "split": "train"}
-    assert selected_clips(tables.run, selection, "val")["clip_id"].to_pylist() == ["c0"]
-    assert selected_clips(tables.run).num_rows == 3
+    assert selected_clips(tables.run.root, selection, "val")["clip_id"].to_pylist() == ["c0"]
+    assert selected_clips(tables.run.root).num_rows == 3
     with pytest.raises(ValueError, match="there is no selection 'nope'"):
-        selected_clips(tables.run, "nope")
+        selected_clips(tables.run.root, "nope")
 
 
 def test_a_better_score_changes_the_verdict_and_back(tables):
@@ -166,7 +167,7 @@ def test_a_better_score_changes_the_verdict_and_back(tables):
         row = {"score_id": score_id("a2", "motion"), "clip_id": "a2", "scorer": "motion", "value": value}
         tables.add("scores", [ok_row({"attempt": attempt}, **row)])
         assert select(tables.run, CONFIG).num_new == 1
-        assert selected_clips(tables.run, selection).num_rows == count
+        assert selected_clips(tables.run.root, selection).num_rows == count
 
 
 def test_clips_that_are_no_longer_cut_leave_the_selection(tables):
@@ -175,7 +176,7 @@ def test_clips_that_are_no_longer_cut_leave_the_selection(tables):
     tables.videos(attempt=2, a=["a0", "a7"])
     result = select(tables.run, CONFIG)
     assert (result.num_in, result.num_done, result.num_new, result.rows) == (3, 2, 1, {"selections": 2})
-    assert selected_clips(tables.run, selection)["clip_id"].to_pylist() == ["a0", "a7", "c0"]
+    assert selected_clips(tables.run.root, selection)["clip_id"].to_pylist() == ["a0", "a7", "c0"]
     assert verdicts(tables.run)["a1"] == (False, ["not_current"], "", "")
 
 
@@ -226,7 +227,7 @@ def test_pins_win_over_the_hash_and_move_clips_when_they_change(tables, tmp_path
     card.write_text(f"splits: [{pins.format(0.5)}]")
     select(tables.run, CONFIG)
     assert verdicts(tables.run)["a0"] == (False, ["straddles_splits"], "48x80x9@24", "")
-    assert selected_clips(tables.run, selection, "val")["clip_id"].to_pylist() == ["a1"]
+    assert selected_clips(tables.run.root, selection, "val")["clip_id"].to_pylist() == ["a1"]
     card.unlink()
     with pytest.raises(ValueError, match=r"source\.yaml is gone.*Put it back"):
         select(tables.run, CONFIG)
@@ -279,7 +280,7 @@ def with_changes(**changes) -> SelectConfig:
 
 
 def kept(run: Run, selection: str = "") -> set[str]:
-    return set(selected_clips(run, selection)["clip_id"].to_pylist())
+    return set(selected_clips(run.root, selection)["clip_id"].to_pylist())
 
 
 def many(tables: Tables, **counts: int) -> None:
@@ -436,7 +437,7 @@ def test_clips_of_a_set_are_in_every_set_before_it(tables):
     assert (len(small), len(large), len(best)) == (20, 10, 3)
     assert result.outputs["selection"] == sets["best"] == newest_selection(tables.run.root)
     assert result.note == "3 of 20 clips kept (train 3) in set best; small 20, large 10, best 3"
-    assert set(selected_clips(tables.run, sets["large"])["bucket"].to_pylist()) == {"96x160x9@24"}
+    assert set(selected_clips(tables.run.root, sets["large"])["bucket"].to_pylist()) == {"96x160x9@24"}
     assert select(tables.run, config).rows == {}
     other = select(tables.run, with_changes(sets=SETS[:2], train_set="small", **ALL_TRAIN))
     assert json.loads(other.outputs["sets"]) == {name: sets[name] for name in ("small", "large")}

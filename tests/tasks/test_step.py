@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pyramid_model.config import Config
-from tasks.running.step import STEPS, Run, StepResult, params_hash, step
+from tasks.running.run import STEPS, Run, StepResult, params_hash
+from tasks.running.step import step
 
 
 class CountConfig(Config):

@@ -11,8 +11,8 @@ import sys
 import tasks.cutting.clips
 from tasks.__main__ import main
 from tasks.cutting.clips import ClipsConfig
-from tasks.running.pipeline import StepError
-from tasks.running.step import Run, StepResult, report_progress
+from tasks.running.errors import StepError
+from tasks.running.run import Run, StepResult, report_progress
 
 def clips(run: Run, config: ClipsConfig) -> StepResult:
     for done in range(1001):

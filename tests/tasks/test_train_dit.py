@@ -10,12 +10,12 @@ from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.train.buckets import parse_bucket
 from tasks.evaluating.evaluator import untrained_of
-from tasks.running.step import Run
+from tasks.running.run import Run
 from tasks.tables.blobs import tensor_bytes
 from tasks.tables.delta import Lineage, append_block, crc32, ok_row, table_version
+from tasks.training.job import model_id
 from tasks.training.pairs import TABLES, PairSource, find_pairs
 from tasks.training.train_dit import DiTTraining, TrainDiTConfig, untrained_dit
-from tasks.training.training import model_id
 
 SIZES = {"latent_channels": 4, "num_heads": 1, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 MINIFLUX = MiniFluxConfig(**SIZES, num_double_blocks=1, num_single_blocks=1, rope_axes=(2, 2, 4))

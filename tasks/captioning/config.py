@@ -1,0 +1,69 @@
+"""Settings of the captions step, and the kinds of captions."""
+
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from pyramid_model.captioning.instructions import Kind
+from pyramid_model.captioning.question import FrameSampling
+from pyramid_model.config import Config, without_unused
+from tasks.captioning.endpoint import EndpointConfig
+from tasks.models.vision_models import VisionModelConfig
+
+REWRITTEN, STRUCTURED = "rewritten", "structured"
+
+
+VERSION = "1"
+HUMAN = "human"
+# Came after human captions. Written down only where they are used, so that the settings of before hash the same.
+ADDED = ("local", "endpoint", "frames", "instructions", "rewrite_from", "max_repetition")
+
+
+class CaptionsConfig(Config):
+    """Where captions come from."""
+
+    selection: str = Field("", description="which selection; empty: the newest")
+    kind: Kind | tuple[Kind, ...] = Field(
+        "human",
+        description="human: from the sidecar file that source.yaml names; short, dense, structured: by a model that "
+        "sees the clip; rewritten: by a model, from another caption. Several as a list, the preferred one first",
+    )
+    sidecar: str = Field("", description="CSV with file, start_s, end_s, text; empty: `captions` of each source.yaml")
+    min_overlap: float = Field(0.3, gt=0, le=1, description="share of a clip's duration that its caption must cover")
+    language: str = Field("en", description="two letters; what a model writes in another one fails. Empty: any")
+    block_size: int = Field(64, ge=1, description="clips a block")
+    local: VisionModelConfig | None = Field(None, description="the model that writes, in Ray actors; null: none")
+    endpoint: EndpointConfig | None = Field(None, description="the model that writes, behind a server; null: none")
+    frames: FrameSampling = Field(FrameSampling(), description="what a model sees of a clip")
+    instructions: dict[Kind, str] = Field({}, description="one's own words for a model, by kind, in place of ours")
+    rewrite_from: Kind = Field("human", description="kind of caption that `rewritten` starts from")
+    max_repetition: float = Field(
+        0.3, ge=0, le=1, description="largest share of repeated 4-word sequences; more is a failed caption"
+    )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are asked for, the preferred one first."""
+        return (self.kind,) if isinstance(self.kind, str) else self.kind
+
+    @property
+    def by_model(self) -> tuple[str, ...]:
+        """Those that a model writes."""
+        return tuple(kind for kind in self.kinds if kind != HUMAN)
+
+    @model_validator(mode="after")
+    def _check(self) -> "CaptionsConfig":
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kind {list(self.kinds)}: name at least one kind, and each once")
+        if self.by_model and (self.local is None) == (self.endpoint is None):
+            raise ValueError(
+                f"{', '.join(self.by_model)} captions are written by a model: set one of captions.local.name (in Ray "
+                "actors) and captions.endpoint with base_url and model (an OpenAI-compatible server)"
+            )
+        if self.rewrite_from == REWRITTEN:
+            raise ValueError("rewrite_from 'rewritten': name the kind of caption that is rewritten, such as dense")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump, ADDED)

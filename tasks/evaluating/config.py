@@ -1,0 +1,53 @@
+"""Settings of an evaluation, and what it judges."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pyramid_model.config import Config
+from pyramid_model.generate.request import GenerationRequest
+from tasks.models.encoders import EncoderFolder
+from tasks.models.folders import ModelFolder
+from tasks.models.gate import GateConfig
+from tasks.models.registry import Champion
+from tasks.training.pairs import Pair, PairSource
+
+
+class EvaluateConfig(Config):
+    """What is judged, on what, and by which limits."""
+
+    candidate: Literal["trained", "untrained"] = Field(
+        "trained", description="untrained: the same model before its first step, which the gate must refuse"
+    )
+    dit: str = Field("", description="folder of the DiT; empty: the newest that was trained here")
+    vae: str = Field("", description="folder of its VAE; empty: the one it was trained with")
+    encoder: str = Field("", description="folder of its text encoder; empty: the one it was trained with")
+    selection: str = Field("", description="which selection; empty: the one it was trained on")
+    captions: str = Field("", description="which captions; empty: those it was trained on")
+    gate: GateConfig = GateConfig()
+    num_val_clips: int = Field(64, ge=1, description="held-out clips of the validation loss")
+    num_reconstructions: int = Field(4, ge=0, description="held-out clips shown beside their reconstructions")
+    num_samples: int = Field(
+        2, ge=0, description="clips sampled from training captions, for their motion and to look at"
+    )
+    request: GenerationRequest = Field(
+        GenerationRequest(), description="how clips are sampled; size and length are those of the training clips"
+    )
+    seed: int = Field(0, ge=0, description="of the sampled clips")
+    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of the evaluation")
+    num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU")
+
+
+class Subject(Config):
+    """Everything that an evaluation looks at."""
+
+    candidate: Literal["trained", "untrained"]
+    dit: ModelFolder
+    vae: ModelFolder
+    encoder: EncoderFolder
+    source: PairSource
+    train: list[Pair]
+    val: list[Pair]
+    rival: Champion | None = Field(
+        description="the champion to beat; none when there is none, or it is this very model"
+    )

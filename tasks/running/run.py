@@ -1,0 +1,137 @@
+"""Where a run reads and writes, what a step reports, and which code and settings made a row."""
+
+import functools
+import logging
+import math
+import os
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from pyramid_model.config import Config
+from tasks.tables import storage
+from tasks.tables.delta import Lineage, content_id
+
+PROGRESS = logging.getLogger("pyramid.progress")
+STEPS = logging.getLogger("pyramid.steps")
+
+
+class RayConfig(Config):
+    """Where per-clip work and training run."""
+
+    address: str = Field(
+        "local", description="local (embedded Ray), auto, ray://host:10001, or jobs:http://host:8265 (as a Ray job)"
+    )
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; empty: all of this machine")
+    no_progress_timeout_s: float = Field(1800, gt=0, description="stop a step when no block has finished for so long")
+
+    @field_validator("address")
+    @classmethod
+    def _known_address(cls, address: str) -> str:
+        if address in ("local", "auto") or address.startswith(("ray://", "jobs:http://", "jobs:https://")):
+            return address
+        raise ValueError(
+            f"{address!r} is no Ray address: use local, auto, ray://host:10001 or jobs:http://host:8265 (ray.address)"
+        )
+
+
+class Run(Config):
+    """Where a run reads and writes, and on which Ray; nothing in here changes what a step computes."""
+
+    root: str = Field(description="absolute folder or fsspec URI that holds tables/, media/, models/ and runs/")
+    ray: RayConfig = RayConfig()
+    run_id: str = Field(default_factory=lambda: time.strftime("%Y%m%dT%H%M%S"), description="lineage of new rows")
+    retry_failed: bool = Field(False, description="try failed rows again (appends a row with the next attempt)")
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        return storage.absolute_root(root)
+
+    def media(self, *parts: str) -> str:
+        """URI of a media file, e.g. `run.media("clips", clip_id + ".mp4")`."""
+        return storage.join(self.root, "media", *parts)
+
+    def models(self, *parts: str) -> str:
+        """URI of a model folder or of a file in one."""
+        return storage.join(self.root, "models", *parts)
+
+
+class StepResult(Config):
+    """What a step did: counts in = done before + ok + failed + skipped."""
+
+    step: str
+    num_in: int = 0
+    num_done: int = Field(0, description="already committed by an earlier run")
+    num_ok: int = 0
+    num_failed: int = 0
+    num_skipped: int = 0
+    rows: dict[str, int] = Field({}, description="rows appended, by table")
+    versions: dict[str, int] = Field({}, description="table versions after the step")
+    outputs: dict[str, str] = Field({}, description="URIs and ids that later steps take")
+    errors: dict[str, int] = Field({}, description="failed and skipped rows by error_type")
+    note: str = Field("", description="one phrase for people")
+    wall_s: float = 0.0
+    busy_s: float = Field(0.0, description="time during which at least one actor or trainer was working")
+    timings: dict[str, float] = Field({}, description="where the rest went, seconds by name")
+
+    @property
+    def num_new(self) -> int:
+        """Inputs that this call worked on."""
+        return self.num_ok + self.num_failed + self.num_skipped
+
+
+def params_hash(config: Config) -> str:
+    """Identity of a step's settings; two configs with equal values share it."""
+    return content_id(config.model_dump(mode="json"))
+
+
+@functools.cache
+def code_version() -> str:
+    """Version of this package, with the git commit when it runs from a checkout or from an image that names it."""
+    try:
+        package = version("pyramid-pipeline")
+    except PackageNotFoundError:
+        package = "unknown"
+    checkout = Path(__file__).parents[2]
+    if commit := os.environ.get("PYRAMID_COMMIT", ""):
+        return f"{package}+{commit[:12]}"
+    if not (checkout / ".git").exists():
+        return package
+    found = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return f"{package}+{found.stdout.strip()}" if found.returncode == 0 else package
+
+
+def lineage(run: Run, step: str, step_version: str, config: Config) -> Lineage:
+    """The columns that say where a row came from."""
+    return Lineage(run.run_id, step, step_version, params_hash(config), code_version())
+
+
+def report_progress(step: str, done: int, total: int, unit: str = "") -> None:
+    """Tell whoever listens (the CLI's live line, Prefect's log) how far a step is."""
+    PROGRESS.info("%s %d/%d %s", step, done, total, unit, extra={"step": step, "done": done, "total": total})
+
+
+class Sparse(logging.Filter):
+    """Lets through a step's progress every `every_s` seconds and at its end; other records always."""
+
+    def __init__(self, every_s: float) -> None:
+        super().__init__()
+        self.every_s = every_s
+        self.last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this record goes on."""
+        if record.name != PROGRESS.name:
+            return True
+        step, now = getattr(record, "step", ""), time.monotonic()
+        at_end = getattr(record, "done", 0) >= getattr(record, "total", math.inf)
+        if not at_end and now - self.last.get(step, -math.inf) < self.every_s:
+            return False
+        self.last[step] = now
+        return True

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyramid_model.metrics import frames as of_frames
-from pyramid_model.metrics.borders import border_share, picture_box
 from pyramid_model.metrics.codec_motion import codec_motion
 from pyramid_model.metrics.movement import Movement, camera_motion, flow_speed, movement, shake
 from pyramid_model.metrics.perceptual_hash import clip_hashes, frames_hash
+from pyramid_model.video.borders import border_share, picture_box
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import av
 import av.error
 import numpy as np
 
-from pyramid_model.metrics.borders import Box, picture_box
+from pyramid_model.video.borders import Box, picture_box
 from pyramid_model.video.footage import MAX_PIXELS, Footage, VideoProbe, turned, yuv420p_image, yuv420p_planes
 
 NUM_SAMPLED = 24  # frames in which the bars must be black

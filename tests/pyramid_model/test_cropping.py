@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from pyramid_model.metrics.borders import Box
+from pyramid_model.video.borders import Box
 from pyramid_model.video.cropping import LEAST_SAMPLED, Framing, find_picture, framing
 from pyramid_model.video.footage import Footage, probe
 

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from pyramid_model.metrics.borders import border_share, picture_box
 from pyramid_model.metrics.frames import black_ratio, exposure, static_ratio, white_ratio
 from pyramid_model.metrics.movement import camera_motion, flow_speed, movement, shake
 from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
+from pyramid_model.video.borders import border_share, picture_box
 from pyramid_model.video.footage import Footage
 from pyramid_model.video.video import open_video
 

@@ -115,6 +115,9 @@ def print_stats(root: str, table: str, version: int | None) -> None:
     if shown:
         print_grid(["column", "distribution", "least", "mean", "most"], shown, right=("least", "mean", "most"))
     if table == "scores":
+        labels = [[name, label] for name, *_ in shown if (label := table_stats.score_label(name))]
+        if labels:
+            print_grid(["scorer", "what it is"], labels)
         for scorer, found in table_stats.labels(root, version).items():
             counts = [[label or "(none)", f"{count:,}"] for label, count in Counter(found.values()).most_common()]
             print_grid([scorer, "clips"], counts, right=("clips",))

@@ -1,6 +1,7 @@
-"""Scorers that need no model: their names, and what each of them says of one clip.
+"""Scorers that need no model: functions from a clip to a score, by name.
 
-To add one, write a function of a `ClipView` and give it a line in `SCORERS`: recipes may then name it.
+To add one, write its record in `facts.py` and a function of a `ClipView`, and pair them in `_PAIRS`: recipes may then
+name it.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyramid_model.metrics import facts
 from pyramid_model.metrics import frames as of_frames
 from pyramid_model.metrics.codec_motion import codec_motion
 from pyramid_model.metrics.movement import Movement, camera_motion, flow_speed, movement, shake
@@ -19,22 +21,22 @@ from pyramid_model.video.borders import border_share, picture_box
 
 @dataclass(frozen=True)
 class ClipView:
-    """What a scorer may look at."""
+    """Input of a scorer: one clip."""
 
     frames: np.ndarray  # all frames of the clip in gray, (t h w) uint8, the longer side 256 px at most
     fps: float
-    uri: str  # the encoded clip, for what only its stream tells
+    uri: str  # the encoded clip, for scorers that read its stream
 
     @cached_property
     def movement(self) -> Movement:
-        """What moves: measured once for all scorers that ask."""
+        """Movement of the picture, measured once for all scorers that use it."""
         return movement(self.frames, self.fps)
 
 
 class Score(NamedTuple):
-    """What a scorer found."""
+    """Result of a scorer for one clip."""
 
-    value: float | None  # None where one number says nothing; the details do then
+    value: float | None  # None for a scorer without a number, and for a clip that is too short for it
     details: Mapping[str, Any] = {}  # JSON-able
 
 
@@ -58,26 +60,27 @@ def _codec_motion(clip: ClipView) -> Score:
 
 
 def _phash(clip: ClipView) -> Score:
-    """No number: `tasks.selecting.duplicates` compares the hashes."""
+    """No value: `tasks.selecting.duplicates` compares the hashes."""
     return Score(None, {"hashes": clip_hashes(clip.frames, clip.fps), "frames_hash": frames_hash(clip.frames)})
 
 
-SCORERS: dict[str, Callable[[ClipView], Score]] = {
-    "motion": lambda clip: Score(of_frames.motion(clip.frames)),
-    "sharpness": lambda clip: Score(of_frames.sharpness(clip.frames)),
-    "brightness": lambda clip: Score(of_frames.brightness(clip.frames)),
-    "exposure": _exposure,
-    "static_ratio": lambda clip: Score(of_frames.static_ratio(clip.frames)),
-    "black_ratio": lambda clip: Score(of_frames.black_ratio(clip.frames)),
-    "white_ratio": lambda clip: Score(of_frames.white_ratio(clip.frames)),
-    "borders": _borders,
-    "flow": lambda clip: Score(flow_speed(clip.movement)),
-    "shake": lambda clip: Score(shake(clip.movement)),
-    "camera_motion": lambda clip: Score(*camera_motion(clip.movement)),
-    "phash": _phash,
-    "codec_motion": _codec_motion,
-}
+_PAIRS: tuple[tuple[facts.ScorerFacts, Callable[[ClipView], Score]], ...] = (
+    (facts.MOTION, lambda clip: Score(of_frames.motion(clip.frames))),
+    (facts.SHARPNESS, lambda clip: Score(of_frames.sharpness(clip.frames))),
+    (facts.BRIGHTNESS, lambda clip: Score(of_frames.brightness(clip.frames))),
+    (facts.EXPOSURE, _exposure),
+    (facts.STATIC_RATIO, lambda clip: Score(of_frames.static_ratio(clip.frames))),
+    (facts.BLACK_RATIO, lambda clip: Score(of_frames.black_ratio(clip.frames))),
+    (facts.WHITE_RATIO, lambda clip: Score(of_frames.white_ratio(clip.frames))),
+    (facts.BORDERS, _borders),
+    (facts.FLOW, lambda clip: Score(flow_speed(clip.movement))),
+    (facts.SHAKE, lambda clip: Score(shake(clip.movement))),
+    (facts.CAMERA_MOTION, lambda clip: Score(*camera_motion(clip.movement))),
+    (facts.PHASH, _phash),
+    (facts.CODEC_MOTION, _codec_motion),
+)
+SCORERS: dict[str, Callable[[ClipView], Score]] = {scorer.name: function for scorer, function in _PAIRS}
 
 # Computed while a video is cut, since its frames are at hand: phash and all others together take half a millisecond a
-# frame each, decoding and encoding eight. Reading the motion vectors back would take one and a half.
-IN_DECODE_PASS = tuple(name for name in SCORERS if name != "codec_motion")
+# frame each, decoding and encoding eight.
+IN_DECODE_PASS = tuple(scorer.name for scorer, _ in _PAIRS if scorer.reads == "decode pass")

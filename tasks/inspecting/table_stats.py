@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pyramid_model.metrics.facts import SCORER_FACTS
 from tasks.tables.delta import as_dataset, open_table, read_table
-from tasks.tables.schemas import COMMON, SCHEMAS
+from tasks.tables.schemas import CLIP_FIGURES, COMMON, SCHEMAS
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SIDES = ("", "_missing", "_low", "_high")  # what a limit on a score may find
@@ -100,6 +101,14 @@ def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
         if (label := json.loads(row["details"]).get("label")) is not None:
             found.setdefault(row["scorer"], {})[row["clip_id"]] = str(label)
     return found
+
+
+def score_label(name: str) -> str:
+    """What a score or a figure of the clip measures, and which values are better; "" for scorers of a recipe's own."""
+    facts = SCORER_FACTS.get(name)
+    if facts is None:
+        return CLIP_FIGURES.get(name, "")
+    return f"{facts.axis}; {facts.direction}" if facts.direction else facts.axis
 
 
 def status_counts(root: str, table: str, version: int | None = None) -> Counter[tuple[str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.inspecting.table_stats import compact, counts_within, finite_values, histogram
+from tasks.inspecting.table_stats import compact, counts_within, finite_values, histogram, score_label
 from tasks.report.curation import Curation
 from tasks.report.duplicates import Duplicates
 from tasks.report.figures import Threshold, histogram_figure
@@ -19,30 +19,6 @@ from tasks.report.run import Records, loads
 SIDES = {"min": "above", "max": "below"}
 REASONS = {"above": "low", "below": "high"}  # what a clip beyond a limit is called
 MAX_SAMPLES = 6  # clips shown a rule and side of its limit
-MEASURES = {  # what the axis of a score says, and in which unit
-    "duration_s": "length of the clip, s",
-    "fps": "frames a second",
-    "height": "px",
-    "width": "px",
-    "aspect": "width over height",
-    "motion": "mean change of luma from frame to frame, 0–255",
-    "flow": "optical flow, longer sides of the frame a second",
-    "codec_motion": "motion vectors, longer sides of the frame a second",
-    "static_ratio": "share of frames that equal the one before",
-    "shake": "distance from the smoothed path, longer sides of the frame",
-    "camera_motion": "how sure its label is, 0–1",
-    "sharpness": "variance of the Laplacian of luma",
-    "brightness": "mean luma, 0–255",
-    "exposure": "share of pixels crushed to black or blown to white",
-    "black_ratio": "share of frames that are nearly black",
-    "white_ratio": "share of frames that are nearly white",
-    "borders": "share of the frame that is black bars",
-    "text_area": "share of the frame that writing covers",
-    "nsfw": "probability, of the most suspicious frame",
-    "aesthetic": "LAION's predictor, about 1–10",
-    "consistency": "cosine of neighbouring sampled frames",
-    "text_match": "cosine of the caption and the frames",
-}
 FIGURES = {"too_few_frames": "num_frames", "too_short": "duration_s"}  # what decides in rules that are no score's limit
 
 
@@ -91,7 +67,7 @@ def score_figures(curation: Curation, thresholds: dict[str, list[Threshold]]) ->
         svg = histogram_figure(found, of_kept, bounds)
         count = sum(found.counts)
         without = curation.clips.num_rows - count
-        said = MEASURES.get(name, ""), svg, compact(found.mean)
+        said = score_label(name), svg, compact(found.mean)
         figures.append(ScoreFigure(name, *said, count, max(found.counts), without, limits))
     return figures
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pyramid_model.config import Config, without_unused
-from pyramid_model.metrics.scorers import SCORERS
+from pyramid_model.metrics.facts import NSFW, SCORER_FACTS, TEXT_AREA
 from tasks.models import score_models
 from tasks.models.folders import absolute
 from tasks.running.pipeline import run_blocks
@@ -69,7 +69,7 @@ class ModelScoresConfig(Config):
     @model_validator(mode="after")
     def _told_apart(self) -> "ModelScoresConfig":
         asked = self.embeddings.zero_shot if self.embeddings else ()
-        names = [*SCORERS, "text_area", "nsfw", *embedding_scores.READ_OFF, *self.classifiers, *asked]
+        names = [*SCORER_FACTS, *self.classifiers, *asked]
         if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
             raise ValueError(f"{odd[0]!r} cannot name a score: start with a small letter; then letters, digits and _")
         if taken := sorted(TAKEN.intersection(names)):
@@ -81,8 +81,9 @@ class ModelScoresConfig(Config):
     @property
     def by_models(self) -> list[str]:
         """Names of the scores that are asked for and need a model."""
-        packaged = [name for name in ("text_area", "nsfw") if getattr(self, name)]
-        return [*packaged, *self.classifiers, *(self.embeddings.scorers if self.embeddings else [])]
+        packaged = ((TEXT_AREA, self.text_area), (NSFW, self.nsfw))
+        names = [facts.name for facts, section in packaged if section]
+        return [*names, *self.classifiers, *(self.embeddings.scorers if self.embeddings else [])]
 
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 from pydantic import Field
 
 from pyramid_model.config import Config
+from pyramid_model.metrics.facts import AESTHETIC, CONSISTENCY, TEXT_MATCH
 from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
 from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
 from tasks.scoring.frames import limit_torch_threads
 from tasks.tables.delta import bad_row, content_id, ok_row
 
 VERSION = "1"
-READ_OFF = ("consistency", "aesthetic", "text_match")
 BLOCK_SIZE = 256  # scores: each is a few products of small matrices
 
 
@@ -40,8 +40,8 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
     @property
     def scorers(self) -> list[str]:
         """Names of the scores that are asked for."""
-        asked = zip(READ_OFF, (self.consistency, self.aesthetic_head, self.text_match), strict=True)
-        return [*(name for name, wanted in asked if wanted), *self.zero_shot]
+        asked = ((CONSISTENCY, self.consistency), (AESTHETIC, self.aesthetic_head), (TEXT_MATCH, self.text_match))
+        return [*(facts.name for facts, is_asked in asked if is_asked), *self.zero_shot]
 
     @property
     def with_text(self) -> bool:

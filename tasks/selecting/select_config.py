@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from pyramid_model.config import Config, without_unused
+from pyramid_model.metrics.facts import SCORER_FACTS
 from pyramid_model.train.buckets import expand_buckets
 from tasks.selecting.duplicates import METHODS, Method
 
@@ -49,6 +50,20 @@ class Limits(Config):
             raise ValueError(f"min_percentile {low:g} is not below max_percentile {high:g}: no clip could pass")
         return self
 
+    def check_possible(self, scorer: str) -> None:
+        """Refuse a bound outside of the scorer's range; nothing is known of scorers that a recipe names.
+
+        Raises:
+            ValueError: no clip can have such a score, as with a percentage in place of a share.
+        """
+        facts = SCORER_FACTS.get(scorer)
+        for bound in (self.min, self.max):
+            if facts and bound is not None and not facts.can_be(bound):
+                raise ValueError(
+                    f"thresholds.{scorer}: {bound:g} is outside of its range: {facts.name} is {facts.measures} "
+                    f"({facts.range_text})"
+                )
+
     @property
     def binds(self) -> bool:
         """Whether any bound is set."""
@@ -73,6 +88,17 @@ class Limits(Config):
         return without_unused(self, dump, ("min_percentile", "max_percentile"))
 
 
+def possible(thresholds: dict[str, Limits]) -> dict[str, Limits]:
+    """The thresholds as they are, after a check that each bound is a value that its scorer can give.
+
+    Raises:
+        ValueError: a bound is not.
+    """
+    for scorer, limits in thresholds.items():
+        limits.check_possible(scorer)
+    return thresholds
+
+
 class SetConfig(Config):
     """One of nested sets: the clips of the set before that also keep these limits, in buckets of their own."""
 
@@ -86,6 +112,11 @@ class SetConfig(Config):
     @classmethod
     def _parse(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
         return expand_buckets(buckets)
+
+    @field_validator("thresholds")
+    @classmethod
+    def _possible(cls, thresholds: dict[str, Limits]) -> dict[str, Limits]:
+        return possible(thresholds)
 
 
 # Came after selections had ids: written down only where they are used, so that the ids of before hold.
@@ -136,6 +167,11 @@ class SelectConfig(Config):
     @classmethod
     def _parse(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
         return expand_buckets(buckets)
+
+    @field_validator("thresholds")
+    @classmethod
+    def _possible(cls, thresholds: dict[str, Limits]) -> dict[str, Limits]:
+        return possible(thresholds)
 
     @field_validator("drop_duplicates")
     @classmethod

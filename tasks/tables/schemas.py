@@ -2,9 +2,14 @@
 
 import pyarrow as pa
 
-# Measured on the clip itself, so that any of them may have limits beside the scorers.
-CLIP_FIGURES = ("duration_s", "fps", "height", "width", "aspect")
-
+# Figures of a clip itself, which may have limits as scores do: name -> what it is, with its unit.
+CLIP_FIGURES = {
+    "duration_s": "length of the clip, s",
+    "fps": "frames a second",
+    "height": "height of the picture, px",
+    "width": "width of the picture, px",
+    "aspect": "width over height",
+}
 
 STRING, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 

@@ -44,6 +44,14 @@ def test_every_scorer_without_a_model_is_described():
     assert set(SCORERS) <= columns_described((REPO / "docs" / "scores.md").read_text())
 
 
+def test_tables_of_scorers_are_up_to_date():
+    """docs/write_scores.py writes those of docs/scores.md and docs/model_scores.md from the scorers' records."""
+    checked = subprocess.run(
+        [sys.executable, str(REPO / "docs" / "write_scores.py"), "--check"], cwd=REPO, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, f"run `uv run python docs/write_scores.py` ({checked.stderr.strip()})"
+
+
 def test_common_columns_are_described():
     text = (REPO / "docs" / "tables.md").read_text()
     section = text.partition("## Columns that every table has")[2].partition("\n## ")[0]

@@ -1,0 +1,63 @@
+"""Clips on the page of the report: which are shown moving, the listing for the search, and files that are gone."""
+
+import shutil
+from pathlib import Path
+
+from tasks.report.clips import as_noted, chosen_clips, file_facts
+from tasks.tables.delta import content_id
+
+NUM_CLIPS, NUM_CURATED = 6, 8  # in `whole_root`; in `curated_root`
+CLIP_IDS = [content_id("clip", number) for number in range(NUM_CURATED)]
+CAPTION = "A rabbit <yawns> & stretches"
+
+
+def test_the_listing_holds_each_clip_with_its_scores_verdict_and_caption(whole_root, page_of, embedded):
+    found = embedded(page_of(whole_root), "listing")
+    columns, words = found["columns"], found["words"]
+    place = columns["id"].index(CLIP_IDS[1])
+    assert sorted(columns["id"]) == sorted(CLIP_IDS[:NUM_CLIPS])
+    assert (columns["keep"][place], columns["caption"][place], columns["reasons"][place]) == (True, CAPTION, [])
+    assert columns["captions"][place] == []
+    both = [["dense", "A hill and a cloud."], ["short", "A hill."]]
+    assert columns["captions"][columns["id"].index(CLIP_IDS[2])] == both
+    assert (found["scores"]["motion"][place], found["scores"]["sharpness"][place]) == (1.5, 50.0)
+    assert words["path"]["values"][words["path"]["at"][place]] == "meadow.mp4"
+    short = page_of(whole_root, max_listed=2, max_media=1)
+    assert len(embedded(short, "listing")["columns"]["id"]) == 2
+    assert len(embedded(short, "thumbnails")["thumbnails"]) == 1
+    assert "2 of 6 clips" in short
+
+
+def test_clips_whose_files_are_gone_or_cut_short_are_counted_also_when_no_table_changed(
+    tmp_path, page_of, embedded, write_root
+):
+    root = str(tmp_path / "root")
+    write_root(root, "sources", "clips")
+    assert "truncated or changed" not in page_of(root)
+    lost, cut = (Path(root, "media", "clips", f"{clip_id}.mp4") for clip_id in CLIP_IDS[1:3])
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:1000])
+    page = page_of(root)
+    assert "1 missing, 1 truncated or changed" in page
+    found = embedded(page, "thumbnails")
+    assert found["damage"] == {CLIP_IDS[1]: "missing", CLIP_IDS[2]: "truncated"}
+    assert not found["damage"].keys() & found["thumbnails"].keys()
+    shutil.rmtree(Path(root, "media"))
+    assert f"{NUM_CLIPS} missing, 0 truncated or changed" in page_of(root)
+
+
+def test_rules_and_groups_take_turns_for_the_room_that_previews_have(curation):
+    assert chosen_clips(curation, [[CLIP_IDS[7], CLIP_IDS[6]], [CLIP_IDS[5]]], 3) == [CLIP_IDS[n] for n in (7, 5, 6)]
+    every = chosen_clips(curation, [], 100)
+    assert sorted(every) == sorted(CLIP_IDS)
+    # three that are kept or not judged, then a dropped one, reasons taking turns
+    assert every[:4] == [CLIP_IDS[n] for n in (3, 4, 6, 0)]
+    assert every[4:6] == [CLIP_IDS[n] for n in (7, 5)]
+
+
+def test_a_file_that_comes_back_makes_the_page_old(curated_root, curation, tmp_path):
+    facts = file_facts(curation, CLIP_IDS[:1])
+    assert facts == {CLIP_IDS[0]: [f"{curated_root}/media/0.mp4", 100, "missing"]}
+    assert as_noted(facts)
+    (tmp_path / "0.mp4").write_bytes(bytes(100))
+    assert not as_noted({CLIP_IDS[0]: [str(tmp_path / "0.mp4"), 100, "missing"]})

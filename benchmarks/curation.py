@@ -37,7 +37,8 @@ from tasks.cutting.video_pass import cut_video
 from tasks.running.run import Run, StepResult, lineage
 from tasks.scoring.scores import ScoresConfig, score_id, scores
 from tasks.selecting.select import SelectConfig, select
-from tasks.tables.delta import append_block, content_id, ok_row
+from tasks.tables.appending import append_block
+from tasks.tables.delta import content_id, ok_row
 
 SAMPLE = Path(__file__).parents[1] / "datasets" / "sample"
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")

@@ -33,9 +33,10 @@ from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import ModelFolder, find_model
 from tasks.running.run import RayConfig, Run, StepResult
+from tasks.tables.appending import append_block
 from tasks.tables.blob_reader import BlobReader
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import Lineage, append_block, content_id, crc32, ok_row, table_version
+from tasks.tables.delta import Lineage, content_id, crc32, ok_row, table_version
 from tasks.training.pairs import find_pairs, pair_source
 from tasks.training.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig
 

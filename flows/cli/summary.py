@@ -3,6 +3,7 @@
 import os
 import shlex
 
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.markup import escape
 
@@ -10,6 +11,7 @@ from flows.cli.launch import elapsed, runner
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import read_table
+from tasks.tables.newest import ORDER, newest_first
 
 MOST_CLIPS = 12
 
@@ -34,9 +36,8 @@ def print_summary(root: str, started: float) -> None:
 
 def generated_clips(run: Run) -> list[tuple[str, str]]:
     """(path, prompt) of the clips that exist, the newest first."""
-    rows = read_table(run.root, "generations", ["uri", "prompt", "status", "created_at"])
-    rows = rows.sort_by([("created_at", "descending")]).to_pylist()
-    return [(row["uri"], row["prompt"]) for row in rows if row["status"] == "ok"]
+    rows = read_table(run.root, "generations", ["uri", "prompt", *ORDER], where=pc.field("status") == "ok")
+    return [(row["uri"], row["prompt"]) for row in newest_first(rows).to_pylist()]
 
 
 def prefect_command() -> str:

@@ -14,8 +14,10 @@ from tasks.captioning.human import _match
 from tasks.captioning.writing import CLIP_COLUMNS, Parent, find_writer, wanted_items, write_captions
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
+from tasks.tables.appending import append_again
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import append_again, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.newest import ORDER, in_order, newest_by
 
 
 @step
@@ -76,11 +78,11 @@ def _write(
 def _parents(run: Run, config: CaptionsConfig, written: Sequence[Mapping[str, Any]]) -> dict[str, Parent]:
     """By clip id, the newest good caption to rewrite: of this very run, if it makes that kind."""
     good = (pc.field("status") == "ok") & (pc.field("kind") == config.rewrite_from)
-    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", "created_at"], where=good)
+    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", *ORDER], where=good)
     here = {item["caption_id"] for item in written}
     return {
         row["clip_id"]: Parent(row["caption_id"], row["text"])
-        for row in rows.sort_by("created_at").to_pylist()
+        for row in in_order(rows).to_pylist()
         if config.rewrite_from not in config.by_model or row["caption_id"] in here
     }
 
@@ -130,28 +132,21 @@ def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Of the captions that are wanted, those that have to become the newest of their kind, then those of their clip.
+    """Ids of captions to append again so that they count: first as newest of their kind, then as newest of their clip.
 
-    The latter are the preferred ones: of a clip the first in `wanted`, but a good one before those that failed.
+    Per clip one caption shall be the newest of all kinds: the first in `wanted`, but a good one before failed ones.
     """
-    columns = ["clip_id", "kind", "caption_id", "status", "created_at"]
-    rows = read_table(run.root, "captions", columns).sort_by("created_at").to_pylist()
-    good = {row["caption_id"] for row in rows if row["status"] == "ok"}
-    newest_of_kind, newest, newest_at = {}, {}, {}
-    for row in rows:
-        clip_id, written_at = row["clip_id"], row["created_at"]
-        newest_of_kind[clip_id, row["kind"]] = row["caption_id"]
-        # Those of a block were written in one moment: none of them is the newest then.
-        newest[clip_id] = "" if newest_at.get(clip_id) == written_at else row["caption_id"]
-        newest_at[clip_id] = written_at
+    rows = read_table(run.root, "captions", ["clip_id", "kind", "caption_id", "status", *ORDER])
+    good = set(rows.filter(pc.field("status") == "ok")["caption_id"].to_pylist())
+    newest_of_kind, newest_of_clip = (
+        set(newest_by(rows, keys)["caption_id"].to_pylist()) for keys in (["clip_id", "kind"], ["clip_id"])
+    )
     preferred: dict[str, str] = {}
     for item in sorted(wanted, key=lambda item: item["caption_id"] not in good):  # equals keep their order
         preferred.setdefault(item["clip_id"], item["caption_id"])
-    of_kind = {
-        item["caption_id"]: item["clip_id"]
-        for item in wanted
-        if newest_of_kind[item["clip_id"], item["kind"]] != item["caption_id"]
-    }
+    of_kind = {item["caption_id"]: item["clip_id"] for item in wanted if item["caption_id"] not in newest_of_kind}
     back = set(of_kind.values())
-    of_clip = [one for clip_id, one in preferred.items() if clip_id in back or newest[clip_id] != one]
-    return [one for one in of_kind if one not in of_clip], of_clip
+    of_clip = [
+        caption_id for clip_id, caption_id in preferred.items() if clip_id in back or caption_id not in newest_of_clip
+    ]
+    return [caption_id for caption_id in of_kind if caption_id not in of_clip], of_clip

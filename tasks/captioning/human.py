@@ -17,7 +17,9 @@ from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.sources.card import cards_of, read_card
 from tasks.tables import storage
-from tasks.tables.delta import bad_row, content_id, ok_row, pending, read_table
+from tasks.tables.delta import bad_row, content_id, ok_row, read_table
+from tasks.tables.newest import ORDER, in_order
+from tasks.tables.pending import pending
 
 COLUMNS = ("file", "start_s", "end_s", "text")
 
@@ -166,9 +168,9 @@ def _source_files(run: Run, video_ids: set[str], sidecar: str) -> dict[str, Sour
     """Per video, the copy of it (equal bytes may have several names) that a caption file can know."""
     if sidecar and not storage.exists(sidecar):
         raise StepError(f"there is no caption file {sidecar}: set captions.sidecar to a CSV, or leave it empty")
-    names = ["video_id", "uri", "path", "card", "annotations", "created_at"]
+    names = ["video_id", "uri", "path", "card", "annotations", *ORDER]
     rows = read_table(run.root, "sources", names, where=pc.field("status") == "ok")
-    rows = rows.sort_by("created_at").to_pylist()  # of what two lists say of a video, the newer counts
+    rows = in_order(rows).to_pylist()  # of what two lists say of a video, the newer counts
     sidecars = {"": sidecar}  # by source.yaml
     hashes = {"": ""}
     found: dict[str, SourceFile] = {}

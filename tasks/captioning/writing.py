@@ -16,7 +16,8 @@ from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_
 from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
-from tasks.tables.delta import bad_row, content_id, ok_row, pending
+from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.tables.pending import pending
 
 if TYPE_CHECKING:
     from tasks.captioning.config import CaptionsConfig

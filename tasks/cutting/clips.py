@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from pyramid_model.config import Config, without_unused
+from pyramid_model.config import without_unused
 from pyramid_model.shots.shots import ShotsConfig
 from tasks.cutting.planning import ClipRules
 from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
@@ -18,7 +18,9 @@ from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, params_hash
 from tasks.running.step import step
 from tasks.tables import storage
-from tasks.tables.delta import append_block, bad_row, content_id, read_table
+from tasks.tables.appending import append_again
+from tasks.tables.delta import bad_row, read_table
+from tasks.tables.newest import ORDER, newest_by
 
 VERSION = "2"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
@@ -124,7 +126,9 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
     settings = config.that_matter()
     sources = _sources(run)
     attempts, to_restore = _pending(run, list(sources), settings)
-    restored = _restore(run, settings, to_restore)
+    restored = append_again(
+        run.root, "videos", to_restore, lineage(run, "clips", VERSION, settings), _made_alike(settings)
+    )
     num_done = len(sources) - len(attempts)
     media = run.media("clips")
     items = _items(run, sources, attempts)
@@ -170,52 +174,40 @@ def _sources(run: Run) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _pending(run: Run, wanted: Sequence[str], settings: ClipsConfig) -> tuple[dict[str, int], list[dict[str, Any]]]:
+def _pending(run: Run, wanted: Sequence[str], settings: ClipsConfig) -> tuple[dict[str, int], list[str]]:
     """What these settings still have to do.
 
     Returns:
-        (video id -> attempt) of the videos to cut, and the rows of those that were cut with these settings, but with
-        other settings since: the row of the last attempt must say what is current.
+        (video id -> attempt) of the videos to cut, and the ids of those that were cut with these settings before, but
+        whose newest row is of other settings.
     """
-    names = ["video_id", "status", "error", "attempt", "params_hash", "step_version"]
-    these, those = (
-        params_hash(ClipsConfig.model_validate(settings.model_dump() | {"salvage": salvage}))
-        for salvage in (settings.salvage, not settings.salvage)
+    names = ["video_id", "status", "params_hash", *ORDER]
+    attempts = read_table(run.root, "videos", [*names, "step_version", "error"], latest=False)
+    newest, ours = (
+        {row["video_id"]: row for row in newest_by(rows.select(names), ["video_id"]).to_pylist()}
+        for rows in (attempts, attempts.filter(_made_alike(settings)))
     )
-    newest: dict[str, dict[str, Any]] = {}
-    ours: dict[str, dict[str, Any]] = {}
-    for row in sorted(read_table(run.root, "videos", names, latest=False).to_pylist(), key=lambda row: row["attempt"]):
-        newest[row["video_id"]] = row
-        sound = row["status"] == "ok" and not row["error"].startswith(SALVAGED)  # gives the same clips either way
-        if row["step_version"] == VERSION and (row["params_hash"] == these or (row["params_hash"] == those and sound)):
-            ours[row["video_id"]] = row
-    attempts: dict[str, int] = {}
+    to_cut: dict[str, int] = {}
     to_restore = []
     for video_id in wanted:
         last, done = newest.get(video_id, {"attempt": 0}), ours.get(video_id)
         if done is None or (run.retry_failed and done["status"] == "failed"):
-            attempts[video_id] = last["attempt"] + 1
-        elif done["attempt"] != last["attempt"]:
-            to_restore.append(done | {"next_attempt": last["attempt"] + 1})
-    return attempts, to_restore
+            to_cut[video_id] = last["attempt"] + 1
+        elif done != last or done["params_hash"] != params_hash(settings):
+            to_restore.append(video_id)
+    return to_cut, to_restore
 
 
-def _restore(run: Run, settings: Config, to_restore: list[dict[str, Any]]) -> int:
-    """Append the old rows once more, as the newest attempts; returns how many."""
-    if not to_restore:
-        return 0
-    wanted = {(row["video_id"], row["attempt"]): row["next_attempt"] for row in to_restore}
-    rows = [
-        row | {"attempt": wanted[row["video_id"], row["attempt"]]}
-        for row in read_table(run.root, "videos", latest=False).to_pylist()
-        if (row["video_id"], row["attempt"]) in wanted
-    ]
-    now = lineage(run, "clips", VERSION, settings)
-    fresh = ("run_id", "code_version", "created_at")
-    rows = [{name: value for name, value in row.items() if name not in fresh} for row in rows]
-    block_id = content_id("videos", "restore", sorted((row["video_id"], row["attempt"]) for row in rows))
-    append_block(run.root, "videos", rows, block_id, now)
-    return len(rows)
+def _made_alike(settings: ClipsConfig) -> pc.Expression:
+    """Rows of `videos` whose clips these settings would give too.
+
+    A sound video gives the same clips whether or not damaged ones are salvaged.
+    """
+    other = ClipsConfig.model_validate(settings.model_dump() | {"salvage": not settings.salvage})
+    salvaged = pc.starts_with(pc.field("error"), SALVAGED)  # pyright: ignore[reportAttributeAccessIssue]
+    sound = (pc.field("status") == "ok") & ~salvaged
+    alike = (pc.field("params_hash") == params_hash(other)) & sound
+    return (pc.field("step_version") == VERSION) & ((pc.field("params_hash") == params_hash(settings)) | alike)
 
 
 def _items(run: Run, sources: Mapping[str, list[dict[str, Any]]], attempts: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -19,8 +19,9 @@ from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import bad_row, content_id, crc32, ok_row, pending
+from tasks.tables.delta import bad_row, content_id, crc32, ok_row
 from tasks.tables.files import check_unchanged
+from tasks.tables.pending import pending
 
 if TYPE_CHECKING:
     import numpy as np

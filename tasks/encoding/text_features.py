@@ -15,8 +15,10 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
+from tasks.tables.appending import append_again
 from tasks.tables.current import captions_by_kind, selected_clips
-from tasks.tables.delta import append_again, bad_row, content_id, crc32, ok_row, pending
+from tasks.tables.delta import bad_row, content_id, crc32, ok_row
+from tasks.tables.pending import pending
 
 VERSION = "1"
 MAX_TOKENS = 128  # longer texts are cut, as for the released models

@@ -26,7 +26,8 @@ from tasks.selecting.select import SelectConfig, select
 from tasks.selecting.splits import SPLITS
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
-from tasks.tables.delta import bad_row, content_id, crc32, ok_row, pending, read_table
+from tasks.tables.delta import bad_row, content_id, crc32, ok_row, read_table
+from tasks.tables.pending import pending
 from tasks.tables.schemas import ID_COLUMNS
 from tasks.training.pairs import PairReader, find_pairs, pair_source, vae_settings
 

@@ -24,7 +24,8 @@ from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
-from tasks.tables.delta import content_id, pending, read_table
+from tasks.tables.delta import content_id, read_table
+from tasks.tables.pending import pending
 
 if TYPE_CHECKING:
     from pyramid_model.generate.checkpoint import Checkpoint

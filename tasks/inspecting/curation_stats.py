@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from tasks.inspecting.table_stats import DropReason, Histogram, finite_values, histogram, reason_counts
 from tasks.tables.delta import read_table
-from tasks.tables.manifest import left_join, newest_by, newest_selection
+from tasks.tables.manifest import left_join, newest_selection
+from tasks.tables.newest import newest_by
 from tasks.tables.schemas import SCHEMAS
 
 

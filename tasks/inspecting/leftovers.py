@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from tasks.captioning.answers import spent_answers
 from tasks.tables import storage
-from tasks.tables.delta import compacted_versions, open_table, read_table
+from tasks.tables.appending import compacted_versions
+from tasks.tables.delta import open_table, read_table
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 COPIED = "rows name files of another root, since this one was copied or moved: nothing can be told to be left over"

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from tasks.inspecting.table_stats import Histogram, counts_within, histogram, summary
 from tasks.tables.delta import read_table
-from tasks.tables.manifest import newest_by, verdicts_of
+from tasks.tables.manifest import verdicts_of
+from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 
@@ -139,7 +140,7 @@ def score_shifts(root: str, before: int, after: int) -> list[ScoreShift]:
 def _values(root: str, version: int) -> dict[str, dict[str, float]]:
     """Scorer -> clip id -> its newest value that is a number."""
     ok = pc.field("status") == "ok"
-    rows = read_table(root, "scores", ["clip_id", "scorer", "value", "created_at"], version, ok)
+    rows = read_table(root, "scores", ["clip_id", "scorer", "value", *ORDER], version, ok)
     rows = newest_by(rows, ["clip_id", "scorer"])
     rows = rows.filter(pc.fill_null(pc.is_finite(rows["value"]), False))
     found: dict[str, dict[str, float]] = {}

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pyramid_model.metrics.facts import SCORER_FACTS
 from tasks.tables.delta import as_dataset, open_table, read_table
+from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import CLIP_FIGURES, COMMON, SCHEMAS
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -94,10 +95,9 @@ def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
         return {}
     # Looked for in the files themselves: the details of other scorers are never held together.
     labelled = (pc.field("status") == "ok") & pc.match_substring(pc.field("details"), '"label"')
-    columns = ["clip_id", "scorer", "details", "created_at"]
-    rows = as_dataset(delta, "scores").to_table(columns=columns, filter=labelled).sort_by("created_at")
+    rows = as_dataset(delta, "scores").to_table(columns=["clip_id", "scorer", "details", *ORDER], filter=labelled)
     found: dict[str, dict[str, str]] = {}
-    for row in rows.select(columns[:3]).to_pylist():
+    for row in newest_by(rows, ["clip_id", "scorer"]).select(["clip_id", "scorer", "details"]).to_pylist():
         if (label := json.loads(row["details"]).get("label")) is not None:
             found.setdefault(row["scorer"], {})[row["clip_id"]] = str(label)
     return found

@@ -129,7 +129,7 @@ def check_files(root: str, table: str) -> Finding:
 def _check_rows(root: str, table: str) -> Iterator[Finding]:
     """Ids, attempts and statuses of every row ever written."""
     id_column = ID_COLUMNS[table]
-    names = [id_column, "attempt", "status", "error_type", "step_version", "code_version"]
+    names = [id_column, "attempt", "status", "error_type", "step_version", "params_hash", "code_version"]
     rows = read_table(root, table, names, latest=False)
     ids = rows[id_column]
     odd = ids.filter(pc.invert(pc.fill_null(pc.match_substring_regex(ids, "^[0-9a-f]{32}$"), False)))
@@ -143,15 +143,18 @@ def _check_rows(root: str, table: str) -> Iterator[Finding]:
 
 
 def _check_doubles(table: str, rows: pa.Table, id_column: str) -> Finding:
-    """No id has two rows of one attempt; two by the same code are equal, since an id is a hash of what made it."""
-    keys = list(zip(rows[id_column].to_pylist(), rows["attempt"].to_pylist(), strict=True))
+    """No id has two rows of one attempt and settings; two by the same code are equal: an id is a hash of what made it.
+
+    Runs with different settings may take the same attempt in the same moment; `newest` says whose row counts.
+    """
+    keys = list(zip(*(rows[name].to_pylist() for name in (id_column, "attempt", "params_hash")), strict=True))
     writers: dict[tuple, set] = {key: set() for key, count in Counter(keys).items() if count > 1}
     made = (rows[name].to_pylist() for name in ("status", "step_version", "code_version"))
     for key, writer in zip(keys, zip(*made, strict=True), strict=True):
         if key in writers:
             writers[key].add(writer)
     unequal = [key for key, found in writers.items() if len(found) > 1]
-    twice = [f"{row_id} attempt {attempt}: more than one row" for row_id, attempt in unequal or writers]
+    twice = [f"{row_id} attempt {attempt}: more than one row" for row_id, attempt, _ in unequal or writers]
     check = "one row per id and attempt"
     if unequal:
         return _finding(table, check, len(keys), twice, "two writers with different code ran at once")

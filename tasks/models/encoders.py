@@ -12,6 +12,7 @@ from tasks.running.pipeline import on_ray
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
+from tasks.tables.newest import ORDER, newest_row
 
 TINY = "tiny"
 TINY_VERSION = "1"
@@ -46,8 +47,9 @@ def find_encoder(run: Run, uri: str = "") -> EncoderFolder:
 
 def newest_encoder_hash(run: Run) -> str:
     """Of the encoder that made the newest text features; empty if there are none."""
-    rows = read_table(run.root, "text_features", ["encoder_hash", "created_at"], where=pc.field("status") == "ok")
-    return rows.sort_by("created_at")["encoder_hash"][-1].as_py() if rows.num_rows else ""
+    rows = read_table(run.root, "text_features", ["encoder_hash", *ORDER], where=pc.field("status") == "ok")
+    newest = newest_row(rows)
+    return newest["encoder_hash"] if newest else ""
 
 
 def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str, int]) -> EncoderFolder:

@@ -18,6 +18,7 @@ from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
+from tasks.tables.newest import in_order
 
 TRAINING_FILE = "training.json"  # beside the weights: how they came about
 
@@ -44,7 +45,7 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
         StepError: there is none; the message says which setting or step gives one.
     """
     where = (pc.field("status") == "ok") & (pc.field("kind") == kind)
-    rows = read_table(run.root, "models", where=where).sort_by("created_at").to_pylist()
+    rows = in_order(read_table(run.root, "models", where=where)).to_pylist()
     if not uri and not rows:
         raise StepError(f"no {kind} in {run.root}: run the train_{kind} step, or set `{kind}` to a model folder")
     uri = absolute(uri) if uri else rows[-1]["uri"]

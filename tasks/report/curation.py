@@ -16,7 +16,8 @@ from tasks.inspecting.table_stats import DropReason, reason_counts
 from tasks.selecting.splits import SPLITS
 from tasks.tables.current import current_clip_ids
 from tasks.tables.delta import read_table
-from tasks.tables.manifest import clips_with_scores, left_join, newest_by, newest_selection, verdicts_of
+from tasks.tables.manifest import clips_with_scores, left_join, newest_selection, verdicts_of
+from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import SCHEMAS
 
 JOINED = ("keep", "drop_reasons", "bucket", "split", "caption")
@@ -82,7 +83,7 @@ def read_curation(root: str) -> Curation:
     rows = rows.take(order)
     for name, column in clip_figures(rows).items():
         rows = rows.append_column(name, column)
-    good = read_table(root, "captions", ["clip_id", "kind", "text", "created_at"], where=pc.field("status") == "ok")
+    good = read_table(root, "captions", ["clip_id", "kind", "text", *ORDER], where=pc.field("status") == "ok")
     captions = newest_by(good, ["clip_id", "kind"])
     return Curation(rows, scorers, newest_selection(root), len(named), captions)
 

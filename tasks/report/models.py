@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from tasks.models.registry import Champion, RegistryError, champion
 from tasks.report.figures import Series, line_chart, smoothed
 from tasks.report.media import MediaBudget
-from tasks.report.run import Records, loads, newest
+from tasks.report.run import Records, loads
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import verdicts_of
+from tasks.tables.newest import newest_first
 
 CURVE_SIDE_COLUMNS = ("step", "lr", "grad_norm", "elapsed_s")
 MAX_EVALUATIONS = 4
@@ -86,8 +87,8 @@ class Training:
 
 def trainings(root: str) -> list[Training]:
     """Every trained model, the newest first."""
-    rows = read_table(root, "models", where=pc.field("status") == "ok").to_pylist()
-    return [_training(row) for row in newest(rows)]
+    rows = newest_first(read_table(root, "models", where=pc.field("status") == "ok"))
+    return [_training(row) for row in rows.to_pylist()]
 
 
 def _training(row: dict[str, Any]) -> Training:
@@ -156,7 +157,7 @@ class Evaluation:
 
 def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     """Every verdict, the newest first; videos for the newest few."""
-    rows = newest(read_table(root, "evaluations", where=pc.field("status") == "ok").to_pylist())
+    rows = newest_first(read_table(root, "evaluations", where=pc.field("status") == "ok")).to_pylist()
     if not rows:
         return []
     best, uri_of = known_champion(root), clip_uris(root)
@@ -257,7 +258,7 @@ class GenerationCard:
 
 def generation_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[GenerationCard], int]:
     """The newest generated clips, those that have a training clip beside them first, and how many there are."""
-    rows = newest(read_table(root, "generations", where=pc.field("status") == "ok").to_pylist())
+    rows = newest_first(read_table(root, "generations", where=pc.field("status") == "ok")).to_pylist()
     if not rows:
         return [], 0
     ok = pc.field("status") == "ok"

@@ -18,6 +18,7 @@ from tasks.report.selection import ScoreFigure, score_figures, select_outputs, s
 from tasks.selecting.splits import SPLITS
 from tasks.tables import storage
 from tasks.tables.delta import read_table
+from tasks.tables.newest import ORDER, newest_first
 
 MAX_CLIPS, SHEET_COLUMNS = 24, 6
 THUMB_H, THUMB_W = 72, 128
@@ -94,8 +95,8 @@ def verdict_page(root: str, evaluation_id: str) -> str:
 def generations_page(root: str, weights_hash: str) -> str:
     """The newest clips that these weights made: prompt, frames, path."""
     where = (pc.field("weights_hash") == weights_hash) & (pc.field("status") == "ok")
-    rows = read_table(root, "generations", ["prompt", "uri", "seed", "created_at"], where=where)
-    newest = rows.sort_by([("created_at", "descending")]).slice(0, MAX_CLIPS).to_pylist()
+    rows = read_table(root, "generations", ["prompt", "uri", "seed", *ORDER], where=where)
+    newest = newest_first(rows).slice(0, MAX_CLIPS).to_pylist()
     sections = [clip_section(row["prompt"], row["uri"], f"seed {row['seed']}") for row in newest]
     return page([f"# Clips of model {weights_hash[:8]}", *sections])
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from tasks.running.run import StepResult
 from tasks.tables import storage
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import TableFacts
+from tasks.tables.newest import newest_first
 
 MAX_RUNS = 50  # newest runs whose step records are read
 
@@ -52,7 +53,7 @@ def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
     if curation.num_judged:
         found.append(Tile("clips kept", f"{curation.num_kept:,} of {curation.num_judged:,}"))
         found.append(Tile("footage kept", length(total_s(curation.kept()))))
-    for row in newest(read_table(root, "evaluations", where=ok).to_pylist())[:1]:
+    for row in newest_first(read_table(root, "evaluations", where=ok)).slice(0, 1).to_pylist():
         metrics = loads(row["metrics"])
         for name, label, unit in (("vae_psnr", "held-out PSNR of the VAE", " dB"), ("val_loss", "validation loss", "")):
             if isinstance(value := metrics.get(name), int | float):
@@ -145,8 +146,3 @@ def _detail(root: str, name: str, statuses: Counter[str]) -> tuple[str, str]:
 def loads(text: str | None) -> Any:
     """A JSON column; empty when the row has none."""
     return json.loads(text) if text else {}
-
-
-def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows, the last written first."""
-    return sorted(rows, key=lambda row: row["created_at"], reverse=True)

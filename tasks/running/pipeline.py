@@ -20,7 +20,8 @@ from typing import Any
 from pyramid_model.config import Config
 from tasks.running.errors import RESUME, TOLD, StepError, machine_lost
 from tasks.running.run import RayConfig, Run, StepResult, lineage, report_progress
-from tasks.tables.delta import Lineage, append_block, content_id, table_version
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id, table_version
 from tasks.tables.schemas import ID_COLUMNS
 
 START_TRIES = 3

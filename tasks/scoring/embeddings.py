@@ -11,7 +11,9 @@ from pydantic import Field
 from tasks.models.score_models import load_open_clip
 from tasks.running.run import Run
 from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
-from tasks.tables.delta import Lineage, append_again, bad_row, content_id, crc32, ok_row, read_table
+from tasks.tables.appending import append_again
+from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
+from tasks.tables.newest import ORDER, newest_row
 
 VERSION = "1"
 STORED = "float16"
@@ -71,8 +73,8 @@ class Embedder:
 
 def newest_source(root: str) -> tuple[str, str]:
     """(model_hash, sampling) of the embeddings that were asked for last; both empty when there are none."""
-    rows = read_table(root, "embeddings", ["model_hash", "sampling", "created_at"]).sort_by("created_at")
-    return (rows["model_hash"][-1].as_py(), rows["sampling"][-1].as_py()) if rows.num_rows else ("", "")
+    newest = newest_row(read_table(root, "embeddings", ["model_hash", "sampling", *ORDER]))
+    return (newest["model_hash"], newest["sampling"]) if newest else ("", "")
 
 
 def make_newest_source(run: Run, wanted: str, made: Lineage) -> None:

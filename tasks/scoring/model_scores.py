@@ -22,7 +22,8 @@ from tasks.scoring import embeddings
 from tasks.scoring import read_off as embedding_scores
 from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
 from tasks.scoring.read_off import EmbeddingScoresConfig, frame_details
-from tasks.tables.delta import bad_row, content_id, ok_row, pending
+from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.tables.pending import pending
 from tasks.tables.schemas import CLIP_FIGURES, ID_COLUMNS, SCHEMAS
 
 STEP = "scores"

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.running.run import Run
-from tasks.tables.delta import Lineage, append_again, read_table
-from tasks.tables.manifest import newest_by
+from tasks.tables.appending import append_again
+from tasks.tables.delta import Lineage, read_table
+from tasks.tables.newest import ORDER, newest_by
 
-COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", "created_at")
+COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", *ORDER)
 
 
 def score_arrays(root: str, clip_ids: Sequence[str]) -> dict[str, np.ndarray]:

@@ -15,7 +15,8 @@ from tasks.running.step import step
 from tasks.scoring import model_scores
 from tasks.scoring.model_scores import ModelScoresConfig
 from tasks.scoring.newest import make_newest
-from tasks.tables.delta import bad_row, content_id, ok_row, pending
+from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.tables.pending import pending
 
 VERSION = "1"
 LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot detection

@@ -24,18 +24,10 @@ from pyramid_model.duplicates import Pairs, across_videos, equal, groups, groups
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
 from tasks.scoring.embeddings import newest_source
+from tasks.tables.appending import append_block
 from tasks.tables.current import current_clips
-from tasks.tables.delta import (
-    append_block,
-    as_dataset,
-    bad_row,
-    content_id,
-    ok_row,
-    open_table,
-    read_table,
-    table_version,
-)
-from tasks.tables.manifest import newest_by
+from tasks.tables.delta import as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
+from tasks.tables.newest import ORDER, newest_by
 
 VERSION = "1"
 METHODS = ("exact", "phash", "semantic")  # in this order they are looked for and, when clips are selected, applied
@@ -149,7 +141,7 @@ def _phash_details(run: Run, clip_ids: Sequence[str]) -> dict[str, dict[str, Any
         ValueError: it has looked at none of the clips.
     """
     good = (pc.field("scorer") == "phash") & (pc.field("status") == "ok")
-    rows = newest_by(read_table(run.root, "scores", ["clip_id", "details", "created_at"], where=good), ["clip_id"])
+    rows = newest_by(read_table(run.root, "scores", ["clip_id", "details", *ORDER], where=good), ["clip_id"])
     wanted = set(clip_ids)
     pairs = zip(rows["clip_id"].to_pylist(), rows["details"].to_pylist(), strict=True)
     details = {clip_id: json.loads(text) for clip_id, text in pairs if clip_id in wanted}

@@ -19,8 +19,9 @@ from tasks.selecting.judging import CLIP_COLUMNS, VERSION, Judged, Material, cli
 from tasks.selecting.select_config import SelectConfig
 from tasks.selecting.splits import SPLITS, splits_of
 from tasks.sources.card import SplitPin, cards_of, read_card
+from tasks.tables.appending import append_block
 from tasks.tables.current import current_clips
-from tasks.tables.delta import append_block, content_id, ok_row, read_table, table_version
+from tasks.tables.delta import content_id, ok_row, read_table, table_version
 from tasks.tables.manifest import newest_selection, verdicts_of
 from tasks.tables.schemas import CLIP_FIGURES
 

@@ -25,8 +25,10 @@ from tasks.sources.card import SourceCard, card_uri, read_card
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
 from tasks.sources.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files
 from tasks.tables import storage
-from tasks.tables.delta import Pending, bad_row, content_id, ok_row, pending, read_table
+from tasks.tables.delta import bad_row, content_id, ok_row, read_table
 from tasks.tables.host_budget import Budget, SharedBudget
+from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.pending import Pending, pending
 
 VERSION = "1"
 MAX_BLOCK_BYTES = 4 * 2**30  # read within minutes from a slow disk, too: that is how often a block commits
@@ -203,7 +205,7 @@ def _known_urls(run: Run, files: Sequence[SourceFile]) -> dict[str, str]:
     if not urls:
         return {}
     of_urls = pc.field("uri").isin(pa.array(urls, pa.string()))
-    rows = read_table(run.root, "sources", ["uri", "source_id", "created_at"], where=of_urls).sort_by("created_at")
+    rows = newest_by(read_table(run.root, "sources", ["uri", "source_id", *ORDER], where=of_urls), ["uri"])
     return dict(zip(rows["uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
 
 

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from tasks.tables import storage
 from tasks.tables.blobs import DTYPES, CorruptBlobError
-from tasks.tables.delta import crc32, latest_attempts, open_table
+from tasks.tables.delta import crc32, open_table
+from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS
 
 OPEN_FILES = 128  # a process may have about a thousand, and each keeps its footer in memory
-KNOWN = ("attempt", "created_at", "status", "shape", "dtype", "crc32")
+FACTS = ("status", "shape", "dtype", "crc32", *ORDER)
 
 
 class BlobReader:
@@ -91,15 +92,18 @@ def _index(root: str, table: str, version: int, ids: pa.Array) -> tuple[list[str
         if (rows := _rows_of(uri, id_column).filter(of_ids)).num_rows
     ]
     if not found:
-        return uris, pa.table({name: [] for name in (id_column, *KNOWN, "row_group", "row", "file")})
-    return uris, latest_attempts(pa.concat_tables(found), id_column).filter(pc.field("status") == "ok")
+        return uris, pa.table({name: [] for name in (id_column, *FACTS, "row_group", "row", "file")})
+    return uris, newest_by(pa.concat_tables(found), [id_column]).filter(pc.field("status") == "ok")
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _rows_of(uri: str, id_column: str) -> pa.Table:
     """All rows of one file, which never changes, without their binary values."""
     file = _open_file(uri, os.getpid())
-    rows = file.read([id_column, *KNOWN], use_threads=False)
+    names = [id_column, *FACTS]
+    rows = file.read([name for name in names if name in file.schema_arrow.names], use_threads=False)
+    if "commit_order" not in rows.column_names:  # the file is older than the column
+        rows = rows.append_column("commit_order", pa.nulls(rows.num_rows, pa.int64())).select(names)
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     groups = np.repeat(np.arange(len(sizes)), sizes)
     inside = np.arange(rows.num_rows) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)

@@ -7,20 +7,34 @@ import pyarrow.compute as pc
 
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, verdicts_of
+from tasks.tables.newest import ORDER, newest_by
 
 
-def current_clip_ids(root: str) -> pa.Array:
-    """Ids of the clips of all videos as the clips step last left them."""
-    videos = read_table(root, "videos", ["clip_ids"], where=pc.field("status") == "ok")
-    return pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
+def current_clip_ids(root: str, clips: str = "") -> pa.Array:
+    """Ids of the clips of all videos: those that the settings `clips` cut, or of each video those that were cut last.
 
-
-def current_clips(root: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Clips of all videos as the clips step last left them, in the order of (video_id, start_frame).
-
-    The table `clips` also keeps those of earlier settings; the newest row of each video names the current ones.
+    Args:
+        root: where the tables are.
+        clips: `params_hash` of the settings of the clips step; empty: of each video the newest.
     """
-    current = current_clip_ids(root)
+    of_settings = pc.field("params_hash") == clips if clips else None
+    columns = ["video_id", "status", "clip_ids", *ORDER]
+    videos = newest_by(read_table(root, "videos", columns, where=of_settings, latest=False), ["video_id"])
+    named = videos.filter(pc.field("status") == "ok")["clip_ids"].combine_chunks()
+    return pc.call_function("list_flatten", [named])
+
+
+def current_clips(root: str, columns: Sequence[str] | None = None, clips: str = "") -> pa.Table:
+    """Clips of all videos as the clips step left them, in the order of (video_id, start_frame).
+
+    The table `clips` also keeps those of other settings; the rows of `videos` name the clips of each.
+
+    Args:
+        root: where the tables are.
+        columns: of `clips`; None: all of them.
+        clips: `params_hash` of the settings of the clips step; empty: of each video the newest.
+    """
+    current = current_clip_ids(root, clips)
     names = None if columns is None else [*dict.fromkeys([*columns, "video_id", "start_frame"])]
     rows = read_table(root, "clips", names, where=pc.field("clip_id").isin(current))
     rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
@@ -79,18 +93,21 @@ def captions_by_kind(
             take the newest of each; kinds come in this order. Empty: of each clip the newest, of whatever kind.
         version: of the table; None: the newest.
     """
-    columns = ["clip_id", "kind", "prompt_hash", "text", "status", "created_at"]
+    columns = ["clip_id", "kind", "prompt_hash", "text", "status", *ORDER]
     wanted = pc.field("clip_id").isin(pa.array(clip_ids, pa.string()))
-    rows = read_table(root, "captions", columns, version, wanted).sort_by("created_at").to_pylist()
+    rows = read_table(root, "captions", columns, version, wanted)
     if not captions:
-        newest = {row["clip_id"]: row for row in rows}
-        return {key: {row["kind"]: row["text"]} for key, row in newest.items() if row["status"] == "ok"}
-    named = [part.partition(":") for part in captions.split(";")]
-    found: dict[str, dict[str, str]] = {}
-    for kind, colon, hashes in named:
-        allowed = set(hashes.split(",")) if colon else None
-        alike = [row for row in rows if row["kind"] == kind and (allowed is None or row["prompt_hash"] in allowed)]
-        for row in {row["clip_id"]: row for row in alike}.values():
-            if row["status"] == "ok":
-                found.setdefault(row["clip_id"], {})[kind] = row["text"]
-    return found
+        return _texts(newest_by(rows, ["clip_id"]))
+    texts: dict[str, dict[str, str]] = {}
+    for kind, colon, hashes in (part.partition(":") for part in captions.split(";")):
+        named = pc.field("kind") == kind
+        if colon:
+            named &= pc.field("prompt_hash").isin(hashes.split(","))
+        for clip_id, by_kind in _texts(newest_by(rows.filter(named), ["clip_id"])).items():
+            texts.setdefault(clip_id, {}).update(by_kind)
+    return texts
+
+
+def _texts(rows: pa.Table) -> dict[str, dict[str, str]]:
+    """Text by clip id and kind of the captions that are ok; a clip has at most one row."""
+    return {row["clip_id"]: {row["kind"]: row["text"]} for row in rows.to_pylist() if row["status"] == "ok"}

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from tasks.tables import storage
 from tasks.tables.delta import TableError, as_dataset, open_table, read_table, table_uri
+from tasks.tables.newest import ORDER, newest_by, newest_row
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables.storage import absolute_root
 
@@ -257,18 +258,10 @@ def _blob_lengths(root: str, table: str, column: str, ids: pa.ChunkedArray, vers
     return found["length"].take(pc.index_in(ids, value_set=found[id_column].combine_chunks()))
 
 
-def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The newest row of each key (by created_at, later in the table of equals), in the order of the table."""
-    keyed = rows.select(list(keys)).append_column("position", pa.array(range(rows.num_rows), pa.int64()))
-    ordered = keyed.append_column("created_at", rows["created_at"]).sort_by("created_at")
-    last = ordered.group_by(list(keys), use_threads=False).aggregate([("position", "last")])
-    return rows.take(last["position_last"].combine_chunks().sort())
-
-
 def newest_selection(root: str, version: int | None = None) -> str:
     """`params_hash` of the settings that selected last; empty when nothing was selected yet."""
-    rows = read_table(root, "selections", ["params_hash", "created_at"], version).sort_by("created_at")
-    return rows["params_hash"][-1].as_py() if rows.num_rows else ""
+    newest = newest_row(read_table(root, "selections", ["params_hash", *ORDER], version))
+    return newest["params_hash"] if newest else ""
 
 
 def verdicts_of(root: str, selection: str = "", version: int | None = None) -> pa.Table:
@@ -287,12 +280,12 @@ def clips_with_scores(root: str) -> pa.Table:
     own = [name for name in SCHEMAS["clips"].names if name not in COMMON]
     clips = read_table(root, "clips", [*own, "status", "error_type", "error"])
     numbers = (pc.field("status") == "ok") & pc.field("value").is_valid()  # some scorers only have details
-    scores = read_table(root, "scores", ["clip_id", "scorer", "value", "created_at"], where=numbers)
+    scores = read_table(root, "scores", ["clip_id", "scorer", "value", *ORDER], where=numbers)
     for scorer in sorted(pc.unique(scores["scorer"]).to_pylist()):
         rows = newest_by(scores.filter(pc.equal(scores["scorer"], scorer)), ["clip_id"])
         clips = left_join(clips, rows, "clip_id", {"value": scorer})
     clips = left_join(clips, verdicts_of(root), "clip_id", {n: n for n in ("keep", "drop_reasons", "bucket", "split")})
-    captions = read_table(root, "captions", ["clip_id", "text", "created_at"])
+    captions = read_table(root, "captions", ["clip_id", "text", *ORDER])
     return left_join(clips, newest_by(captions, ["clip_id"]), "clip_id", {"text": "caption"})
 
 

@@ -24,6 +24,7 @@ COMMON: dict[str, pa.DataType] = {
     "params_hash": STRING,
     "code_version": STRING,
     "created_at": pa.timestamp("us", tz="UTC"),
+    "commit_order": INT,  # version from which the commit started, plus 1: decides which row is newest, see `newest`
 }
 
 _OWN: dict[str, dict[str, pa.DataType]] = {

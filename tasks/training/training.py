@@ -16,7 +16,9 @@ from tasks.models.folders import read_training
 from tasks.models.registry import TrainingLog
 from tasks.running.run import StepResult, lineage
 from tasks.tables import storage
-from tasks.tables.delta import append_again, append_block, content_id, ok_row, read_table, table_version
+from tasks.tables.appending import append_again, append_block
+from tasks.tables.delta import content_id, ok_row, read_table, table_version
+from tasks.tables.newest import ORDER, newest_row
 from tasks.training.job import Job
 
 
@@ -30,11 +32,11 @@ def run_training(job: Job, step: str, step_version: str) -> StepResult:
     """
     run = job.run
     made = (pc.field("status") == "ok") & (pc.field("kind") == job.kind)
-    rows = read_table(run.root, "models", ["model_id", "weights_hash", "created_at"], where=made)
-    rows = rows.sort_by("created_at").to_pylist()
-    done = [row for row in rows if row["model_id"] == job.model_id]
+    rows = read_table(run.root, "models", ["model_id", "weights_hash", *ORDER], where=made)
+    done = rows.filter(pc.field("model_id") == job.model_id).to_pylist()
     if done:
-        if rows[-1] not in done:  # it is the newest again, for steps that take the newest
+        newest = newest_row(rows)
+        if newest and newest["model_id"] != job.model_id:  # steps that take the newest model shall take this one
             append_again(run.root, "models", [job.model_id], lineage(run, step, step_version, job.config))
         outputs = _outputs(job, done[0]["weights_hash"])
         return StepResult(step=step, num_in=1, num_done=1, outputs=outputs, note="trained before")

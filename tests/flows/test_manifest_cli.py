@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.manifest import app
-from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, bad_row, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 IDS = [content_id("caption", number) for number in range(3)]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tasks.running.run import RayConfig, Run
-from tasks.tables.delta import Lineage, append_block, content_id, ok_row
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id, ok_row
 
 SIZE, NUM_FRAMES, FPS = 32, 9, 8
 BUCKET = f"{SIZE}x{SIZE}x{NUM_FRAMES}@{FPS}"

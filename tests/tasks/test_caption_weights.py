@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from pyramid_model.config import LatentNorm
 from tasks.running.run import Run
-from tasks.tables.delta import Lineage, append_block, content_id, crc32, ok_row, read_table, table_version
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id, crc32, ok_row, read_table, table_version
 from tasks.training.pairs import TABLES, PairReader, PairSource, find_pairs
 from tasks.training.train_dit import TrainDiTConfig
 

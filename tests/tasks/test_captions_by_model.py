@@ -14,8 +14,9 @@ from tasks.captioning.writing import CLIP_COLUMNS, CaptionWriter, find_writer, w
 from tasks.inspecting.leftovers import vacuum
 from tasks.running.errors import StepError
 from tasks.running.run import Run
+from tasks.tables.appending import append_block
 from tasks.tables.current import captions_by_kind, captions_of, selected_clips
-from tasks.tables.delta import Lineage, append_block, content_id, read_table, table_version
+from tasks.tables.delta import Lineage, content_id, read_table, table_version
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}

@@ -15,8 +15,9 @@ from tasks.cutting.clips import ClipsConfig
 from tasks.cutting.video_pass import cut_video
 from tasks.running.run import Run, lineage
 from tasks.selecting.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order
+from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import append_block, content_id, crc32, ok_row, read_table
+from tasks.tables.delta import content_id, crc32, ok_row, read_table
 
 CUT = ClipsConfig(min_frames=9, crf=18, preset="ultrafast")
 FPS = 24

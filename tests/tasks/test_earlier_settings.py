@@ -8,8 +8,9 @@ from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import find_model
 from tasks.running.run import Run, lineage
+from tasks.tables.appending import append_block
 from tasks.tables.current import captions_of
-from tasks.tables.delta import append_block, content_id, ok_row, read_table
+from tasks.tables.delta import content_id, ok_row, read_table
 from tasks.tables.manifest import clips_with_scores
 from tasks.training.job import Job, model_id
 from tasks.training.train_vae import TrainVAEConfig, VAETraining

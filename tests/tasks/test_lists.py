@@ -15,8 +15,9 @@ from tasks.sources.ingest import IngestConfig, ingest
 from tasks.sources.listing import source_files
 from tasks.sources.lists import Entry, clock_seconds, list_kind, read_list
 from tasks.tables import storage
+from tasks.tables.appending import append_block
 from tasks.tables.current import captions_of
-from tasks.tables.delta import Lineage, append_block, content_id, read_table
+from tasks.tables.delta import Lineage, content_id, read_table
 
 OPENVID = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"
 SPANS = "[['0:00:02.000', '0:00:03.500'], ['0:01:00.000', '0:01:04.000']]"

@@ -15,10 +15,10 @@ from tasks.inspecting.leftovers import vacuum
 from tasks.inspecting.table_diff import diff, score_shifts, selection_diff
 from tasks.inspecting.table_stats import histogram, histograms, labels, reason_counts, status_counts
 from tasks.inspecting.verify import blob_bytes, verify
+from tasks.tables.appending import append_block
 from tasks.tables.delta import (
     Lineage,
     TableError,
-    append_block,
     bad_row,
     content_id,
     crc32,

@@ -19,8 +19,9 @@ from tasks.generating.generate import _block_size, _check_champion, _checkpoint,
 from tasks.models.folders import writing_folder
 from tasks.running.errors import StepError
 from tasks.running.run import Run
+from tasks.tables.appending import append_block
 from tasks.tables.current import captions_of
-from tasks.tables.delta import Lineage, append_block, ok_row
+from tasks.tables.delta import Lineage, ok_row
 from tasks.training.train_dit import TrainDiTConfig, train_dit
 from tasks.training.train_vae import TrainVAEConfig, train_vae
 

@@ -28,7 +28,8 @@ from tasks.models.gate import GateConfig
 from tasks.models.registry import RegistryError, champion
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult
-from tasks.tables.delta import Lineage, append_block, read_table
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, read_table
 from tasks.training.pairs import find_pairs, load_null_text, load_pairs, pair_source, sources_of
 from tasks.training.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig, train_dit
 from tasks.training.train_vae import TrainVAEConfig, train_vae

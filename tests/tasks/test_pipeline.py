@@ -10,7 +10,8 @@ from pyramid_model.config import Config
 from tasks.running.errors import StepError
 from tasks.running.pipeline import covered_s, run_blocks, split_blocks
 from tasks.running.run import RayConfig, Run
-from tasks.tables.delta import bad_row, content_id, ok_row, pending, read_table
+from tasks.tables.delta import bad_row, content_id, ok_row, read_table
+from tasks.tables.pending import pending
 
 IDS = [content_id("item", number) for number in range(24)]
 

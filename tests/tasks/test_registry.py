@@ -9,7 +9,8 @@ import pytest
 
 from tasks.models import registry
 from tasks.running.run import Run
-from tasks.tables.delta import Lineage, append_block
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage
 
 LINEAGE = Lineage("test", "evaluate", "1", "", "")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime, timedelta
 
 import pytest
 from deltalake import write_deltalake
@@ -13,9 +14,12 @@ from tasks.scoring.scores import score_id
 from tasks.selecting.select import SelectConfig, check_limited, select
 from tasks.selecting.splits import CONFLICT, hashed_split, split_of, splits_of
 from tasks.sources.card import SplitPin
+from tasks.tables import appending
+from tasks.tables.appending import append_block
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import append_block, content_id, ok_row, open_table, read_table, table_version
+from tasks.tables.delta import content_id, ok_row, open_table, read_table, table_version
 from tasks.tables.manifest import newest_selection, verdicts_of
+from tasks.tables.newest import in_order
 
 CONFIG = SelectConfig(buckets=("48x80x9@24",), thresholds={"motion": {"min": 1, "max": 9}}, val_fraction=0.5)
 
@@ -83,7 +87,8 @@ def tables(tmp_path):
 
 
 def verdicts(run: Run, selection: str = "") -> dict[str, tuple]:
-    rows = read_table(run.root, "selections", latest=False).sort_by("created_at").to_pylist()
+    rows = read_table(run.root, "selections", latest=False)
+    rows = in_order(rows).to_pylist()
     return {row["clip_id"]: (row["keep"], row["drop_reasons"], row["bucket"], row["split"]) for row in rows}
 
 
@@ -95,6 +100,22 @@ def test_every_clip_gets_a_verdict_and_the_second_run_writes_nothing(tables):
     again = select(tables.run, CONFIG)
     assert (again.num_in, again.num_done, again.num_new, again.rows) == (3, 3, 0, {})
     assert again.outputs == first.outputs
+
+
+def test_the_settings_asked_for_last_count_although_the_clock_was_set_back(tables, monkeypatch):
+    kept = select(tables.run, CONFIG).outputs["selection"]
+
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(hours=3)
+
+    monkeypatch.setattr(appending, "datetime", Earlier)
+    dropped = select(tables.run, SelectConfig(thresholds={"motion": {"min": 1e9}})).outputs["selection"]
+    assert newest_selection(tables.run.root) == dropped != kept
+    assert verdicts_of(tables.run.root)["keep"].to_pylist() == [False] * 3
+    select(tables.run, CONFIG)
+    assert newest_selection(tables.run.root) == kept
 
 
 def test_each_rule_that_a_clip_breaks_is_named(tables):

@@ -16,22 +16,21 @@ from deltalake.exceptions import CommitFailedError
 from tasks.inspecting.export import export_rows
 from tasks.inspecting.leftovers import unnamed_parquet
 from tasks.inspecting.verify import verify
+from tasks.tables.appending import append_block, compact
 from tasks.tables.delta import (
     Lineage,
     TableError,
-    append_block,
     bad_row,
-    compact,
     content_id,
     crc32,
     ok_row,
     open_table,
-    pending,
     read_table,
     table_uri,
     table_version,
 )
 from tasks.tables.manifest import parse_filter, select_rows
+from tasks.tables.pending import pending
 from tasks.tables.schemas import COMMON, ID_COLUMNS, SCHEMAS
 
 LINEAGE = Lineage("run", "step", "1", "params", "code")
@@ -85,7 +84,8 @@ def test_rows_that_another_run_has_added_are_left_out_of_a_block(tmp_path):
 
 OVERLAPPING = """
 import sys
-from tasks.tables.delta import Lineage, append_block, content_id
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id
 
 size = int(sys.argv[2])
 for first in range(0, 60, size):
@@ -108,7 +108,8 @@ def test_readers_see_each_row_once_when_three_processes_write_the_same_rows_in_o
 
 WRITER = """
 import sys
-from tasks.tables.delta import Lineage, append_block, content_id
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id
 
 def append(block_id, number):
     rows = [{"caption_id": content_id("caption", number), "text": "text"}]

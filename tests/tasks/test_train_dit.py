@@ -11,8 +11,9 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.train.buckets import parse_bucket
 from tasks.evaluating.evaluator import untrained_of
 from tasks.running.run import Run
+from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import Lineage, append_block, crc32, ok_row, table_version
+from tasks.tables.delta import Lineage, crc32, ok_row, table_version
 from tasks.training.job import model_id
 from tasks.training.pairs import TABLES, PairSource, find_pairs
 from tasks.training.train_dit import DiTTraining, TrainDiTConfig, untrained_dit

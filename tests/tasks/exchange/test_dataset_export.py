@@ -13,7 +13,8 @@ from flows.cli.manifest import app
 from tasks.exchange.dataset_export import export_dataset
 from tasks.running.run import RayConfig, Run
 from tasks.sources.ingest import IngestConfig, ingest
-from tasks.tables.delta import Lineage, TableError, append_block, content_id, ok_row, read_table
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, TableError, content_id, ok_row, read_table
 from tasks.tables.manifest import parse_filter
 from tasks.tables.schemas import SCHEMAS
 

@@ -4,7 +4,8 @@ from typer.testing import CliRunner
 
 from flows.cli.manifest import app
 from tasks.inspecting.table_stats import score_label
-from tasks.tables.delta import Lineage, append_block, ok_row
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, ok_row
 
 
 def test_a_score_is_labelled_with_its_unit_or_range_and_the_better_direction():

@@ -12,7 +12,8 @@ from pyramid_model.video.video import write_video
 from tasks.report.curation import Curation, read_curation
 from tasks.report.report import ReportConfig, report
 from tasks.running.run import Run
-from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, bad_row, content_id, ok_row
 
 # ---- a root with a run from source files to generated clips ----------------------------------------------------------
 

@@ -14,7 +14,8 @@ import pytest
 from pyramid_model.video.video import write_video
 from tasks.report.report import ReportConfig, report
 from tasks.running.run import Run
-from tasks.tables.delta import Lineage, append_block, bad_row, content_id, ok_row
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, bad_row, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 NUM_CLIPS = 60  # more than one page of the list

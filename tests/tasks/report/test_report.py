@@ -12,7 +12,8 @@ from pyramid_model.video.video import write_video
 from tasks.report.media import BESIDE_TEXT, small_frames
 from tasks.report.report import ReportConfig, report
 from tasks.running.run import Run
-from tasks.tables.delta import Lineage, append_block, content_id, ok_row
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 

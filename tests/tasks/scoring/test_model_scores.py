@@ -14,8 +14,9 @@ from tasks.scoring.model_scores import ModelScoresConfig, planned
 from tasks.scoring.newest import score_arrays
 from tasks.scoring.scores import ScoresConfig, scores
 from tasks.selecting.duplicates import mean_embeddings
+from tasks.tables.appending import append_block
 from tasks.tables.blobs import embedding_of
-from tasks.tables.delta import append_block, ok_row, read_table
+from tasks.tables.delta import ok_row, read_table
 
 CLIPS = ["a", "b", "c"]
 

@@ -6,7 +6,8 @@ import pytest
 from tasks.running.run import Run, lineage
 from tasks.scoring.newest import make_newest, score_arrays
 from tasks.scoring.scores import ScoresConfig
-from tasks.tables.delta import append_block, bad_row, ok_row, read_table
+from tasks.tables.appending import append_block
+from tasks.tables.delta import bad_row, ok_row, read_table
 
 
 @pytest.fixture

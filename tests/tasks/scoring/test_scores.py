@@ -12,7 +12,8 @@ from pyramid_model.video.video import write_video
 from tasks.cutting.clips import ClipsConfig
 from tasks.running.run import RayConfig, Run, lineage
 from tasks.scoring.scores import ScoresConfig, score_id, score_rows, scores
-from tasks.tables.delta import append_block, ok_row, read_table
+from tasks.tables.appending import append_block
+from tasks.tables.delta import ok_row, read_table
 
 FIRST = ("motion", "sharpness", "brightness")
 

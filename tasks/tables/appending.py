@@ -1,0 +1,228 @@
+"""Writing to tables: blocks of rows appended exactly once, rows appended again, small files rewritten as few."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+
+from tasks.tables import storage
+from tasks.tables.delta import Lineage, TableError, content_id, open_table, read_table, table_uri
+from tasks.tables.newest import newest_by
+from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
+
+BLOB_ROW_GROUP_BYTES = 1_000_000  # from here on one row a row group: a random row is read alone
+COMMIT_TRIES = 20
+COMPACT_EVERY = 256  # versions: each leaves a small file, and a thousand of them take seconds to open
+SMALL_ROWS = WriterProperties(compression="ZSTD", compression_level=3)
+
+
+def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block_id: str, lineage: Lineage) -> int:
+    """Append rows in one atomic commit, exactly once per `block_id` and settings (`lineage.params_hash`).
+
+    Rows that another run has committed with the same settings are left out. A row whose id and attempt were committed
+    with other settings becomes the next attempt of its id: two runs with different settings never hide each other's
+    rows.
+
+    The check and the commit use the same table handle: a commit of the same block by somebody else in between makes
+    this one fail, and the check is made again on the newer version. Two overlapping blocks that are written in the
+    same moment are not seen: their rows are there twice, and readers take one (`newest` says which).
+
+    Returns:
+        How many rows were written: 0 when this block, or each row of it, had been committed before.
+    """
+    if not rows:
+        return 0
+    data = _to_arrow(table, rows, lineage)
+    once = Transaction(content_id(block_id, lineage.params_hash), 1)
+    for attempt in range(COMMIT_TRIES):
+        delta = _open_or_create(root, table)
+        if delta.transaction_version(once.app_id) is not None:
+            return 0
+        fresh = _not_committed(delta, data, ID_COLUMNS[table])
+        if not fresh.num_rows:
+            return 0
+        fresh = _with_column(fresh, "commit_order", [delta.version() + 1] * fresh.num_rows)
+        try:
+            write_deltalake(
+                delta,
+                fresh,
+                mode="append",
+                schema_mode=_schema_mode(delta, table),
+                writer_properties=_writer_properties(table, fresh),
+                commit_properties=CommitProperties(app_transactions=[once]),
+            )
+            if delta.version() % COMPACT_EVERY == 0:  # of those who append at the same time one alone
+                compact(delta, table)
+            return fresh.num_rows
+        except CommitFailedError:
+            time.sleep(0.05 * attempt)
+    raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
+
+
+def compact(delta: DeltaTable, table: str) -> None:
+    """Rewrite the small files of a table as few; its rows stay, and so do its earlier versions until they are vacuumed.
+
+    Others may append meanwhile. Tables of large values are left alone: their files are laid out for reading one row.
+    """
+    if table in BLOB_COLUMNS:
+        return
+    with contextlib.suppress(CommitFailedError):  # somebody else has just done it
+        delta.optimize.compact(writer_properties=SMALL_ROWS, max_concurrent_tasks=1)
+
+
+def compacted_versions(delta: DeltaTable) -> list[int]:
+    """The last version before each rewriting of small files: it names all files that versions before it name, too."""
+    before = [entry["version"] - 1 for entry in delta.history() if entry["operation"] == "OPTIMIZE"]
+    return [version for version in before if _is_readable(delta.table_uri, version)]
+
+
+def _is_readable(uri: str, version: int) -> bool:
+    """Whether the log still reaches back to a version."""
+    try:
+        DeltaTable(uri, version=version)
+    except DeltaError:
+        return False
+    return True
+
+
+def _schema_mode(delta: DeltaTable, table: str) -> Literal["merge"] | None:
+    """`merge` for a table that lacks columns of this version: the commit that brings the first values adds them.
+
+    Of two writers that would add them at once, the second meets a conflict and finds them there when it tries again.
+
+    Raises:
+        TableError: the table has columns that this version does not know.
+    """
+    found = {field.name for field in delta.schema().fields}
+    if unknown := sorted(found - set(SCHEMAS[table].names)):
+        raise TableError(
+            f"table {table!r} at {delta.table_uri} has the columns {unknown}, which this version of the package does "
+            "not know: a later one wrote it. Use that version, or start a new root with --root."
+        )
+    return "merge" if len(found) < len(SCHEMAS[table]) else None
+
+
+def _not_committed(delta: DeltaTable, data: pa.Table, id_column: str) -> pa.Table:
+    """Rows of `data` that the table lacks, with the attempts under which they are appended.
+
+    A row is there when its id has a row of the same settings and of the same or a later attempt. A row whose attempt
+    other settings have taken gets the next free one. A process reads each file once, so later commits are cheap.
+    """
+    files = [_keys(uri, id_column) for uri in delta.file_uris()]
+    if not files:
+        return data
+    committed = pa.concat_tables(files)
+    committed = committed.filter(pc.field(id_column).isin(data[id_column].combine_chunks()))
+    if not committed.num_rows:
+        return data
+    last: dict[str, int] = {}  # latest attempt by id
+    last_alike: dict[tuple[str, str], int] = {}  # by id and settings
+    taken: set[tuple[str, int]] = set()
+    for row_id, attempt, settings in _key_rows(committed, id_column):
+        taken.add((row_id, attempt))
+        last[row_id] = max(attempt, last.get(row_id, 0))
+        last_alike[row_id, settings] = max(attempt, last_alike.get((row_id, settings), 0))
+    attempts = [
+        0 if last_alike.get((row_id, settings), 0) >= attempt
+        else last[row_id] + 1 if (row_id, attempt) in taken
+        else attempt
+        for row_id, attempt, settings in _key_rows(data, id_column)
+    ]  # fmt: skip
+    return _with_column(data, "attempt", attempts).filter(pc.field("attempt") > 0)
+
+
+def _key_rows(rows: pa.Table, id_column: str) -> Iterator[tuple[str, int, str]]:
+    """(id, attempt, params_hash) of each row."""
+    return zip(*(rows[name].to_pylist() for name in (id_column, "attempt", "params_hash")), strict=True)
+
+
+def _with_column(rows: pa.Table, name: str, values: list[int]) -> pa.Table:
+    """The rows with other values in one integer column."""
+    position = rows.schema.get_field_index(name)
+    return rows.set_column(position, rows.schema.field(position), pa.array(values, pa.int64()))
+
+
+@functools.cache
+def _keys(uri: str, id_column: str) -> pa.Table:
+    """Id, attempt and settings of the rows of one Parquet file, which never changes."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path) as file:
+        return pq.read_table(file, columns=[id_column, "attempt", "params_hash"])
+
+
+def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, made: pc.Expression | None = None) -> int:
+    """Append the rows of these ids once more, as their next attempts, so that they are the newest; returns how many.
+
+    This is how a step that went back to earlier settings, and had nothing to compute, says which results count now.
+    The rows keep what made them (`step`, `step_version`), and carry the present run and settings.
+
+    Args:
+        root: where the tables are.
+        table: name of the table.
+        ids: values of its id column.
+        lineage: of the present run and settings.
+        made: which attempts of an id may be appended again, the newest of them is; None: all.
+    """
+    if not ids:
+        return 0
+    id_column = ID_COLUMNS[table]
+    attempts = read_table(root, table, where=pc.field(id_column).isin(pa.array(ids, pa.string())), latest=False)
+    last = attempts.group_by(id_column).aggregate([("attempt", "max")])
+    last_attempt = dict(zip(last[id_column].to_pylist(), last["attempt_max"].to_pylist(), strict=True))
+    chosen = newest_by(attempts if made is None else attempts.filter(made), [id_column])
+    fresh = ("run_id", "params_hash", "code_version", "created_at", "commit_order")
+    rows = [
+        {name: row[name] for name in row if name not in fresh} | {"attempt": last_attempt[row[id_column]] + 1}
+        for row in chosen.to_pylist()
+    ]
+    block_id = content_id(table, "again", sorted((row[id_column], row["attempt"]) for row in rows))
+    append_block(root, table, rows, block_id, lineage)
+    return len(rows)
+
+
+def _open_or_create(root: str, table: str) -> DeltaTable:
+    delta = open_table(root, table)
+    if delta is not None:
+        return delta
+    return DeltaTable.create(table_uri(root, table), schema=SCHEMAS[table], mode="ignore", name=table)
+
+
+def _to_arrow(table: str, rows: Sequence[Mapping[str, Any]], lineage: Lineage) -> pa.Table:
+    """Rows as Arrow with the common columns filled in; an unknown column is our bug and says so."""
+    schema = SCHEMAS[table]
+    common = asdict(lineage) | {
+        "created_at": datetime.now(UTC),
+        "attempt": 1,
+        "status": "ok",
+        "error_type": "",
+        "error": "",
+    }
+    full = [common | dict(row) for row in rows]
+    unknown = {name for row in full for name in row} - set(schema.names)
+    if unknown:
+        raise TableError(f"table {table!r} has no columns {sorted(unknown)}: add them in tasks/tables/schemas.py")
+    return pa.Table.from_pylist(full, schema=schema)
+
+
+def _writer_properties(table: str, data: pa.Table) -> WriterProperties:
+    blobs = BLOB_COLUMNS.get(table, ())
+    if not blobs:
+        return SMALL_ROWS
+    row_bytes = data.nbytes / max(1, data.num_rows)
+    plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
+    return WriterProperties(
+        compression="UNCOMPRESSED",
+        max_row_group_size=1
+        if row_bytes >= BLOB_ROW_GROUP_BYTES
+        else max(1, int(4 * BLOB_ROW_GROUP_BYTES // row_bytes)),
+        column_properties=dict.fromkeys(blobs, plain),
+    )

@@ -1,0 +1,65 @@
+"""Which of several rows counts: the one that was committed last. Every reader that takes "the newest" asks here.
+
+Rows are ordered by `ORDER`:
+
+1. `commit_order`, one more than the version of the table that the commit started from (`delta.append_block` writes it).
+   Clocks decide nothing: one that is set back, or that differs between machines, changes no order. Null (a file from
+   before the column existed) comes first.
+2. Two commits that started from the same version have the same `commit_order`. Then the higher `attempt` counts, then
+   the later `created_at`, then the greater `run_id`.
+3. Rows of one commit that are equal in all of these count in the order of the table: the last one.
+
+The newest row of an id is its latest attempt: whoever writes attempt n + 1 has read attempt n, and commits behind it.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright sees none of them.
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ORDER = ("commit_order", "attempt", "created_at", "run_id")  # columns that rows must have to be ordered
+
+
+def in_order(rows: pa.Table) -> pa.Table:
+    """Rows from the first committed to the newest. rows: with the columns `ORDER`, in the order of the table."""
+    return rows.take(_sorted_positions(rows))
+
+
+def newest_first(rows: pa.Table) -> pa.Table:
+    """Rows from the newest to the first committed. rows: with the columns `ORDER`, in the order of the table."""
+    return rows.take(_sorted_positions(rows)[::-1])
+
+
+def newest_row(rows: pa.Table) -> dict[str, Any] | None:
+    """The row that was committed last; None of no rows. rows: with the columns `ORDER`, in the order of the table."""
+    if not rows.num_rows:
+        return None
+    return rows.slice(_sorted_positions(rows)[-1].as_py(), 1).to_pylist()[0]
+
+
+def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The newest row of each key, in the order of the table.
+
+    Args:
+        rows: with the columns `ORDER` and `keys`, in the order of the table.
+        keys: columns whose values together are the key: the id column gives the latest attempts.
+    """
+    names = list(keys)
+    keyed = rows.select(names)
+    if keyed.group_by(names).aggregate([]).num_rows == rows.num_rows:
+        return rows
+    positions = _sorted_positions(rows)
+    ordered = keyed.take(positions).append_column("position", positions)
+    last = ordered.group_by(names, use_threads=False).aggregate([("position", "last")])
+    return rows.take(last["position_last"].combine_chunks().sort())
+
+
+def _sorted_positions(rows: pa.Table) -> pa.Array:
+    """Positions in `rows` from the first committed to the newest; equal rows keep their order."""
+    ordered_by = rows.select(list(ORDER))
+    ordered_by = ordered_by.set_column(0, "commit_order", pc.fill_null(ordered_by["commit_order"], -1))
+    return pc.sort_indices(ordered_by, sort_keys=[(name, "ascending") for name in ORDER])

@@ -1,0 +1,40 @@
+"""What a step still has to do: wanted ids that have no committed row."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.tables.delta import read_table
+from tasks.tables.schemas import ID_COLUMNS
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What is left to do of the wanted ids: id -> attempt number, and how many were done before."""
+
+    attempts: dict[str, int]
+    num_done: int
+
+    def items(self, wanted: Iterable[Mapping[str, Any]], id_column: str) -> list[dict[str, Any]]:
+        """The wanted items that are pending, each with its attempt."""
+        return [
+            dict(item) | {"attempt": self.attempts[item[id_column]]}
+            for item in wanted
+            if item[id_column] in self.attempts
+        ]
+
+
+def pending(root: str, table: str, wanted: Iterable[str], retry_failed: bool = False) -> Pending:
+    """Anti-join: wanted ids without a committed row (or, with `retry_failed`, whose latest row failed)."""
+    rows = read_table(root, table, [ID_COLUMNS[table], "status", "attempt"])
+    committed = {
+        row_id: (status, attempt)
+        for row_id, status, attempt in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True)
+    }
+    wanted = list(dict.fromkeys(wanted))
+    attempts: dict[str, int] = {}
+    for row_id in wanted:
+        status, attempt = committed.get(row_id, ("", 0))
+        if not status or (retry_failed and status == "failed"):
+            attempts[row_id] = attempt + 1
+    return Pending(attempts, len(wanted) - len(attempts))

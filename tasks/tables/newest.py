@@ -2,7 +2,7 @@
 
 Rows are ordered by `ORDER`:
 
-1. `commit_order`, one more than the version of the table that the commit started from (`delta.append_block` writes it).
+1. `commit_order`, one more than the version of the table that the commit started from (`append_block` writes it).
    Clocks decide nothing: one that is set back, or that differs between machines, changes no order. Null (a file from
    before the column existed) comes first.
 2. Two commits that started from the same version have the same `commit_order`. Then the higher `attempt` counts, then

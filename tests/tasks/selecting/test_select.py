@@ -111,7 +111,7 @@ def test_the_settings_asked_for_last_count_although_the_clock_was_set_back(table
             return datetime.now(tz) - timedelta(hours=3)
 
     monkeypatch.setattr(appending, "datetime", Earlier)
-    dropped = select(tables.run, SelectConfig(thresholds={"motion": {"min": 1e9}})).outputs["selection"]
+    dropped = select(tables.run, SelectConfig(thresholds={"motion": {"min": 250}})).outputs["selection"]
     assert newest_selection(tables.run.root) == dropped != kept
     assert verdicts_of(tables.run.root)["keep"].to_pylist() == [False] * 3
     select(tables.run, CONFIG)

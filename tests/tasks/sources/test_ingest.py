@@ -15,7 +15,8 @@ from tasks.running.run import RayConfig, Run
 from tasks.sources.card import read_card
 from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
 from tasks.sources.listing import OWN, source_files
-from tasks.tables.delta import Lineage, _to_arrow, read_table
+from tasks.tables.appending import _to_arrow
+from tasks.tables.delta import Lineage, read_table
 
 
 def run_in(tmp_path, **kwargs) -> Run:

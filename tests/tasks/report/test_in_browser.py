@@ -38,9 +38,11 @@ SEARCH = """(() => {
     form.dispatchEvent(new Event("input"));
     return told();
   };
-  const found = { all: told(), cards: cards() };
-  document.querySelector("#more").click();
+  const more = document.querySelector("#more");
+  const found = { all: told(), cards: cards(), more: more.checkVisibility() };
+  more.click();
   found.cards_of_two_pages = cards();
+  found.more_at_the_end = more.checkVisibility();
   found.kept = ask("verdict", "kept");
   found.words = ask("words", "FOUR");
   ask("words", "");
@@ -153,7 +155,9 @@ def page(tmp_path_factory) -> Path:
     uri = f"{root}/media/clip.mp4"
     write_video(uri, np.random.default_rng(0).integers(0, 255, (8, 36, 64, 3), np.uint8), 8)
     video = {"video_id": content_id("v"), "path": LONG, "source": "films"}
-    append(root, "sources", [ok_row({}, source_id=content_id("s"), **video)])
+    card = Path(root).parent / "source.yaml"
+    card.write_text(f"name: films\nattribution: by nobody (https://example.org/{LONG})\n")
+    append(root, "sources", [ok_row({}, source_id=content_id("s"), card=str(card), **video)])
     append(root, "videos", [ok_row({}, clip_ids=clip_ids, num_clips=NUM_CLIPS, **video)])
     lost = (
         "truncated",
@@ -199,7 +203,7 @@ def append(root: str, table: str, rows: list[dict]) -> None:
     append_block(root, table, rows, content_id(table, rows[0]["status"]), LINEAGE)
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_nothing_on_the_page_is_wider_than_its_window(browser, page, width):
     browser.show(page, width)
     found = browser.run(LAYOUT)
@@ -210,6 +214,7 @@ def test_the_search_finds_clips_by_verdict_word_and_rule_and_sorts_them(browser,
     browser.show(page, 1280)
     found = browser.run(SEARCH)
     assert (found["all"], found["cards"], found["cards_of_two_pages"]) == ("60 of 60 clips, 48 shown", 48, 60)
+    assert (found["more"], found["more_at_the_end"]) == (True, False)
     assert (found["kept"], found["words"]) == ("49 of 60 clips, 48 shown", "1 of 60 clips")
     assert (found["linked"], found["focused"]) == ("11 of 60 clips", "reason")
     assert found["highest"] == "motion 59"

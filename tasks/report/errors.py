@@ -1,4 +1,4 @@
-"""What went wrong in any table, counted, with an example and what to do about it."""
+"""Failed and skipped rows of every table, counted by reason, with an example and what to do."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from tasks.tables.delta import read_table
 from tasks.tables.schemas import SCHEMAS
 
-# By error_type, where one has different causes by "table.error_type".
+# By error_type; by "table.error_type" where the cause depends on the table.
 ADVICE = {
     "bad_name": "rename the file",
     "bad_entry": "correct the line of the list",
@@ -18,10 +18,10 @@ ADVICE = {
     "missing": "put the file back, then run again with --retry-failed",
     "changed": "the file changed while it was read: run again with --retry-failed",
     "checksum": "fetch the file again: its bytes differ from those that source.yaml names",
-    "not_media": "no video: remove it from the source, or convert it",
-    "image": "a picture: remove it from the source",
-    "no_video_stream": "sound only, or cut off before its video: fetch it again or remove it",
-    "no_frames": "not one frame can be decoded: fetch it again",
+    "not_media": "it is no video: remove it from the source, or convert it",
+    "image": "it is a picture: remove it from the source",
+    "no_video_stream": "it holds sound only, or ends before its video: fetch it again or remove it",
+    "no_frames": "no frame can be decoded: fetch it again",
     "truncated": "fetch it again; or keep its sound part with --set clips.salvage=true",
     "corrupt_frames": "fetch it again; or keep its sound parts with --set clips.salvage=true",
     "hdr": "convert it to SDR; or use it as it is with --set clips.keep_hdr=true",
@@ -29,19 +29,19 @@ ADVICE = {
     "clips.shots.find_gradual=false keeps frames of fades and dissolves",
     "too_large": "its frames are larger than clips.max_megapixels: raise that, or scale it down",
     "sources.too_large": "it is longer than ingest.fetch.max_bytes: raise that, or leave it out",
-    "decoder_crashed": "the file kills its decoder: convert it, or remove it",
+    "decoder_crashed": "the decoder crashes on this file: convert it, or remove it",
     "timeout": "raise clips.timeout_s, or split the file",
-    "codec_error": "the clip cannot be decoded: pyramid manifest verify tells whether its file changed",
+    "codec_error": "the clip cannot be decoded: pyramid manifest verify shows whether its file changed",
     "not_finite": "the score is no number: look at the clip",
     "no_decoder": "convert it to a codec that PyAV decodes, such as H.264",
     "too_much_memory": "the file takes more memory than clips.max_memory_gb: raise that, or convert it",
-    "refused": "the host asks who you are or forbids it: give it credentials, or leave the file out",
-    "busy": "the host asked to wait: run again later with --retry-failed",
-    "unreachable": "look at the address and the network, then run again with --retry-failed",
+    "refused": "the host wants credentials or forbids access: set credentials, or leave the file out",
+    "busy": "the host limits requests: run again later with --retry-failed",
+    "unreachable": "check the address and the network, then run again with --retry-failed",
     "no_sidecar": "name a caption file in source.yaml (captions: FILE) or in captions.sidecar",
     "no_caption": "write a line for it in the caption file",
     "no_parent": "write the captions that captions.rewrite_from names first",
-    "captions.refused": "the model or a filter would not describe the clip: look at it, or use another model",
+    "captions.refused": "the model or a content filter refused to describe the clip: look at it, or use another model",
     "captions.empty": "run again with --retry-failed",
     "captions.repetitive": "use a larger model, or a smaller temperature",
     "captions.language": "use an instruction that names the language",
@@ -62,16 +62,16 @@ class ErrorLine:
 
     @property
     def advice(self) -> str:
-        """What a user can do about it, "" where the example says it all."""
+        """What a user can do about it; "" where the example says so itself."""
         return ADVICE.get(f"{self.table}.{self.error_type}") or ADVICE.get(self.error_type, "")
 
 
 def error_lines(root: str) -> list[ErrorLine]:
     """Every kind of failure in every table, the most frequent first."""
-    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    messages: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for table in SCHEMAS:
         bad = read_table(root, table, ["status", "error_type", "error"], where=pc.field("status") != "ok")
         for row in bad.to_pylist():
-            found[table, row["status"], row["error_type"]].append(row["error"])
-    lines = [ErrorLine(*key, len(texts), texts[0]) for key, texts in found.items()]
+            messages[table, row["status"], row["error_type"]].append(row["error"])
+    lines = [ErrorLine(*key, len(texts), texts[0]) for key, texts in messages.items()]
     return sorted(lines, key=lambda line: -line.count)

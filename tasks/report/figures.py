@@ -1,11 +1,14 @@
-"""Figures of the report as inline SVG. Colours and fonts come from the page's style sheet, so they follow its theme."""
+"""Figures of the report as inline SVG; colours and fonts come from the style sheet of the page."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 from tasks.inspecting.table_stats import Histogram, compact
+
+Side = Literal["above", "below"]
 
 
 @dataclass(frozen=True)
@@ -14,17 +17,17 @@ class Node:
 
     name: str
     label: str
-    count: int | None  # None: not there yet
+    count: int | None  # None: the step has not run yet
     detail: str = ""
     mood: str = ""  # "", "warn" or "bad": colour of the detail
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A limit drawn into a histogram; `keeps` says which side stays."""
+    """A limit drawn into a histogram."""
 
     value: float
-    keeps: str  # "above" | "below"
+    keeps: Side  # on which side of it a clip passes
 
     @property
     def words(self) -> str:
@@ -34,15 +37,15 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart. kind: "raw" (thin), "line" or "dots" (line with its points)."""
+    """A line of a chart."""
 
     name: str
     points: list[tuple[float, float]]
-    kind: str = "line"
-    colour: int = 1
+    kind: Literal["raw", "line", "dots"] = "line"  # raw: thin; dots: a line with its points
+    colour: int = 1  # of the style sheet: 1 or 2
 
 
-# column and row of each box; rows 0 and 2 lie above and below the middle line
+# (column, row) of each box; row 1 is the middle line
 PLACES: dict[str, tuple[int, int]] = {
     "sources": (0, 1),
     "videos": (1, 1),
@@ -66,15 +69,15 @@ ARROWS = (
     *(("dit", "evaluations"), ("evaluations", "generations")),
 )
 BOX_W, BOX_H, GAP_X, ROW_H = 96, 66, 20, 46
-# px: line height of the labels in a histogram, width of one of their letters, width of the bar of a single value
+# px: line height of a label in a histogram, width of one letter of it, width of the bar of a single value
 LABEL_H, CHARACTER_W, POINT_W = 12, 6.6, 14
 
 
 def pipeline_picture(nodes: Sequence[Node]) -> str:
-    """Every stop from source files to generated clips with its count; what is not there yet is dashed."""
+    """Boxes from source files to generated clips, each with its count; boxes of steps that have not run are dashed."""
     width, height = 10 * BOX_W + 9 * GAP_X + 2, 2 * ROW_H + BOX_H + 2
-    known = {node.name: node for node in nodes}
-    parts = [_arrow(known[a], known[b]) for a, b in ARROWS] + [_box(node) for node in nodes]
+    by_name = {node.name: node for node in nodes}
+    parts = [_arrow(by_name[start], by_name[end]) for start, end in ARROWS] + [_box(node) for node in nodes]
     return (
         f'<svg class="pipeline" viewBox="0 0 {width} {height}" role="img" aria-label="the pipeline, with counts">'
         + "".join(parts)
@@ -116,13 +119,22 @@ def _box(node: Node) -> str:
 
 
 def histogram_figure(
-    found: Histogram, kept: Sequence[int] = (), limits: Sequence[Threshold] = (), width: int = 300, height: int = 96
+    histogram: Histogram,
+    num_kept: Sequence[int] = (),
+    limits: Sequence[Threshold] = (),
+    width: int = 300,
+    height: int = 96,
 ) -> str:
-    """Bars with the least and greatest value below and limits as dashed lines; of a constant, one bar in the middle.
+    """Bars over an axis with its least and greatest value; limits are dashed lines. A constant is one bar.
 
-    kept: how many of each bin are kept; the rest of its bar is pale. Empty: all of them.
+    Args:
+        histogram: counts of all clips.
+        num_kept: how many clips of each bin are kept; the rest of the bar is pale. Empty: all are kept.
+        limits: of the score.
+        width: of the figure, px.
+        height: the same, with one row of labels.
     """
-    low, high = _range_with(found, limits)
+    low, high = _range_with(histogram, limits)
     ticks = [("", 1.0, low), (" end", width - 1.0, high)]
     if low == high:
         ticks = [(" middle", width / 2, low)]
@@ -133,31 +145,32 @@ def histogram_figure(
     num_rows = 1 + max((row for _, row in labels), default=0)
     height += (num_rows - 1) * LABEL_H
     top, base = 2 + num_rows * LABEL_H, height - 18
-    edges = [1 + (edge - low) * scale for edge in found.edges]
-    if found.edges[0] == found.edges[-1]:  # a single value stands over its place
+    edges = [1 + (edge - low) * scale for edge in histogram.edges]
+    if histogram.edges[0] == histogram.edges[-1]:  # a single value: a bar of its own width
         left = min(max(1.0, edges[0] - POINT_W / 2), width - 1 - POINT_W)
         edges = [left, left + POINT_W]
-    marks = "".join(_limit_mark(*one, base) for one in zip(limits, places, labels, strict=True))
+    marks = "".join(_limit_mark(*mark, base) for mark in zip(limits, places, labels, strict=True))
     numbers = "".join(
         f'<text class="tick{anchor}" x="{x:g}" y="{height - 4}">{compact(value)}</text>' for anchor, x, value in ticks
     )
     return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="histogram of {escape(found.name)}">'
-        + _bars(found, kept or found.counts, edges, top, base)
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="histogram of {escape(histogram.name)}">'
+        + _bars(histogram, num_kept, edges, top, base)
         + f'<path class="axis" d="M0 {base + 0.5}H{width}"/>{marks}{numbers}</svg>'
     )
 
 
-def _bars(found: Histogram, kept: Sequence[int], edges: Sequence[float], top: float, base: float) -> str:
-    """A bar a bin, pale where clips are not kept. edges: of the bins in the figure, px."""
-    tallest = max(found.counts)
+def _bars(histogram: Histogram, num_kept: Sequence[int], edges: Sequence[float], top: float, base: float) -> str:
+    """One bar a bin, pale where clips are not kept. edges: of the bins in the figure, px."""
+    tallest = max(histogram.counts)
     bars = []
-    for i, (count, num_kept) in enumerate(zip(found.counts, kept, strict=True)):
+    for i, (count, kept_here) in enumerate(zip(histogram.counts, num_kept or histogram.counts, strict=True)):
         x, bar_w = edges[i], max(1.5, edges[i + 1] - edges[i] - 1)
-        span = " to ".join(dict.fromkeys(map(compact, found.edges[i : i + 2])))
-        tip = f"{span}: {count:,}" + (f", {num_kept:,} kept" if kept is not found.counts else "")
-        for number, mood in ((count, " dropped"), (num_kept, "")):
-            if number and (number != num_kept or not mood):
+        span = " to ".join(dict.fromkeys(map(compact, histogram.edges[i : i + 2])))
+        tip = f"{span}: {count:,}" + (f", {kept_here:,} kept" if num_kept else "")
+        for number, mood in ((count, " dropped"), (kept_here, "")):
+            if number and (number != kept_here or not mood):
                 bar_h = (base - top) * number / tallest
                 bars.append(
                     f'<rect class="bar{mood}" x="{x:.1f}" y="{base - bar_h:.1f}" width="{bar_w:.1f}" '
@@ -166,23 +179,23 @@ def _bars(found: Histogram, kept: Sequence[int], edges: Sequence[float], top: fl
     return "".join(bars)
 
 
-def _range_with(found: Histogram, limits: Sequence[Threshold]) -> tuple[float, float]:
-    """Range of the axis: that of the values, widened so that the limits are seen too."""
-    ends = [found.edges[0], found.edges[-1], *(limit.value for limit in limits)]
+def _range_with(histogram: Histogram, limits: Sequence[Threshold]) -> tuple[float, float]:
+    """Range of the axis: the values and the limits lie inside."""
+    ends = [histogram.edges[0], histogram.edges[-1], *(limit.value for limit in limits)]
     return min(ends), max(ends)
 
 
 def _label_places(limits: Sequence[Threshold], places: Sequence[float], width: int) -> list[tuple[float, int]]:
-    """(begin, row) of the label beside the line of each limit, so that none covers another."""
-    found = [(0.0, 0)] * len(limits)
+    """(left edge in px, row) of the label of each limit, so that no label covers another one."""
+    labels = [(0.0, 0)] * len(limits)
     ends: list[float] = []  # where the last label of each row ends
     for number in sorted(range(len(limits)), key=lambda number: places[number]):
         x, length = places[number], _label_length(limits[number])
         begin = x + 4 if x + 4 + length <= width else x - 4 - length
         row = next((row for row, end in enumerate(ends) if end < begin), len(ends))
         ends[row:] = [begin + length, *ends[row + 1 :]]
-        found[number] = begin, row
-    return found
+        labels[number] = begin, row
+    return labels
 
 
 def _label_length(limit: Threshold) -> float:
@@ -199,9 +212,12 @@ def _limit_mark(limit: Threshold, x: float, label: tuple[float, int], base: floa
 
 
 def line_chart(series: Sequence[Series], *, log: bool = False, width: int = 540, height: int = 220) -> str:
-    """Lines over the training step, with round grid values; `log` draws the y axis logarithmically."""
-    lines = [(one, [(x, y) for x, y in one.points if math.isfinite(y) and (y > 0 or not log)]) for one in series]
-    points = [point for _, found in lines for point in found]
+    """Lines over the training step, with round grid values; "" without points.
+
+    log: logarithmic y axis, on which values of 0 and less are left out.
+    """
+    lines = [(line, [(x, y) for x, y in line.points if math.isfinite(y) and (y > 0 or not log)]) for line in series]
+    points = [point for _, of_line in lines for point in of_line]
     if not points:
         return ""
     left, right, top, bottom = 52, 10, 8, 24
@@ -222,20 +238,20 @@ def line_chart(series: Sequence[Series], *, log: bool = False, width: int = 540,
         f'<text class="tick middle" x="{place(t, low)[0]:.1f}" y="{height - 7}">{compact(int(t))}</text>'
         for t in _round_ticks(0, x_high, 6)
     )
-    drawn = "".join(_line(one, [place(x, y) for x, y in found], found) for one, found in lines if found)
-    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{grid}{steps}{drawn}</svg>'
+    paths = "".join(_line(line, [place(x, y) for x, y in of_line], of_line) for line, of_line in lines if of_line)
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{grid}{steps}{paths}</svg>'
 
 
-def _line(one: Series, places: list[tuple[float, float]], points: list[tuple[float, float]]) -> str:
+def _line(line: Series, places: list[tuple[float, float]], points: list[tuple[float, float]]) -> str:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     dots = ""
-    if one.kind == "dots":
+    if line.kind == "dots":
         dots = "".join(
-            f'<circle class="dot c{one.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
-            f"<title>{escape(one.name)} at step {compact(int(step))}: {compact(value)}</title></circle>"
+            f'<circle class="dot c{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.2">'
+            f"<title>{escape(line.name)} at step {compact(int(step))}: {compact(value)}</title></circle>"
             for (x, y), (step, value) in zip(places, points, strict=True)
         )
-    return f'<path class="line {one.kind} c{one.colour}" d="{path}"/>{dots}'
+    return f'<path class="line {line.kind} c{line.colour}" d="{path}"/>{dots}'
 
 
 def _y_ticks(values: Sequence[float], log: bool) -> tuple[list[float], tuple[float, float]]:
@@ -255,7 +271,7 @@ def _y_ticks(values: Sequence[float], log: bool) -> tuple[list[float], tuple[flo
 
 
 def _round_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) inside a range, about so many."""
+    """Round numbers (1, 2 or 5 times a power of ten) inside a range, about `about` of them."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
@@ -264,10 +280,10 @@ def _round_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def smoothed(points: Sequence[tuple[float, float]], weight: float = 0.8) -> list[tuple[float, float]]:
-    """Exponential moving average of y, corrected at the start; noise goes, the trend stays."""
+    """Exponential moving average of y, with the bias of its start corrected. weight: of the past, 0..1."""
     total = norm = 0.0
-    found = []
+    averages = []
     for x, y in points:
         total, norm = weight * total + (1 - weight) * y, weight * norm + (1 - weight)
-        found.append((x, total / norm))
-    return found
+        averages.append((x, total / norm))
+    return averages

@@ -1,29 +1,30 @@
-"""From source files to kept clips: what each stop lost and why, and whether the counts add up."""
+"""From source files to kept clips: what is lost on the way and why, and whether the counts add up."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tasks.report.curation import Curation, common_reasons
 from tasks.tables.delta import read_table
 
+COPY = "with the same bytes as another"
+
 
 @dataclass(frozen=True)
-class Stop:
+class FunnelLine:
     """One line of the funnel."""
 
     label: str
-    unit: str  # files | clips: stops of one unit are drawn to one scale
+    unit: str  # files | clips: lines of one unit are drawn to one scale
     count: int
-    lost: int = 0  # against the stop before
+    lost: int = 0  # difference to the line before
     why: str = ""
-    rule: str = ""  # drop reason behind it, "" when it is no rule of the selection
+    rule: str = ""  # drop reason, "" for what is no rule of the selection
 
 
 @dataclass(frozen=True)
 class Account:
-    """A number and the parts that it must be the sum of."""
+    """A count, and the counts that must add up to it."""
 
     what: str
     total: int
@@ -31,70 +32,91 @@ class Account:
 
     @property
     def adds_up(self) -> bool:
-        """Nothing was lost without a row that says why."""
+        """Whether the parts add up: every missing item has a row that says why."""
         return self.total == sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a source file or a video."""
+
+    video_id: str
+    status: str
+    error_type: str
+
+    @property
+    def reason(self) -> str:
+        """Why it failed or was skipped."""
+        return self.error_type or self.status
 
 
 @dataclass(frozen=True)
 class Intake:
     """What became of the source files."""
 
-    files: list[dict[str, Any]]  # rows of `sources`: video_id, status, error_type
-    videos: dict[str, dict[str, Any]]  # rows of `videos` by id, for videos that have a file
+    files: list[Outcome]
+    videos: dict[str, Outcome]  # by id, for videos that have a file
 
     @property
     def video_ids(self) -> list[str]:
         """Different videos, in the order of the files."""
-        return list(dict.fromkeys(row["video_id"] for row in self.files if row["status"] == "ok"))
+        return list(dict.fromkeys(file.video_id for file in self.files if file.status == "ok"))
+
+    def status(self, video_id: str) -> str:
+        """Status of a video; "waiting" before it is cut."""
+        return self.videos[video_id].status if video_id in self.videos else "waiting"
+
+    def reason(self, video_id: str) -> str:
+        """Why a video gave no clips."""
+        return self.videos[video_id].reason if video_id in self.videos else "not cut yet"
 
 
 def read_intake(root: str) -> Intake:
     """Source files and videos with their statuses."""
-    files = read_table(root, "sources", ["video_id", "status", "error_type"]).to_pylist()
-    known = {row["video_id"] for row in files}
-    videos = read_table(root, "videos", ["video_id", "status", "error_type"]).to_pylist()
-    return Intake(files, {row["video_id"]: row for row in videos if row["video_id"] in known})
+    files = _outcomes(root, "sources")
+    with_file = {file.video_id for file in files}
+    videos = _outcomes(root, "videos")
+    return Intake(files, {video.video_id: video for video in videos if video.video_id in with_file})
 
 
-def funnel(intake: Intake, curation: Curation) -> list[Stop]:
-    """Every stop on the way, in order."""
+def _outcomes(root: str, table: str) -> list[Outcome]:
+    rows = read_table(root, table, ["video_id", "status", "error_type"])
+    columns = (rows[name].to_pylist() for name in ("video_id", "status", "error_type"))
+    return [Outcome(*values) for values in zip(*columns, strict=True)]
+
+
+def funnel(intake: Intake, curation: Curation) -> list[FunnelLine]:
+    """Every line, in order."""
     ids = intake.video_ids
-    good = [video_id for video_id in ids if _status(intake, video_id) == "ok"]
-    bad_files = [row["error_type"] or row["status"] for row in intake.files if row["status"] != "ok"]
-    copies = ["with the bytes of another"] * (len(intake.files) - len(bad_files) - len(ids))
-    bad_videos = [_reason(intake, video_id) for video_id in ids if _status(intake, video_id) != "ok"]
+    good = [video_id for video_id in ids if intake.status(video_id) == "ok"]
+    bad_files = [file.reason for file in intake.files if file.status != "ok"]
+    copies = [COPY] * (len(intake.files) - len(bad_files) - len(ids))
+    bad_videos = [intake.reason(video_id) for video_id in ids if intake.status(video_id) != "ok"]
     num_clips = curation.clips.num_rows
-    stops = [
-        Stop("source files", "files", len(intake.files)),
-        Stop("different videos", "files", len(ids), len(intake.files) - len(ids), common_reasons(bad_files + copies)),
-        Stop("videos with clips", "files", len(good), len(ids) - len(good), common_reasons(bad_videos)),
-        Stop("clips", "clips", num_clips),
+    lines = [
+        FunnelLine("source files", "files", len(intake.files)),
+        FunnelLine(
+            "different videos", "files", len(ids), len(intake.files) - len(ids), common_reasons(bad_files + copies)
+        ),
+        FunnelLine("videos with clips", "files", len(good), len(ids) - len(good), common_reasons(bad_videos)),
+        FunnelLine("clips", "clips", num_clips),
     ]
-    left = num_clips
+    remaining = num_clips
     for rule in curation.rules:
-        left -= rule.in_order
-        stops.append(Stop(f"after {rule.reason}", "clips", left, rule.in_order, "", rule.reason))
-    if waiting := curation.keep.count(None):
-        left -= waiting
-        stops.append(Stop("judged", "clips", left, waiting, f"{waiting:,} not judged yet"))
-    return [*stops, Stop("kept", "clips", curation.num_kept, left - curation.num_kept)]
-
-
-def _status(intake: Intake, video_id: str) -> str:
-    return intake.videos[video_id]["status"] if video_id in intake.videos else "waiting"
-
-
-def _reason(intake: Intake, video_id: str) -> str:
-    row = intake.videos.get(video_id)
-    return (row["error_type"] or row["status"]) if row else "not cut yet"
+        remaining -= rule.in_order
+        lines.append(FunnelLine(f"after {rule.reason}", "clips", remaining, rule.in_order, "", rule.reason))
+    if num_waiting := curation.keep.count(None):
+        remaining -= num_waiting
+        lines.append(FunnelLine("judged", "clips", remaining, num_waiting, f"{num_waiting:,} not judged yet"))
+    return [*lines, FunnelLine("kept", "clips", curation.num_kept, remaining - curation.num_kept)]
 
 
 def accounts(intake: Intake, curation: Curation) -> list[Account]:
-    """Counts in and counts out of ingest, cutting and selecting."""
+    """Counts into and out of ingest, cutting and selecting."""
     ids = intake.video_ids
-    files = Counter(row["status"] for row in intake.files)
-    of_files = {"videos": len(ids), "with the bytes of another": files["ok"] - len(ids)}
-    videos = Counter(_status(intake, video_id) for video_id in ids)
+    files = Counter(file.status for file in intake.files)
+    of_files = {"videos": len(ids), COPY: files["ok"] - len(ids)}
+    videos = Counter(intake.status(video_id) for video_id in ids)
     keep = Counter(curation.keep)
     of_clips = {"kept": keep[True], "dropped": keep[False], "not judged yet": keep[None]}
     return [
@@ -104,10 +126,10 @@ def accounts(intake: Intake, curation: Curation) -> list[Account]:
     ]
 
 
-def _others(counts: Counter[str], but: str) -> dict[str, int]:
-    return {status: count for status, count in sorted(counts.items()) if status != but}
+def _others(counts: Counter[str], left_out: str) -> dict[str, int]:
+    return {status: count for status, count in sorted(counts.items()) if status != left_out}
 
 
-def largest(stops: Sequence[Stop], unit: str) -> int:
-    """Count to which the bars of a unit are drawn, at least 1."""
-    return max([1, *(stop.count for stop in stops if stop.unit == unit)])
+def largest(lines: Sequence[FunnelLine], unit: str) -> int:
+    """The largest count of a unit, at least 1: its bar has the full width."""
+    return max([1, *(line.count for line in lines if line.unit == unit)])

@@ -37,8 +37,8 @@ def curation_page(root: str) -> str:
     """What became of files and clips, what each rule drops, splits and buckets, score histograms, and kept clips."""
     curation, intake = read_curation(root), read_intake(root)
     thresholds = selection_thresholds(select_outputs(curation, step_records(root)))
-    stops = (
-        (stop.label, stop.count, f"-{stop.lost}" if stop.lost else "", stop.why) for stop in funnel(intake, curation)
+    lines = (
+        (line.label, line.count, f"-{line.lost}" if line.lost else "", line.why) for line in funnel(intake, curation)
     )
     rules = ((rule.reason, rule.alone, rule.in_order, rule.only) for rule in curation.rules)
     splits = ((line.split, line.num_videos, line.num_clips, length(line.seconds)) for line in split_lines(curation))
@@ -49,7 +49,7 @@ def curation_page(root: str) -> str:
     sheet = picture("kept clips", sheet_uri([[frame] for uri in shown for frame in frames_of(uri, 1)], SHEET_COLUMNS))
     parts = [
         f"# {curation.num_kept} of {curation.num_judged} clips kept",
-        table(("stop", "left", "lost", "why"), stops),
+        table(("after", "remaining", "lost", "why"), lines),
         table(("dropped because", "clips", "not by a rule above", "no other reason"), rules) if curation.rules else "",
         table(("split", "videos", "clips", "length"), splits) if shown else "",
         table(("bucket", "aspect", *SPLITS), buckets) if shown else "",

@@ -14,7 +14,7 @@ from pyramid_model.config import Config
 from tasks.inspecting.table_stats import compact, file_size, labels
 from tasks.report import models as report_models
 from tasks.report import run as report_data
-from tasks.report.clips import as_noted, chosen_clips, file_facts, listing, script_json
+from tasks.report.clips import file_states, is_unchanged, listing, preview_clips, script_json
 from tasks.report.curation import Curation, bucket_lines, read_curation, set_lines, split_lines
 from tasks.report.duplicates import MAX_MEMBERS, read_duplicates
 from tasks.report.errors import error_lines
@@ -62,7 +62,7 @@ def report(run: Run, config: ReportConfig) -> StepResult:
     made_from = {"versions": versions, "params_hash": params_hash(config), "report_version": VERSION}
     before = page_facts(uri)
     # What the page says of its own clips is enough to look at their files again: no table is read for that.
-    if before and {**before, "files": None} == {**made_from, "files": None} and as_noted(before["files"]):
+    if before and {**before, "files": None} == {**made_from, "files": None} and is_unchanged(before["files"]):
         return StepResult(step="report", num_in=1, num_done=1, note="nothing new", outputs={"report": uri})
     report_progress("report", 0, 1)
     page = render(run.root, config, made_from)
@@ -146,9 +146,9 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
     thresholds = selection_thresholds(outputs)
     duplicates = read_duplicates(root, curation)
     examples = rule_examples(curation, thresholds, duplicates)
-    groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.shown]
+    groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.on_page]
     sides = [[clip.clip_id for clip in side] for one in examples for side in (one.dropped, one.kept)]
-    chosen = chosen_clips(curation, [*groups, *sides], config.max_media)
+    chosen = preview_clips(curation, [*groups, *sides], config.max_media)
     found_labels = labels(root)
     intake = read_intake(root)
     return {
@@ -163,7 +163,7 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
         "label_figures": label_figures(curation, found_labels),
         "examples": examples,
         "duplicates": duplicates,
-        "files": file_facts(curation, chosen),
+        "files": file_states(curation, chosen),
         "listing": listing(curation, chosen, found_labels, config.max_listed, config.max_bytes // 2),
     }
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from tasks.inspecting.table_stats import compact, counts_within, finite_values, histogram, score_label
 from tasks.report.curation import Curation
 from tasks.report.duplicates import Duplicates
-from tasks.report.figures import Threshold, histogram_figure
+from tasks.report.figures import Side, Threshold, histogram_figure
 from tasks.report.run import Records, loads
 
-SIDES = {"min": "above", "max": "below"}
+SIDES: dict[str, Side] = {"min": "above", "max": "below"}
 REASONS = {"above": "low", "below": "high"}  # what a clip beyond a limit is called
 MAX_SAMPLES = 6  # clips shown a rule and side of its limit
 FIGURES = {"too_few_frames": "num_frames", "too_short": "duration_s"}  # what decides in rules that are no score's limit

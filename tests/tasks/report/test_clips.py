@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from tasks.report.clips import as_noted, chosen_clips, file_facts
+from tasks.report.clips import file_states, is_unchanged, preview_clips
 from tasks.tables.delta import content_id
 
 NUM_CLIPS, NUM_CURATED = 6, 8  # in `whole_root`; in `curated_root`
@@ -47,8 +47,8 @@ def test_clips_whose_files_are_gone_or_cut_short_are_counted_also_when_no_table_
 
 
 def test_rules_and_groups_take_turns_for_the_room_that_previews_have(curation):
-    assert chosen_clips(curation, [[CLIP_IDS[7], CLIP_IDS[6]], [CLIP_IDS[5]]], 3) == [CLIP_IDS[n] for n in (7, 5, 6)]
-    every = chosen_clips(curation, [], 100)
+    assert preview_clips(curation, [[CLIP_IDS[7], CLIP_IDS[6]], [CLIP_IDS[5]]], 3) == [CLIP_IDS[n] for n in (7, 5, 6)]
+    every = preview_clips(curation, [], 100)
     assert sorted(every) == sorted(CLIP_IDS)
     # three that are kept or not judged, then a dropped one, reasons taking turns
     assert every[:4] == [CLIP_IDS[n] for n in (3, 4, 6, 0)]
@@ -56,8 +56,8 @@ def test_rules_and_groups_take_turns_for_the_room_that_previews_have(curation):
 
 
 def test_a_file_that_comes_back_makes_the_page_old(curated_root, curation, tmp_path):
-    facts = file_facts(curation, CLIP_IDS[:1])
-    assert facts == {CLIP_IDS[0]: [f"{curated_root}/media/0.mp4", 100, "missing"]}
-    assert as_noted(facts)
+    states = file_states(curation, CLIP_IDS[:1])
+    assert states == {CLIP_IDS[0]: (f"{curated_root}/media/0.mp4", 100, "missing")}
+    assert is_unchanged(states)
     (tmp_path / "0.mp4").write_bytes(bytes(100))
-    assert not as_noted({CLIP_IDS[0]: [str(tmp_path / "0.mp4"), 100, "missing"]})
+    assert not is_unchanged({CLIP_IDS[0]: [str(tmp_path / "0.mp4"), 100, "missing"]})

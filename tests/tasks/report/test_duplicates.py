@@ -22,7 +22,7 @@ def test_a_group_of_duplicates_begins_with_its_keeper_and_says_why_it_is(curated
         ({"width": 32, "height": 18}, "more pixels: 64×36, the next 32×18"),
         ({"num_frames": 40, "size_bytes": 200}, "longer: 80 frames, the next 40"),
         ({"num_frames": 78, "size_bytes": 50}, "larger file: 100 B, the next 50 B"),
-        ({}, "about as long, and equal in size: the smallest id"),
+        ({}, "equal in pixels and bytes, about equal in length: the smallest id"),
     ],
 )
 def test_the_keeper_is_explained_by_the_first_figure_in_which_it_is_ahead(changed, why):

@@ -5,9 +5,9 @@ from dataclasses import replace
 from tasks.report.funnel import accounts, funnel, read_intake
 
 
-def test_every_stop_of_the_funnel_says_what_it_lost_and_why(curated_root, curation):
-    stops = funnel(read_intake(curated_root), curation)
-    assert [(stop.label, stop.count, stop.lost) for stop in stops] == [
+def test_every_line_of_the_funnel_says_what_it_lost_and_why(curated_root, curation):
+    lines = funnel(read_intake(curated_root), curation)
+    assert [(line.label, line.count, line.lost) for line in lines] == [
         ("source files", 5, 0),
         ("different videos", 3, 2),
         ("videos with clips", 2, 1),
@@ -17,14 +17,14 @@ def test_every_stop_of_the_funnel_says_what_it_lost_and_why(curated_root, curati
         ("judged", 3, 1),
         ("kept", 3, 0),
     ]
-    assert stops[1].why == "1 unreadable, 1 with the bytes of another"
-    assert stops[2].why == "1 truncated"
+    assert lines[1].why == "1 unreadable, 1 with the same bytes as another"
+    assert lines[2].why == "1 truncated"
 
 
 def test_counts_in_are_counts_out_until_rows_are_lost(curated_root, curation):
     found = accounts(read_intake(curated_root), curation)
     assert all(account.adds_up for account in found)
-    assert found[0].parts == {"videos": 3, "with the bytes of another": 1, "failed": 1}
+    assert found[0].parts == {"videos": 3, "with the same bytes as another": 1, "failed": 1}
     assert found[2].parts == {"kept": 3, "dropped": 4, "not judged yet": 1}
     lost = replace(curation, clips=curation.clips.slice(1))
     assert [account.adds_up for account in accounts(read_intake(curated_root), lost)] == [True, True, False]

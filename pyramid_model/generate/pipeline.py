@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from pyramid_model.config import LatentNorm, PyramidConfig
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.generate.checkpoint import check_request, check_widths, read_checkpoint
+from pyramid_model.weights.checkpoint import check_request, check_widths, read_checkpoint
 from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.generate.decoding import Consume, Convert, DecodingAlongside, denormalise_unit
 from pyramid_model.generate.given import (
@@ -42,7 +42,7 @@ from pyramid_model.generate.prompt import (
     unread,
 )
 from pyramid_model.generate.request import GenerationRequest
-from pyramid_model.generate.text_to_video import OnUnit, latent_norm, sample_clips, seeded
+from pyramid_model.generate.sampling import OnUnit, latent_norm, sample_clips, seeded
 from pyramid_model.text import MAX_TOKENS, TextEncoder, TextFeatures, load_text_encoder, stack_features
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.weights.weights import load_dit, load_vae

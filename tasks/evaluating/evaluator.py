@@ -92,7 +92,7 @@ class Evaluator:
         """Clips sampled from training captions, and how much they move beside the data."""
         import torch
 
-        from pyramid_model.generate.text_to_video import generate_videos
+        from pyramid_model.generate.sampling import generate_videos
         from pyramid_model.metrics.quality import motion_magnitude
         from pyramid_model.text import stack_features
         from pyramid_model.video.video import write_video

@@ -28,7 +28,7 @@ from tasks.tables.delta import content_id, read_table
 from tasks.tables.pending import pending
 
 if TYPE_CHECKING:
-    from pyramid_model.generate.checkpoint import Checkpoint
+    from pyramid_model.weights.checkpoint import Checkpoint
 
 VERSION = "1"
 PROGRESS_EVERY_S = 1.0
@@ -144,7 +144,7 @@ def _check_champion(config: GenerateConfig, models: Models) -> None:
 
 def _checkpoint(config: GenerateConfig) -> "Checkpoint":
     """The directory of `weights`; refuses what it cannot make before anything of it is loaded."""
-    from pyramid_model.generate.checkpoint import read_checkpoint
+    from pyramid_model.weights.checkpoint import read_checkpoint
 
     if not storage.is_local(config.weights):
         raise ValueError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")

@@ -6,7 +6,7 @@ import torch
 
 from pyramid_model.config import LatentNorm, PyramidConfig, VAEConfig
 from pyramid_model.generate.request import GenerationRequest
-from pyramid_model.generate.text_to_video import generate_videos, guidance
+from pyramid_model.generate.sampling import generate_videos, guidance
 from pyramid_model.text import TextFeatures
 
 PYRAMID = PyramidConfig(num_stages=2)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pyramid_model.config import MINIFLUX_LATENT_NORM, SD3_LATENT_NORM
-from pyramid_model.generate.checkpoint import read_checkpoint
+from pyramid_model.weights.checkpoint import read_checkpoint
 from pyramid_model.generate.pipeline import NotFiniteError, VideoPipeline
 from pyramid_model.generate.request import GenerationRequest
 

@@ -6,7 +6,7 @@ What is straightforward about it stands in `Habits`; the jump noise is in `LoopN
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import jump
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noise_pyramid
+from pyramid_model.flow.sampler import Sampling
 from pyramid_model.flow.schedule import Schedule, euler_step, sampling_local_times
 from pyramid_model.text import MAX_TOKENS, TextFeatures
 from pyramid_model.vae import conv
@@ -255,23 +256,20 @@ def sample(
     dit: Straightforward,
     text: TextFeatures,
     negative: TextFeatures,
-    schedule: Schedule,
+    sampling: Sampling,
     noise: Noise,
-    size: Size,
-    first_steps: Sequence[int],
-    steps: Sequence[int],
-    guidance: Sequence[float],
 ) -> Tensor:
     """Normalised latents (b c t h w) of whole clips; arguments as in `sample_video`. Every scale counts, 1 included."""
-    config, rows = schedule.config, padded(negative).concat(padded(text))
-    start = noise_pyramid(noise.normal(text.mask.shape[0], dit.config.latent_channels, *size), config.num_stages)[0]
+    schedule, config, rows = Schedule(sampling.pyramid), sampling.pyramid, padded(negative).concat(padded(text))
+    start = noise_pyramid(
+        noise.normal(text.mask.shape[0], dit.config.latent_channels, *sampling.size), config.num_stages
+    )[0]
     clean: list[Tensor] = []
-    for unit, scale in enumerate(guidance):
-        stop = 1 + unit * config.frames_per_unit
-        x = start[:, :, max(0, stop - config.frames_per_unit) if unit else 0 : stop]
+    for unit, scale in enumerate(sampling.guidance):
+        x = start[:, :, sampling.frames_of(unit)]
         past = latent_pyramid(torch.cat(clean, dim=2), config.num_stages) if clean else []
         for index, stage in enumerate(schedule.stages):
-            num_steps = (steps if unit else first_steps)[index]
+            num_steps = (sampling.steps if unit else sampling.first_steps)[index]
             if index:
                 b, c, t, h, w = x.shape
                 x = jump(x, stage, noise.block(b, c, t, 2 * h, 2 * w, gamma=config.gamma), config.gamma)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.flow.sampler import Sampling
 from pyramid_model.text import MAX_TOKENS
 from pyramid_model.train.flops import Reuse, generation_flops
 
@@ -33,8 +34,8 @@ def main() -> None:
         column.justify = "right"
     for model, config in MODELS.items():
         for clip, size in CLIPS.items():
-            arguments = (PyramidConfig(), size, FIRST_STEPS, STEPS, [2.0] * size[0], MAX_TOKENS)
-            counts = [generation_flops(config, *arguments, **way).total / 1e15 for way in WAYS.values()]
+            sampling = Sampling(PyramidConfig(), size, FIRST_STEPS, STEPS, [2.0] * size[0])
+            counts = [generation_flops(config, sampling, MAX_TOKENS, **way).total / 1e15 for way in WAYS.values()]
             out.add_row(model, clip, *(f"{count:.2f} ({counts[0] / count:.2f}x)" for count in counts))
     Console(width=170 if not sys.stdout.isatty() else None).print(out)
 

@@ -26,8 +26,7 @@ from pyramid_model.dit.packing import Size
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import MAX_BYTES, HistoryReuse
-from pyramid_model.flow.sampler import guidance_per_unit, sample_video
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling, guidance_per_unit, sample_video
 from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.text import TextFeatures
 from pyramid_model.train.flops import Reuse, generation_flops, mfu
@@ -93,8 +92,7 @@ def sampling_table(config: DiTConfig, size: Size, device: torch.device, peak_flo
         for name, reuse, counted in ways:
             reuse.memories.clear()
             measured = measure(lambda reuse=reuse: run(dit, size, device, reuse), device)
-            guidance = guidance_per_unit(7.0, 5.0, size[0])
-            flops = generation_flops(config, PYRAMID, size, *STEPS, guidance, NUM_NEGATIVE, reuse=counted).total
+            flops = generation_flops(config, sampling_of(size), NUM_NEGATIVE, reuse=counted).total
             _row(table, repeat + name, measured, flops, peak_flops)
             reuse.memories.clear()
     return table
@@ -104,8 +102,12 @@ def run(dit: DiT, size: Size, device: torch.device, reuse: HistoryReuse | None) 
     """Sample one clip."""
     text, negative = (features(dit.config, n, device) for n in (NUM_TEXT, NUM_NEGATIVE))
     noise = Noise([torch.Generator().manual_seed(0)], device)
-    guidance = guidance_per_unit(7.0, 5.0, size[0])
-    return sample_video(dit, text, negative, Schedule(PYRAMID), noise, size, *STEPS, guidance, reuse=reuse)
+    return sample_video(dit, text, negative, sampling_of(size), noise, reuse=reuse)
+
+
+def sampling_of(size: Size) -> Sampling:
+    """The recommended settings for a clip of t, h, w latents."""
+    return Sampling(PYRAMID, size, *STEPS, guidance_per_unit(7.0, 5.0, size[0]))
 
 
 def features(config: DiTConfig, num_tokens: int, device: torch.device) -> TextFeatures:

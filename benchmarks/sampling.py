@@ -33,8 +33,7 @@ from pyramid_model.dit.transformer import size_of
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.flow.sampler import sample_video
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling, sample_video
 from pyramid_model.text import MAX_TOKENS, TextFeatures
 from pyramid_model.train.flops import Flops, Reuse, call_flops, generation_flops
 from pyramid_model.vae.autoencoder import CausalVideoVAE
@@ -61,9 +60,9 @@ class Clip:
     vae: VAEConfig | None = None
 
     @property
-    def guidance(self) -> list[float]:
-        """Scale of each unit, all of them on."""
-        return [7.0] + [5.0] * (self.size[0] - 1)
+    def sampling(self) -> Sampling:
+        """How it is sampled; guidance is on in all units."""
+        return Sampling(PYRAMID, self.size, self.first_steps, self.steps, [7.0] + [5.0] * (self.size[0] - 1))
 
 
 SMALL = {"latent_channels": 4, "num_heads": 2, "text_dim": 20, "pooled_dim": 24}
@@ -145,10 +144,9 @@ class Bench:
     def sample(self, straightforward: bool, reuse: HistoryReuse | None = None) -> Tensor:
         """A whole clip, in the straightforward way or in ours."""
         clip, noise = self.clip, (LoopNoise if straightforward else Noise)(Generator().manual_seed(0))
-        arguments = (Schedule(PYRAMID), noise, clip.size, clip.first_steps, clip.steps, clip.guidance)
         if straightforward:
-            return sample(Straightforward(self.dit, Habits()), self.text, self.negative, *arguments)
-        return sample_video(self.dit, self.text, self.negative, *arguments, reuse=reuse)
+            return sample(Straightforward(self.dit, Habits()), self.text, self.negative, clip.sampling, noise)
+        return sample_video(self.dit, self.text, self.negative, clip.sampling, noise, reuse=reuse)
 
     def frames(self, straightforward: bool) -> Tensor:
         """A whole clip and its frames, as they come from the VAE: window 1 as published, or the window of a request."""
@@ -202,7 +200,7 @@ def as_users_call(bench: Bench) -> list[Item]:
     clip, both = bench.clip, bench.negative.concat(bench.text)
     plain, long = Straightforward(bench.dit, Habits()), padded(bench.negative).concat(padded(bench.text))
     one_by_one = [bench.call(bench.dit, text) for text in (bench.negative, bench.text)]
-    arguments = (clip.config, PYRAMID, clip.size, clip.first_steps, clip.steps, clip.guidance)
+    arguments = (clip.config, clip.sampling)
     num_text = max(NUM_TEXT, NUM_NEGATIVE)
     frames = (partial(bench.frames, straightforward) for straightforward in (True, False))
     kept = generation_flops(*arguments, num_text=num_text, reuse=Reuse(across_units=True))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pyramid_model.config import PyramidConfig
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import jump
@@ -17,22 +19,63 @@ from pyramid_model.flow.schedule import Schedule, euler_step, sampling_local_tim
 from pyramid_model.text import TextFeatures
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are sampled, whatever they show.
+
+    Attributes:
+        pyramid: stages and units of the DiT.
+        size: t, h and w of a clip in latents.
+        first_steps: Euler steps of each stage for the first unit.
+        steps: Euler steps of each stage for later units.
+        guidance: guidance_scale of each unit, given units included; 1 = off.
+        at_once: sample all frames together as one unit, for a DiT that was trained without units.
+
+    Raises:
+        ValueError: the size or the number of steps or scales does not fit the pyramid.
+    """
+
+    pyramid: PyramidConfig
+    size: tuple[int, int, int]
+    first_steps: Sequence[int]
+    steps: Sequence[int]
+    guidance: Sequence[float]
+    at_once: bool = False
+
+    def __post_init__(self) -> None:
+        check_size((1, *self.size[1:]) if self.at_once else self.size, self.pyramid)
+        if len(self.guidance) != self.num_units:
+            raise ValueError(f"{len(self.guidance)} guidance scales for {self.num_units} units: give one a unit")
+        for steps in (self.first_steps, self.steps):
+            if len(steps) != self.pyramid.num_stages:
+                raise ValueError(
+                    f"steps {tuple(steps)}: need one number for each of the {self.pyramid.num_stages} stages"
+                )
+
+    @property
+    def num_units(self) -> int:
+        """Units of a clip."""
+        return 1 if self.at_once else units_in(self.size[0], self.pyramid.frames_per_unit)
+
+    def frames_of(self, unit: int) -> slice:
+        """Latent frames that a unit holds."""
+        if self.at_once:
+            return slice(0, self.size[0])
+        stop = 1 + unit * self.pyramid.frames_per_unit
+        return slice(max(0, stop - self.pyramid.frames_per_unit) if unit else 0, stop)
+
+
 def sample_video(
     dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
-    schedule: Schedule,
+    sampling: Sampling,
     noise: Noise,
-    size: tuple[int, int, int],
-    first_steps: Sequence[int],
-    steps: Sequence[int],
-    guidance: Sequence[float],
     given: Sequence[Tensor] = (),
     reuse: HistoryReuse | None = None,
 ) -> Tensor:
     """Normalised latents (b c t h w) of whole clips, the given units included. Arguments as in `sample_units`."""
-    units = sample_units(dit, text, negative, schedule, noise, size, first_steps, steps, guidance, given, reuse)
-    return torch.cat([*given, *units], dim=2)
+    return torch.cat([*given, *sample_units(dit, text, negative, sampling, noise, given, reuse)], dim=2)
 
 
 @torch.no_grad()
@@ -40,12 +83,8 @@ def sample_units(
     dit: DiT,
     text: TextFeatures,
     negative: TextFeatures | None,
-    schedule: Schedule,
+    sampling: Sampling,
     noise: Noise,
-    size: tuple[int, int, int],
-    first_steps: Sequence[int],
-    steps: Sequence[int],
-    guidance: Sequence[float],
     given: Sequence[Tensor] = (),
     reuse: HistoryReuse | None = None,
 ) -> Iterator[Tensor]:
@@ -55,87 +94,42 @@ def sample_units(
         dit: predicts the velocity.
         text: one row a sample.
         negative: text to steer away from, one row a sample; None turns guidance off.
-        schedule: stages of the pyramid.
+        sampling: size, steps and guidance.
         noise: where random numbers come from; a generator a sample makes a sample's clip independent of its batch.
-        size: t, h and w of the clip in latents.
-        first_steps: Euler steps of each stage for the first unit.
-        steps: Euler steps of each stage for later units.
-        guidance: guidance_scale of each unit, the given ones included; 1 = off.
         given: normalised latents of the units that the clip starts with, such as an encoded image.
-        reuse: how history is remembered, made for this call; None is exact, within 1 GiB.
-
-    Raises:
-        ValueError: the size or the number of steps or scales does not fit the pyramid.
+        reuse: the KV cache of history, made for this call; None is exact, within 1 GiB.
     """
-    config = schedule.config
-    check_size(size, schedule)
-    num_units = units_in(size[0], config.frames_per_unit)
-    if len(guidance) != num_units:
-        raise ValueError(f"{len(guidance)} guidance scales for {num_units} units: give one a unit")
-    starts = _starts(dit, text, schedule, noise, size)
-    clean, reuse = [unit.to(starts.dtype) for unit in given], reuse or HistoryReuse(dit)
-    for unit, scale in enumerate(guidance[len(clean) :], start=len(clean)):
-        stop = 1 + unit * config.frames_per_unit
-        start = starts[:, :, max(0, stop - config.frames_per_unit) if unit else 0 : stop]
-        clean.append(
-            sample_unit(reuse, text, negative, schedule, noise, start, clean, steps if unit else first_steps, scale)
-        )
+    schedule, reuse = Schedule(sampling.pyramid), reuse or HistoryReuse(dit)
+    finest = noise.normal(text.mask.shape[0], dit.config.latent_channels, *sampling.size).to(text.embeds.dtype)
+    starts = noise_pyramid(finest, sampling.pyramid.num_stages)[0]
+    clean = [unit.to(starts.dtype) for unit in given]
+    for unit in range(len(clean), sampling.num_units):
+        start = starts[:, :, sampling.frames_of(unit)]
+        clean.append(_sample_unit(reuse, text, negative, sampling, schedule, noise, start, clean))
         yield clean[-1]
 
 
-@torch.no_grad()
-def sample_at_once(
-    dit: DiT,
+def _sample_unit(
+    reuse: HistoryReuse,
     text: TextFeatures,
     negative: TextFeatures | None,
-    schedule: Schedule,
-    noise: Noise,
-    size: tuple[int, int, int],
-    steps: Sequence[int],
-    guidance_scale: float,
-) -> Tensor:
-    """Normalised latents (b c t h w) of whole clips, all frames together: for models trained without units.
-
-    Arguments as in `sample_units` and `sample_unit`.
-
-    Raises:
-        ValueError: the height, the width or the number of steps does not fit the pyramid.
-    """
-    check_size((1, *size[1:]), schedule)
-    starts = _starts(dit, text, schedule, noise, size)
-    return sample_unit(HistoryReuse(dit), text, negative, schedule, noise, starts, [], steps, guidance_scale)
-
-
-def _starts(dit: DiT, text: TextFeatures, schedule: Schedule, noise: Noise, size: tuple[int, int, int]) -> Tensor:
-    """Noise of all frames at stage 0, (b c t h w), in the dtype that the model works in."""
-    finest = noise.normal(text.mask.shape[0], dit.config.latent_channels, *size).to(text.embeds.dtype)
-    return noise_pyramid(finest, schedule.config.num_stages)[0]
-
-
-def sample_unit(
-    dit: HistoryReuse,
-    text: TextFeatures,
-    negative: TextFeatures | None,
+    sampling: Sampling,
     schedule: Schedule,
     noise: Noise,
     start: Tensor,
     earlier: list[Tensor],
-    steps: Sequence[int],
-    guidance_scale: float,
 ) -> Tensor:
     """Normalised latents of one unit.
 
     Args:
-        dit: predicts the velocity, and remembers history.
-        text, negative, schedule, noise: as in `sample_units`.
+        reuse: the DiT with its KV cache of history.
+        text, negative, sampling, noise: as in `sample_units`.
+        schedule: of the sampling's pyramid.
         start: unit normal at stage 0, (b c t h w) with the frames of this unit.
         earlier: clean units before this one.
-        steps: Euler steps of each stage.
-        guidance_scale: 1 = off.
     """
-    config = schedule.config
-    if len(steps) != config.num_stages:
-        raise ValueError(f"steps {tuple(steps)}: need one number for each of the {config.num_stages} stages")
+    config, steps = schedule.config, sampling.steps if earlier else sampling.first_steps
+    guidance_scale = sampling.guidance[len(earlier)]
     guided = negative is not None and guidance_scale != 1
     rows = negative.concat(text) if negative is not None and guided else text
     past = latent_pyramid(torch.cat(earlier, dim=2), config.num_stages) if earlier else []
@@ -152,7 +146,7 @@ def sample_unit(
         # as published, the timestep is told in the dtype of the latents
         for i, timestep in enumerate(stage.sampling_timesteps(num_steps).to(x.dtype).to(x.device)):
             clips = [*history, _twice(x) if guided else x]
-            velocity = dit.velocity(clips, timestep.expand(len(rows.mask)), rows, index, i, num_steps)
+            velocity = reuse.velocity(clips, timestep.expand(len(rows.mask)), rows, index, i, num_steps)
             if guided:
                 without, with_text = velocity.chunk(2)
                 velocity = without + guidance_scale * (with_text - without)
@@ -170,16 +164,16 @@ def falling_guidance(first: float, slope: float, least: float, num_units: int) -
     return [max(first - slope * unit, least) for unit in range(num_units)]
 
 
-def check_size(size: tuple[int, int, int], schedule: Schedule) -> None:
-    """Raise ValueError unless a clip of t, h, w latents can be cut into the schedule's stages and units."""
+def check_size(size: tuple[int, int, int], pyramid: PyramidConfig) -> None:
+    """Raise ValueError unless a clip of t, h, w latents divides into the stages and units of the pyramid."""
     t, h, w = size
-    multiple = 2**schedule.config.num_stages  # a 2x2 patch at the coarsest stage
+    multiple = 2**pyramid.num_stages  # a 2x2 patch at the coarsest stage
     if h % multiple or w % multiple:
         raise ValueError(
-            f"{h}x{w} latents do not divide into {schedule.config.num_stages} stages: height and width must be "
+            f"{h}x{w} latents do not divide into {pyramid.num_stages} stages: height and width must be "
             f"multiples of {multiple} latents ({8 * multiple} px)"
         )
-    per_unit = schedule.config.frames_per_unit
+    per_unit = pyramid.frames_per_unit
     if t < 1 or (t - 1) % per_unit:
         raise ValueError(f"{t} latent frames: need 1 + a multiple of frames_per_unit, which is {per_unit}")
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Generator, Tensor
 
 from pyramid_model.config import LatentNorm, PyramidConfig, VAEConfig
+from pyramid_model.generate.batch import ClipBatch
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.pixels import to_unit_range
@@ -55,6 +56,33 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
     """The image resized to cover height x width px, then cut to it around the centre; uint8 (h w 3)."""
     return np.array(ImageOps.fit(as_rgb(image), (width, height), Image.Resampling.LANCZOS))
+
+
+def given_frames(
+    batch: ClipBatch, vae: VAEConfig, pyramid: PyramidConfig, autoregressive: bool
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Frames that the clips of a batch start with, uint8 (t h w 3), or None; and what a user should know about them.
+
+    Raises:
+        ValueError: as `check_given`.
+    """
+    request, image, video = batch.request, batch.image, batch.video
+    check_given(request, image, video, vae, pyramid, autoregressive)
+    if image is None and video is None:
+        return None, ()
+    most = most_given(request, vae, pyramid)
+    size = (request.height, request.width)
+    if image is not None:
+        opened = upright(image) if isinstance(image, Image.Image) else read_image(image)
+        return fit_image(opened, *size)[None], ()
+    if isinstance(video, np.ndarray):
+        total = len(video)
+        frames = np.stack([fit_image(Image.fromarray(frame), *size) for frame in video[-most:]])
+    else:
+        assert video is not None
+        frames, total = read_ending(video, most, request.fps, *size)
+    frames, note = whole_units(frames, total, most, vae, pyramid)
+    return frames, (note,) if note else ()
 
 
 def check_given(

@@ -8,9 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyramid_model.generate.decoding import Consume
+from pyramid_model.generate.batch import ClipBatch
+from pyramid_model.generate.decoding import Consume, Convert
 from pyramid_model.vae.pixels import to_uint8
 from pyramid_model.video.video import write_image, write_video
+
+
+def wanted_output(batch: ClipBatch) -> tuple[Convert, list[Consume]]:
+    """How decoded frames are converted, and what collects those of each clip; no collector where none are wanted."""
+    if batch.paths:
+        return as_frames, [into_file(path, batch.request.fps) for path in batch.paths]
+    if batch.output == "latents":
+        return as_frames, []
+    if batch.output == "tensor":
+        return as_floats, [joined_floats] * len(batch.prompts)
+    return as_frames, [joined_frames] * len(batch.prompts)
 
 
 def as_frames(decoded: Tensor) -> np.ndarray:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses import FakeTensorMode
 
-from pyramid_model.config import DiTConfig, PyramidConfig, VAEConfig
+from pyramid_model.config import VAEConfig
 from pyramid_model.dit.packing import PATCH
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.path import units_in
 from pyramid_model.generate.amount import written
+from pyramid_model.generate.model_sizes import ModelSizes
 from pyramid_model.generate.offload import Offload
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.generate.request import GenerationRequest
@@ -37,26 +38,6 @@ KINDS: tuple[tuple[Offload, tuple[str, ...]], ...] = (
     ("sequential", ("text",)),
     ("sequential", ("text", "dit")),
 )
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """What is known of a pipeline's models.
-
-    dit, vae: their configs. dtype: what they compute in. text_dim: width of the text encoder.
-    text_bytes, dit_bytes, vae_bytes: all weights. text_layer_bytes, dit_layer_bytes: the largest layer.
-    """
-
-    dit: DiTConfig
-    vae: VAEConfig
-    pyramid: PyramidConfig
-    dtype: torch.dtype
-    text_dim: int
-    text_bytes: int
-    dit_bytes: int
-    vae_bytes: int
-    text_layer_bytes: int
-    dit_layer_bytes: int
 
 
 @dataclass(frozen=True)

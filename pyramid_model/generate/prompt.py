@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyramid_model.generate.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from pyramid_model.weights.checkpoint import Checkpoint
 
 MAX_CHARACTERS = 10_000  # far beyond the 128 tokens that count: somebody pasted the wrong thing
 
@@ -31,6 +34,11 @@ RELEASED_STYLE = PromptStyle(
     negative="cartoon style, worst quality, low quality, blurry, absolute black, absolute white, low res, extra limbs, "
     "extra digits, misplaced objects, mutated anatomy, monochrome, horror",
 )
+
+
+def style_of(checkpoint: Checkpoint) -> PromptStyle:
+    """The words that the weights of a checkpoint work with."""
+    return RELEASED_STYLE if checkpoint.record is None else TRAINED_STYLE
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import units_in
-from pyramid_model.flow.sampler import falling_guidance, guidance_per_unit, sample_video
+from pyramid_model.flow.sampler import Sampling, falling_guidance, guidance_per_unit, sample_video
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.parity.case import Case, CaseError, Replay
 from pyramid_model.parity.flow_cases import LATENT_NORMS, check_columns, pyramid_of, training_columns, units_of
@@ -145,18 +145,10 @@ def run_generate(case: Case) -> None:
         # the original counts the noise from the first new frame, we from the image, whose noise nobody needs
         noise = torch.cat([torch.zeros_like(noise[:, :, :1]), noise[:, :, :-per_unit]], dim=2)
     replay = Replay([noise], case.series("rng.block_noise."))
-    first_steps, steps = _steps(case, task, pyramid.num_stages)
-    latents = sample_video(
-        dit,
-        *_prompts(case),
-        Schedule(pyramid),
-        cast(Noise, replay),
-        size=(num_frames, noise.shape[3], noise.shape[4]),
-        first_steps=first_steps,
-        steps=steps,
-        guidance=_guidance(case, units_in(num_frames, per_unit)),
-        given=given,
-    )
+    size = (num_frames, noise.shape[3], noise.shape[4])
+    guidance = _guidance(case, units_in(num_frames, per_unit))
+    sampling = Sampling(pyramid, size, *_steps(case, task, pyramid.num_stages), guidance)
+    latents = sample_video(dit, *_prompts(case), sampling, cast(Noise, replay), given)
     replay.check_spent()
     case.check("out.latent", latents, SAMPLE_ATOL, SAMPLE_RTOL)
     _check_frames(case, vae, family.norm)

@@ -21,9 +21,7 @@ from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.packing import PATCH, Size
 from pyramid_model.dit.transformer import TIMESTEP_CHANNELS, size_of
 from pyramid_model.flow.history import history_clips
-from pyramid_model.flow.path import units_in
-from pyramid_model.flow.sampler import check_size
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling
 
 Config = MiniFluxConfig | MMDiTConfig
 
@@ -96,11 +94,7 @@ def train_flops(
 
 def generation_flops(
     config: Config,
-    pyramid: PyramidConfig,
-    size: Size,
-    first_steps: Sequence[int],
-    steps: Sequence[int],
-    guidance: Sequence[float],
+    sampling: Sampling,
     num_text: int,
     batch: int = 1,
     num_given: int = 0,
@@ -111,28 +105,19 @@ def generation_flops(
 
     Args:
         config, num_text, dense: as in `call_flops`.
-        pyramid: stages and units.
-        size, first_steps, steps, guidance: as in `sample_units`. A scale other than 1 doubles the rows of its unit.
+        sampling: size, steps and guidance. A scale other than 1 doubles the rows of its unit.
         batch: clips.
         num_given: units that the clip starts with, such as an encoded image.
         reuse: what is kept of the history; None: nothing. Across units, guidance is taken to be on or off for all.
-
-    Raises:
-        ValueError: the size or the number of steps or scales does not fit the pyramid.
     """
-    check_size(size, Schedule(pyramid))
-    num_units = units_in(size[0], pyramid.frames_per_unit)
-    if len(guidance) != num_units:
-        raise ValueError(f"{len(guidance)} guidance scales for {num_units} units: give one a unit")
-    for unit_steps in (first_steps, steps):
-        if len(unit_steps) != pyramid.num_stages:
-            raise ValueError(f"steps {tuple(unit_steps)}: need one number for each of the {pyramid.num_stages} stages")
+    pyramid, size = sampling.pyramid, sampling.size
     total, before = Flops(), [[] for _ in range(pyramid.num_stages)]
-    for unit in range(num_given, num_units):
-        rows = batch * (1 if guidance[unit] == 1 else 2)
-        for stage, num_steps in enumerate(steps if unit else first_steps):
+    for unit in range(num_given, sampling.num_units):
+        rows = batch * (1 if sampling.guidance[unit] == 1 else 2)
+        for stage, num_steps in enumerate(sampling.steps if unit else sampling.first_steps):
             history = history_frames(size, pyramid, stage, unit)
-            noisy = _noisy_frames(size, pyramid, stage, unit)
+            frames = sampling.frames_of(unit)
+            noisy = frame_tokens([(frames.stop - frames.start, *_sides(size, pyramid, stage))])
             total += _stage(config, history, noisy, before[stage], num_text, num_steps, reuse or Reuse(), dense) * rows
             before[stage] = history
     return total
@@ -193,10 +178,6 @@ def _stage(
 def _unchanged(before: list[int], history: list[int]) -> int:
     """Leading frames of the same resolution in both. Frame 0 must be one of them, or the text that sees it changed."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, history, strict=False)))
-
-
-def _noisy_frames(size: Size, pyramid: PyramidConfig, stage: int, unit: int) -> list[int]:
-    return frame_tokens([(pyramid.frames_per_unit if unit else 1, *_sides(size, pyramid, stage))])
 
 
 def _sides(size: Size, pyramid: PyramidConfig, stage: int) -> tuple[int, int]:

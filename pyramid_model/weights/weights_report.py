@@ -14,6 +14,7 @@ from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.weights.record import TRAINING_FILE
 from pyramid_model.weights.released import DIT_CLASSES, ReleasedDirectory, survey
 from pyramid_model.weights.released_names import (
     CONFIG_FILE,
@@ -41,7 +42,6 @@ from pyramid_model.weights.weights import MODEL_CLASSES, class_of, empty_model, 
 KINDS = {VAE_CLASS: "causal VAE", MINIFLUX_CLASS: "miniFLUX", MMDIT_CLASS: "MMDiT"}
 T5, CLIP, TOKENIZER = "T5", "CLIP", "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
-TRAINING_FILE = "training.json"  # beside a model of ours
 Facts = dict[str, Any]
 
 

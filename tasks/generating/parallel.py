@@ -59,8 +59,10 @@ class Rank:
         Returns:
             Seconds by name.
         """
-        made = self.pipeline.generate(
-            clip.prompt,
+        from pyramid_model.generate.batch import ClipBatch
+
+        batch = ClipBatch(
+            [clip.prompt],
             clip.request,
             [clip.seed],
             image=clip.image or None,
@@ -69,7 +71,7 @@ class Rank:
             paths=[clip.uri] if writes else (),
             max_memory=parse_bytes(clip.max_memory) if clip.max_memory else self.agreed_bytes(),
         )
-        return made.timings
+        return self.pipeline.generate(batch).timings
 
     def agreed_bytes(self) -> int:
         """Memory that every rank has: they remember history by it, and must do so alike."""

@@ -10,8 +10,7 @@ from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.noise import Noise
-from pyramid_model.flow.sampler import sample_video
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling, sample_video
 from pyramid_model.text import TextFeatures
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -59,11 +58,12 @@ def test_a_straightforward_call_equals_ours(baseline, dit, dense_mask, wide_modu
 
 @pytest.mark.parametrize("frames_per_unit", [1, 2])
 def test_a_straightforward_clip_equals_ours_from_the_same_noise(baseline, dit, frames_per_unit):
-    schedule = Schedule(PyramidConfig(frames_per_unit=frames_per_unit))
     plain = baseline.Straightforward(dit, baseline.Habits())
     guidance = [3.0, 1.0, 2.0, 1.5, 2.0][: 1 + 4 // frames_per_unit]
+    pyramid = PyramidConfig(frames_per_unit=frames_per_unit)
+    sampling = Sampling(pyramid, (5, 8, 16), (3, 2, 1), (2, 2, 2), guidance)
     ours, same = (
-        make(model, prompts(5), prompts(2), schedule, noise, (5, 8, 16), (3, 2, 1), (2, 2, 2), guidance)
+        make(model, prompts(5), prompts(2), sampling, noise)
         for make, model, noise in (
             (sample_video, dit, Noise(torch.Generator().manual_seed(1))),
             (baseline.sample, plain, Noise(torch.Generator().manual_seed(1))),

@@ -21,8 +21,7 @@ from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.flow.sampler import sample_units
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling, sample_units
 from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.parallel.guidance import guidance_parallel
 from pyramid_model.parallel.layout import Layout, share_sampling
@@ -125,13 +124,10 @@ def sampled_alone(model):
 
 def sampled(dit, reuse):
     """Latents of two prompts, guided in all units but one, and the bytes that were held after each unit."""
-    schedule = Schedule(PyramidConfig())
+    sampling = Sampling(PyramidConfig(), (4, 8, 8), (1, 1, 1), (2, 2, 1), [3.0, 2.0, 1.0, 2.0])
     noise = Noise([torch.Generator().manual_seed(seed) for seed in range(2)])
-    steps, guidance = ((1, 1, 1), (2, 2, 1)), [3.0, 2.0, 1.0, 2.0]
     units, held = [], []
-    for unit in sample_units(
-        dit, text_rows(2), text_rows(2, seed=8), schedule, noise, (4, 8, 8), *steps, guidance, reuse=reuse
-    ):
+    for unit in sample_units(dit, text_rows(2), text_rows(2, seed=8), sampling, noise, reuse=reuse):
         units.append(unit)
         held.append(sum(memory.num_bytes for memory in reuse.memories.values()))
     return torch.cat(units, dim=2), held

@@ -12,8 +12,7 @@ from pyramid_model.dit.mmdit import MMDiT, position_table
 from pyramid_model.dit.packing import _packing, clip_positions, make_packing, patchify, unpatchify
 from pyramid_model.dit.rope import rotate, rotation_table
 from pyramid_model.flow.noise import Noise
-from pyramid_model.flow.sampler import sample_video
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling, sample_video
 from pyramid_model.generate.compiling import compile_blocks
 from pyramid_model.text import TextFeatures
 
@@ -100,11 +99,11 @@ def test_sizes_other_than_powers_of_two_and_units_of_two_frames_run(dit, text_ro
     odd = type(dit)(replaced(dit.config, num_heads=3, head_dim=20, **axes))
     for parameter in odd.parameters():
         parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
-    schedule = Schedule(PyramidConfig(num_stages=2, frames_per_unit=2))
+    sampling = Sampling(PyramidConfig(num_stages=2, frames_per_unit=2), (5, 8, 12), (2, 2), (1, 2), [3.0, 2.0, 2.0])
     text = text_rows(4)
     positive, negative = (TextFeatures(text.embeds[i::2], text.mask[i::2], text.pooled[i::2]) for i in range(2))
     noise = Noise([torch.Generator().manual_seed(i) for i in range(2)])
-    latents = sample_video(odd, positive, negative, schedule, noise, (5, 8, 12), (2, 2), (1, 2), [3.0, 2.0, 2.0])
+    latents = sample_video(odd, positive, negative, sampling, noise)
     assert latents.shape == (2, 4, 5, 8, 12)
     assert latents.isfinite().all()
     assert not torch.allclose(latents[0], latents[1])
@@ -196,7 +195,8 @@ def test_compiled_blocks_predict_the_same_for_any_number_of_tokens(tiny_dit, tex
 
 @torch.no_grad()
 def test_compiled_blocks_take_on_every_form_that_sampling_needs(tiny_dit, text_rows):
-    schedule, plain = Schedule(PyramidConfig(num_stages=2)), copy.deepcopy(tiny_dit)
+    plain = copy.deepcopy(tiny_dit)
+    sampling = Sampling(PyramidConfig(num_stages=2), (4, 4, 8), (1, 1), (2, 2), [3.0, 3.0, 3.0, 1.0])
     compile_blocks(tiny_dit, backend="eager")
     torch._dynamo.reset()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
@@ -204,6 +204,5 @@ def test_compiled_blocks_take_on_every_form_that_sampling_needs(tiny_dit, text_r
             text, clips = text_rows(rows), []
             for dit in (tiny_dit, plain):
                 noise = Noise([torch.Generator().manual_seed(i) for i in range(rows)])
-                guidance = [3.0, 3.0, 3.0, 1.0]
-                clips.append(sample_video(dit, text, text, schedule, noise, (4, 4, 8), (1, 1), (2, 2), guidance))
+                clips.append(sample_video(dit, text, text, sampling, noise))
             close(*clips)

@@ -8,8 +8,7 @@ from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.packing import clip_positions
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.flow.sampler import sample_video
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling, sample_video
 from pyramid_model.train.flops import Reuse, call_flops, generation_flops, history_frames, mfu, train_flops
 
 LINEAR = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution)
@@ -34,7 +33,7 @@ def released(config, size, **options):
     """PFLOP of a clip by the recommended settings."""
     guidance = [7.0] + [5.0] * (size[0] - 1)
     steps = ((20, 20, 20), (10, 10, 10))
-    return generation_flops(config, PyramidConfig(), size, *steps, guidance, 128, **options).total / 1e15
+    return generation_flops(config, Sampling(PyramidConfig(), size, *steps, guidance), 128, **options).total / 1e15
 
 
 @pytest.mark.parametrize("columns", COLUMNS.values(), ids=COLUMNS)
@@ -78,11 +77,11 @@ def test_a_clip_costs_the_calls_that_the_sampler_makes(
     pyramid, size = PyramidConfig(frames_per_unit=frames_per_unit), (5, 8, 16)
     guidance = [3.0, 2.0, 2.0, 2.0, 2.0][: 1 + 4 // frames_per_unit]
     noise = Noise(torch.Generator().manual_seed(0))
-    settings = (size, (3, 2, 1), (1, 2, 3), guidance)
+    sampling = Sampling(pyramid, size, (3, 2, 1), (1, 2, 3), guidance)
     reuse = Unmeasured(dit, refresh_every, max_bytes)
     text = text_rows(1)
-    sampled = counted_linear(lambda: sample_video(dit, text, text, Schedule(pyramid), noise, *settings, reuse=reuse))
-    assert generation_flops(dit.config, pyramid, *settings, num_text=4, reuse=counted).linear == sampled
+    sampled = counted_linear(lambda: sample_video(dit, text, text, sampling, noise, reuse=reuse))
+    assert generation_flops(dit.config, sampling, num_text=4, reuse=counted).linear == sampled
 
 
 class Unmeasured(HistoryReuse):
@@ -141,9 +140,9 @@ def test_nothing_is_kept_until_the_first_frame_has_its_coarsest_form():
     ]
 
     def saved(num_frames):
-        settings = ((num_frames, 96, 160), (0, 0, 1), (0, 0, 1), [1.0] * num_frames, 128)
+        sampling = Sampling(pyramid, (num_frames, 96, 160), (0, 0, 1), (0, 0, 1), [1.0] * num_frames)
         plain, reused = (
-            generation_flops(config, pyramid, *settings, reuse=reuse) for reuse in (None, Reuse(across_units=True))
+            generation_flops(config, sampling, 128, reuse=reuse) for reuse in (None, Reuse(across_units=True))
         )
         return plain.total - reused.total
 
@@ -151,9 +150,9 @@ def test_nothing_is_kept_until_the_first_frame_has_its_coarsest_form():
 
 
 def test_units_that_are_given_cost_nothing_but_the_history_that_they_are():
-    settings = ((3, 8, 16), (1, 1, 1), (1, 1, 1), [1.0, 1.0, 1.0], 4)
+    sampling = Sampling(PyramidConfig(), (3, 8, 16), (1, 1, 1), (1, 1, 1), [1.0, 1.0, 1.0])
     config = MiniFluxConfig()
-    whole, rest = (generation_flops(config, PyramidConfig(), *settings, num_given=n) for n in (0, 1))
+    whole, rest = (generation_flops(config, sampling, 4, num_given=n) for n in (0, 1))
     columns = [[[(1, 2 * 2**s, 4 * 2**s)]] for s in range(3)]
     assert whole.total - rest.total == sum(call_flops(config, column, 4).total for column in columns)
 
@@ -169,7 +168,7 @@ def test_units_that_are_given_cost_nothing_but_the_history_that_they_are():
 def test_settings_that_do_not_fit_the_pyramid_are_refused(changes, message):
     settings = {"size": (2, 8, 16), "first_steps": (1, 1, 1), "steps": (1, 1, 1), "guidance": [1.0, 1.0]} | changes
     with pytest.raises(ValueError, match=message):
-        generation_flops(MiniFluxConfig(), PyramidConfig(), **settings, num_text=4)
+        Sampling(PyramidConfig(), **settings)
 
 
 def test_a_history_that_is_never_computed_is_refused():

@@ -10,7 +10,7 @@ from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import block_noise, downsample, jump, upsample
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noise_pyramid, noisy_columns, stage_endpoints, units_to_train
-from pyramid_model.flow.sampler import check_size, falling_guidance, sample_at_once, sample_units, sample_video
+from pyramid_model.flow.sampler import Sampling, check_size, falling_guidance, sample_units, sample_video
 from pyramid_model.flow.schedule import Schedule, Stage
 
 
@@ -132,17 +132,8 @@ def test_a_batch_that_does_not_divide_into_columns_is_refused(schedule):
 
 
 def sampled(dit, text, negative, seeds, frames=3):
-    return sample_video(
-        dit,
-        text,
-        negative,
-        Schedule(PyramidConfig()),
-        Noise([seeded(seed) for seed in seeds]),
-        size=(frames, 8, 8),
-        first_steps=(2, 2, 2),
-        steps=(1, 2, 2),
-        guidance=[3.0, 2.0, 2.0][:frames],
-    )
+    sampling = Sampling(PyramidConfig(), (frames, 8, 8), (2, 2, 2), (1, 2, 2), [3.0, 2.0, 2.0][:frames])
+    return sample_video(dit, text, negative, sampling, Noise([seeded(seed) for seed in seeds]))
 
 
 def test_a_seed_gives_the_same_clip_whatever_the_batch(tiny_dit, text_rows):
@@ -154,36 +145,33 @@ def test_a_seed_gives_the_same_clip_whatever_the_batch(tiny_dit, text_rows):
 
 
 def test_guidance_1_needs_no_negative_prompt(tiny_dit, text_rows):
-    arguments = (Schedule(PyramidConfig()), Noise([seeded()]), (1, 8, 8), (2, 2, 2), (2, 2, 2))
-    text = text_rows(1)
-    (off,) = sample_units(tiny_dit, text, text_rows(2), *arguments, guidance=[1.0])
-    arguments = (arguments[0], Noise([seeded()]), *arguments[2:])
-    (absent,) = sample_units(tiny_dit, text, None, *arguments, guidance=[4.0])
+    size, text = ((1, 8, 8), (2, 2, 2), (2, 2, 2)), text_rows(1)
+    (off,) = sample_units(tiny_dit, text, text_rows(2), Sampling(PyramidConfig(), *size, [1.0]), Noise([seeded()]))
+    (absent,) = sample_units(tiny_dit, text, None, Sampling(PyramidConfig(), *size, [4.0]), Noise([seeded()]))
     assert torch.equal(off, absent)
 
 
 def test_units_arrive_one_by_one(tiny_dit, text_rows):
-    schedule = Schedule(PyramidConfig(frames_per_unit=2))
-    units = sample_units(
-        tiny_dit, text_rows(1), None, schedule, Noise([seeded()]), (5, 8, 8), (1, 1, 1), (1, 1, 1), [1.0, 1.0, 1.0]
-    )
+    sampling = Sampling(PyramidConfig(frames_per_unit=2), (5, 8, 8), (1, 1, 1), (1, 1, 1), [1.0, 1.0, 1.0])
+    units = sample_units(tiny_dit, text_rows(1), None, sampling, Noise([seeded()]))
     assert [unit.shape[2] for unit in units] == [1, 2, 2]
 
 
 def test_frames_sampled_at_once_see_no_history_and_an_image_comes_out_the_same(dit, text_rows):
-    schedule, text, negative = Schedule(PyramidConfig()), text_rows(1), text_rows(1)
-    image, clip = (
-        sample_at_once(dit, text, negative, schedule, Noise([seeded()]), (t, 8, 8), (2, 1, 2), 3.0) for t in (1, 3)
-    )
-    assert clip.shape == (1, 4, 3, 8, 8)
-    arguments = (text, negative, schedule, Noise([seeded()]), (1, 8, 8), (2, 1, 2), (1, 1, 1), [3.0])
-    torch.testing.assert_close(image, sample_video(dit, *arguments))
+    text, negative = text_rows(1), text_rows(1)
+
+    def clip(frames: int, at_once: bool):
+        sampling = Sampling(PyramidConfig(), (frames, 8, 8), (2, 1, 2), (1, 1, 1), [3.0], at_once)
+        return sample_video(dit, text, negative, sampling, Noise([seeded()]))
+
+    assert clip(3, at_once=True).shape == (1, 4, 3, 8, 8)
+    torch.testing.assert_close(clip(1, at_once=True), clip(1, at_once=False))
 
 
 @pytest.mark.parametrize(("size", "message"), [((1, 12, 16), "multiples of 8 latents"), ((2, 8, 8), "frames_per_unit")])
 def test_a_size_that_does_not_fit_the_pyramid_is_refused(size, message):
     with pytest.raises(ValueError, match=message):
-        check_size(size, Schedule(PyramidConfig(frames_per_unit=2)))
+        check_size(size, PyramidConfig(frames_per_unit=2))
 
 
 def test_falling_guidance_stops_at_the_least():

@@ -7,8 +7,7 @@ from pyramid_model.config import PyramidConfig
 from pyramid_model.dit.memory import HistoryMemory
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
-from pyramid_model.flow.sampler import sample_units, sample_video
-from pyramid_model.flow.schedule import Schedule
+from pyramid_model.flow.sampler import Sampling, sample_units, sample_video
 
 FRAMES = 5
 
@@ -26,13 +25,13 @@ def close(actual, expected, atol=2e-5):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-5)
 
 
-def arguments(text_rows, frames_per_unit=1, guidance=3.0, samples=2):
-    schedule = Schedule(PyramidConfig(frames_per_unit=frames_per_unit))
+def arguments(text_rows, frames_per_unit=1, guidance=(3.0,) * FRAMES, samples=2):
     noise = Noise([torch.Generator().manual_seed(seed) for seed in range(samples)])
     frames = 1 + (FRAMES - 1) * frames_per_unit
     text, negative = text_rows(2 * samples), text_rows(2 * samples)
     text, negative = (type(text)(t.embeds[:samples], t.mask[:samples], t.pooled[:samples]) for t in (text, negative))
-    return (text, negative, schedule, noise, (frames, 8, 8), (1, 1, 1), (3, 2, 2), [guidance] * FRAMES)
+    pyramid = PyramidConfig(frames_per_unit=frames_per_unit)
+    return (text, negative, Sampling(pyramid, (frames, 8, 8), (1, 1, 1), (3, 2, 2), guidance), noise)
 
 
 def sampled(dit, reuse, *args, **kwargs):
@@ -118,11 +117,9 @@ def test_clean_history_time_has_no_error_to_measure(timed_dit, text_rows):
 
 
 def test_guidance_that_falls_to_1_changes_the_rows_and_nothing_else(dit, text_rows):
-    *rest, _ = arguments(text_rows, samples=1)
     falling = [3.0, 2.0, 1.0, 1.0, 2.0]
-    reused = sample_video(dit, *rest, falling)
-    *rest, _ = arguments(text_rows, samples=1)
-    close(reused, sample_video(dit, *rest, falling, reuse=NoReuse(dit)))
+    reused = sample_video(dit, *arguments(text_rows, guidance=falling, samples=1))
+    close(reused, sample_video(dit, *arguments(text_rows, guidance=falling, samples=1), reuse=NoReuse(dit)))
 
 
 def test_a_model_that_is_not_causal_has_nothing_to_remember(dit, text_rows):

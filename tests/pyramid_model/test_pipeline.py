@@ -12,9 +12,13 @@ import torch
 from PIL import Image
 
 from pyramid_model.config import MINIFLUX_LATENT_NORM, SD3_LATENT_NORM
-from pyramid_model.weights.checkpoint import read_checkpoint
+from pyramid_model.generate.batch import ClipBatch
+from pyramid_model.generate.checks import check_checkpoint
+from pyramid_model.generate.model_sizes import sizes_of_checkpoint
 from pyramid_model.generate.pipeline import NotFiniteError, VideoPipeline
+from pyramid_model.generate.prompt import style_of
 from pyramid_model.generate.request import GenerationRequest
+from pyramid_model.weights.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = {"height": 64, "width": 128, "num_inference_steps": 1, "video_num_inference_steps": 1}
@@ -43,7 +47,8 @@ def photo():
 @pytest.mark.parametrize("kind", ["miniflux", "sd3"])
 def test_a_released_directory_of_either_model_makes_a_clip(tmp_path, write_model_directory, kind):
     folder = write_model_directory(tmp_path, kind)
-    made = VideoPipeline.from_pretrained(folder, "384p", dtype="float32", device="cpu").generate("a dog", CLIP)
+    pipeline = VideoPipeline.from_pretrained(folder, "384p", dtype="float32", device="cpu")
+    made = pipeline.generate(ClipBatch(["a dog"], CLIP))
     (video,) = made.videos
     assert (video.shape, video.dtype) == ((17, 64, 128, 3), np.uint8)
     assert read_checkpoint(folder, "384p").norm == {"miniflux": MINIFLUX_LATENT_NORM, "sd3": SD3_LATENT_NORM}[kind]
@@ -52,7 +57,7 @@ def test_a_released_directory_of_either_model_makes_a_clip(tmp_path, write_model
 
 def test_frames_a_tensor_and_latents_are_the_same_clip(pipeline):
     frames, floats, latents = (
-        pipeline.generate("a dog", CLIP, output=kind) for kind in ("frames", "tensor", "latents")
+        pipeline.generate(ClipBatch(["a dog"], CLIP, output=kind)) for kind in ("frames", "tensor", "latents")
     )
     assert latents.videos == []
     torch.testing.assert_close(latents.latents, frames.latents, atol=0, rtol=0)
@@ -63,16 +68,17 @@ def test_frames_a_tensor_and_latents_are_the_same_clip(pipeline):
 
 def test_one_latent_frame_is_a_picture_that_can_be_a_png(pipeline, tmp_path):
     path = str(tmp_path / "dog.png")
-    made = pipeline.generate("a dog", PICTURE, paths=[path])
+    made = pipeline.generate(ClipBatch(["a dog"], PICTURE, paths=[path]))
     assert made.videos == [path]
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), pipeline.generate("a dog", PICTURE).videos[0][0])
+    picture = pipeline.generate(ClipBatch(["a dog"], PICTURE)).videos[0][0]
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
     with pytest.raises(ValueError, match="a PNG holds one frame"):
-        pipeline.generate("a dog", CLIP, paths=[path])
+        pipeline.generate(ClipBatch(["a dog"], CLIP, paths=[path]))
 
 
 def test_a_file_holds_the_clip_at_24_frames_a_second(pipeline, tmp_path):
     path = str(tmp_path / "dog.mp4")
-    pipeline.generate("a dog", CLIP, paths=[path])
+    pipeline.generate(ClipBatch(["a dog"], CLIP, paths=[path]))
     with av.open(path) as container:
         stream = container.streams.video[0]
         assert (stream.average_rate, stream.height, stream.width) == (24, 64, 128)
@@ -81,7 +87,7 @@ def test_a_file_holds_the_clip_at_24_frames_a_second(pipeline, tmp_path):
 
 def test_decoding_while_sampling_gives_the_same_frames_as_decoding_afterwards(pipeline):
     request = CLIP.model_copy(update={"num_latent_frames": 6})
-    made = pipeline.generate(["a dog", "a boat"], request)
+    made = pipeline.generate(ClipBatch(["a dog", "a boat"], request))
     assert made.plan.alongside
     for clip, latents in zip(made.videos, made.latents, strict=True):
         with torch.no_grad():
@@ -91,28 +97,28 @@ def test_decoding_while_sampling_gives_the_same_frames_as_decoding_afterwards(pi
 
 
 def test_an_image_starts_the_clip_and_is_kept(pipeline, photo):
-    made = pipeline.generate("a dog", CLIP, image=photo)
+    made = pipeline.generate(ClipBatch(["a dog"], CLIP, image=photo))
     cut = photo.resize((214, 64), Image.Resampling.LANCZOS).crop((43, 0, 171, 64))
     pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None, :, None] / 127.5 - 1
     with torch.no_grad():
         posterior = pipeline.vae.encode(pixels)
     inside = (made.latents[:, :, :1] - posterior.mean).abs() <= 5 * posterior.std + 0.05
     assert inside.float().mean() > 0.99
-    other = pipeline.generate("a boat", CLIP, image=photo)
+    other = pipeline.generate(ClipBatch(["a boat"], CLIP, image=photo))
     torch.testing.assert_close(made.latents[:, :, :1], other.latents[:, :, :1], atol=0, rtol=0)
     assert not torch.allclose(made.latents[:, :, 1:], other.latents[:, :, 1:])
 
 
 def test_a_clip_that_starts_with_an_image_does_not_depend_on_its_batch(pipeline, photo):
-    together = pipeline.generate(["a dog", "a red boat at sea"], CLIP, [3, 4], image=photo)
-    alone = pipeline.generate("a red boat at sea", CLIP, 4, image=photo)
+    together = pipeline.generate(ClipBatch(["a dog", "a red boat at sea"], CLIP, [3, 4], image=photo))
+    alone = pipeline.generate(ClipBatch(["a red boat at sea"], CLIP, [4], image=photo))
     torch.testing.assert_close(together.latents[1:], alone.latents, atol=1e-4, rtol=1e-4)
 
 
 def test_an_extended_clip_begins_with_the_end_of_the_given_one(pipeline):
     request = CLIP.model_copy(update={"num_latent_frames": 5})
     video = np.random.default_rng(0).integers(0, 255, (20, 64, 128, 3), dtype=np.uint8)
-    made = pipeline.generate("a dog", request, video=video)
+    made = pipeline.generate(ClipBatch(["a dog"], request, video=video))
     assert made.videos[0].shape[0] == 33
     assert made.notes == ("of 20 given frames the last 17 start the clip (1 + a multiple of 8, at most 17)",)
     pixels = torch.from_numpy(video[-17:]).permute(3, 0, 1, 2)[None] / 127.5 - 1
@@ -120,26 +126,26 @@ def test_an_extended_clip_begins_with_the_end_of_the_given_one(pipeline):
         posterior = pipeline.vae.encode(pixels)
     inside = (made.latents[:, :, :3] - posterior.mean).abs() <= 5 * posterior.std + 0.05
     assert inside.float().mean() > 0.99
-    assert pipeline.generate("a dog", request, video=video[-17:]).notes == ()
+    assert pipeline.generate(ClipBatch(["a dog"], request, video=video[-17:])).notes == ()
 
 
 def test_a_video_file_is_extended_from_its_last_frames(pipeline, shoot, tmp_path):
     path = tmp_path / "given.mp4"
     frames = shoot(path, (30,), size=(64, 128), fps=12)  # 59 frames at 24 a second
     request = CLIP.model_copy(update={"num_latent_frames": 3})
-    made = pipeline.generate("a dog", request, video=path)
+    made = pipeline.generate(ClipBatch(["a dog"], request, video=path))
     assert made.notes == ("of 59 given frames the last 9 start the clip (1 + a multiple of 8, at most 9)",)
     with torch.no_grad():
         last = np.repeat(frames[-5:], 2, axis=0)[-9:]
         posterior = pipeline.vae.encode(torch.from_numpy(last).permute(3, 0, 1, 2)[None] / 127.5 - 1)
     assert (made.latents[:, :, :2] - posterior.mean).abs().mean() < 2 * posterior.std.mean()
     with pytest.raises(ValueError, match=r"cannot be extended: .*nowhere"):
-        pipeline.generate("a dog", request, video=tmp_path / "nowhere.mp4")
+        pipeline.generate(ClipBatch(["a dog"], request, video=tmp_path / "nowhere.mp4"))
 
 
 def test_all_units_are_told_the_given_ones_counted(pipeline, photo):
     told = []
-    pipeline.generate("a dog", CLIP, image=photo, on_unit=lambda *done: told.append(done))
+    pipeline.generate(ClipBatch(["a dog"], CLIP, image=photo), on_unit=lambda *done: told.append(done))
     assert told == [(2, 3), (3, 3)]
 
 
@@ -147,9 +153,9 @@ def test_numbers_that_are_not_finite_stop_at_their_unit_and_write_nothing(folder
     broken = VideoPipeline.from_pretrained(folder, "384p", dtype="float32", device="cpu")
     with torch.no_grad():
         broken.dit.patch_out.bias.fill_(torch.nan)
-    units = []
+    units, batch = [], ClipBatch(["a dog"], CLIP, paths=[str(tmp_path / "dog.mp4")])
     with pytest.raises(NotFiniteError, match="NaN or Inf at unit 0 of clip 0: the weights are damaged"):
-        broken.generate("a dog", CLIP, paths=[str(tmp_path / "dog.mp4")], on_unit=lambda *done: units.append(done))
+        broken.generate(batch, on_unit=lambda *done: units.append(done))
     assert units == [(1, 3)]
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +163,7 @@ def test_numbers_that_are_not_finite_stop_at_their_unit_and_write_nothing(folder
 def test_an_error_while_writing_ends_the_generation(pipeline, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
-        pipeline.generate("a dog", CLIP, paths=[str(tmp_path / "file" / "dog.mp4")])
+        pipeline.generate(ClipBatch(["a dog"], CLIP, paths=[str(tmp_path / "file" / "dog.mp4")]))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -167,7 +173,7 @@ def test_low_precision_stays_near_full_precision(folder, pipeline, dtype):
             low = VideoPipeline.from_pretrained(folder, "384p", dtype=dtype, device="cpu")
     else:
         low = VideoPipeline.from_pretrained(folder, "384p", dtype=dtype, device="cpu")
-    full, made = (p.generate("a dog", CLIP).latents.float() for p in (pipeline, low))
+    full, made = (p.generate(ClipBatch(["a dog"], CLIP)).latents.float() for p in (pipeline, low))
     assert (made - full).abs().mean() < 0.1 * full.abs().mean()
 
 
@@ -186,23 +192,23 @@ def test_where_models_wait_changes_nothing(folder, pipeline, photo, offload):
     (wanted,) = pipeline.dit(column, torch.tensor([500.0]), expected.cond)
     torch.testing.assert_close(velocity, wanted)
     waiting.placement.choose("none", waiting._models(), ())
-    assert waiting.generate("a dog", CLIP).latents.isfinite().all()
+    assert waiting.generate(ClipBatch(["a dog"], CLIP)).latents.isfinite().all()
 
 
 def test_released_weights_get_the_words_they_were_released_with_and_our_own_do_not(folder, tmp_path, pipeline):
     released = read_checkpoint(folder, "384p")
-    assert released.style.suffix == ", hyper quality, Ultra HD, 8K"
-    assert released.style.negative.startswith("cartoon style")
+    assert style_of(released).suffix == ", hyper quality, Ultra HD, 8K"
+    assert style_of(released).negative.startswith("cartoon style")
     plain = GenerationRequest(**SIZE, num_latent_frames=1, prompt_suffix="", negative_prompt="")
-    with_words = pipeline.generate("a dog", PICTURE).latents
-    assert not torch.allclose(with_words, pipeline.generate("a dog", plain).latents)
-    spelt_out = PICTURE.model_copy(update={"prompt_suffix": "", "negative_prompt": released.style.negative})
-    said = pipeline.generate("a dog, hyper quality, Ultra HD, 8K", spelt_out).latents
+    with_words = pipeline.generate(ClipBatch(["a dog"], PICTURE)).latents
+    assert not torch.allclose(with_words, pipeline.generate(ClipBatch(["a dog"], plain)).latents)
+    spelt_out = PICTURE.model_copy(update={"prompt_suffix": "", "negative_prompt": style_of(released).negative})
+    said = pipeline.generate(ClipBatch(["a dog, hyper quality, Ultra HD, 8K"], spelt_out)).latents
     torch.testing.assert_close(said, with_words, atol=0, rtol=0)
 
 
 def test_a_long_prompt_is_read_as_far_as_it_goes_and_that_is_said(pipeline):
-    (note,) = pipeline.generate("a dog " * 100 + "at sea", PICTURE).notes
+    (note,) = pipeline.generate(ClipBatch(["a dog " * 100 + "at sea"], PICTURE)).notes
     assert "128 tokens" in note
     assert note.endswith("at sea, hyper quality, Ultra HD, 8K'")
 
@@ -231,7 +237,7 @@ def test_a_long_prompt_is_read_as_far_as_it_goes_and_that_is_said(pipeline):
 )
 def test_what_cannot_be_generated_is_refused_with_the_reason(pipeline, prompts, options, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.generate(prompts, **({"request": CLIP} | options))
+        pipeline.generate(ClipBatch(prompts, **({"request": CLIP} | options)))
 
 
 def test_a_directory_says_what_it_lacks_before_weights_are_read(tmp_path, write_model_directory):
@@ -242,7 +248,7 @@ def test_a_directory_says_what_it_lacks_before_weights_are_read(tmp_path, write_
         read_checkpoint(folder, "768p")
     picture = read_checkpoint(folder, "image")
     with pytest.raises(ValueError, match="image makes at most 1"):
-        picture.check(CLIP)
+        check_checkpoint(CLIP, picture)
     vae = folder / "causal_video_vae" / "config.json"
     vae.write_text(json.dumps(json.loads(vae.read_text()) | {"encoder_out_channels": 8}))
     with pytest.raises(ValueError, match="diffusion_transformer_384p has latent channels 4, causal_video_vae 8"):
@@ -286,7 +292,7 @@ def test_a_damaged_part_is_named_before_anything_is_loaded_unless_it_is_not_need
 def test_sizes_for_a_plan_are_known_without_loading(tmp_path, write_model_directory, kind, dtype):
     folder = write_model_directory(tmp_path, kind)
     loaded = VideoPipeline.from_pretrained(folder, "384p", dtype=str(dtype).removeprefix("torch."), device="cpu").sizes
-    known = read_checkpoint(folder, "384p").sizes(dtype)
+    known = sizes_of_checkpoint(read_checkpoint(folder, "384p"), dtype)
     for name in ("text_bytes", "text_layer_bytes"):  # all but ids of positions
         assert 0 <= getattr(loaded, name) - getattr(known, name) <= 2 * 77 * 8
     same = {"text_bytes": known.text_bytes, "text_layer_bytes": known.text_layer_bytes}
@@ -301,15 +307,15 @@ def test_a_device_that_is_not_there_is_refused_before_weights_are_read(folder):
 
 def test_pictures_beyond_the_positions_of_an_mmdit_are_refused(tmp_path, write_model_directory):
     found = read_checkpoint(write_model_directory(tmp_path, "sd3"), "384p")
-    found.check(CLIP)
+    check_checkpoint(CLIP, found)
     with pytest.raises(ValueError, match=r"width 192 px: .* at most 128 px\. Set request\.width"):
-        found.check(CLIP.model_copy(update={"width": 192}))
+        check_checkpoint(CLIP.model_copy(update={"width": 192}), found)
 
 
 def test_a_rarer_refresh_of_history_is_told_with_its_error(pipeline):
-    request = CLIP.model_copy(update={"refresh_every": 2, "video_num_inference_steps": 3})
-    exact = pipeline.generate("a dog", CLIP.model_copy(update={"video_num_inference_steps": 3}), output="latents")
-    rarer = pipeline.generate("a dog", request, output="latents")
+    request = CLIP.model_copy(update={"video_num_inference_steps": 3})
+    exact = pipeline.generate(ClipBatch(["a dog"], request, output="latents"))
+    rarer = pipeline.generate(ClipBatch(["a dog"], request.model_copy(update={"refresh_every": 2}), output="latents"))
     assert not torch.allclose(rarer.latents, exact.latents)
     (note,) = rarer.notes
     assert re.search(r"every 2 steps only: .* by up to \d+\.\d% .* \(\d+ measurements\)", note)
@@ -319,19 +325,19 @@ def test_a_rarer_refresh_of_history_is_told_with_its_error(pipeline):
 def test_a_model_trained_on_whole_clips_makes_all_frames_at_once(pipeline, photo):
     at_once = VideoPipeline(pipeline.dit, pipeline.vae, pipeline.encoder, norm=pipeline.norm, autoregressive=False)
     told = []
-    made = at_once.generate("a dog", CLIP, on_unit=lambda done, total: told.append((done, total)))
-    assert made.videos[0].shape == pipeline.generate("a dog", CLIP).videos[0].shape
+    made = at_once.generate(ClipBatch(["a dog"], CLIP), on_unit=lambda *done: told.append(done))
+    assert made.videos[0].shape == pipeline.generate(ClipBatch(["a dog"], CLIP)).videos[0].shape
     assert told == [(1, 1)]
     with pytest.raises(ValueError, match="make all frames at once: no image or video can start its clips"):
-        at_once.generate("a dog", CLIP, image=photo)
+        at_once.generate(ClipBatch(["a dog"], CLIP, image=photo))
 
 
 def test_text_that_was_encoded_before_needs_no_encoder(pipeline):
     whole = VideoPipeline(pipeline.dit, pipeline.vae, pipeline.encoder, norm=pipeline.norm)
-    expected, text = whole.generate("a dog", CLIP, output="latents"), whole.encode(["a dog"], CLIP)
-    planned = whole.plan(CLIP).peak
-    whole.drop_encoder()
-    assert torch.equal(whole.generate("a dog", CLIP, output="latents", text=text).latents, expected.latents)
-    assert whole.plan(CLIP).peak < planned
-    with pytest.raises(ValueError, match="the text encoders were dropped: give `text`"):
-        whole.generate("a dog", CLIP)
+    expected, features = whole.generate(ClipBatch(["a dog"], CLIP, output="latents")), whole.encode(["a dog"], CLIP)
+    without = VideoPipeline(pipeline.dit, pipeline.vae, norm=pipeline.norm)
+    made = without.generate(ClipBatch(["a dog"], CLIP, output="latents", features=features))
+    assert torch.equal(made.latents, expected.latents)
+    assert without.plan(CLIP).peak < whole.plan(CLIP).peak
+    with pytest.raises(ValueError, match="no text encoder: give the batch `features`"):
+        without.generate(ClipBatch(["a dog"], CLIP))

@@ -8,11 +8,11 @@ from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.generate.amount import parse_bytes, written
+from pyramid_model.generate.model_sizes import ModelSizes
 from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.generate.plan import (
     TILED_COPIES,
-    ModelSizes,
     decode_bytes,
     encode_bytes,
     num_tokens,

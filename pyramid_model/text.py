@@ -182,8 +182,10 @@ def text_encoder_dims(folder: str | Path) -> tuple[int, int]:
 
     folder = Path(folder)
     *clips, t5 = [name for name, _ in released_text_parts(folder)] or [""]
-    of_t5: Any = T5Config.from_pretrained(folder / t5, local_files_only=True)
-    of_clips: list[Any] = [CLIPTextConfig.from_pretrained(folder / name, local_files_only=True) for name in clips]
+    of_t5: Any = T5Config.from_pretrained(folder / t5, local_files_only=True, trust_remote_code=False)
+    of_clips: list[Any] = [
+        CLIPTextConfig.from_pretrained(folder / name, local_files_only=True, trust_remote_code=False) for name in clips
+    ]
     pooled = sum(config.projection_dim if len(clips) == 2 else config.hidden_size for config in of_clips)
     return of_t5.d_model, pooled or of_t5.d_model
 
@@ -201,10 +203,16 @@ def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: tor
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        words = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        words = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
         model: Any
         model, loaded = getattr(transformers, kind).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **spread
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **spread,
         )
         if missing := sorted(map(str, loaded["missing_keys"])):  # transformers would make them up at random
             raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")

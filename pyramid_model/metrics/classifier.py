@@ -29,9 +29,15 @@ class ImageClassifier:
 
         self.index = label_index(folder, label)
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self.processor: Any = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             model, info = AutoModelForImageClassification.from_pretrained(
-                folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
             )
         except Exception as err:  # transformers raises what its parts raise
             raise ValueError(f"{folder} holds no image classifier that transformers can load: {err}") from err

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
 
-from pyramid_model.config import Config
-from tasks.models.folders import absolute, folder_hash, hash_records, writing_folder
+from pyramid_model.weights.record import ModelFolder
+from tasks.models.folders import absolute, folder_hash, hash_records, local_folder, writing_folder
+from tasks.models.hub import model_folder
 from tasks.running.errors import StepError
 from tasks.running.pipeline import on_ray
 from tasks.running.run import Run
@@ -18,15 +19,7 @@ TINY = "tiny"
 TINY_VERSION = "1"
 
 
-class EncoderFolder(Config):
-    """A text encoder on disk. random_init: its weights were drawn, not trained."""
-
-    uri: str
-    hash: str
-    random_init: bool
-
-
-def find_encoder(run: Run, uri: str = "") -> EncoderFolder:
+def find_encoder(run: Run, uri: str = "") -> ModelFolder:
     """The encoder at `uri`, or the one that made the newest text features.
 
     Raises:
@@ -42,7 +35,7 @@ def find_encoder(run: Run, uri: str = "") -> EncoderFolder:
             raise StepError(f"the folder of text encoder {newest[:8]} is gone: set `encoder` to where it is now")
         uri = folders[0]
     uri = absolute(uri)
-    return EncoderFolder(uri=uri, hash=folder_hash(run, uri, "text"), random_init=_is_random(uri))
+    return ModelFolder(uri=uri, hash=folder_hash(run, uri, "text"), random_init=_is_random(uri))
 
 
 def newest_encoder_hash(run: Run) -> str:
@@ -52,12 +45,12 @@ def newest_encoder_hash(run: Run) -> str:
     return newest["encoder_hash"] if newest else ""
 
 
-def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str, int]) -> EncoderFolder:
+def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str, int]) -> ModelFolder:
     """The encoder called `name`, which is made or fetched into the root first if need be.
 
     Args:
         run: where models go.
-        name: "tiny", a folder, or a model on Hugging Face.
+        name: "tiny", a folder, or a model on the Hugging Face Hub.
         texts: what the tokenizer of a tiny encoder must know.
         tiny: arguments of `build_tiny_text_encoder`.
 
@@ -69,11 +62,9 @@ def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str
         if not storage.exists(uri):
             on_ray(run, _build_tiny, run, uri, list(texts), dict(tiny))
     elif storage.exists(name):
-        uri = absolute(name)
+        uri = name
     else:
-        uri = run.models("text_encoder-" + name.replace("/", "--"))
-        if not storage.exists(uri):
-            on_ray(run, _fetch, run, uri, name)
+        uri = on_ray(run, _fetch, run, name)
     return find_encoder(run, uri)
 
 
@@ -86,27 +77,17 @@ def _build_tiny(run: Run, uri: str, texts: list[str], settings: dict[str, int]) 
     folder_hash(run, uri, "text")
 
 
-def _fetch(run: Run, uri: str, name: str) -> None:
-    """Fetch an encoder from Hugging Face into the root, where every node finds it."""
-    from huggingface_hub import snapshot_download
+def _fetch(run: Run, name: str) -> str:
+    """URI of an encoder of the Hub in the root, where every node finds it."""
+    from pyramid_model.text import text_encoder_hash
 
-    from pyramid_model.text import HASHED, text_encoder_hash
-
-    try:
-        with writing_folder(uri) as folder:
-            snapshot_download(
-                name,
-                local_dir=folder,
-                allow_patterns=[f"*{suffix}" for suffix in HASHED],
-                ignore_patterns=["diffusion_transformer*", "causal_video_vae*"],  # a released directory has all parts
-            )
-            text_encoder_hash(folder)  # refuses a repository without safetensors, before the folder is in its place
-    except Exception as err:
-        raise StepError(
-            f"{name!r} is neither 'tiny' nor a folder, and Hugging Face does not give it: "
-            f"set text_features.encoder ({type(err).__name__}: {err})"
-        ) from err
+    # a released directory has all parts of a model; only its text encoders are needed
+    parts = ("diffusion_transformer*", "causal_video_vae*")
+    uri = model_folder(run, "text_encoder", name, "text_features.encoder", left_out=parts)
+    with local_folder(uri) as folder:
+        text_encoder_hash(folder)
     folder_hash(run, uri, "text")
+    return uri
 
 
 def _is_random(uri: str) -> bool:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks.models.folders import absolute, folder_hash, local_folder, writing_folder
+from tasks.models.hub import CONFIGS, OTHER_WEIGHTS, fetch, model_folder
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
-TOKENIZER = ("*.json", "*.txt", "*.model")
 
 
 def packaged_weights(package: str, pattern: str) -> str:
@@ -59,7 +58,8 @@ def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
     if storage.exists(model):
         return absolute(model)
     if model.startswith("hf-hub:") or "/" in model:
-        return _snapshot(run, "open_clip", model.removeprefix("hf-hub:"), "scores.embeddings.model")
+        name = model.removeprefix("hf-hub:")
+        return model_folder(run, "open_clip", name, "scores.embeddings.model", other_weights=OTHER_WEIGHTS)
     is_file = bool(pretrained) and storage.exists(pretrained)
     uri = run.models(f"open_clip-{model}-{_stamp(pretrained) if is_file else pretrained}")
     if not storage.exists(uri):
@@ -73,9 +73,7 @@ def classifier_folder(run: Run, model: str, setting: str) -> str:
     Raises:
         StepError: `model` is no folder, and Hugging Face does not give it.
     """
-    if storage.exists(model):
-        return absolute(model)
-    return _snapshot(run, "image_classifier", model, f"{setting}.model")
+    return model_folder(run, "image_classifier", model, f"{setting}.model", other_weights=OTHER_WEIGHTS)
 
 
 def model_hash(run: Run, uri: str) -> str:
@@ -142,27 +140,6 @@ def _stamp(uri: str) -> str:
     return content_id(absolute(uri), info["size"], str(info.get("mtime") or info.get("etag")))
 
 
-def _snapshot(run: Run, kind: str, name: str, setting: str) -> str:
-    """A repository of Hugging Face in the root, where every node finds it."""
-    uri = run.models(f"{kind}-{name.replace('/', '--')}")
-    if storage.exists(uri):
-        return uri
-    from huggingface_hub import snapshot_download
-
-    try:
-        with writing_folder(uri) as folder:
-            snapshot_download(name, local_dir=folder, allow_patterns=[*TOKENIZER, "*.safetensors"])
-            if not any(Path(folder).glob("*.safetensors")):
-                snapshot_download(name, local_dir=folder, allow_patterns=list(WEIGHTS))
-            shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)  # the hub's own notes
-    except Exception as err:  # no network, no such name, no access: the hub has many
-        raise StepError(
-            f"{name!r} is no folder, and Hugging Face does not give it: set {setting} to a folder, or to a name that "
-            f"can be reached from here ({type(err).__name__}: {err})"
-        ) from err
-    return uri
-
-
 def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) -> None:
     """Put the config of one of open_clip's own models and its weights into a folder that open_clip reads."""
     import open_clip
@@ -183,7 +160,9 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
     config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # the tag knows how it was trained
     preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
     try:
-        found = storage.reading(pretrained) if is_file else nullcontext(_tag_weights(tag))
+        found = (
+            storage.reading(pretrained) if is_file else nullcontext(_tag_weights(tag, "scores.embeddings.pretrained"))
+        )
         with writing_folder(uri) as folder, found as weights:
             suffix = ".safetensors" if str(weights).endswith(".safetensors") else ".bin"
             shutil.copyfile(weights, Path(folder) / f"open_clip_pytorch_model{suffix}")
@@ -192,7 +171,11 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
             if name := config["text_cfg"].get("hf_tokenizer_name"):
                 from transformers import AutoTokenizer
 
-                AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+                files = fetch(name, "scores.embeddings.model", CONFIGS)
+                words = AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)
+                words.save_pretrained(folder)
+    except StepError:
+        raise
     except Exception as err:
         raise StepError(
             f"the weights {pretrained!r} of {model} cannot be had: set scores.embeddings.pretrained to the path of a "
@@ -200,19 +183,17 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
         ) from err
 
 
-def _tag_weights(tag: Mapping[str, Any]) -> str:
+def _tag_weights(tag: Mapping[str, Any], setting: str) -> str:
     """Path of the weights of one of open_clip's tags, fetched unless they are cached.
 
     open_clip's own download tries every spelling of the file many times over where there is no network.
     """
-    from huggingface_hub import snapshot_download
     from open_clip.pretrained import download_pretrained
 
     if not tag.get("hf_hub"):
         return download_pretrained(dict(tag))
     repository, _, name = tag["hf_hub"].rpartition("/")
     for pattern in [name] if name else ["open_clip*.safetensors", "open_clip*.bin"]:
-        folder = snapshot_download(repository, allow_patterns=pattern)
-        if found := sorted(Path(folder).glob(pattern)):
+        if found := sorted(fetch(repository, setting, [pattern]).glob(pattern)):
             return str(found[0])
-    raise FileNotFoundError(f"{repository} on Hugging Face has no weights of open_clip's")
+    raise FileNotFoundError(f"{repository} on the Hugging Face Hub has no weights of open_clip's")

@@ -301,13 +301,13 @@ def covered_s(intervals: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def on_ray(run: Run, function: Any, *arguments: Any) -> None:
+def on_ray(run: Run, function: Any, *arguments: Any) -> Any:
     """Run a function as a Ray task: this process stays free of torch, and a cluster does the work."""
     connect(run.ray)
     import ray
     from ray.exceptions import RayTaskError
 
     try:
-        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
+        return ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
     except RayTaskError as err:
         raise StepError(f"the model cannot be made ready: {err.cause}") from err

@@ -1,0 +1,118 @@
+"""Models by name from the Hugging Face Hub: fetched once a node, at a commit that is recorded. No code of theirs runs.
+
+A name is `owner/model`, or `owner/model@revision` with a commit, tag or branch; without one the newest commit is taken
+once and kept. `source.yaml` in the folder says which commit it is.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from tasks.models.folders import absolute, writing_folder
+from tasks.running.errors import StepError
+from tasks.running.run import Run
+from tasks.tables import storage
+from tasks.tables.delta import content_id
+
+SOURCE_FILE = "source.yaml"  # no .json, which would enter the content hash of the model
+SAFE_WEIGHTS = ("*.safetensors",)
+OTHER_WEIGHTS = ("*.bin", "*.pth")
+CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+def model_folder(
+    run: Run,
+    kind: str,
+    name: str,
+    setting: str,
+    *,
+    other_weights: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> str:
+    """URI of a model's folder: `name` where that is a folder, else the root's copy of a model on the Hub.
+
+    Args:
+        run: where models go.
+        kind: first part of the folder's name, such as `text_encoder`.
+        name: a folder, or a name on the Hub.
+        setting: of the recipe, for messages.
+        other_weights: patterns of weights to take where the Hub has no safetensors; none: safetensors only.
+        left_out: patterns of files that are not fetched.
+
+    Raises:
+        StepError: `name` is no folder, and the Hub does not give it; the message says what to do.
+    """
+    if storage.exists(name):
+        return absolute(name)
+    uri = run.models(f"{kind}-{name.replace('/', '--')}")
+    with once_a_node(uri):
+        if not storage.exists(uri):
+            snapshot = fetch(name, setting, [*CONFIGS, *SAFE_WEIGHTS], left_out)
+            if not any(snapshot.rglob(SAFE_WEIGHTS[0])) and other_weights:
+                snapshot = fetch(
+                    f"{repository_of(name)}@{snapshot.name}", setting, [*CONFIGS, *other_weights], left_out
+                )
+            with writing_folder(uri) as folder:
+                copy_snapshot(snapshot, Path(folder))
+                source = {"name": repository_of(name), "revision": name.partition("@")[2], "commit": snapshot.name}
+                Path(folder, SOURCE_FILE).write_text(yaml.safe_dump(source, sort_keys=False))
+    return uri
+
+
+def fetch(name: str, setting: str, patterns: Sequence[str], left_out: Sequence[str] = ()) -> Path:
+    """The Hub's own cache folder of a model on this node, called after its commit; a cached one needs no network.
+
+    Raises:
+        StepError: the Hub does not give it; the message says what was asked for, whether HF_HUB_OFFLINE is set, and how
+            to give a local folder.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    revision = name.partition("@")[2] or None
+    try:
+        return Path(
+            snapshot_download(
+                repository_of(name), revision=revision, allow_patterns=list(patterns), ignore_patterns=list(left_out)
+            )
+        )
+    except Exception as err:  # no network, no such name, no access: the Hub has many
+        why = f"{type(err).__name__}: {' '.join(str(err).split())}"
+        if constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set, so nothing is fetched, and this machine's cache does not hold it"
+        raise StepError(
+            f"{setting}: {name!r} is no folder here, and the Hugging Face Hub does not give it ({why}). Set {setting} "
+            f"to a local folder with the model's files ({', '.join(patterns)}), or to a name that can be reached; with "
+            "HF_HUB_OFFLINE=1 fetch it once before (`hf download NAME`)"
+        ) from err
+
+
+def repository_of(name: str) -> str:
+    """`owner/model` of a name that may end in @revision."""
+    return name.partition("@")[0]
+
+
+def copy_snapshot(snapshot: Path, folder: Path) -> None:
+    """Fill a folder with the files of a snapshot (links into the cache): as hard links, or copied to another disk."""
+    for path in sorted(snapshot.rglob("*")):
+        if path.is_file():
+            copy = folder / path.relative_to(snapshot)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), copy)
+            except OSError:  # another disk, or no hard links on it
+                shutil.copyfile(path, copy)
+
+
+@contextlib.contextmanager
+def once_a_node(name: str) -> Iterator[None]:
+    """Only one process of this machine at a time; the others wait and then find what it has made."""
+    lock = Path(tempfile.gettempdir(), f"pyramid-{os.getuid()}-{content_id(name)[:16]}.lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -83,6 +83,8 @@ def load_recipe(recipe: Recipe | str, settings: Mapping[str, Any] | None = None)
         RecipeError: no such recipe, no YAML, a key that does not exist, or a value of the wrong type.
     """
     settings = settings or {}
+    if isinstance(recipe, Recipe) and not settings:
+        return _located(recipe)
     path = _find(recipe) if isinstance(recipe, str) else Path("the recipe")
     given = _read(path) if isinstance(recipe, str) else recipe.model_dump(mode="json")
     for name, value in settings.items():

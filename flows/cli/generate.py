@@ -1,13 +1,16 @@
 """`pyramid generate`: from words on the command line to a file."""
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flows.cli.option_groups import with_groups
 from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, RetryFailed, Root, Settings
 
 WHAT, HOW, WHERE = "What it shows", "Size, length and look", "With what"
@@ -19,19 +22,20 @@ MAX_SECONDS = 3600
 MAY_BE_EMPTY = ("negative_prompt",)  # then guidance steers away from the empty text
 
 
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What the clip should show.")] = "",
+@dataclass(frozen=True)
+class Content:
+    """Options that say what the clip shows."""
+
     prompts: Annotated[
         str, typer.Option("--prompts", help="Text file with one prompt a line.", rich_help_panel=WHAT)
-    ] = "",
-    image: Annotated[str, typer.Option("--image", help="Picture to start from.", rich_help_panel=WHAT)] = "",
+    ] = ""
+    image: Annotated[str, typer.Option("--image", help="Picture to start from.", rich_help_panel=WHAT)] = ""
     video: Annotated[
         str, typer.Option("--video", help="Video to go on from; at most half of the clip.", rich_help_panel=WHAT)
-    ] = "",
+    ] = ""
     negative_prompt: Annotated[
-        str | None,
-        typer.Option("--negative-prompt", help="What to steer away from.", rich_help_panel=WHAT),
-    ] = None,
+        str | None, typer.Option("--negative-prompt", help="What to steer away from.", rich_help_panel=WHAT)
+    ] = None
     rewrite: Annotated[
         str,
         typer.Option(
@@ -40,19 +44,25 @@ def generate(
             help="Let a language model (generate.rewriter) make the prompt fuller, or directions for the camera of it.",
             rich_help_panel=WHAT,
         ),
-    ] = "",
+    ] = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Options of size, length, steps, guidance and seed."""
+
     seconds: Annotated[
         float | None,
         typer.Option("--seconds", help="Length of the clip, the given part included.", rich_help_panel=HOW),
-    ] = None,
+    ] = None
     frames: Annotated[
         int | None, typer.Option("--frames", help="The same in frames; 1 is a picture.", rich_help_panel=HOW)
-    ] = None,
-    height: Annotated[int | None, typer.Option("--height", help="px, a multiple of 64.", rich_help_panel=HOW)] = None,
-    width: Annotated[int | None, typer.Option("--width", help="px, a multiple of 64.", rich_help_panel=HOW)] = None,
+    ] = None
+    height: Annotated[int | None, typer.Option("--height", help="px, a multiple of 64.", rich_help_panel=HOW)] = None
+    width: Annotated[int | None, typer.Option("--width", help="px, a multiple of 64.", rich_help_panel=HOW)] = None
     steps: Annotated[
         int | None, typer.Option("--steps", help="Steps at each resolution; more is slower.", rich_help_panel=HOW)
-    ] = None,
+    ] = None
     guidance: Annotated[
         str,
         typer.Option(
@@ -61,10 +71,16 @@ def generate(
             help="How closely to follow the prompt: for all, or for the first frame and the rest; 1 is off.",
             rich_help_panel=HOW,
         ),
-    ] = "",
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Another number, another clip.", rich_help_panel=HOW)
-    ] = None,
+    ] = ""
+    seed: Annotated[int | None, typer.Option("--seed", help="Another number, another clip.", rich_help_panel=HOW)] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class Models:
+    """Options that say which weights generate, and where."""
+
     weights: Annotated[
         str,
         typer.Option(
@@ -73,18 +89,26 @@ def generate(
             help="Released directory; without it the champion of ROOT generates.",
             rich_help_panel=WHERE,
         ),
-    ] = "",
+    ] = ""
     variant: Annotated[
         str, typer.Option("--variant", help="Which DiT of DIR: 384p, 768p or image.", rich_help_panel=WHERE)
-    ] = "",
+    ] = ""
     max_memory: Annotated[
         str,
         typer.Option("--max-memory", metavar="8GiB", help="Stay within; default: what is free.", rich_help_panel=WHERE),
-    ] = "",
-    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float32 or float16.", rich_help_panel=WHERE)] = "",
+    ] = ""
+    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float32 or float16.", rich_help_panel=WHERE)] = ""
     device: Annotated[
         str, typer.Option("--device", help="cuda, mps or cpu; default: a GPU if there is one.", rich_help_panel=WHERE)
-    ] = "",
+    ] = ""
+
+
+@with_groups
+def generate(
+    content: Content,
+    look: Look,
+    models: Models,
+    prompt: Annotated[str, typer.Argument(help="What the clip should show.")] = "",
     root: Root = DATA_ROOT,
     recipe: RecipeName = "",
     settings: Settings = None,
@@ -112,27 +136,18 @@ def generate(
     Example: `pyramid generate --prompts ideas.txt --weights ~/pyramid-flow-sd3 --variant 384p --max-memory 8GiB`
     """
     from flows.cli.launch import BAD_INPUT, FAILURE, complain, launch
+    from flows.recipe import parse_settings
 
-    makes = variant or lone_variant(weights)
-    recipe = recipe or (suiting_recipe(makes) if weights else "demo")
-    given = list(settings or ())
-    what = {"image": image, "video": video, "seed": seed, "rewrite": rewrite}
-    where = {"weights": weights, "variant": variant, "max_memory": max_memory, "dtype": dtype, "device": device}
-    if weights:
-        where |= {"num_gpus": 0, "num_cpus": 1}  # one GPU if there is one; those recipes speak of a cluster
-    look = {"height": height, "width": width, "negative_prompt": negative_prompt}
+    variant = models.variant or lone_variant(models.weights)
+    recipe = recipe or (suiting_recipe(variant) if models.weights else "demo")
     try:
-        if makes.endswith("image") and seconds is None and frames is None:
-            frames = 1
-        look["num_latent_frames"] = asked_latent_frames(seconds, frames, recipe, given)
-        look = suiting_look(look, bool(weights), bool(image)) | asked_steps(steps) | asked_guidance(guidance)
+        fps = functools.partial(request_fps, recipe, parse_settings(settings or ()))
+        asked = asked_prompts(prompt, content.prompts) | asked_settings(content, look, models, fps, variant)
     except ValueError as err:
         complain(str(err))
         raise typer.Exit(BAD_INPUT) from err
-    asked = asked_prompts(prompt, prompts) + as_settings("generate", what | where)
-    asked += as_settings("generate.request", look)
     options = {"ray__address": ray, "retry_failed": retry_failed}
-    outputs = launch("generate", root, recipe, [*asked, *given], **options)["generate"].outputs
+    outputs = launch("generate", root, recipe, settings, asked, **options)["generate"].outputs
     for file in json.loads(outputs["files"]):
         typer.echo(file)
     failures = json.loads(outputs["failures"])
@@ -142,20 +157,44 @@ def generate(
         raise typer.Exit(FAILURE)
 
 
-def asked_prompts(prompt: str, file: str) -> list[str]:
-    """Settings by which what the command line asks for, if anything, replaces all prompts of the recipe."""
+def asked_prompts(prompt: str, file: str) -> dict[str, Any]:
+    """Overrides by which what the command line asks for, if anything, replaces all prompts of the recipe."""
     if not prompt and not file:
-        return []
-    values = {"prompts": [prompt] if prompt else [], "prompts_file": file}
-    return [f"generate.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+        return {}
+    return {"generate.prompts": [prompt] if prompt else [], "generate.prompts_file": file}
 
 
-def as_settings(section: str, values: Mapping[str, Any]) -> list[str]:
-    """Options that were given, as --set takes them."""
-    named = {
-        name: value for name, value in values.items() if value is not None and (value != "" or name in MAY_BE_EMPTY)
+def asked_settings(
+    content: Content, look: Look, models: Models, fps: Callable[[], int], variant: str
+) -> dict[str, Any]:
+    """Overrides of the recipe, by dotted name, for the options that were given. fps: of the recipe's request.
+
+    Raises:
+        ValueError: no clip has the length, or the guidance is no number.
+    """
+    step = {"image": content.image, "video": content.video, "seed": look.seed, "rewrite": content.rewrite}
+    step |= {name: getattr(models, name) for name in ("weights", "variant", "max_memory", "dtype", "device")}
+    if models.weights:
+        step |= {"num_gpus": 0, "num_cpus": 1}  # one GPU if there is one; those recipes speak of a cluster
+    is_picture = variant.endswith("image") and look.seconds is None and look.frames is None
+    request = {
+        "height": look.height,
+        "width": look.width,
+        "negative_prompt": content.negative_prompt,
+        "num_latent_frames": 1 if is_picture else asked_latent_frames(look.seconds, look.frames, fps),
     }
-    return [f"{section}.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in named.items()]
+    request = suiting_look(request, bool(models.weights), bool(content.image))
+    request |= asked_steps(look.steps) | asked_guidance(look.guidance)
+    return given("generate", step) | given("generate.request", request)
+
+
+def given(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a section that were given, by dotted name."""
+    return {
+        f"{section}.{name}": value
+        for name, value in values.items()
+        if value is not None and (value != "" or name in MAY_BE_EMPTY)
+    }
 
 
 def lone_variant(weights: str) -> str:
@@ -179,14 +218,21 @@ def suiting_look(asked: Mapping[str, Any], released: bool, from_image: bool) -> 
     return recommended | asked
 
 
-def asked_latent_frames(seconds: float | None, frames: int | None, recipe: str, settings: list[str]) -> int | None:
+def request_fps(recipe: str, settings: Mapping[str, Any]) -> int:
+    """Frames a second of the clips that a recipe with these overrides generates."""
+    from flows.recipe import load_recipe
+
+    return load_recipe(recipe, settings).generate.request.fps
+
+
+def asked_latent_frames(seconds: float | None, frames: int | None, fps: Callable[[], int]) -> int | None:
     """Latent frames of a clip of so many seconds or frames; None where neither is asked for.
+
+    fps: frames a second of the clip; called only where it is needed, since it reads the recipe.
 
     Raises:
         ValueError: both are, or no clip has that length.
     """
-    from flows.recipe import load_recipe, parse_settings
-
     if seconds is None and frames is None:
         return None
     if seconds is not None and frames is not None:
@@ -194,8 +240,7 @@ def asked_latent_frames(seconds: float | None, frames: int | None, recipe: str, 
     if seconds is not None:
         if not 0 <= seconds <= MAX_SECONDS:
             raise ValueError(f"--seconds {seconds:g}: give a length from 0 to {MAX_SECONDS}")
-        fps = load_recipe(recipe, parse_settings(settings)).generate.request.fps
-        return 1 + round(seconds * fps / FRAMES_PER_LATENT)
+        return 1 + round(seconds * fps() / FRAMES_PER_LATENT)
     assert frames is not None
     before = max(0, frames - 1) // FRAMES_PER_LATENT
     if frames < 1 or (frames - 1) % FRAMES_PER_LATENT:

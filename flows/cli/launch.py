@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,12 @@ OUR_CODE = Path(__file__).parents[2]
 
 
 def launch(
-    flow: str, root: str, recipe: str, settings: Sequence[str] | None, **options: Any
+    flow: str,
+    root: str,
+    recipe: str,
+    settings: Sequence[str] | None,
+    overrides: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> "dict[str, StepResult]":
     """Check everything that can be checked, then run `flows.<flow>.<flow>` with live progress; returns its results.
 
@@ -37,15 +42,18 @@ def launch(
         root: folder or URI.
         recipe: name or path.
         settings: `section.key=value` pairs of --set.
+        overrides: of the recipe by dotted name; --set comes before them.
         options: command-line options that stand for a setting, dots written as `__`; None and "" are not given.
 
     Raises:
         typer.Exit: with code 2 for bad input, 1 for a failure, 130 when interrupted; the message has been printed.
     """
+    from flows.recipe import parse_settings
+
     try:
         if flow == "curate":
             _refuse_sample(recipe, settings, options)
-        plan, root = _checked(root, recipe, settings, options)
+        plan, root = _checked(root, recipe, dict(overrides or {}) | parse_settings(settings or ()), options)
         if flow in ("curate", "data_to_model"):
             _check_source(plan.ingest, root)
             _check_limits(plan, root)
@@ -71,14 +79,14 @@ def launch(
         raise typer.Exit(BAD_INPUT if isinstance(err, USER_ERRORS) else FAILURE) from err
 
 
-def _checked(root: str, recipe: str, settings: Sequence[str] | None, options: dict[str, Any]) -> "tuple[Recipe, str]":
+def _checked(root: str, recipe: str, settings: Mapping[str, Any], options: dict[str, Any]) -> "tuple[Recipe, str]":
     """The recipe and the absolute root, after all checks that need no work: keys, types, a writable root."""
-    from flows.recipe import load_recipe, parse_settings
+    from flows.recipe import load_recipe
     from tasks.running.run import Run
     from tasks.tables.storage import check_writable
 
     given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, "", False)}
-    plan = load_recipe(recipe, parse_settings(settings or ()) | given)
+    plan = load_recipe(recipe, dict(settings) | given)
     root = Run(root=root).root
     check_writable(root)
     return plan, root

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flows.cli.generate import (
-    as_settings,
     asked_guidance,
     asked_latent_frames,
+    given,
     lone_variant,
+    request_fps,
     suiting_look,
     suiting_recipe,
 )
-from flows.recipe import load_recipe, parse_settings
+from flows.recipe import load_recipe
 
 SIZE = ("--height", "64", "--width", "128", "--steps", "1", "--device", "cpu", "--set", "generate.dtype=float32")
 
@@ -118,7 +120,7 @@ def test_a_clip_that_could_not_be_made_is_an_error_each_time_until_it_is_tried_a
     ("seconds", "frames", "expected"), [(None, None, None), (5, None, 16), (10, None, 31), (None, 1, 1), (None, 17, 3)]
 )
 def test_lengths_become_latent_frames(seconds, frames, expected):
-    assert asked_latent_frames(seconds, frames, "768p", []) == expected
+    assert asked_latent_frames(seconds, frames, partial(request_fps, "768p", {})) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_lengths_become_latent_frames(seconds, frames, expected):
 )
 def test_lengths_that_no_clip_has_are_refused(seconds, frames, message):
     with pytest.raises(ValueError, match=message):
-        asked_latent_frames(seconds, frames, "768p", [])
+        asked_latent_frames(seconds, frames, partial(request_fps, "768p", {}))
 
 
 def test_guidance_is_one_number_or_two():
@@ -159,6 +161,6 @@ def test_the_only_variant_of_a_directory_need_not_be_named(tmp_path):
 
 def test_only_what_was_given_becomes_a_setting_and_an_empty_negative_prompt_counts():
     values = {"height": None, "negative_prompt": "", "fps": 12}
-    settings = as_settings("generate.request", values)
-    assert settings == ['generate.request.negative_prompt=""', "generate.request.fps=12"]
-    assert load_recipe("demo", parse_settings(settings)).generate.request.negative_prompt == ""
+    overrides = given("generate.request", values)
+    assert overrides == {"generate.request.negative_prompt": "", "generate.request.fps": 12}
+    assert load_recipe("demo", overrides).generate.request.negative_prompt == ""

@@ -191,7 +191,7 @@ def test_settings_that_may_be_paths_are_settings():
     ],
 )
 def test_prompts_of_the_command_line_replace_those_of_the_recipe(prompt, file, prompts, prompts_file):
-    asked = load_recipe("demo", parse_settings(asked_prompts(prompt, file))).generate
+    asked = load_recipe("demo", asked_prompts(prompt, file)).generate
     assert (asked.prompts, asked.prompts_file.rpartition("/")[2]) == (prompts, prompts_file)
 
 

@@ -25,13 +25,14 @@ from pyramid_model.train.loop import TrainState, train
 from pyramid_model.train.vae_init import initialise_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.video.video import write_video
+from pyramid_model.weights.record import ModelFolder
 from pyramid_model.weights.weights import save_vae, weights_hash
 from tasks.captioning.captions import captions
 from tasks.captioning.config import CaptionsConfig
 from tasks.encoding.latents import LatentEncoder, LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.models.encoders import find_encoder
-from tasks.models.folders import ModelFolder, find_model
+from tasks.models.folders import find_model
 from tasks.running.run import RayConfig, Run, StepResult
 from tasks.tables.appending import append_block
 from tasks.tables.blob_reader import BlobReader
@@ -197,7 +198,7 @@ def make_vae(folder: Path) -> ModelFolder:
     vae = CausalVideoVAE(VAEConfig(latent_channels=16, encoder=STACK, decoder=STACK, latent_norm=NORM))
     initialise_vae(vae, step_generator(0, 0))
     save_vae(vae, folder)
-    return ModelFolder(uri=str(folder), weights_hash=weights_hash(folder))
+    return ModelFolder(uri=str(folder), hash=weights_hash(folder))
 
 
 def add_clips(run: Run, numbers: range, folder: Path) -> None:

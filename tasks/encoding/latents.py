@@ -13,7 +13,8 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.train.buckets import parse_bucket
-from tasks.models.folders import ModelFolder, find_model, load_vae
+from pyramid_model.weights.record import ModelFolder
+from tasks.models.folders import find_model, load_vae
 from tasks.running.busy import Busy
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
@@ -53,7 +54,7 @@ class LatentEncoder:
     def __init__(self, vae: ModelFolder, config: LatentsConfig):
         self.device = "cuda" if config.num_gpus else "cpu"
         self.vae = load_vae(vae.uri, self.device)
-        self.vae_hash, self.config = vae.weights_hash, config
+        self.vae_hash, self.config = vae.hash, config
         norm = self.vae.config.latent_norm
         self.latent_norm = norm.model_dump_json() if norm else ""
         self.busy = Busy()
@@ -157,7 +158,7 @@ def latents(run: Run, config: LatentsConfig) -> StepResult:
     vae = find_model(run, "vae", config.vae)
     clips = selected_clips(run.root, config.selection, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()
     wanted = [
-        clip | {"latent_id": latent_id(clip["clip_id"], vae.weights_hash, clip["bucket"], config.dtype, config.parts)}
+        clip | {"latent_id": latent_id(clip["clip_id"], vae.hash, clip["bucket"], config.dtype, config.parts)}
         for clip in clips
     ]
     todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
@@ -176,7 +177,7 @@ def latents(run: Run, config: LatentsConfig) -> StepResult:
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
-    outputs = {"vae": vae.uri, "vae_hash": vae.weights_hash}
+    outputs = {"vae": vae.uri, "vae_hash": vae.hash}
     return result.model_copy(update={"outputs": outputs, "note": result.note or _throughput(result)})
 
 

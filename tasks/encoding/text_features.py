@@ -7,8 +7,9 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.text import NULL_TEXT
+from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
-from tasks.models.encoders import EncoderFolder, newest_encoder_hash, prepare_encoder
+from tasks.models.encoders import newest_encoder_hash, prepare_encoder
 from tasks.models.folders import load_encoder
 from tasks.running.busy import Busy
 from tasks.running.errors import StepError
@@ -36,7 +37,7 @@ class TextFeaturesConfig(Config):
     encoder: str = Field(
         "tiny",
         description="tiny: a small random T5 made from the captions; else a released directory, or a T5 folder, or the "
-        "Hugging Face name of one",
+        "Hugging Face name[@revision] of one",
     )
     dim: int = Field(64, ge=8, description="tiny: width")
     num_layers: int = Field(2, ge=1, description="tiny: layers")
@@ -58,7 +59,7 @@ class TextFeaturesConfig(Config):
 class TextEncoder:
     """Actor: loads the encoder once, then encodes texts."""
 
-    def __init__(self, encoder: EncoderFolder, dtype: str, num_gpus: float, batch_size: int):
+    def __init__(self, encoder: ModelFolder, dtype: str, num_gpus: float, batch_size: int):
         self.encoder_hash = encoder.hash
         self.dtype, self.batch_size = dtype, batch_size
         device = "auto" if num_gpus > 1 else "cuda" if num_gpus else "cpu"

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.generate.request import GenerationRequest
-from tasks.models.encoders import EncoderFolder
-from tasks.models.folders import ModelFolder
+from pyramid_model.weights.record import TrainedModel
+from tasks.models.folders import ModelSet
 from tasks.models.gate import GateConfig
 from tasks.models.registry import Champion
 from tasks.training.pairs import Pair, PairSource
@@ -42,9 +42,8 @@ class Subject(Config):
     """Everything that an evaluation looks at."""
 
     candidate: Literal["trained", "untrained"]
-    dit: ModelFolder
-    vae: ModelFolder
-    encoder: EncoderFolder
+    models: ModelSet
+    record: TrainedModel | None = Field(description="how the DiT was trained; none for one that was not trained here")
     source: PairSource
     train: list[Pair]
     val: list[Pair]

@@ -4,10 +4,11 @@ import json
 
 import pyarrow.compute as pc
 
+from pyramid_model.weights.record import TrainedOn
 from tasks.evaluating.config import EvaluateConfig, Subject
 from tasks.evaluating.evaluator import Evaluator
 from tasks.models.encoders import find_encoder
-from tasks.models.folders import find_model
+from tasks.models.folders import ModelSet, find_model, read_record
 from tasks.models.gate import Check, failures
 from tasks.models.registry import champion
 from tasks.running.errors import StepError
@@ -16,6 +17,7 @@ from tasks.running.run import Run, StepResult
 from tasks.running.step import step
 from tasks.tables.delta import content_id, read_table
 from tasks.training.pairs import explain_no_pairs, find_pairs, pair_source
+from tasks.training.train_dit import TrainDiTConfig
 
 VERSION = "1"
 
@@ -33,7 +35,7 @@ def evaluate(run: Run, config: EvaluateConfig) -> StepResult:
     subject = find_subject(run, config)
     question = _question(config, subject)
     known = _earlier_verdict(run, question, subject)
-    evaluation_id = known or content_id(question, subject.rival.weights_hash if subject.rival else "")
+    evaluation_id = known or content_id(question, subject.rival.dit.hash if subject.rival else "")
     item = {"evaluation_id": evaluation_id, "question": question}
     result = run_blocks(
         run,
@@ -55,7 +57,7 @@ def evaluate(run: Run, config: EvaluateConfig) -> StepResult:
         "evaluation_id": evaluation_id,
         "passed": str(row["passed"]).lower(),
         "candidate": config.candidate,
-        "dit": subject.dit.uri,
+        "dit": subject.models.dit.uri,
     }
     return result.model_copy(update={"outputs": outputs, "note": f"{config.candidate} model {verdict}"})
 
@@ -67,39 +69,38 @@ def find_subject(run: Run, config: EvaluateConfig) -> Subject:
         StepError: one of them is not there.
     """
     dit = find_model(run, "dit", config.dit)
-    trained_with = dit.training
-    if config.candidate == "untrained" and not trained_with:
+    record = read_record(dit.uri)
+    if config.candidate == "untrained" and record is None:
         raise StepError(
             f"{dit.uri} was not trained here, so its untrained weights are not known: evaluate it as trained"
         )
-    vae = find_model(run, "vae", config.vae or trained_with.get("vae", ""))
-    encoder = find_encoder(run, config.encoder or trained_with.get("encoder", ""))
-    selection = config.selection or trained_with.get("selection", "")
-    captions = config.captions or trained_with.get("captions", "")
-    weights = trained_with.get("config", {}).get("caption_weights", {})
-    source = pair_source(run, selection, captions, vae, encoder.hash, weights)
+    known = record.trained_on if record else TrainedOn()
+    vae = find_model(run, "vae", config.vae or (known.vae.uri if known.vae else ""))
+    encoder = find_encoder(run, config.encoder or (known.encoder.uri if known.encoder else ""))
+    weights = TrainDiTConfig.model_validate(record.settings).caption_weights if record else {}
+    source = pair_source(
+        run, config.selection or known.selection, config.captions or known.captions, vae, encoder.hash, weights
+    )
     val = find_pairs(source, "val")[: config.num_val_clips]
     if not val:
         raise StepError(explain_no_pairs(source, "val"))
     best = champion(run.root) if config.candidate == "trained" else None
     return Subject(
         candidate=config.candidate,
-        dit=dit,
-        vae=vae,
-        encoder=encoder,
+        models=ModelSet(dit=dit, vae=vae, encoder=encoder),
+        record=record,
         source=source,
         train=find_pairs(source, "train"),
         val=val,
-        rival=None if best and best.weights_hash == dit.weights_hash else best,
+        rival=None if best and best.dit.hash == dit.hash else best,
     )
 
 
 def _question(config: EvaluateConfig, subject: Subject) -> str:
     """Identity of what is asked about which model on which data; not against which champion."""
     where = {"dit", "vae", "encoder", "selection", "captions", "num_cpus", "num_gpus"}
-    models = (subject.dit.weights_hash, subject.vae.weights_hash, subject.encoder.hash)
     data = [[pair.latent_id, pair.text_feature_id] for pair in (*subject.val, *subject.train)]
-    return content_id(VERSION, config.model_dump(mode="json", exclude=where), models, data)
+    return content_id(VERSION, config.model_dump(mode="json", exclude=where), subject.models.hashes, data)
 
 
 def _earlier_verdict(run: Run, question: str, subject: Subject) -> str:
@@ -110,8 +111,6 @@ def _earlier_verdict(run: Run, question: str, subject: Subject) -> str:
     rows = read_table(run.root, "evaluations", ["evaluation_id", "metrics"], where=pc.field("status") == "ok")
     for row in rows.to_pylist():
         figures = json.loads(row["metrics"])
-        if figures["question"] == question and (
-            subject.rival is None or figures["champion"] == subject.rival.weights_hash
-        ):
+        if figures["question"] == question and (subject.rival is None or figures["champion"] == subject.rival.dit.hash):
             return row["evaluation_id"]
     return ""

@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyramid_model.config import MMDiTConfig
+from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import DiTLossConfig
-from tasks.models.folders import load_dit, load_vae, trained_in_units, training_pyramid, writing_folder
+from pyramid_model.weights.record import ModelFolder, TrainedModel
+from tasks.models.folders import load_dit, load_vae, local_folder, read_record, writing_folder
 from tasks.models.gate import decide, passed
 from tasks.tables.delta import ok_row
 from tasks.training.pairs import Pair, load_null_text, load_pairs
@@ -17,7 +18,9 @@ from tasks.training.validation import val_losses
 if TYPE_CHECKING:
     import numpy as np
 
+    from pyramid_model.dit.transformer import DiT
     from tasks.evaluating.config import EvaluateConfig, Subject
+    from tasks.training.train_dit import TrainDiTConfig
 
 NUM_MOTION_CLIPS = 8  # training clips whose motion stands for the data
 
@@ -31,9 +34,10 @@ class Evaluator:
         torch.set_num_threads(max(1, round(config.num_cpus)))
         self.device = "cuda" if config.num_gpus else "cpu"
         self.subject, self.config, self.folder = subject, config, folder
-        self.uri = subject.dit.uri if subject.candidate == "trained" else save_untrained(subject)
-        self.dit, self.vae = load_dit(self.uri, self.device), load_vae(subject.vae.uri, self.device)
-        self.pyramid, self.in_units = training_pyramid(subject.dit.uri), trained_in_units(subject.dit.uri)
+        is_trained = subject.candidate == "trained"
+        self.judged = subject.models.dit if is_trained else save_untrained(subject)
+        self.dit, self.vae = load_dit(self.judged.uri, self.device), load_vae(subject.models.vae.uri, self.device)
+        self.pyramid = subject.record.pyramid if subject.record else PyramidConfig()
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """The row of the evaluation."""
@@ -41,9 +45,8 @@ class Evaluator:
 
     def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Measure, decide, describe."""
-        from pyramid_model.weights.weights import weights_hash
-
         subject = self.subject
+        models = subject.models.model_copy(update={"dit": self.judged})
         samples, motion = self.samples()
         reconstructions = self.reconstructions()
         figures = self.losses() | motion | self.vae_figures(reconstructions)
@@ -52,21 +55,17 @@ class Evaluator:
         described = {
             "question": item["question"],
             "candidate": subject.candidate,
-            "uri": self.uri,
-            "vae": subject.vae.uri,
-            "encoder": subject.encoder.uri,
-            "encoder_hash": subject.encoder.hash,
-            "random_init_text": subject.encoder.random_init,
-            "champion": subject.rival.weights_hash if subject.rival else "",
+            "models": models.model_dump(),
+            "champion": subject.rival.dit.hash if subject.rival else "",
             "samples": samples,
             "reconstructions": reconstructions,
         }
         return ok_row(
             item,
             evaluation_id=item["evaluation_id"],
-            model_id=subject.dit.model_id,
-            weights_hash=subject.dit.weights_hash if subject.candidate == "trained" else weights_hash(self.uri),
-            vae_hash=subject.vae.weights_hash,
+            model_id=subject.record.model_id if subject.record else "",
+            weights_hash=models.dit.hash,
+            vae_hash=models.vae.hash,
             metrics=json.dumps(described | finite_or_null(figures)),
             checks=json.dumps([check.model_dump() for check in checks]),
             passed=passed(checks),
@@ -77,38 +76,49 @@ class Evaluator:
         """Validation loss of the candidate, of its untrained self and of the champion: same latents, same noise."""
         subject = self.subject
         held_out = load_pairs(subject.source, subject.val)
-        loss = DiTLossConfig.model_validate(subject.dit.training.get("config", {}).get("loss", {}))
+        loss = settings_of(subject.record).loss if subject.record else DiTLossConfig()
         figures: dict[str, Any] = dict(val_losses(self.dit, held_out, self.pyramid, loss))
         untrained = untrained_of(subject, self.dit.config).to(self.device)
         figures["val_loss_untrained"] = val_losses(untrained, held_out, self.pyramid, loss)["val_loss"]
         figures |= {"num_val": len(held_out.pairs), "num_bad": len(held_out.bad), "bad": held_out.bad[:20]}
         rival = subject.rival
-        if rival and (rival.vae_hash, rival.encoder_hash) == (subject.vae.weights_hash, subject.encoder.hash):
-            other = val_losses(load_dit(rival.uri, self.device), held_out, training_pyramid(rival.uri), loss)
+        if rival and rival.hashes[1:] == subject.models.hashes[1:]:
+            record = read_record(rival.dit.uri)
+            pyramid = record.pyramid if record else PyramidConfig()
+            other = val_losses(load_dit(rival.dit.uri, self.device), held_out, pyramid, loss)
             figures["val_loss_champion"] = other["val_loss"]
         return figures
 
     def samples(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Clips sampled from training captions, and how much they move beside the data."""
-        import torch
-
-        from pyramid_model.generate.sampling import generate_videos
+        from pyramid_model.generate.batch import ClipBatch, PromptFeatures
+        from pyramid_model.generate.pipeline import NotFiniteError, VideoPipeline
         from pyramid_model.metrics.quality import motion_magnitude
         from pyramid_model.text import stack_features
         from pyramid_model.video.video import write_video
 
         subject, config = self.subject, self.config
-        chosen = _distinct_texts(subject.train)[: config.num_samples]
-        loaded = load_pairs(subject.source, chosen)
-        shown, motions, bad = [], [], 0
-        null = stack_features([load_null_text(subject.source)]).to(self.device)
+        pipeline = VideoPipeline(
+            self.dit,
+            self.vae,
+            pyramid=self.pyramid,
+            norm=subject.source.norm,
+            device=self.device,
+            autoregressive=subject.record is None or subject.record.autoregressive,
+        )
+        loaded = load_pairs(subject.source, _distinct_texts(subject.train)[: config.num_samples])
+        shown, motions, num_not_finite = [], [], 0
+        null = stack_features([load_null_text(subject.source)])
         for pair, latent, text in zip(loaded.pairs, loaded.latents, loaded.texts, strict=True):
             request = sized(config.request, latent.shape, self.vae.config.space_factor)
-            cond = stack_features([text]).to(self.device)
-            made = generate_videos(
-                *(self.dit, self.vae, cond, null, request, [config.seed], self.pyramid), autoregressive=self.in_units
-            )
-            bad += int((~torch.isfinite(made.latents)).sum())
+            features = PromptFeatures(stack_features([text]), null)
+            try:
+                made = pipeline.generate(
+                    ClipBatch([pair.text], request, [config.seed], offload="none", features=features)
+                )
+            except NotFiniteError:
+                num_not_finite += 1
+                continue
             uri = f"{self.folder}/sample-{len(shown)}.mp4"
             write_video(uri, made.videos[0], fps=parse_bucket(pair.bucket).fps)
             motions.append(motion_magnitude(made.videos[0]))
@@ -117,7 +127,7 @@ class Evaluator:
         return shown, {
             "motion": statistics.median(motions) if motions else None,
             "motion_data": statistics.median(data) if data else None,
-            "num_not_finite_samples": bad,
+            "num_not_finite_samples": num_not_finite,
         }
 
     def reconstructions(self) -> list[dict[str, Any]]:
@@ -140,9 +150,10 @@ class Evaluator:
 
     def vae_figures(self, reconstructions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Held-out PSNR of the VAE, before and after its training if it was trained here."""
-        known = self.subject.vae.metrics
-        if "val_psnr" in known:
-            return {"vae_psnr": known["val_psnr"], "vae_psnr_untrained": known.get("val_psnr_untrained")}
+        record = read_record(self.subject.models.vae.uri)
+        if record and "val_psnr" in record.metrics:
+            psnr = record.metrics["val_psnr"]
+            return {"vae_psnr": psnr, "vae_psnr_untrained": record.metrics.get("val_psnr_untrained")}
         measured = [shown["psnr"] for shown in reconstructions]
         return {"vae_psnr": statistics.mean(measured) if measured else None}
 
@@ -181,21 +192,28 @@ def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def untrained_of(subject: "Subject", model: Any) -> Any:
-    """The candidate's architecture before its first step; of a DiT from elsewhere, with fresh weights."""
+def settings_of(record: TrainedModel) -> "TrainDiTConfig":
+    """The settings that a DiT was trained with."""
+    from tasks.training.train_dit import TrainDiTConfig
+
+    return TrainDiTConfig.model_validate(record.settings)
+
+
+def untrained_of(subject: "Subject", model: MiniFluxConfig | MMDiTConfig | None) -> "DiT":
+    """The candidate before its first step; for a DiT that was not trained here, fresh weights of the config `model`."""
     from tasks.training.train_dit import TrainDiTConfig, untrained_dit
 
-    known = subject.dit.training.get("config")
     setting = "mmdit" if isinstance(model, MMDiTConfig) else "model"
-    config = TrainDiTConfig.model_validate(known or {setting: model})
+    config = settings_of(subject.record) if subject.record else TrainDiTConfig.model_validate({setting: model})
     return untrained_dit(config).eval()
 
 
-def save_untrained(subject: "Subject") -> str:
-    """Folder of the model as it was before its training."""
-    from pyramid_model.weights.weights import save_dit
+def save_untrained(subject: "Subject") -> ModelFolder:
+    """The model as it was before its training, in a folder beside the trained one."""
+    from pyramid_model.weights.weights import save_dit, weights_hash
 
-    uri = subject.dit.uri.rstrip("/") + "-untrained"
+    uri = subject.models.dit.uri.rstrip("/") + "-untrained"
     with writing_folder(uri) as folder:
         save_dit(untrained_of(subject, None), folder)
-    return uri
+    with local_folder(uri) as folder:
+        return ModelFolder(uri=uri, hash=weights_hash(folder), random_init=True)

@@ -32,6 +32,6 @@ def register(run: Run, config: RegisterConfig) -> StepResult:
         num_in=1,
         num_ok=int(is_new),
         num_done=int(not is_new),
-        outputs={"model_id": now.model_id, "weights_hash": now.weights_hash, "version": now.version},
+        outputs={"model_id": now.model_id, "weights_hash": now.dit.hash, "version": now.version},
         note=f"version {now.version} is {'now ' if is_new else ''}the champion",
     )

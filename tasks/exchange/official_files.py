@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config
+from pyramid_model.weights.record import ModelFolder
 from tasks.encoding.latents import latent_id
 from tasks.encoding.text_features import MAX_TOKENS, text_feature_id
-from tasks.models.encoders import EncoderFolder, find_encoder
-from tasks.models.folders import ModelFolder, absolute, encoder_dims, find_model
+from tasks.models.encoders import find_encoder
+from tasks.models.folders import absolute, encoder_dims, find_model
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
@@ -125,7 +126,7 @@ def _item(line: Mapping[str, Any], vae: ModelFolder, config: ImportConfig) -> di
     return dict(line) | {
         "clip_id": clip_id,
         # The bucket is not known before the latent is read; the clip's own id makes this one unique.
-        "latent_id": latent_id(clip_id, vae.weights_hash, CUT_METHOD, config.dtype),
+        "latent_id": latent_id(clip_id, vae.hash, CUT_METHOD, config.dtype),
     }
 
 
@@ -140,7 +141,7 @@ def _size(uri: str) -> int | None:
 class OfficialReader:
     """Actor: reads the files of each line and gives the rows of a clip that is ready for training."""
 
-    def __init__(self, vae: ModelFolder, encoder: EncoderFolder, config: ImportConfig):
+    def __init__(self, vae: ModelFolder, encoder: ModelFolder, config: ImportConfig):
         self.vae, self.encoder, self.config = vae, encoder, config
         settings = vae_settings(vae.uri)
         self.channels = settings["encoder_out_channels"]
@@ -153,7 +154,7 @@ class OfficialReader:
             name: [] for name in ("sources", "videos", "clips", "captions", "text_features", "latents")
         }
         for item in items:
-            columns = {"latent_id": item["latent_id"], "clip_id": item["clip_id"], "vae_hash": self.vae.weights_hash}
+            columns = {"latent_id": item["latent_id"], "clip_id": item["clip_id"], "vae_hash": self.vae.hash}
             try:
                 latent, text = self._latent(item["latent"]), self._text(item["text_fea"])
                 video = self._video(item, latent)

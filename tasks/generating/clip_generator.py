@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes, written
-from tasks.models.folders import load_dit, load_encoder, load_vae, trained_in_units, training_pyramid
+from tasks.models.folders import load_dit, load_encoder, load_vae, read_record
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, ok_row
 
@@ -40,24 +40,24 @@ class ModelFolders(Config):
         return self
 
 
-class Models(ModelFolders):
-    """The same with their contents' hashes; without a directory, those of the champion."""
-
-    weights_hash: str
-    vae_hash: str
-    encoder_hash: str
-
-
 class ClipGenerator:
     """Actor: loads the models once, then samples a block of prompts at a time."""
 
-    def __init__(self, models: Models, config: "GenerateConfig", folder: str, device: str, progress: str):
+    def __init__(
+        self,
+        models: ModelFolders,
+        weights_hash: str,
+        config: "GenerateConfig",
+        folder: str,
+        device: str,
+        progress: str,
+    ):
         import torch
 
-        from pyramid_model.generate.pipeline import FLOAT16_WARNING
+        from pyramid_model.generate.device import FLOAT16_WARNING
 
         torch.set_num_threads(max(1, round(config.num_cpus)))
-        self.models, self.config, self.folder = models, config, folder
+        self.weights_hash, self.config, self.folder = weights_hash, config, folder
         self.progress = f"{progress}-{uuid.uuid4().hex}"
         self.num_units = 0
         self.pipeline = load_pipeline(models, config.dtype, device)
@@ -84,20 +84,22 @@ class ClipGenerator:
 
     def generate(self, items: Sequence[Mapping[str, Any]]) -> "Clips":
         """The clips of these items, written to their files."""
+        from pyramid_model.generate.batch import ClipBatch
+
         config = self.config
         suffix = ".png" if config.request.num_latent_frames == 1 else ".mp4"
         names = [file_name(item["prompt"], item["seed"], item["generation_id"], suffix) for item in items]
         with given_files(config) as given:
-            return self.pipeline.generate(
+            batch = ClipBatch(
                 [item["prompt_rewritten"] or item["prompt"] for item in items],
                 config.request,
                 [item["seed"] for item in items],
                 paths=[f"{self.folder}/{name}" for name in names],
                 max_memory=parse_bytes(config.max_memory) if config.max_memory else None,
                 offload=None if config.offload == "auto" else config.offload,
-                on_unit=self.tell,
                 **given,
             )
+            return self.pipeline.generate(batch, on_unit=self.tell)
 
     def tell(self, done: int, total: int) -> None:
         """Leave word of how many units this actor has finished, for the driver to find."""
@@ -107,7 +109,7 @@ class ClipGenerator:
     def columns(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """What the row of a clip says whether or not it came about."""
         names = ("generation_id", "prompt", "prompt_rewritten", "seed", "settings")
-        return {name: item[name] for name in names} | {"weights_hash": self.models.weights_hash}
+        return {name: item[name] for name in names} | {"weights_hash": self.weights_hash}
 
     def row(self, item: Mapping[str, Any], uri: str, made: "Clips", batch: int) -> dict[str, Any]:
         """Row of a clip that was written."""
@@ -139,19 +141,22 @@ def given_files(config: "GenerateConfig") -> Iterator[dict[str, Any]]:
 
 def load_pipeline(models: ModelFolders, dtype: str, device: str) -> "VideoPipeline":
     """The models as one object. dtype: empty: bfloat16 for a directory, float32 for the champion."""
-    from pyramid_model.generate.pipeline import VideoPipeline, torch_dtype
+    from pyramid_model.generate.device import torch_dtype
+    from pyramid_model.generate.pipeline import VideoPipeline
 
     if models.directory:
         return VideoPipeline.from_pretrained(models.directory, models.variant, dtype=dtype or "bfloat16", device=device)
     precision = torch_dtype(dtype or "float32")
     encoder_dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+    record = read_record(models.dit)
     return VideoPipeline(
         load_dit(models.dit).to(precision),
         load_vae(models.vae).to(precision),
         load_encoder(models.encoder, "cpu", encoder_dtype),
-        training_pyramid(models.dit),
+        record.pyramid if record else None,
+        norm=record.trained_on.latent_norm if record else None,
         device=device,
-        autoregressive=trained_in_units(models.dit),
+        autoregressive=record is None or record.autoregressive,
     )
 
 

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from pyramid_model.config import PyramidConfig, VAEConfig
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
+from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
-from tasks.generating.clip_generator import ClipGenerator, Models, given_files
+from tasks.generating.clip_generator import ClipGenerator, ModelFolders, given_files
 from tasks.generating.config import GenerateConfig
-from tasks.models.folders import absolute, folder_hash, trained_in_units, training_pyramid
+from tasks.models.folders import ModelSet, absolute, folder_hash, read_record
 from tasks.models.registry import champion
 from tasks.running.errors import StepError
 from tasks.running.pipeline import connect, run_blocks
@@ -57,9 +58,9 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
         uri = getattr(config, kind)
         if uri and not storage.exists(uri):
             raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
-    found = _checkpoint(config) if config.weights else None
-    models = _named_models(run, found) if found else _champion(run)
-    extra = _extra_settings(config, models)
+    checkpoint = _checkpoint(config) if config.weights else None
+    models = _named_models(run, checkpoint) if checkpoint else _champion(run)
+    extra = _extra_settings(config, checkpoint)
     rewrites = _rewrites(run, config, prompts)
     wanted = [
         _item(rewrite, seed, config, models, extra)
@@ -70,10 +71,10 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     ids = [item["generation_id"] for item in wanted]
     todo = pending(run.root, "generations", ids, run.retry_failed)
     items = todo.items(wanted, "generation_id")
-    if items and not found:
+    if items and not checkpoint:
         _check_champion(config, models)
     device, num_gpus = _device(run, config) if items else ("cpu", 0)
-    block_size = _block_size(found, config, len(items), device) if found and items else config.block_size
+    block_size = _block_size(checkpoint, config, len(items), device) if checkpoint and items else config.block_size
     progress = storage.join(run.root, "runs", run.run_id, "units")
     with _telling_units(progress, len(items) * _units(config)):
         result = run_blocks(
@@ -84,7 +85,8 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
             items=items,
             worker=ClipGenerator,
             worker_args={
-                "models": models,
+                "models": _folders(models, checkpoint),
+                "weights_hash": models.dit.hash,
                 "config": config,
                 "folder": folder,
                 "device": device,
@@ -99,7 +101,7 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
     made = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
     failures = [f"{row['prompt']!r}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] == "failed"]
     outputs = {
-        "weights_hash": models.weights_hash,
+        "weights_hash": models.dit.hash,
         "media": folder,
         "files": json.dumps([made[one]["uri"] for one in ids if one in made]),
         "failures": json.dumps(failures),
@@ -114,7 +116,7 @@ def _rewrites(run: Run, config: GenerateConfig, prompts: Sequence[str]) -> list[
     return rewrite_prompts(run.root, prompts, config.rewrite, config.rewriter)
 
 
-def _champion(run: Run) -> Models:
+def _champion(run: Run) -> ModelSet:
     best = champion(run.root)
     if best is None:
         raise StepError(
@@ -122,36 +124,38 @@ def _champion(run: Run) -> Models:
             "let it pass the gate (`pyramid run`, or the flows train-dit and evaluate-and-gate), or name a directory "
             "of weights (generate.weights)"
         )
-    return Models(
-        dit=best.uri,
-        vae=best.vae_uri,
-        encoder=best.encoder_uri,
-        weights_hash=best.weights_hash,
-        vae_hash=best.vae_hash,
-        encoder_hash=best.encoder_hash,
-    )
+    return best
 
 
-def _check_champion(config: GenerateConfig, models: Models) -> None:
+def _folders(models: ModelSet, checkpoint: "Checkpoint | None") -> ModelFolders:
+    """Where the actors load the models from."""
+    if checkpoint:
+        return ModelFolders(directory=str(checkpoint.parts.folder), variant=checkpoint.name)
+    return ModelFolders(dit=models.dit.uri, vae=models.vae.uri, encoder=models.encoder.uri)
+
+
+def _check_champion(config: GenerateConfig, models: ModelSet) -> None:
     """Refuse what the champion cannot make before it is loaded. Needs torch: not for clips that are there."""
     from pyramid_model.weights.released_names import CONFIG_FILE, vae_config_from_released
 
-    pyramid = training_pyramid(models.dit)
-    vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(models.vae, CONFIG_FILE))))
+    record = read_record(models.dit.uri)
+    pyramid = record.pyramid if record else PyramidConfig()
+    vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(models.vae.uri, CONFIG_FILE))))
     config.request.check(vae, pyramid)
-    _check_given(config, vae, pyramid, trained_in_units(models.dit))
+    _check_given(config, vae, pyramid, record is None or record.autoregressive)
 
 
 def _checkpoint(config: GenerateConfig) -> "Checkpoint":
     """The directory of `weights`; refuses what it cannot make before anything of it is loaded."""
+    from pyramid_model.generate.checks import check_checkpoint
     from pyramid_model.weights.checkpoint import read_checkpoint
 
     if not storage.is_local(config.weights):
         raise ValueError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")
-    found = read_checkpoint(absolute(config.weights), config.variant)
-    found.check(config.request)
-    _check_given(config, found.vae, found.pyramid, found.autoregressive)
-    return found
+    checkpoint = read_checkpoint(absolute(config.weights), config.variant)
+    check_checkpoint(config.request, checkpoint)
+    _check_given(config, checkpoint.vae, checkpoint.pyramid, checkpoint.autoregressive)
+    return checkpoint
 
 
 def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig, autoregressive: bool) -> None:
@@ -162,19 +166,20 @@ def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig,
         check_given(config.request, **given, vae=vae, pyramid=pyramid, autoregressive=autoregressive)
 
 
-def _block_size(found: "Checkpoint", config: GenerateConfig, num_items: int, device: str) -> int:
+def _block_size(checkpoint: "Checkpoint", config: GenerateConfig, num_items: int, device: str) -> int:
     """Clips that can be sampled together within `max_memory`; what is free instead, only the actors can see.
 
     Raises:
         ValueError: not even one fits.
     """
-    from pyramid_model.generate.pipeline import DTYPES
+    from pyramid_model.generate.device import DTYPES
+    from pyramid_model.generate.model_sizes import sizes_of_checkpoint
     from pyramid_model.generate.plan import plan_memory
 
     size = min(config.block_size, num_items)
     if not config.max_memory:
         return size
-    sizes = found.sizes(DTYPES[config.dtype or "bfloat16"])
+    sizes = sizes_of_checkpoint(checkpoint, DTYPES[config.dtype or "bfloat16"])
     while True:
         try:
             plan_memory(
@@ -194,29 +199,24 @@ def _block_size(found: "Checkpoint", config: GenerateConfig, num_items: int, dev
             size //= 2
 
 
-def _named_models(run: Run, found: "Checkpoint") -> Models:
+def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
     """The models of a directory."""
-    dit, vae, directory = (str(path) for path in (found.dit_folder, found.parts.vae, found.parts.folder))
-    return Models(
-        dit=dit,
-        vae=vae,
-        encoder=directory,
-        weights_hash=folder_hash(run, dit, "weights"),
-        vae_hash=folder_hash(run, vae, "weights"),
-        encoder_hash=folder_hash(run, directory, "text"),
-        directory=directory,
-        variant=found.name,
+    dit, vae, directory = map(str, (checkpoint.dit_folder, checkpoint.parts.vae, checkpoint.parts.folder))
+    return ModelSet(
+        dit=ModelFolder(uri=dit, hash=folder_hash(run, dit, "weights")),
+        vae=ModelFolder(uri=vae, hash=folder_hash(run, vae, "weights")),
+        encoder=ModelFolder(uri=directory, hash=folder_hash(run, directory, "text")),
     )
 
 
-def _extra_settings(config: GenerateConfig, models: Models) -> dict[str, Any]:
+def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, Any]:
     """What else changes the clips; only what is used is named, so that clips keep the ids they had without it."""
     extra: dict[str, Any] = {}
     for kind in ("image", "video"):
         if uri := getattr(config, kind):
             extra[f"{kind}_hash"] = hash_file(uri)[0]
-    if models.directory:
-        extra |= {"variant": models.variant, "dtype": config.dtype or "bfloat16"}
+    if checkpoint:
+        extra |= {"variant": checkpoint.name, "dtype": config.dtype or "bfloat16"}
     elif config.dtype:
         extra["dtype"] = config.dtype
     return extra
@@ -279,13 +279,15 @@ def _note(result: StepResult, rows: Sequence[dict[str, Any]], rewrites: Sequence
     return {"note": "; ".join(notes)} if notes else {}
 
 
-def _item(rewrite: Rewrite, seed: int, config: GenerateConfig, models: Models, extra: dict[str, Any]) -> dict[str, Any]:
+def _item(
+    rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: dict[str, Any]
+) -> dict[str, Any]:
     settings = config.request.model_dump(mode="json") | extra
     if rewrite.text:
         settings |= {"rewrite": config.rewrite, "prompt_rewritten": rewrite.text}
-    hashes = {"vae_hash": models.vae_hash, "encoder_hash": models.encoder_hash}
+    hashes = {"vae_hash": models.vae.hash, "encoder_hash": models.encoder.hash}
     return {
-        "generation_id": content_id(VERSION, rewrite.prompt, seed, settings, models.weights_hash, hashes),
+        "generation_id": content_id(VERSION, rewrite.prompt, seed, settings, models.dit.hash, hashes),
         "prompt": rewrite.prompt,
         "prompt_rewritten": rewrite.text,
         "seed": seed,

@@ -11,26 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from pydantic import Field
 
-from pyramid_model.config import Config, PyramidConfig
+from pyramid_model.config import Config
+from pyramid_model.weights.record import TRAINING_FILE, ModelFolder, TrainedModel, parse_record
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
 from tasks.tables.newest import in_order
 
-TRAINING_FILE = "training.json"  # beside the weights: how they came about
 
+class ModelSet(Config):
+    """Models that belong together: a DiT, and the VAE and the text encoder that it works with."""
 
-class ModelFolder(Config):
-    """A model on disk. `model_id` and `training` are empty for a model that was not trained here."""
+    dit: ModelFolder
+    vae: ModelFolder
+    encoder: ModelFolder
 
-    uri: str
-    weights_hash: str
-    model_id: str = ""
-    training: dict[str, Any] = Field(default_factory=dict)
-    metrics: dict[str, Any] = Field(default_factory=dict)
+    @property
+    def hashes(self) -> tuple[str, str, str]:
+        """Content hashes of the three: equal ones generate the same clips."""
+        return self.dit.hash, self.vae.hash, self.encoder.hash
 
 
 def absolute(uri: str) -> str:
@@ -49,17 +50,8 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
     if not uri and not rows:
         raise StepError(f"no {kind} in {run.root}: run the train_{kind} step, or set `{kind}` to a model folder")
     uri = absolute(uri) if uri else rows[-1]["uri"]
-    known = [row for row in rows if row["uri"] == uri]
-    if not known:
-        return ModelFolder(uri=uri, weights_hash=folder_hash(run, uri, "weights"))
-    row = known[-1]
-    return ModelFolder(
-        uri=row["uri"],
-        weights_hash=row["weights_hash"],
-        model_id=row["model_id"],
-        training=json.loads(row["config"]),
-        metrics=json.loads(row["metrics"]),
-    )
+    hashes = [row["weights_hash"] for row in rows if row["uri"] == uri]
+    return ModelFolder(uri=uri, hash=hashes[-1] if hashes else folder_hash(run, uri, "weights"))
 
 
 def folder_hash(run: Run, uri: str, kind: str) -> str:
@@ -116,20 +108,14 @@ def _files_hash(folder: str) -> str:
     return files_hash(Path(folder), files)
 
 
-def read_training(uri: str) -> dict[str, Any]:
-    """What `training.json` in a model folder says; empty for a model that was not trained here."""
+def read_record(uri: str) -> TrainedModel | None:
+    """The record in a model folder at any URI; None for a model that was not trained here.
+
+    Raises:
+        ValueError: there is a damaged one.
+    """
     file = storage.join(uri, TRAINING_FILE)
-    return json.loads(storage.read_bytes(file)) if storage.exists(file) else {}
-
-
-def training_pyramid(uri: str) -> PyramidConfig:
-    """The pyramid that a DiT was trained with; that of the released models for a DiT which was not trained here."""
-    return PyramidConfig.model_validate(read_training(uri).get("config", {}).get("pyramid", {}))
-
-
-def trained_in_units(uri: str) -> bool:
-    """Whether a DiT makes one unit after the other, as the released models do, and not all frames at once."""
-    return read_training(uri).get("config", {}).get("loss", {}).get("autoregressive", True)
+    return parse_record(storage.read_bytes(file), file) if storage.exists(file) else None
 
 
 @contextlib.contextmanager

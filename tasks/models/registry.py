@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pyramid_model.config import Config
+from pyramid_model.weights.record import ModelFolder
+from tasks.models.folders import ModelSet
 from tasks.models.gate import Check, failures
 from tasks.running.run import Run
 from tasks.tables import storage
@@ -31,18 +32,18 @@ class RegistryError(RuntimeError):
     """The registry cannot do what was asked: no passing evaluation, or no tracking store."""
 
 
-class Champion(Config):
-    """The model that generates: the DiT, with the VAE and the text encoder that belong to it."""
+class Champion(ModelSet):
+    """The models that generate. model_id: of the DiT, if it was trained here."""
 
     model_id: str
-    uri: str
-    weights_hash: str
-    vae_uri: str
-    vae_hash: str
-    encoder_uri: str
-    encoder_hash: str
     evaluation_id: str
     version: str = ""  # of the registered model
+
+    @classmethod
+    def of(cls, models: ModelSet, model_id: str, evaluation_id: str, version: str = "") -> "Champion":
+        """Models that passed an evaluation."""
+        parts = {"dit": models.dit, "vae": models.vae, "encoder": models.encoder}
+        return cls(**parts, model_id=model_id, evaluation_id=evaluation_id, version=version)
 
 
 def tracking_uri(root: str) -> str:
@@ -187,23 +188,19 @@ def promote(run: Run, evaluation_id: str) -> Champion:
     """
     candidate, compared_with = _passing_candidate(run.root, evaluation_id)
     current = champion(run.root)
-    if current is not None and _same_models(current, candidate):
+    if current is not None and current.hashes == candidate.hashes:
         return current
-    if current is not None and compared_with != current.weights_hash:
+    if current is not None and compared_with != current.dit.hash:
         raise RegistryError(
             f"evaluation {evaluation_id} did not compare with the present champion (version {current.version}, "
-            f"{current.weights_hash[:8]}): run the evaluate step again, then promote its result"
+            f"{current.dit.hash[:8]}): run the evaluate step again, then promote its result"
         )
     mlflow = client(run.root)
     version = _registered_version(mlflow, model_name(run.root), candidate)
     mlflow.set_registered_model_alias(model_name(run.root), ALIAS, version)
-    promoted = Champion(**candidate.model_dump() | {"version": version})
+    promoted = Champion.of(candidate, candidate.model_id, evaluation_id, version)
     _write_pointer(run.root, promoted)
     return promoted
-
-
-def _same_models(a: Champion, b: Champion) -> bool:
-    return (a.weights_hash, a.vae_hash, a.encoder_hash) == (b.weights_hash, b.vae_hash, b.encoder_hash)
 
 
 def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
@@ -219,17 +216,8 @@ def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
             "become champion. Train longer or on more clips; the limits are under evaluate.gate."
         )
     figures = json.loads(row["metrics"])
-    candidate = Champion(
-        model_id=row["model_id"],
-        uri=figures["uri"],
-        weights_hash=row["weights_hash"],
-        vae_uri=figures["vae"],
-        vae_hash=row["vae_hash"],
-        encoder_uri=figures["encoder"],
-        encoder_hash=figures["encoder_hash"],
-        evaluation_id=evaluation_id,
-    )
-    return candidate, figures["champion"]
+    models = ModelSet.model_validate(figures["models"])
+    return Champion.of(models, row["model_id"], evaluation_id), figures["champion"]
 
 
 def _registered_version(mlflow: Any, name: str, candidate: Champion) -> str:
@@ -243,18 +231,22 @@ def _registered_version(mlflow: Any, name: str, candidate: Champion) -> str:
             raise
         mlflow.create_registered_model(name, description="Pyramid Flow DiT; the alias `champion` generates")
     for version in mlflow.search_model_versions(f"name = '{name}'"):
-        if _same_models(_as_champion(version), candidate):
+        if _as_champion(version).hashes == candidate.hashes:
             return str(version.version)
-    tags = {name: value for name, value in candidate.model_dump().items() if value}
+    tags = {"model_id": candidate.model_id, "evaluation_id": candidate.evaluation_id}
+    tags |= {part: getattr(candidate, part).model_dump_json() for part in ModelSet.model_fields}
     # A tracking server refuses a plain path as a source, since it might be one on its own disk.
-    source = f"pyramid:{candidate.uri}" if storage.is_local(candidate.uri) else candidate.uri
+    uri = candidate.dit.uri
+    source = f"pyramid:{uri}" if storage.is_local(uri) else uri
     return str(mlflow.create_model_version(name, source=source, tags=tags).version)
 
 
 def _as_champion(version: Any) -> Champion:
     """A registered version as we describe models; its tags hold everything."""
-    tags = {name: version.tags.get(name, "") for name in Champion.model_fields}
-    return Champion(**tags | {"version": str(version.version)})
+    tags = version.tags
+    dit, vae, encoder = (ModelFolder.model_validate_json(tags[part]) for part in ("dit", "vae", "encoder"))
+    names = (tags.get("model_id", ""), tags.get("evaluation_id", ""))
+    return Champion.of(ModelSet(dit=dit, vae=vae, encoder=encoder), *names, str(version.version))
 
 
 def champion(root: str) -> Champion | None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.train.config import OptimConfig
+from pyramid_model.weights.record import TrainedOn
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id
@@ -60,16 +61,16 @@ class Job:
     """One training, as the driver describes it and the workers get it.
 
     kind: vae | dit. model_id: identity of settings and data. training: class of the model's side, built as
-    `training(rank=…, world_size=…, device=…, **arguments)`. facts: what `models.config` keeps beside the settings.
+    `training(rank=…, world_size=…, device=…, **arguments)`. trained_on: data and models that the record names.
     """
 
-    kind: str
+    kind: Literal["vae", "dit"]
     model_id: str
     run: Run
     config: TrainingConfig
     training: type
     arguments: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     @property
     def uri(self) -> str:

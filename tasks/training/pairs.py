@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pyramid_model.config import Config, LatentNorm
 from pyramid_model.text import NULL_TEXT
-from tasks.models.folders import ModelFolder
+from pyramid_model.weights.record import ModelFolder
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
@@ -93,7 +93,7 @@ def pair_source(
         selection=selection,
         captions=captions or ";".join(caption_weights or ()),
         caption_weights=dict(caption_weights or {}),
-        vae_hash=vae.weights_hash,
+        vae_hash=vae.hash,
         encoder_hash=encoder_hash,
         versions={name: table_version(run.root, name) for name in TABLES},
         norm=latent_norm(vae.uri),

@@ -10,6 +10,7 @@ from pyramid_model.captioning.instructions import Kind
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, without_unused
 from pyramid_model.text import NULL_TEXT
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
+from pyramid_model.weights.record import TrainedOn
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import find_model
 from tasks.running.errors import StepError
@@ -148,16 +149,14 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
         config=config,
         training=DiTTraining,
         arguments={"config": config, "source": source, "train": train, "val": val, "names": names},
-        facts={
-            "versions": source.versions,
-            "selection": config.selection,
-            "captions": config.captions,
-            "vae": vae.uri,
-            "vae_hash": vae.weights_hash,
-            "encoder": encoder.uri,
-            "encoder_hash": encoder.hash,
-            "random_init_text": encoder.random_init,
-        },
+        trained_on=TrainedOn(
+            selection=config.selection,
+            captions=config.captions,
+            versions=source.versions,
+            vae=vae,
+            encoder=encoder,
+            latent_norm=source.norm,
+        ),
     )
     result = run_training(job, "train_dit", VERSION)
     return result.model_copy(update={"outputs": result.outputs | {"vae": vae.uri, "encoder": encoder.uri}})

@@ -8,6 +8,7 @@ from pydantic import Field
 from pyramid_model.config import VAEConfig
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import VAEBatchConfig, VAELossConfig
+from pyramid_model.weights.record import TrainedOn
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
@@ -61,7 +62,7 @@ def train_vae(run: Run, config: TrainVAEConfig) -> StepResult:
         config=config,
         training=VAETraining,
         arguments={"config": config, "train": train_clips, "val": val_clips},
-        facts={"versions": versions, "selection": config.selection},
+        trained_on=TrainedOn(selection=config.selection, versions=versions),
     )
     return run_training(job, "train_vae", VERSION)
 

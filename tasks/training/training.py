@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks.models.folders import read_training
+from tasks.models.folders import read_record
 from tasks.models.registry import TrainingLog
 from tasks.running.run import StepResult, lineage
 from tasks.tables import storage
@@ -42,26 +42,27 @@ def run_training(job: Job, step: str, step_version: str) -> StepResult:
         return StepResult(step=step, num_in=1, num_done=1, outputs=outputs, note="trained before")
     params = job.config.model_dump(mode="json")
     timings: dict[str, float] = {}
-    if not read_training(job.uri):
+    if read_record(job.uri) is None:
         from tasks.training.workers import fit
 
         timings = fit(job, step)
-    trained = read_training(job.uri)
+    trained = read_record(job.uri)
+    assert trained is not None, "training ends with the record"
     started = time.time()
     log = TrainingLog(run.root, job.kind, job.model_id, params)
-    log.add(trained["curve"])
-    mlflow_run_id = log.finish(trained["metrics"], {"uri": job.uri, "weights_hash": trained["weights_hash"]})
+    log.add(trained.curve)
+    mlflow_run_id = log.finish(trained.metrics, {"uri": job.uri, "weights_hash": trained.weights_hash})
     timings["mlflow_s"] = time.time() - started
     row = ok_row(
         {},
         model_id=job.model_id,
         kind=job.kind,
-        weights_hash=trained["weights_hash"],
+        weights_hash=trained.weights_hash,
         uri=job.uri,
         num_steps=job.config.optim.num_steps,
-        config=json.dumps({"config": params} | job.facts),
-        metrics=json.dumps(trained["metrics"]),
-        curve=json.dumps(trained["curve"]),
+        config=trained.model_dump_json(include={"settings", "trained_on"}),
+        metrics=json.dumps(trained.metrics),
+        curve=json.dumps(trained.curve),
         mlflow_run_id=mlflow_run_id,
     )
     block = content_id("models", job.model_id)
@@ -73,8 +74,8 @@ def run_training(job: Job, step: str, step_version: str) -> StepResult:
         num_ok=1,
         rows={"models": 1},
         versions={"models": table_version(run.root, "models")},
-        outputs=_outputs(job, trained["weights_hash"]),
-        note=_summary(trained["metrics"]),
+        outputs=_outputs(job, trained.weights_hash),
+        note=_summary(trained.metrics),
         busy_s=timings.pop("busy_s", 0.0),
         timings=timings,
     )

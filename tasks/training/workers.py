@@ -7,14 +7,15 @@ or the whole driver was killed (the same command starts the step again): the wei
 bit. Data, noise and order of samples are functions of (seed, step, worker), so nothing else has to be kept.
 """
 
-import json
 import logging
 import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.models.folders import TRAINING_FILE, read_training, writing_folder
+from pyramid_model.weights.record import TRAINING_FILE, TrainedModel
+from tasks.models.folders import read_record, writing_folder
 from tasks.models.registry import TrainingLog, check_tracking
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.pipeline import connect
@@ -125,7 +126,9 @@ def fit(job: Job, step: str) -> dict[str, float]:
         raise outcome[0]
     if outcome[0] is not None:
         raise StepError(f"step {step!r} stopped: {outcome[0]}", transient=_machine_lost(outcome[0])) from outcome[0]
-    busy_s = read_training(job.uri)["busy_s"]
+    record = read_record(job.uri)
+    assert record is not None, "training ends with the record"
+    busy_s = record.busy_s
     end_s = max(0.0, time.time() - started - first_row_s - busy_s)
     return {"busy_s": busy_s, "ray_start_s": ray_start_s, "workers_start_s": first_row_s - ray_start_s, "end_s": end_s}
 
@@ -274,15 +277,14 @@ def _save_model(
     }
     with writing_folder(job.uri, last=(TRAINING_FILE,)) as folder:
         training.save(objective, folder)
-        content = {
-            "kind": job.kind,
-            "model_id": job.model_id,
-            "weights_hash": weights_hash(folder),
-            "config": job.config.model_dump(mode="json"),
-            "facts": job.facts,
-            "metrics": figures | untrained | counts,
-            "curve": curve,
-            "busy_s": busy_s,
-        }
-        with open(os.path.join(folder, TRAINING_FILE), "w") as file:
-            json.dump(content, file, indent=1)
+        record = TrainedModel(
+            kind=job.kind,
+            model_id=job.model_id,
+            weights_hash=weights_hash(folder),
+            settings=job.config.model_dump(mode="json"),
+            trained_on=job.trained_on,
+            metrics=figures | untrained | counts,
+            curve=curve,
+            busy_s=busy_s,
+        )
+        Path(folder, TRAINING_FILE).write_text(record.model_dump_json(indent=1))

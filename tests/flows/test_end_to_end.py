@@ -63,7 +63,7 @@ def test_videos_become_a_clip_a_champion_and_a_report(done):
     assert Path(clip["uri"]).stat().st_size > 0
     best = champion(str(done))
     assert best is not None
-    assert clip["weights_hash"] == best.weights_hash
+    assert clip["weights_hash"] == best.dit.hash
     assert sorted(read_table(str(done), "evaluations")["passed"].to_pylist()) == [False, True]
     assert "<html" in (done / "report.html").read_text()
 

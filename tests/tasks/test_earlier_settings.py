@@ -46,11 +46,11 @@ def trained(run: Run, seed: int) -> Job:
 def test_a_model_that_was_trained_before_is_the_newest_again(tmp_path):
     run = Run(root=str(tmp_path))
     first, second = trained(run, 1), trained(run, 2)
-    assert find_model(run, "vae").weights_hash == "weights 2"
+    assert find_model(run, "vae").hash == "weights 2"
     for job, weights_hash in ((first, "weights 1"), (second, "weights 2"), (first, "weights 1")):
         result = run_training(job, "train_vae", "1")
         assert (result.num_done, result.outputs["weights_hash"]) == (1, weights_hash)
-        assert find_model(run, "vae").weights_hash == weights_hash
+        assert find_model(run, "vae").hash == weights_hash
     run_training(first, "train_vae", "1")
     assert read_table(run.root, "models", latest=False).num_rows == 5
 

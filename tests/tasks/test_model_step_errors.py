@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pyramid_model.train.config import VAEBatchConfig
+from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.captions import captions
 from tasks.captioning.config import CaptionsConfig
 from tasks.captioning.human import Span, best_caption, read_sidecar
@@ -13,10 +14,10 @@ from tasks.encoding.latents import LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.evaluating.config import EvaluateConfig
 from tasks.evaluating.evaluate import evaluate
-from tasks.generating.clip_generator import Models, file_name
+from tasks.generating.clip_generator import file_name
 from tasks.generating.config import GenerateConfig
 from tasks.generating.generate import _block_size, _check_champion, _checkpoint, generate
-from tasks.models.folders import writing_folder
+from tasks.models.folders import ModelSet, writing_folder
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
@@ -128,8 +129,8 @@ def test_as_many_clips_at_a_time_as_the_memory_allows_and_at_least_one(tmp_path,
 
 def test_what_the_champion_cannot_make_is_refused_before_it_is_loaded(tmp_path, write_model_directory):
     folder = write_model_directory(tmp_path)
-    folders = {"dit": str(folder / "diffusion_transformer_384p"), "vae": str(folder / "causal_video_vae")}
-    models = Models(**folders, encoder=str(folder), weights_hash="", vae_hash="", encoder_hash="")
+    parts = {"dit": folder / "diffusion_transformer_384p", "vae": folder / "causal_video_vae", "encoder": folder}
+    models = ModelSet(**{part: ModelFolder(uri=str(path), hash="") for part, path in parts.items()})
     _check_champion(GenerateConfig(), models)
     with pytest.raises(ValueError, match="height 50 px does not divide into 3 stages"):
         _check_champion(GenerateConfig(request={"height": 50}), models)

@@ -154,10 +154,10 @@ def test_latents_are_the_raw_posterior_means(chain):
 
 def test_the_dit_records_what_it_was_trained_on(chain):
     row = next(row for row in rows_of(chain, "models") if row["kind"] == "dit")
-    known = json.loads(row["config"])
-    assert known["vae"] == chain.results["train_vae"].outputs["vae"]
+    known = json.loads(row["config"])["trained_on"]
+    assert known["vae"]["uri"] == chain.results["train_vae"].outputs["vae"]
     assert known["versions"]["latents"] >= 0
-    assert known["random_init_text"]
+    assert known["encoder"]["random_init"]
     metrics = json.loads(row["metrics"])
     assert (metrics["num_train"], metrics["num_val"]) == (3, 2)  # one clip has no caption
     assert metrics["val_loss"] < metrics["val_loss_untrained"]
@@ -171,7 +171,7 @@ def test_the_gate_refuses_the_untrained_model_and_lets_the_trained_one_pass(chai
         register(chain.run, RegisterConfig(evaluation_id=untrained.outputs["evaluation_id"]))
     best = champion(chain.run.root)
     assert best is not None
-    assert best.weights_hash == chain.results["train_dit"].outputs["weights_hash"]
+    assert best.dit.hash == chain.results["train_dit"].outputs["weights_hash"]
 
 
 def test_evaluations_show_reconstructions_beside_originals_and_samples(chain):

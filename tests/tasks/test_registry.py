@@ -23,13 +23,9 @@ def run(tmp_path, monkeypatch) -> Run:
 
 def evaluated(run: Run, name: str, passed: bool = True, champion: str = "") -> str:
     """An evaluation row of the model `name`; returns its id."""
-    figures = {
-        "uri": run.models(f"dit-{name}"),
-        "vae": run.models("vae-1"),
-        "encoder": run.models("text-1"),
-        "encoder_hash": "t5",
-        "champion": champion,
-    }
+    folders = {"dit": (f"dit-{name}", name), "vae": ("vae-1", "vae"), "encoder": ("text-1", "t5")}
+    models = {part: {"uri": run.models(folder), "hash": content} for part, (folder, content) in folders.items()}
+    figures = {"models": models, "champion": champion}
     check = {"name": "val_loss_to_untrained", "value": 0.99, "limit": 0.9, "passed": passed, "rule": "learns"}
     row = {
         "evaluation_id": f"evaluation-{name}{champion and '-' + champion}",
@@ -80,7 +76,7 @@ def test_promotion_is_idempotent_reversible_and_noticed_by_the_next_reader(run):
 
     code = (
         "import sys; from tasks.models import registry; "
-        f"assert registry.champion({run.root!r}).weights_hash == 'b'; assert 'mlflow' not in sys.modules"
+        f"assert registry.champion({run.root!r}).dit.hash == 'b'; assert 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -91,7 +87,7 @@ def test_roots_that_share_a_tracking_store_have_a_champion_and_curves_each(tmp_p
     registry.promote(one, evaluated(one, "a"))
     assert registry.champion(other.root) is None
     registry.promote(other, evaluated(other, "b"))
-    assert registry.champion(one.root).weights_hash == "a"
+    assert registry.champion(one.root).dit.hash == "a"
     logs = [registry.TrainingLog(run.root, "vae", "m1", {}) for run in (one, other)]
     assert logs[0].run_id != logs[1].run_id
 

@@ -13,9 +13,9 @@ from pyramid_model.train.batches import step_generator
 from pyramid_model.train.vae_init import initialise_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.video.video import write_video
+from pyramid_model.weights.record import ModelFolder
 from pyramid_model.weights.weights import save_vae, weights_hash
 from tasks.encoding.latents import LatentEncoder, LatentsConfig
-from tasks.models.folders import ModelFolder
 
 STACK = VAEStackConfig(channels=(8, 8, 8, 16), layers=(1, 1, 1, 1), norm_groups=4)
 NORM = LatentNorm(first_shift=0.1, first_scale=2.0, rest_shift=-0.2, rest_scale=3.0)
@@ -27,7 +27,7 @@ def vae(tmp_path_factory) -> ModelFolder:
     model = CausalVideoVAE(VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK, latent_norm=NORM))
     initialise_vae(model, step_generator(0, 0))
     save_vae(model, folder)
-    return ModelFolder(uri=str(folder), weights_hash=weights_hash(folder))
+    return ModelFolder(uri=str(folder), hash=weights_hash(folder))
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, T5Config
 
+from pyramid_model.weights.record import ModelFolder
 from tasks.exchange.official_files import ImportConfig, OfficialReader, _lines
-from tasks.models.encoders import EncoderFolder
-from tasks.models.folders import ModelFolder
 
 
 @pytest.fixture
@@ -23,9 +22,9 @@ def reader(tmp_path) -> OfficialReader:
     # As a released directory of miniFLUX has them: a CLIP for the pooled values, and T5.
     T5Config(d_model=8).save_pretrained(tmp_path / "encoder" / "text_encoder_2")
     CLIPTextConfig(hidden_size=6, num_attention_heads=2).save_pretrained(tmp_path / "encoder" / "text_encoder")
-    encoder = EncoderFolder(uri=str(tmp_path / "encoder"), hash="encoder", random_init=False)
+    encoder = ModelFolder(uri=str(tmp_path / "encoder"), hash="encoder")
     config = ImportConfig(annotation=str(tmp_path / "data.jsonl"), dtype="float32", fps=12.5)
-    return OfficialReader(ModelFolder(uri=str(vae), weights_hash="vae"), encoder, config)
+    return OfficialReader(ModelFolder(uri=str(vae), hash="vae"), encoder, config)
 
 
 @pytest.fixture

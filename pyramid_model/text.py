@@ -17,9 +17,6 @@ from torch.nn import functional as F
 
 from pyramid_model.weights.files_hash import files_hash
 
-NULL_TEXT = ""  # what guidance pushes away from
-
-
 MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 NOTE = "encoder.json"

@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pyramid_model.config import Config
-from pyramid_model.text import NULL_TEXT
+from pyramid_model.config import NULL_TEXT, Config
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.models.encoders import newest_encoder_hash, prepare_encoder

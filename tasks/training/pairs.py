@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pyramid_model.config import Config, LatentNorm
-from pyramid_model.text import NULL_TEXT
+from pyramid_model.config import NULL_TEXT, Config, LatentNorm
 from pyramid_model.weights.record import ModelFolder
 from tasks.running.errors import StepError
 from tasks.running.run import Run

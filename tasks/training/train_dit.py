@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pyramid_model.captioning.instructions import Kind
-from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, without_unused
-from pyramid_model.text import NULL_TEXT
+from pyramid_model.config import NULL_TEXT, MiniFluxConfig, MMDiTConfig, PyramidConfig, without_unused
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.models.encoders import find_encoder

@@ -73,7 +73,12 @@ def test_a_folder_is_taken_as_it_is(run, tmp_path):
 def test_offline_the_message_says_what_was_asked_and_how_to_give_a_folder(hub, run):
     with pytest.raises(StepError) as told:
         model_folder(run, "text_encoder", "owner/absent", "text_features.encoder")
-    for part in ("'owner/absent'", "HF_HUB_OFFLINE is set", "Set text_features.encoder to a local folder", "hf download"):
+    for part in (
+        "'owner/absent'",
+        "HF_HUB_OFFLINE is set",
+        "Set text_features.encoder to a local folder",
+        "hf download",
+    ):
         assert part in str(told.value)
 
 

@@ -18,16 +18,16 @@ def doctor(
     from tasks.doctor.doctor import all_checks
 
     console = Console()
-    found = []
-    with console.status("looking around") as status:
+    checks = []
+    with console.status("checking this machine") as status:
         for check in all_checks(root):
-            found.append(check)
+            checks.append(check)
             status.update(f"{check.name} done")
-    console.print(grid(["", "check", "found"], [[MARKS[c.status], c.name, c.found] for c in found]))
-    for check in found:
+    console.print(grid(["", "check", "facts"], [[MARKS[c.status], c.name, c.facts] for c in checks]))
+    for check in checks:
         if check.advice:
             console.print(f"{MARKS[check.status]} [bold]{check.name}[/]: {check.advice}", highlight=False)
-    failed = [check.name for check in found if check.status == "fail"]
+    failed = [check.name for check in checks if check.status == "fail"]
     if failed:
         console.print(f"[red]This machine is not ready:[/] {', '.join(failed)}", highlight=False)
         raise typer.Exit(1)

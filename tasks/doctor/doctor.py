@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a run: small checks, each with what was found and what to do."""
+"""Checks of this machine before a run: each names what is there, and what to do where something is missing."""
 
 from collections.abc import Callable, Iterator
 
@@ -20,7 +20,7 @@ from tasks.doctor.network import PORTS, check_mlflow, check_port, check_prefect,
 
 
 def all_checks(root: str) -> Iterator[Check]:
-    """Every check, as they come. A check that itself breaks is reported, not raised."""
+    """Results of all checks, one after another; a check that raises becomes a warning."""
     checks: list[Callable[[], Check | list[Check]]] = [
         check_python,
         check_packages,
@@ -42,7 +42,7 @@ def all_checks(root: str) -> Iterator[Check]:
     ]
     for check in checks:
         try:
-            found = check()
+            result = check()
         except Exception as err:
-            found = Check("a check broke", "warn", f"{type(err).__name__}: {err}", "please report this")
-        yield from found if isinstance(found, list) else [found]
+            result = Check("a check broke", "warn", f"{type(err).__name__}: {err}", "please report this")
+        yield from result if isinstance(result, list) else [result]

@@ -20,16 +20,16 @@ UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of one check: `fail` means that the demo cannot run here, `warn` that something is worth knowing."""
+    """Result of one check."""
 
     name: str
-    status: str  # ok | warn | fail
-    found: str
-    advice: str = ""
+    status: str  # ok | warn: something may cause trouble | fail: the demo cannot run here
+    facts: str  # what is there, such as a version or a size
+    advice: str = ""  # what to do unless it is ok
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
-    """Python 3.11 or 3.12."""
+    """Whether this is Python 3.11 or 3.12."""
     text = f"{'.'.join(map(str, version))} ({platform.system()} {platform.machine()})"
     if (3, 11) <= version[:2] < (3, 13):
         return Check("Python", "ok", text)
@@ -37,47 +37,47 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
 
 
 def check_packages(requirements: list[str] | None = None) -> list[Check]:
-    """Installed versions against what this package asks for; one line for all that fit."""
+    """Whether the required packages are installed, in the required versions; those that are share one line."""
     from packaging.requirements import Requirement
 
     names = metadata.requires(PACKAGE) or [] if requirements is None else requirements
-    wanted = [one for one in map(Requirement, names) if one.marker is None or one.marker.evaluate()]
+    required = [package for package in map(Requirement, names) if package.marker is None or package.marker.evaluate()]
     bad, good = [], []
-    for one in wanted:
+    for package in required:
         try:
-            version = metadata.version(one.name)
+            version = metadata.version(package.name)
         except metadata.PackageNotFoundError:
-            bad.append(Check(one.name, "fail", "not installed", f"uv sync (needs {one})"))
+            bad.append(Check(package.name, "fail", "not installed", f"uv sync (needs {package})"))
             continue
-        if one.specifier.contains(version, prereleases=True):
-            good.append(one.name)
+        if package.specifier.contains(version, prereleases=True):
+            good.append(package.name)
         else:
-            bad.append(Check(one.name, "fail", version, f"uv sync (needs {one.name}{one.specifier})"))
-    return [*bad, Check("packages", "ok" if good else "warn", f"{len(good)} of {len(wanted)} as required")]
+            bad.append(Check(package.name, "fail", version, f"uv sync (needs {package.name}{package.specifier})"))
+    return [*bad, Check("packages", "ok" if good else "warn", f"{len(good)} of {len(required)} as required")]
 
 
 def check_hf_datasets() -> Check:
-    """`import datasets` must be Hugging Face's library, not a folder of data cards."""
+    """Whether `import datasets` is Hugging Face's library, and not a folder of data cards."""
     spec = importlib.util.find_spec("datasets")
     origin = spec.origin if spec else None
     if origin and "site-packages" in origin:
         return Check("Hugging Face datasets", "ok", metadata.version("datasets"))
     advice = "install it (uv sync), and keep __init__.py out of folders named datasets"
-    return Check("Hugging Face datasets", "fail", f"`import datasets` finds {origin or 'a bare folder'}", advice)
+    return Check("Hugging Face datasets", "fail", f"`import datasets` gives {origin or 'a bare folder'}", advice)
 
 
 def check_bytecode(package: str = "torch") -> Check:
-    """Compiled modules on disk; without them every process that Ray starts compiles its packages anew."""
+    """Whether compiled modules are on disk; without them every process of Ray compiles its packages at each start."""
     spec = importlib.util.find_spec(package)
     compiled = bool(spec and spec.origin and Path(importlib.util.cache_from_source(spec.origin)).exists())
     if compiled or not sys.dont_write_bytecode:
-        return Check("bytecode cache", "ok", "is written" if not compiled else "is there")
-    advice = "unset it, or compile once: uv sync --compile-bytecode; else every start takes some ten seconds longer"
+        return Check("bytecode cache", "ok", "written at the first start" if not compiled else "present")
+    advice = "unset it, or run uv sync --compile-bytecode; otherwise each start takes about ten seconds longer"
     return Check("bytecode cache", "warn", f"PYTHONDONTWRITEBYTECODE is set and {package} is not compiled", advice)
 
 
 def check_cpus() -> Check:
-    """CPUs that this process may use; one stays free for Ray itself."""
+    """CPUs that this process may use; Ray itself needs one of them."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if usable < 2:
         return Check("CPUs", "fail", str(usable), "a run needs two: one for actors, one for Ray's own work")
@@ -85,18 +85,18 @@ def check_cpus() -> Check:
 
 
 def check_ram() -> Check:
-    """Memory that is free, within the limit of a container."""
+    """Free memory, within the limit of the container."""
     import psutil
 
     free = psutil.virtual_memory().available
     limit = _container_limit()
     free = min(free, limit) if limit else free
     text = f"{free / 1e9:.1f} GB free"
-    return Check("memory", *_enough(free / 1e9, MIN_RAM_GB, text, "close other programs, or give the container more"))
+    return Check("memory", *_enough(free / 1e9, MIN_RAM_GB, text, "close programs, or give the container more memory"))
 
 
 def _container_limit() -> int | None:
-    """Memory limit of a cgroup (v2), bytes; None without one."""
+    """Memory limit of the cgroup (v2), bytes; None without a limit."""
     with contextlib.suppress(OSError, ValueError):
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
     return None
@@ -107,16 +107,16 @@ def _enough(value: float, least: float, text: str, advice: str) -> tuple[str, st
 
 
 def check_shm(path: str = "/dev/shm") -> Check:
-    """Shared memory, where Ray keeps its objects on Linux."""
+    """Free shared memory, in which Ray keeps its objects on Linux."""
     if not os.path.isdir(path):
-        return Check("shared memory", "ok", f"no {path} on this system; Ray does without")
+        return Check("shared memory", "ok", f"no {path} on this system; Ray needs none")
     free = shutil.disk_usage(path).free / 1e9
-    advice = "start the container with --shm-size=2g (or ipc: host); else Ray uses the disk, which is slow"
+    advice = "start the container with --shm-size=2g (or ipc: host); otherwise Ray uses the disk, which is slow"
     return Check("shared memory", *_enough(free, MIN_SHM_GB, f"{free:.1f} GB free in {path}", advice))
 
 
 def check_root(root: str) -> Check:
-    """Whether tables and media can be written; nothing stays behind."""
+    """Whether tables and media can be written; the test file is removed."""
     try:
         if storage.is_local(root):
             with tempfile.TemporaryDirectory(prefix=".pyramid-doctor-", dir=_nearest_folder(root)):
@@ -125,7 +125,7 @@ def check_root(root: str) -> Check:
             storage.check_writable(root)
     except (OSError, ImportError, ValueError) as err:
         reason = getattr(err, "strerror", None) or err
-        return Check("root", "fail", f"{root} cannot be written: {reason}", "choose a folder you own with --root")
+        return Check("root", "fail", f"{root} cannot be written: {reason}", "name a writable folder with --root")
     return Check("root", "ok", f"{root} can be written")
 
 
@@ -144,20 +144,20 @@ def _nearest_folder(root: str) -> Path:
 
 
 def check_disk(root: str) -> Check:
-    """Space for tables, clips and checkpoints."""
+    """Free space for tables, clips and checkpoints."""
     if not storage.is_local(root):
         return Check("disk", "ok", "the root is remote")
     try:
         free = shutil.disk_usage(_nearest_folder(root)).free / 1e9
     except OSError as err:
-        return Check("disk", "warn", str(err), "see root")
-    return Check("disk", *_enough(free, MIN_DISK_GB, f"{free:.1f} GB free at the root", "free some, or move the root"))
+        return Check("disk", "warn", str(err), "see the check of the root")
+    return Check("disk", *_enough(free, MIN_DISK_GB, f"{free:.1f} GB free at the root", "free space, or move the root"))
 
 
 def check_uv() -> Check:
-    """Under `uv run` Ray would start its workers in an environment of their own, unless it is told not to."""
+    """Whether Ray's hook for `uv run` is off: it would start workers in an environment of their own."""
     if os.environ.get(UV_HOOK, "0").lower() in ("1", "true"):
         return Check(
-            "uv and Ray", "warn", f"{UV_HOOK} is on", f"unset {UV_HOOK}: workers would get another environment"
+            "uv and Ray", "warn", f"{UV_HOOK} is on", f"unset {UV_HOOK}: workers would run in another environment"
         )
     return Check("uv and Ray", "ok", "workers use this environment")

@@ -1,4 +1,4 @@
-"""What this machine can decode, encode and compute on."""
+"""Codecs that this machine has, and the device on which models run."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.doctor.machine import Check
 
-# (name, encoder that makes the test clip, decoder, pixel format, whether the demo needs it)
+# (name, encoder of the test clip, decoder, whether the demo needs it)
 CODECS = (
     ("h264", "libx264", "h264", True),
     ("vp9", "libvpx-vp9", "vp9", True),
@@ -19,7 +19,7 @@ CODEC_FRAMES = 4
 
 
 def check_codec(name: str, encoder: str, decoder: str, needed: bool) -> Check:
-    """Encode a few frames and decode them again; where the encoder is missing, ask for the decoder alone."""
+    """Whether a few frames can be encoded and decoded; without the encoder, whether the decoder exists."""
     import av.error
     from av.codec import Codec
 
@@ -32,22 +32,22 @@ def check_codec(name: str, encoder: str, decoder: str, needed: bool) -> Check:
     try:
         count = _encode_and_decode(encoder, decoder)
     except (ValueError, av.error.FFmpegError) as err:
-        if name == "h264":  # the one that we write
+        if name == "h264":  # the codec of our clips
             return Check(f"codec {name}", "fail", f"cannot encode with {encoder}: {err}", advice)
-        return Check(f"codec {name}", "ok", f"decoder {decoder} is there (not tried: no {encoder})")
+        return Check(f"codec {name}", "ok", f"decoder {decoder} is installed (not tried: no {encoder})")
     if count != CODEC_FRAMES:
-        return Check(f"codec {name}", level, f"{count} of {CODEC_FRAMES} frames came back", advice)
+        return Check(f"codec {name}", level, f"{count} of {CODEC_FRAMES} frames decoded", advice)
     return Check(f"codec {name}", "ok", "decodes; encodes" if name == "h264" else "decodes")
 
 
 def _encode_and_decode(encoder: str, decoder: str) -> int:
-    """How many of CODEC_FRAMES frames come back."""
+    """How many of CODEC_FRAMES encoded frames are decoded."""
     from fractions import Fraction
 
     import av
     import numpy as np
 
-    os.environ.setdefault("SVT_LOG", "0")  # these two encoders print a page about themselves
+    os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 and x265 print their settings
     writer: Any = av.CodecContext.create(encoder, "w")
     writer.options = {"x265-params": "log-level=none"} if encoder == "libx265" else {}
     writer.width, writer.height, writer.pix_fmt, writer.time_base = 64, 64, "yuv420p", Fraction(1, 24)
@@ -63,7 +63,7 @@ def _encode_and_decode(encoder: str, decoder: str) -> int:
 
 
 def check_decord() -> Check:
-    """decord reads batches of our own clips on Linux; elsewhere PyAV does."""
+    """Whether decord can be imported: on Linux it reads batches of our own clips; elsewhere PyAV does."""
     if sys.platform != "linux":
         return Check("decord", "ok", "not used on this system: PyAV reads clips")
     try:
@@ -74,7 +74,7 @@ def check_decord() -> Check:
 
 
 def check_torch() -> Check:
-    """torch and the device that models would run on."""
+    """Version of torch, and the device on which models run."""
     try:
         import torch
     except (ImportError, OSError) as err:
@@ -89,5 +89,5 @@ def check_torch() -> Check:
         return Check("device", "ok", f"{version}, Apple GPU (MPS)")
     if shutil.which("nvidia-smi"):
         advice = "the driver may be too old for this torch, or the container lacks --gpus all: compare with nvidia-smi"
-        return Check("device", "warn", f"{version} sees no GPU although nvidia-smi is there", advice)
+        return Check("device", "warn", f"{version} finds no GPU although nvidia-smi is installed", advice)
     return Check("device", "ok", f"{version}, CPU only: enough for the demo, not for real models")

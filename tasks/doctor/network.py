@@ -1,4 +1,4 @@
-"""Ports that our servers would take, and servers that the environment names."""
+"""Ports that our servers need, and servers that the environment names."""
 
 import os
 import re
@@ -12,7 +12,7 @@ PORTS = {4200: "Prefect server", 5000: "MLflow server", 8265: "Ray dashboard and
 
 
 def check_port(port: int) -> Check:
-    """Whether a server of ours could listen there; taken is fine when it is that very server."""
+    """Whether a port is free for the server that uses it; a taken port is fine if that server runs already."""
     name = f"port {port}"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -20,13 +20,13 @@ def check_port(port: int) -> Check:
             probe.bind(("127.0.0.1", port))
         except OSError as err:
             what = PORTS.get(port, "server")
-            advice = f"fine if that is the {what}; else give the {what} another port, or stop what holds this one"
+            advice = f"fine if that is the {what}; otherwise give the {what} another port, or free this one"
             return Check(name, "warn", f"taken ({err.strerror})", advice)
     return Check(name, "ok", f"free for the {PORTS.get(port, 'server')}")
 
 
 def check_ray_auth() -> Check:
-    """Token authentication of Ray clusters: asked for, is there a token?"""
+    """Whether there is a token where Ray asks for one, and whether a shared cluster asks for one."""
     mode = os.environ.get("RAY_AUTH_MODE", "")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
     place = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else _token_file(path)
@@ -42,7 +42,7 @@ def check_ray_auth() -> Check:
 
 
 def _token_file(path: Path) -> str:
-    """What names the token file, "" when there is no such file."""
+    """Variable or path that names the token file; "" when there is no such file."""
     if not path.is_file():
         return ""
     return "RAY_AUTH_TOKEN_PATH" if os.environ.get("RAY_AUTH_TOKEN_PATH") else str(path)
@@ -58,7 +58,7 @@ def _token_use(mode: str, place: str) -> str:
 
 
 def check_prefect() -> Check:
-    """The Prefect server of PREFECT_API_URL, when one is named."""
+    """Whether the Prefect server of PREFECT_API_URL answers, if one is set."""
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Check("Prefect server", "ok", "none set: flows start a temporary one")
@@ -66,7 +66,7 @@ def check_prefect() -> Check:
 
 
 def check_mlflow(root: str) -> Check:
-    """The MLflow server of MLFLOW_TRACKING_URI, when one is named."""
+    """Whether the MLflow server of MLFLOW_TRACKING_URI answers, if one is set."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         if storage.is_local(root):
@@ -79,21 +79,21 @@ def check_mlflow(root: str) -> Check:
     return _server("MLflow", "MLFLOW_TRACKING_URI", uri, uri.rstrip("/") + "/health")
 
 
-def _server(name: str, variable: str, shown: str, url: str, timeout_s: float = 5.0) -> Check:
+def _server(name: str, variable: str, address: str, url: str, timeout_s: float = 5.0) -> Check:
     import urllib.error
     import urllib.request
 
-    shown = _without_password(shown)
+    address = _without_password(address)
     try:
         with urllib.request.urlopen(url, timeout=timeout_s):
-            return Check(name, "ok", f"{shown} answers")
+            return Check(name, "ok", f"{address} answers")
     except urllib.error.HTTPError as err:
         if err.code in (401, 403):
-            return Check(name, "warn", f"{shown} asks who we are", "set its user and password in the environment")
-        return Check(name, "fail", f"{shown} answers {err.code}", f"is {variable} right?")
+            return Check(name, "warn", f"{address} wants credentials", "set its user and password in the environment")
+        return Check(name, "fail", f"{address} answers {err.code}", f"is {variable} right?")
     except (OSError, ValueError) as err:
         reason = getattr(err, "reason", None) or err
-        return Check(name, "fail", f"{shown} does not answer: {reason}", f"start it, or unset {variable}")
+        return Check(name, "fail", f"{address} does not answer: {reason}", f"start it, or unset {variable}")
 
 
 def _without_password(uri: str) -> str:

@@ -1,7 +1,7 @@
-"""What the search for duplicates and the nested sets of the newest selection came to, in figures."""
+"""Counts of the last search for duplicates, and of the newest selection with its nested sets."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,45 +18,45 @@ from tasks.tables.schemas import SCHEMAS
 
 @dataclass(frozen=True)
 class DuplicateStats:
-    """The groups that one method found."""
+    """Groups of duplicates that one method found."""
 
     method: str
     num_groups: int
-    num_clips: int  # in them
-    sizes: Counter[int]  # groups by how many clips they have
-    similarity: Histogram | None  # of each clip to the one that is most like it
+    num_clips: int  # in all groups
+    sizes: Counter[int]  # number of clips in a group -> number of groups
+    similarity: Histogram | None  # of each clip to the most similar one
 
     @property
     def num_extra(self) -> int:
-        """Clips that go when one of each group stays."""
+        """Clips that are dropped when one clip of each group is kept."""
         return self.num_clips - self.num_groups
 
 
 def duplicate_stats(root: str, version: int | None = None) -> list[DuplicateStats]:
-    """What each method found in the last search."""
+    """Groups that each method found in the last search."""
     rows = read_table(root, "duplicates", ["method", "group_id", "similarity"], version, pc.field("status") == "ok")
-    found = []
+    stats = []
     for method in pc.unique(rows["method"]).sort().to_pylist():
         own = rows.filter(pc.equal(rows["method"], method))
         clips = Counter(own["group_id"].to_pylist())
         similarity = histogram("similarity", finite_values(own["similarity"]))
-        found.append(DuplicateStats(method, len(clips), own.num_rows, Counter(clips.values()), similarity))
-    return found
+        stats.append(DuplicateStats(method, len(clips), own.num_rows, Counter(clips.values()), similarity))
+    return stats
 
 
 @dataclass(frozen=True)
 class SetStats:
-    """One selection: a nested set, or the whole of it."""
+    """Counts of one nested set, or of a selection without sets."""
 
     name: str  # empty without sets
     kept: int
     judged: int
     rules: list[DropReason]
-    shares: dict[str, dict[str, Counter[str]]]  # "source" or "bucket" -> its value -> kept clips by split
+    shares: dict[str, dict[str, Counter[str]]]  # "source" or "bucket" -> value -> split -> kept clips
 
 
 def selection_stats(root: str) -> list[SetStats]:
-    """The newest selection; when it is one of nested sets, the newest of each set, from the widest on."""
+    """Counts of the newest selection; of nested sets, the newest selection of each set, the widest first."""
     names = [name for name in SCHEMAS["selections"].names if name != "selection_id"]
     rows = read_table(root, "selections", names)
     rows = rows.filter(pc.invert(_withdrawn(rows)))
@@ -70,12 +70,12 @@ def selection_stats(root: str) -> list[SetStats]:
     clips = read_table(root, "clips", ["clip_id", "video_id"])
     videos = read_table(root, "videos", ["video_id", "source"])
     clips = left_join(clips, videos, "video_id", {"source": "source"})
-    found = [_set_stats(newest_by(verdicts, ["clip_id"]), clips) for verdicts in chosen]
-    return sorted(found, key=lambda one: -one.kept)
+    stats = [_set_stats(newest_by(verdicts, ["clip_id"]), clips) for verdicts in chosen]
+    return sorted(stats, key=lambda one: -one.kept)
 
 
 def _withdrawn(rows: pa.Table) -> pa.ChunkedArray:
-    """Whether a verdict only says that its clip is no longer cut."""
+    """Whether each verdict says only that its clip is no longer cut."""
     return pc.fill_null(pc.equal(pc.binary_join(rows["drop_reasons"], ","), "not_current"), False)
 
 

@@ -1,13 +1,13 @@
 """Rows of any table as CSV, JSON lines or Parquet, streamed."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +28,7 @@ def export_rows(
     columns: Sequence[str] | None = None,
     version: int | None = None,
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Schema and batches of the latest rows, read as a stream: a table of latents need not fit in memory.
+    """Schema and batches of the latest rows, read as a stream, so that a table of latents need not fit in memory.
 
     Raises:
         TableError: the table has not been written; unknown column or version.
@@ -41,23 +41,23 @@ def export_rows(
         raise TableError(f"table {table!r} has not been written under {root} yet")
     check_names(columns, schema)
     names = list(columns) if columns else schema.names
-    wanted = read_table(root, table, [id_column, "attempt"], version, filter_expression(filters, schema))
-    ids = wanted[id_column].combine_chunks()
+    latest = read_table(root, table, [id_column, "attempt"], version, filter_expression(filters, schema))
+    ids = latest[id_column].combine_chunks()
     needed = list(dict.fromkeys([*names, id_column, "attempt"]))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in as_dataset(delta, table).to_batches(columns=needed, batch_size=1024, batch_readahead=1):
-            attempts = wanted["attempt"].take(pc.index_in(batch[id_column], value_set=ids)).combine_chunks()
+            attempts = latest["attempt"].take(pc.index_in(batch[id_column], value_set=ids)).combine_chunks()
             yield batch.filter(pc.equal(batch["attempt"], attempts)).select(names)
 
     return pa.schema([schema.field(name) for name in names]), batches()
 
 
 def write_export(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches to a .csv, .jsonl or .parquet file, whole or not at all; returns how many rows.
+    """Write batches to a .csv, .jsonl or .parquet file, which appears when it is complete; returns the number of rows.
 
     Raises:
-        TableError: another suffix.
+        TableError: the name has another suffix.
     """
     form = uri.rpartition(".")[2]
     if form not in FORMATS:
@@ -86,9 +86,9 @@ def _write_parquet(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def text_lines(form: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int]]:
-    """Lines of CSV (with a header) or JSON, each with the number of rows that it holds.
+    """Lines of CSV (with a header) or JSON, each with the number of rows in it: 0 for the header, otherwise 1.
 
-    Binary columns are left out, since they belong in Parquet; lists become JSON in CSV.
+    Binary columns are left out: Parquet has them. In CSV, lists are JSON.
     """
     names = [field.name for field in schema if not pa.types.is_binary(field.type)]
     if form == "csv":
@@ -101,15 +101,15 @@ def text_lines(form: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) 
                 yield json.dumps(row, ensure_ascii=False, default=_json_value) + "\n", 1
 
 
-def _csv_line(cells: Sequence[Any]) -> str:
+def _csv_line(cells: Sequence[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
 
 
-def _csv_cell(value: Any) -> Any:
+def _csv_cell(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else _json_value(value)
 
 
-def _json_value(value: Any) -> Any:
-    return value.isoformat() if hasattr(value, "isoformat") else value
+def _json_value(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value

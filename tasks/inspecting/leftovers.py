@@ -1,4 +1,4 @@
-"""Files of a root and the rows that name them; what no row names was left by a step that was killed, and can go."""
+"""Files of a root that no row of a table names: a killed step left them, and they can be removed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tasks.tables.appending import compacted_versions
 from tasks.tables.delta import open_table, read_table
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
-COPIED = "rows name files of another root, since this one was copied or moved: nothing can be told to be left over"
+COPIED = "rows name files of another root, since this one was copied or moved: which files are left over is unknown"
 MEDIA_COLUMNS = {"sources": "copy", "clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
 
 
@@ -28,18 +28,18 @@ class NamedFile:
 
 
 def named_files(root: str, table: str, every_attempt: bool = False) -> list[NamedFile]:
-    """Files named by the ok rows of a table; with `every_attempt` by all rows ever written."""
+    """Files that the ok rows of a table name; with `every_attempt`, files that any row ever written names."""
     column, id_column = MEDIA_COLUMNS[table], ID_COLUMNS[table]
     sized = ["size_bytes"] if "size_bytes" in SCHEMAS[table].names else []
     where = None if every_attempt else pc.field("status") == "ok"
     rows = read_table(root, table, [id_column, column, *sized], where=where, latest=not every_attempt)
-    found = []
+    named = []
     for row in rows.to_pylist():
         uris = row[column] if isinstance(row[column], list) else [row[column]]
-        found += [
+        named += [
             NamedFile(row[id_column], uri, storage.filesystem(uri)[1], row.get("size_bytes")) for uri in uris if uri
         ]
-    return found
+    return named
 
 
 def media_files(root: str) -> dict[str, int]:
@@ -49,43 +49,43 @@ def media_files(root: str) -> dict[str, int]:
 
 def _files(root: str, folder: str) -> dict[str, int]:
     fs, path = storage.filesystem(storage.join(root, folder))
-    found = dict(fs.find(path, detail=True)) if fs.exists(path) else {}
-    return {name: info["size"] for name, info in found.items()}
+    infos = dict(fs.find(path, detail=True)) if fs.exists(path) else {}
+    return {name: info["size"] for name, info in infos.items()}
 
 
 def unnamed_media(root: str, files: dict[str, int]) -> list[str]:
     """Media files that no row of any attempt names."""
-    used = {file.path for table in MEDIA_COLUMNS for file in named_files(root, table, every_attempt=True)}
-    return sorted(set(files) - used)
+    named = {file.path for table in MEDIA_COLUMNS for file in named_files(root, table, every_attempt=True)}
+    return sorted(set(files) - named)
 
 
 def is_copied(root: str, files: dict[str, int], unnamed: Sequence[str]) -> bool:
-    """Whether rows name files, and none of those that lie here: then this root is a copy, or was moved."""
+    """Whether the rows name files, but none of the files of this root: then the root is a copy, or was moved."""
     nothing_named = bool(files) and len(unnamed) == len(files)
     return nothing_named and any(named_files(root, table) for table in MEDIA_COLUMNS)
 
 
 def half_written(root: str) -> list[str]:
-    """Files that were being written under models/ when their writer was killed."""
+    """Files under models/ whose writer was killed before they were complete."""
     return sorted(path for path in _files(root, "models") if "/.writing-" in path)
 
 
 def unfinished_trainings(root: str) -> list[str]:
-    """Folders under checkpoints/, one a training; a training that ends well removes its own."""
+    """Folders under checkpoints/, one for each training that has not ended; a training that ends removes its own."""
     fs, top = storage.filesystem(storage.join(root, "checkpoints"))
     return sorted(fs.ls(top, detail=False)) if fs.exists(top) else []
 
 
 def empty_folders(root: str) -> list[str]:
-    """Folders under media/ and models/ into which a killed writer had put nothing yet."""
+    """Empty folders under media/ and models/ that a killed writer made."""
     fs, top = storage.filesystem(root)
     places = [place for place in (f"{top}/media", f"{top}/models") if fs.exists(place)]
-    found = [path for place in places for path in fs.find(place, withdirs=True) if "/.writing-" in path]
-    return sorted(path for path in found if fs.isdir(path) and not fs.ls(path))
+    unfinished = [path for place in places for path in fs.find(place, withdirs=True) if "/.writing-" in path]
+    return sorted(path for path in unfinished if fs.isdir(path) and not fs.ls(path))
 
 
 def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool = False) -> list[str]:
-    """Parquet files, relative to the table, that no version of it names; removed when `delete` says so."""
+    """Parquet files, relative to the table, that no version of the table names; with `delete` they are removed."""
     delta = open_table(root, table)
     if delta is None:
         return []
@@ -99,13 +99,18 @@ def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool =
 
 
 def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]:
-    """Left-over media and Parquet files, unfinished trainings, and a model's answers whose captions are in the table,
-    untouched for so many hours; removed on `delete`.
+    """Find files that are left over, and with `delete` remove them; returns their paths below the root.
 
-    The age protects what a running step has written and not committed yet.
+    These are media and Parquet files that no row and no version names, unfinished trainings, and answers of a caption
+    model whose captions are in the table.
+
+    Args:
+        root: of the tables.
+        older_than_h: hours since a file was written last; it protects files of a running step that are not committed.
+        delete: whether to remove them.
 
     Raises:
-        ValueError: the rows name files of another root, so that everything here would seem left over.
+        ValueError: the rows name files of another root, so that every file here would seem left over.
     """
     fs, top = storage.filesystem(root)
     now = datetime.now(UTC)
@@ -113,7 +118,7 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
     unnamed = unnamed_media(root, files)
     if is_copied(root, files, unnamed):
         raise ValueError(f"{COPIED} ({root})")
-    left = [
+    left_over = [
         path
         for path in (
             *(*unnamed, *half_written(root), *unfinished_trainings(root), *empty_folders(root)),
@@ -121,15 +126,15 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
         )
         if (now - _last_touched(fs, path)).total_seconds() >= older_than_h * 3600
     ]
-    if delete and left:
-        fs.rm(left, recursive=True)
-        _remove_empty_folders(fs, {path.rpartition("/")[0] for path in left})
+    if delete and left_over:
+        fs.rm(left_over, recursive=True)
+        _remove_empty_folders(fs, {path.rpartition("/")[0] for path in left_over})
     for table in SCHEMAS:
-        found = unnamed_parquet(root, table, older_than_h)
-        if delete and found:  # the log gets a commit of its own: not for nothing
+        unnamed_files = unnamed_parquet(root, table, older_than_h)
+        if delete and unnamed_files:  # each call with `delete` adds a commit to the log
             unnamed_parquet(root, table, older_than_h, delete=True)
-        left += [f"{top}/tables/{table}/{name}" for name in found]
-    return [path.removeprefix(top + "/") for path in left]
+        left_over += [f"{top}/tables/{table}/{name}" for name in unnamed_files]
+    return [path.removeprefix(top + "/") for path in left_over]
 
 
 def _attempts(root: str, table: str) -> dict[str, int]:
@@ -139,7 +144,7 @@ def _attempts(root: str, table: str) -> dict[str, int]:
 
 
 def _last_touched(fs: fsspec.AbstractFileSystem, path: str) -> datetime:
-    """When a file, or any file in a folder, was written last."""
+    """When a file, or the newest file in a folder, was written."""
     return max([fs.modified(name) for name in fs.find(path)], default=None) or fs.modified(path)
 
 

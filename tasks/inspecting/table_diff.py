@@ -1,9 +1,11 @@
-"""What came between two versions of a table: ids, statuses and columns; verdicts and scores in their own words."""
+"""Differences between two versions of a table: ids, statuses and columns; also verdicts and values of scores."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 @dataclass(frozen=True)
 class TableDiff:
-    """What came between two versions of a table."""
+    """Differences between two versions of a table."""
 
     added: list[str]
     removed: list[str]
@@ -27,7 +29,7 @@ class TableDiff:
 
 
 def diff(root: str, table: str, before: int, after: int) -> TableDiff:
-    """Ids added and gone, rows whose status changed, and columns whose summary changed.
+    """Ids added and removed, rows whose status changed, and columns whose summary changed.
 
     Raises:
         TableError: a version does not exist.
@@ -49,24 +51,24 @@ def diff(root: str, table: str, before: int, after: int) -> TableDiff:
     )
 
 
-def _pair(rows: pa.Table, id_column: str) -> tuple[list, list]:
+def _pair(rows: pa.Table, id_column: str) -> tuple[list[str], list[str]]:
     return rows[id_column].to_pylist(), rows["status"].to_pylist()
 
 
 @dataclass(frozen=True)
 class SelectionDiff:
-    """How the newest selection of one version judges otherwise than that of another."""
+    """Differences between the newest selections of two versions of the table."""
 
     same_settings: bool
     num_kept: tuple[int, int]  # before, after
     num_judged: tuple[int, int]
-    newly_kept: dict[str, list[str]]  # clip ids by what had dropped them before; "new clip" where nothing had
-    newly_dropped: dict[str, list[str]]  # clip ids by what drops them now; "no longer judged" where nothing does
-    num_moved: int  # clips kept by both, in another split or bucket
+    newly_kept: dict[str, list[str]]  # reason they were dropped for before, or "new clip" -> clip ids
+    newly_dropped: dict[str, list[str]]  # reason they are dropped for now, or "no longer judged" -> clip ids
+    num_moved: int  # clips that both keep, in different splits or buckets
 
 
 def selection_diff(root: str, before: int, after: int) -> SelectionDiff:
-    """Clips that are newly kept and newly dropped, by every reason that they had or have.
+    """Clips that only one of the selections keeps, by each of their drop reasons in the other one.
 
     Raises:
         TableError: a version does not exist.
@@ -78,51 +80,64 @@ def selection_diff(root: str, before: int, after: int) -> SelectionDiff:
     moved = [
         clip_id
         for clip_id, row in new.items()
-        if row["keep"] and (was := old.get(clip_id)) and was["keep"] and _place(was) != _place(row)
+        if row["keep"] and (before_row := old.get(clip_id)) and before_row["keep"] and _place(before_row) != _place(row)
     ]
     return SelectionDiff(
         settings[0] == settings[1],
         (num_kept[0], num_kept[1]),
         (len(old), len(new)),
-        _came(new, old, "new clip"),
-        _came(old, new, "no longer judged"),
+        _kept_by_first(new, old, "new clip"),
+        _kept_by_first(old, new, "no longer judged"),
         len(moved),
     )
 
 
-def _verdicts(table: pa.Table) -> list[dict]:
-    rows = table.select(["clip_id", "keep", "drop_reasons", "bucket", "split"]).to_pylist()
+class _Verdict(TypedDict):
+    clip_id: str
+    keep: bool
+    drop_reasons: list[str]
+    bucket: str
+    split: str
+
+
+def _verdicts(table: pa.Table) -> list[_Verdict]:
+    rows = cast("list[_Verdict]", table.select(list(_Verdict.__annotations__)).to_pylist())
     return [row for row in rows if row["drop_reasons"] != ["not_current"]]
 
 
-def _place(row: dict) -> tuple[str, str]:
+def _place(row: _Verdict) -> tuple[str, str]:
     return row["bucket"], row["split"]
 
 
-def _came(kept: dict[str, dict], other: dict[str, dict], unknown: str) -> dict[str, list[str]]:
-    """Clips that `kept` keeps and `other` does not, by the reasons of `other`, the most frequent first."""
-    found: dict[str, list[str]] = {}
-    for clip_id, row in kept.items():
-        if row["keep"] and not (clip_id in other and other[clip_id]["keep"]):
-            for reason in other[clip_id]["drop_reasons"] if clip_id in other else [unknown]:
-                found.setdefault(reason, []).append(clip_id)
-    return dict(sorted(found.items(), key=lambda one: -len(one[1])))
+def _kept_by_first(
+    first: Mapping[str, _Verdict], second: Mapping[str, _Verdict], not_judged: str
+) -> dict[str, list[str]]:
+    """Reason -> clips that `first` keeps and `second` drops for it; the most frequent reason first.
+
+    not_judged: the reason for clips that `second` has not judged.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for clip_id, row in first.items():
+        if row["keep"] and not (clip_id in second and second[clip_id]["keep"]):
+            for reason in second[clip_id]["drop_reasons"] if clip_id in second else [not_judged]:
+                by_reason.setdefault(reason, []).append(clip_id)
+    return dict(sorted(by_reason.items(), key=lambda pair: -len(pair[1])))
 
 
 @dataclass(frozen=True)
 class ScoreShift:
-    """The values of one scorer at two versions, binned alike; None where there are none."""
+    """Values of one scorer at two versions, as histograms with the same bins; None: no values at that version."""
 
     scorer: str
     before: Histogram | None
     after: Histogram | None
     medians: tuple[float, float]  # NaN where there are no values
-    num_changed: int  # clips that have another value now
-    distance: float  # between the two distributions, 0 (equal) to 1 (apart): Kolmogorov-Smirnov
+    num_changed: int  # clips whose value differs
+    distance: float  # Kolmogorov-Smirnov distance of the distributions, 0 (equal) to 1 (disjoint)
 
 
 def score_shifts(root: str, before: int, after: int) -> list[ScoreShift]:
-    """One a scorer whose values are not the same at both versions.
+    """One for each scorer whose values differ between the versions.
 
     Raises:
         TableError: a version does not exist.
@@ -130,23 +145,24 @@ def score_shifts(root: str, before: int, after: int) -> list[ScoreShift]:
     old, new = (_values(root, version) for version in (before, after))
     shifts = []
     for scorer in sorted({*old, *new}):
-        was, now = old.get(scorer, {}), new.get(scorer, {})
-        if was != now:
-            changed = sum(clip_id in was and was[clip_id] != value for clip_id, value in now.items())
-            shifts.append(_shift(scorer, np.array([*was.values()]), np.array([*now.values()]), changed))
+        values_before, values_after = old.get(scorer, {}), new.get(scorer, {})
+        if values_before != values_after:
+            num_changed = sum(values_before.get(clip_id, value) != value for clip_id, value in values_after.items())
+            arrays = (np.array([*values.values()]) for values in (values_before, values_after))
+            shifts.append(_shift(scorer, *arrays, num_changed))
     return shifts
 
 
 def _values(root: str, version: int) -> dict[str, dict[str, float]]:
-    """Scorer -> clip id -> its newest value that is a number."""
+    """Scorer -> clip id -> newest finite value."""
     ok = pc.field("status") == "ok"
     rows = read_table(root, "scores", ["clip_id", "scorer", "value", *ORDER], version, ok)
     rows = newest_by(rows, ["clip_id", "scorer"])
     rows = rows.filter(pc.fill_null(pc.is_finite(rows["value"]), False))
-    found: dict[str, dict[str, float]] = {}
+    by_scorer: dict[str, dict[str, float]] = {}
     for clip_id, scorer, value in zip(*(rows[name].to_pylist() for name in rows.column_names[:3]), strict=True):
-        found.setdefault(scorer, {})[clip_id] = value
-    return found
+        by_scorer.setdefault(scorer, {})[clip_id] = value
+    return by_scorer
 
 
 def _shift(scorer: str, old: np.ndarray, new: np.ndarray, num_changed: int) -> ScoreShift:

@@ -1,7 +1,7 @@
-"""What is in a table, in figures: counts by status and error, summaries, histograms, labels, drop reasons."""
+"""Figures of one table: counts by status and error, summaries, histograms, labels, drop reasons."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 import itertools
 import json
@@ -19,9 +19,9 @@ from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import CLIP_FIGURES, COMMON, SCHEMAS
 
 SPARKS = "▁▂▃▄▅▆▇█"
-SIDES = ("", "_missing", "_low", "_high")  # what a limit on a score may find
+SIDES = ("", "_missing", "_low", "_high")  # how a clip can miss a limit on a score; "": the rule is no limit
 OUTER_SET = "not_in_"
-LATER_RULES = (  # behind all limits on scores, in this order
+LATER_RULES = (  # after all limits on scores, in this order
     *("too_few_frames", "too_short", "too_small", "straddles_splits", "pins_conflict"),
     *("duplicate_exact", "duplicate_phash", "duplicate_semantic"),
     *("over_max_per_video", "source_left_out", "over_source_share", "over_max_clips"),
@@ -39,13 +39,13 @@ class Histogram:
 
     @property
     def spark(self) -> str:
-        """The counts as one line of bars; an empty bin is a space."""
+        """The counts as one line of characters, higher bars for larger counts; an empty bin is a space."""
         top = max(self.counts)
         return "".join(SPARKS[-(-count * len(SPARKS) // top) - 1] if count else " " for count in self.counts)
 
 
 def histogram(name: str, values: Sequence[float] | np.ndarray, num_bins: int = 24) -> Histogram | None:
-    """Equal-width bins from the least to the greatest value (one bin when all are equal); None for no values."""
+    """Bins of equal width from the least to the greatest value; one bin when all are equal; None without values."""
     if not len(values):
         return None
     low, high = float(np.min(values)), float(np.max(values))
@@ -56,14 +56,14 @@ def histogram(name: str, values: Sequence[float] | np.ndarray, num_bins: int = 2
 
 
 def counts_within(values: Sequence[float] | np.ndarray, edges: Sequence[float]) -> list[int]:
-    """How many values lie in each bin of a histogram; the last bin holds its upper edge too."""
+    """Number of values in each bin of a histogram; the last bin includes its upper edge."""
     if edges[0] == edges[-1]:
         return [len(values)]
     return np.histogram(np.asarray(values, np.float64), edges)[0].tolist()
 
 
 def histograms(root: str, table: str, version: int | None = None) -> list[Histogram]:
-    """One a numeric column of the table's ok rows; for `scores` one a scorer."""
+    """One for each numeric column of the table's ok rows; for `scores`, one for each scorer."""
     own = [
         field.name
         for field in SCHEMAS[table]
@@ -73,10 +73,11 @@ def histograms(root: str, table: str, version: int | None = None) -> list[Histog
     rows = read_table(root, table, [*own, *extra], version, pc.field("status") == "ok")
     if table == "scores":
         by_scorer = {name: rows.filter(pc.equal(rows["scorer"], name)) for name in _sorted_values(rows["scorer"])}
-        found = [histogram(name, finite_values(part["value"])) for name, part in by_scorer.items()]
+        columns = {name: part["value"] for name, part in by_scorer.items()}
     else:
-        found = [histogram(name, finite_values(rows[name])) for name in own if name != "crc32"]
-    return [one for one in found if one is not None]
+        columns = {name: rows[name] for name in own if name != "crc32"}
+    drawn = (histogram(name, finite_values(column)) for name, column in columns.items())
+    return [one for one in drawn if one is not None]
 
 
 def _sorted_values(column: pa.ChunkedArray) -> list[str]:
@@ -84,23 +85,23 @@ def _sorted_values(column: pa.ChunkedArray) -> list[str]:
 
 
 def finite_values(column: pa.ChunkedArray) -> np.ndarray:
-    """Values that can be drawn: no null, no NaN, no infinity."""
+    """Values without null, NaN and infinity."""
     return column.filter(pc.fill_null(pc.is_finite(column), False)).to_numpy()
 
 
 def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
-    """Scorer -> clip id -> label, of scorers whose details name a label, such as the motion of the camera."""
+    """Scorer -> clip id -> label, for scorers whose details have a `label`, such as the motion of the camera."""
     delta = open_table(root, "scores", version)
     if delta is None:
         return {}
-    # Looked for in the files themselves: the details of other scorers are never held together.
+    # The filter runs while the files are read: the details of other scorers are never in memory together.
     labelled = (pc.field("status") == "ok") & pc.match_substring(pc.field("details"), '"label"')
     rows = as_dataset(delta, "scores").to_table(columns=["clip_id", "scorer", "details", *ORDER], filter=labelled)
-    found: dict[str, dict[str, str]] = {}
+    by_scorer: dict[str, dict[str, str]] = {}
     for row in newest_by(rows, ["clip_id", "scorer"]).select(["clip_id", "scorer", "details"]).to_pylist():
         if (label := json.loads(row["details"]).get("label")) is not None:
-            found.setdefault(row["scorer"], {})[row["clip_id"]] = str(label)
-    return found
+            by_scorer.setdefault(row["scorer"], {})[row["clip_id"]] = str(label)
+    return by_scorer
 
 
 def score_label(name: str) -> str:
@@ -112,41 +113,41 @@ def score_label(name: str) -> str:
 
 
 def status_counts(root: str, table: str, version: int | None = None) -> Counter[tuple[str, str]]:
-    """How many latest rows by (status, error_type)."""
+    """(status, error_type) -> number of latest rows."""
     rows = read_table(root, table, ["status", "error_type"], version)
     return Counter(zip(rows["status"].to_pylist(), rows["error_type"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True)
 class DropReason:
-    """What one rule of a selection does."""
+    """How many clips one rule of a selection drops."""
 
     reason: str
-    alone: int  # clips that it would drop by itself
-    in_order: int  # clips that no earlier rule had dropped
-    only: int  # clips that no other rule would drop
+    alone: int  # clips that the rule drops, whatever other rules do
+    in_order: int  # of these, clips that no earlier rule drops
+    only: int  # of these, clips that no other rule drops
 
 
 def reason_counts(lists: Sequence[Sequence[str]]) -> list[DropReason]:
-    """What each rule dropped, from the reasons of each clip (in the order of the rules)."""
-    alone = Counter(reason for found in lists for reason in found)
-    first = Counter(found[0] for found in lists if found)
-    only = Counter(found[0] for found in lists if len(found) == 1)
+    """Clips that each rule drops. lists: drop reasons of each clip, in the order of the rules."""
+    alone = Counter(reason for reasons in lists for reason in reasons)
+    first = Counter(reasons[0] for reasons in lists if reasons)
+    only = Counter(reasons[0] for reasons in lists if len(reasons) == 1)
     return [DropReason(reason, alone[reason], first[reason], only[reason]) for reason in _rule_order(lists)]
 
 
 def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
-    """One order that agrees with every list: each names the rules that dropped a clip in the order of the rules.
+    """An order of all reasons that agrees with every list.
 
-    Limits of one score follow each other. What the lists leave open is as usual: limits, the other rules, quotas.
+    The limits of one score stay together. Where the lists leave the order open: limits, other rules, quotas.
     """
     by_group: dict[str, set[str]] = {}
     followers: dict[str, set[str]] = {}
-    for found in lists:
-        for reason in found:
+    for reasons in lists:
+        for reason in reasons:
             by_group.setdefault(_group(reason), set()).add(reason)
             followers.setdefault(_group(reason), set())
-        for earlier, later in itertools.pairwise(map(_group, found)):
+        for earlier, later in itertools.pairwise(map(_group, reasons)):
             if earlier != later:
                 followers[earlier].add(later)
     followers = {name: followers[name] for name in sorted(followers, key=_usual_place)}
@@ -160,50 +161,50 @@ def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _group(reason: str) -> str:
-    """The score that a rule limits, else the rule itself."""
+    """The score, for a reason that is a limit on one; otherwise the reason itself."""
     return reason.removesuffix(_side(reason))
 
 
 def _side(reason: str) -> str:
-    """What a limit on a score found, "" for other rules."""
+    """How a clip misses a limit on a score: one of SIDES; "" for other rules."""
     other = reason in LATER_RULES or reason.startswith(OUTER_SET)
     return "" if other else next((side for side in SIDES if side and reason.endswith(side)), "")
 
 
 def _usual_place(group: str) -> int:
-    """Rules of the set around come first, then limits on scores in the order of the clips, then LATER_RULES."""
+    """Sort key: rules of the outer set, then limits on scores, then LATER_RULES."""
     if group.startswith(OUTER_SET):
         return -1
     return 1 + LATER_RULES.index(group) if group in LATER_RULES else 0
 
 
 def summary(column: pa.ChunkedArray) -> str:
-    """A column in one phrase: range and mean of numbers, the values of a few-valued text, else how many differ."""
-    kept = column.drop_null()
-    if not len(kept):
+    """A column in one phrase: range and mean of numbers; counts of up to four texts, or how many texts there are."""
+    values = column.drop_null()
+    if not len(values):
         return "empty"
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        low, high, mean = (compact(f(kept).as_py()) for f in (pc.min, pc.max, pc.mean))
+        low, high, mean = (compact(f(values).as_py()) for f in (pc.min, pc.max, pc.mean))
         return low if low == high else f"{low} … {high}, mean {mean}"
     if pa.types.is_timestamp(column.type):
-        return f"to {pc.max(kept).as_py():%Y-%m-%d %H:%M:%S}"
+        return f"to {pc.max(values).as_py():%Y-%m-%d %H:%M:%S}"
     if pa.types.is_list(column.type):
-        return f"{len(kept)} lists, {len(pc.list_flatten(kept))} entries"
-    counts = Counter(kept.to_pylist()).most_common()
+        return f"{len(values)} lists, {len(pc.list_flatten(values))} entries"
+    counts = Counter(values.to_pylist()).most_common()
     if len(counts) > 4:
         return f"{len(counts)} values"
     return ", ".join(f"{value if value != '' else '(empty)'}: {count}" for value, count in counts)
 
 
 def compact(number: float) -> str:
-    """A number for people: whole numbers whole, others to four digits."""
+    """A number as text: integers in full, other numbers with four digits."""
     if isinstance(number, int):
         return f"{number:,}"
     return f"{number:,.4g}" if abs(number) < 10_000 else f"{number:,.0f}"
 
 
 def file_size(num_bytes: int) -> str:
-    """Bytes for people, in powers of ten: 950 B, 12.3 kB, 4.5 MB."""
+    """A number of bytes as text, in powers of ten: 950 B, 12.3 kB, 4.5 MB."""
     size, unit = float(num_bytes), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":

@@ -1,11 +1,11 @@
-"""Is a root whole? Checks of every table: schema, ids, checksums, references, media files, counts.
+"""Checks of every table of a root: schema, ids, checksums, references, media files, counts.
 
-A check is a `Finding`: what was found, one example, what to do; nothing is changed. `fail` means that
-data is missing or wrong, `warn` that something is unfinished or left over.
+A check changes nothing; it gives a `Finding` with the number of bad rows, one example, and what to do. `fail` means
+that data is missing or wrong, `warn` that something is unfinished or left over.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from tasks.tables.delta import TableError, as_dataset, crc32, open_table, read_t
 from tasks.tables.manifest import damaged_files
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
-# (table, column) -> (table, column) that it must be found in; an empty value refers to nothing
+# (table, column) -> (table, column) that must have each of its values; an empty value refers to nothing
 REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
     ("videos", "video_id"): ("sources", "video_id"),
     ("clips", "video_id"): ("videos", "video_id"),
@@ -45,19 +45,19 @@ REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
     ("generations", "weights_hash"): ("evaluations", "weights_hash"),
 }
 STATUSES = ("ok", "failed", "skipped")
-RERUN = "run the same command again: it computes what is missing"
+RERUN = "run the same command again: it computes the missing rows"
 VACUUM = (
-    "with no run at work on this root, remove them: pyramid manifest vacuum ROOT --older-than 0 --delete "
-    "(a run at work loses what it has not committed yet; without --older-than 0 only files older than a day go)"
+    "when no run is using this root, remove them: pyramid manifest vacuum ROOT --older-than 0 --delete "
+    "(a running step would lose files that it has not committed; without --older-than 0, files of the last day stay)"
 )
-MOVED = "rows hold absolute paths: if the root was moved, move it back; else restore the file, or start a new root"
-LOST = "rows are gone: go back to an earlier copy of the table, or start a new root"
+MOVED = "rows hold absolute paths: if the root was moved, move it back; if not, restore the file, or start a new root"
+LOST = "rows are missing: restore an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Outcome of one check on one table."""
+    """Result of one check on one table."""
 
     table: str
     check: str
@@ -75,12 +75,14 @@ def _finding(table: str, check: str, num_checked: int, bad: list[str], advice: s
 
 
 def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[Finding]:
-    """Findings of every check on every table that has been written (or on one), as they come.
+    """Findings of every check on every table that has been written, one after another.
 
     Args:
+        root: of the tables.
+        table: check this one only.
         blobs: also read every binary value and compare its length and crc32; for many latents this takes long.
     """
-    broken: set[str] = set()  # tables that cannot be read, and checks that would need them, are left alone
+    broken: set[str] = set()  # tables that cannot be read: no further check reads them
     for name in SCHEMAS:
         finding = check_files(root, name)
         if finding.level == "fail":
@@ -97,8 +99,8 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
         for column, target in ((c, t) for (source, c), t in REFERENCES.items() if source == name):
             if target[0] not in broken:
                 yield check_reference(root, (name, column), target)
-        left = unnamed_parquet(root, name)
-        yield _finding(name, "no left-over Parquet files", table_version(root, name), left, VACUUM, "warn")
+        left_over = unnamed_parquet(root, name)
+        yield _finding(name, "no left-over Parquet files", table_version(root, name), left_over, VACUUM, "warn")
     if not broken & {"sources", "videos", "clips"} and {"sources", "videos", "clips"} & set(chosen):
         yield from check_counts(root)
     files = media_files(root)
@@ -107,19 +109,19 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
             yield check_media(root, name, files)
     if table is None and not broken & set(MEDIA_COLUMNS):
         unnamed = unnamed_media(root, files)
-        left, advice = unnamed + half_written(root), COPIED if is_copied(root, files, unnamed) else VACUUM
-        yield _finding("(files)", "no left-over files", len(files), left, advice, "warn")
+        left_over, advice = unnamed + half_written(root), COPIED if is_copied(root, files, unnamed) else VACUUM
+        yield _finding("(files)", "no left-over files", len(files), left_over, advice, "warn")
 
 
 def check_files(root: str, table: str) -> Finding:
-    """The table can be read by this version, and every Parquet file that its log names is there, whole.
+    """Whether this version can read the table, and every Parquet file that its log names is complete.
 
-    A table that has not been written yet gives a finding with nothing checked.
+    For a table that has not been written yet, `num_checked` is 0.
     """
     try:
         delta = open_table(root, table)
     except TableError as err:
-        return _finding(table, "columns", 1, [str(err)], "use the version of this package that wrote it")
+        return _finding(table, "columns", 1, [str(err)], "use the version of this package that wrote the table")
     if delta is None:
         return Finding(table, "columns and files", 0)
     advice = "files are gone or damaged: restore them from a copy"
@@ -127,25 +129,32 @@ def check_files(root: str, table: str) -> Finding:
 
 
 def _check_rows(root: str, table: str) -> Iterator[Finding]:
-    """Ids, attempts and statuses of every row ever written."""
+    """Checks of the ids, attempts and statuses of every row ever written."""
     id_column = ID_COLUMNS[table]
     names = [id_column, "attempt", "status", "error_type", "step_version", "params_hash", "code_version"]
     rows = read_table(root, table, names, latest=False)
     ids = rows[id_column]
-    odd = ids.filter(pc.invert(pc.fill_null(pc.match_substring_regex(ids, "^[0-9a-f]{32}$"), False)))
-    yield _finding(table, "ids are 32 hex digits", len(ids), [repr(one) for one in odd.to_pylist()], DAMAGED)
+    malformed = ids.filter(pc.invert(pc.fill_null(pc.match_substring_regex(ids, "^[0-9a-f]{32}$"), False)))
+    yield _finding(
+        table, "ids are 32 hex digits", len(ids), [repr(row_id) for row_id in malformed.to_pylist()], DAMAGED
+    )
     yield _check_doubles(table, rows, id_column)
     pairs = zip(rows["status"].to_pylist(), rows["error_type"].to_pylist(), strict=True)
     unclear = [f"{status!r} with error type {kind!r}" for status, kind in pairs if not _clear_status(status, kind)]
     yield _finding(
-        table, "every row says ok, or why not", len(ids), unclear, "a step wrote rows without a reason: a bug"
+        table,
+        "every row says ok, or why not",
+        len(ids),
+        unclear,
+        "a bug of the step that wrote the rows: report it",
     )
 
 
 def _check_doubles(table: str, rows: pa.Table, id_column: str) -> Finding:
-    """No id has two rows of one attempt and settings; two by the same code are equal: an id is a hash of what made it.
+    """Whether no id has two rows of one attempt with the same settings.
 
-    Runs with different settings may take the same attempt in the same moment; `newest` says whose row counts.
+    Two such rows by the same code are equal, since an id is a hash of all inputs: that is a warning only. Runs with
+    different settings may write the same attempt at the same moment; `newest` decides which row counts.
     """
     keys = list(zip(*(rows[name].to_pylist() for name in (id_column, "attempt", "params_hash")), strict=True))
     writers: dict[tuple, set] = {key: set() for key, count in Counter(keys).items() if count > 1}
@@ -153,12 +162,12 @@ def _check_doubles(table: str, rows: pa.Table, id_column: str) -> Finding:
     for key, writer in zip(keys, zip(*made, strict=True), strict=True):
         if key in writers:
             writers[key].add(writer)
-    unequal = [key for key, found in writers.items() if len(found) > 1]
+    unequal = [key for key, of_key in writers.items() if len(of_key) > 1]
     twice = [f"{row_id} attempt {attempt}: more than one row" for row_id, attempt, _ in unequal or writers]
     check = "one row per id and attempt"
     if unequal:
-        return _finding(table, check, len(keys), twice, "two writers with different code ran at once")
-    return _finding(table, check, len(keys), twice, "two runs worked on one root at once; readers take one row", "warn")
+        return _finding(table, check, len(keys), twice, "two versions of the code wrote at the same time")
+    return _finding(table, check, len(keys), twice, "two runs used one root at once; readers take one row", "warn")
 
 
 def _clear_status(status: str | None, error_type: str | None) -> bool:
@@ -166,7 +175,7 @@ def _clear_status(status: str | None, error_type: str | None) -> bool:
 
 
 def check_blobs(root: str, table: str) -> Finding:
-    """Length (shape and dtype) and crc32 of the binary values of every ok row, read as a stream."""
+    """Whether the length (by shape and dtype) and the crc32 of every binary value of the ok rows are right."""
     delta, id_column, blobs = open_table(root, table), ID_COLUMNS[table], list(BLOB_COLUMNS[table])
     if delta is None:
         return Finding(table, "checksums", 0)
@@ -185,37 +194,42 @@ def check_blobs(root: str, table: str) -> Finding:
 
 
 def blob_bytes(shape: list[int] | None, dtype: str) -> int:
-    """Bytes of a dense array; numpy does not know bfloat16, hence the name."""
+    """Bytes of a dense array. dtype: by name, since numpy has no bfloat16."""
     item = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
     return int(np.prod(shape or [0])) * item
 
 
 def check_reference(root: str, source: tuple[str, str], target: tuple[str, str]) -> Finding:
-    """Every value of a (table, column), but for empty ones and those of failed rows, is found in another one."""
+    """Whether every value of one (table, column) is in another one; empty values and failed rows do not count."""
     (table, column), (other, other_column) = source, target
     values = read_table(root, table, [column], where=pc.field("status") != "failed")[column].drop_null()
     values = values.filter(pc.not_equal(values, ""))
-    known = read_table(root, other, [other_column])[other_column].combine_chunks()
-    lost = values.filter(pc.invert(pc.is_in(values, value_set=known)))
-    return _finding(table, f"{column} is in {other}", len(values), lost.to_pylist(), RERUN)
+    targets = read_table(root, other, [other_column])[other_column].combine_chunks()
+    dangling = values.filter(pc.invert(pc.is_in(values, value_set=targets)))
+    return _finding(table, f"{column} is in {other}", len(values), dangling.to_pylist(), RERUN)
 
 
 def check_counts(root: str) -> Iterator[Finding]:
-    """Counts in = counts out: every readable source file has a video row, every clip of a video its own."""
-    wanted = read_table(root, "sources", ["video_id"], where=pc.field("status") == "ok")["video_id"].unique()
+    """Whether every readable source file has a row of `videos`, and every clip of a video a row of `clips`."""
+    readable = read_table(root, "sources", ["video_id"], where=pc.field("status") == "ok")["video_id"].unique()
     videos = read_table(root, "videos", ["video_id", "clip_ids"])
-    waiting = wanted.filter(pc.invert(pc.is_in(wanted, value_set=videos["video_id"].combine_chunks())))
+    waiting = readable.filter(pc.invert(pc.is_in(readable, value_set=videos["video_id"].combine_chunks())))
     yield _finding(
-        "sources", "every file became a video row", len(wanted), waiting.to_pylist(), "cut them: pyramid curate", "warn"
+        "sources",
+        "every file became a video row",
+        len(readable),
+        waiting.to_pylist(),
+        "run pyramid curate",
+        "warn",
     )
     named = videos["clip_ids"].combine_chunks().flatten()
-    known = read_table(root, "clips", ["clip_id"])["clip_id"].combine_chunks()
-    lost = named.filter(pc.invert(pc.is_in(named, value_set=known)))
+    written = read_table(root, "clips", ["clip_id"])["clip_id"].combine_chunks()
+    lost = named.filter(pc.invert(pc.is_in(named, value_set=written)))
     yield _finding("videos", "every clip of a video has its row", len(named), lost.to_pylist(), LOST)
 
 
 def check_media(root: str, table: str, files: dict[str, int]) -> Finding:
-    """Every file that an ok row names is there, with the size that the row says."""
+    """Whether every file that an ok row names exists, with the size that the row states."""
     named = named_files(root, table)
     bad = []
     for file in named:

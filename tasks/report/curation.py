@@ -1,7 +1,7 @@
 """What curation knows of the current clips, read once for the report, and what the selection made of them."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

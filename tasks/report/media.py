@@ -1,4 +1,4 @@
-"""Videos inside the report: small, looping, as data URIs, within a budget of bytes."""
+"""Videos inside the report: small, as data URIs, within a budget of bytes."""
 
 import base64
 import io
@@ -14,12 +14,12 @@ import numpy as np
 
 from tasks.tables import storage
 
-WHOLE_BYTES = 150_000  # a file up to this size goes in as it is
+WHOLE_BYTES = 150_000  # a file up to this size is not encoded again
 
 
 @dataclass(frozen=True)
 class Preview:
-    """How a video is made small."""
+    """Size, rate and quality of a small copy of a video."""
 
     side: int  # px of the longer side
     fps: float
@@ -36,15 +36,15 @@ THUMBNAIL_BYTES = 25_000  # a clip up to this size is its own thumbnail
 
 @dataclass
 class MediaBudget:
-    """Hands out data URIs until the page is full; whoever asks first is served first."""
+    """Data URIs for a page of limited size: calls are served in their order until the page is full."""
 
     max_bytes: int
     used_bytes: int = 0
-    left_out: int = 0
-    missing: int = 0
+    left_out: int = 0  # videos that did not fit
+    missing: int = 0  # videos that could not be read
 
     def video(self, uri: str) -> str:
-        """`data:video/mp4;base64,…` of a clip or picture of ours, or "" when it is missing or does not fit."""
+        """`data:video/mp4;base64,…` of a clip or picture of ours; "" when it is missing or does not fit."""
         from pyramid_model.video.video import VideoError
 
         if self.used_bytes >= self.max_bytes:
@@ -59,18 +59,18 @@ class MediaBudget:
         return self._taken("video/mp4", data)
 
     def thumbnails(self, uris: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-        """Short tiny MP4s of the videos by name and a still of each, in base64, as many as fit; made side by side."""
+        """Name -> (small MP4, JPEG of its first frame) in base64, for as many videos as fit; made in parallel."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = dict(zip(uris, pool.map(thumbnail, uris.values()), strict=True))
-        self.missing += sum(pair is None for pair in found.values())
-        return {name: (texts[0], texts[1]) for name, pair in found.items() if pair and (texts := self._room_for(*pair))}
+            pairs = dict(zip(uris, pool.map(thumbnail, uris.values()), strict=True))
+        self.missing += sum(pair is None for pair in pairs.values())
+        return {name: (texts[0], texts[1]) for name, pair in pairs.items() if pair and (texts := self._room_for(*pair))}
 
     def _taken(self, mime: str, data: bytes) -> str:
         encoded = self._room_for(data)
         return f"data:{mime};base64,{encoded[0]}" if encoded else ""
 
     def _room_for(self, *parts: bytes) -> list[str]:
-        """The parts in base64, or none of them when they do not fit together."""
+        """The parts in base64; an empty list when they do not fit together."""
         encoded = [base64.b64encode(part).decode() for part in parts]
         size = sum(map(len, encoded))
         if self.used_bytes + size > self.max_bytes:
@@ -81,7 +81,7 @@ class MediaBudget:
 
 
 def thumbnail(uri: str) -> tuple[bytes, bytes] | None:
-    """A short tiny MP4 of a video, and its first frame as a JPEG; None when it cannot be read."""
+    """A short small MP4 of a video, and its first frame as a JPEG; None when it cannot be read."""
     from pyramid_model.video.video import VideoError
 
     try:
@@ -93,10 +93,10 @@ def thumbnail(uri: str) -> tuple[bytes, bytes] | None:
 
 
 def still(data: bytes) -> bytes:
-    """The first frame of a video as a small JPEG: what is seen before it plays, or where it cannot.
+    """The first frame of a video as a small JPEG, which the page shows until the video plays.
 
     Raises:
-        VideoError: it is no video that can be read.
+        VideoError: the data is no readable video.
     """
     from pyramid_model.video.video import jpeg
 
@@ -108,7 +108,7 @@ def preview(data: bytes, how: Preview) -> bytes:
     """The first seconds of a video as a small MP4.
 
     Raises:
-        VideoError: it is no video that can be read.
+        VideoError: the data is no readable video.
     """
     from pyramid_model.video.video import write_video
 
@@ -120,10 +120,12 @@ def preview(data: bytes, how: Preview) -> bytes:
 
 
 def small_frames(data: bytes, how: Preview) -> tuple[np.ndarray, float]:
-    """The first seconds of a video, one frame at least, small and thinned out: uint8 (t h w c), and their rate.
+    """The first seconds of a video, scaled down and at a lower rate: frames, uint8 (t h w c), and their rate.
+
+    One frame at least.
 
     Raises:
-        VideoError: it is no video that can be read.
+        VideoError: the data is no readable video.
     """
     import av
     import av.error
@@ -137,8 +139,8 @@ def small_frames(data: bytes, how: Preview) -> tuple[np.ndarray, float]:
             every = max(1, round(fps / how.fps))
             scale = min(1.0, how.side / max(stream.width, stream.height))
             width, height = (max(2, round(side * scale / 2) * 2) for side in (stream.width, stream.height))
-            wanted = itertools.islice(container.decode(stream), 0, max(1, int(how.seconds * fps)), every)
-            frames = [frame.to_ndarray(width=width, height=height, format="rgb24") for frame in wanted]
+            decoded = itertools.islice(container.decode(stream), 0, max(1, int(how.seconds * fps)), every)
+            frames = [frame.to_ndarray(width=width, height=height, format="rgb24") for frame in decoded]
             return np.stack(frames), fps / every
     except (av.error.FFmpegError, IndexError, ValueError) as err:
         raise VideoError("not_media", f"no readable clip: {err}") from err

@@ -1,7 +1,7 @@
 """What the report says about scores and the rules that judge them."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,72 +1,95 @@
-"""What the report says of each source: its files, and what curation kept of them."""
+"""Sources for the report: the files of each, and what curation kept of them."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal, TypedDict, cast
 
 from tasks.report.curation import Curation
-from tasks.sources.card import SourceCard, cards_of, read_card
+from tasks.sources.card import FileCard, SourceCard, cards_of, read_card
 from tasks.tables.delta import read_table
-from tasks.tables.schemas import COMMON, SCHEMAS
 
-MAX_SOURCES, MAX_FILES = 40, 50  # listed: sources, and files of each
+MAX_SOURCES, MAX_FILES = 40, 50  # on the page: sources, and files of each
+
+
+class SourceFile(TypedDict):
+    """A file of a source, with facts about its video; None where the video is not cut yet."""
+
+    path: str
+    license: str | None
+    video_id: str
+    status: str  # of the video; "waiting": not cut yet; of the file, when it could not be read
+    error: str | None
+    card: FileCard
+    width: int | None
+    height: int | None
+    fps_num: int | None
+    fps_den: int | None
+    codec: str | None
+    duration_s: float | None
+    num_frames: int | None
+    num_shots: int | None
+    num_clips: int | None
+    num_kept: int
+    kept_s: float
+
+
+OF_VIDEO = ("width", "height", "fps_num", "fps_den", "codec", "duration_s", "num_frames", "num_shots", "num_clips")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files that share a name and, if they have one, a source.yaml."""
+    """Files that share the name of a source and, if they have one, a source.yaml."""
 
     name: str
     attribution: str
     url: str
-    files: list[dict[str, Any]] = field(default_factory=list)  # those that need attention first
+    files: list[SourceFile] = field(default_factory=list)  # those with problems first
 
     @property
     def statuses(self) -> Counter[str]:
-        """Files by what decoding found."""
+        """Number of files by status."""
         return Counter(file["status"] for file in self.files)
 
-    def total(self, column: str) -> float:
-        """Sum of a column over the videos of the files, each video once."""
+    def total(self, column: Literal["duration_s", "num_clips", "num_kept", "kept_s"]) -> float:
+        """Sum of a column over the videos of the files; a video with several files counts once."""
         videos = {file["video_id"]: file[column] or 0 for file in self.files}
         return sum(videos.values())
 
 
 def sources(root: str, curation: Curation) -> list[Source]:
-    """Source files by source, each with what decoding found, what was kept, and what its source.yaml says of it."""
-    own = [name for name in SCHEMAS["videos"].names if name not in COMMON and name not in ("uri", "path", "license")]
-    own.remove("clip_ids")
-    videos = {row["video_id"]: row for row in read_table(root, "videos", [*own, "status", "error"]).to_pylist()}
-    kept: Counter[str] = Counter()
+    """Source files by source, each with the facts of its video, the clips kept, and its entry in source.yaml."""
+    own = [*OF_VIDEO, "status", "error"]
+    videos = {row["video_id"]: row for row in read_table(root, "videos", ["video_id", *own]).to_pylist()}
+    num_kept: Counter[str] = Counter()
     kept_s: dict[str, float] = defaultdict(float)
     of_kept = curation.kept().select(["video_id", "duration_s"])
     for video_id, seconds in zip(*(column.to_pylist() for column in of_kept.columns), strict=True):
-        kept[video_id] += 1
+        num_kept[video_id] += 1
         kept_s[video_id] += seconds
-    blank = dict.fromkeys([*own, "status", "error"])
-    found: dict[tuple[str, str], Source] = {}
+    not_cut = dict.fromkeys(own)
+    by_source: dict[tuple[str, str], Source] = {}
     cards = {"": SourceCard(name="")}
     rows = read_table(root, "sources").to_pylist()
     for uri, row in zip(cards_of(rows), rows, strict=True):
         if uri not in cards:
             cards[uri] = readable_card(uri)
         card, key = cards[uri], (row["source"] or "(no name)", uri)
-        # A link must not run anything, whatever a source.yaml says.
+        # Only web addresses become links: a source.yaml must not bring a script onto the page.
         url = card.url if card.url.startswith(("https://", "http://")) else ""
-        source = found.setdefault(key, Source(key[0], card.attribution, url))
-        video = videos.get(row["video_id"], blank)
+        source = by_source.setdefault(key, Source(key[0], card.attribution, url))
+        video = videos.get(row["video_id"], not_cut)
         status = video["status"] or ("waiting" if row["status"] == "ok" else row["status"])
         own_facts = {name: row[name] for name in ("path", "license", "video_id")}
         facts = {"status": status, "error": video["error"] or row["error"], "card": card.file(row["path"])}
-        of_clips = {"num_kept": kept[row["video_id"]], "kept_s": kept_s[row["video_id"]]}
-        source.files.append(video | own_facts | facts | of_clips)
-    for source in found.values():
+        of_clips = {"num_kept": num_kept[row["video_id"]], "kept_s": kept_s[row["video_id"]]}
+        source.files.append(cast(SourceFile, video | own_facts | facts | of_clips))
+    for source in by_source.values():
         source.files.sort(key=lambda file: file["status"] == "ok")
-    return list(found.values())
+    return list(by_source.values())
 
 
 def readable_card(uri: str) -> SourceCard:
-    """The source.yaml at `uri`; an empty one when it is not there any more or not right any more."""
+    """The source.yaml at `uri`; an empty one when it is gone or no longer valid."""
     try:
         return read_card(uri)
     except (OSError, ValueError):

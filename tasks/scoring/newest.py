@@ -1,7 +1,7 @@
 """What `scores` says of each clip now: settings and weights change, and the newest row of a clip and scorer counts."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections.abc import Collection, Sequence
 

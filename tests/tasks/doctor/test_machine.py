@@ -27,9 +27,9 @@ def test_packages_are_compared_with_what_is_asked_for():
     [bad, rest] = check_packages(["numpy>=1", "fastapi<0.1", "torch; python_version < '3'"])
     assert (bad.name, bad.status) == ("fastapi", "fail")
     assert "needs fastapi<0.1" in bad.advice
-    assert rest.found == "1 of 2 as required"
+    assert rest.facts == "1 of 2 as required"
     [missing, _] = check_packages(["no-such-package-anywhere>=2"])
-    assert (missing.found, missing.advice) == ("not installed", "uv sync (needs no-such-package-anywhere>=2)")
+    assert (missing.facts, missing.advice) == ("not installed", "uv sync (needs no-such-package-anywhere>=2)")
 
 
 def test_hugging_face_datasets_wins_the_import():
@@ -61,7 +61,7 @@ def test_a_full_disk_is_told_apart_from_a_roomy_one(tmp_path, monkeypatch):
     assert check_disk(str(tmp_path)).status == "ok"
     monkeypatch.setattr("tasks.doctor.machine.MIN_DISK_GB", 1e9)
     check = check_disk(str(tmp_path))
-    assert (check.status, "are recommended" in check.found) == ("warn", True)
+    assert (check.status, "are recommended" in check.facts) == ("warn", True)
 
 
 def test_shared_memory_may_be_absent(tmp_path):

@@ -16,7 +16,7 @@ def test_a_port_that_is_taken_is_reported_with_what_it_is_for():
         port = holder.getsockname()[1]
         check = check_port(port)
     assert check.status == "warn"
-    assert "taken" in check.found
+    assert "taken" in check.facts
     assert check_port(port).status == "ok"
 
 
@@ -28,7 +28,7 @@ def test_ray_without_a_token_is_reported(monkeypatch, tmp_path):
     assert check_ray_auth().status == "ok"
     monkeypatch.setenv("RAY_AUTH_MODE", "")
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    assert "no authentication" in check_ray_auth().found
+    assert "no authentication" in check_ray_auth().facts
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_ray_token_is_said_to_be_used_or_not(monkeypatch, tmp_path, mode, has_
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     if has_token:
         (tmp_path / "token").write_text("secret")
-    assert (check_ray_auth().status, check_ray_auth().found) == ("ok", words)
+    assert (check_ray_auth().status, check_ray_auth().facts) == ("ok", words)
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -70,13 +70,13 @@ def server():
 def test_servers_are_asked_whether_they_answer(server, monkeypatch, tmp_path):
     assert check_prefect().status == "ok"
     monkeypatch.setenv("PREFECT_API_URL", f"{server}/api")
-    assert (check_prefect().status, check_prefect().found) == ("ok", f"{server}/api answers")
+    assert (check_prefect().status, check_prefect().facts) == ("ok", f"{server}/api answers")
     monkeypatch.setenv("PREFECT_API_URL", f"{server}/locked")
     assert check_prefect().status == "warn"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     check = check_mlflow(str(tmp_path))
     assert check.status == "fail"
-    assert "secret" not in check.found
+    assert "secret" not in check.facts
     assert "unset MLFLOW_TRACKING_URI" in check.advice
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.inspecting.table_stats import DropReason, Histogram, finite_values, histogram, reason_counts
+from tasks.tables.current import current_duplicates
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, newest_selection
 from tasks.tables.newest import newest_by
@@ -34,7 +35,7 @@ class DuplicateStats:
 
 def duplicate_stats(root: str, version: int | None = None) -> list[DuplicateStats]:
     """Groups that each method found in the last search."""
-    rows = read_table(root, "duplicates", ["method", "group_id", "similarity"], version, pc.field("status") == "ok")
+    rows = current_duplicates(root, ["method", "group_id", "similarity"], version=version)
     stats = []
     for method in pc.unique(rows["method"]).sort().to_pylist():
         own = rows.filter(pc.equal(rows["method"], method))

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from tasks.inspecting.table_stats import file_size
 from tasks.report.curation import Curation
 from tasks.selecting.duplicates import length_step
-from tasks.tables.delta import read_table
+from tasks.tables.current import current_duplicates
 
 MAX_GROUPS, MAX_MEMBERS = 24, 8  # on the page; the counts include all
 COLUMNS = ("clip_id", "method", "group_id", "rank", "similarity")
@@ -68,7 +68,7 @@ class Duplicates:
 
 def read_duplicates(root: str, curation: Curation) -> Duplicates:
     """Groups that the last search for duplicates found among the current clips."""
-    rows = read_table(root, "duplicates", COLUMNS, where=pc.field("status") == "ok")
+    rows = current_duplicates(root, COLUMNS)
     facts = curation.clips.select(list(ClipFacts.__annotations__))
     if rows.num_rows:
         facts = facts.filter(pc.field("clip_id").isin(rows["clip_id"].combine_chunks()))

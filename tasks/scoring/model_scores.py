@@ -89,7 +89,7 @@ class ModelScoresConfig(Config):
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As written down before there were such scores, where there are none."""
-        return without_unused(self, dump, ModelScoresConfig.model_fields)
+        return without_unused(self, dump, (*ModelScoresConfig.model_fields, "clips"))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot dete
 class ScoresConfig(ModelScoresConfig):
     """Which scores every clip must have: those without a model by name, the others by their sections."""
 
+    clips: str = Field("", description="which clips: output of the clips step; empty: of each video the newest")
     scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=", ".join(SCORERS))
     block_size: int = Field(32, ge=1, description="scores a block")
 
@@ -113,7 +114,7 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     from tasks.tables.current import current_clips
 
     columns = ["clip_id", "uri", "height", "width", "num_frames", "fps_num", "fps_den"]
-    clips = current_clips(run.root, columns).to_pylist()
+    clips = current_clips(run.root, columns, config.clips).to_pylist()
     wanted = [
         {"score_id": score_id(clip["clip_id"], scorer), "scorer": scorer} | clip
         for clip in clips

@@ -24,10 +24,10 @@ from pyramid_model.duplicates import Pairs, across_videos, equal, groups, groups
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
 from tasks.scoring.embeddings import newest_source
-from tasks.tables.appending import append_block
-from tasks.tables.current import current_clips
+from tasks.tables.appending import append_again, append_block
+from tasks.tables.current import current_clips, current_duplicates
 from tasks.tables.delta import as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
-from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.newest import ORDER, newest_by, newest_row
 
 VERSION = "1"
 METHODS = ("exact", "phash", "semantic")  # in this order they are looked for and, when clips are selected, applied
@@ -40,6 +40,7 @@ Method = Literal["exact", "phash", "semantic"]
 class DuplicatesConfig(Config):
     """When two clips show the same."""
 
+    clips: str = Field("", description="which clips: output of the clips step; empty: of each video the newest")
     methods: tuple[Method, ...] = Field(
         ("exact", "phash"),
         description="exact: equal frames; phash: re-encoded, scaled or slightly cropped copies in other videos; "
@@ -70,17 +71,15 @@ def duplicates(run: Run, config: DuplicatesConfig) -> StepResult:
         ValueError: no clip has what a method compares.
     """
     started = time.time()
-    clips = current_clips(run.root, CLIP_COLUMNS).sort_by("clip_id")
+    clips = current_clips(run.root, CLIP_COLUMNS, config.clips).sort_by("clip_id")
     clip_ids = clips["clip_id"].to_pylist()
     rank = keeping_order(clips)
     found: dict[str, dict[str, Any]] = {}
     for method in config.methods:
         for row in _group_rows(method, _pairs(run, config, method, clips), clip_ids, rank):
+            row |= {"clips": config.clips, "duplicate_id": duplicate_id(row["clip_id"], method, config.clips)}
             found[row["duplicate_id"]] = row
-    committed = {row["duplicate_id"]: row for row in read_table(run.root, "duplicates").to_pylist()}
-    rows = _changed(found, committed)
-    block_id = content_id("duplicates", sorted((row["duplicate_id"], row["attempt"], row["group_id"]) for row in rows))
-    append_block(run.root, "duplicates", rows, block_id, lineage(run, "duplicates", VERSION, config))
+    rows = _append(run, config, found)
     num_new = len({row["clip_id"] for row in rows} & set(clip_ids))
     return StepResult(
         step="duplicates",
@@ -92,6 +91,28 @@ def duplicates(run: Run, config: DuplicatesConfig) -> StepResult:
         note=_note(run, found.values(), len(clip_ids)),
         busy_s=time.time() - started,
     )
+
+
+def duplicate_id(clip_id: str, method: str, clips: str) -> str:
+    """Identity of what one method says of a clip among the clips of some settings."""
+    return content_id(clip_id, method, *filter(None, [clips]))
+
+
+def _append(run: Run, config: DuplicatesConfig, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Append rows for the clips whose group changed since the last search among these clips, and return the rows.
+
+    If nothing changed, but others searched since, one row is appended again: this search is then the newest.
+    """
+    table = read_table(run.root, "duplicates")
+    searched = (row for row in table.to_pylist() if (row["clips"] or "") == config.clips)
+    rows = _changed(found, {row["duplicate_id"]: row for row in searched})
+    made = lineage(run, "duplicates", VERSION, config)
+    block_id = content_id("duplicates", sorted((row["duplicate_id"], row["attempt"], row["group_id"]) for row in rows))
+    append_block(run.root, "duplicates", rows, block_id, made)
+    last = newest_row(table)
+    if not rows and found and last and (last["clips"] or "") != config.clips:
+        append_again(run.root, "duplicates", [next(iter(found))], made)
+    return rows
 
 
 def keeping_order(clips: pa.Table) -> np.ndarray:
@@ -190,7 +211,7 @@ def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.
 
 
 def _group_rows(method: str, pairs: Pairs, clip_ids: Sequence[str], order: np.ndarray) -> list[dict[str, Any]]:
-    """A row without the common columns for each clip in a group."""
+    """A row without id and common columns for each clip in a group."""
     # Copies of a copy are copies. What is merely alike drifts from step to step, so there all resemble the keeper.
     joined = groups_around(pairs, order) if method == "semantic" else groups(len(clip_ids), pairs.first, pairs.second)
     closest = _closest(pairs, joined, len(clip_ids))
@@ -200,7 +221,6 @@ def _group_rows(method: str, pairs: Pairs, clip_ids: Sequence[str], order: np.nd
         for rank, member in enumerate(sorted(members.tolist(), key=lambda member: order[member])):
             rows.append(
                 {
-                    "duplicate_id": content_id(clip_ids[member], method),
                     "clip_id": clip_ids[member],
                     "method": method,
                     "group_id": group_id,
@@ -237,7 +257,7 @@ def _changed(
     for duplicate_id, before in committed.items():
         if before["group_id"] and duplicate_id not in found:
             left = ("left_group", "the clip is no longer cut, or no longer like the others")
-            names = {"duplicate_id": duplicate_id, "clip_id": before["clip_id"], "method": before["method"]}
+            names = {name: before[name] for name in ("duplicate_id", "clip_id", "method", "clips")}
             rows.append(bad_row({"attempt": before["attempt"] + 1}, left, "skipped", **names | LEFT))
     return rows
 
@@ -259,10 +279,12 @@ def num_equal_files(root: str) -> int:
     return len(video_ids) - len(set(video_ids))
 
 
-def groups_by_method(root: str) -> dict[str, list[list[str]]]:
-    """method -> groups of clip ids, the clip to keep first; as the last run of the step found them."""
-    columns = ["method", "group_id", "rank", "clip_id"]
-    rows = read_table(root, "duplicates", columns, where=pc.field("status") == "ok")
+def groups_by_method(root: str, clips: str = "") -> dict[str, list[list[str]]]:
+    """method -> groups of clip ids, the clip to keep first; as the last search found them.
+
+    clips: the search among the clips of these settings of the clips step; empty: the last search that found any.
+    """
+    rows = current_duplicates(root, ["method", "group_id", "rank", "clip_id"], clips)
     rows = rows.sort_by([("method", "ascending"), ("group_id", "ascending"), ("rank", "ascending")]).to_pylist()
     found: dict[str, list[list[str]]] = {method: [] for method in METHODS}
     for (method, _), members in itertools.groupby(rows, key=lambda row: (row["method"], row["group_id"])):

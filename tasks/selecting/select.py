@@ -42,7 +42,7 @@ def select(run: Run, config: SelectConfig) -> StepResult:
             training stops.
     """
     started = time.time()
-    clips = current_clips(run.root, CLIP_COLUMNS).to_pylist()
+    clips = current_clips(run.root, CLIP_COLUMNS, config.clips).to_pylist()
     if not clips:
         raise ValueError(_no_clips(run))
     material = _material(run, clips, config)
@@ -85,7 +85,7 @@ def _material(run: Run, clips: Sequence[Mapping[str, Any]], config: SelectConfig
     # Groups are those of the last search; clips that came since are in none yet, and those that are gone do not count.
     groups = {
         method: [members for group in found if len(members := [place[one] for one in group if one in place]) > 1]
-        for method, found in groups_by_method(run.root).items()
+        for method, found in groups_by_method(run.root, config.clips).items()
     }
     copies = [group for method in LINKING for group in groups[method]]
     splits = splits_of(clips, copies, _pins(run, clips), config.val_fraction, config.test_fraction)

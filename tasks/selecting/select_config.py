@@ -120,12 +120,17 @@ class SetConfig(Config):
 
 
 # Came after selections had ids: written down only where they are used, so that the ids of before hold.
-ADDED = ("preset", "drop_duplicates", "sets", "train_set", "sources", "max_per_video", "max_clips")
+ADDED = ("preset", "drop_duplicates", "sets", "train_set", "sources", "max_per_video", "max_clips", "clips")
 
 
 class SelectConfig(Config):
     """What makes a clip worth training on."""
 
+    clips: str = Field(
+        "",
+        description="which clips: output of the clips step, part of the selection's name; empty: of each video the "
+        "newest",
+    )
     preset: Preset = Field("", description="pretrain or finetune: limits that hold where thresholds has no others")
     thresholds: dict[str, Limits] = Field(
         {},

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, verdicts_of
-from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.newest import ORDER, newest_by, newest_row
 
 
 def current_clip_ids(root: str, clips: str = "") -> pa.Array:
@@ -39,6 +39,23 @@ def current_clips(root: str, columns: Sequence[str] | None = None, clips: str = 
     rows = read_table(root, "clips", names, where=pc.field("clip_id").isin(current))
     rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
     return rows if columns is None else rows.select(list(columns))
+
+
+def current_duplicates(root: str, columns: Sequence[str], clips: str = "", version: int | None = None) -> pa.Table:
+    """Rows of `duplicates` that are in a group, as the last search found them.
+
+    Args:
+        root: where the tables are.
+        columns: of `duplicates`.
+        clips: the search among the clips of these settings of the clips step; empty: the last search that found any.
+        version: of the table; None: the newest.
+    """
+    rows = read_table(root, "duplicates", list(dict.fromkeys([*columns, "status", "clips", *ORDER])), version)
+    last = newest_row(rows)
+    searched = clips or (last and last["clips"]) or ""
+    ours = pc.field("clips") == searched
+    ours = ours if searched else ours | pc.field("clips").is_null()
+    return rows.filter(ours).filter(pc.field("status") == "ok").select(list(columns))
 
 
 def selected_clips(

@@ -113,7 +113,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "crc32": INT,
     },
     "duplicates": {
-        "duplicate_id": STRING,  # H(clip_id, method)
+        "duplicate_id": STRING,  # H(clip_id, method, clips)
         "clip_id": STRING,
         "method": STRING,  # exact | phash | semantic
         "group_id": STRING,  # H(method, clips of the group); empty when the clip has left its group
@@ -121,6 +121,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "rank": INT,  # 0 is the keeper; if other rules drop it, the next one is kept
         "num_clips": INT,  # in the group
         "similarity": FLOAT,  # 0..1, to the clip of the group that is most like it
+        "clips": STRING,  # params_hash of the clips settings whose clips were compared; empty: the newest of each video
     },
     "selections": {
         "selection_id": STRING,

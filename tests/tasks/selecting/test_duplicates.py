@@ -13,11 +13,11 @@ import torch
 from pyramid_model.video.video import write_video
 from tasks.cutting.clips import ClipsConfig
 from tasks.cutting.video_pass import cut_video
-from tasks.running.run import Run, lineage
+from tasks.running.run import Run, lineage, params_hash
 from tasks.selecting.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order
 from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import content_id, crc32, ok_row, read_table
+from tasks.tables.delta import Lineage, content_id, crc32, ok_row, read_table
 
 CUT = ClipsConfig(min_frames=9, crf=18, preset="ultrafast")
 FPS = 24
@@ -163,6 +163,27 @@ def test_clips_that_are_no_longer_cut_leave_their_group(tmp_path):
     assert made.groups("phash") == set()
     rows = read_table(made.run.root, "duplicates").to_pylist()
     assert {(row["status"], row["error_type"], row["keeper"]) for row in rows} == {("skipped", "left_group", False)}
+
+
+def test_searches_among_clips_of_other_settings_leave_each_other_alone(tmp_path):
+    made = Footage(tmp_path)
+    for name, shots in (("a.mp4", A), ("late.mp4", A[4:]), ("b.mp4", B), ("other.mp4", B[4:])):
+        made.film(name, shots)
+    ours, theirs = params_hash(CUT), params_hash(ClipsConfig(min_frames=10))
+    of_b = [*made.clips["b.mp4"], *made.clips["other.mp4"]]
+    rows = read_table(made.run.root, "videos").to_pylist()
+    theirs_rows = [
+        ok_row({"attempt": 2}, video_id=row["video_id"], clip_ids=[clip for clip in row["clip_ids"] if clip in of_b])
+        for row in rows
+    ]
+    append_block(made.run.root, "videos", theirs_rows, "theirs", Lineage("run", "clips", "1", theirs, ""))
+    both = {frozenset({"a.mp4 0", "late.mp4 0"}), frozenset({"b.mp4 0", "other.mp4 0"})}
+    for _ in range(2):
+        duplicates(made.run, DuplicatesConfig(clips=ours))
+        assert made.groups("phash") == both
+        duplicates(made.run, DuplicatesConfig(clips=theirs))
+        assert made.groups("phash") == {frozenset({"b.mp4 0", "other.mp4 0"})}
+        assert len(groups_by_method(made.run.root, ours)["phash"]) == 2
 
 
 def test_embeddings_that_point_one_way_are_alike(footage):

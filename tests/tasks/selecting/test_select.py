@@ -17,7 +17,7 @@ from tasks.sources.card import SplitPin
 from tasks.tables import appending
 from tasks.tables.appending import append_block
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import content_id, ok_row, open_table, read_table, table_version
+from tasks.tables.delta import Lineage, content_id, ok_row, open_table, read_table, table_version
 from tasks.tables.manifest import newest_selection, verdicts_of
 from tasks.tables.newest import in_order
 
@@ -116,6 +116,22 @@ def test_the_settings_asked_for_last_count_although_the_clock_was_set_back(table
     assert verdicts_of(tables.run.root)["keep"].to_pylist() == [False] * 3
     select(tables.run, CONFIG)
     assert newest_selection(tables.run.root) == kept
+
+
+def test_a_selection_judges_the_clips_of_its_own_run_although_other_settings_cut_since(tables):
+    """Two runs at once with other settings of the clips step: the videos' rows of one are newer, the clips of both."""
+    tables.clips(clip("a2", start_frame=12), clip("c1", start_frame=12))
+    selections = {}
+    for made_with, a, c in (("ours", ["a0", "a1"], ["c0"]), ("theirs", ["a2"], ["c1"])):
+        rows = [ok_row({}, video_id="film-a", clip_ids=a), ok_row({}, video_id="film-c", clip_ids=c)]
+        append_block(tables.run.root, "videos", rows, "videos", Lineage("run", "clips", "2", made_with, ""))
+    for made_with, expected in (("ours", {"a0", "a1", "c0"}), ("theirs", {"a2", "c1"}), ("ours", {"a0", "a1", "c0"})):
+        result = select(tables.run, SelectConfig(**CONFIG.model_dump() | {"clips": made_with}))
+        assert result.num_in == len(expected)
+        selections[made_with] = result.outputs["selection"]
+        chosen = {name: selected_clips(tables.run.root, one)["clip_id"] for name, one in selections.items()}
+        assert set(chosen[made_with].to_pylist()) == expected
+    assert set(chosen["theirs"].to_pylist()) == {"a2", "c1"}
 
 
 def test_each_rule_that_a_clip_breaks_is_named(tables):

@@ -1,0 +1,268 @@
+"""Rows of every table as typed dicts, with the columns and types of `schemas` (a test compares them).
+
+A row that was read with some of its columns has these alone. Where a row failed, columns of what could not be computed
+are null.
+"""
+
+from datetime import datetime
+from typing import TypedDict, TypeVar, cast
+
+import pyarrow as pa
+
+
+class CommonRow(TypedDict):
+    """Columns that every table has."""
+
+    status: str
+    error_type: str
+    error: str
+    attempt: int
+    run_id: str
+    step: str
+    step_version: str
+    params_hash: str
+    code_version: str
+    created_at: datetime
+    commit_order: int
+
+
+class SourceRow(CommonRow):
+    """A row of `sources`."""
+
+    source_id: str
+    video_id: str
+    uri: str
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    source: str
+    license: str
+    card: str
+    annotations: str
+    copy: str
+
+
+class VideoRow(CommonRow):
+    """A row of `videos`."""
+
+    video_id: str
+    uri: str
+    path: str
+    size_bytes: int
+    container: str
+    codec: str
+    pix_fmt: str
+    width: int
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation: int
+    fps_num: int
+    fps_den: int
+    is_vfr: bool
+    num_frames_header: int
+    num_frames: int
+    num_frames_corrupt: int
+    num_shots: int
+    num_clips: int
+    duration_s: float
+    start_pts: int
+    time_base_num: int
+    time_base_den: int
+    color_transfer: str
+    color_primaries: str
+    color_matrix: str
+    color_range: str
+    is_hdr: bool
+    has_audio: bool
+    bit_rate: int
+    source: str
+    license: str
+    clip_ids: list[str]
+
+
+class ClipRow(CommonRow):
+    """A row of `clips`."""
+
+    clip_id: str
+    video_id: str
+    shot: int
+    start_frame: int
+    end_frame: int
+    start_pts: int
+    end_pts: int
+    start_s: float
+    end_s: float
+    num_frames: int
+    fps_num: int
+    fps_den: int
+    width: int
+    height: int
+    uri: str
+    size_bytes: int
+    crc32: int
+    cut_method: str
+    crop: list[int]
+
+
+class ScoreRow(CommonRow):
+    """A row of `scores`."""
+
+    score_id: str
+    clip_id: str
+    scorer: str
+    value: float
+    details: str
+
+
+class EmbeddingRow(CommonRow):
+    """A row of `embeddings`."""
+
+    embedding_id: str
+    clip_id: str
+    model: str
+    model_hash: str
+    sampling: str
+    shape: list[int]
+    dtype: str
+    embedding: bytes
+    crc32: int
+
+
+class DuplicateRow(CommonRow):
+    """A row of `duplicates`."""
+
+    duplicate_id: str
+    clip_id: str
+    method: str
+    group_id: str
+    keeper: bool
+    rank: int
+    num_clips: int
+    similarity: float
+    clips: str
+
+
+class SelectionRow(CommonRow):
+    """A row of `selections`."""
+
+    selection_id: str
+    clip_id: str
+    keep: bool
+    drop_reasons: list[str]
+    bucket: str
+    split: str
+    subset: str
+
+
+class CaptionRow(CommonRow):
+    """A row of `captions`."""
+
+    caption_id: str
+    clip_id: str
+    kind: str
+    text: str
+    json: str
+    language: str
+    model: str
+    model_revision: str
+    prompt_hash: str
+    parent_caption_id: str
+    settings: str
+    quality: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    cost_usd: float
+
+
+class LatentRow(CommonRow):
+    """A row of `latents`."""
+
+    latent_id: str
+    clip_id: str
+    vae_hash: str
+    bucket: str
+    shape: list[int]
+    dtype: str
+    parts: str
+    latent_norm: str
+    latent: bytes
+    crc32: int
+
+
+class TextFeatureRow(CommonRow):
+    """A row of `text_features`."""
+
+    text_feature_id: str
+    text: str
+    encoder_hash: str
+    shape: list[int]
+    dtype: str
+    embeds: bytes
+    pooled: bytes
+    crc32: int
+
+
+class ModelRow(CommonRow):
+    """A row of `models`."""
+
+    model_id: str
+    kind: str
+    weights_hash: str
+    uri: str
+    num_steps: int
+    config: str
+    metrics: str
+    curve: str
+    mlflow_run_id: str
+
+
+class EvaluationRow(CommonRow):
+    """A row of `evaluations`."""
+
+    evaluation_id: str
+    model_id: str
+    weights_hash: str
+    vae_hash: str
+    metrics: str
+    checks: str
+    passed: bool
+    media: list[str]
+
+
+class GenerationRow(CommonRow):
+    """A row of `generations`."""
+
+    generation_id: str
+    prompt: str
+    prompt_rewritten: str
+    seed: int
+    settings: str
+    weights_hash: str
+    uri: str
+    timings: str
+    peak_memory_bytes: int
+
+
+ROWS: dict[str, type[CommonRow]] = {
+    "sources": SourceRow,
+    "videos": VideoRow,
+    "clips": ClipRow,
+    "scores": ScoreRow,
+    "embeddings": EmbeddingRow,
+    "duplicates": DuplicateRow,
+    "selections": SelectionRow,
+    "captions": CaptionRow,
+    "latents": LatentRow,
+    "text_features": TextFeatureRow,
+    "models": ModelRow,
+    "evaluations": EvaluationRow,
+    "generations": GenerationRow,
+}
+
+R = TypeVar("R")  # a TypedDict of this module
+
+
+def as_rows(rows: pa.Table, kind: type[R]) -> list[R]:
+    """The rows as dicts of a type of this module. kind: of their table; only the columns that were read are there."""
+    return cast("list[R]", rows.to_pylist())

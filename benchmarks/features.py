@@ -181,7 +181,7 @@ def extraction(folder: Path, count: int) -> Iterator[Line]:
     full = latents(run, settings)
     words = TextFeaturesConfig(dim=32, num_layers=1, vocab_size=128)
     captions(run, CaptionsConfig())
-    encoder = text_features(run, words).outputs["encoder"]
+    encoder = text_features(run, words).encoder
     yield from loading(run, encoder, vae.uri)
     add_clips(run, range(count, count + max(1, count // 100)), folder)
     more = latents(run, settings)

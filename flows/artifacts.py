@@ -1,11 +1,12 @@
 """What people see on a Prefect run beside its log: counts, figures, verdicts, links."""
 
-from collections.abc import Mapping
-
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from tasks.evaluating.config import EvaluateResult
+from tasks.generating.config import GenerateResult
 from tasks.report import previews
 from tasks.running.run import Run, StepResult
+from tasks.training.job import TrainingResult
 
 
 def publish_counts(result: StepResult) -> None:
@@ -20,39 +21,34 @@ def publish_counts(result: StepResult) -> None:
     create_table_artifact(table=rows, key=f"counts-{artifact_key(result.step)}", description=description)
 
 
-def publish_curation(run: Run, results: Mapping[str, StepResult]) -> None:
+def publish_curation(run: Run, result: StepResult) -> None:
     """Histograms, drop reasons and a contact sheet, when anything new was selected."""
-    if results["select"].num_new:
+    if result.num_new:
         create_markdown_artifact(previews.curation_page(run.root), key="curation", description="Kept and dropped clips")
 
 
-def publish_training(run: Run, result: StepResult) -> None:
+def publish_training(run: Run, result: TrainingResult) -> None:
     """Loss curves and final figures, when a model was trained."""
     if result.num_new:
         create_markdown_artifact(
-            previews.training_page(run.root, result.outputs["model_id"]),
+            previews.training_page(run.root, result.model_id),
             key=f"training-{artifact_key(result.step.removeprefix('train_'))}",
             description="Loss curves and final figures",
         )
 
 
-def publish_verdict(run: Run, result: StepResult) -> None:
+def publish_verdict(run: Run, result: EvaluateResult) -> None:
     """The gate's checks and the clips it looked at, when a model was judged."""
     if result.num_new:
-        evaluation_id = result.outputs["evaluation_id"]
-        create_markdown_artifact(
-            previews.verdict_page(run.root, evaluation_id), key="gate", description="The gate's verdict"
-        )
+        page = previews.verdict_page(run.root, result.evaluation_id)
+        create_markdown_artifact(page, key="gate", description="The gate's verdict")
 
 
-def publish_generations(run: Run, result: StepResult) -> None:
+def publish_generations(run: Run, result: GenerateResult) -> None:
     """Prompts with frames of their clips, when clips were generated."""
     if result.num_new:
-        create_markdown_artifact(
-            previews.generations_page(run.root, result.outputs["weights_hash"]),
-            key="generated-clips",
-            description="Generated clips",
-        )
+        page = previews.generations_page(run.root, result.weights_hash)
+        create_markdown_artifact(page, key="generated-clips", description="Generated clips")
 
 
 def artifact_key(step: str) -> str:

@@ -1,23 +1,37 @@
 """Raw videos to scored and selected clips."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 
 from flows.artifacts import publish_curation
-from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.cutting import clips
 from tasks.running.run import StepResult
 from tasks.scoring import scores
 from tasks.selecting import duplicates, select
+from tasks.selecting.select_config import SelectResult
 from tasks.sources import ingest
+from tasks.sources.ingest import IngestResult
 
 ingest_sources = durable(ingest.ingest)
 cut_clips = durable(clips.clips)
 score_clips = durable(scores.scores)
 find_duplicates = durable(duplicates.duplicates)
 select_clips = durable(select.select)
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What the steps of curation did."""
+
+    ingest: IngestResult
+    clips: StepResult
+    scores: StepResult
+    duplicates: StepResult
+    select: SelectResult
 
 
 @flow(name="curate", flow_run_name=flow_run_name, persist_result=False)
@@ -28,7 +42,7 @@ def curate(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> Curated:
     """Find videos, cut them at shots, score the clips, find those that repeat others and select the good ones.
 
     Args:
@@ -39,20 +53,17 @@ def curate(
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
-    Returns:
-        What each step did, by step name.
-
     Raises:
         ValueError: the selection limits a score that no clip has and this run does not compute; nothing was read.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
     select.check_limited(run, plan.select, plan.scores.computed)
-    done = by_step(
-        ingest_sources(run, plan.ingest),
-        cut_clips(run, plan.clips),
-        score_clips(run, plan.scores),
-        find_duplicates(run, plan.duplicates),
-        select_clips(run, plan.select),
+    done = Curated(
+        ingest=ingest_sources(run, plan.ingest),
+        clips=cut_clips(run, plan.clips),
+        scores=score_clips(run, plan.scores),
+        duplicates=find_duplicates(run, plan.duplicates),
+        select=select_clips(run, plan.select),
     )
-    publish_curation(run, done)
+    publish_curation(run, done.select)
     return done

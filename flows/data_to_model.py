@@ -1,20 +1,26 @@
 """Everything, from raw videos to generated clips and a report."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 
-from flows.curate import curate
-from flows.durable import by_step, durable, flow_run_name, prepare
-from flows.evaluate_and_gate import evaluate_and_gate, passed
-from flows.extract import extract
+from flows.curate import Curated, curate
+from flows.durable import durable, flow_run_name, prepare
+from flows.evaluate_and_gate import Judgement, evaluate_and_gate
+from flows.extract import Extracted, extract
 from flows.generate import generate
+from flows.handing_on import with_captions, with_dit, with_features, with_selection, with_vae
 from flows.recaption import recaption
-from flows.recipe import Recipe, with_outputs
+from flows.recipe import Recipe
 from flows.train_dit import train_dit
 from flows.train_vae import train_vae
+from tasks.captioning.config import CaptionsResult
+from tasks.generating.config import GenerateResult
 from tasks.report import report
-from tasks.running.run import StepResult
+from tasks.report.report import ReportResult
+from tasks.training.job import TrainingResult
+from tasks.training.train_dit import TrainDiTResult
 
 write_report = durable(report.report)
 
@@ -27,6 +33,20 @@ class GateRefused(RuntimeError):
     """The trained model did not pass the gate; nothing was generated with it."""
 
 
+@dataclass(frozen=True)
+class DataToModel:
+    """What every flow did, in their order."""
+
+    curated: Curated
+    captions: CaptionsResult
+    vae: TrainingResult | None  # None: the recipe names a VAE
+    extracted: Extracted
+    dit: TrainDiTResult
+    judgement: Judgement
+    generated: GenerateResult
+    report: ReportResult
+
+
 @flow(name="data-to-model", flow_run_name=flow_run_name, persist_result=False)
 def data_to_model(
     root: str,
@@ -35,7 +55,7 @@ def data_to_model(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> DataToModel:
     """Curate, caption, train, judge and generate; every part does only what is not done yet.
 
     Args:
@@ -46,27 +66,32 @@ def data_to_model(
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
-    Returns:
-        What each step did, by step name.
-
     Raises:
         TooFewClips: the selection cannot be trained on; its verdicts are in the tables.
         GateRefused: the gate did not let the trained model through.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
-    results: dict[str, StepResult] = {}
-    for part in (curate, recaption, train_vae, extract, train_dit, evaluate_and_gate):
-        done = part(root=run.root, recipe=plan, run_id=run.run_id)
-        plan = with_outputs(plan, done.values())
-        results |= done
-        if part is curate and (shortage := done["select"].outputs["shortage"]):
-            raise TooFewClips(shortage)
-    if passed(results["evaluate"]):
-        results |= generate(root=run.root, recipe=plan, run_id=run.run_id)
-    results |= by_step(write_report(run, plan.report))
-    if not passed(results["evaluate"]):
+    root, run_id = run.root, run.run_id
+    curated = curate(root=root, recipe=plan, run_id=run_id)
+    if curated.select.shortage:
+        raise TooFewClips(curated.select.shortage)
+    plan = with_selection(plan, curated.select)
+    captions = recaption(root=root, recipe=plan, run_id=run_id)
+    plan = with_captions(plan, captions)
+    vae = train_vae(root=root, recipe=plan, run_id=run_id)
+    if vae:
+        plan = with_vae(plan, vae)
+    extracted = extract(root=root, recipe=plan, run_id=run_id)
+    plan = with_features(plan, extracted.text_features, extracted.latents)
+    dit = train_dit(root=root, recipe=plan, run_id=run_id)
+    plan = with_dit(plan, dit)
+    judgement = evaluate_and_gate(root=root, recipe=plan, run_id=run_id)
+    if not judgement.evaluate.passed:
+        write_report(run, plan.report)
         raise GateRefused(
-            f"the trained model did not pass the gate ({results['evaluate'].note}), so nothing was generated. "
+            f"the trained model did not pass the gate ({judgement.evaluate.note}), so nothing was generated. "
             "Train longer (train_dit.optim.num_steps) or on more clips; the limits stand in evaluate.gate."
         )
-    return results
+    generated = generate(root=root, recipe=plan, run_id=run_id)
+    page = write_report(run, plan.report)
+    return DataToModel(curated, captions, vae, extracted, dit, judgement, generated, page)

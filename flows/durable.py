@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -14,28 +14,24 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import publish_counts
 from flows.recipe import Recipe, RecipeError, load_recipe
+from pyramid_model.config import Config
 from tasks.running.errors import machine_lost
 from tasks.running.run import Run, Sparse, StepResult
 from tasks.running.step import StepFunction
 
+C = TypeVar("C", bound=Config)
+R = TypeVar("R", bound=StepResult)
 DEFAULT_RECIPE = "demo"
 PROGRESS_EVERY_S = 10.0
 
 
-def durable(step: StepFunction[Any]) -> Task[[Run, Any], StepResult]:
+def durable(step: StepFunction[C, R]) -> Task[[Run, C], R]:
     """A step as a Prefect task: named after it, with its counts as an artifact, tried again when a machine failed.
 
     Nothing is cached or stored: a step is incremental against its tables, so running it again is cheap and right.
     """
 
-    @functools.wraps(step)
-    def with_counts(run: Run, config: Any) -> StepResult:
-        result = step(run, config)
-        publish_counts(result)
-        return result
-
-    return task(
-        with_counts,
+    @task(
         name=step.__name__,
         task_run_name=step.__name__,
         retries=2,
@@ -44,6 +40,13 @@ def durable(step: StepFunction[Any]) -> Task[[Run, Any], StepResult]:
         cache_policy=NO_CACHE,
         persist_result=False,
     )
+    @functools.wraps(step)
+    def with_counts(run: Run, config: C) -> R:
+        result = step(run, config)
+        publish_counts(result)
+        return result
+
+    return with_counts
 
 
 def _failed_machine(_task: Any, _task_run: Any, state: Any) -> bool:
@@ -98,8 +101,3 @@ def forward_logs() -> None:
     logger = logging.getLogger("pyramid")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-
-
-def by_step(*results: StepResult) -> dict[str, StepResult]:
-    """Results by the name of their step."""
-    return {result.step: result for result in results}

@@ -1,16 +1,17 @@
 """Measure the newest model on held-out clips; it becomes champion if it passes the gate."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 from prefect.events import emit_event
 
 from flows.artifacts import publish_verdict
-from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe, replaced
 from tasks.evaluating import evaluate, register
-from tasks.evaluating.register import RegisterConfig
-from tasks.running.run import StepResult
+from tasks.evaluating.config import EvaluateResult
+from tasks.evaluating.register import RegisterConfig, RegisterResult
 
 judge = durable(evaluate.evaluate)
 promote = durable(register.register)
@@ -21,6 +22,14 @@ class GateError(RuntimeError):
     """The gate lets an untrained model pass, so its verdict on a trained one means nothing."""
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """The gate's verdict on the trained model, and what became of it."""
+
+    evaluate: EvaluateResult
+    register: RegisterResult | None = None  # None: the gate refused the model
+
+
 @flow(name="evaluate-and-gate", flow_run_name=flow_run_name, persist_result=False)
 def evaluate_and_gate(
     root: str,
@@ -28,7 +37,7 @@ def evaluate_and_gate(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> Judgement:
     """Judge an untrained model first, which must fail, then the trained one; register it if it passes.
 
     Args:
@@ -38,32 +47,24 @@ def evaluate_and_gate(
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
 
-    Returns:
-        What each step did, by step name; `register` is missing when the gate refused the model.
-
     Raises:
         GateError: the untrained model passed.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     untrained = judge(run, replaced(plan.evaluate, candidate="untrained"))
-    if passed(untrained):
+    if untrained.passed:
         raise GateError("the gate lets an untrained model pass: make its limits tighter (evaluate.gate)")
     trained = judge(run, replaced(plan.evaluate, candidate="trained"))
     publish_verdict(run, trained)
-    if not passed(trained):
-        return by_step(trained)
-    champion = promote(run, RegisterConfig(evaluation_id=trained.outputs["evaluation_id"]))
+    if not trained.passed:
+        return Judgement(trained)
+    champion = promote(run, RegisterConfig(evaluation_id=trained.evaluation_id))
     # Also for a model that was champion before: the run that promoted it may have died before it could say so, and
     # generation, which this triggers, does only what is missing.
-    emit_event(PROMOTED, champion_resource(champion.outputs["model_id"]))
-    return by_step(trained, champion)
+    emit_event(PROMOTED, champion_resource(champion.model_id))
+    return Judgement(trained, champion)
 
 
 def champion_resource(model_id: str) -> dict[str, str]:
     """What the event is about; the trigger in prefect.yaml looks at its id."""
     return {"prefect.resource.id": f"pyramid.model.{model_id}"}
-
-
-def passed(result: StepResult) -> bool:
-    """The gate's verdict on an evaluation."""
-    return result.outputs.get("passed") == "true"

@@ -1,16 +1,26 @@
 """What the DiT trains on: text features of the captions and latents of the clips."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 
-from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.encoding import latents, text_features
-from tasks.running.run import StepResult
+from tasks.encoding.latents import LatentsResult
+from tasks.encoding.text_features import TextFeaturesResult
 
 encode_texts = durable(text_features.text_features)
 encode_latents = durable(latents.latents)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What the steps of extraction did."""
+
+    text_features: TextFeaturesResult
+    latents: LatentsResult
 
 
 @flow(name="extract", flow_run_name=flow_run_name, persist_result=False)
@@ -20,7 +30,7 @@ def extract(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> Extracted:
     """Encode captions with the text encoder and clips with the VAE.
 
     Args:
@@ -29,9 +39,6 @@ def extract(
         settings: overrides of the recipe by dotted name, e.g. {"latents.vae": "/models/vae"}.
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
-
-    Returns:
-        What each step did, by step name.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
-    return by_step(encode_texts(run, plan.text_features), encode_latents(run, plan.latents))
+    return Extracted(text_features=encode_texts(run, plan.text_features), latents=encode_latents(run, plan.latents))

@@ -5,10 +5,10 @@ from typing import Any
 from prefect import flow
 
 from flows.artifacts import publish_generations
-from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.generating import generate as step
-from tasks.running.run import StepResult
+from tasks.generating.config import GenerateResult
 
 generate_clips = durable(step.generate)
 
@@ -20,7 +20,7 @@ def generate(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> GenerateResult:
     """Generate the recipe's prompts; what exists already is left alone.
 
     The model that is champion now does it, unless `generate.weights` names others.
@@ -31,11 +31,8 @@ def generate(
         settings: overrides of the recipe by dotted name, e.g. {"generate.prompts": ["a rabbit in a meadow"]}.
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
-
-    Returns:
-        What the step did, by step name.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     generated = generate_clips(run, plan.generate)
     publish_generations(run, generated)
-    return by_step(generated)
+    return generated

@@ -4,10 +4,10 @@ from typing import Any
 
 from prefect import flow
 
-from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe
 from tasks.captioning import captions
-from tasks.running.run import StepResult
+from tasks.captioning.config import CaptionsResult
 
 caption_clips = durable(captions.captions)
 
@@ -19,7 +19,7 @@ def recaption(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> CaptionsResult:
     """Caption every selected clip that has no caption yet.
 
     Args:
@@ -28,9 +28,6 @@ def recaption(
         settings: overrides of the recipe by dotted name, e.g. {"captions.sidecar": "captions.csv"}.
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
-
-    Returns:
-        What the step did, by step name.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
-    return by_step(caption_clips(run, plan.captions))
+    return caption_clips(run, plan.captions)

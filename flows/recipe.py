@@ -2,9 +2,9 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -18,7 +18,7 @@ from tasks.evaluating.config import EvaluateConfig
 from tasks.generating.config import GenerateConfig
 from tasks.models.encoders import TINY
 from tasks.report.report import ReportConfig
-from tasks.running.run import RayConfig, StepResult
+from tasks.running.run import RayConfig
 from tasks.scoring.scores import ScoresConfig
 from tasks.selecting.duplicates import DuplicatesConfig
 from tasks.selecting.select import SelectConfig
@@ -40,7 +40,7 @@ PATHS = (
     *("evaluate.dit", "evaluate.vae", "evaluate.encoder"),
     *("generate.prompts_file", "generate.image", "generate.video", "generate.weights"),
 )
-HANDED_ON = ("selection", "captions", "encoder", "vae", "dit")
+S = TypeVar("S", bound=Config)
 
 
 class RecipeError(ValueError):
@@ -235,21 +235,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def replaced(config: Config, **changes: Any) -> Any:
+def replaced(config: S, **changes: Any) -> S:
     """A config with some values changed, validated like any other."""
     return type(config).model_validate(config.model_dump() | changes)
-
-
-def with_outputs(recipe: Recipe, results: Iterable[StepResult]) -> Recipe:
-    """A recipe whose later sections take the ids and URIs that earlier steps put out, where it leaves them empty.
-
-    Left empty they would mean "the newest in the root", which may be from another recipe.
-    """
-    outputs = {key: value for result in results for key, value in result.outputs.items() if key in HANDED_ON}
-    changed = {}
-    for name in Recipe.model_fields:
-        section = getattr(recipe, name)
-        empty = {key: value for key, value in outputs.items() if getattr(section, key, None) == ""}
-        if empty:
-            changed[name] = replaced(section, **empty)
-    return replaced(recipe, **changed) if changed else recipe

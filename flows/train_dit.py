@@ -5,10 +5,10 @@ from typing import Any
 from prefect import flow
 
 from flows.artifacts import publish_training
-from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks.running.run import StepResult
 from tasks.training import train_dit as step
+from tasks.training.train_dit import TrainDiTResult
 
 fit_dit = durable(step.train_dit)
 
@@ -20,7 +20,7 @@ def train_dit(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> TrainDiTResult:
     """Train a DiT, unless one with these settings on these latents and captions exists.
 
     Args:
@@ -29,11 +29,8 @@ def train_dit(
         settings: overrides of the recipe by dotted name, e.g. {"train_dit.optim.num_steps": 5000}.
         ray: address of the Ray to work on; empty: the recipe's `ray.address`.
         run_id: lineage of the new rows; empty: the time.
-
-    Returns:
-        What the step did, by step name.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     trained = fit_dit(run, plan.train_dit)
     publish_training(run, trained)
-    return by_step(trained)
+    return trained

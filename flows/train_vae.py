@@ -5,10 +5,10 @@ from typing import Any
 from prefect import flow
 
 from flows.artifacts import publish_training
-from flows.durable import by_step, durable, flow_run_name, prepare
+from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe
-from tasks.running.run import StepResult
 from tasks.training import train_vae as step
+from tasks.training.job import TrainingResult
 
 fit_vae = durable(step.train_vae)
 
@@ -20,7 +20,7 @@ def train_vae(
     settings: dict[str, Any] | None = None,
     ray: str = "",
     run_id: str = "",
-) -> dict[str, StepResult]:
+) -> TrainingResult | None:
     """Train a VAE, unless one with these settings on these clips exists, or the recipe names one that was given.
 
     Args:
@@ -31,11 +31,11 @@ def train_vae(
         run_id: lineage of the new rows; empty: the time.
 
     Returns:
-        What the step did, by step name; empty when the recipe takes its VAE from `latents.vae`.
+        The trained VAE; None when the recipe takes its VAE from `latents.vae`.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     if plan.train_vae is None:
-        return {}
+        return None
     trained = fit_vae(run, plan.train_vae)
     publish_training(run, trained)
-    return by_step(trained)
+    return trained

@@ -10,12 +10,11 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from pyramid_model.config import Config
 from tasks.running.errors import TOLD, machine_lost
 from tasks.running.run import PROGRESS, Run, Sparse, StepResult
-from tasks.running.step import StepFunction
+from tasks.running.step import StepFunction, config_class
 
 # Module of each step, in the order of the pipeline; the step's function has its module's name.
 STEPS = {
@@ -49,16 +48,15 @@ class LineFormatter(logging.Formatter):
         return super().format(record)
 
 
-def find_step(name: str) -> tuple[StepFunction[Any], type[Config]]:
-    """The step function of that name and the class of its config.
+def find_step(name: str) -> StepFunction[Any, StepResult]:
+    """The step function of that name.
 
     Raises:
         ValueError: there is no such step.
     """
     if name not in STEPS:
         raise ValueError(f"there is no step {name!r}: the steps are {', '.join(STEPS)}")
-    function = getattr(importlib.import_module(STEPS[name]), name)
-    return function, get_type_hints(function)["config"]
+    return getattr(importlib.import_module(STEPS[name]), name)
 
 
 def run_step(name: str, arguments: str) -> StepResult:
@@ -68,8 +66,8 @@ def run_step(name: str, arguments: str) -> StepResult:
     elif arguments.startswith("@"):
         arguments = Path(arguments[1:]).read_text()
     given = json.loads(arguments)
-    function, config_class = find_step(name)
-    return function(Run.model_validate(given["run"]), config_class.model_validate(given["config"]))
+    function = find_step(name)
+    return function(Run.model_validate(given["run"]), config_class(function).model_validate(given["config"]))
 
 
 def main(argv: list[str]) -> int:

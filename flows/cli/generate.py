@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.option_groups import with_groups
 from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, RetryFailed, Root, Settings
+
+if TYPE_CHECKING:
+    from tasks.generating.config import GenerateResult
 
 WHAT, HOW, WHERE = "What it shows", "Size, length and look", "With what"
 # Settings that suit the released weights. Source: the published recommendations.
@@ -147,13 +150,12 @@ def generate(
         complain(str(err))
         raise typer.Exit(BAD_INPUT) from err
     options = {"ray__address": ray, "retry_failed": retry_failed}
-    outputs = launch("generate", root, recipe, settings, asked, **options)["generate"].outputs
-    for file in json.loads(outputs["files"]):
+    done: GenerateResult = launch("generate", root, recipe, settings, asked, **options)
+    for file in done.files:
         typer.echo(file)
-    failures = json.loads(outputs["failures"])
-    for failure in failures:
+    for failure in done.failures:
         complain(f"not made: {failure}; after mending it: the same command with --retry-failed")
-    if failures:
+    if done.failures:
         raise typer.Exit(FAILURE)
 
 
@@ -215,7 +217,7 @@ def suiting_look(asked: Mapping[str, Any], released: bool, from_image: bool) -> 
         recommended = PICTURE
     elif released and from_image:
         recommended = FROM_IMAGE
-    return recommended | asked
+    return {**recommended, **asked}
 
 
 def request_fps(recipe: str, settings: Mapping[str, Any]) -> int:

@@ -17,7 +17,6 @@ from flows.cli.progress import Progress
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
-    from tasks.running.run import StepResult
     from tasks.sources.ingest import IngestConfig
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
@@ -34,8 +33,8 @@ def launch(
     settings: Sequence[str] | None,
     overrides: Mapping[str, Any] | None = None,
     **options: Any,
-) -> "dict[str, StepResult]":
-    """Check everything that can be checked, then run `flows.<flow>.<flow>` with live progress; returns its results.
+) -> Any:
+    """Check everything that can be checked, then run `flows.<flow>.<flow>` with live progress; returns its result.
 
     Args:
         flow: module and function name of the flow.

@@ -203,7 +203,7 @@ def report(
         given = {"title": title or None, "max_media": max_media}
         config = ReportConfig(**{name: value for name, value in given.items() if value is not None})
         result = write_report(Run(root=root), config)
-    typer.echo(f"{result.outputs['report']}  ({result.note})")
+    typer.echo(f"{result.uri}  ({result.note})")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.captioning.config import HUMAN, REWRITTEN, VERSION, CaptionsConfig
+from tasks.captioning.config import HUMAN, REWRITTEN, VERSION, CaptionsConfig, CaptionsResult, Usage
 from tasks.captioning.human import _match
 from tasks.captioning.writing import CLIP_COLUMNS, Parent, find_writer, wanted_items, write_captions
 from tasks.running.run import Run, StepResult, lineage
@@ -21,12 +21,8 @@ from tasks.tables.newest import ORDER, in_order, newest_by
 
 
 @step
-def captions(run: Run, config: CaptionsConfig) -> StepResult:
+def captions(run: Run, config: CaptionsConfig) -> CaptionsResult:
     """Give every selected clip its captions; a clip that gets none becomes a skipped or failed row.
-
-    Returns:
-        outputs `captions` (which ones, for later steps) and, where a model wrote some, `usage` (JSON: tokens, cost_usd,
-        how many answers were asked for and how many had been kept from an earlier run).
 
     Raises:
         StepError: a caption file is named and missing, or cannot be read; a model or endpoint is not there.
@@ -42,21 +38,19 @@ def captions(run: Run, config: CaptionsConfig) -> StepResult:
         items, found = _write(run, config, clips)
         wanted, results = [*wanted, *items], [*results, *found]
     named = {kind: sorted({item["decided_by"] for item in wanted if item["kind"] == kind}) for kind in config.kinds}
-    outputs = {"captions": ";".join(f"{kind}:{','.join(filter(None, hashes))}" for kind, hashes in named.items())}
-    changes: dict[str, Any] = {"outputs": outputs}
+    written = ";".join(f"{kind}:{','.join(filter(None, hashes))}" for kind, hashes in named.items())
     together = _together(results)
-    if config.by_model:
-        used = _usage(run, wanted)
-        outputs["usage"] = json.dumps(used)
-        if together.num_new:
-            tokens = f"{used['num_prompt_tokens']} prompt and {used['num_completion_tokens']} answer tokens"
-            changes["note"] = f"{tokens}, {used['cost_usd']:.4g} USD"
+    usage = _usage(run, wanted) if config.by_model else None
+    note = together.note
+    if usage and together.num_new:
+        tokens = f"{usage.num_prompt_tokens} prompt and {usage.num_completion_tokens} answer tokens"
+        note = f"{tokens}, {usage.cost_usd:.4g} USD"
     back = 0
     for overruled in _overruled(run, sorted(wanted, key=lambda item: config.kinds.index(item["kind"]))):
         back += append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config))
-    if back:
-        changes.setdefault("note", f"{back} clips are back to captions that were made before")
-    return together.model_copy(update=changes)
+    if back and note == together.note:
+        note = f"{back} clips are back to captions that were made before"
+    return CaptionsResult(**dict(together, note=note), captions=written, usage=usage)
 
 
 def _write(
@@ -116,7 +110,7 @@ def _added(tallies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> Usage:
     """What the captions that this run made have cost, whoever paid; those of earlier runs count nothing."""
     ids = pa.array([item["caption_id"] for item in wanted], pa.string())
     names = ("quality", "num_prompt_tokens", "num_completion_tokens", "cost_usd")
@@ -124,11 +118,13 @@ def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [row for row in read_table(run.root, "captions", names, where=made).to_pylist() if row["quality"]]
     facts = [json.loads(row["quality"]) for row in rows]
     asked = sum(fact["num_asked"] for fact in facts)
-    return {
-        "num_asked": asked,
-        "num_kept": sum(fact["num_answers"] for fact in facts) - asked,
-        **{name: sum(row[name] or 0 for row in rows) for name in names[1:]},
-    }
+    return Usage(
+        num_asked=asked,
+        num_kept=sum(fact["num_answers"] for fact in facts) - asked,
+        num_prompt_tokens=sum(row["num_prompt_tokens"] or 0 for row in rows),
+        num_completion_tokens=sum(row["num_completion_tokens"] or 0 for row in rows),
+        cost_usd=sum(row["cost_usd"] or 0 for row in rows),
+    )
 
 
 def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from pyramid_model.captioning.question import FrameSampling
 from pyramid_model.config import Config, without_unused
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.models.vision_models import VisionModelConfig
+from tasks.running.run import StepResult
 
 REWRITTEN, STRUCTURED = "rewritten", "structured"
 
@@ -67,3 +68,20 @@ class CaptionsConfig(Config):
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_unused(self, dump, ADDED)
+
+
+class Usage(Config):
+    """What a model was asked for in a run, and what that cost."""
+
+    num_asked: int = Field(description="answers that were asked for")
+    num_kept: int = Field(description="answers that were kept from an earlier run")
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    cost_usd: float
+
+
+class CaptionsResult(StepResult):
+    """What the captions step hands on."""
+
+    captions: str = Field(description="which captions, as `captions` of later steps takes it: kind:hash,hash;kind:hash")
+    usage: Usage | None = Field(None, description="None where no model writes captions")

@@ -145,12 +145,16 @@ def _read(item: dict[str, Any]) -> Read:
         return Read(item, error=err)
 
 
-@step
-def latents(run: Run, config: LatentsConfig) -> StepResult:
-    """Encode every selected clip that this VAE has not encoded yet.
+class LatentsResult(StepResult):
+    """What the latents step hands on."""
 
-    Returns:
-        outputs `vae` (folder) and `vae_hash`.
+    vae: str = Field(description="folder of the VAE that encoded the clips")
+    vae_hash: str = Field(description="hash of its weights")
+
+
+@step
+def latents(run: Run, config: LatentsConfig) -> LatentsResult:
+    """Encode every selected clip that this VAE has not encoded yet.
 
     Raises:
         StepError: there is no VAE.
@@ -177,8 +181,8 @@ def latents(run: Run, config: LatentsConfig) -> StepResult:
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
-    outputs = {"vae": vae.uri, "vae_hash": vae.hash}
-    return result.model_copy(update={"outputs": outputs, "note": result.note or _throughput(result)})
+    note = result.note or _throughput(result)
+    return LatentsResult(**dict(result, note=note), vae=vae.uri, vae_hash=vae.hash)
 
 
 def _throughput(result: StepResult) -> str:

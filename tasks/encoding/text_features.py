@@ -88,12 +88,17 @@ class TextEncoder:
         return ok_row(item, **columns, **blobs, shape=list(embeds.shape), dtype=self.dtype)
 
 
-@step
-def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
-    """Encode the captions of the selected clips, the prompts, and the empty text.
+class TextFeaturesResult(StepResult):
+    """What the text_features step hands on."""
 
-    Returns:
-        outputs `encoder` (folder), `encoder_hash` and `random_init`.
+    encoder: str = Field(description="folder of the text encoder")
+    encoder_hash: str = Field(description="hash of its files")
+    random_init: bool = Field(description="its weights are random: it knows nothing of what texts mean")
+
+
+@step
+def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
+    """Encode the captions of the selected clips, the prompts, and the empty text.
 
     Raises:
         StepError: there is no caption, or no such encoder.
@@ -133,12 +138,9 @@ def text_features(run: Run, config: TextFeaturesConfig) -> StepResult:
     if newest_encoder_hash(run) != encoder.hash:  # its features were made before: one again makes it the newest
         null_id = text_feature_id(NULL_TEXT, encoder.hash, config.dtype)
         append_again(run.root, "text_features", [null_id], lineage(run, "text_features", VERSION, config))
-    outputs = {
-        "encoder": encoder.uri,
-        "encoder_hash": encoder.hash,
-        "random_init": str(encoder.random_init).lower(),
-    }
-    return result.model_copy(update={"outputs": outputs})
+    return TextFeaturesResult(
+        **dict(result), encoder=encoder.uri, encoder_hash=encoder.hash, random_init=encoder.random_init
+    )
 
 
 def text_feature_id(text: str, encoder_hash: str, dtype: str) -> str:

@@ -10,6 +10,7 @@ from pyramid_model.weights.record import TrainedModel
 from tasks.models.folders import ModelSet
 from tasks.models.gate import GateConfig
 from tasks.models.registry import Champion
+from tasks.running.run import StepResult
 from tasks.training.pairs import Pair, PairSource
 
 
@@ -36,6 +37,15 @@ class EvaluateConfig(Config):
     seed: int = Field(0, ge=0, description="of the sampled clips")
     num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of the evaluation")
     num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU")
+
+
+class EvaluateResult(StepResult):
+    """The gate's verdict."""
+
+    evaluation_id: str
+    passed: bool = Field(description="the gate lets the model through")
+    candidate: Literal["trained", "untrained"]
+    dit: str = Field(description="folder of the DiT that was judged")
 
 
 class Subject(Config):

@@ -5,7 +5,7 @@ import json
 import pyarrow.compute as pc
 
 from pyramid_model.weights.record import TrainedOn
-from tasks.evaluating.config import EvaluateConfig, Subject
+from tasks.evaluating.config import EvaluateConfig, EvaluateResult, Subject
 from tasks.evaluating.evaluator import Evaluator
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import ModelSet, find_model, read_record
@@ -13,7 +13,7 @@ from tasks.models.gate import Check, failures
 from tasks.models.registry import champion
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
-from tasks.running.run import Run, StepResult
+from tasks.running.run import Run
 from tasks.running.step import step
 from tasks.tables.delta import content_id, read_table
 from tasks.training.pairs import explain_no_pairs, find_pairs, pair_source
@@ -23,11 +23,8 @@ VERSION = "1"
 
 
 @step
-def evaluate(run: Run, config: EvaluateConfig) -> StepResult:
+def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
     """Measure a model on held-out clips and let the gate decide; what was judged before is not judged again.
-
-    Returns:
-        outputs `evaluation_id`, `passed` ("true" or "false"), `candidate`, `dit` (folder).
 
     Raises:
         StepError: there is no model, or no held-out clip with latent and caption.
@@ -53,13 +50,13 @@ def evaluate(run: Run, config: EvaluateConfig) -> StepResult:
     row = read_table(run.root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()[0]
     checks = [Check.model_validate(check) for check in json.loads(row["checks"])]
     verdict = "passed the gate" if row["passed"] else f"did not pass the gate: {failures(checks)}"
-    outputs = {
-        "evaluation_id": evaluation_id,
-        "passed": str(row["passed"]).lower(),
-        "candidate": config.candidate,
-        "dit": subject.models.dit.uri,
-    }
-    return result.model_copy(update={"outputs": outputs, "note": f"{config.candidate} model {verdict}"})
+    return EvaluateResult(
+        **dict(result, note=f"{config.candidate} model {verdict}"),
+        evaluation_id=evaluation_id,
+        passed=row["passed"],
+        candidate=config.candidate,
+        dit=subject.models.dit.uri,
+    )
 
 
 def find_subject(run: Run, config: EvaluateConfig) -> Subject:

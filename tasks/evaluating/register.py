@@ -14,12 +14,17 @@ class RegisterConfig(Config):
     evaluation_id: str = Field(description="of an evaluation that passed the gate")
 
 
-@step
-def register(run: Run, config: RegisterConfig) -> StepResult:
-    """Register the evaluated model in MLflow and give it the alias `champion`; done before, nothing happens.
+class RegisterResult(StepResult):
+    """The model that is champion now."""
 
-    Returns:
-        outputs `model_id`, `weights_hash` and `version` of the champion.
+    model_id: str
+    weights_hash: str
+    version: str = Field(description="in the registry of MLflow")
+
+
+@step
+def register(run: Run, config: RegisterConfig) -> RegisterResult:
+    """Register the evaluated model in MLflow and give it the alias `champion`; done before, nothing happens.
 
     Raises:
         RegistryError: the evaluation did not pass, or the champion has changed since.
@@ -27,11 +32,13 @@ def register(run: Run, config: RegisterConfig) -> StepResult:
     before = champion(run.root)
     now = promote(run, config.evaluation_id)
     is_new = before is None or before.version != now.version
-    return StepResult(
+    return RegisterResult(
         step="register",
         num_in=1,
         num_ok=int(is_new),
         num_done=int(not is_new),
-        outputs={"model_id": now.model_id, "weights_hash": now.dit.hash, "version": now.version},
+        model_id=now.model_id,
+        weights_hash=now.dit.hash,
+        version=now.version,
         note=f"version {now.version} is {'now ' if is_new else ''}the champion",
     )

@@ -23,7 +23,8 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
-from tasks.selecting.select import SelectConfig, select
+from tasks.selecting.select import select
+from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
@@ -63,8 +64,15 @@ class UnusableFile(ValueError):
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
+class ImportResult(StepResult):
+    """The models behind the latents and text features that were imported."""
+
+    vae: str = Field(description="folder of the VAE")
+    encoder: str = Field(description="folder of the text encoder")
+
+
 @step
-def import_official(run: Run, config: ImportConfig) -> StepResult:
+def import_official(run: Run, config: ImportConfig) -> ImportResult:
     """Bring clips with ready latents and text features into the tables; a line that cannot be used is a failed row.
 
     Raises:
@@ -88,7 +96,7 @@ def import_official(run: Run, config: ImportConfig) -> StepResult:
         num_done=todo.num_done,
         block_size=config.block_size,
     )
-    return result.model_copy(update={"outputs": {"vae": vae.uri, "encoder": encoder.uri}})
+    return ImportResult(**dict(result), vae=vae.uri, encoder=encoder.uri)
 
 
 def _lines(config: ImportConfig) -> Iterator[dict[str, Any]]:
@@ -283,7 +291,7 @@ def _described(found: Any) -> str:
     return f"a tensor {tuple(shape)}" if shape is not None else f"a {type(found).__name__}"
 
 
-def select_imported(run: Run, val_fraction: float) -> StepResult:
+def select_imported(run: Run, val_fraction: float) -> SelectResult:
     """Select every clip that has latents of its own size, the imported ones among them."""
     rows = read_table(run.root, "latents", ["bucket"], where=pc.field("status") == "ok")
     buckets = tuple(sorted(set(rows["bucket"].to_pylist())))

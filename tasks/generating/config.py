@@ -9,6 +9,7 @@ from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.captioning.rewriting import Mode
+from tasks.running.run import StepResult
 
 MAX_SEED = 2**53  # every reader of tables and forms counts so far
 
@@ -63,3 +64,12 @@ class GenerateConfig(Config):
     @model_serializer(mode="wrap")
     def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_unused(self, dump, ("rewrite", "rewriter"))
+
+
+class GenerateResult(StepResult):
+    """The clips that were asked for, whether they were made now or before."""
+
+    weights_hash: str = Field(description="of the DiT that generates")
+    media: str = Field(description="folder of the clips")
+    files: tuple[str, ...] = Field((), description="the clips, in the order of prompts and seeds")
+    failures: tuple[str, ...] = Field((), description="a sentence for each clip that could not be made")

@@ -16,7 +16,7 @@ from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
 from tasks.generating.clip_generator import ClipGenerator, ModelFolders, given_files
-from tasks.generating.config import GenerateConfig
+from tasks.generating.config import GenerateConfig, GenerateResult
 from tasks.models.folders import ModelSet, absolute, folder_hash, read_record
 from tasks.models.registry import champion
 from tasks.running.errors import StepError
@@ -36,12 +36,8 @@ PROGRESS_EVERY_S = 1.0
 
 
 @step
-def generate(run: Run, config: GenerateConfig) -> StepResult:
+def generate(run: Run, config: GenerateConfig) -> GenerateResult:
     """Generate every prompt and seed that these models have not generated yet with these settings.
-
-    Returns:
-        outputs `weights_hash`, `media` (the folder of the clips), `files` (JSON list of what was asked for) and
-        `failures` (JSON list: a sentence for each clip that could not be made, now or by an earlier run).
 
     Raises:
         StepError: there is no champion where no weights are named.
@@ -99,14 +95,14 @@ def generate(run: Run, config: GenerateConfig) -> StepResult:
         )
     rows = read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)).to_pylist()
     made = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
-    failures = [f"{row['prompt']!r}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] == "failed"]
-    outputs = {
-        "weights_hash": models.dit.hash,
-        "media": folder,
-        "files": json.dumps([made[one]["uri"] for one in ids if one in made]),
-        "failures": json.dumps(failures),
-    }
-    return result.model_copy(update={"outputs": outputs} | _note(result, list(made.values()), rewrites))
+    failed = [row for row in rows if row["status"] == "failed"]
+    return GenerateResult(
+        **dict(result, note=_note(result, list(made.values()), rewrites) or result.note),
+        weights_hash=models.dit.hash,
+        media=folder,
+        files=tuple(made[generation_id]["uri"] for generation_id in ids if generation_id in made),
+        failures=tuple(f"{row['prompt']!r}, seed {row['seed']}: {row['error']}" for row in failed),
+    )
 
 
 def _rewrites(run: Run, config: GenerateConfig, prompts: Sequence[str]) -> list[Rewrite]:
@@ -270,13 +266,13 @@ def _telling_units(progress: str, total: int) -> Iterator[None]:
                 fs.rm(name)
 
 
-def _note(result: StepResult, rows: Sequence[dict[str, Any]], rewrites: Sequence[Rewrite]) -> dict[str, str]:
+def _note(result: StepResult, rows: Sequence[dict[str, Any]], rewrites: Sequence[Rewrite]) -> str:
     """What the actors and the rewriter had to say about the clips that are new, each sentence once."""
     if not result.num_new:
-        return {}
+        return ""
     notes = dict.fromkeys(f"prompts stay as they are: {one.reason}" for one in rewrites if one.reason)
     notes |= dict.fromkeys(note for row in rows for note in json.loads(row["timings"]).get("notes", []))
-    return {"note": "; ".join(notes)} if notes else {}
+    return "; ".join(notes)
 
 
 def _item(

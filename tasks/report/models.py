@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from tasks.encoding.text_features import TextFeaturesResult
 from tasks.models.registry import Champion, RegistryError, champion
 from tasks.report.figures import Series, line_chart, smoothed
 from tasks.report.media import MediaBudget
@@ -38,21 +39,21 @@ def text_facts(root: str, records: Records) -> TextFacts:
     rows = read_table(root, "text_features", ["encoder_hash", "shape"], where=ok).to_pylist()
     by_encoder = Counter(row["encoder_hash"] for row in rows)
     widths = {row["encoder_hash"]: row["shape"][-1] for row in rows if row["shape"]}
-    outputs = {result.outputs.get("encoder_hash"): result.outputs for _, result in records}
+    results = {result.encoder_hash: result for _, result in records if isinstance(result, TextFeaturesResult)}
     encoders = [
-        {"hash": hash_, "num_texts": count, "dim": widths.get(hash_), "about": encoder_about(outputs.get(hash_, {}))}
+        {"hash": hash_, "num_texts": count, "dim": widths.get(hash_), "about": encoder_about(results.get(hash_))}
         for hash_, count in by_encoder.most_common()
     ]
     return TextFacts(kinds, len(rows), encoders)
 
 
-def encoder_about(outputs: Mapping[str, str]) -> str:
-    """One sentence on a text encoder, from the outputs of the step that used it."""
-    if not outputs:
+def encoder_about(result: TextFeaturesResult | None) -> str:
+    """One sentence on a text encoder, from the result of the step that used it."""
+    if result is None:
         return "no record of it under runs/"
-    if outputs.get("random_init") == "true":
+    if result.random_init:
         return "random weights, made for this run: it tells texts apart and knows nothing of their meaning"
-    return f"weights from {outputs['encoder']}"
+    return f"weights from {result.encoder}"
 
 
 @dataclass(frozen=True)

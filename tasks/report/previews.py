@@ -14,7 +14,7 @@ from tasks.report.curation import bucket_lines, read_curation, split_lines
 from tasks.report.funnel import funnel, read_intake
 from tasks.report.models import charts
 from tasks.report.run import length, step_records
-from tasks.report.selection import ScoreFigure, score_figures, select_outputs, selection_thresholds
+from tasks.report.selection import ScoreFigure, newest_select_result, score_figures, thresholds_of
 from tasks.selecting.splits import SPLITS
 from tasks.tables import storage
 from tasks.tables.delta import read_table
@@ -36,7 +36,7 @@ svg .limit { stroke: #d9622b; stroke-dasharray: 4 3 } .bar { fill: #3b7dd8 } .ba
 def curation_page(root: str) -> str:
     """What became of files and clips, what each rule drops, splits and buckets, score histograms, and kept clips."""
     curation, intake = read_curation(root), read_intake(root)
-    thresholds = selection_thresholds(select_outputs(curation, step_records(root)))
+    thresholds = thresholds_of(newest_select_result(curation, step_records(root)))
     lines = (
         (line.label, line.count, f"-{line.lost}" if line.lost else "", line.why) for line in funnel(intake, curation)
     )

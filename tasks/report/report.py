@@ -23,10 +23,10 @@ from tasks.report.funnel import accounts, funnel, largest, read_intake
 from tasks.report.media import MediaBudget
 from tasks.report.selection import (
     label_figures,
+    newest_select_result,
     rule_examples,
     score_figures,
-    select_outputs,
-    selection_thresholds,
+    thresholds_of,
 )
 from tasks.report.sources import MAX_FILES, MAX_SOURCES, sources
 from tasks.running.run import Run, StepResult, code_version, params_hash, report_progress
@@ -54,8 +54,14 @@ class ReportConfig(Config):
     max_bytes: int = Field(15_000_000, ge=250_000, description="size of the page; videos that do not fit are left out")
 
 
+class ReportResult(StepResult):
+    """Where the report is."""
+
+    uri: str = Field(description="of the page")
+
+
 @step
-def report(run: Run, config: ReportConfig) -> StepResult:
+def report(run: Run, config: ReportConfig) -> ReportResult:
     """Write `<root>/report.html`, unless the page there was made from the same versions, clip files and settings."""
     uri = storage.join(run.root, "report.html")
     versions = {table: version for table in SCHEMAS if (version := table_version(run.root, table)) >= 0}
@@ -63,17 +69,17 @@ def report(run: Run, config: ReportConfig) -> StepResult:
     before = page_facts(uri)
     # What the page says of its own clips is enough to look at their files again: no table is read for that.
     if before and {**before, "files": None} == {**made_from, "files": None} and is_unchanged(before["files"]):
-        return StepResult(step="report", num_in=1, num_done=1, note="nothing new", outputs={"report": uri})
+        return ReportResult(step="report", num_in=1, num_done=1, note="nothing new", uri=uri)
     report_progress("report", 0, 1)
     page = render(run.root, config, made_from)
     storage.write_bytes(uri, page)
     report_progress("report", 1, 1)
-    return StepResult(
+    return ReportResult(
         step="report",
         num_in=1,
         num_ok=1,
         versions=versions,
-        outputs={"report": uri},
+        uri=uri,
         note=f"report.html, {file_size(len(page))}",
     )
 
@@ -142,8 +148,8 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> byt
 
 def curation_facts(root: str, config: ReportConfig, curation: Curation, records: report_data.Records) -> dict[str, Any]:
     """What the page says of clips and how they were chosen, by the names of its template."""
-    outputs = select_outputs(curation, records)
-    thresholds = selection_thresholds(outputs)
+    result = newest_select_result(curation, records)
+    thresholds = thresholds_of(result)
     duplicates = read_duplicates(root, curation)
     examples = rule_examples(curation, thresholds, duplicates)
     groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.on_page]
@@ -155,7 +161,7 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
         "curation": curation,
         "funnel": funnel(intake, curation),
         "accounts": accounts(intake, curation),
-        "sets": set_lines(root, curation, report_data.loads(outputs.get("sets"))),
+        "sets": set_lines(root, curation, result.sets if result else {}),
         "splits": split_lines(curation),
         "buckets": bucket_lines(curation),
         "sources": sources(root, curation),

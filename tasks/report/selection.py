@@ -4,7 +4,7 @@
 # pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from tasks.inspecting.table_stats import compact, counts_within, finite_values, histogram, score_label
 from tasks.report.curation import Curation
 from tasks.report.duplicates import Duplicates
-from tasks.report.figures import Side, Threshold, histogram_figure
-from tasks.report.run import Records, loads
+from tasks.report.figures import Threshold, histogram_figure
+from tasks.report.run import Records
+from tasks.selecting.select_config import Bounds, SelectResult
 
-SIDES: dict[str, Side] = {"min": "above", "max": "below"}
 REASONS = {"above": "low", "below": "high"}  # what a clip beyond a limit is called
 MAX_SAMPLES = 6  # clips shown a rule and side of its limit
 FIGURES = {"too_few_frames": "num_frames", "too_short": "duration_s"}  # what decides in rules that are no score's limit
@@ -72,18 +72,20 @@ def score_figures(curation: Curation, thresholds: dict[str, list[Threshold]]) ->
     return figures
 
 
-def select_outputs(curation: Curation, records: Records) -> dict[str, str]:
-    """What the step that made the newest selection said of it; empty when its record is gone."""
-    found = [result.outputs for _, result in records if result.outputs.get("selection") == curation.selection]
-    return found[-1] if found else {}
+def newest_select_result(curation: Curation, records: Records) -> SelectResult | None:
+    """Result of the step that made the newest selection; None when its record is gone."""
+    results = [result for _, result in records if isinstance(result, SelectResult)]
+    return next((result for result in reversed(results) if result.selection == curation.selection), None)
 
 
-def selection_thresholds(outputs: Mapping[str, str]) -> dict[str, list[Threshold]]:
-    """Limits by scorer, from the outputs of the step."""
-    return {
-        scorer: [Threshold(limits[side], keeps) for side, keeps in SIDES.items() if limits.get(side) is not None]
-        for scorer, limits in loads(outputs.get("thresholds")).items()
-    }
+def thresholds_of(result: SelectResult | None) -> dict[str, list[Threshold]]:
+    """Limits by scorer, as lines for its histogram."""
+
+    def lines(bounds: Bounds) -> list[Threshold]:
+        low = [] if bounds.min is None else [Threshold(bounds.min, "above")]
+        return low if bounds.max is None else [*low, Threshold(bounds.max, "below")]
+
+    return {scorer: lines(bounds) for scorer, bounds in (result.thresholds if result else {}).items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from pyramid_model.config import Config
 from tasks.running.errors import StepError
@@ -29,6 +29,7 @@ SUBMIT_TRIES = 3
 UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
 LOG_TAIL_LINES = 20
 ERROR = "ERROR {"  # a log line may begin with ERROR too
+R = TypeVar("R", bound=StepResult)
 
 
 def submission_id(step: str, run: Run, config: Config) -> str:
@@ -37,7 +38,7 @@ def submission_id(step: str, run: Run, config: Config) -> str:
     return f"pyramid-{step.replace('_', '-')}-{work}"
 
 
-def submit_step(step: str, run: Run, config: Config) -> StepResult:
+def submit_step(step: str, run: Run, config: Config, result_class: type[R]) -> R:
     """Run a step as a Ray job: join it if it is running already, else submit it; forward its log; return its result.
 
     Cancelling (Ctrl-C, a cancelled flow) stops the job. A driver that fails, is killed outright or loses the cluster
@@ -57,7 +58,7 @@ def submit_step(step: str, run: Run, config: Config) -> StepResult:
             with contextlib.suppress(Exception):
                 client.stop_job(job_id)
         raise
-    return _outcome(job_id, job, lines)
+    return _outcome(job_id, job, lines, result_class)
 
 
 def _client(address: str) -> Any:
@@ -135,11 +136,11 @@ def _forward(line: str) -> None:
         LOG.info("%s", line)
 
 
-def _outcome(job_id: str, job: Any, lines: list[str]) -> StepResult:
+def _outcome(job_id: str, job: Any, lines: list[str], result_class: type[R]) -> R:
     status = job.status.value
     results = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
     if results and status != "STOPPED":  # what comes after the result is only the end of the process
-        return StepResult.model_validate_json(results[-1])
+        return result_class.model_validate_json(results[-1])
     errors = [line.removeprefix("ERROR ") for line in lines if line.startswith(ERROR)]
     if errors:
         error = json.loads(errors[-1])

@@ -61,7 +61,10 @@ class Run(Config):
 
 
 class StepResult(Config):
-    """What a step did: counts in = done before + ok + failed + skipped."""
+    """What a step did: counts in = done before + ok + failed + skipped.
+
+    A step that hands something on to later steps returns a class of its own, which adds those fields.
+    """
 
     step: str
     num_in: int = 0
@@ -71,7 +74,6 @@ class StepResult(Config):
     num_skipped: int = 0
     rows: dict[str, int] = Field({}, description="rows appended, by table")
     versions: dict[str, int] = Field({}, description="table versions after the step")
-    outputs: dict[str, str] = Field({}, description="URIs and ids that later steps take")
     errors: dict[str, int] = Field({}, description="failed and skipped rows by error_type")
     note: str = Field("", description="one phrase for people")
     wall_s: float = 0.0

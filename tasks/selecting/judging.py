@@ -9,7 +9,7 @@ import numpy as np
 
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.selecting.quotas import over_quota
-from tasks.selecting.select_config import Limits, SelectConfig
+from tasks.selecting.select_config import Bounds, Limits, SelectConfig
 from tasks.selecting.splits import CONFLICT
 from tasks.tables.delta import content_id
 from tasks.tables.schemas import CLIP_FIGURES
@@ -38,7 +38,7 @@ class Judged:
     name: str  # of the nested set; empty without sets
     config: SelectConfig
     selection: str  # hash of the config
-    limits: dict[str, dict[str, float | None]]  # by scorer: min and max, percentiles as the numbers they came to
+    limits: dict[str, Bounds]  # by scorer, percentiles as the numbers they came to
     rows: list[dict[str, Any]]  # of `selections`, without the common columns
 
     @property
@@ -99,7 +99,7 @@ def clip_figures(clips: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return dict(zip(CLIP_FIGURES, figures, strict=True))
 
 
-def _resolved(limits: Limits, values: np.ndarray) -> dict[str, float | None]:
+def _resolved(limits: Limits, values: np.ndarray) -> Bounds:
     """Bounds as numbers: percentiles looked up, the stricter of two for one side."""
     known = values[~np.isnan(values)]
 
@@ -108,12 +108,12 @@ def _resolved(limits: Limits, values: np.ndarray) -> dict[str, float | None]:
 
     low = [*percentile(limits.min_percentile), *([] if limits.min is None else [limits.min])]
     high = [*percentile(limits.max_percentile), *([] if limits.max is None else [limits.max])]
-    return {"min": max(low, default=None), "max": min(high, default=None)}
+    return Bounds(min=max(low, default=None), max=min(high, default=None))
 
 
-def _outside(scorer: str, values: np.ndarray, bounds: Mapping[str, float | None]) -> list[tuple[str, np.ndarray]]:
+def _outside(scorer: str, values: np.ndarray, bounds: Bounds) -> list[tuple[str, np.ndarray]]:
     """Clips without the score, and those beyond either bound."""
-    low, high = bounds["min"], bounds["max"]
+    low, high = bounds.min, bounds.max
     never = np.zeros(len(values), bool)
     return [
         (f"{scorer}_missing", np.isnan(values)),

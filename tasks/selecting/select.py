@@ -3,7 +3,6 @@
 Only rows are read and written here, so another threshold costs seconds and recomputes no score.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -11,12 +10,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks.running.run import Run, StepResult, lineage, params_hash
+from tasks.running.run import Run, lineage, params_hash
 from tasks.running.step import step
 from tasks.scoring.newest import score_arrays
 from tasks.selecting.duplicates import groups_by_method
 from tasks.selecting.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
-from tasks.selecting.select_config import SelectConfig
+from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS, splits_of
 from tasks.sources.card import SplitPin, cards_of, read_card
 from tasks.tables.appending import append_block
@@ -30,16 +29,15 @@ LINKING = ("exact", "phash")
 
 
 @step
-def select(run: Run, config: SelectConfig) -> StepResult:
-    """Judge every current clip; a row in `selections` for each whose verdict is new. `outputs.selection` names the lot.
+def select(run: Run, config: SelectConfig) -> SelectResult:
+    """Judge every current clip; a row in `selections` for each whose verdict is new.
 
-    Each of nested sets is a selection of its own: `outputs.sets` names them all, `outputs.selection` that of
-    `train_set`, which is also the newest.
+    Each of nested sets is a selection of its own; that of `train_set` is the newest.
 
     Raises:
         ValueError: there is no clip, or a threshold names a score, or a share a source, that no clip has. Too few
-            clips to train on are no error here: `outputs.shortage` and the note say so, and a flow that goes on to
-            training stops.
+            clips to train on are no error here: `shortage` and the note say so, and a flow that goes on to training
+            stops.
     """
     started = time.time()
     clips = current_clips(run.root, CLIP_COLUMNS, config.clips).to_pylist()
@@ -57,19 +55,17 @@ def select(run: Run, config: SelectConfig) -> StepResult:
         changed |= new
         num_rows += count
     shortage = _shortage(trained.rows, config)
-    return StepResult(
+    return SelectResult(
         step="select",
         num_in=len(clips),
         num_done=len(clips) - len(changed),
         num_ok=len(changed),
         rows={"selections": num_rows} if num_rows else {},
         versions={"selections": table_version(run.root, "selections")},
-        outputs={
-            "selection": trained.selection,
-            "sets": json.dumps({one.name: one.selection for one in judged if one.name}),
-            "thresholds": json.dumps(trained.limits),
-            "shortage": shortage,
-        },
+        selection=trained.selection,
+        sets={one.name: one.selection for one in judged if one.name},
+        thresholds=trained.limits,
+        shortage=shortage,
         errors=dict(Counter(reason for row in trained.rows for reason in row["drop_reasons"])),
         note=_note(judged, trained) + (f"; {shortage}" if shortage else ""),
         busy_s=time.time() - started,
@@ -147,7 +143,7 @@ def _note(judged: Sequence[Judged], trained: Judged) -> str:
     for scorer, limits in trained.config.rules().thresholds.items():
         if limits.min_percentile is not None or limits.max_percentile is not None:
             bounds = trained.limits[scorer]
-            low, high = ("…" if bounds[side] is None else f"{bounds[side]:.4g}" for side in ("min", "max"))
+            low, high = ("…" if bound is None else f"{bound:.4g}" for bound in (bounds.min, bounds.max))
             note += f"; {scorer} from {low} to {high}"
     return note
 

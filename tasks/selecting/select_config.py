@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from pyramid_model.config import Config, without_unused
 from pyramid_model.metrics.facts import SCORER_FACTS
 from pyramid_model.train.buckets import expand_buckets
+from tasks.running.run import StepResult
 from tasks.selecting.duplicates import METHODS, Method
 
 # Limits that `preset` stands for; a recipe may change each of them, or lift it with `{}`.
@@ -97,6 +98,22 @@ def possible(thresholds: dict[str, Limits]) -> dict[str, Limits]:
     for scorer, limits in thresholds.items():
         limits.check_possible(scorer)
     return thresholds
+
+
+class Bounds(Config):
+    """Limits of a score as the numbers that a selection compared with, both included; None does not bind."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class SelectResult(StepResult):
+    """What the select step hands on."""
+
+    selection: str = Field(description="id of the selection to train on: the only one, or that of select.train_set")
+    sets: dict[str, str] = Field({}, description="id of the selection of each nested set, by name")
+    thresholds: dict[str, Bounds] = Field({}, description="by scorer, percentiles as the numbers they came to")
+    shortage: str = Field("", description="why this selection cannot be trained on, and what to change; empty: it can")
 
 
 class SetConfig(Config):

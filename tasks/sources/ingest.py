@@ -157,8 +157,14 @@ def hash_file(uri: str, want_sha256: bool = False) -> tuple[str, str, int]:
     return sink.video_id, sink.sum("sha256") if want_sha256 else "", sink.size_bytes
 
 
+class IngestResult(StepResult):
+    """What the ingest step says of the files beyond their counts."""
+
+    num_copies: int = Field(0, description="files that have the bytes of another")
+
+
 @step
-def ingest(run: Run, config: IngestConfig) -> StepResult:
+def ingest(run: Run, config: IngestConfig) -> IngestResult:
     """Give every file of the source a row in `sources`; a file that has not changed since is not read again.
 
     Raises:
@@ -224,19 +230,17 @@ def _described_anew(run: Run, wanted: Mapping[str, dict[str, Any]], todo: Pendin
     return found
 
 
-def _with_note(run: Run, result: StepResult, source: Source, wanted: Mapping[str, Any]) -> StepResult:
+def _with_note(run: Run, result: StepResult, source: Source, wanted: Mapping[str, Any]) -> IngestResult:
     """The result with what people want to know: as what the source was read, and which files are copies of others."""
     notes = [result.note] if result.note else []
     if source.form not in ("a folder", "one file"):
         notes.append(f"read as {source.form}")
     copies = same_videos(run.root, wanted)
-    outputs = result.outputs
+    num_copies = sum(len(paths) - 1 for paths in copies.values())
     if copies:
-        num_copies = sum(len(paths) - 1 for paths in copies.values())
         first, second = next(iter(copies.values()))[:2]
         notes.append(f"{num_copies} of the files have the bytes of another, such as {second} those of {first}")
-        outputs = outputs | {"num_copies": str(num_copies)}
-    return result.model_copy(update={"note": "; ".join(notes), "outputs": outputs})
+    return IngestResult(**dict(result, note="; ".join(notes)), num_copies=num_copies)
 
 
 def same_videos(root: str, source_ids: Iterable[str]) -> dict[str, list[str]]:

@@ -69,7 +69,7 @@ def selected_clips(
 
     Args:
         root: where the tables are.
-        selection: `outputs["selection"]` of the select step; empty: the newest selection.
+        selection: `selection` of the result of the select step; empty: the newest selection.
         split: train, val or test; empty: all.
         columns: of `clips`; None: all of them.
         versions: of the tables `selections` and `clips`; None: the newest.

@@ -9,7 +9,7 @@ from pydantic import Field
 from pyramid_model.config import Config
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.weights.record import TrainedOn
-from tasks.running.run import Run
+from tasks.running.run import Run, StepResult
 from tasks.tables import storage
 from tasks.tables.delta import content_id
 
@@ -30,6 +30,14 @@ class TrainingConfig(Config):
     num_workers: int = Field(1, ge=1, description="processes, each with its own batch of optim.batch_size samples")
     cpus_per_worker: int = Field(1, ge=1, description="CPUs, and so torch threads, of a worker")
     use_gpu: Literal["auto", "yes", "no"] = Field("auto", description="auto: when the cluster has one for each worker")
+
+
+class TrainingResult(StepResult):
+    """The model that was trained, or found as trained before."""
+
+    model_id: str
+    weights_hash: str
+    uri: str = Field(description="folder of the model")
 
 
 class Training(Protocol):

@@ -13,9 +13,9 @@ from pyramid_model.weights.record import TrainedOn
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import find_model
 from tasks.running.errors import StepError
-from tasks.running.run import Run, StepResult
+from tasks.running.run import Run
 from tasks.running.step import step
-from tasks.training.job import Job, TrainingConfig, model_id, pick_samples, positions_alike
+from tasks.training.job import Job, TrainingConfig, TrainingResult, model_id, pick_samples, positions_alike
 from tasks.training.pairs import (
     Pair,
     PairReader,
@@ -117,12 +117,16 @@ class TrainDiTConfig(TrainingConfig):
         return "train_dit.mmdit" if self.mmdit else "train_dit.model"
 
 
-@step
-def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
-    """Train a DiT, or find the one that these settings, latents and captions gave before.
+class TrainDiTResult(TrainingResult):
+    """The DiT that was trained, and what it was trained with."""
 
-    Returns:
-        outputs `model_id`, `weights_hash`, `uri` and `dit` (both the folder), `vae`, `encoder`.
+    vae: str = Field(description="folder of the VAE that made the latents")
+    encoder: str = Field(description="folder of the text encoder that made the text features")
+
+
+@step
+def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
+    """Train a DiT, or find the one that these settings, latents and captions gave before.
 
     Raises:
         StepError: a split has no clip with latent and caption, the model does not fit VAE or encoder, or training
@@ -157,8 +161,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> StepResult:
             latent_norm=source.norm,
         ),
     )
-    result = run_training(job, "train_dit", VERSION)
-    return result.model_copy(update={"outputs": result.outputs | {"vae": vae.uri, "encoder": encoder.uri}})
+    return TrainDiTResult(**dict(run_training(job, "train_dit", VERSION)), vae=vae.uri, encoder=encoder.uri)
 
 
 def _data_ids(pair: Pair) -> list[Any]:

@@ -10,11 +10,11 @@ from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import VAEBatchConfig, VAELossConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.errors import StepError
-from tasks.running.run import Run, StepResult
+from tasks.running.run import Run
 from tasks.running.step import step
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import table_version
-from tasks.training.job import Job, TrainingConfig, model_id, pick_samples, positions_alike
+from tasks.training.job import Job, TrainingConfig, TrainingResult, model_id, pick_samples, positions_alike
 from tasks.training.training import run_training
 
 if TYPE_CHECKING:
@@ -40,11 +40,8 @@ class TrainVAEConfig(TrainingConfig):
 
 
 @step
-def train_vae(run: Run, config: TrainVAEConfig) -> StepResult:
+def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
     """Train a VAE, or find the one that these settings and clips gave before.
-
-    Returns:
-        outputs `model_id`, `weights_hash`, `uri` and `vae` (both the folder).
 
     Raises:
         StepError: no training or no validation clips, clips that are too short, or a training that failed.

@@ -14,15 +14,15 @@ import pyarrow.compute as pc
 
 from tasks.models.folders import read_record
 from tasks.models.registry import TrainingLog
-from tasks.running.run import StepResult, lineage
+from tasks.running.run import lineage
 from tasks.tables import storage
 from tasks.tables.appending import append_again, append_block
 from tasks.tables.delta import content_id, ok_row, read_table, table_version
 from tasks.tables.newest import ORDER, newest_row
-from tasks.training.job import Job
+from tasks.training.job import Job, TrainingResult
 
 
-def run_training(job: Job, step: str, step_version: str) -> StepResult:
+def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     """Train unless this very model exists, record it, and return where it is.
 
     A model whose weights are complete but whose row is missing (killed in between) is only recorded.
@@ -38,8 +38,15 @@ def run_training(job: Job, step: str, step_version: str) -> StepResult:
         newest = newest_row(rows)
         if newest and newest["model_id"] != job.model_id:  # steps that take the newest model shall take this one
             append_again(run.root, "models", [job.model_id], lineage(run, step, step_version, job.config))
-        outputs = _outputs(job, done[0]["weights_hash"])
-        return StepResult(step=step, num_in=1, num_done=1, outputs=outputs, note="trained before")
+        return TrainingResult(
+            step=step,
+            num_in=1,
+            num_done=1,
+            model_id=job.model_id,
+            weights_hash=done[0]["weights_hash"],
+            uri=job.uri,
+            note="trained before",
+        )
     params = job.config.model_dump(mode="json")
     timings: dict[str, float] = {}
     if read_record(job.uri) is None:
@@ -68,21 +75,19 @@ def run_training(job: Job, step: str, step_version: str) -> StepResult:
     block = content_id("models", job.model_id)
     append_block(run.root, "models", [row], block, lineage(run, step, step_version, job.config))
     _remove_checkpoint(job)
-    return StepResult(
+    return TrainingResult(
         step=step,
         num_in=1,
         num_ok=1,
         rows={"models": 1},
         versions={"models": table_version(run.root, "models")},
-        outputs=_outputs(job, trained.weights_hash),
+        model_id=job.model_id,
+        weights_hash=trained.weights_hash,
+        uri=job.uri,
         note=_summary(trained.metrics),
         busy_s=timings.pop("busy_s", 0.0),
         timings=timings,
     )
-
-
-def _outputs(job: Job, weights_hash: str) -> dict[str, str]:
-    return {"model_id": job.model_id, "uri": job.uri, "weights_hash": weights_hash, job.kind: job.uri}
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:

@@ -19,9 +19,9 @@ import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 from tasks.cutting.clips import ClipsConfig
 from tasks.running.jobs import submit_step
-from tasks.running.run import RayConfig, Run
+from tasks.running.run import RayConfig, Run, StepResult
 run = Run(root={root!r}, ray=RayConfig(address={address!r}))
-result = submit_step("clips", run, ClipsConfig(min_frames=9, crf={crf}))
+result = submit_step("clips", run, ClipsConfig(min_frames=9, crf={crf}), StepResult)
 print("FINISHED", result.model_dump_json())
 """
 FLOW = """
@@ -141,8 +141,8 @@ def test_unreachable_head_is_told_with_its_address(tmp_path):
     from tasks.cutting.clips import ClipsConfig
     from tasks.running.errors import StepError
     from tasks.running.jobs import submit_step
-    from tasks.running.run import RayConfig, Run
+    from tasks.running.run import RayConfig, Run, StepResult
 
     run = Run(root=str(tmp_path), ray=RayConfig(address="jobs:http://127.0.0.1:9"))
     with pytest.raises(StepError, match=r"http://127.0.0.1:9 \(ray.address\)"):
-        submit_step("clips", run, ClipsConfig())
+        submit_step("clips", run, ClipsConfig(), StepResult)

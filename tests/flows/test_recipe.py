@@ -3,6 +3,7 @@
 import pytest
 
 from flows.cli.generate import asked_prompts
+from flows.handing_on import with_captions, with_dit, with_features, with_selection, with_vae
 from flows.recipe import (
     PATHS,
     Recipe,
@@ -11,12 +12,15 @@ from flows.recipe import (
     load_recipe,
     parse_settings,
     recipe_names,
-    with_outputs,
 )
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
-from tasks.running.run import StepResult
-from tasks.selecting.select_config import PRESETS
+from tasks.captioning.config import CaptionsResult
+from tasks.encoding.latents import LatentsResult
+from tasks.encoding.text_features import TextFeaturesResult
+from tasks.selecting.select_config import PRESETS, SelectResult
 from tasks.tables.schemas import CLIP_FIGURES
+from tasks.training.job import TrainingResult
+from tasks.training.train_dit import TrainDiTResult
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -134,12 +138,28 @@ def test_recipe_survives_the_trip_through_json():
     assert load_recipe(recipe, {"retry_failed": True}).retry_failed
 
 
-def test_outputs_fill_what_the_recipe_leaves_empty_and_nothing_else():
-    recipe = load_recipe("demo", {"train_dit.vae": "/given"})
-    filled = with_outputs(recipe, [StepResult(step="train_vae", outputs={"vae": "/trained", "model_id": "m"})])
-    assert filled.latents.vae == "/trained"
-    assert filled.train_dit.vae == "/given"
+def test_what_is_handed_on_fills_what_the_recipe_leaves_empty_and_nothing_else():
+    recipe = load_recipe("demo", {"train_dit.selection": "given"})
+    filled = with_selection(recipe, SelectResult(step="select", selection="selected"))
+    assert filled.latents.selection == filled.captions.selection == filled.train_vae.selection == "selected"
+    assert filled.train_dit.selection == "given"
     assert filled.ingest == recipe.ingest
+
+
+def test_the_trained_vae_encodes_the_clips_that_the_dit_is_trained_and_judged_on():
+    plan = load_recipe("demo", {"evaluate.encoder": "/given"})
+    plan = with_vae(plan, TrainingResult(step="train_vae", model_id="v", weights_hash="1", uri="/vae"))
+    texts = TextFeaturesResult(step="text_features", encoder="/encoder", encoder_hash="2", random_init=True)
+    plan = with_features(plan, texts, LatentsResult(step="latents", vae=plan.latents.vae, vae_hash="1"))
+    assert (plan.train_dit.vae, plan.train_dit.encoder) == ("/vae", "/encoder")
+    dit = {"vae": plan.train_dit.vae, "encoder": plan.train_dit.encoder, "uri": "/dit"}
+    plan = with_dit(plan, TrainDiTResult(step="train_dit", model_id="d", weights_hash="3", **dit))
+    assert (plan.evaluate.dit, plan.evaluate.vae, plan.evaluate.encoder) == ("/dit", "/vae", "/given")
+
+
+def test_captions_of_this_run_are_those_that_are_encoded_trained_on_and_judged_with():
+    plan = with_captions(load_recipe("demo"), CaptionsResult(step="captions", captions="human:1"))
+    assert {plan.text_features.captions, plan.train_dit.captions, plan.evaluate.captions} == {"human:1"}
 
 
 def test_dotted_names_reach_into_sections():

@@ -26,7 +26,7 @@ def test_captions_are_what_the_present_settings_decided(ray_local, squares, tmp_
     for min_overlap, expected in ((0.3, ["All of it.", "Half of it."]), (0.9, ["All of it."])) * 2:
         result = captions(squares, CaptionsConfig(sidecar=str(sidecar), min_overlap=min_overlap))
         assert sorted(captions_of(squares.root, CLIPS).values()) == expected
-        assert sorted(captions_of(squares.root, CLIPS, result.outputs["captions"]).values()) == expected
+        assert sorted(captions_of(squares.root, CLIPS, result.captions).values()) == expected
         assert sorted(filter(None, clips_with_scores(squares.root)["caption"].to_pylist())) == expected
     assert (result.num_new, result.note) == (0, "6 clips are back to captions that were made before")
     again = captions(squares, CaptionsConfig(sidecar=str(sidecar), min_overlap=0.9))
@@ -49,7 +49,7 @@ def test_a_model_that_was_trained_before_is_the_newest_again(tmp_path):
     assert find_model(run, "vae").hash == "weights 2"
     for job, weights_hash in ((first, "weights 1"), (second, "weights 2"), (first, "weights 1")):
         result = run_training(job, "train_vae", "1")
-        assert (result.num_done, result.outputs["weights_hash"]) == (1, weights_hash)
+        assert (result.num_done, result.weights_hash) == (1, weights_hash)
         assert find_model(run, "vae").hash == weights_hash
     run_training(first, "train_vae", "1")
     assert read_table(run.root, "models", latest=False).num_rows == 5
@@ -62,5 +62,5 @@ def test_the_encoder_that_was_asked_for_last_is_the_newest(ray_local, squares):
     small, large = (TextFeaturesConfig(dim=dim, num_layers=1, vocab_size=64) for dim in (16, 32))
     for config in (small, large, small):
         result = text_features(squares, config)
-        assert find_encoder(squares).hash == result.outputs["encoder_hash"]
+        assert find_encoder(squares).hash == result.encoder_hash
     assert result.num_new == 0

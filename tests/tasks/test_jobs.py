@@ -18,6 +18,7 @@ from tasks.cutting.clips import ClipsConfig
 from tasks.running import jobs
 from tasks.running.errors import StepError
 from tasks.running.run import RayConfig, Run, StepResult
+from tasks.selecting.select_config import Bounds, SelectConfig, SelectResult
 
 RESULT = "RESULT " + StepResult(step="clips", num_in=3, num_ok=3).model_dump_json()
 
@@ -108,7 +109,15 @@ def head(monkeypatch) -> Iterator[Head]:
 
 
 def submit(head: Head) -> StepResult:
-    return jobs.submit_step("clips", Run(root="/data/none", ray=RayConfig(address=head.address)), ClipsConfig())
+    run = Run(root="/data/none", ray=RayConfig(address=head.address))
+    return jobs.submit_step("clips", run, ClipsConfig(), StepResult)
+
+
+def test_the_result_of_a_job_is_of_the_class_of_its_step(head):
+    given = SelectResult(step="select", selection="s", thresholds={"motion": Bounds(min=1.5)})
+    head.log = f"RESULT {given.model_dump_json()}\n"
+    run = Run(root="/data/none", ray=RayConfig(address=head.address))
+    assert jobs.submit_step("select", run, SelectConfig(), SelectResult) == given
 
 
 def job_path(head: Head) -> str:

@@ -83,7 +83,7 @@ def run_chain(run: Run) -> dict[str, StepResult]:
         "untrained": evaluate(run, EvaluateConfig(candidate="untrained", **JUDGE)),
         "trained": evaluate(run, EvaluateConfig(**JUDGE)),
     }
-    evaluation_id = results["trained"].outputs["evaluation_id"]
+    evaluation_id = results["trained"].evaluation_id
     results["register"] = register(run, RegisterConfig(evaluation_id=evaluation_id))
     results["generate"] = generate(run, CLIPS)
     return results
@@ -112,9 +112,9 @@ def test_each_distinct_text_is_encoded_once_with_the_empty_one_and_the_prompts(c
     rows = rows_of(chain, "text_features")
     assert len(rows) == 5
     assert {"", "A green square."} < {row["text"] for row in rows}
-    assert {row["encoder_hash"] for row in rows} == {chain.results["text_features"].outputs["encoder_hash"]}
-    assert chain.results["text_features"].outputs["random_init"] == "true"
-    encoder = load_encoder(chain.results["text_features"].outputs["encoder"])
+    assert {row["encoder_hash"] for row in rows} == {chain.results["text_features"].encoder_hash}
+    assert chain.results["text_features"].random_init
+    encoder = load_encoder(chain.results["text_features"].encoder)
     for row in rows:
         embeds, pooled = encoder.encode([row["text"]])[0]
         stored = np.frombuffer(row["embeds"], np.float32).reshape(row["shape"])
@@ -128,9 +128,7 @@ def test_the_vae_keeps_shift_and_scale_that_normalise_its_training_latents(chain
     assert (metrics["num_train"], metrics["num_val"]) == (4, 2)
     assert metrics["val_psnr"] > metrics["val_psnr_untrained"]
     norm = load_vae(row["uri"]).config.latent_norm
-    source = pair_source(
-        chain.run, "", "", find_model(chain.run, "vae"), chain.results["text_features"].outputs["encoder_hash"]
-    )
+    source = pair_source(chain.run, "", "", find_model(chain.run, "vae"), chain.results["text_features"].encoder_hash)
     loaded = load_pairs(source, find_pairs(source, "train"))
     assert norm == source.norm
     first = np.stack([latent[:, 0].numpy() for latent in loaded.latents])
@@ -144,7 +142,7 @@ def test_latents_are_the_raw_posterior_means(chain):
 
     rows = rows_of(chain, "latents")
     assert len(rows) == 6
-    vae = load_vae(chain.results["latents"].outputs["vae"])
+    vae = load_vae(chain.results["latents"].vae)
     uris = {row["clip_id"]: row["uri"] for row in rows_of(chain, "clips")}
     frames = read_clip(uris[rows[0]["clip_id"]], height=32, width=32, fps=8, num_frames=9)
     expected = vae.encode(to_unit_range(frames)[None]).mode()[0].detach().numpy()
@@ -155,7 +153,7 @@ def test_latents_are_the_raw_posterior_means(chain):
 def test_the_dit_records_what_it_was_trained_on(chain):
     row = next(row for row in rows_of(chain, "models") if row["kind"] == "dit")
     known = json.loads(row["config"])["trained_on"]
-    assert known["vae"]["uri"] == chain.results["train_vae"].outputs["vae"]
+    assert known["vae"]["uri"] == chain.results["train_vae"].uri
     assert known["versions"]["latents"] >= 0
     assert known["encoder"]["random_init"]
     metrics = json.loads(row["metrics"])
@@ -165,13 +163,13 @@ def test_the_dit_records_what_it_was_trained_on(chain):
 
 def test_the_gate_refuses_the_untrained_model_and_lets_the_trained_one_pass(chain):
     untrained, trained = chain.results["untrained"], chain.results["trained"]
-    assert (untrained.outputs["passed"], trained.outputs["passed"]) == ("false", "true")
+    assert (untrained.passed, trained.passed) == (False, True)
     assert "val_loss_to_untrained is 1, limit" in untrained.note
     with pytest.raises(RegistryError, match="did not pass the gate"):
-        register(chain.run, RegisterConfig(evaluation_id=untrained.outputs["evaluation_id"]))
+        register(chain.run, RegisterConfig(evaluation_id=untrained.evaluation_id))
     best = champion(chain.run.root)
     assert best is not None
-    assert best.dit.hash == chain.results["train_dit"].outputs["weights_hash"]
+    assert best.dit.hash == chain.results["train_dit"].weights_hash
 
 
 def test_evaluations_show_reconstructions_beside_originals_and_samples(chain):
@@ -217,7 +215,7 @@ def training_of(chain: Chain, rank: int = 0, world_size: int = 1, **settings) ->
     import torch
 
     config = TrainDiTConfig.model_validate(DIT.model_dump() | settings)
-    encoder_hash = chain.results["text_features"].outputs["encoder_hash"]
+    encoder_hash = chain.results["text_features"].encoder_hash
     sampled = bool(config.sample_posterior)
     source = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash, config.caption_weights, sampled)
     train, val = find_pairs(source, "train"), find_pairs(source, "val")
@@ -254,7 +252,7 @@ def test_latents_are_drawn_from_the_posterior_where_that_is_asked_for(chain):
 
 
 def test_training_files_go_out_and_come_back_with_the_same_values(chain, tmp_path):
-    made = chain.results["text_features"].outputs["encoder"], chain.results["latents"].outputs["vae"]
+    made = chain.results["text_features"].encoder, chain.results["latents"].vae
     assert export_official(chain.run, str(tmp_path / "out")).num_ok == 5
     lines = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
     assert len(lines) == 3
@@ -278,7 +276,7 @@ def test_training_files_go_out_and_come_back_with_the_same_values(chain, tmp_pat
 
 
 def test_a_damaged_latent_is_left_out_and_named(chain):
-    encoder_hash = chain.results["text_features"].outputs["encoder_hash"]
+    encoder_hash = chain.results["text_features"].encoder_hash
     source = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash)
     pairs = find_pairs(source, "train")
     broken = next(row for row in rows_of(chain, "latents") if row["latent_id"] == pairs[0].latent_id)

@@ -1,6 +1,5 @@
 """Steps: what they record, how roots are made absolute, and that settings alone make their identity."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from pyramid_model.config import Config
 from tasks.running.run import STEPS, Run, StepResult, params_hash
-from tasks.running.step import step
+from tasks.running.step import config_class, result_class, step
 
 
 class CountConfig(Config):
@@ -17,9 +16,15 @@ class CountConfig(Config):
     number: int = 3
 
 
+class CountResult(StepResult):
+    """What the step below hands on."""
+
+    names: tuple[str, ...]
+
+
 @step
-def count(run: Run, config: CountConfig) -> StepResult:
-    return StepResult(step="count", num_in=config.number, num_ok=config.number)
+def count(run: Run, config: CountConfig) -> CountResult:
+    return CountResult(step="count", num_in=config.number, num_ok=config.number, names=("a", "b"))
 
 
 def test_a_step_is_timed_and_its_result_is_kept_under_the_root(tmp_path):
@@ -27,7 +32,12 @@ def test_a_step_is_timed_and_its_result_is_kept_under_the_root(tmp_path):
     result = count(run, CountConfig())
     assert result.wall_s > 0
     [record] = (tmp_path / "runs" / "r1").glob("*-count.json")
-    assert StepResult.model_validate(json.loads(record.read_text())) == result
+    assert CountResult.model_validate_json(record.read_text()) == result
+    assert result.names == ("a", "b")
+
+
+def test_a_step_says_by_its_annotations_what_its_settings_and_its_result_are():
+    assert (config_class(count), result_class(count)) == (CountConfig, CountResult)
 
 
 def test_listeners_hear_of_start_and_finish(tmp_path, caplog):

@@ -71,7 +71,7 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     assert (result.num_ok, result.num_skipped, result.num_in) == (29, 1, 30)  # one clip has no human caption
     assert len(chat_server.requests) == 24
     cost = pytest.approx(24 * 0.002)  # the kept answers were paid for, too
-    assert json.loads(result.outputs["usage"]) == {
+    assert result.usage.model_dump() == {
         "num_asked": 18,
         "num_kept": 6,
         "num_prompt_tokens": 2400,
@@ -88,7 +88,7 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     structured = rows_of(squares, "structured")[CLIPS[0]]
     assert json.loads(structured["json"]) == SQUARE
     assert structured["text"].startswith("A red square. Slides to the right. The place, and what else is there.")
-    assert captions_of(squares.root, CLIPS, result.outputs["captions"])[CLIPS[0]] == "A square. It slides."
+    assert captions_of(squares.root, CLIPS, result.captions)[CLIPS[0]] == "A square. It slides."
     assert captions_of(squares.root, CLIPS) == dict.fromkeys(CLIPS, "A square. It slides.")  # the preferred kind
     texts = captions_by_kind(squares.root, CLIPS, "short;human")
     assert texts[CLIPS[3]] == {"short": "A square slides."}

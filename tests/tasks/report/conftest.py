@@ -200,7 +200,7 @@ def page_of() -> Callable[..., str]:
 
     def page_of(root: str, **settings) -> str:
         result = report(Run(root=root), ReportConfig(**settings))
-        return Path(result.outputs["report"]).read_text()
+        return Path(result.uri).read_text()
 
     return page_of
 

@@ -196,7 +196,7 @@ def page(tmp_path_factory) -> Path:
     append(
         root, "captions", [ok_row({}, caption_id=content_id("c"), clip_id=clip_ids[44], text="Clip forty-four, Four")]
     )
-    return Path(report(Run(root=root), ReportConfig()).outputs["report"])
+    return Path(report(Run(root=root), ReportConfig()).uri)
 
 
 def append(root: str, table: str, rows: list[dict]) -> None:

@@ -7,8 +7,9 @@ from tasks.inspecting.table_stats import labels
 from tasks.report.duplicates import read_duplicates
 from tasks.report.figures import Threshold
 from tasks.report.selection import label_figures, rule_examples, score_figures
-from tasks.running.run import Run, StepResult
+from tasks.running.run import Run
 from tasks.running.step import step
+from tasks.selecting.select_config import Bounds, SelectResult
 from tasks.tables.delta import content_id
 
 CLIP_IDS = [content_id("clip", number) for number in range(8)]
@@ -16,10 +17,8 @@ THRESHOLDS = {"motion": [Threshold(3.0, "above"), Threshold(6.5, "below")]}
 
 
 @step
-def select(run: Run, config: Config) -> StepResult:
-    return StepResult(
-        step="select", outputs={"selection": "recipe", "thresholds": '{"motion": {"min": 1.25, "max": null}}'}
-    )
+def select(run: Run, config: Config) -> SelectResult:
+    return SelectResult(step="select", selection="recipe", thresholds={"motion": Bounds(min=1.25)})
 
 
 def test_thresholds_are_drawn_into_the_histograms_of_their_scores(tmp_path, page_of, write_root):

@@ -1,6 +1,5 @@
 """Selection: every clip gets a verdict with its reasons, and no clip leaks from one split into another. About 2 s."""
 
-import json
 import re
 from datetime import datetime, timedelta
 
@@ -11,7 +10,8 @@ from pydantic import ValidationError
 from pyramid_model.train.buckets import FAMILIES, Bucket, expand_buckets, fitting_bucket, num_frames_at, parse_bucket
 from tasks.running.run import Run, lineage, params_hash
 from tasks.scoring.scores import score_id
-from tasks.selecting.select import SelectConfig, check_limited, select
+from tasks.selecting.select import check_limited, select
+from tasks.selecting.select_config import Bounds, SelectConfig
 from tasks.selecting.splits import CONFLICT, hashed_split, split_of, splits_of
 from tasks.sources.card import SplitPin
 from tasks.tables import appending
@@ -99,11 +99,11 @@ def test_every_clip_gets_a_verdict_and_the_second_run_writes_nothing(tables):
     assert verdicts(tables.run)["a0"] == (True, [], "48x80x9@24", "train")
     again = select(tables.run, CONFIG)
     assert (again.num_in, again.num_done, again.num_new, again.rows) == (3, 3, 0, {})
-    assert again.outputs == first.outputs
+    assert (again.selection, again.thresholds) == (first.selection, first.thresholds)
 
 
 def test_the_settings_asked_for_last_count_although_the_clock_was_set_back(tables, monkeypatch):
-    kept = select(tables.run, CONFIG).outputs["selection"]
+    kept = select(tables.run, CONFIG).selection
 
     class Earlier(datetime):
         @classmethod
@@ -111,7 +111,7 @@ def test_the_settings_asked_for_last_count_although_the_clock_was_set_back(table
             return datetime.now(tz) - timedelta(hours=3)
 
     monkeypatch.setattr(appending, "datetime", Earlier)
-    dropped = select(tables.run, SelectConfig(thresholds={"motion": {"min": 250}})).outputs["selection"]
+    dropped = select(tables.run, SelectConfig(thresholds={"motion": {"min": 250}})).selection
     assert newest_selection(tables.run.root) == dropped != kept
     assert verdicts_of(tables.run.root)["keep"].to_pylist() == [False] * 3
     select(tables.run, CONFIG)
@@ -154,9 +154,9 @@ def test_each_rule_that_a_clip_breaks_is_named(tables):
 
 
 def test_another_threshold_is_another_selection_beside_the_first(tables):
-    first = select(tables.run, CONFIG).outputs["selection"]
+    first = select(tables.run, CONFIG).selection
     loose = SelectConfig(**CONFIG.model_dump() | {"thresholds": {}})
-    second = select(tables.run, loose).outputs["selection"]
+    second = select(tables.run, loose).selection
     assert first != second
     for selection in (first, second):
         assert selected_clips(tables.run.root, selection).num_rows == 3
@@ -169,7 +169,7 @@ def test_going_back_to_earlier_limits_makes_their_selection_the_newest_again(tab
     for config, num_clips in ((CONFIG, 3), (loose, 4), (CONFIG, 3), (loose, 4), (CONFIG, 3)):
         last = select(tables.run, config)
         assert selected_clips(tables.run.root).num_rows == num_clips
-        assert newest_selection(tables.run.root) == last.outputs["selection"]
+        assert newest_selection(tables.run.root) == last.selection
         assert verdicts_of(tables.run.root).num_rows == 4
     assert (last.num_new, last.num_done, last.rows) == (0, 4, {"selections": 1})
     assert select(tables.run, CONFIG).rows == {}
@@ -186,7 +186,7 @@ def test_a_pinned_version_does_not_see_a_later_selection(tables):
 
 
 def test_selected_clips_come_in_order_with_bucket_and_split(tables):
-    selection = select(tables.run, CONFIG).outputs["selection"]
+    selection = select(tables.run, CONFIG).selection
     rows = selected_clips(tables.run.root, selection, columns=["clip_id", "num_frames"]).to_pylist()
     assert [row["clip_id"] for row in rows] == ["a0", "a1", "c0"]
     assert rows[0] == {"clip_id": "a0", "num_frames": 24, "bucket": "48x80x9@24", "split": "train"}
@@ -199,7 +199,7 @@ def test_selected_clips_come_in_order_with_bucket_and_split(tables):
 def test_a_better_score_changes_the_verdict_and_back(tables):
     tables.clips(clip("a2"), motion=0.5)
     tables.videos(attempt=2, a=["a0", "a1", "a2"])
-    selection = select(tables.run, CONFIG).outputs["selection"]
+    selection = select(tables.run, CONFIG).selection
     for attempt, value, count in ((2, 5.0, 4), (3, 0.5, 3), (4, 5.0, 4)):
         row = {"score_id": score_id("a2", "motion"), "clip_id": "a2", "scorer": "motion", "value": value}
         tables.add("scores", [ok_row({"attempt": attempt}, **row)])
@@ -208,7 +208,7 @@ def test_a_better_score_changes_the_verdict_and_back(tables):
 
 
 def test_clips_that_are_no_longer_cut_leave_the_selection(tables):
-    selection = select(tables.run, CONFIG).outputs["selection"]
+    selection = select(tables.run, CONFIG).selection
     tables.clips(clip("a7"))
     tables.videos(attempt=2, a=["a0", "a7"])
     result = select(tables.run, CONFIG)
@@ -229,8 +229,8 @@ def test_clips_that_are_no_longer_cut_leave_the_selection(tables):
 )
 def test_a_selection_that_cannot_be_trained_on_is_written_and_says_why(tables, changes, message):
     result = select(tables.run, SelectConfig(**CONFIG.model_dump() | changes))
-    assert re.search(message, result.outputs["shortage"])
-    assert result.outputs["shortage"] in result.note
+    assert re.search(message, result.shortage)
+    assert result.shortage in result.note
     assert read_table(tables.run.root, "selections").num_rows == 3
 
 
@@ -258,7 +258,7 @@ def test_pins_win_over_the_hash_and_move_clips_when_they_change(tables, tmp_path
         tables.add("sources", [ok_row({}, **row)])
     pins = "{{file: a.mp4, split: val, start_s: {:g}}}, {{file: c.mp4, split: train}}"
     card.write_text(f"splits: [{pins.format(1)}]")
-    selection = select(tables.run, CONFIG).outputs["selection"]
+    selection = select(tables.run, CONFIG).selection
     split = {name: verdict[3] for name, verdict in verdicts(tables.run).items()}
     assert split == {"a0": "train", "a1": "val", "c0": "train"}
     card.write_text(f"splits: [{pins.format(0.5)}]")
@@ -340,7 +340,7 @@ def test_selections_without_newer_settings_keep_the_ids_that_they_had(tables):
     verdict = {"keep": True, "drop_reasons": [], "bucket": "48x80x9@24", "split": "train"}
     expected = content_id("a0", content_id(earlier), "1", {"motion": 5.0}, verdict)
     assert expected in read_table(tables.run.root, "selections")["selection_id"].to_pylist()
-    assert json.loads(result.outputs["thresholds"]) == {"motion": limits}
+    assert result.thresholds == {"motion": Bounds(**limits)}
 
 
 def test_of_duplicates_the_best_that_other_rules_keep_stays(tables):
@@ -364,7 +364,7 @@ def test_methods_are_applied_one_after_the_other_so_that_no_group_is_lost(tables
 
 
 def test_videos_with_a_copy_in_common_share_a_split(tables):
-    assert kept(tables.run, select(tables.run, CONFIG).outputs["selection"]) == {"a0", "a1", "c0"}
+    assert kept(tables.run, select(tables.run, CONFIG).selection) == {"a0", "a1", "c0"}
     tables.groups("a0 c0")
     select(tables.run, with_changes(drop_duplicates=()))
     assert {verdict[3] for verdict in verdicts(tables.run).values()} == {hashed_split("film-a", 0.5, 0)}
@@ -415,11 +415,11 @@ def test_percentiles_are_taken_of_all_clips_and_their_values_are_told(tables):
         tables.scores("beauty", **{name: 0.5})
     limits = {"beauty": {"min_percentile": 10, "max_percentile": 90, "max": 0.6}}
     result = select(tables.run, with_changes(thresholds=limits, **ALL_TRAIN))
-    told = json.loads(result.outputs["thresholds"])["beauty"]
-    assert told == {"min": pytest.approx(0.1, abs=0.02), "max": 0.6}  # of two upper bounds the stricter one
-    assert f"beauty from {told['min']:.4g} to 0.6" in result.note
+    told = result.thresholds["beauty"]
+    assert (told.min, told.max) == (pytest.approx(0.1, abs=0.02), 0.6)  # of two upper bounds the stricter one
+    assert f"beauty from {told.min:.4g} to 0.6" in result.note
     values = [int(name[1:]) / 101 for name in kept(tables.run) if name[0] == "e"]
-    assert min(values) >= told["min"]
+    assert min(values) >= told.min
     assert max(values) <= 0.6
 
 
@@ -468,16 +468,16 @@ def test_clips_of_a_set_are_in_every_set_before_it(tables):
     tables.videos(e=[f"e{number}" for number in range(20)])
     config = with_changes(sets=SETS, **ALL_TRAIN)
     result = select(tables.run, config)
-    sets = json.loads(result.outputs["sets"])
+    sets = result.sets
     small, large, best = (kept(tables.run, sets[name]) for name in ("small", "large", "best"))
     assert best < large < small
     assert (len(small), len(large), len(best)) == (20, 10, 3)
-    assert result.outputs["selection"] == sets["best"] == newest_selection(tables.run.root)
+    assert result.selection == sets["best"] == newest_selection(tables.run.root)
     assert result.note == "3 of 20 clips kept (train 3) in set best; small 20, large 10, best 3"
     assert set(selected_clips(tables.run.root, sets["large"])["bucket"].to_pylist()) == {"96x160x9@24"}
     assert select(tables.run, config).rows == {}
     other = select(tables.run, with_changes(sets=SETS[:2], train_set="small", **ALL_TRAIN))
-    assert json.loads(other.outputs["sets"]) == {name: sets[name] for name in ("small", "large")}
+    assert other.sets == {name: sets[name] for name in ("small", "large")}
     assert (other.num_new, newest_selection(tables.run.root)) == (0, sets["small"])
 
 

@@ -190,8 +190,8 @@ def test_an_edited_list_describes_known_files_anew_without_reading_them(ray_loca
     assert ingest(run, IngestConfig(source=str(folder))).num_new == 0  # a folder says nothing, and takes nothing back
     shutil.copy(folder / "a.mp4", folder / "b.mp4")
     result = ingest(run, IngestConfig(source=str(folder)))
-    assert (result.outputs, result.note) == (
-        {"num_copies": "1"},
+    assert (result.num_copies, result.note) == (
+        1,
         "1 of the files have the bytes of another, such as b.mp4 those of a.mp4",
     )
 
@@ -213,10 +213,10 @@ def test_what_a_list_says_becomes_the_captions_of_the_clips_it_is_about(ray_loca
     say(2, [(None, None, "All of it.")], [(0.0, 0.2, "Start."), (0.3, 9.0, "Rest.")], [(5.0, 6.0, "Much later.")])
     result = captions(squares, CaptionsConfig())
     expected = dict(zip(clips, ("All of it.", "Rest."), strict=False))
-    assert captions_of(squares.root, clips, result.outputs["captions"]) == expected
+    assert captions_of(squares.root, clips, result.captions) == expected
     assert result.errors == {"no_caption": 1, "no_sidecar": 3}
     assert captions(squares, CaptionsConfig()).num_new == 0
     say(3, [(None, None, "All of it, again.")])
     result = captions(squares, CaptionsConfig())
     assert result.num_new == 1
-    assert captions_of(squares.root, clips, result.outputs["captions"]) == expected | {clips[0]: "All of it, again."}
+    assert captions_of(squares.root, clips, result.captions) == expected | {clips[0]: "All of it, again."}

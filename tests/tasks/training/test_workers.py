@@ -148,7 +148,7 @@ from tasks.training.job import Job, TrainingConfig
 from tasks.training.training import run_training
 job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object, {{}})
 result = run_training(job, "train_vae", "1")
-assert (result.num_in, result.num_done, result.outputs["vae"]) == (1, 1, {job.uri!r}), result
+assert (result.num_in, result.num_done, result.uri) == (1, 1, {job.uri!r}), result
 assert not {{"ray", "torch", "mlflow", "transformers"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

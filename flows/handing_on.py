@@ -1,0 +1,58 @@
+"""What each flow hands on: the ids and folders that the sections of later steps take.
+
+A section takes them only where the recipe leaves its field empty. Left empty, the field would mean "the newest in the
+root", which may be of another recipe.
+"""
+
+from flows.recipe import Recipe, replaced
+from tasks.captioning.config import CaptionsResult
+from tasks.encoding.latents import LatentsResult
+from tasks.encoding.text_features import TextFeaturesResult
+from tasks.selecting.select_config import SelectResult
+from tasks.training.job import TrainingResult
+from tasks.training.train_dit import TrainDiTResult
+
+
+def with_selection(plan: Recipe, selected: SelectResult) -> Recipe:
+    """Captions, features, both trainings and the evaluation work on the clips that were selected."""
+    selection = selected.selection
+    return replaced(
+        plan,
+        captions=replaced(plan.captions, selection=plan.captions.selection or selection),
+        text_features=replaced(plan.text_features, selection=plan.text_features.selection or selection),
+        train_vae=plan.train_vae and replaced(plan.train_vae, selection=plan.train_vae.selection or selection),
+        latents=replaced(plan.latents, selection=plan.latents.selection or selection),
+        train_dit=replaced(plan.train_dit, selection=plan.train_dit.selection or selection),
+        evaluate=replaced(plan.evaluate, selection=plan.evaluate.selection or selection),
+    )
+
+
+def with_captions(plan: Recipe, captioned: CaptionsResult) -> Recipe:
+    """Text features, the training of the DiT and its evaluation take the captions of this run."""
+    captions = captioned.captions
+    return replaced(
+        plan,
+        text_features=replaced(plan.text_features, captions=plan.text_features.captions or captions),
+        train_dit=replaced(plan.train_dit, captions=plan.train_dit.captions or captions),
+        evaluate=replaced(plan.evaluate, captions=plan.evaluate.captions or captions),
+    )
+
+
+def with_vae(plan: Recipe, trained: TrainingResult) -> Recipe:
+    """The trained VAE encodes the clips."""
+    return replaced(plan, latents=replaced(plan.latents, vae=plan.latents.vae or trained.uri))
+
+
+def with_features(plan: Recipe, texts: TextFeaturesResult, latents: LatentsResult) -> Recipe:
+    """The DiT is trained on these latents and text features."""
+    vae, encoder = plan.train_dit.vae or latents.vae, plan.train_dit.encoder or texts.encoder
+    return replaced(plan, train_dit=replaced(plan.train_dit, vae=vae, encoder=encoder))
+
+
+def with_dit(plan: Recipe, trained: TrainDiTResult) -> Recipe:
+    """The trained DiT is judged with the VAE and the text encoder that it was trained with."""
+    given = plan.evaluate
+    judged = replaced(
+        given, dit=given.dit or trained.uri, vae=given.vae or trained.vae, encoder=given.encoder or trained.encoder
+    )
+    return replaced(plan, evaluate=judged)

@@ -252,7 +252,7 @@ def memory(effort: Effort, folder: Path) -> Iterator[Figure]:
     settled = effort.num_videos // 10
     resident = []
     for number in range(effort.num_videos):
-        [row] = worker([source_item(paths[number % 10], number)])["videos"]
+        [row] = worker([source_item(paths[number % 10], number)]).rows["videos"]
         if row["status"] != "ok":
             sys.exit(f"{row['path']}: {row['error']}")
         assert worker.child._child, "it lives from call to call"

@@ -33,7 +33,7 @@ from tasks.encoding.latents import LatentEncoder, LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import find_model
-from tasks.running.run import RayConfig, Run, StepResult
+from tasks.running.run import RayConfig, Run, StepResult, added
 from tasks.tables.appending import append_block
 from tasks.tables.blob_reader import BlobReader
 from tasks.tables.blobs import tensor_bytes
@@ -243,14 +243,15 @@ def busy(run: Run, vae: ModelFolder, count: int) -> Iterator[Line]:
     clips = selected_clips(run.root, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()[:count]
     items = [clip | {"latent_id": clip["clip_id"], "attempt": 1} for clip in clips]
     encoder = LatentEncoder(vae, LatentsConfig())
-    alone = [row for first in range(0, count, 8) for row in encoder(items[first : first + 8])["latents"]]
-    spent = encoder.spent()
+    blocks = [encoder(items[first : first + 8]) for first in range(0, count, 8)]
+    alone = [row for block in blocks for row in block.rows["latents"]]
+    spent = added(block.seconds for block in blocks)
     yield Line(
         "VAE at work, of the time from first to last clip",
         f"{spent['vae_busy_s'] / spent['vae_span_s']:.0%}",
         ">= 90 %",
     )
-    together = LatentEncoder(vae, LatentsConfig(batch_size=4))(items[:8])["latents"]
+    together = LatentEncoder(vae, LatentsConfig(batch_size=4))(items[:8]).rows["latents"]
     difference = max(
         np.abs(np.frombuffer(one["latent"], np.float32) - np.frombuffer(other["latent"], np.float32)).max()
         for one, other in zip(alone, together, strict=False)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-# `tasks.running.pipeline.connect` sets this, too; Ray reads it once, at its import, and some tests import Ray first.
+# `tasks.running.cluster.connect` sets this, too; Ray reads it once, at its import, and some tests import Ray first.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items):
 def ray_local():
     """An embedded Ray with two CPUs, started once for each process of pytest the way the steps start it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from tasks.running.pipeline import connect
+    from tasks.running.cluster import connect
     from tasks.running.run import RayConfig
 
     connect(RayConfig(num_cpus=2))

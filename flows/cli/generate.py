@@ -1,7 +1,6 @@
 """`pyramid generate`: from words on the command line to a file."""
 
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

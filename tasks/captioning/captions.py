@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from tasks.captioning.config import HUMAN, REWRITTEN, VERSION, CaptionsConfig, CaptionsResult, Usage
 from tasks.captioning.human import _match
 from tasks.captioning.writing import CLIP_COLUMNS, Parent, find_writer, wanted_items, write_captions
-from tasks.running.run import Run, StepResult, lineage
+from tasks.running.run import Run, StepResult, lineage, merged
 from tasks.running.step import step
 from tasks.tables.appending import append_again
 from tasks.tables.current import selected_clips
@@ -39,7 +39,7 @@ def captions(run: Run, config: CaptionsConfig) -> CaptionsResult:
         wanted, results = [*wanted, *items], [*results, *found]
     named = {kind: sorted({item["decided_by"] for item in wanted if item["kind"] == kind}) for kind in config.kinds}
     written = ";".join(f"{kind}:{','.join(filter(None, hashes))}" for kind, hashes in named.items())
-    together = _together(results)
+    together = results[0] if len(results) == 1 else merged(results)
     usage = _usage(run, wanted) if config.by_model else None
     note = together.note
     if usage and together.num_new:
@@ -79,35 +79,6 @@ def _parents(run: Run, config: CaptionsConfig, written: Sequence[Mapping[str, An
         for row in in_order(rows).to_pylist()
         if config.rewrite_from not in config.by_model or row["caption_id"] in here
     }
-
-
-def _together(results: Sequence[StepResult]) -> StepResult:
-    """One result for all kinds."""
-    if len(results) == 1:
-        return results[0]
-    return StepResult(
-        step="captions",
-        num_in=sum(one.num_in for one in results),
-        num_done=sum(one.num_done for one in results),
-        num_ok=sum(one.num_ok for one in results),
-        num_failed=sum(one.num_failed for one in results),
-        num_skipped=sum(one.num_skipped for one in results),
-        busy_s=sum(one.busy_s for one in results),
-        rows=_added(one.rows for one in results),
-        errors=_added(one.errors for one in results),
-        timings=_added(one.timings for one in results),
-        versions={table: version for one in results for table, version in one.versions.items()},
-        note="" if any(one.num_new for one in results) else "nothing new",
-    )
-
-
-def _added(tallies: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Values by name, those of equal names added."""
-    total: dict[str, Any] = {}
-    for tally in tallies:
-        for name, value in tally.items():
-            total[name] = total.get(name, 0) + value
-    return total
 
 
 def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> Usage:

@@ -15,6 +15,7 @@ from tasks.captioning.config import HUMAN, VERSION, CaptionsConfig
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.sources.card import cards_of, read_card
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, content_id, ok_row, read_table
@@ -78,9 +79,9 @@ class CaptionMatcher:
         self.config = config
         self.spans = {uri: read_sidecar(uri) for uri in sidecars}
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row a clip."""
-        return {"captions": [self.caption(item) for item in items]}
+        return Produced({"captions": [self.caption(item) for item in items]})
 
     def caption(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """The row of one clip: ok with a text, or skipped with the reason."""
@@ -111,17 +112,16 @@ def _match(
     files = _source_files(run, {clip["video_id"] for clip in clips}, config.sidecar)
     wanted = [_item(clip, files[clip["video_id"]], config) for clip in clips]
     todo = pending(run.root, "captions", [item["caption_id"] for item in wanted], run.retry_failed)
-    result = run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="captions",
-        step_version=VERSION,
-        items=todo.items(wanted, "caption_id"),
+        version=VERSION,
+        config=config,
         worker=CaptionMatcher,
+        done_table="captions",
         worker_args={"config": config, "sidecars": sorted({item["sidecar"] for item in wanted} - {""})},
-        num_done=todo.num_done,
         block_size=config.block_size,
     )
+    result = run_blocks(run, work, todo.items(wanted, "caption_id"), todo.num_done)
     return wanted, result
 
 

@@ -16,6 +16,7 @@ from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_
 from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.pending import pending
 
@@ -120,20 +121,19 @@ def write_captions(run: Run, config: "CaptionsConfig", items: Sequence[dict[str,
     if left and writer.endpoint:
         check_endpoint(writer.endpoint)
     local = None if writer.endpoint else config.local
-    return run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="captions",
-        step_version=VERSION,
-        items=left,
+        version=VERSION,
+        config=config,
         worker=CaptionWriter,
+        done_table="captions",
         worker_args={"config": config, "writer": writer, "root": run.root},
-        num_done=todo.num_done,
         block_size=config.block_size,
         num_cpus=local.num_cpus if local else 0.5,
         num_gpus=local.num_gpus if local else 0,
         max_actors=writer.endpoint.num_actors if writer.endpoint else None,
     )
+    return run_blocks(run, work, left, todo.num_done)
 
 
 class CaptionWriter:
@@ -144,14 +144,14 @@ class CaptionWriter:
         self.files = AnswerFiles(root, CAPTIONS)
         self.answerer = load_answerer(writer)
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row an item."""
         shown = FramesOfClip(self.config)
         asked = [item for item in items if item["kind"] != REWRITTEN or item["parent_text"]]
         first = self.files.ask([self._keyed(item, shown) for item in asked], self.answerer)
         found: dict[str, list[Found]] = {item["caption_id"]: [one] for item, one in zip(asked, first, strict=True)}
         self._ask_again(asked, found, shown)
-        return {"captions": [self.row(item, found.get(item["caption_id"], [])) for item in items]}
+        return Produced({"captions": [self.row(item, found.get(item["caption_id"], [])) for item in items]})
 
     def _keyed(self, item: Mapping[str, Any], shown: "FramesOfClip", problem: tuple[str, str] = ("", "")) -> Keyed:
         """The question about a clip; with (answer, problem), the second one after an answer of no use."""

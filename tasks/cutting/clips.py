@@ -17,6 +17,7 @@ from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, params_hash
 from tasks.running.step import step
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.tables import storage
 from tasks.tables.appending import append_again
 from tasks.tables.delta import bad_row, read_table
@@ -80,7 +81,7 @@ class VideoWorker:
         max_bytes = int(ClipsConfig.model_validate(config).max_memory_gb * 2**30)
         self.child = Isolated("tasks.cutting.video_pass:cut_video", max_bytes=max_bytes)
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """Rows of clips, scores and videos."""
         rows: dict[str, list[dict[str, Any]]] = {"clips": [], "scores": [], "videos": []}
         deadline = time.monotonic() + self.block_timeout_s
@@ -89,7 +90,7 @@ class VideoWorker:
             timeout_s = min(limit_s, share_s(deadline - time.monotonic(), num_after))
             for table, found in self._cut(item, timeout_s).items():
                 rows[table] += found
-        return rows
+        return Produced(rows)
 
     def _cut(self, item: dict[str, Any], timeout_s: float) -> dict[str, list[dict[str, Any]]]:
         # Beside the clips, so that finished ones appear by a rename; vacuum knows the prefix.
@@ -141,23 +142,22 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
         load_network(config.shots.weights)  # a missing package or file is said once, before any video is tried
     if attempts and storage.is_local(media):
         storage.filesystem(media)[0].makedirs(storage.filesystem(media)[1], exist_ok=True)
-    result = run_blocks(
-        run,
-        settings,
+    work = PerItemWork(
         step="clips",
-        step_version=VERSION,
-        items=items,
+        version=VERSION,
+        config=settings,
         worker=VideoWorker,
+        done_table="videos",
         worker_args={
             "config": config.model_dump(mode="json"),
             "media": media,
             "block_timeout_s": 0.9 * patience_s,
         },
-        num_done=num_done,
         block_size=min(MAX_BLOCK, 1 + len(attempts) // 64),
         max_block_bytes=MAX_BLOCK_BYTES,
         patience_s=patience_s,
     )
+    result = run_blocks(run, work, items, num_done)
     if restored:
         note = f"{restored} videos are back to clips that were made before"
         result = StepResult.model_validate(result.model_dump() | {"note": note})

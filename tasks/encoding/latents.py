@@ -19,6 +19,7 @@ from tasks.running.busy import Busy
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import bad_row, content_id, crc32, ok_row
 from tasks.tables.files import check_unchanged
@@ -59,7 +60,7 @@ class LatentEncoder:
         self.latent_norm = norm.model_dump_json() if norm else ""
         self.busy = Busy()
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row a clip."""
         by_bucket: dict[str, list[dict[str, Any]]] = {}
         for item in items:
@@ -68,11 +69,8 @@ class LatentEncoder:
         batches = [found[first : first + size] for found in by_bucket.values() for first in range(0, len(found), size)]
         rows = [row for batch in self._read_ahead(batches) for row in self._rows(batch)]
         place = {item["latent_id"]: number for number, item in enumerate(items)}
-        return {"latents": sorted(rows, key=lambda row: place[row["latent_id"]])}
-
-    def spent(self) -> dict[str, float]:
-        """See `Busy.spent`."""
-        return self.busy.spent("vae")
+        rows.sort(key=lambda row: place[row["latent_id"]])
+        return Produced({"latents": rows}, self.busy.spent("vae"))
 
     def _read_ahead(self, batches: "list[list[dict[str, Any]]]") -> "Iterator[list[Read]]":
         """Batches with their frames; while one is worked on, the clips of the next ones are read."""
@@ -168,19 +166,18 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
     todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
     # Clips of one bucket follow each other, so that blocks and batches are of one size.
     items = sorted(todo.items(wanted, "latent_id"), key=lambda item: item["bucket"])
-    result = run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="latents",
-        step_version=VERSION,
-        items=items,
+        version=VERSION,
+        config=config,
         worker=LatentEncoder,
+        done_table="latents",
         worker_args={"vae": vae, "config": config},
-        num_done=todo.num_done,
         block_size=config.block_size,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
+    result = run_blocks(run, work, items, todo.num_done)
     note = result.note or _throughput(result)
     return LatentsResult(**dict(result, note=note), vae=vae.uri, vae_hash=vae.hash)
 

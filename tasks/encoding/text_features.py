@@ -15,6 +15,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.tables.appending import append_again
 from tasks.tables.current import captions_by_kind, selected_clips
 from tasks.tables.delta import bad_row, content_id, crc32, ok_row
@@ -65,15 +66,12 @@ class TextEncoder:
         self.encoder = load_encoder(encoder.uri, device, dtype)
         self.busy = Busy()
 
-    def spent(self) -> dict[str, float]:
-        """See `Busy.spent`."""
-        return self.busy.spent("encoder")
-
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row a text."""
         with self.busy:
             features = self.encoder.encode([item["text"] for item in items], self.batch_size)
-        return {"text_features": [self.row(item, *found) for item, found in zip(items, features, strict=True)]}
+        rows = [self.row(item, *found) for item, found in zip(items, features, strict=True)]
+        return Produced({"text_features": rows}, self.busy.spent("encoder"))
 
     def row(self, item: Mapping[str, Any], embeds: Any, pooled: Any) -> dict[str, Any]:
         """Row of one text. embeds: valid tokens (n d); pooled: (p)."""
@@ -117,24 +115,23 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
     # Texts of about one length meet in a block, so that its batches carry little padding.
     wanted.sort(key=lambda item: len(item["text"]))
     todo = pending(run.root, "text_features", [item["text_feature_id"] for item in wanted], run.retry_failed)
-    result = run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="text_features",
-        step_version=VERSION,
-        items=todo.items(wanted, "text_feature_id"),
+        version=VERSION,
+        config=config,
         worker=TextEncoder,
+        done_table="text_features",
         worker_args={
             "encoder": encoder,
             "dtype": config.dtype,
             "num_gpus": config.num_gpus,
             "batch_size": config.batch_size,
         },
-        num_done=todo.num_done,
         block_size=config.block_size,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
+    result = run_blocks(run, work, todo.items(wanted, "text_feature_id"), todo.num_done)
     if newest_encoder_hash(run) != encoder.hash:  # its features were made before: one again makes it the newest
         null_id = text_feature_id(NULL_TEXT, encoder.hash, config.dtype)
         append_again(run.root, "text_features", [null_id], lineage(run, "text_features", VERSION, config))

@@ -15,6 +15,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run
 from tasks.running.step import step
+from tasks.running.work import PerItemWork
 from tasks.tables.delta import content_id, read_table
 from tasks.training.pairs import explain_no_pairs, find_pairs, pair_source
 from tasks.training.train_dit import TrainDiTConfig
@@ -34,19 +35,18 @@ def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
     known = _earlier_verdict(run, question, subject)
     evaluation_id = known or content_id(question, subject.rival.dit.hash if subject.rival else "")
     item = {"evaluation_id": evaluation_id, "question": question}
-    result = run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="evaluate",
-        step_version=VERSION,
-        items=[] if known else [item],
+        version=VERSION,
+        config=config,
         worker=Evaluator,
+        done_table="evaluations",
         worker_args={"subject": subject, "config": config, "folder": run.media("evaluations", evaluation_id)},
-        num_done=1 if known else 0,
         block_size=1,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
+    result = run_blocks(run, work, [] if known else [item], num_done=int(bool(known)))
     row = read_table(run.root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()[0]
     checks = [Check.model_validate(check) for check in json.loads(row["checks"])]
     verdict = "passed the gate" if row["passed"] else f"did not pass the gate: {failures(checks)}"

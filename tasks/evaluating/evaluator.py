@@ -11,6 +11,7 @@ from pyramid_model.train.config import DiTLossConfig
 from pyramid_model.weights.record import ModelFolder, TrainedModel
 from tasks.models.folders import load_dit, load_vae, local_folder, read_record, writing_folder
 from tasks.models.gate import decide, passed
+from tasks.running.work import Item, Produced
 from tasks.tables.delta import ok_row
 from tasks.training.pairs import Pair, load_null_text, load_pairs
 from tasks.training.validation import val_losses
@@ -39,9 +40,9 @@ class Evaluator:
         self.dit, self.vae = load_dit(self.judged.uri, self.device), load_vae(subject.models.vae.uri, self.device)
         self.pyramid = subject.record.pyramid if subject.record else PyramidConfig()
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """The row of the evaluation."""
-        return {"evaluations": [self.row(item) for item in items]}
+        return Produced({"evaluations": [self.row(item) for item in items]})
 
     def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Measure, decide, describe."""

@@ -23,6 +23,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.selecting.select import select
 from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS
@@ -85,17 +86,17 @@ def import_official(run: Run, config: ImportConfig) -> ImportResult:
         raise ValueError(f"annotation {config.annotation!r} names no clip: give one with lines of JSON")
     wanted = [_item(line, vae, config) for line in lines]
     todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
-    result = run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="import_official",
-        step_version=VERSION,
-        items=todo.items({item["latent_id"]: item for item in wanted}.values(), "latent_id"),
+        version=VERSION,
+        config=config,
         worker=OfficialReader,
+        done_table="latents",
         worker_args={"vae": vae, "encoder": encoder, "config": config},
-        num_done=todo.num_done,
         block_size=config.block_size,
     )
+    items = todo.items({item["latent_id"]: item for item in wanted}.values(), "latent_id")
+    result = run_blocks(run, work, items, todo.num_done)
     return ImportResult(**dict(result), vae=vae.uri, encoder=encoder.uri)
 
 
@@ -156,7 +157,7 @@ class OfficialReader:
         self.dims = encoder_dims(encoder.uri)
         self.latent_norm = json.dumps(settings["latent_norm"]) if settings.get("latent_norm") else ""
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """Rows of all tables; that of `latents` says whether a line could be used."""
         rows: dict[str, list[dict[str, Any]]] = {
             name: [] for name in ("sources", "videos", "clips", "captions", "text_features", "latents")
@@ -177,7 +178,9 @@ class OfficialReader:
             for table, row in video.items():
                 rows[table].append(ok_row({}, **row))
         # Lines may share a text or a video.
-        return {table: list({row[ID_COLUMNS[table]]: row for row in found}.values()) for table, found in rows.items()}
+        return Produced(
+            {table: list({row[ID_COLUMNS[table]]: row for row in found}.values()) for table, found in rows.items()}
+        )
 
     def _latent(self, uri: str) -> "Tensor":
         """(c t h w)."""

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes, written
 from tasks.models.folders import load_dit, load_encoder, load_vae, read_record
+from tasks.running.work import Item, Produced
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, ok_row
 
@@ -65,7 +66,7 @@ class ClipGenerator:
             self.pipeline.compile()
         self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row a clip. Those whose numbers are not finite get a row that says so; the others are made without."""
         from pyramid_model.generate.pipeline import NotFiniteError
 
@@ -80,7 +81,7 @@ class ClipGenerator:
                 continue
             rows += [self.row(item, uri, made, len(left)) for item, uri in zip(left, made.videos, strict=True)]
             break
-        return {"generations": rows}
+        return Produced({"generations": rows})
 
     def generate(self, items: Sequence[Mapping[str, Any]]) -> "Clips":
         """The clips of these items, written to their files."""

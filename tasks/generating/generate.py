@@ -19,10 +19,12 @@ from tasks.generating.clip_generator import ClipGenerator, ModelFolders, given_f
 from tasks.generating.config import GenerateConfig, GenerateResult
 from tasks.models.folders import ModelSet, absolute, folder_hash, read_record
 from tasks.models.registry import champion
+from tasks.running.cluster import connect
 from tasks.running.errors import StepError
-from tasks.running.pipeline import connect, run_blocks
+from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
+from tasks.running.work import PerItemWork
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
@@ -73,13 +75,12 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
     block_size = _block_size(checkpoint, config, len(items), device) if checkpoint and items else config.block_size
     progress = storage.join(run.root, "runs", run.run_id, "units")
     with _telling_units(progress, len(items) * _units(config)):
-        result = run_blocks(
-            run,
-            config,
+        work = PerItemWork(
             step="generate",
-            step_version=VERSION,
-            items=items,
+            version=VERSION,
+            config=config,
             worker=ClipGenerator,
+            done_table="generations",
             worker_args={
                 "models": _folders(models, checkpoint),
                 "weights_hash": models.dit.hash,
@@ -88,11 +89,11 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
                 "device": device,
                 "progress": progress,
             },
-            num_done=todo.num_done,
             block_size=block_size,
             num_cpus=config.num_cpus,
             num_gpus=num_gpus,
         )
+        result = run_blocks(run, work, items, todo.num_done)
     rows = read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)).to_pylist()
     made = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
     failed = [row for row in rows if row["status"] == "failed"]

@@ -20,8 +20,8 @@ from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.generating.clip_generator import ModelFolders, load_pipeline
+from tasks.running.cluster import connect
 from tasks.running.errors import StepError
-from tasks.running.pipeline import connect
 from tasks.running.run import RayConfig
 
 

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import absolute, folder_hash, hash_records, local_folder, writing_folder
 from tasks.models.hub import model_folder
+from tasks.running.cluster import on_ray
 from tasks.running.errors import StepError
-from tasks.running.pipeline import on_ray
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table

@@ -8,7 +8,7 @@ from pyramid_model.captioning.question import Decoding
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import absolute, folder_hash
 from tasks.models.hub import model_folder
-from tasks.running.pipeline import on_ray
+from tasks.running.cluster import on_ray
 from tasks.running.run import Run
 from tasks.tables import storage
 

@@ -12,7 +12,7 @@ from tasks.encoding.text_features import TextFeaturesResult
 from tasks.inspecting.table_stats import compact
 from tasks.report.curation import Curation, total_s
 from tasks.report.figures import Node
-from tasks.running.run import StepResult
+from tasks.running.run import StepResult, merged
 from tasks.selecting.select_config import SelectResult
 from tasks.tables import storage
 from tasks.tables.delta import read_table
@@ -104,17 +104,8 @@ def step_lines(records: Records) -> list[StepResult]:
     for step, runs in by_step.items():
         if step != "report":
             working = [found for found in runs.values() if any(one.num_new for one in found)] or list(runs.values())
-            lines.append(together(working[-1]))
+            lines.append(merged(working[-1], working[-1][-1].note))
     return lines
-
-
-def together(results: Sequence[StepResult]) -> StepResult:
-    """Several calls of a step as one: counts and times added, the last one's words."""
-    rows = sum((Counter(one.rows) for one in results), Counter())
-    summed = ("num_in", "num_done", "num_ok", "num_failed", "num_skipped", "wall_s", "busy_s")
-    totals = {name: sum(getattr(one, name) for one in results) for name in summed}
-    words = {"step": results[-1].step, "note": results[-1].note}
-    return StepResult.model_validate(totals | words | {"rows": dict(rows)})
 
 
 def pipeline_nodes(root: str, tables: Sequence[TableFacts], curation: Curation, records: Records) -> list[Node]:

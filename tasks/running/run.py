@@ -6,8 +6,10 @@ import math
 import os
 import subprocess
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, field_validator
 
@@ -84,6 +86,35 @@ class StepResult(Config):
     def num_new(self) -> int:
         """Inputs that this call worked on."""
         return self.num_ok + self.num_failed + self.num_skipped
+
+
+def merged(results: Sequence[StepResult], note: str = "") -> StepResult:
+    """Several results of one step as one: counts, rows and times added. note: empty for one that says what was new."""
+    totals = {
+        name: sum(getattr(result, name) for result in results)
+        for name in ("num_in", "num_done", "num_ok", "num_failed", "num_skipped", "wall_s", "busy_s")
+    }
+    return StepResult(
+        step=results[-1].step,
+        **totals,
+        rows=added(result.rows for result in results),
+        versions={table: version for result in results for table, version in result.versions.items()},
+        errors=added(result.errors for result in results),
+        timings=added(result.timings for result in results),
+        note=note or ("" if any(result.num_new for result in results) else "nothing new"),
+    )
+
+
+N = TypeVar("N", int, float)
+
+
+def added(tallies: Iterable[Mapping[str, N]]) -> dict[str, N]:
+    """Numbers by name, those of equal names added."""
+    total: dict[str, N] = {}
+    for tally in tallies:
+        for name, value in tally.items():
+            total[name] = total.get(name, 0) + value
+    return total
 
 
 def params_hash(config: Config) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from tasks.models.score_models import load_open_clip
 from tasks.running.run import Run
+from tasks.running.work import Item, Produced
 from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
 from tasks.tables.appending import append_again
 from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
@@ -50,10 +51,11 @@ class Embedder:
         self.model = load_open_clip(uri, **config.placement())
         self.model_hash, self.config = model_hash, config
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row of `embeddings` a clip; one that cannot be read becomes a failed row."""
         found = over_clips(items, self.config, self.model.embed_frames)
-        return {"embeddings": [self.row(item, features) for item, features in zip(items, found, strict=True)]}
+        rows = [self.row(item, features) for item, features in zip(items, found, strict=True)]
+        return Produced({"embeddings": rows})
 
     def row(self, item: Mapping[str, Any], features: Any) -> dict[str, Any]:
         """Row of one clip. features: (n d), or why there are none."""

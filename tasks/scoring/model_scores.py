@@ -18,6 +18,7 @@ from tasks.models import score_models
 from tasks.models.folders import absolute
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
+from tasks.running.work import Item, PerItemWork, Produced, Worker
 from tasks.scoring import embeddings
 from tasks.scoring import read_off as embedding_scores
 from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
@@ -100,7 +101,7 @@ class Job:
     version: str
     wanted: list[dict[str, Any]]
     config: FrameModelConfig
-    worker: type
+    worker: Callable[..., Worker]
     worker_args: dict[str, Any]
     check: Callable[[], Any]  # raises StepError where the weights do not serve
     block_size: int
@@ -115,10 +116,11 @@ class FrameScorer:
             limit_torch_threads(config.num_threads)
         self.scorer, self.model, self.config, self.reduce = scorer, load(), config, reduce
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row of `scores` a clip; one that cannot be read becomes a failed row."""
         found = over_clips(items, self.config, self.model)
-        return {"scores": [self.row(item, by_frame) for item, by_frame in zip(items, found, strict=True)]}
+        rows = [self.row(item, by_frame) for item, by_frame in zip(items, found, strict=True)]
+        return Produced({"scores": rows})
 
     def row(self, item: Mapping[str, Any], by_frame: Any) -> dict[str, Any]:
         """Row of one clip. by_frame: score of each sampled frame (n,), or why there are none."""
@@ -173,20 +175,19 @@ def wanted_score_ids(plan: Plan) -> list[str]:
     return [item["score_id"] for job, _ in plan if job.table == "scores" for item in job.wanted]
 
 
-def _run_job(run: Run, job: Job, items: Sequence[Mapping[str, Any]]) -> StepResult:
-    return run_blocks(
-        run,
-        job.config,
+def _run_job(run: Run, job: Job, items: Sequence[Item]) -> StepResult:
+    work = PerItemWork(
         step=STEP,
-        step_version=job.version,
-        items=items,
+        version=job.version,
+        config=job.config,
         worker=job.worker,
+        done_table=job.table,
         worker_args=job.worker_args,
-        num_done=len(job.wanted) - len(items),
         block_size=job.block_size,
         num_cpus=job.config.num_cpus,
         num_gpus=job.num_gpus,
     )
+    return run_blocks(run, work, items, len(job.wanted) - len(items))
 
 
 def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from pyramid_model.config import Config
 from pyramid_model.metrics.facts import AESTHETIC, CONSISTENCY, TEXT_MATCH
 from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
+from tasks.running.work import Item, Produced
 from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
 from tasks.scoring.frames import limit_torch_threads
 from tasks.tables.delta import bad_row, content_id, ok_row
@@ -98,11 +99,12 @@ class EmbeddingScorer:
             for name, asked in config.zero_shot.items()
         }
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """One row of `scores` an item; clips without embeddings or without a caption get a row that says so."""
         embeddings = embedding_rows(self.root, (item["embedding_id"] for item in items))
         texts = self._embedded({item["text"] for item in items} - {""})
-        return {"scores": [self.row(item, embeddings[item["embedding_id"]], texts) for item in items]}
+        rows = [self.row(item, embeddings[item["embedding_id"]], texts) for item in items]
+        return Produced({"scores": rows})
 
     def _embedded(self, texts: set[str]) -> dict[str, Any]:
         if not texts:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ from pydantic import Field, field_validator
 
 from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
 from tasks.running.pipeline import run_blocks
-from tasks.running.run import Run, StepResult, lineage
+from tasks.running.run import Run, StepResult, lineage, merged
 from tasks.running.step import step
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.scoring import model_scores
 from tasks.scoring.model_scores import ModelScoresConfig
 from tasks.scoring.newest import make_newest
@@ -63,10 +63,10 @@ def score_rows(clip_id: str, clip: ClipView, scorers: Sequence[str] = IN_DECODE_
 class ClipScorer:
     """Actor: reads each clip once and gives it the scores that it lacks."""
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """Rows of `scores`, one an item; the items of one clip follow each other."""
         groups = [list(group) for _, group in itertools.groupby(items, key=lambda item: item["clip_id"])]
-        return {"scores": [row for group in groups for row in self._score(group)]}
+        return Produced({"scores": [row for group in groups for row in self._score(group)]})
 
     def _score(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         from pyramid_model.video.video import VideoError
@@ -122,33 +122,19 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     ]
     todo = pending(run.root, "scores", [row["score_id"] for row in wanted], run.retry_failed)
     plan = model_scores.planned(run, config, clips)
-    without_models = run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="scores",
-        step_version=VERSION,
-        items=todo.items(wanted, "score_id"),
+        version=VERSION,
+        config=config,
         worker=ClipScorer,
-        worker_args={},
-        num_done=todo.num_done,
+        done_table="scores",
         block_size=config.block_size,
     )
+    without_models = run_blocks(run, work, todo.items(wanted, "score_id"), todo.num_done)
     results = [without_models, *model_scores.run_planned(run, plan)]
     score_ids = [row["score_id"] for row in wanted] + model_scores.wanted_score_ids(plan)
     made = lineage(run, "scores", VERSION, config)
     num_back = make_newest(run, score_ids, [clip["clip_id"] for clip in clips], made)
-    return _merged(results, f"{num_back} scores are back to those of earlier settings" if num_back else "")
-
-
-def _merged(results: Sequence[StepResult], note: str) -> StepResult:
-    """One result of what the parts of a step did one after the other."""
-    if len(results) == 1 and not note:
-        return results[0]
-    sums: dict[str, dict[str, float]] = {}
-    for name in ("rows", "errors", "timings"):
-        sums[name] = dict(sum((Counter(getattr(result, name)) for result in results), Counter()))
-    counts = ("num_in", "num_done", "num_ok", "num_failed", "num_skipped", "busy_s")
-    totals = {name: sum(getattr(result, name) for result in results) for name in counts}
-    versions = {table: version for result in results for table, version in result.versions.items()}
-    note = note or ("" if any(result.num_new for result in results) else "nothing new")
-    return StepResult.model_validate({"step": "scores", **totals, **sums, "versions": versions, "note": note})
+    if num_back:
+        return merged(results, f"{num_back} scores are back to those of earlier settings")
+    return results[0] if len(results) == 1 else merged(results)

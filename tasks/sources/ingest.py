@@ -18,9 +18,11 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pyramid_model.config import Config
-from tasks.running.pipeline import connect, run_blocks
+from tasks.running.cluster import connect
+from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
+from tasks.running.work import Item, PerItemWork, Produced
 from tasks.sources.card import SourceCard, card_uri, read_card
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
 from tasks.sources.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files
@@ -73,12 +75,12 @@ class FileHasher:
         self.config, self.media, self.limit_s = config, media, limit_s
         self.budget = budget or config.fetch.own_budget()
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def __call__(self, items: list[Item]) -> Produced:
         """Rows of `sources`, one an item."""
         if not any(is_web(item["uri"]) for item in items):
-            return {"sources": [self._row(item) for item in items]}
+            return Produced({"sources": [self._row(item) for item in items]})
         with ThreadPoolExecutor(self.config.fetch.connections) as pool:
-            return {"sources": list(pool.map(self._row, items))}
+            return Produced({"sources": list(pool.map(self._row, items))})
 
     def _row(self, item: dict[str, Any]) -> dict[str, Any]:
         columns = {name: value for name, value in item.items() if name not in NOT_COLUMNS}
@@ -176,24 +178,23 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
     again = _described_anew(run, wanted, todo)
     items = todo.items(wanted.values(), "source_id")
     budget = _budget(run, config, items)
-    result = run_blocks(
-        run,
-        config,
+    work = PerItemWork(
         step="ingest",
-        step_version=VERSION,
-        items=items + again,
+        version=VERSION,
+        config=config,
         worker=FileHasher,
+        done_table="sources",
         worker_args={
             "config": config,
             "media": run.media("sources"),
             "budget": budget,
             "limit_s": 0.9 * run.ray.no_progress_timeout_s,
         },
-        num_done=todo.num_done - len(again),
         # What is fetched may come slowly: the files of a block are fetched all at once.
         block_size=min(config.block_size, config.fetch.connections) if budget else config.block_size,
         max_block_bytes=MAX_BLOCK_BYTES,
     )
+    result = run_blocks(run, work, items + again, todo.num_done - len(again))
     return _with_note(run, result, source, wanted)
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pyramid_model.weights.record import TRAINING_FILE, TrainedModel
 from tasks.models.folders import read_record, writing_folder
 from tasks.models.registry import TrainingLog, check_tracking
+from tasks.running.cluster import connect
 from tasks.running.errors import StepError, machine_lost
-from tasks.running.pipeline import connect
 from tasks.running.run import report_progress
 from tasks.training.job import Job, Training, TrainingConfig
 

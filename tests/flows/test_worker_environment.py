@@ -16,16 +16,17 @@ import json, os, sys
 from pyramid_model.config import Config
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import RayConfig, Run
+from tasks.running.work import PerItemWork, Produced
 from tasks.tables.delta import ok_row, read_table
 
 class Teller:
     def __call__(self, items):
         where = json.dumps([sys.executable, os.getcwd()])
-        return {"captions": [ok_row(item, caption_id=item["caption_id"], text=where) for item in items]}
+        return Produced({"captions": [ok_row(item, caption_id=item["caption_id"], text=where) for item in items]})
 
 run = Run(root=sys.argv[1], ray=RayConfig(num_cpus=2))
-run_blocks(run, Config(), step="tell", step_version="1", items=[{"caption_id": "a", "attempt": 1}], worker=Teller,
-           worker_args={})
+work = PerItemWork(step="tell", version="1", config=Config(), worker=Teller, done_table="captions")
+run_blocks(run, work, [{"caption_id": "a", "attempt": 1}])
 print(json.dumps([[sys.executable, os.getcwd()], json.loads(read_table(run.root, "captions")["text"][0].as_py())]))
 """
 

@@ -10,6 +10,7 @@ from pyramid_model.config import Config
 from tasks.running.errors import StepError
 from tasks.running.pipeline import covered_s, run_blocks, split_blocks
 from tasks.running.run import RayConfig, Run
+from tasks.running.work import PerItemWork, Produced
 from tasks.tables.delta import bad_row, content_id, ok_row, read_table
 from tasks.tables.pending import pending
 
@@ -22,17 +23,16 @@ class NoSettings(Config):
 
 def run_captions(run: Run, worker: type, ids: list[str], block_size: int = 4, **worker_args):
     todo = pending(run.root, "captions", ids, run.retry_failed)
-    return run_blocks(
-        run,
-        NoSettings(),
+    work = PerItemWork(
         step="captions",
-        step_version="1",
-        items=todo.items([{"caption_id": row_id} for row_id in ids], "caption_id"),
+        version="1",
+        config=NoSettings(),
         worker=worker,
+        done_table="captions",
         worker_args=worker_args,
-        num_done=todo.num_done,
         block_size=block_size,
     )
+    return run_blocks(run, work, todo.items([{"caption_id": row_id} for row_id in ids], "caption_id"), todo.num_done)
 
 
 def process_writer() -> type:
@@ -41,7 +41,7 @@ def process_writer() -> type:
     class ProcessWriter:
         def __call__(self, items):
             place = f"{sys.executable} {os.getcwd()}"
-            return {"captions": [ok_row(item, caption_id=item["caption_id"], text=place) for item in items]}
+            return Produced({"captions": [ok_row(item, caption_id=item["caption_id"], text=place) for item in items]})
 
     return ProcessWriter
 
@@ -86,7 +86,7 @@ def test_an_actor_killed_in_mid_run_loses_and_doubles_nothing(ray_local, tmp_pat
             if IDS[9] in [item["caption_id"] for item in items] and not os.path.exists(self.flag):
                 open(self.flag, "w").close()
                 os.kill(os.getpid(), 9)
-            return {"captions": [ok_row(item, caption_id=item["caption_id"]) for item in items]}
+            return Produced({"captions": [ok_row(item, caption_id=item["caption_id"]) for item in items]})
 
     result = run_captions(Run(root=str(tmp_path)), DiesOnce, IDS, flag=str(tmp_path / "died"))
     assert (tmp_path / "died").exists()
@@ -98,14 +98,16 @@ def test_an_actor_killed_in_mid_run_loses_and_doubles_nothing(ray_local, tmp_pat
 def test_bad_items_become_counted_rows_and_are_retried_only_on_request(ray_local, tmp_path):
     class FailsOnce:
         def __call__(self, items):
-            return {
-                "captions": [
-                    bad_row(item, ("timeout", "took too long"), caption_id=item["caption_id"])
-                    if item["attempt"] == 1 and item["caption_id"] in IDS[:3]
-                    else ok_row(item, caption_id=item["caption_id"])
-                    for item in items
-                ]
-            }
+            return Produced(
+                {
+                    "captions": [
+                        bad_row(item, ("timeout", "took too long"), caption_id=item["caption_id"])
+                        if item["attempt"] == 1 and item["caption_id"] in IDS[:3]
+                        else ok_row(item, caption_id=item["caption_id"])
+                        for item in items
+                    ]
+                }
+            )
 
     run = Run(root=str(tmp_path))
     first = run_captions(run, FailsOnce, IDS)
@@ -122,7 +124,7 @@ def test_a_bug_stops_the_step_with_its_cause_and_keeps_what_was_committed(ray_lo
         def __call__(self, items):
             if IDS[-1] in [item["caption_id"] for item in items]:
                 raise OSError(28, "No space left on device")
-            return {"captions": [ok_row(item, caption_id=item["caption_id"]) for item in items]}
+            return Produced({"captions": [ok_row(item, caption_id=item["caption_id"]) for item in items]})
 
     with pytest.raises(StepError, match=r"step 'captions' stopped: OSError: .*No space left on device") as raised:
         run_captions(Run(root=str(tmp_path)), DiskFull, IDS)
@@ -160,8 +162,9 @@ def test_nothing_pending_starts_no_ray(tmp_path):
         "import sys\n"
         "from pyramid_model.config import Config\n"
         "from tasks.running.pipeline import run_blocks\nfrom tasks.running.run import Run\n"
-        f"result = run_blocks(Run(root={str(tmp_path)!r}), Config(), step='s', step_version='1', items=[],"
-        " worker=object, worker_args={}, num_done=3)\n"
+        "from tasks.running.work import PerItemWork\n"
+        "work = PerItemWork(step='s', version='1', config=Config(), worker=object, done_table='clips')\n"
+        f"result = run_blocks(Run(root={str(tmp_path)!r}), work, [], num_done=3)\n"
         "assert result.num_done == 3 and not {'ray', 'torch', 'mlflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -175,12 +178,14 @@ from pyramid_model.config import Config
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import RayConfig, Run
+from tasks.running.work import PerItemWork
 class Hangs:
     def __call__(self, items):
         time.sleep(600)
 run = Run(root={str(tmp_path)!r}, ray=RayConfig(num_cpus=2, no_progress_timeout_s=1))
 try:
-    run_blocks(run, Config(), step="hangs", step_version="1", items=[{{"attempt": 1}}], worker=Hangs, worker_args={{}})
+    work = PerItemWork(step="hangs", version="1", config=Config(), worker=Hangs, done_table="clips")
+    run_blocks(run, work, [{{"attempt": 1}}])
 except StepError as err:
     print(err)
 """

@@ -34,7 +34,7 @@ def written(run: Run, config: CaptionsConfig, attempt: int = 1) -> list[dict]:
     clips = selected_clips(run.root, columns=("clip_id", *CLIP_COLUMNS)).to_pylist()
     writer = find_writer(run, config)
     items = wanted_items(config, config.by_model, writer, clips, {})
-    return CaptionWriter(config, writer, run.root)([item | {"attempt": attempt} for item in items])["captions"]
+    return CaptionWriter(config, writer, run.root)([item | {"attempt": attempt} for item in items]).rows["captions"]
 
 
 def rows_of(run: Run, kind: str) -> dict[str, dict]:

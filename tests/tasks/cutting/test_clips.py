@@ -404,11 +404,11 @@ def worker_in(tmp_path, **changes) -> VideoWorker:
 def test_a_video_that_takes_too_long_becomes_a_row_and_leaves_nothing(footage, tmp_path):
     worker = worker_in(tmp_path, timeout_s=0.05)
     item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
-    rows = worker([item])
+    rows = worker([item]).rows
     assert [(row["status"], row["error_type"]) for row in rows["videos"]] == [("failed", "timeout")]
     assert os.listdir(tmp_path / "media") == []
     worker.config["timeout_s"] = 120
-    assert worker([item])["videos"][0]["status"] == "ok"
+    assert worker([item]).rows["videos"][0]["status"] == "ok"
     worker.child.close()
 
 
@@ -422,7 +422,7 @@ def test_a_decoder_that_dies_becomes_a_row_and_the_next_video_is_cut(footage, tm
         os.kill(worker.child._child.pid, signal.SIGSEGV)
 
     threading.Thread(target=shoot_down, daemon=True).start()
-    rows = worker(items)
+    rows = worker(items).rows
     assert [row.get("error_type") for row in rows["videos"]] == ["decoder_crashed", None]
     assert {row["video_id"] for row in rows["clips"]} == {items[1]["video_id"]}
     worker.child.close()
@@ -469,7 +469,7 @@ def test_one_bad_video_of_a_block_is_one_failed_row_and_the_other_fifteen_are_cu
         shoot(tmp_path / f"{number:02}.mp4", [12], size=(32 + 2 * number, 64), audio_s=0.1 * number)
     (tmp_path / "07.mp4").write_bytes((tmp_path / "07.mp4").read_bytes().replace(b"avc1", b"zzz9"))
     worker = worker_in(tmp_path)
-    rows = worker([source(path) | {"attempt": 1, "known": []} for path in sorted(tmp_path.glob("*.mp4"))])
+    rows = worker([source(path) | {"attempt": 1, "known": []} for path in sorted(tmp_path.glob("*.mp4"))]).rows
     worker.child.close()
     assert [row["error_type"] for row in rows["videos"] if row["status"] != "ok"] == ["no_decoder"]
     assert (len(rows["videos"]), len({row["video_id"] for row in rows["clips"]})) == (16, 15)
@@ -478,7 +478,7 @@ def test_one_bad_video_of_a_block_is_one_failed_row_and_the_other_fifteen_are_cu
 def test_a_video_that_would_fill_the_memory_becomes_a_row(footage, tmp_path):
     item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
     worker = worker_in(tmp_path, max_memory_gb=0.05)
-    [row] = worker([item])["videos"]
+    [row] = worker([item]).rows["videos"]
     assert (row["status"], row["error_type"]) == ("failed", "too_much_memory")
     assert "lower clips.max_side, or raise clips.max_memory_gb" in row["error"]
     assert os.listdir(tmp_path / "media") == []
@@ -499,9 +499,9 @@ def test_a_film_has_as_much_more_time_as_it_is_larger(footage, tmp_path, monkeyp
     item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
     assert [num_portions(item | {"size_bytes": size}) for size in (0, 1, 2**27, 2**27 + 1, 2**32)] == [1, 1, 1, 2, 32]
     worker = worker_in(tmp_path, timeout_s=0.05)
-    assert worker([item])["videos"][0]["error_type"] == "timeout"
+    assert worker([item]).rows["videos"][0]["error_type"] == "timeout"
     monkeypatch.setattr("tasks.cutting.clips.MAX_BLOCK_BYTES", item["size_bytes"] / 2400)
-    assert worker([item])["videos"][0]["status"] == "ok"  # two minutes
+    assert worker([item]).rows["videos"][0]["status"] == "ok"  # two minutes
     worker.child.close()
 
 

@@ -50,8 +50,8 @@ def stored(row: dict) -> np.ndarray:
 
 
 def test_clips_that_are_coded_together_get_the_latents_they_get_alone(vae, items):
-    alone = LatentEncoder(vae, LatentsConfig())(items)["latents"]
-    together = LatentEncoder(vae, LatentsConfig(batch_size=3, decode_threads=2))(items)["latents"]
+    alone = LatentEncoder(vae, LatentsConfig())(items).rows["latents"]
+    together = LatentEncoder(vae, LatentsConfig(batch_size=3, decode_threads=2))(items).rows["latents"]
     assert [row["latent_id"] for row in together] == [item["latent_id"] for item in items]
     for one, other in zip(alone, together, strict=True):
         assert one["shape"] == ([4, 2, 4, 4] if one["bucket"] == "32x32x9@8" else [4, 1, 2, 4])
@@ -59,13 +59,15 @@ def test_clips_that_are_coded_together_get_the_latents_they_get_alone(vae, items
 
 
 def test_windows_change_no_latent(vae, items):
-    whole, windowed = (LatentEncoder(vae, LatentsConfig(window=window))(items[:1])["latents"] for window in (None, 8))
+    whole, windowed = (
+        LatentEncoder(vae, LatentsConfig(window=window))(items[:1]).rows["latents"] for window in (None, 8)
+    )
     np.testing.assert_allclose(stored(windowed[0]), stored(whole[0]), atol=1e-5)
 
 
 def test_log_variances_stand_behind_the_means_when_they_are_asked_for(vae, items):
-    (mean,) = LatentEncoder(vae, LatentsConfig())(items[:1])["latents"]
-    (both,) = LatentEncoder(vae, LatentsConfig(parts="mean,logvar"))(items[:1])["latents"]
+    (mean,) = LatentEncoder(vae, LatentsConfig())(items[:1]).rows["latents"]
+    (both,) = LatentEncoder(vae, LatentsConfig(parts="mean,logvar"))(items[:1]).rows["latents"]
     assert (mean["parts"], both["parts"]) == ("mean", "mean,logvar")
     assert both["shape"] == [8, 2, 4, 4]
     np.testing.assert_array_equal(stored(both)[:4], stored(mean))
@@ -73,7 +75,7 @@ def test_log_variances_stand_behind_the_means_when_they_are_asked_for(vae, items
 
 
 def test_values_are_raw_and_the_shift_and_scale_stand_beside_them(vae, items):
-    (row,) = LatentEncoder(vae, LatentsConfig())(items[:1])["latents"]
+    (row,) = LatentEncoder(vae, LatentsConfig())(items[:1]).rows["latents"]
     assert json.loads(row["latent_norm"]) == NORM.model_dump()
     assert row["crc32"] == zlib.crc32(row["latent"])
 
@@ -84,7 +86,7 @@ def test_a_clip_that_is_gone_or_not_what_was_cut_is_a_row_with_the_reason_and_th
     longer.write_bytes(data + b"\0")
     other.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     changed = [items[1] | {"uri": str(uri), "latent_id": uri.name} for uri in (longer, other, tmp_path / "gone.mp4")]
-    rows = LatentEncoder(vae, LatentsConfig(batch_size=2))([items[0], *changed, items[2]])["latents"]
+    rows = LatentEncoder(vae, LatentsConfig(batch_size=2))([items[0], *changed, items[2]]).rows["latents"]
     assert [row["status"] for row in rows] == ["ok", "failed", "failed", "failed", "ok"]
     assert [row["error_type"] for row in rows[1:4]] == ["clip_changed", "clip_changed", "missing"]
     assert f"{len(data) + 1} bytes, {len(data)} were cut" in rows[1]["error"]
@@ -93,12 +95,9 @@ def test_a_clip_that_is_gone_or_not_what_was_cut_is_a_row_with_the_reason_and_th
 
 def test_a_worker_tells_how_long_the_vae_worked_and_how_long_it_might_have(vae, items):
     encoder = LatentEncoder(vae, LatentsConfig())
-    assert encoder.spent() == {"vae_busy_s": 0.0, "vae_span_s": 0.0}
-    encoder(items)
-    first = encoder.spent()
+    first = encoder(items).seconds
     assert 0 < first["vae_busy_s"] <= first["vae_span_s"]
-    encoder(items)
-    second = encoder.spent()
+    second = encoder(items).seconds
     assert 0 < second["vae_busy_s"] < second["vae_span_s"]  # the time between the two calls counts as waiting
 
 
@@ -108,7 +107,7 @@ def test_the_stored_mean_is_that_of_the_vae(vae, items):
     from pyramid_model.video.video import read_clip
 
     encoder = LatentEncoder(vae, LatentsConfig())
-    (row,) = encoder(items[:1])["latents"]
+    (row,) = encoder(items[:1]).rows["latents"]
     frames = read_clip(items[0]["uri"], height=32, width=32, fps=8, num_frames=9)
     expected = encoder.vae.encode(to_unit_range(frames)[None]).mean[0].numpy()
     np.testing.assert_allclose(stored(row), expected, atol=1e-6)

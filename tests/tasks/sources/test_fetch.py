@@ -241,7 +241,7 @@ def test_a_host_that_never_ends_nor_falls_silent_costs_its_own_file_only(host, t
     items = [row | {"attempt": 1} for row in _rows(source.folder, source.files, {})]
     patient = QUICK.model_copy(update={"tries": 20, "backoff_s": 1})
     worker = FileHasher(IngestConfig(fetch=patient), str(tmp_path / "media"), limit_s=1.5)
-    drip, broken, plain = worker(items)["sources"]
+    drip, broken, plain = worker(items).rows["sources"]
     assert (drip["error_type"], broken["error_type"], plain["status"]) == ("timeout", "timeout", "ok")
     assert re.fullmatch(
         rf"[1-9]\d+ bytes of {host}/drip.mp4 came in 2 s, and it did not end \(ray.no_progress_timeout_s\)\. "

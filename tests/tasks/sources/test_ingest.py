@@ -105,7 +105,7 @@ def reasons(source, root="/elsewhere") -> list[tuple[str, str]]:
     found = source_files(str(source), root)
     items = list(_rows(found.folder, found.files, {}))
     items = [json.loads(json.dumps(item)) | {"attempt": 1} for item in items]
-    rows = FileHasher(IngestConfig(), "/proc/no-copies")(items)["sources"]
+    rows = FileHasher(IngestConfig(), "/proc/no-copies")(items).rows["sources"]
     _to_arrow("sources", rows, Lineage("test", "ingest", "1", "", ""))  # any of them can be written
     return [(row["path"], row.get("error_type", "")) for row in rows]
 
@@ -360,7 +360,7 @@ def test_a_file_that_grows_while_it_is_read_is_no_video_yet(tmp_path):
         "archive": "",
         "attempt": 1,
     }
-    [row] = FileHasher(IngestConfig(), str(tmp_path / "copies"))([item])["sources"]
+    [row] = FileHasher(IngestConfig(), str(tmp_path / "copies"))([item]).rows["sources"]
     assert (row["status"], row["error_type"]) == ("failed", "changed")
 
 

@@ -42,7 +42,7 @@ def rows_of(source: str, media: str, **settings) -> dict[str, dict]:
     config = IngestConfig(source=source, **settings)
     found = source_files(source, "/elsewhere")
     items = [item | {"attempt": 1} for item in _rows(found.folder, found.files, {})]
-    return {row["path"]: row for row in FileHasher(config, media)(items)["sources"]}
+    return {row["path"]: row for row in FileHasher(config, media)(items).rows["sources"]}
 
 
 def test_a_prefix_is_a_folder_with_its_card(bucket, tmp_path):

@@ -193,7 +193,7 @@ def test_a_diverged_training_names_step_and_clips_and_is_not_tried_again(ray_loc
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_local):
-    from tasks.running.pipeline import connect
+    from tasks.running.cluster import connect
 
     connect(RayConfig(num_cpus=2))
     with pytest.raises(StepError, match="64 workers of 1 CPUs need 64 CPUs"):

@@ -128,7 +128,7 @@ def test_a_selection_judges_the_clips_of_its_own_run_although_other_settings_cut
     for made_with, expected in (("ours", {"a0", "a1", "c0"}), ("theirs", {"a2", "c1"}), ("ours", {"a0", "a1", "c0"})):
         result = select(tables.run, SelectConfig(**CONFIG.model_dump() | {"clips": made_with}))
         assert result.num_in == len(expected)
-        selections[made_with] = result.outputs["selection"]
+        selections[made_with] = result.selection
         chosen = {name: selected_clips(tables.run.root, one)["clip_id"] for name, one in selections.items()}
         assert set(chosen[made_with].to_pylist()) == expected
     assert set(chosen["theirs"].to_pylist()) == {"a2", "c1"}

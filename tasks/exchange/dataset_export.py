@@ -1,7 +1,7 @@
-"""The selected clips with their captions, in the forms that training code of others reads.
+"""The selected clips with their captions, in the formats of other training code.
 
-`webdataset` is shards of `<clip_id>.mp4`, `.json` and `.txt`; `pyramid-flow` is the JSON lines of its annotation files;
-`open-sora` is a CSV with a path, a text and figures.
+`webdataset`: shards of `<clip_id>.mp4`, `.json` and `.txt`. `pyramid-flow`: the JSON lines of its annotation files.
+`open-sora`: a CSV with a path, a text and figures.
 """
 
 import csv
@@ -26,12 +26,12 @@ OPEN_SORA = ("path", "text", "num_frames", "height", "width", "aspect_ratio", "f
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """Counts of an export."""
 
     num_clips: int
     num_without_caption: int
     num_shards: int = 0
-    num_written: int = 0  # shards; the others were there
+    num_written: int = 0  # shards that this call wrote; the others existed
 
 
 def export_dataset(
@@ -40,13 +40,14 @@ def export_dataset(
     """Write the clips that the newest selection keeps, in the order of their ids.
 
     Args:
+        root: of the tables.
         form: one of DATASETS.
         output: file to write; for `webdataset` a folder.
         filters: further conditions on the columns of clips-with-scores, such as split=train.
         shard_bytes: most bytes of clips in one shard; a larger clip has a shard of its own.
 
     Raises:
-        TableError: nothing is selected, or the folder holds something else.
+        TableError: no clip is selected, or the folder holds another export.
     """
     clips = _clips(root, filters)
     output = absolute_root(output)
@@ -54,7 +55,7 @@ def export_dataset(
     without = len(clips) - len(captioned)
     if form == "webdataset":
         return _write_shards(clips, output, shard_bytes, without)
-    if form == "pyramid-flow":  # a line of it is nothing without its text
+    if form == "pyramid-flow":  # each line needs a text
         lines = [json.dumps({"video": clip["uri"], "text": clip["caption"]}, ensure_ascii=False) for clip in captioned]
         storage.write_bytes(output, "".join(f"{line}\n" for line in lines).encode())
         return Exported(len(captioned), without)
@@ -69,11 +70,11 @@ def _clips(root: str, filters: Sequence[Filter]) -> list[dict[str, Any]]:
         raise TableError(f"no clip of {root} is selected and passes the filters: pyramid curate selects clips")
     scorers = [name for name in rows.column_names if name not in (*SCHEMAS["clips"].names, *VERDICT)]
     videos = read_table(root, "videos", ["video_id", "source", "license"]).to_pylist()
-    known = {video["video_id"]: video for video in videos}
+    by_id = {video["video_id"]: video for video in videos}
     return [
         clip
         | {"scores": {name: clip[name] for name in scorers if clip[name] is not None}}
-        | known.get(clip["video_id"], {"source": "", "license": ""})
+        | by_id.get(clip["video_id"], {"source": "", "license": ""})
         for clip in rows.sort_by("clip_id").to_pylist()
     ]
 
@@ -95,12 +96,14 @@ def _write_open_sora(clips: Sequence[Mapping[str, Any]], output: str) -> None:
 
 
 def _write_shards(clips: Sequence[Mapping[str, Any]], folder: str, shard_bytes: float, without: int) -> Exported:
-    """Shards that are there from an earlier run of the same export are whole, and stay."""
+    """Write shards; those of an earlier run of the same export are complete and are not written again."""
     samples = [_sample(clip) for clip in clips]
     shards = split_blocks(samples, SHARD_CLIPS, shard_bytes)
     names = [f"clips-{number:06d}.tar" for number in range(len(shards))]
     plan = {
-        "export_id": content_id([{name: value for name, value in one.items() if name != "uri"} for one in samples]),
+        "export_id": content_id(
+            [{name: value for name, value in sample.items() if name != "uri"} for sample in samples]
+        ),
         "shards": [{"name": name, "num_clips": len(shard)} for name, shard in zip(names, shards, strict=True)],
     }
     _claim(folder, plan)
@@ -113,23 +116,23 @@ def _write_shards(clips: Sequence[Mapping[str, Any]], folder: str, shard_bytes: 
 
 
 def _claim(folder: str, plan: Mapping[str, Any]) -> None:
-    """Say in the folder's index what it is going to hold; only the same export may go on in it.
+    """Write the plan of the export into the index of the folder; only the same export may continue in a folder.
 
     Raises:
-        TableError: the folder holds another export, or shards that nobody speaks for.
+        TableError: the folder holds another export, or shards without an index.
     """
     uri = f"{folder}/{INDEX}"
     if storage.exists(uri):
         if json.loads(storage.read_bytes(uri)) != plan:
             raise TableError(f"{folder} holds another export (other clips, captions or shard sizes): name a new folder")
         return
-    if taken := [one["name"] for one in plan["shards"] if storage.exists(f"{folder}/{one['name']}")]:
-        raise TableError(f"{folder} holds {taken[0]} and no {INDEX}: it is no export of ours, so name a new folder")
+    if shards := [shard["name"] for shard in plan["shards"] if storage.exists(f"{folder}/{shard['name']}")]:
+        raise TableError(f"{folder} holds {shards[0]} and no {INDEX}: it is no export of ours, so name a new folder")
     storage.write_bytes(uri, json.dumps(plan, indent=1).encode())
 
 
 def _sample(clip: Mapping[str, Any]) -> dict[str, Any]:
-    """What a shard holds of a clip; `json` says where it came from and how it scored."""
+    """Contents of a shard for one clip; `json` holds its source, size and scores."""
     names = ("clip_id", "video_id", "source", "license", "split", "bucket", "num_frames", "width", "height", "scores")
     span = {f"video_{name}": clip[name] for name in ("start_frame", "end_frame", "start_s", "end_s")}
     facts = {name: clip[name] for name in names} | {"fps": _fps(clip), "text": clip["caption"] or ""} | span
@@ -140,7 +143,7 @@ def _sample(clip: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_shard(uri: str, shard: Sequence[Mapping[str, Any]]) -> None:
-    """One tar file, whole or not at all; the same samples give the same bytes."""
+    """One tar file, which appears when it is complete; the same samples give the same bytes."""
     from webdataset.writer import TarWriter
 
     with storage.writing(uri) as path, open(path, "wb") as file, TarWriter(file, mtime=0, encoder=False) as archive:
@@ -148,7 +151,7 @@ def _write_shard(uri: str, shard: Sequence[Mapping[str, Any]]) -> None:
             try:
                 clip = storage.read_bytes(sample["uri"])
             except FileNotFoundError as err:
-                gone = f"clip {sample['clip_id']}: {sample['uri']} is gone (pyramid manifest verify)"
-                raise TableError(gone) from err
+                message = f"clip {sample['clip_id']}: {sample['uri']} is gone (pyramid manifest verify)"
+                raise TableError(message) from err
             text = {"txt": sample["text"].encode()} if sample["text"] else {}
             archive.write({"__key__": sample["clip_id"], "mp4": clip, "json": sample["json"].encode()} | text)

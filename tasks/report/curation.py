@@ -1,4 +1,4 @@
-"""What curation knows of the current clips, read once for the report, and what the selection made of them."""
+"""The current clips with their scores, verdicts and captions, read once for the report, and counts of kept clips."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, so pyright does not know them.
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pyramid_model.train.buckets import Bucket, parse_bucket
-from tasks.inspecting.table_stats import DropReason, reason_counts
+from tasks.inspecting.table_stats import OUTER_SET, DropReason, reason_counts
 from tasks.selecting.splits import SPLITS
 from tasks.tables.current import current_clip_ids
 from tasks.tables.delta import read_table
@@ -25,33 +25,32 @@ JOINED = ("keep", "drop_reasons", "bucket", "split", "caption")
 
 @dataclass(frozen=True)
 class Curation:
-    """The current clips with all that is known of them; the larger columns stay in Arrow."""
+    """The current clips; large columns stay in Arrow."""
 
-    clips: (
-        pa.Table
-    )  # columns of `clips`, its figures, `path` and `source` of the video, a column a scorer, verdict, caption
+    # Columns: those of `clips`, CLIP_FIGURES, `path` and `source` of the video, one for each scorer, verdict, caption.
+    clips: pa.Table
     scorers: list[str]
     selection: str  # params_hash of the newest selection, "" when nothing was selected
-    num_named: int  # clips that the rows of videos name; as many as there are, unless rows were lost
-    captions: pa.Table  # clip_id, kind, text: the newest good one of each kind
+    num_named: int  # clips that the rows of videos name: equal to the number of clips, unless rows were lost
+    captions: pa.Table  # clip_id, kind, text: the newest ok caption of each kind
 
     @cached_property
     def keep(self) -> list[bool | None]:
-        """The verdict on each clip; None for one that was not judged yet."""
+        """The verdict on each clip; None: not judged yet."""
         return self.clips["keep"].to_pylist()
 
     @cached_property
     def drop_reasons(self) -> list[list[str]]:
-        """Every limit that each clip misses, in the order of the rules.
+        """Every rule that each clip breaks, in the order of the rules.
 
-        That a wider set dropped it counts only where no limit of its own says why.
+        A reason `not_in_…`, by which the wider set dropped the clip, is left out where a clip has another reason.
         """
         lists = [reasons or [] for reasons in self.clips["drop_reasons"].to_pylist()]
-        return [[one for one in found if not one.startswith("not_in_")] or found for found in lists]
+        return [[reason for reason in reasons if not reason.startswith(OUTER_SET)] or reasons for reasons in lists]
 
     @cached_property
     def rules(self) -> list[DropReason]:
-        """What each rule dropped, in the order in which the rules were applied."""
+        """Clips that each rule drops, in the order of the rules."""
         return reason_counts(self.drop_reasons)
 
     @property
@@ -61,11 +60,11 @@ class Curation:
 
     @property
     def num_judged(self) -> int:
-        """Clips that it looked at."""
+        """Clips that the newest selection judged."""
         return len(self.keep) - self.keep.count(None)
 
     def kept(self) -> pa.Table:
-        """The kept clips alone."""
+        """The kept clips."""
         return self.clips.filter(pc.equal(self.clips["keep"], True))
 
 
@@ -74,8 +73,8 @@ def read_curation(root: str) -> Curation:
     rows = clips_with_scores(root)
     own = {*SCHEMAS["clips"].names, *JOINED}
     scorers = [name for name in rows.column_names if name not in own]
-    named = pc.unique(current_clip_ids(root))
-    current = pc.is_in(rows["clip_id"], value_set=named)
+    current_ids = pc.unique(current_clip_ids(root))
+    current = pc.is_in(rows["clip_id"], value_set=current_ids)
     rows = rows.filter(pc.and_(current, pc.equal(rows["status"], "ok")))
     videos = read_table(root, "videos", ["video_id", "path", "source"])
     rows = left_join(rows, videos, "video_id", {"path": "path", "source": "source"})
@@ -85,11 +84,11 @@ def read_curation(root: str) -> Curation:
         rows = rows.append_column(name, column)
     good = read_table(root, "captions", ["clip_id", "kind", "text", *ORDER], where=pc.field("status") == "ok")
     captions = newest_by(good, ["clip_id", "kind"])
-    return Curation(rows, scorers, newest_selection(root), len(named), captions)
+    return Curation(rows, scorers, newest_selection(root), len(current_ids), captions)
 
 
 def clip_figures(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Length, frame rate and aspect ratio of clips, as the selection limits them; null where they are unknown."""
+    """Those of CLIP_FIGURES that `clips` has no column for: length, frame rate and aspect ratio; null where unknown."""
     floats = {name: clips[name].cast(pa.float64()) for name in ("width", "height", "fps_num", "fps_den")}
     return {
         "duration_s": pc.subtract(clips["end_s"], clips["start_s"]),
@@ -168,12 +167,12 @@ def split_lines(curation: Curation) -> list[SplitLine]:
 
 @dataclass(frozen=True)
 class SetLine:
-    """What one of several nested sets keeps."""
+    """Kept clips of one of several nested sets."""
 
     name: str
     splits: dict[str, int]
     seconds: float
-    is_shown: bool  # the one that the rest of the page is about
+    is_on_page: bool  # whether the rest of the page is about this set
 
     @property
     def num_clips(self) -> int:
@@ -197,13 +196,13 @@ def set_lines(root: str, curation: Curation, sets: Mapping[str, str]) -> list[Se
 
 
 def total_s(clips: pa.Table) -> float:
-    """Length of clips together, seconds."""
+    """Total length of clips, seconds."""
     return pc.sum(clips["duration_s"]).as_py() or 0.0
 
 
 def common_reasons(reasons: Sequence[str], most: int = 4) -> str:
-    """Words with their counts, the most frequent first, as one phrase."""
-    found = Counter(reasons).most_common()
-    rest = sum(count for _, count in found[most:])
-    words = [f"{count:,} {reason}" for reason, count in found[:most]]
-    return ", ".join([*words, f"{rest:,} for other reasons"] if rest else words)
+    """Reasons with their counts as one phrase: the `most` most frequent ones, and how many others."""
+    counts = Counter(reasons).most_common()
+    num_others = sum(count for _, count in counts[most:])
+    words = [f"{count:,} {reason}" for reason, count in counts[:most]]
+    return ", ".join([*words, f"{num_others:,} for other reasons"] if num_others else words)

@@ -39,7 +39,7 @@ from tasks.tables.schemas import SCHEMAS
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-VERSION = "5"
+VERSION = "6"
 TEXT_BYTES = 80_000  # style, script and sections without their rows
 TEMPLATES = Path(__file__).parent / "templates"
 FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</script>', re.DOTALL)

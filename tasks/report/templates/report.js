@@ -3,48 +3,48 @@ const byId = id => document.getElementById(id);
 const data = id => JSON.parse(byId(id).textContent);
 const { thumbnails, stills, damage } = data("thumbnails");
 
-// ---- videos: those of clips get their bytes when they come near, and lose them when they are far, so that a page of
-// hundreds holds only a screenful of decoders
+// ---- videos: a clip's video gets its bytes when it scrolls near the window and loses them when it leaves, so that a page
+// with hundreds of clips needs only a screenful of decoders
 const reduced = matchMedia("(prefers-reduced-motion: reduce)");
-let still = reduced.matches;
+let paused = reduced.matches;
 const near = new IntersectionObserver(entries => {
-  for (const { target, isIntersecting } of entries) isIntersecting ? wake(target) : rest(target);
+  for (const { target, isIntersecting } of entries) isIntersecting ? load(target) : unload(target);
 }, { rootMargin: "200px" });
-function wake(video) {
+function load(video) {
   const clip = video.dataset.clip;
-  video.preload = "auto"; // the first frame is seen also where nothing plays
+  video.preload = "auto"; // shows the first frame even where videos are paused
   if (clip && !video.hasAttribute("src")) video.src = "data:video/mp4;base64," + thumbnails[clip];
   video.dataset.near = "";
-  if (!still) video.play().catch(() => {});
+  if (!paused) video.play().catch(() => {});
 }
-function rest(video) {
+function unload(video) {
   delete video.dataset.near;
   video.pause();
   if (video.dataset.clip && video.hasAttribute("src")) { video.removeAttribute("src"); video.load(); }
 }
-function adopt(video) {
+function setUp(video) {
   if (video.dataset.clip) video.poster = "data:image/jpeg;base64," + stills[video.dataset.clip];
   video.muted = true;
   video.autoplay = false;
-  video.controls = still;
+  video.controls = paused;
   video.addEventListener("click", () => { if (!video.controls) video.paused ? video.play() : video.pause(); });
   near.observe(video);
 }
-const pauser = byId("still");
-pauser.hidden = false;
-function setStill(value) {
-  still = value;
-  pauser.setAttribute("aria-pressed", still);
-  pauser.textContent = still ? "Play videos" : "Pause videos";
+const pauseButton = byId("pause");
+pauseButton.hidden = false;
+function setPaused(value) {
+  paused = value;
+  pauseButton.setAttribute("aria-pressed", paused);
+  pauseButton.textContent = paused ? "Play videos" : "Pause videos";
   for (const video of document.querySelectorAll("video")) {
-    video.controls = still;
-    if (still) video.pause(); else if ("near" in video.dataset) video.play().catch(() => {});
+    video.controls = paused;
+    if (paused) video.pause(); else if ("near" in video.dataset) video.play().catch(() => {});
   }
 }
-pauser.addEventListener("click", () => setStill(!still));
-reduced.addEventListener("change", () => setStill(reduced.matches));
-document.querySelectorAll("video").forEach(adopt);
-setStill(still);
+pauseButton.addEventListener("click", () => setPaused(!paused));
+reduced.addEventListener("change", () => setPaused(reduced.matches));
+document.querySelectorAll("video").forEach(setUp);
+setPaused(paused);
 
 // ---- the listing of clips
 const PAGE = 48;
@@ -59,7 +59,7 @@ function list({ columns, words, labels, scores }) {
     ...labels.map(name => word(name, row)), ...(columns.reasons[row] ?? [])].join("\n").toLowerCase());
   const option = (select, value, label = value) => select.add(new Option(label, value));
   const reasons = new Map();
-  for (const found of columns.reasons) for (const reason of found ?? []) reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
+  for (const ofClip of columns.reasons) for (const reason of ofClip ?? []) reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
   for (const [reason, count] of [...reasons].sort((a, b) => b[1] - a[1])) option(fields.reason, reason, `${reason} (${count})`);
   for (const name of ["split", "bucket", "source"]) {
     for (const value of [...words[name].values].filter(Boolean).sort()) option(fields[name], value);
@@ -68,42 +68,42 @@ function list({ columns, words, labels, scores }) {
   const sortable = { length: every.map(row => columns.end[row] - columns.start[row]), ...scores };
   for (const name of Object.keys(sortable)) option(fields.sort, name);
 
-  let found = every, shown = 0;
+  let matches = every, numShown = 0;
   function search() {
-    const asked = fields.words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const searched = fields.words.value.toLowerCase().split(/\s+/).filter(Boolean);
     const { verdict, reason, split, bucket, source, sort, order } = Object.fromEntries(new FormData(form));
     const keep = { kept: true, dropped: false, open: null }[verdict];
-    found = every.filter(row => (!verdict || columns.keep[row] === keep)
+    matches = every.filter(row => (!verdict || columns.keep[row] === keep)
       && (!reason || columns.reasons[row]?.includes(reason))
       && (!split || word("split", row) === split) && (!bucket || word("bucket", row) === bucket)
-      && (!source || word("source", row) === source) && asked.every(part => text[row].includes(part)));
+      && (!source || word("source", row) === source) && searched.every(part => text[row].includes(part)));
     if (sort) {
       const values = sortable[sort], sign = order === "up" ? 1 : -1;
-      found = found.filter(row => values[row] !== null).sort((a, b) => sign * (values[a] - values[b]));
+      matches = matches.filter(row => values[row] !== null).sort((a, b) => sign * (values[a] - values[b]));
     }
-    shown = 0;
+    numShown = 0;
     for (const video of grid.querySelectorAll("video")) near.unobserve(video);
     grid.replaceChildren();
     page();
   }
   function page() {
-    for (const row of found.slice(shown, shown + PAGE)) grid.append(card(row));
-    shown = Math.min(found.length, shown + PAGE);
-    more.hidden = shown === found.length;
-    byId("found").textContent = `${found.length.toLocaleString("en")} of ${every.length.toLocaleString("en")} clips`
-      + (shown < found.length ? `, ${shown} shown` : "");
+    for (const row of matches.slice(numShown, numShown + PAGE)) grid.append(card(row));
+    numShown = Math.min(matches.length, numShown + PAGE);
+    more.hidden = numShown === matches.length;
+    byId("num-found").textContent = `${matches.length.toLocaleString("en")} of ${every.length.toLocaleString("en")} clips`
+      + (numShown < matches.length ? `, ${numShown} shown` : "");
   }
   function card(row) {
     const id = columns.id[row], keep = columns.keep[row], sort = fields.sort.value;
-    const made = element("article", "card clip");
+    const node = element("article", "card clip");
     if (thumbnails[id]) {
       const video = element("video");
       Object.assign(video, { loop: true, playsInline: true, preload: "none" });
       video.dataset.clip = id;
       video.setAttribute("aria-label", `clip ${id}`);
-      adopt(video);
-      made.append(video);
-    } else made.append(element("div", "novideo", damage[id] ? `file ${damage[id]}` : "no preview"));
+      setUp(video);
+      node.append(video);
+    } else node.append(element("div", "novideo", damage[id] ? `file ${damage[id]}` : "no preview"));
     const badges = element("div", "badges");
     if (keep !== null) badges.append(element("span", keep ? "badge ok" : "badge warn", keep ? "kept" : "dropped"));
     if (keep && word("split", row)) badges.append(element("span", "badge", word("split", row)));
@@ -122,28 +122,28 @@ function list({ columns, words, labels, scores }) {
       inside.append(line);
     } else if (columns.caption[row]) inside.append(element("div", "caption", columns.caption[row]));
     inside.append(facts, details(row, id));
-    made.append(inside);
-    return made;
+    node.append(inside);
+    return node;
   }
   function details(row, id) {
-    const made = element("details"), names = Object.keys(scores).filter(name => scores[name][row] !== null);
-    made.append(element("summary", "", names.length === 1 ? "1 score" : `${names.length} scores`));
-    made.addEventListener("toggle", () => {
-      if (made.childElementCount > 1) return;
+    const node = element("details"), names = Object.keys(scores).filter(name => scores[name][row] !== null);
+    node.append(element("summary", "", names.length === 1 ? "1 score" : `${names.length} scores`));
+    node.addEventListener("toggle", () => {
+      if (node.childElementCount > 1) return;
       const pairs = element("dl");
       for (const name of names) pairs.append(element("dt", "", name), element("dd", "", number(scores[name][row])));
       if (word("bucket", row)) pairs.append(element("dt", "", "bucket"), element("dd", "", word("bucket", row)));
       pairs.append(element("dt", "", "clip"), element("dd", "", id));
-      made.append(pairs);
+      node.append(pairs);
     });
-    return made;
+    return node;
   }
   form.hidden = false;
   form.addEventListener("submit", event => event.preventDefault());
   form.addEventListener("input", search);
   form.addEventListener("reset", () => setTimeout(search));
   more.addEventListener("click", () => {
-    const before = shown;
+    const before = numShown;
     page();
     grid.children[before].querySelector("summary").focus();
   });
@@ -159,10 +159,10 @@ function list({ columns, words, labels, scores }) {
   search();
 }
 function element(tag, name = "", text = "") {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text) made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  if (text) node.textContent = text;
+  return node;
 }
 function number(value) {
   return Math.abs(value) >= 10000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));

@@ -27,8 +27,8 @@ def test_that_a_wider_set_dropped_a_clip_is_said_only_where_nothing_else_is(cura
 
 def test_each_nested_set_is_counted_for_itself(curated_root, curation):
     wide, strict = set_lines(curated_root, curation, {"wide": "wide", "strict": "strict"})
-    assert (wide.num_clips, wide.seconds, wide.is_shown) == (8, 8.0, False)
-    assert (strict.num_clips, strict.splits["val"], strict.is_shown) == (3, 1, True)
+    assert (wide.num_clips, wide.seconds, wide.is_on_page) == (8, 8.0, False)
+    assert (strict.num_clips, strict.splits["val"], strict.is_on_page) == (3, 1, True)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ LAYOUT = """(() => {
 })()"""
 SEARCH = """(() => {
   const cards = () => document.querySelectorAll("#clip-grid > article").length;
-  const told = () => document.querySelector("#found").textContent;
+  const told = () => document.querySelector("#num-found").textContent;
   const form = document.querySelector("#search");
   const ask = (name, value) => {
     form.elements[name].value = value;
@@ -65,7 +65,7 @@ VIDEO = """(async () => {
   video.scrollIntoView();
   for (let turn = 0; turn < 200 && video.readyState < 2; turn++) await new Promise(done => setTimeout(done, 25));
   const playing = !video.paused, inside = [video.videoWidth, video.videoHeight];
-  document.querySelector("#still").click();
+  document.querySelector("#pause").click();
   const found = { before, inside, playing, paused_by_button: video.paused };
   scrollTo(0, 0);
   for (let turn = 0; turn < 200 && video.hasAttribute("src"); turn++) await new Promise(done => setTimeout(done, 25));

@@ -3,15 +3,16 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
-from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.config import DiTConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import DiTLossConfig
 from pyramid_model.weights.record import ModelFolder, TrainedModel
 from tasks.models.folders import load_dit, load_vae, local_folder, read_record, writing_folder
 from tasks.models.gate import decide, passed
-from tasks.running.work import Item, Produced
+from tasks.running.work import Produced
 from tasks.tables.delta import ok_row
 from tasks.training.pairs import Pair, load_null_text, load_pairs
 from tasks.training.validation import val_losses
@@ -23,7 +24,32 @@ if TYPE_CHECKING:
     from tasks.evaluating.config import EvaluateConfig, Subject
     from tasks.training.train_dit import TrainDiTConfig
 
+Figures = dict[str, object]  # what was measured, as the evaluation's row keeps it in JSON
 NUM_MOTION_CLIPS = 8  # training clips whose motion stands for the data
+
+
+class EvaluationItem(TypedDict):
+    """An evaluation to make. question: identity of what is asked about which model on which data."""
+
+    evaluation_id: str
+    question: str
+
+
+class Sample(TypedDict):
+    """A clip that the candidate made from a training caption, and the training clip that has it."""
+
+    prompt: str
+    seed: int
+    uri: str
+    clip_id: str
+
+
+class Reconstruction(TypedDict):
+    """A held-out clip beside what the VAE makes of it, in one file. psnr: dB."""
+
+    clip_id: str
+    uri: str
+    psnr: float
 
 
 class Evaluator:
@@ -40,18 +66,18 @@ class Evaluator:
         self.dit, self.vae = load_dit(self.judged.uri, self.device), load_vae(subject.models.vae.uri, self.device)
         self.pyramid = subject.record.pyramid if subject.record else PyramidConfig()
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: list[EvaluationItem]) -> Produced:
         """The row of the evaluation."""
         return Produced({"evaluations": [self.row(item) for item in items]})
 
-    def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, item: EvaluationItem) -> Figures:
         """Measure, decide, describe."""
         subject = self.subject
         models = subject.models.model_copy(update={"dit": self.judged})
-        samples, motion = self.samples()
+        samples, motion, num_bad_samples = self.samples()
         reconstructions = self.reconstructions()
         figures = self.losses() | motion | self.vae_figures(reconstructions)
-        figures["num_not_finite"] = self.num_not_finite() + figures.pop("num_not_finite_samples")
+        figures["num_not_finite"] = self.num_not_finite() + num_bad_samples
         checks = decide(figures, self.config.gate)
         described = {
             "question": item["question"],
@@ -73,13 +99,13 @@ class Evaluator:
             media=[shown["uri"] for shown in (*samples, *reconstructions)],
         )
 
-    def losses(self) -> dict[str, Any]:
+    def losses(self) -> Figures:
         """Validation loss of the candidate, of its untrained self and of the champion: same latents, same noise."""
         subject = self.subject
         held_out = load_pairs(subject.source, subject.val)
         loss = settings_of(subject.record).loss if subject.record else DiTLossConfig()
-        figures: dict[str, Any] = dict(val_losses(self.dit, held_out, self.pyramid, loss))
-        untrained = untrained_of(subject, self.dit.config).to(self.device)
+        figures: Figures = dict(val_losses(self.dit, held_out, self.pyramid, loss))
+        untrained = untrained_of(subject.record, self.dit.config).to(self.device)
         figures["val_loss_untrained"] = val_losses(untrained, held_out, self.pyramid, loss)["val_loss"]
         figures |= {"num_val": len(held_out.pairs), "num_bad": len(held_out.bad), "bad": held_out.bad[:20]}
         rival = subject.rival
@@ -90,8 +116,8 @@ class Evaluator:
             figures["val_loss_champion"] = other["val_loss"]
         return figures
 
-    def samples(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Clips sampled from training captions, and how much they move beside the data."""
+    def samples(self) -> "tuple[list[Sample], Figures, int]":
+        """Clips sampled from training captions, how much they move beside the data, how many were not finite."""
         from pyramid_model.generate.batch import ClipBatch, PromptFeatures
         from pyramid_model.generate.pipeline import NotFiniteError, VideoPipeline
         from pyramid_model.metrics.quality import motion_magnitude
@@ -108,7 +134,8 @@ class Evaluator:
             autoregressive=subject.record is None or subject.record.autoregressive,
         )
         loaded = load_pairs(subject.source, _distinct_texts(subject.train)[: config.num_samples])
-        shown, motions, num_not_finite = [], [], 0
+        shown: list[Sample] = []
+        motions, num_not_finite = [], 0
         null = stack_features([load_null_text(subject.source)])
         for pair, latent, text in zip(loaded.pairs, loaded.latents, loaded.texts, strict=True):
             request = sized(config.request, latent.shape, self.vae.config.space_factor)
@@ -125,13 +152,13 @@ class Evaluator:
             motions.append(motion_magnitude(made.videos[0]))
             shown.append({"prompt": pair.text, "seed": config.seed, "uri": uri, "clip_id": pair.clip_id})
         data = [motion_magnitude(frames) for frames in _frames(subject.train[:NUM_MOTION_CLIPS])]
-        return shown, {
+        figures: Figures = {
             "motion": statistics.median(motions) if motions else None,
             "motion_data": statistics.median(data) if data else None,
-            "num_not_finite_samples": num_not_finite,
         }
+        return shown, figures, num_not_finite
 
-    def reconstructions(self) -> list[dict[str, Any]]:
+    def reconstructions(self) -> list[Reconstruction]:
         """Held-out clips (left) beside what the VAE makes of them (right)."""
         import numpy as np
 
@@ -139,7 +166,7 @@ class Evaluator:
         from pyramid_model.train.vae_loss import reconstruct
         from pyramid_model.video.video import write_video
 
-        shown = []
+        shown: list[Reconstruction] = []
         pairs = self.subject.val[: self.config.num_reconstructions]
         for pair, frames in zip(pairs, _frames(pairs), strict=True):
             whole = frames[: len(frames) - (len(frames) - 1) % self.vae.config.time_factor]
@@ -149,7 +176,7 @@ class Evaluator:
             shown.append({"clip_id": pair.clip_id, "uri": uri, "psnr": psnr(whole, restored)})
         return shown
 
-    def vae_figures(self, reconstructions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def vae_figures(self, reconstructions: Sequence[Reconstruction]) -> Figures:
         """Held-out PSNR of the VAE, before and after its training if it was trained here."""
         record = read_record(self.subject.models.vae.uri)
         if record and "val_psnr" in record.metrics:
@@ -178,14 +205,14 @@ def _frames(pairs: Sequence[Pair]) -> "list[np.ndarray]":
     ]
 
 
-def sized(request: Any, shape: Sequence[int], space_factor: int) -> Any:
+def sized(request: GenerationRequest, shape: Sequence[int], space_factor: int) -> GenerationRequest:
     """The request at the size and length of a latent (c t h w)."""
     _, t, h, w = shape
     size = {"height": h * space_factor, "width": w * space_factor, "num_latent_frames": t}
-    return type(request).model_validate(request.model_dump() | size)
+    return GenerationRequest.model_validate(request.model_dump() | size)
 
 
-def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
+def finite_or_null(figures: Mapping[str, object]) -> Figures:
     """Figures as JSON can hold them: NaN and Inf become null."""
     return {
         name: None if isinstance(value, float) and not abs(value) < float("inf") else value
@@ -200,21 +227,24 @@ def settings_of(record: TrainedModel) -> "TrainDiTConfig":
     return TrainDiTConfig.model_validate(record.settings)
 
 
-def untrained_of(subject: "Subject", model: MiniFluxConfig | MMDiTConfig | None) -> "DiT":
-    """The candidate before its first step; for a DiT that was not trained here, fresh weights of the config `model`."""
+def untrained_of(record: TrainedModel | None, model: DiTConfig) -> "DiT":
+    """A DiT before its first step; for one that was not trained here, fresh weights of its config `model`."""
     from tasks.training.train_dit import TrainDiTConfig, untrained_dit
 
     setting = "mmdit" if isinstance(model, MMDiTConfig) else "model"
-    config = settings_of(subject.record) if subject.record else TrainDiTConfig.model_validate({setting: model})
+    config = settings_of(record) if record else TrainDiTConfig.model_validate({setting: model})
     return untrained_dit(config).eval()
 
 
 def save_untrained(subject: "Subject") -> ModelFolder:
     """The model as it was before its training, in a folder beside the trained one."""
     from pyramid_model.weights.weights import save_dit, weights_hash
+    from tasks.training.train_dit import untrained_dit
+
+    assert subject.record is not None, "`find_subject` refuses it"
 
     uri = subject.models.dit.uri.rstrip("/") + "-untrained"
     with writing_folder(uri) as folder:
-        save_dit(untrained_of(subject, None), folder)
+        save_dit(untrained_dit(settings_of(subject.record)), folder)
     with local_folder(uri) as folder:
         return ModelFolder(uri=uri, hash=weights_hash(folder), random_init=True)

@@ -6,15 +6,15 @@ import re
 import resource
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes, written
 from tasks.models.folders import load_dit, load_encoder, load_vae, read_record
-from tasks.running.work import Item, Produced
+from tasks.running.work import Produced
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, ok_row
 
@@ -23,6 +23,30 @@ if TYPE_CHECKING:
     from tasks.generating.config import GenerateConfig
 
 SLUG_LENGTH = 60
+Row = dict[str, object]
+
+
+class GenerationItem(TypedDict):
+    """One clip to make; a row of `generations` repeats these columns. settings: JSON of what decides the clip."""
+
+    generation_id: str
+    prompt: str
+    prompt_rewritten: str
+    seed: int
+    settings: str
+
+
+class Columns(GenerationItem):
+    """What the row of a clip says whether or not it came about. weights_hash: of the DiT."""
+
+    weights_hash: str
+
+
+class GivenFiles(NamedTuple):
+    """Local paths of the image and the video that clips start with; None where there is none."""
+
+    image: str | None
+    video: str | None
 
 
 class ModelFolders(Config):
@@ -66,7 +90,7 @@ class ClipGenerator:
             self.pipeline.compile()
         self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: list[GenerationItem]) -> Produced:
         """One row a clip. Those whose numbers are not finite get a row that says so; the others are made without."""
         from pyramid_model.generate.pipeline import NotFiniteError
 
@@ -83,7 +107,7 @@ class ClipGenerator:
             break
         return Produced({"generations": rows})
 
-    def generate(self, items: Sequence[Mapping[str, Any]]) -> "Clips":
+    def generate(self, items: Sequence[GenerationItem]) -> "Clips":
         """The clips of these items, written to their files."""
         from pyramid_model.generate.batch import ClipBatch
 
@@ -98,7 +122,8 @@ class ClipGenerator:
                 paths=[f"{self.folder}/{name}" for name in names],
                 max_memory=parse_bytes(config.max_memory) if config.max_memory else None,
                 offload=None if config.offload == "auto" else config.offload,
-                **given,
+                image=given.image,
+                video=given.video,
             )
             return self.pipeline.generate(batch, on_unit=self.tell)
 
@@ -107,15 +132,25 @@ class ClipGenerator:
         self.num_units += 1
         storage.write_bytes(self.progress, json.dumps(self.num_units).encode())
 
-    def columns(self, item: Mapping[str, Any]) -> dict[str, Any]:
+    def columns(self, item: GenerationItem) -> Columns:
         """What the row of a clip says whether or not it came about."""
-        names = ("generation_id", "prompt", "prompt_rewritten", "seed", "settings")
-        return {name: item[name] for name in names} | {"weights_hash": self.weights_hash}
+        return {
+            "generation_id": item["generation_id"],
+            "prompt": item["prompt"],
+            "prompt_rewritten": item["prompt_rewritten"],
+            "seed": item["seed"],
+            "settings": item["settings"],
+            "weights_hash": self.weights_hash,
+        }
 
-    def row(self, item: Mapping[str, Any], uri: str, made: "Clips", batch: int) -> dict[str, Any]:
+    def row(self, item: GenerationItem, uri: str, made: "Clips", batch: int) -> Row:
         """Row of a clip that was written."""
         plan = made.plan
-        told = made.timings | {"clips_in_batch": batch, "device": self.pipeline.device.type, "offload": plan.offload}
+        told: Row = {**made.timings} | {
+            "clips_in_batch": batch,
+            "device": self.pipeline.device.type,
+            "offload": plan.offload,
+        }
         if plan.tile:
             told["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
         told["planned_bytes"] = plan.peaks
@@ -133,11 +168,13 @@ class ClipGenerator:
 
 
 @contextlib.contextmanager
-def given_files(config: "GenerateConfig") -> Iterator[dict[str, Any]]:
-    """Local paths of the image and the video that clips start with, None where there is none."""
+def given_files(config: "GenerateConfig") -> Iterator[GivenFiles]:
+    """Local copies of the image and the video that clips start with."""
     with contextlib.ExitStack() as inputs:
-        uris = {"image": config.image, "video": config.video}
-        yield {kind: inputs.enter_context(storage.reading(uri)) if uri else None for kind, uri in uris.items()}
+        image, video = (
+            inputs.enter_context(storage.reading(uri)) if uri else None for uri in (config.image, config.video)
+        )
+        yield GivenFiles(image, video)
 
 
 def load_pipeline(models: ModelFolders, dtype: str, device: str) -> "VideoPipeline":

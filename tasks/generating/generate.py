@@ -4,8 +4,8 @@ import contextlib
 import contextvars
 import json
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
@@ -15,7 +15,7 @@ from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
-from tasks.generating.clip_generator import ClipGenerator, ModelFolders, given_files
+from tasks.generating.clip_generator import ClipGenerator, GenerationItem, ModelFolders, given_files
 from tasks.generating.config import GenerateConfig, GenerateResult
 from tasks.models.folders import ModelSet, absolute, folder_hash, read_record
 from tasks.models.registry import champion
@@ -160,7 +160,7 @@ def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig,
     from pyramid_model.generate.given import check_given
 
     with given_files(config) as given:
-        check_given(config.request, **given, vae=vae, pyramid=pyramid, autoregressive=autoregressive)
+        check_given(config.request, given.image, given.video, vae, pyramid, autoregressive)
 
 
 def _block_size(checkpoint: "Checkpoint", config: GenerateConfig, num_items: int, device: str) -> int:
@@ -206,9 +206,9 @@ def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
     )
 
 
-def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, Any]:
+def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, str]:
     """What else changes the clips; only what is used is named, so that clips keep the ids they had without it."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, str] = {}
     for kind in ("image", "video"):
         if uri := getattr(config, kind):
             extra[f"{kind}_hash"] = hash_file(uri)[0]
@@ -267,7 +267,7 @@ def _telling_units(progress: str, total: int) -> Iterator[None]:
                 fs.rm(name)
 
 
-def _note(result: StepResult, rows: Sequence[dict[str, Any]], rewrites: Sequence[Rewrite]) -> str:
+def _note(result: StepResult, rows: Sequence[Mapping[str, str]], rewrites: Sequence[Rewrite]) -> str:
     """What the actors and the rewriter had to say about the clips that are new, each sentence once."""
     if not result.num_new:
         return ""
@@ -277,9 +277,9 @@ def _note(result: StepResult, rows: Sequence[dict[str, Any]], rewrites: Sequence
 
 
 def _item(
-    rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: dict[str, Any]
-) -> dict[str, Any]:
-    settings = config.request.model_dump(mode="json") | extra
+    rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, str]
+) -> GenerationItem:
+    settings = config.request.model_dump(mode="json") | dict(extra)
     if rewrite.text:
         settings |= {"rewrite": config.rewrite, "prompt_rewritten": rewrite.text}
     hashes = {"vae_hash": models.vae.hash, "encoder_hash": models.encoder.hash}

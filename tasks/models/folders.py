@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
@@ -19,6 +19,11 @@ from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
 from tasks.tables.newest import in_order
+
+if TYPE_CHECKING:
+    from pyramid_model.dit.transformer import DiT
+    from pyramid_model.text import TextEncoder
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
 
 
 class ModelSet(Config):
@@ -83,7 +88,7 @@ def hash_records(run: Run) -> list[dict[str, str]]:
     return [json.loads(fs.cat_file(name)) for name in sorted(fs.glob(f"{path}/*.json"))]
 
 
-def _hash_function(kind: str) -> Any:
+def _hash_function(kind: str) -> Callable[[str], str]:
     if kind == "text":
         from pyramid_model.text import text_encoder_hash
 
@@ -165,7 +170,7 @@ def _rename_new(folder: str, target: str) -> None:
 
 
 @functools.cache
-def load_vae(uri: str, device: str = "cpu") -> Any:
+def load_vae(uri: str, device: str = "cpu") -> "CausalVideoVAE":
     """A VAE for this process; loaded once."""
     from pyramid_model.weights import weights
 
@@ -174,7 +179,7 @@ def load_vae(uri: str, device: str = "cpu") -> Any:
 
 
 @functools.cache
-def load_dit(uri: str, device: str = "cpu") -> Any:
+def load_dit(uri: str, device: str = "cpu") -> "DiT":
     """A DiT for this process; loaded once."""
     from pyramid_model.weights import weights
 
@@ -191,7 +196,7 @@ def encoder_dims(uri: str) -> tuple[int, int]:
         return text_encoder_dims(folder)
 
 
-def load_encoder(uri: str, device: str = "cpu", dtype: str = "float32") -> Any:
+def load_encoder(uri: str, device: str = "cpu", dtype: str = "float32") -> "TextEncoder":
     """A text encoder for this process; loaded once."""
     import torch
 

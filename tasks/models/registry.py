@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
@@ -22,6 +22,12 @@ from tasks.models.gate import Check, failures
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 ALIAS = "champion"
 VALUES_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's own limits
@@ -93,7 +99,7 @@ def of_root(name: str, root: str) -> str:
     return f"{name}-{folder}-{content_id(root)[:8]}"
 
 
-def client(root: str) -> Any:
+def client(root: str) -> "MlflowClient":
     """An MlflowClient for the tracking store, which is made if need be; MLflow's chatter and telemetry are off."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "true")
@@ -113,7 +119,7 @@ def client(root: str) -> Any:
 class TrainingLog:
     """The MLflow run of one training. It is found again by model id, so a resumed training goes on with its curve."""
 
-    def __init__(self, root: str, kind: str, model_id: str, params: Mapping[str, Any]):
+    def __init__(self, root: str, kind: str, model_id: str, params: Mapping[str, object]):
         self.client = client(root)
         experiment = self._experiment(root, of_root(f"train-{kind}", root))
         found = self.client.search_runs([experiment], f"tags.model_id = '{model_id}'", max_results=1)
@@ -128,7 +134,7 @@ class TrainingLog:
         own_files = "MLFLOW_TRACKING_URI" not in os.environ
         return self.client.create_experiment(name, f"{root}/mlflow/artifacts/{name}" if own_files else None)
 
-    def _start(self, experiment: str, kind: str, model_id: str, params: Mapping[str, Any]) -> Any:
+    def _start(self, experiment: str, kind: str, model_id: str, params: Mapping[str, object]) -> "MlflowRun":
         from mlflow.entities import Param
 
         run = self.client.create_run(
@@ -158,7 +164,7 @@ class TrainingLog:
             # A metric of its own remembers how far the curve got, also when another process goes on.
             self.client.log_metric(self.run_id, "logged_step", self.last_step, step=self.last_step)
 
-    def finish(self, metrics: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    def finish(self, metrics: Mapping[str, object], tags: Mapping[str, str]) -> str:
         """Log the final figures, mark the run finished and return its id."""
         for name, value in metrics.items():
             if isinstance(value, int | float):
@@ -169,7 +175,7 @@ class TrainingLog:
         return self.run_id
 
 
-def flattened(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flattened(config: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """A nested config as dotted names and values, for MLflow's parameter table."""
     flat = []
     for name, value in config.items():
@@ -220,7 +226,7 @@ def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
     return Champion.of(models, row["model_id"], evaluation_id), figures["champion"]
 
 
-def _registered_version(mlflow: Any, name: str, candidate: Champion) -> str:
+def _registered_version(mlflow: "MlflowClient", name: str, candidate: Champion) -> str:
     """The version of these weights in the registry, made unless it is there."""
     from mlflow.exceptions import MlflowException
 
@@ -241,7 +247,7 @@ def _registered_version(mlflow: Any, name: str, candidate: Champion) -> str:
     return str(mlflow.create_model_version(name, source=source, tags=tags).version)
 
 
-def _as_champion(version: Any) -> Champion:
+def _as_champion(version: "ModelVersion") -> Champion:
     """A registered version as we describe models; its tags hold everything."""
     tags = version.tags
     dit, vae, encoder = (ModelFolder.model_validate_json(tags[part]) for part in ("dit", "vae", "encoder"))
@@ -280,7 +286,7 @@ def _ask_champion(root: str) -> Champion | None:
         raise
 
 
-def _is_absent(err: Any) -> bool:
+def _is_absent(err: "MlflowException") -> bool:
     """Whether an MlflowException says that there is no such model yet, or none with the alias."""
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.models.folders import absolute, folder_hash, local_folder, writing_folder
 from tasks.models.hub import CONFIGS, OTHER_WEIGHTS, fetch, model_folder
@@ -14,6 +14,14 @@ from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pyramid_model.metrics.classifier import ImageClassifier
+    from pyramid_model.metrics.nsfw import NSFWClassifier
+    from pyramid_model.metrics.open_clip_model import OpenCLIP
+    from pyramid_model.metrics.text_area import TextFinder
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
@@ -90,21 +98,21 @@ def tried(what: str, setting: str) -> Iterator[None]:
         raise StepError(f"{what} cannot be used ({setting}): {err}") from err
 
 
-def load_text_finder(detector: str, recogniser: str, min_confidence: float, num_threads: int) -> Any:
+def load_text_finder(detector: str, recogniser: str, min_confidence: float, num_threads: int) -> "TextFinder":
     """`TextFinder` with the weights at these paths."""
     from pyramid_model.metrics.text_area import TextFinder
 
     return TextFinder(detector, recogniser, min_confidence, num_threads)
 
 
-def load_nsfw(weights: str, num_threads: int) -> Any:
+def load_nsfw(weights: str, num_threads: int) -> "NSFWClassifier":
     """`NSFWClassifier` with the weights at a path."""
     from pyramid_model.metrics.nsfw import NSFWClassifier
 
     return NSFWClassifier(weights, num_threads)
 
 
-def load_open_clip(uri: str, **options: Any) -> Any:
+def load_open_clip(uri: str, **options: Any) -> "OpenCLIP":
     """`OpenCLIP` from the folder at a URI."""
     from pyramid_model.metrics.open_clip_model import OpenCLIP
 
@@ -112,7 +120,7 @@ def load_open_clip(uri: str, **options: Any) -> Any:
         return OpenCLIP(folder, **options)
 
 
-def load_classifier(uri: str, label: str, **options: Any) -> Any:
+def load_classifier(uri: str, label: str, **options: Any) -> "ImageClassifier":
     """`ImageClassifier` from the folder at a URI."""
     from pyramid_model.metrics.classifier import ImageClassifier
 
@@ -125,7 +133,7 @@ def clip_dim(uri: str) -> int:
     return int(json.loads(storage.read_bytes(storage.join(uri, OPEN_CLIP_CONFIG)))["model_cfg"]["embed_dim"])
 
 
-def load_aesthetic_head(uri: str, dim: int) -> Any:
+def load_aesthetic_head(uri: str, dim: int) -> "nn.Module":
     """An aesthetic head from the file at a URI, for features of width `dim`."""
     from pyramid_model.metrics.aesthetic import load_head
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
 
@@ -77,7 +77,7 @@ class Job:
     run: Run
     config: TrainingConfig
     training: type
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     @property
@@ -91,7 +91,7 @@ class Job:
         return storage.join(self.run.root, "checkpoints", self.model_id, "state.pt")
 
 
-def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence[Any]) -> str:
+def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence[object]) -> str:
     """Identity of a training: the same settings on the same data are never trained twice."""
     settings = config.model_dump(mode="json", exclude=NOT_IDENTITY)
     settings = {name: value for name, value in settings.items() if value is not None}  # a section that is left out

@@ -32,8 +32,10 @@ from tasks.training.pairs import (
 from tasks.training.training import run_training
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, nn
+    from torch import Tensor, device
 
+    from pyramid_model.dit.transformer import DiT
+    from pyramid_model.train.dit_loss import DiTObjective
     from pyramid_model.train.loop import Batch
     from pyramid_model.train.mixture import BatchPlan
 
@@ -164,7 +166,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
     return TrainDiTResult(**dict(run_training(job, "train_dit", VERSION)), vae=vae.uri, encoder=encoder.uri)
 
 
-def _data_ids(pair: Pair) -> list[Any]:
+def _data_ids(pair: Pair) -> list[object]:
     """What a training sees of a clip."""
     choices = [[choice.text_feature_id, choice.weight] for choice in pair.choices]
     return [pair.latent_id, pair.text_feature_id, *([choices] if choices else [])]
@@ -236,7 +238,7 @@ class DiTTraining:
                 f"to {widths}"
             )
 
-    def objective(self) -> "nn.Module":
+    def objective(self) -> "DiTObjective":
         """The DiT with its loss; the same weights in every worker."""
         from pyramid_model.train.dit_loss import DiTObjective
 
@@ -285,20 +287,20 @@ class DiTTraining:
             "the steps latents and text_features with --retry-failed after removing the damaged rows"
         )
 
-    def validate(self, objective: Any) -> dict[str, float]:
+    def validate(self, objective: "DiTObjective") -> dict[str, float]:
         """Loss on held-out clips, the same noise every time."""
         from tasks.training.validation import val_losses
 
         return val_losses(objective.dit, self.val, self.config.pyramid, self.config.loss)
 
-    def save(self, objective: Any, folder: str) -> None:
+    def save(self, objective: "DiTObjective", folder: str) -> None:
         """Write the DiT."""
         from pyramid_model.weights.weights import save_dit
 
         save_dit(objective.dit, folder)
 
 
-def untrained_dit(config: TrainDiTConfig) -> Any:
+def untrained_dit(config: TrainDiTConfig) -> "DiT":
     """The DiT as it is before the first step of a training with this config."""
     import torch
 

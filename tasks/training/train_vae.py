@@ -1,7 +1,7 @@
 """Training of the video VAE on the selected clips."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from pydantic import Field
 
@@ -19,12 +19,22 @@ from tasks.training.training import run_training
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import device, nn
+    from torch import device
 
     from pyramid_model.train.loop import Batch
+    from pyramid_model.train.vae_loss import VAEObjective
 
 VERSION = "1"
 CLIP_COLUMNS = ("clip_id", "uri")  # and bucket and split, which come along
+
+
+class SelectedClip(TypedDict):
+    """A clip of a selection. bucket: the size it is decoded at."""
+
+    clip_id: str
+    uri: str
+    bucket: str
+    split: str
 
 
 class TrainVAEConfig(TrainingConfig):
@@ -78,7 +88,7 @@ def check_splits(num_train: int, num_val: int, what: str) -> None:
             )
 
 
-def _check_frames(config: TrainVAEConfig, clips: Sequence[Mapping[str, Any]]) -> None:
+def _check_frames(config: TrainVAEConfig, clips: Sequence[SelectedClip]) -> None:
     factor = config.model.time_factor
     wanted = config.batch.num_frames
     if (wanted - 1) % factor:
@@ -105,8 +115,8 @@ class VAETraining:
     def __init__(
         self,
         config: TrainVAEConfig,
-        train: Sequence[Mapping[str, Any]],
-        val: Sequence[Mapping[str, Any]],
+        train: Sequence[SelectedClip],
+        val: Sequence[SelectedClip],
         rank: int,
         world_size: int,
         device: "device",
@@ -119,7 +129,7 @@ class VAETraining:
         self.num_train, self.num_val = len(self.train), len(self.val)
         self.alike = positions_alike([clip.shape[1:] for clip in self.train])
 
-    def _read(self, clips: Sequence[Mapping[str, Any]]) -> tuple[list[str], "list[np.ndarray]"]:
+    def _read(self, clips: Sequence[SelectedClip]) -> tuple[list[str], "list[np.ndarray]"]:
         """Ids and frames of the clips that can be read; the others are noted."""
         from pyramid_model.video.video import VideoError, read_clip
 
@@ -134,7 +144,7 @@ class VAETraining:
                 self.bad.append(f"{clip['clip_id']}: {err}")
         return ids, frames
 
-    def objective(self) -> "nn.Module":
+    def objective(self) -> "VAEObjective":
         """The VAE with its loss; the same weights in every worker."""
         import torch
 
@@ -160,14 +170,14 @@ class VAETraining:
         frames = vae_batch(self.train, indices, num_frames, generator, self.config.batch.crop)
         return Batch((frames.to(self.device), generator), [self.train_ids[i] for i in indices])
 
-    def validate(self, objective: Any) -> dict[str, float]:
+    def validate(self, objective: "VAEObjective") -> dict[str, float]:
         """Reconstruction of the held-out clips."""
         from pyramid_model.train.vae_loss import validate_vae
 
         factor = self.config.model.time_factor
         return validate_vae(objective.vae, [clip[: len(clip) - (len(clip) - 1) % factor] for clip in self.val])
 
-    def save(self, objective: Any, folder: str) -> None:
+    def save(self, objective: "VAEObjective", folder: str) -> None:
         """Measure shift and scale of the latents on training clips, and write the VAE with them."""
         import torch
 

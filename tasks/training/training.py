@@ -8,9 +8,9 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow.compute as pc
+from pydantic import JsonValue
 
 from tasks.models.folders import read_record
 from tasks.models.registry import TrainingLog
@@ -90,7 +90,7 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     )
 
 
-def _summary(metrics: Mapping[str, Any]) -> str:
+def _summary(metrics: Mapping[str, JsonValue]) -> str:
     name = "val_psnr" if "val_psnr" in metrics else "val_loss"
     return f"{name} {metrics[f'{name}_untrained']:.4g} untrained, {metrics[name]:.4g} trained"
 

@@ -1,13 +1,16 @@
 """Validation loss of a DiT over latents of several shapes."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyramid_model.config import PyramidConfig
 from pyramid_model.train.config import DiTLossConfig
 from tasks.training.pairs import LoadedPairs
 
+if TYPE_CHECKING:
+    from pyramid_model.dit.transformer import DiT
 
-def val_losses(dit: Any, held_out: LoadedPairs, pyramid: PyramidConfig, loss: DiTLossConfig) -> dict[str, float]:
+
+def val_losses(dit: "DiT", held_out: LoadedPairs, pyramid: PyramidConfig, loss: DiTLossConfig) -> dict[str, float]:
     """`val_loss` and its parts, every clip counting the same; the same noise every call."""
     from pyramid_model.train.dit_loss import validate_dit
 

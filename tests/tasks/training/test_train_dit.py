@@ -1,7 +1,5 @@
 """Which DiT a recipe trains, and on clips of several sizes. Runs in 3 s."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -9,12 +7,10 @@ from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, Pyrami
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.train.buckets import parse_bucket
-from tasks.evaluating.evaluator import untrained_of
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
 from tasks.tables.delta import Lineage, crc32, ok_row, table_version
-from tasks.training.job import model_id
 from tasks.training.pairs import TABLES, PairSource, find_pairs
 from tasks.training.train_dit import DiTTraining, TrainDiTConfig, untrained_dit
 
@@ -29,21 +25,6 @@ def test_the_section_mmdit_stands_in_place_of_model():
     assert (config.dit, other.dit) == (MINIFLUX, MMDIT)
     assert isinstance(untrained_dit(config), MiniFlux)
     assert isinstance(untrained_dit(other), MMDiT)
-
-
-def test_a_model_keeps_its_id_now_that_there_is_another_kind():
-    config = TrainDiTConfig(model=MINIFLUX)
-    ids = {model_id("dit", "1", c, []) for c in (config, TrainDiTConfig(model=MINIFLUX, mmdit=MMDIT))}
-    assert len(ids) == 2
-    assert "4a270893404c31c7037a362dad7b88c7" in ids  # of the version that knew miniFLUX alone
-
-
-def test_a_dit_from_elsewhere_is_compared_with_an_untrained_one_of_its_own_kind():
-    subject = SimpleNamespace(dit=SimpleNamespace(training={}))
-    for config in (MINIFLUX, MMDIT):
-        untrained = untrained_of(subject, config)
-        assert untrained.config == config
-        assert torch.count_nonzero(untrained.patch_out.weight) == 0
 
 
 BUCKETS = ("32x64x9@8", "64x32x9@8", "32x64x17@8")

@@ -19,7 +19,7 @@ from tasks.models.registry import RegistryError
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import read_table
-from tasks.training.job import Job, TrainingConfig, model_id, pick_samples, positions_alike
+from tasks.training.job import Job, TrainingConfig, model_id
 from tasks.training.training import run_training
 from tasks.training.workers import Curve, _machine_lost, on_gpu
 
@@ -167,7 +167,7 @@ def test_weights_that_were_saved_before_a_kill_are_recorded_without_training_aga
 def test_a_killed_driver_costs_no_bit_either(ray_local, tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_ray_training import toy_job
+from test_workers import toy_job
 from tasks.training.training import run_training
 run_training(toy_job({str(tmp_path)!r}, 1, pause_s=0.3), "train_vae", "1")
 """
@@ -235,29 +235,3 @@ def test_an_outage_of_mlflow_is_a_warning_and_its_rows_are_logged_afterwards(no_
     curve.add([{"step": 2, "loss": 0.25}])
     points = curve.log.client.get_metric_history(curve.log.run_id, "loss")
     assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.25)]
-
-
-def test_samples_of_a_step_share_one_group_and_every_sample_comes_up():
-    groups = ["a"] * 6 + ["b"] * 2
-    seen = set()
-    for step in range(40):
-        picked = [pick_samples(positions_alike(groups), 2, 0, step, rank, 2) for rank in (0, 1)]
-        assert len({groups[i] for ranks in picked for i in ranks}) == 1
-        seen.update(i for ranks in picked for i in ranks)
-    assert seen == set(range(8))
-
-
-def test_samples_of_a_step_stay_what_they_were_when_models_were_trained_with_them():
-    alike = positions_alike(["a", "b", "a", "c", "a", "b", "a"])
-    assert alike == [[0, 2, 4, 6], [1, 5], [0, 2, 4, 6], [3], [0, 2, 4, 6], [1, 5], [0, 2, 4, 6]]
-    picked = [pick_samples(alike, 2, 5, step, rank, 2) for step in range(4) for rank in (0, 1)]
-    assert picked == [
-        [6, 0],
-        [4, 2],
-        [5, 1],
-        [1, 5],
-        [2, 0],
-        [4, 6],
-        [4, 0],
-        [2, 6],
-    ]  # as of version 1 of both trainings

@@ -29,7 +29,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pyramid_model.shots.shots import ShotsConfig, find_cuts
+from pyramid_model.shots.shots import ShotsConfig, find_shots
 from pyramid_model.video.footage import decode
 from pyramid_model.video.video import ClipWriter
 from tasks.cutting.clips import VERSION, ClipsConfig, VideoWorker, clips
@@ -112,7 +112,7 @@ def detection(path: Path, num_frames: int, effort: Effort) -> Iterator[Figure]:
         return [start.frame_num for start, _ in detect(str(path), AdaptiveDetector(min_scene_len=1))][1:]
 
     def ours() -> list[int]:
-        return find_cuts(str(path), ShotsConfig())
+        return find_shots(str(path), ShotsConfig()).cuts
 
     same = stock() == ours()
     stock_s, ours_s, ratio = taking_turns(lambda: cpu_s(stock), lambda: cpu_s(ours), effort.runs)

@@ -364,8 +364,3 @@ def find_shots(path: str, config: ShotsConfig | None = None) -> Shots:
         gradual.append((first, index))
     cuts = [verdict.index for verdict in verdicts if verdict.starts_shot]
     return Shots(cuts, gradual, integrity.num_frames, integrity.fps, changed or integrity.problem)
-
-
-def find_cuts(path: str, config: ShotsConfig | None = None) -> list[int]:
-    """First frame of each new shot of a file; see `find_shots`."""
-    return find_shots(path, config).cuts

@@ -20,7 +20,7 @@ from tasks.tables.delta import content_id, read_table
 from tasks.training.pairs import explain_no_pairs, find_pairs, pair_source
 from tasks.training.train_dit import TrainDiTConfig
 
-VERSION = "1"
+VERSION = "2"
 
 
 @step

@@ -146,11 +146,9 @@ class ClipGenerator:
     def row(self, item: GenerationItem, uri: str, made: "Clips", batch: int) -> Row:
         """Row of a clip that was written."""
         plan = made.plan
-        told: Row = {**made.timings} | {
-            "clips_in_batch": batch,
-            "device": self.pipeline.device.type,
-            "offload": plan.offload,
-        }
+        told: Row = {}
+        told |= made.timings
+        told |= {"clips_in_batch": batch, "device": self.pipeline.device.type, "offload": plan.offload}
         if plan.tile:
             told["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
         told["planned_bytes"] = plan.peaks

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -144,7 +145,7 @@ def generate_with_ray(clips: Sequence[SharedClip]) -> list[dict[str, float]]:
             )
     # PACK: ranks trade tokens in every block, which is fast inside a machine
     group = placement_group([bundle] * clip.num_ranks, strategy="PACK")
-    actors = [
+    actors: list[Any] = [
         ray.remote(RankActor)
         .options(
             num_cpus=clip.num_cpus,
@@ -159,7 +160,7 @@ def generate_with_ray(clips: Sequence[SharedClip]) -> list[dict[str, float]]:
         return ray.get([actor.run.remote(meeting) for actor in actors])[0]
     finally:
         for actor in actors:
-            ray.kill(actor)  # pyright: ignore[reportArgumentType]
+            ray.kill(actor)
         remove_placement_group(group)
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pyramid_model.train.loop import Batch
     from pyramid_model.train.mixture import BatchPlan
 
-VERSION = "1"
+VERSION = "2"
 
 
 class DiTOptimConfig(OptimConfig):
@@ -51,7 +51,8 @@ class DiTOptimConfig(OptimConfig):
 class TrainDiTConfig(TrainingConfig):
     """How the DiT is made and trained."""
 
-    optim: DiTOptimConfig = DiTOptimConfig()
+    # a narrower class than the base's, which a frozen config allows
+    optim: DiTOptimConfig = DiTOptimConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     captions: str = Field(
         "",
         description="which captions: output of the captions step, or kinds such as dense;short; empty: the newest of "

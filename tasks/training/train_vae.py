@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyramid_model.train.loop import Batch
     from pyramid_model.train.vae_loss import VAEObjective
 
-VERSION = "1"
+VERSION = "2"
 CLIP_COLUMNS = ("clip_id", "uri")  # and bucket and split, which come along
 
 

@@ -98,7 +98,7 @@ def fit(job: Job, step: str) -> dict[str, float]:
     ray_start_s = connect(job.run.ray)
     import ray
 
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     outcome: list[BaseException | None] = []
     fitting = threading.Thread(target=_run_trainer, args=(job, board, outcome), daemon=True)
     fitting.start()
@@ -121,7 +121,7 @@ def fit(job: Job, step: str) -> dict[str, float]:
             ray.shutdown()
             limit = job.run.ray.no_progress_timeout_s
             raise StepError(f"step {step!r}: no training step within {limit:g} s (ray.no_progress_timeout_s)")
-    ray.kill(board)  # pyright: ignore[reportArgumentType]
+    ray.kill(board)
     if isinstance(outcome[0], StepError):
         raise outcome[0]
     if outcome[0] is not None:

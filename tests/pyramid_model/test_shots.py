@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pyramid_model.shots.shots import ShotDetector, ShotsConfig, find_cuts, find_shots
+from pyramid_model.shots.shots import ShotDetector, ShotsConfig, find_shots
 
 HEIGHT, WIDTH = 72, 128
 
@@ -187,13 +187,13 @@ def test_settings_that_are_not_used_stay_out_of_ids():
 
 def test_each_cut_of_a_file_is_the_first_frame_of_its_shot(tmp_path, shoot):
     shoot(tmp_path / "a.mp4", [30, 9, 40, 25])
-    assert find_cuts(str(tmp_path / "a.mp4")) == [30, 39, 79]
-    assert find_cuts(str(tmp_path / "a.mp4"), ShotsConfig(min_shot_frames=10)) == [30, 79]
+    assert find_shots(str(tmp_path / "a.mp4")).cuts == [30, 39, 79]
+    assert find_shots(str(tmp_path / "a.mp4"), ShotsConfig(min_shot_frames=10)).cuts == [30, 79]
 
 
 def test_a_rotated_file_has_the_same_cuts(tmp_path, shoot):
     shoot(tmp_path / "a.mp4", [20, 20], rotation=90)
-    assert find_cuts(str(tmp_path / "a.mp4")) == [20]
+    assert find_shots(str(tmp_path / "a.mp4")).cuts == [20]
 
 
 def test_a_damaged_file_gives_the_cuts_of_what_can_be_decoded(tmp_path, shoot):

@@ -17,6 +17,7 @@ from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.current import captions_by_kind, captions_of, selected_clips
 from tasks.tables.delta import Lineage, content_id, read_table, table_version
+from tasks.tables.manifest import clips_with_scores
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}
@@ -201,3 +202,17 @@ def test_settings_that_no_human_caption_needs_leave_its_hash_alone():
         CaptionsConfig(kind="dense")
     with pytest.raises(ValueError, match="each once"):
         CaptionsConfig(kind=("human", "human"))
+
+
+@pytest.mark.ray
+def test_captions_are_what_the_present_settings_decided(ray_local, squares, tmp_path):
+    sidecar = tmp_path / "halves.csv"
+    sidecar.write_text("file,start_s,end_s,text\nvideo0.mp4,0,9,All of it.\nvideo1.mp4,0,0.6,Half of it.\n")
+    for min_overlap, expected in ((0.3, ["All of it.", "Half of it."]), (0.9, ["All of it."])) * 2:
+        result = captions(squares, CaptionsConfig(sidecar=str(sidecar), min_overlap=min_overlap))
+        assert sorted(captions_of(squares.root, CLIPS).values()) == expected
+        assert sorted(captions_of(squares.root, CLIPS, result.captions).values()) == expected
+        assert sorted(filter(None, clips_with_scores(squares.root)["caption"].to_pylist())) == expected
+    assert (result.num_new, result.note) == (0, "6 clips are back to captions that were made before")
+    again = captions(squares, CaptionsConfig(sidecar=str(sidecar), min_overlap=0.9))
+    assert (again.num_new, again.note) == (0, "nothing new")

@@ -1,5 +1,7 @@
 """Which DiT a recipe trains, and on clips of several sizes. Runs in 3 s."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,12 +9,13 @@ from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, Pyrami
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.train.buckets import parse_bucket
+from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
 from tasks.tables.delta import Lineage, crc32, ok_row, table_version
 from tasks.training.pairs import TABLES, PairSource, find_pairs
-from tasks.training.train_dit import DiTTraining, TrainDiTConfig, untrained_dit
+from tasks.training.train_dit import DiTTraining, TrainDiTConfig, train_dit, untrained_dit
 
 SIZES = {"latent_channels": 4, "num_heads": 1, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 MINIFLUX = MiniFluxConfig(**SIZES, num_double_blocks=1, num_single_blocks=1, rope_axes=(2, 2, 4))
@@ -79,3 +82,23 @@ def test_a_step_trains_on_one_bucket_and_all_buckets_have_their_turn(sizes):
         seen.add(trained)
     assert seen == set(BUCKETS)
     assert 0 < workers[0].validate(objective)["val_loss"] < 10  # held-out clips of all buckets
+
+
+@pytest.mark.parametrize("setting", ["model", "mmdit"])
+def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path, setting):
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"encoder_out_channels": 4}))
+    row = {"model_id": "v", "kind": "vae", "weights_hash": "w", "uri": str(folder), "config": "{}", "metrics": "{}"}
+    append_block(squares.root, "models", [ok_row({}, **row)], "vae", Lineage("test", "train_vae", "1", "", ""))
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "model.safetensors").write_bytes(b"weights")
+    config = TrainDiTConfig.model_validate({"encoder": str(encoder), setting: {"latent_channels": 16}})
+    with pytest.raises(StepError, match=rf"makes 4 latent channels .*train_dit\.{setting}\.l.* is 16: set it to 4"):
+        train_dit(squares, config)
+
+
+def test_a_batch_that_does_not_divide_into_the_stages_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"optim\.batch_size 4 does not divide into 3 columns.* set it to 6"):
+        TrainDiTConfig.model_validate({"optim": {"batch_size": 4}})

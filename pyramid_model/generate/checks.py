@@ -1,4 +1,4 @@
-"""What models cannot make, and models that do not fit each other, refused before any work."""
+"""Checks before any work: that models can make a request, and that they fit each other."""
 
 from __future__ import annotations
 

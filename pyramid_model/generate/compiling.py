@@ -8,11 +8,11 @@ from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.parallel.sequence import Share
 
-MAX_FORMS = 64  # of a block: with and without text, memory, guidance; torch by itself gives up after 8
+MAX_FORMS = 64  # compiled versions of a block: with and without text, KV cache, guidance; torch stops at 8 by default
 
 
 def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
-    """Compile what the blocks do between their attentions, for any number of tokens.
+    """Compile the blocks outside of attention, for any number of tokens.
 
     Blocks of a kind share their code, so it is compiled once and not once a block. Attention stays as it is: it is one
     kernel a frame, and its loop over frames would be compiled anew for each number of them.
@@ -21,7 +21,7 @@ def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
         dit: its blocks are compiled in place, at their first call.
         backend: of torch.compile; "inductor" needs a C++ compiler, on GPUs Triton.
     """
-    # not a decorator there: it would load the compiler, which takes seconds, wherever the model is imported
+    # not a decorator on `attend`: importing the model would then load the compiler, which takes seconds
     for layout in (Packing, Share):
         if not getattr(layout.attend, "_torchdynamo_disable", False):
             layout.attend = torch.compiler.disable(layout.attend)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""From units of latents to frames: afterwards, or unit by unit while later ones are still being sampled."""
+"""Decoding of latents to frames: after sampling, or unit by unit while later units are sampled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyramid_model.vae.autoencoder import CausalVideoVAE
 
 Part = Any  # some frames of a clip, as the caller wants them
 Convert = Callable[[Tensor], Part]  # (3 t h w), nominally in [-1, 1], on the VAE's device -> Part
-Consume = Callable[[Iterator[Part]], Any]  # all parts of a clip, in order -> what the caller keeps of it
+Consume = Callable[[Iterator[Part]], Any]  # all parts of a clip, in order -> what the caller gets for it
 
 
 def denormalise_unit(norm: LatentNorm, unit: Tensor, starts_clip: bool) -> Tensor:
@@ -41,7 +41,7 @@ def in_windows(units: Iterable[Tensor], window: int) -> Iterator[Tensor]:
 
 
 class Abandoned(Exception):
-    """Sampling failed, so the rest of a clip will not come."""
+    """Raised in decoding threads when sampling failed and no more units will arrive."""
 
 
 class DecodingAlongside:
@@ -60,7 +60,7 @@ class DecodingAlongside:
         self.one_at_a_time = threading.Lock()
         self.num_threads = torch.get_num_threads()
         self.units: list[queue.SimpleQueue] = [queue.SimpleQueue() for _ in consumers]
-        self.kept: list[Any] = [None] * len(consumers)
+        self.collected: list[Any] = [None] * len(consumers)
         self.error: BaseException | None = None
         self.threads = [
             threading.Thread(target=self._run, args=(clip, consume), daemon=True)
@@ -88,7 +88,7 @@ class DecodingAlongside:
         self._finish(None)
         if self.error:
             raise self.error
-        return self.kept
+        return self.collected
 
     def _finish(self, end: Abandoned | None) -> None:
         for waiting in self.units:
@@ -100,7 +100,7 @@ class DecodingAlongside:
         try:
             torch.set_num_threads(self.num_threads)  # a new thread would take all cores
             with torch.no_grad(), torch.cuda.stream(self.stream):
-                self.kept[clip] = consume(self._parts(clip))
+                self.collected[clip] = consume(self._parts(clip))
         except Abandoned:
             pass
         except BaseException as err:
@@ -115,7 +115,7 @@ class DecodingAlongside:
 
         frames = self.vae.decode_stream(fed())
         for latents in in_windows(self._arriving(clip), self.window):
-            waiting.append(latents)  # pulled by the next line, so that nobody waits for a unit while holding the lock
+            waiting.append(latents)  # `next(frames)` below takes it: no thread waits for a unit while it holds the lock
             with self.one_at_a_time:
                 part = self.convert(next(frames)[0])
             yield part

@@ -1,4 +1,4 @@
-"""What a clip starts with when an image or the end of a video is given."""
+"""Clips that start with a given image, or with the end of a given video."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyramid_model.video.video import VideoError
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """An image file as it is shown: turned upright, RGB, transparent parts on black.
+    """An image file as viewers show it: turned upright, RGB, transparent parts on black.
 
     Raises:
         ValueError: the file is missing or is no image.
@@ -39,7 +39,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as it is shown: turned as its camera noted, RGB, transparent parts on black."""
+    """An image as viewers show it: turned by its EXIF orientation, RGB, transparent parts on black."""
     return as_rgb(ImageOps.exif_transpose(image))
 
 
@@ -93,7 +93,7 @@ def check_given(
     pyramid: PyramidConfig,
     autoregressive: bool = True,
 ) -> None:
-    """Refuse what no clip can start with; of a video file only the first frame is decoded.
+    """Refuse an image or video that cannot start the clip; of a video file only the first frame is decoded.
 
     Raises:
         ValueError: both are given, a file cannot be read, the clip is too short to hold a given part and a new one, or

@@ -1,4 +1,4 @@
-"""Where models are while they work and while they wait."""
+"""Offloading: which models stay on the device, and which wait in the CPU's memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Placement:
-    """Brings models to the device they work on.
+    """Moves models between the CPU's memory and the device.
 
     none: all of them stay there. model: each is there while it works, and in the CPU's memory otherwise.
     sequential: of those that are named to `working` as `in_turn`, even the layers come one after the other.
@@ -29,7 +29,7 @@ class Placement:
         self._hooks: list[RemovableHandle] = []
 
     def choose(self, offload: Offload, models: Sequence[nn.Module], in_turn: Sequence[nn.Module]) -> None:
-        """Settle `models` as this kind of offloading wants them before any works.
+        """Place `models` for this kind of offloading, before any of them computes.
 
         in_turn: those of them whose layers come one after the other where it is sequential.
         """
@@ -47,7 +47,7 @@ class Placement:
 
     @contextlib.contextmanager
     def working(self, *models: nn.Module) -> Iterator[None]:
-        """Have these models on the device."""
+        """Keep these models on the device within the block."""
         moved = [model for model in models if self.offload != "none" and model not in self._hooked]
         for model in moved:
             model.to(self.device)
@@ -69,7 +69,7 @@ class Placement:
 
 
 def layer_by_layer(model: nn.Module, device: torch.device) -> list[RemovableHandle]:
-    """Let every module bring its own weights to the device when it is called, and drop them there afterwards.
+    """Hook every module so that its weights are copied to the device for each call and freed afterwards.
 
     The weights stay in the CPU's memory throughout, so nothing travels back.
     """
@@ -83,23 +83,23 @@ def layer_by_layer(model: nn.Module, device: torch.device) -> list[RemovableHand
 
 
 class _Stay:
-    """Weights of one module, on the device for as long as the module works."""
+    """Hooks that copy the weights of one module to the device for the length of a call."""
 
     def __init__(self, weights: Sequence[Tensor], device: torch.device):
         self.weights, self.device = weights, device
-        self.at_home = [weight.data for weight in weights]
+        self.on_cpu = [weight.data for weight in weights]
 
     def begin(self, *_: object) -> None:
-        for weight, home in zip(self.weights, self.at_home, strict=True):
-            weight.data = home.to(self.device)
+        for weight, copy in zip(self.weights, self.on_cpu, strict=True):
+            weight.data = copy.to(self.device)
 
     def end(self, *_: object) -> None:
-        for weight, home in zip(self.weights, self.at_home, strict=True):
-            weight.data = home
+        for weight, copy in zip(self.weights, self.on_cpu, strict=True):
+            weight.data = copy
 
 
 def largest_layer_bytes(model: nn.Module) -> int:
-    """Most weights that sequential offloading has on the device at a time: the largest layer, and what holds layers."""
+    """Peak bytes of weights under sequential offloading: the largest leaf module, and its parents' own weights."""
     layers, holders = [0], 0
     for module in model.modules():
         own = sum(weight.nbytes for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)))

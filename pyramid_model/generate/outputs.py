@@ -1,4 +1,4 @@
-"""What a caller gets of a clip: frames, a tensor, or a file."""
+"""The form in which a caller gets a clip: frames, a tensor, or a file."""
 
 from __future__ import annotations
 

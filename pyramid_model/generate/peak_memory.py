@@ -1,4 +1,4 @@
-"""Memory of a computation, found by running the real code while nothing but the sizes of tensors is known."""
+"""Peak memory of a computation, measured by running its code on fake tensors, which have sizes and no content."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 class _Alive(TorchDispatchMode):
-    """Adds up the storages that operations return, from when each appears until its last tensor goes."""
+    """Sums the bytes of live storages: from the operation that returns one until its last tensor is freed."""
 
     def __init__(self):
         super().__init__()
         self.bytes = self.peak = 0
-        self.known: set[int] = set()  # ids of storages; each leaves with its storage, before the id is used again
+        self.known: set[int] = (
+            set()
+        )  # ids of live storages; an id is removed with its storage, before Python can use it again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         for tensor in _tensors((args, kwargs)):
-            self._meet(tensor.untyped_storage(), 0)  # met as an input first: it was there before
+            self._meet(tensor.untyped_storage(), 0)  # an input of an operation that was not counted existed before
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self._meet(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
@@ -60,7 +62,7 @@ class _Alive(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Makes attention between fake tensors one operation that allocates what fused kernels do, no table of scores."""
+    """Replaces attention on fake tensors by one operation that allocates as fused kernels do: no matrix of scores."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         fused = func is F.scaled_dot_product_attention and any(isinstance(tensor, FakeTensor) for tensor in args)

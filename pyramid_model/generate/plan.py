@@ -1,4 +1,4 @@
-"""How to generate within the memory there is: what waits elsewhere, how much is decoded at a time, in which tiles."""
+"""A plan for a memory limit: which models are offloaded, how many latents are decoded at a time, in which tiles."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.tiling import Tile
 
 SLACK = 1.1  # what kernels and the allocator take besides tensors
-DIT_WIDTHS = 15  # vectors of the DiT's width that are alive a token at the worst moment; measured, and tested
+DIT_WIDTHS = 15  # vectors of the DiT's width alive per token at the peak; measured, and tested
 TEXT_WIDTHS = 20  # the same of a text encoder
 LATENT_COPIES = 8  # start, result and history of every latent, at all stages
 TILE_SIDES = (1024, 768, 512, 384, 256, 192, 128)  # px; fewer tiles first
-TILED_COPIES = 2  # of the clip's pixels: rows of tiles, and the whole that they become
+TILED_COPIES = 2  # of the clip's pixels: rows of tiles, and the joined clip
 
 
-# The text encoder works once, the DiT hundreds of times: its layers take turns only when they must.
+# The text encoder runs once and the DiT hundreds of times, so the DiT's layers are offloaded last.
 KINDS: tuple[tuple[Offload, tuple[str, ...]], ...] = (
     ("none", ()),
     ("model", ()),
@@ -60,17 +60,17 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment of all."""
+        """Peak bytes over all phases."""
         return max(self.peaks.values())
 
     @property
     def spare(self) -> int:
-        """Bytes in which sampling may keep what it knows of history: half of what it leaves."""
+        """Bytes for the KV cache of history: half of what sampling leaves free."""
         return max(0, self.limit - self.peaks["sample"]) // 2
 
     @property
     def summary(self) -> str:
-        """What is done to fit, in one line."""
+        """The plan in one line."""
         tile = f"tiles of {self.tile.height}x{self.tile.width} px" if self.tile else "no tiles"
         when = "while sampling" if self.alongside else "after sampling"
         where = " ".join((self.offload, *self.in_turn))
@@ -166,7 +166,7 @@ def phase_bytes(
     window: int,
     tile: Tile | None,
 ) -> dict[str, int]:
-    """Bytes at the worst moment of each phase that there is: text, encode, sample, decode. kind: one of KINDS."""
+    """Peak bytes of each phase: text, encode (if frames are given), sample, decode. kind: one of KINDS."""
     offload, in_turn = kind
     text, dit, vae = sizes.text_bytes, sizes.dit_bytes, sizes.vae_bytes
     resident: dict[str, int]
@@ -238,7 +238,7 @@ def encode_bytes(sizes: ModelSizes, request: GenerationRequest, num_given: int, 
 
 
 def _lengths(total: int, first: int, window: int) -> tuple[int, ...]:
-    """Sizes of the first two windows; those that follow need no more."""
+    """Sizes of the first two windows; later ones need no more memory."""
     first = min(total, first)
     return (first, min(window, total - first)) if total > first else (first,)
 
@@ -253,7 +253,7 @@ def _vae_bytes(
     height: int,
     width: int,
 ) -> int:
-    """Peak of the real code, run on tensors that have a size but no content. described: the VAEConfig as JSON."""
+    """Peak of the VAE's own code, run on fake tensors. described: the VAEConfig as JSON."""
     config = VAEConfig.model_validate_json(described)
     with torch.device("meta"):
         vae = CausalVideoVAE(config)
@@ -278,7 +278,7 @@ def _num_latents(sizes: ModelSizes, request: GenerationRequest) -> int:
 
 
 def free_bytes(device: torch.device, already_there: int) -> int:
-    """Bytes that a device has for us, what our models hold of it included.
+    """Bytes of a device that this process may use, its own weights included.
 
     already_there: bytes of weights that are on it.
     """

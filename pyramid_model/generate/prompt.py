@@ -1,4 +1,4 @@
-"""What becomes of a prompt before the text encoder sees it."""
+"""Prompts before the text encoder: checks, suffix, negative prompt, and what is cut off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyramid_model.generate.request import GenerationRequest
 if TYPE_CHECKING:
     from pyramid_model.weights.checkpoint import Checkpoint
 
-MAX_CHARACTERS = 10_000  # far beyond the 128 tokens that count: somebody pasted the wrong thing
+MAX_CHARACTERS = 10_000  # far beyond the 128 tokens that the encoder reads: probably pasted by mistake
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def style_of(checkpoint: Checkpoint) -> PromptStyle:
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse what cannot be meant as a prompt.
+    """Refuse empty and absurdly long prompts.
 
     Raises:
         ValueError: there is no prompt, or one is empty or absurdly long.

@@ -1,4 +1,4 @@
-"""What a user asks for: size, length, steps and guidance. No torch in here: a request is checked before it loads."""
+"""A generation request: size, length, steps and guidance. Imports no torch, which takes seconds."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
 
 
 def find_subject(run: Run, config: EvaluateConfig) -> Subject:
-    """The model with its VAE, encoder and data: by default all as it was trained.
+    """The DiT with its VAE, text encoder and data; what the settings leave empty is taken from its training.
 
     Raises:
         StepError: one of them is not there.
@@ -94,7 +94,7 @@ def find_subject(run: Run, config: EvaluateConfig) -> Subject:
 
 
 def _question(config: EvaluateConfig, subject: Subject) -> str:
-    """Identity of what is asked about which model on which data; not against which champion."""
+    """Identity of an evaluation: settings, models and data. The champion is no part of it."""
     where = {"dit", "vae", "encoder", "selection", "captions", "num_cpus", "num_gpus"}
     data = [[pair.latent_id, pair.text_feature_id] for pair in (*subject.val, *subject.train)]
     return content_id(VERSION, config.model_dump(mode="json", exclude=where), subject.models.hashes, data)

@@ -1,9 +1,9 @@
-"""The measuring side of an evaluation: losses, samples, reconstructions, and the row with the verdict."""
+"""Actor of the evaluate step: measures losses, samples and reconstructions, and makes the row with the verdict."""
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from pyramid_model.config import DiTConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.generate.request import GenerationRequest
@@ -12,7 +12,7 @@ from pyramid_model.train.config import DiTLossConfig
 from pyramid_model.weights.record import ModelFolder, TrainedModel
 from tasks.models.folders import load_dit, load_vae, local_folder, read_record, writing_folder
 from tasks.models.gate import decide, passed
-from tasks.running.work import Produced
+from tasks.running.work import Item, Produced
 from tasks.tables.delta import ok_row
 from tasks.training.pairs import Pair, load_null_text, load_pairs
 from tasks.training.validation import val_losses
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tasks.training.train_dit import TrainDiTConfig
 
 Figures = dict[str, object]  # what was measured, as the evaluation's row keeps it in JSON
-NUM_MOTION_CLIPS = 8  # training clips whose motion stands for the data
+NUM_MOTION_CLIPS = 8  # training clips whose median motion is compared with that of samples
 
 
 class EvaluationItem(TypedDict):
@@ -53,7 +53,7 @@ class Reconstruction(TypedDict):
 
 
 class Evaluator:
-    """Actor: judges one model."""
+    """Actor: measures one model and asks the gate."""
 
     def __init__(self, subject: "Subject", config: "EvaluateConfig", folder: str):
         import torch
@@ -66,12 +66,12 @@ class Evaluator:
         self.dit, self.vae = load_dit(self.judged.uri, self.device), load_vae(subject.models.vae.uri, self.device)
         self.pyramid = subject.record.pyramid if subject.record else PyramidConfig()
 
-    def __call__(self, items: list[EvaluationItem]) -> Produced:
+    def __call__(self, items: list[Item]) -> Produced:
         """The row of the evaluation."""
-        return Produced({"evaluations": [self.row(item) for item in items]})
+        return Produced({"evaluations": [self.row(item) for item in cast(list[EvaluationItem], items)]})
 
     def row(self, item: EvaluationItem) -> Figures:
-        """Measure, decide, describe."""
+        """Measure the model, let the gate decide, and describe both in one row."""
         subject = self.subject
         models = subject.models.model_copy(update={"dit": self.judged})
         samples, motion, num_bad_samples = self.samples()
@@ -117,7 +117,7 @@ class Evaluator:
         return figures
 
     def samples(self) -> "tuple[list[Sample], Figures, int]":
-        """Clips sampled from training captions, how much they move beside the data, how many were not finite."""
+        """Clips sampled from training captions; their motion and that of the data; how many samples had NaN or Inf."""
         from pyramid_model.generate.batch import ClipBatch, PromptFeatures
         from pyramid_model.generate.pipeline import NotFiniteError, VideoPipeline
         from pyramid_model.metrics.quality import motion_magnitude

@@ -1,4 +1,4 @@
-"""The generating side of the generate step: one pipeline an actor, a block of prompts at a time."""
+"""Actor of the generate step: it holds one pipeline and samples a block of prompts at a time."""
 
 import contextlib
 import json
@@ -7,14 +7,14 @@ import resource
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes, written
 from tasks.models.folders import load_dit, load_encoder, load_vae, read_record
-from tasks.running.work import Produced
+from tasks.running.work import Item, Produced
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, ok_row
 
@@ -90,20 +90,20 @@ class ClipGenerator:
             self.pipeline.compile()
         self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()
 
-    def __call__(self, items: list[GenerationItem]) -> Produced:
-        """One row a clip. Those whose numbers are not finite get a row that says so; the others are made without."""
+    def __call__(self, items: list[Item]) -> Produced:
+        """One row a clip. A clip with NaN or Inf gets a failed row; the others are sampled again without it."""
         from pyramid_model.generate.pipeline import NotFiniteError
 
-        rows, left = [], list(items)
-        while left:
+        rows, waiting = [], cast(list[GenerationItem], items)
+        while waiting:
             try:
-                made = self.generate(left)
+                made = self.generate(waiting)
             except NotFiniteError as err:
-                bad = [left[sample] for sample in err.samples]
+                bad = [waiting[sample] for sample in err.samples]
                 rows += [bad_row(item, ("not_finite", str(err)), **self.columns(item)) for item in bad]
-                left = [item for item in left if item not in bad]
+                waiting = [item for item in waiting if item not in bad]
                 continue
-            rows += [self.row(item, uri, made, len(left)) for item, uri in zip(left, made.videos, strict=True)]
+            rows += [self.row(item, uri, made, len(waiting)) for item, uri in zip(waiting, made.videos, strict=True)]
             break
         return Produced({"generations": rows})
 
@@ -128,7 +128,7 @@ class ClipGenerator:
             return self.pipeline.generate(batch, on_unit=self.tell)
 
     def tell(self, done: int, total: int) -> None:
-        """Leave word of how many units this actor has finished, for the driver to find."""
+        """Write the number of units that this actor has finished to its progress file, which the driver reads."""
         self.num_units += 1
         storage.write_bytes(self.progress, json.dumps(self.num_units).encode())
 
@@ -146,21 +146,21 @@ class ClipGenerator:
     def row(self, item: GenerationItem, uri: str, made: "Clips", batch: int) -> Row:
         """Row of a clip that was written."""
         plan = made.plan
-        told: Row = {}
-        told |= made.timings
-        told |= {"clips_in_batch": batch, "device": self.pipeline.device.type, "offload": plan.offload}
+        timings: Row = {}
+        timings |= made.timings
+        timings |= {"clips_in_batch": batch, "device": self.pipeline.device.type, "offload": plan.offload}
         if plan.tile:
-            told["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
-        told["planned_bytes"] = plan.peaks
-        told_plan = f"within {self.config.max_memory}, at most {written(plan.peak)} planned: {plan.summary}"
-        kept_to = [told_plan] if self.config.max_memory else []
-        if notes := [*self.notes, *made.notes, *kept_to]:
-            told["notes"] = notes
+            timings["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
+        timings["planned_bytes"] = plan.peaks
+        plan_note = f"within {self.config.max_memory}, at most {written(plan.peak)} planned: {plan.summary}"
+        plan_notes = [plan_note] if self.config.max_memory else []
+        if notes := [*self.notes, *made.notes, *plan_notes]:
+            timings["notes"] = notes
         return ok_row(
             item,
             **self.columns(item),
             uri=uri,
-            timings=json.dumps(told),
+            timings=json.dumps(timings),
             peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),
         )
 

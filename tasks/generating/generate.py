@@ -15,7 +15,7 @@ from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
-from tasks.generating.clip_generator import ClipGenerator, GenerationItem, ModelFolders, given_files
+from tasks.generating.clip_generator import ClipGenerator, ModelFolders, given_files
 from tasks.generating.config import GenerateConfig, GenerateResult
 from tasks.models.folders import ModelSet, absolute, folder_hash, read_record
 from tasks.models.registry import champion
@@ -24,7 +24,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
-from tasks.running.work import PerItemWork
+from tasks.running.work import Item, PerItemWork
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
@@ -46,16 +46,7 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
         ValueError: there are no prompts, or what is asked for cannot be generated; nothing was loaded.
         FileNotFoundError: the given image or video is missing, or the directory of weights lacks parts.
     """
-    prompts = read_prompts(config.prompts, config.prompts_file)
-    if not prompts:
-        raise ValueError(
-            "there is nothing to generate: give a prompt, or set generate.prompts or generate.prompts_file"
-        )
-    check_prompts(prompts)
-    for kind in ("image", "video"):
-        uri = getattr(config, kind)
-        if uri and not storage.exists(uri):
-            raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
+    prompts = _asked_prompts(config)
     checkpoint = _checkpoint(config) if config.weights else None
     models = _named_models(run, checkpoint) if checkpoint else _champion(run)
     extra = _extra_settings(config, checkpoint)
@@ -95,19 +86,34 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
         )
         result = run_blocks(run, work, items, todo.num_done)
     rows = read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)).to_pylist()
-    made = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
+    clips = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
     failed = [row for row in rows if row["status"] == "failed"]
     return GenerateResult(
-        **dict(result, note=_note(result, list(made.values()), rewrites) or result.note),
+        **dict(result, note=_note(result, list(clips.values()), rewrites) or result.note),
         weights_hash=models.dit.hash,
         media=folder,
-        files=tuple(made[generation_id]["uri"] for generation_id in ids if generation_id in made),
+        files=tuple(clips[generation_id]["uri"] for generation_id in ids if generation_id in clips),
         failures=tuple(f"{row['prompt']!r}, seed {row['seed']}: {row['error']}" for row in failed),
     )
 
 
+def _asked_prompts(config: GenerateConfig) -> list[str]:
+    """The prompts of the settings, once it is clear that they can be meant and that the given files exist."""
+    prompts = read_prompts(config.prompts, config.prompts_file)
+    if not prompts:
+        raise ValueError(
+            "there is nothing to generate: give a prompt, or set generate.prompts or generate.prompts_file"
+        )
+    check_prompts(prompts)
+    for kind in ("image", "video"):
+        uri = getattr(config, kind)
+        if uri and not storage.exists(uri):
+            raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
+    return prompts
+
+
 def _rewrites(run: Run, config: GenerateConfig, prompts: Sequence[str]) -> list[Rewrite]:
-    """The prompts, with what is generated in their place."""
+    """Each prompt with its rewritten text, if prompts are rewritten."""
     if not config.rewrite or config.rewriter is None:
         return [Rewrite(prompt) for prompt in prompts]
     return rewrite_prompts(run.root, prompts, config.rewrite, config.rewriter)
@@ -132,7 +138,7 @@ def _folders(models: ModelSet, checkpoint: "Checkpoint | None") -> ModelFolders:
 
 
 def _check_champion(config: GenerateConfig, models: ModelSet) -> None:
-    """Refuse what the champion cannot make before it is loaded. Needs torch: not for clips that are there."""
+    """Refuse a request that the champion cannot make, before its weights are loaded. Imports torch."""
     from pyramid_model.weights.released_names import CONFIG_FILE, vae_config_from_released
 
     record = read_record(models.dit.uri)
@@ -143,7 +149,7 @@ def _check_champion(config: GenerateConfig, models: ModelSet) -> None:
 
 
 def _checkpoint(config: GenerateConfig) -> "Checkpoint":
-    """The directory of `weights`; refuses what it cannot make before anything of it is loaded."""
+    """The directory `weights`. Refuses a request that its models cannot make, before weights are loaded."""
     from pyramid_model.generate.checks import check_checkpoint
     from pyramid_model.weights.checkpoint import read_checkpoint
 
@@ -164,7 +170,7 @@ def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig,
 
 
 def _block_size(checkpoint: "Checkpoint", config: GenerateConfig, num_items: int, device: str) -> int:
-    """Clips that can be sampled together within `max_memory`; what is free instead, only the actors can see.
+    """Clips that can be sampled together within `max_memory`. Without a limit only the actors know what is free.
 
     Raises:
         ValueError: not even one fits.
@@ -207,7 +213,7 @@ def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
 
 
 def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, str]:
-    """What else changes the clips; only what is used is named, so that clips keep the ids they had without it."""
+    """Settings that change the clips beside the request. Only those in use are named: others leave the ids alone."""
     extra: dict[str, str] = {}
     for kind in ("image", "video"):
         if uri := getattr(config, kind):
@@ -235,13 +241,13 @@ def _device(run: Run, config: GenerateConfig) -> tuple[str, float]:
 
 
 def _units(config: GenerateConfig) -> int:
-    """Units of a clip that are sampled, about: of a video that is given half may be there already."""
+    """About how many units of a clip are sampled; a given video may bring up to half of them."""
     return config.request.num_latent_frames - (1 if config.image else 0)
 
 
 @contextlib.contextmanager
 def _telling_units(progress: str, total: int) -> Iterator[None]:
-    """Tell whoever listens how many units the actors have left word of."""
+    """Report progress while actors work: the sum of the unit counts that they write to files `progress`-*."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -268,17 +274,15 @@ def _telling_units(progress: str, total: int) -> Iterator[None]:
 
 
 def _note(result: StepResult, rows: Sequence[Mapping[str, str]], rewrites: Sequence[Rewrite]) -> str:
-    """What the actors and the rewriter had to say about the clips that are new, each sentence once."""
+    """Notes of the actors and of the rewriter on new clips, each sentence once; empty if there are none."""
     if not result.num_new:
         return ""
-    notes = dict.fromkeys(f"prompts stay as they are: {one.reason}" for one in rewrites if one.reason)
+    notes = dict.fromkeys(f"prompts stay as they are: {rewrite.reason}" for rewrite in rewrites if rewrite.reason)
     notes |= dict.fromkeys(note for row in rows for note in json.loads(row["timings"]).get("notes", []))
     return "; ".join(notes)
 
 
-def _item(
-    rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, str]
-) -> GenerationItem:
+def _item(rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, str]) -> Item:
     settings = config.request.model_dump(mode="json") | dict(extra)
     if rewrite.text:
         settings |= {"rewrite": config.rewrite, "prompt_rewritten": rewrite.text}

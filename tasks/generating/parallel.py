@@ -1,4 +1,4 @@
-"""Clips that several ranks make together: each holds the models, and they share the sampling. For torchrun and Ray.
+"""One clip sampled by several ranks together: each rank holds all models. Runs under torchrun or as Ray actors.
 
     torchrun --nproc-per-node 4 -m tasks.generating.parallel '{"models": {"directory": …, "variant": "768p"},
                                                              "prompt": "a lake at dawn", "uri": "lake.mp4"}'
@@ -27,7 +27,7 @@ from tasks.running.run import RayConfig
 
 
 class SharedClip(Config):
-    """One clip, and who makes it."""
+    """One clip, and the ranks that sample it."""
 
     models: ModelFolders
     prompt: str
@@ -45,7 +45,7 @@ class SharedClip(Config):
 
 
 class Rank:
-    """What every rank holds: the models, of which the transformer shares its work with the other ranks."""
+    """One rank: the models, of which the DiT splits its tokens or guidance rows with the other ranks."""
 
     def __init__(self, models: ModelFolders, device: str, dtype: str = "", num_ranks: int = 1, guided: bool = True):
         from pyramid_model.parallel.layout import best_layout, share_sampling
@@ -55,7 +55,7 @@ class Rank:
         share_sampling(self.pipeline.dit, best_layout(num_ranks, self.pipeline.dit.config.num_heads, guided))
 
     def generate(self, clip: SharedClip, writes: bool) -> dict[str, float]:
-        """Make the clip together with all other ranks, which call this too; one of them decodes and writes it.
+        """Sample the clip together with all other ranks, which make the same call; one of them decodes and writes it.
 
         Returns:
             Seconds by name.
@@ -75,7 +75,7 @@ class Rank:
         return self.pipeline.generate(batch).timings
 
     def agreed_bytes(self) -> int:
-        """Memory that every rank has: they remember history by it, and must do so alike."""
+        """The least free memory of all ranks: it bounds the KV cache of history, which must be equal on all of them."""
         import torch
         import torch.distributed as dist
 
@@ -89,7 +89,7 @@ class Rank:
 def run_rank(
     clips: Sequence[SharedClip], rank: int, num_ranks: int, device: str, init_method: str
 ) -> list[dict[str, float]]:
-    """What each process does from its start to its end; returns seconds by name, of each clip.
+    """Join the other ranks, load the models, sample the clips, leave. Returns seconds by name, of each clip.
 
     Args:
         clips: the same on every rank, and all by the same models.
@@ -109,7 +109,7 @@ def run_rank(
         guided = any(is_guided(clip.request) for clip in clips)
         own = Rank(clips[0].models, device, clips[0].dtype, num_ranks, guided)
         timings = [own.generate(clip, writes=rank == 0) for clip in clips]
-        dist.barrier()  # nobody leaves before the clips are there
+        dist.barrier()  # all ranks wait until rank 0 has written the clips
     finally:
         dist.destroy_process_group()
     return timings
@@ -143,7 +143,7 @@ def generate_with_ray(clips: Sequence[SharedClip]) -> list[dict[str, float]]:
                 f"{clip.num_ranks} ranks of {each:g} {kind}s need {each * clip.num_ranks:g} and the cluster has "
                 f"{cluster.get(kind, 0):g}: lower num_ranks, or add nodes"
             )
-    # PACK: ranks trade tokens in every block, which is fast inside a machine
+    # PACK: ranks exchange tokens in every block, which is fast within a machine
     group = placement_group([bundle] * clip.num_ranks, strategy="PACK")
     actors: list[Any] = [
         ray.remote(RankActor)

@@ -1,4 +1,4 @@
-"""Text encoders as folders: made, fetched, and found again by the features that came out of them."""
+"""Folders of text encoders: built or fetched, and found again by the hash that text features carry."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str
 
 
 def _build_tiny(run: Run, uri: str, texts: list[str], settings: dict[str, int]) -> None:
-    """Make the small encoder: its tokenizer knows the captions, its weights know nothing."""
+    """Build the small encoder: a tokenizer trained on the captions, random weights."""
     from pyramid_model.text import build_tiny_text_encoder
 
     with writing_folder(uri) as folder:

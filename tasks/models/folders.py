@@ -64,7 +64,7 @@ def folder_hash(run: Run, uri: str, kind: str) -> str:
 
     Kept under `<root>/models/hashes`.
 
-    Hashing reads gigabytes and may need torch, so the answer is remembered for files of these sizes and times.
+    Hashing reads gigabytes and may need torch, so the hash is cached by the sizes and times of the files.
 
     Raises:
         StepError: there is no such folder.
@@ -77,13 +77,13 @@ def folder_hash(run: Run, uri: str, kind: str) -> str:
     record = run.models("hashes", content_id(kind, uri, stamp) + ".json")
     if not storage.exists(record):
         with local_folder(uri) as folder:
-            found = {"uri": uri, "hash": _hash_function(kind)(folder)}
-        storage.write_bytes(record, json.dumps(found).encode())
+            entry = {"uri": uri, "hash": _hash_function(kind)(folder)}
+        storage.write_bytes(record, json.dumps(entry).encode())
     return json.loads(storage.read_bytes(record))["hash"]
 
 
 def hash_records(run: Run) -> list[dict[str, str]]:
-    """Every remembered hash: {"uri", "hash"}."""
+    """Every cached hash: {"uri", "hash"}."""
     fs, path = storage.filesystem(run.models("hashes"))
     return [json.loads(fs.cat_file(name)) for name in sorted(fs.glob(f"{path}/*.json"))]
 
@@ -105,7 +105,7 @@ def _hash_function(kind: str) -> Callable[[str], str]:
 
 
 def _files_hash(folder: str) -> str:
-    """Of everything that says how the model computes, and not of what stands beside it (README, licence)."""
+    """Hash of weights, configs and tokenizer files; README and licence do not enter."""
     from pyramid_model.weights.files_hash import files_hash
 
     suffixes = {".json", ".safetensors", ".bin", ".pth", ".txt", ".model"}
@@ -125,7 +125,7 @@ def read_record(uri: str) -> TrainedModel | None:
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[str]:
-    """A local path with the content of a folder: the folder itself, or a copy of a remote one that then goes."""
+    """A local path with the content of a folder: the folder itself, or a temporary copy of a remote one."""
     fs, path = storage.filesystem(uri)
     if storage.is_local(uri):
         yield path

@@ -26,17 +26,17 @@ class GateConfig(Config):
 
 
 class Check(Config):
-    """One question that the gate asked."""
+    """One limit, the value that was measured, and whether it was met."""
 
     name: str
     value: float | None = Field(description="what was measured; null when it is no finite number")
     limit: float
     passed: bool
-    rule: str = Field(description="the question as a sentence")
+    rule: str = Field(description="the rule as a sentence")
 
 
 def decide(metrics: Mapping[str, object], config: GateConfig) -> list[Check]:
-    """Ask every question that the figures allow.
+    """Compare the figures with the limits; a check whose figures are missing is left out.
 
     Args:
         metrics: `num_not_finite`, `val_loss`, `val_loss_untrained`; where they apply `val_loss_champion` (the champion
@@ -65,7 +65,7 @@ def decide(metrics: Mapping[str, object], config: GateConfig) -> list[Check]:
 
 
 def passed(checks: Sequence[Check]) -> bool:
-    """Whether every check passed; a gate that asked nothing lets nothing through."""
+    """Whether every check passed; without any check nothing passes."""
     return bool(checks) and all(check.passed for check in checks)
 
 

@@ -103,7 +103,7 @@ def client(root: str) -> "MlflowClient":
     """An MlflowClient for the tracking store, which is made if need be; MLflow's chatter and telemetry are off."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "true")
-    # A server that is away is known within two minutes; by MLflow's own defaults it would take up to a quarter hour.
+    # Give up on a server that does not answer after two minutes; MLflow's own defaults take up to a quarter of an hour.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     from mlflow import MlflowClient
@@ -161,7 +161,7 @@ class TrainingLog:
             self.client.log_batch(self.run_id, metrics=values[start : start + VALUES_A_BATCH])
         if new:
             self.last_step = max(int(row["step"]) for row in new)
-            # A metric of its own remembers how far the curve got, also when another process goes on.
+            # The metric `logged_step` says how far the curve is logged, also to a process that resumes it.
             self.client.log_metric(self.run_id, "logged_step", self.last_step, step=self.last_step)
 
     def finish(self, metrics: Mapping[str, object], tags: Mapping[str, str]) -> str:
@@ -248,7 +248,7 @@ def _registered_version(mlflow: "MlflowClient", name: str, candidate: Champion) 
 
 
 def _as_champion(version: "ModelVersion") -> Champion:
-    """A registered version as we describe models; its tags hold everything."""
+    """The champion that a registered version describes in its tags."""
     tags = version.tags
     dit, vae, encoder = (ModelFolder.model_validate_json(tags[part]) for part in ("dit", "vae", "encoder"))
     names = (tags.get("model_id", ""), tags.get("evaluation_id", ""))

@@ -1,4 +1,4 @@
-"""Weights that scorers need: found, fetched into the root, named by their content, and tried before work begins."""
+"""Weights of scorers: found or fetched into the root, hashed, and loaded once before work begins to check them."""
 
 import importlib.util
 import json
@@ -91,7 +91,7 @@ def model_hash(run: Run, uri: str) -> str:
 
 @contextmanager
 def tried(what: str, setting: str) -> Iterator[None]:
-    """Turn what a model says of weights that do not fit it into the error of a setting."""
+    """Turn a ValueError about weights that do not fit into a StepError that names the setting."""
     try:
         yield
     except ValueError as err:
@@ -165,7 +165,7 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
             f"{pretrained!r} is neither a checkpoint nor a tag of {model}: set scores.embeddings.pretrained to the "
             f"path of one, or to one of: {tags}"
         )
-    config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # the tag knows how it was trained
+    config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # as in their training
     preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
     try:
         found = (

@@ -41,7 +41,7 @@ class TrainingResult(StepResult):
 
 
 class Training(Protocol):
-    """What one model brings to the shared loop; built in every worker, with the data it needs."""
+    """The part of a training that differs by model; built in every worker, with the data it needs."""
 
     num_train: int
     num_val: int
@@ -87,7 +87,7 @@ class Job:
 
     @property
     def checkpoint(self) -> str:
-        """The file that a killed training goes on from."""
+        """The file from which a killed training resumes."""
         return storage.join(self.run.root, "checkpoints", self.model_id, "state.pt")
 
 

@@ -21,7 +21,7 @@ from tasks.tables.delta import read_table, table_version
 if TYPE_CHECKING:
     from torch import Tensor
 
-POSTERIOR = "mean,logvar"  # latents whose log-variances stand behind their means
+POSTERIOR = "mean,logvar"  # latents stored with their log-variances after the means
 TABLES = ("clips", "selections", "captions", "latents", "text_features")
 
 
@@ -45,11 +45,11 @@ class Pair(Config):
 
     @property
     def text_ids(self) -> set[str]:
-        """Of the features of all its captions."""
+        """Ids of the features of all its captions."""
         return {self.text_feature_id, *(choice.text_feature_id for choice in self.choices)}
 
     def drawn_text_id(self, chance: random.Random) -> str:
-        """Of the features of one of its captions, by weight."""
+        """Id of the features of one of its captions, drawn by weight."""
         if not self.choices:
             return self.text_feature_id
         ids, weights = zip(*((choice.text_feature_id, choice.weight) for choice in self.choices), strict=True)
@@ -207,7 +207,7 @@ def sources_of(source: PairSource, pairs: Sequence[Pair]) -> list[str]:
 
 
 class PairReader:
-    """Pairs on disk, each read when it is asked for; the memory of a training does not grow with its data.
+    """Pairs on disk, each read when it is asked for, so that memory does not grow with the data.
 
     pairs: those whose rows are there. bad: pairs that cannot be used, as far as it is known yet, "clip …: reason".
     """
@@ -241,7 +241,7 @@ class PairReader:
         from tasks.tables.blobs import CorruptBlobError
 
         pair = self.pairs[position]
-        # Drawn even where the latent is damaged: what a step sees must not depend on what has been read before it.
+        # Drawn also where the latent is damaged, so that the random numbers of a step do not depend on earlier reads.
         text_id = pair.drawn_text_id(chance) if chance else pair.text_feature_id
         blobs = []
         for what, reader, row_id in (("latent", self._latents, pair.latent_id), ("text", self._texts, text_id)):

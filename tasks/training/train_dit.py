@@ -106,7 +106,7 @@ class TrainDiTConfig(TrainingConfig):
 
     @property
     def columns(self) -> int:
-        """What a batch divides into: samples by stage."""
+        """Columns of a batch, which are samples by stage: batch_size must be a multiple."""
         return sum(self.loss.ratios(self.pyramid))
 
     @property
@@ -116,7 +116,7 @@ class TrainDiTConfig(TrainingConfig):
 
     @property
     def dit_setting(self) -> str:
-        """Where a recipe has it."""
+        """Dotted name of its section in a recipe."""
         return "train_dit.mmdit" if self.mmdit else "train_dit.model"
 
 
@@ -168,7 +168,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
 
 
 def _data_ids(pair: Pair) -> list[object]:
-    """What a training sees of a clip."""
+    """Ids of the data that a training reads for a clip."""
     choices = [[choice.text_feature_id, choice.weight] for choice in pair.choices]
     return [pair.latent_id, pair.text_feature_id, *([choices] if choices else [])]
 
@@ -183,7 +183,7 @@ def _check_channels(config: TrainDiTConfig, vae_uri: str) -> None:
 
 
 class DiTTraining:
-    """The DiT's side of a training: latents and features are read from the tables as the steps need them."""
+    """The DiT's part of a training. Latents and text features are read from the tables when a step needs them."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class DiTTraining:
         self._check_text()
 
     def _plan(self, names: dict[str, str]) -> "BatchPlan | None":
-        """What decides about batches where sizes or sources are mixed by settings."""
+        """The plan of batches where `mix` is set; None otherwise."""
         from pyramid_model.train.mixture import BatchPlan
 
         config = self.config
@@ -278,7 +278,7 @@ class DiTTraining:
         return pick_samples(self.alike, optim.batch_size, optim.seed, step, self.data_rank, self.data_world)
 
     def _sound(self, position: int, chance: random.Random) -> "tuple[int, Tensor, tuple[Tensor, Tensor]]":
-        """A sample with its position; in place of a damaged one the next of its shape that can be read."""
+        """A sample with its position. A damaged one is replaced by the next of its shape that can be read."""
         group = self.alike[position]
         for candidate in itertools.chain([position], group[group.index(position) + 1 :], group):
             if sample := self.train.read(candidate, chance):

@@ -75,7 +75,7 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
 
 
 def check_splits(num_train: int, num_val: int, what: str) -> None:
-    """Refuse to train on nothing, or to train what could not be judged.
+    """Refuse a training without training clips or without held-out ones.
 
     Raises:
         StepError: a split is empty.
@@ -106,7 +106,7 @@ def _check_frames(config: TrainVAEConfig, clips: Sequence[SelectedClip]) -> None
 
 
 class VAETraining:
-    """The VAE's side of a training. Every worker holds all clips, decoded at the size of their bucket, in memory.
+    """The VAE's part of a training. Every worker holds all clips, decoded at the size of their bucket, in memory.
 
     That is 0.4 MB for a clip of 33 frames at 64x64 px and 120 MB for one of 121 frames at 480x704 px: raise the number
     of nodes or shrink the selection before it fills a machine.

@@ -90,11 +90,11 @@ def sampling_table(config: DiTConfig, size: Size, device: torch.device, peak_flo
             compile_blocks(dit)
         run(dit, (2, *size[1:]), device, None)
         for name, reuse, counted in ways:
-            reuse.memories.clear()
+            reuse.kv_caches.clear()
             measured = measure(lambda reuse=reuse: run(dit, size, device, reuse), device)
             flops = generation_flops(config, sampling_of(size), NUM_NEGATIVE, reuse=counted).total
             _row(table, repeat + name, measured, flops, peak_flops)
-            reuse.memories.clear()
+            reuse.kv_caches.clear()
     return table
 
 

@@ -1,4 +1,4 @@
-"""Configs of the models: what they are made of, and the sizes that were released."""
+"""Configs of the models, with the released sizes as defaults."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def without_unused(config: Config, dump: SerializerFunctionWrapHandler, added: I
 
 
 class LatentNorm(Config):
-    """Shift and scale that give latents about zero mean and unit variance: normalised = (latent - shift) * scale.
+    """Shift and scale to about zero mean and unit variance: normalised = (latent - shift) * scale.
 
-    The first latent frame of a clip sees no past, so its statistics differ from those of the later ones.
-    Each value is one number, or one per latent channel.
+    The first latent frame of a clip is encoded without a past, so its statistics differ from those of later frames.
+    Each value is one number for all latent channels, or one number per channel.
     """
 
     first_shift: PerChannel
@@ -43,7 +43,7 @@ class LatentNorm(Config):
     rest_scale: PerChannel
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE makes them -> latents as the DiT sees them; both (b c t h w), a new tensor."""
+        """Latents of the VAE -> input of the DiT; both (b c t h w), a new tensor."""
         shift, scale = self._by_frame(latents)
         return ((latents - shift) * scale).to(latents.dtype)
 
@@ -53,7 +53,7 @@ class LatentNorm(Config):
         return (latents / scale + shift).to(latents.dtype)
 
     def _by_frame(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale as (1 c t 1 1), c = 1 where one number serves all channels; float32 at least."""
+        """(shift, scale), (1 c t 1 1) each, at least float32; c = 1 if there is one number for all channels."""
         exact = latents[:0] if latents.element_size() > 2 else latents[:0].float()
 
         def spread(first: PerChannel, rest: PerChannel) -> Tensor:
@@ -69,7 +69,7 @@ SD3_LATENT_NORM = LatentNorm(first_shift=0.1490, first_scale=1 / 1.8415, rest_sh
 
 
 class VAEStackConfig(Config):
-    """One half of the VAE, a list of blocks from the pixel side inwards (encoder) or from the latent side (decoder)."""
+    """Encoder or decoder of the VAE: a sequence of blocks, from pixels (encoder) or from latents (decoder) on."""
 
     channels: tuple[int, ...] = Field((128, 256, 512, 512), description="per block, listed from the pixel side")
     layers: tuple[int, ...] = Field(
@@ -83,7 +83,7 @@ class VAEStackConfig(Config):
     def _check(self) -> VAEStackConfig:
         lengths = {name: len(getattr(self, name)) for name in ("channels", "layers", "resample_space", "resample_time")}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"one entry per block is needed in each of {lengths}: make them equally long")
+            raise ValueError(f"the lists differ in length, {lengths}: give each of them one entry per block")
         uneven = [c for c in self.channels if c % self.norm_groups]
         if uneven:
             raise ValueError(f"norm_groups {self.norm_groups} does not divide channels {uneven}")
@@ -128,7 +128,7 @@ class VAEConfig(Config):
 
 
 class DiTConfig(Config):
-    """What the configs of all diffusion transformers hold."""
+    """Settings that all diffusion transformers share."""
 
     latent_channels: int = Field(16, ge=1)
     num_heads: int = Field(ge=1)
@@ -138,13 +138,13 @@ class DiTConfig(Config):
     causal: bool = Field(True, description="a frame attends to itself and earlier frames only")
     history_time: Literal["shared", "clean"] = Field(
         "shared",
-        description="timestep told to text and history: the noisy frame's, as released, or always 0; "
-        "clean ones need computing once a stage and not at every step",
+        description="timestep of text and history: shared: the noisy frame's, as released; clean: always 0, so that "
+        "they are computed once a stage instead of at every step",
     )
 
     @model_serializer(mode="wrap")
     def _without_shared(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As written down before history had a time of its own, where it has none: models keep their ids."""
+        """Omit `history_time` at its default, so that the ids of models from before this setting stay the same."""
         return without_unused(self, dump, ["history_time"])
 
     @property
@@ -159,14 +159,16 @@ class DiTConfig(Config):
 
 
 class VAEGANConfig(Config):
-    """Weights of the published VAE training: pixels, perception, latents, an adversary. Frames are in [-1, 1]."""
+    """Weights of the terms of the published VAE loss. Frames are in [-1, 1]."""
 
     pixel_weight: float = Field(10.0, ge=0, description="of the squared error")
     perceptual_weight: float = Field(1.0, ge=0, description="of LPIPS on VGG16")
-    logvar: float = Field(0.0, description="log variance of the reconstruction; never trained")
-    kl_weight: float = Field(1e-12, ge=0, description="pull of the latents to the unit normal, a latent channel")
-    adversarial_weight: float = Field(0.5, ge=0, description="of the adversary, relative to the reconstruction's pull")
-    adversarial_start: int = Field(250_000, ge=0, description="step at which the adversary joins")
+    logvar: float = Field(0.0, description="log variance of the reconstruction; not trained")
+    kl_weight: float = Field(1e-12, ge=0, description="of the divergence from the unit normal, per latent channel")
+    adversarial_weight: float = Field(
+        0.5, ge=0, description="of the adversarial loss, relative to the gradient of the reconstruction"
+    )
+    adversarial_start: int = Field(250_000, ge=0, description="step at which the adversarial loss starts")
 
 
 class MiniFluxConfig(DiTConfig):
@@ -208,7 +210,9 @@ class PyramidConfig(Config):
     """How a clip is cut into resolutions (stages) and into units of time."""
 
     num_stages: int = Field(3, ge=1, le=4, description="resolutions, coarse to fine; each doubles h and w")
-    stage_bounds: tuple[float, ...] | None = Field(None, description="where stages meet, 0..1; none: equal parts")
+    stage_bounds: tuple[float, ...] | None = Field(
+        None, description="boundaries of the stages on the path, rising from 0 to 1; empty: equal parts"
+    )
     gamma: float = Field(1 / 3, gt=0, le=1 / 3, description="negative correlation of the noise added at a jump")
     shift: float = Field(1.0, gt=0, description="more than 1 spends more of the path at high noise")
     frames_per_unit: int = Field(1, ge=1, description="latent frames generated together after the first")
@@ -218,10 +222,13 @@ class PyramidConfig(Config):
     def _check(self) -> PyramidConfig:
         bounds = self.bounds
         if len(bounds) != self.num_stages + 1 or bounds[0] != 0 or bounds[-1] != 1 or list(bounds) != sorted(bounds):
-            raise ValueError(f"stage_bounds {bounds}: need {self.num_stages + 1} rising numbers from 0 to 1")
+            raise ValueError(
+                f"stage_bounds {bounds} do not fit num_stages {self.num_stages}: need {self.num_stages + 1} rising "
+                "numbers from 0 to 1"
+            )
         return self
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """Where stages meet on the unshifted path: num_stages + 1 numbers from 0 (noise) to 1 (data)."""
+        """Boundaries of the stages on the unshifted path: num_stages + 1 numbers from 0 (noise) to 1 (data)."""
         return self.stage_bounds or tuple(i / self.num_stages for i in range(self.num_stages + 1))

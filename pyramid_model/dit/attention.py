@@ -1,7 +1,8 @@
-"""Attention that is causal by frame, without a mask.
+"""Frame-causal attention without a mask.
 
-A mask over all pairs of tokens would cost memory, shut out the fast kernels and compute what it then hides. Frames come
-in order, so what a frame may see is always the first part of the sequence: one plain call a frame does the same.
+A mask over all pairs of tokens would need memory, prevent the use of fast kernels, and compute attention scores that it
+then discards. Frames are in order, so the keys that a frame may attend to are always a prefix of the sequence. One
+unmasked call for each frame gives the same result.
 """
 
 from __future__ import annotations
@@ -13,50 +14,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 4096  # tokens: enough to keep a GPU busy
+CHUNK = 4096  # tokens for one call of `in_chunks`: enough to keep a GPU busy
 QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (b n h d)
 
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pads: Sequence[int]) -> Tensor:
-    """Each frame attends to itself and to all that comes before it.
+    """Attention in which the tokens of a frame attend to their own frame and to everything before it.
 
     Args:
         q: queries of the last n of N tokens, (b n h d).
         k, v: keys and values of all tokens, (b N h d).
-        ends: where the frames end, counted in all tokens; those that end before the first query are passed over.
-        pads: padded tokens at the start of each sample's sequence. Nobody sees them, and what they find is zero.
+        ends: index of the token after each frame, in the sequence of all N tokens. Frames that end before the first
+            query are skipped.
+        pads: number of padding tokens at the start of each sample's sequence, one entry for each sample. Padding is
+            attended to by no query, and its own attention output is zero.
 
     Returns:
         (b n h*d).
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    left = [end for end in ends if end > k.shape[2] - q.shape[2]]
-    rows, done = [], 0
-    for pad, run in groupby(pads):
-        count = len(list(run))
-        rows.append(_attend_frames(*(x[done : done + count] for x in (q, k, v)), left, pad))
-        done += count
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    query_ends = [end for end in ends if end > k.shape[2] - q.shape[2]]
+    outputs, first = [], 0
+    for pad, samples in groupby(pads):  # consecutive samples with the same padding share the calls
+        stop = first + len(list(samples))
+        outputs.append(_attend_frames(*(x[first:stop] for x in (q, k, v)), query_ends, pad))
+        first = stop
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _attend_frames(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pad: int) -> Tensor:
-    """`frame_attention` of samples that have as much padding; q, k, v: (b h n d)."""
+    """`frame_attention` of samples that all have `pad` padding tokens; q, k, v: (b h n d)."""
     first_query = start = k.shape[2] - q.shape[2]
-    found = []
+    outputs = []
     for end in ends:
         begin = max(start, min(pad, end))
         queries = q[:, :, begin - first_query : end - first_query]
         out = F.scaled_dot_product_attention(queries, k[:, :, pad:end], v[:, :, pad:end])
         out = out.transpose(1, 2).flatten(2)
-        found.append(F.pad(out, (0, 0, begin - start, 0)) if begin > start else out)
+        outputs.append(F.pad(out, (0, 0, begin - start, 0)) if begin > start else out)
         start = end
-    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def in_chunks(apply: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
-    """Apply something that treats each token alone to tokens (b n …), in parts where no gradient needs the whole.
+    """Apply a token-wise function to tokens (b n …); without gradients, to `CHUNK` tokens at a time.
 
-    The wide inner layers of a block are what takes most memory; the result is the same.
+    This limits the memory of the widest activations, those inside a block's MLP. The result is the same.
     """
     if torch.is_grad_enabled() or tokens[0].shape[1] <= CHUNK:
         return apply(*tokens)
@@ -65,28 +68,33 @@ def in_chunks(apply: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Layer norm without weights, then scale and shift. See `by_segment`; x: (b n d)."""
+    """Layer norm without weights, then scale and shift. x: (b n d); shift, scale: (b s d); see `by_segment`."""
     normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
     return by_segment(lambda x, shift, scale: torch.addcmul(shift, x, 1 + scale), lengths, [normed], [shift, scale])
 
 
 def add_gated(x: Tensor, gate: Tensor, update: Tensor, lengths: Sequence[int]) -> Tensor:
-    """x + gate * update. See `by_segment`; x, update: (b n d)."""
+    """x + gate * update. x, update: (b n d); gate: (b s d); see `by_segment`."""
     return by_segment(lambda x, update, gate: torch.addcmul(x, gate, update), lengths, [x, update], [gate])
 
 
 def by_segment(
     apply: Callable[..., Tensor], lengths: Sequence[int], tokens: Sequence[Tensor], vectors: Sequence[Tensor]
 ) -> Tensor:
-    """Apply something to segments of tokens (b n d) that share a vector each, without a vector for every token.
+    """Apply a function to each segment of tokens together with the vectors of that segment.
+
+    Vectors are broadcast over a segment, so they need not be repeated for every token.
 
     Args:
-        apply: takes each of `tokens`, cut to a segment, then that segment's entry of each of `vectors`, (b 1 d).
-        lengths: tokens of each segment; together n.
+        apply: takes each of `tokens`, sliced to one segment, then that segment's entry of each of `vectors`, (b 1 d).
+        lengths: number of tokens in each segment; their sum is n.
         tokens: (b n d) each.
         vectors: (b s d) each, s the number of segments.
+
+    Returns:
+        The results of all segments, concatenated along n.
     """
     if len(lengths) == 1:
         return apply(*tokens, *vectors)
-    cut = [x.split(list(lengths), dim=1) for x in tokens] + [x.split(1, dim=1) for x in vectors]
-    return torch.cat([apply(*parts) for parts in zip(*cut, strict=True)], dim=1)
+    segments = [x.split(list(lengths), dim=1) for x in tokens] + [x.split(1, dim=1) for x in vectors]
+    return torch.cat([apply(*segment) for segment in zip(*segments, strict=True)], dim=1)

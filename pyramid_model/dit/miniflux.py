@@ -1,4 +1,4 @@
-"""miniFLUX: a small FLUX-like transformer, with space and time in its rotary embedding."""
+"""miniFLUX: a small FLUX-like transformer. Rotary embedding encodes time, height and width."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pyramid_model.config import MiniFluxConfig
 from pyramid_model.dit.attention import add_gated, in_chunks, modulate
 from pyramid_model.dit.blocks import AttentionInput, DoubleBlock
-from pyramid_model.dit.memory import BlockMemory
+from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.packing import PATCH, Packing, patchify
 from pyramid_model.dit.transformer import DiT
 
@@ -19,22 +19,22 @@ QK_EPS = 1e-6
 
 
 class SingleBlock(AttentionInput):
-    """Attention and MLP side by side on the joined sequence."""
+    """Attention and MLP in parallel on the joined sequence, with the same weights for text and image."""
 
     def __init__(self, config: MiniFluxConfig):
         super().__init__(config, num_modulations=3, qk_eps=QK_EPS)
         self.mlp_in = nn.Linear(config.dim, 4 * config.dim)
         self.out = nn.Linear(5 * config.dim, config.dim)
 
-    def forward(self, x: Tensor, cond: Tensor, packing: Packing, memory: BlockMemory | None = None) -> Tensor:
-        """x: joined tokens (b n d). Other arguments as in `DoubleBlock.forward`."""
+    def forward(self, x: Tensor, cond: Tensor, packing: Packing, kv_cache: BlockKVCache | None = None) -> Tensor:
+        """Joined tokens (b n d) after the block, same shape. Other arguments as in `DoubleBlock.forward`."""
         shift, scale, gate = self.modulations(cond)
         h = modulate(x, shift, scale, packing.joined_segments)
-        update = in_chunks(self.leave, packing.attend(self.qkv(h), memory), h)
+        update = in_chunks(self.leave, packing.attend(self.qkv(h), kv_cache), h)
         return add_gated(x, gate, update, packing.joined_segments)
 
     def leave(self, attended: Tensor, h: Tensor) -> Tensor:
-        """What tokens found and what they are, both (b n d) -> what is added to them."""
+        """Attention output and modulated tokens h, both (b n d) -> update of the residual stream before the gate."""
         return self.out(torch.cat([attended, F.gelu(self.mlp_in(h), approximate="tanh")], dim=-1))
 
 
@@ -55,7 +55,7 @@ class MiniFlux(DiT):
         )
 
     def embed(self, columns: list[list[Tensor]]) -> Tensor:
-        """See `DiT.embed`; where a token lies is told by rotation alone."""
+        """See `DiT.embed`. Positions are encoded by the rotary embedding alone."""
         return self.patch_in(torch.cat([patchify(clip) for column in columns for clip in column], dim=1))
 
     @property
@@ -64,13 +64,13 @@ class MiniFlux(DiT):
         return [*self.double_blocks, *self.single_blocks]
 
     def transform(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, kv_caches: Sequence[BlockKVCache | None]
     ) -> Tensor:
         """See `DiT.transform`."""
         num_double = len(self.double_blocks)
-        for block, memory in zip(self.double_blocks, memories[:num_double], strict=True):
-            image, text = block(image, text, cond, packing, memory)
+        for block, kv_cache in zip(self.double_blocks, kv_caches[:num_double], strict=True):
+            image, text = block(image, text, cond, packing, kv_cache)
         joined = packing.join(text, image)
-        for block, memory in zip(self.single_blocks, memories[num_double:], strict=True):
-            joined = block(joined, cond, packing, memory)
+        for block, kv_cache in zip(self.single_blocks, kv_caches[num_double:], strict=True):
+            joined = block(joined, cond, packing, kv_cache)
         return packing.split(joined)[1]

@@ -1,4 +1,7 @@
-"""MMDiT: the variant that grew out of Stable Diffusion 3. Space is in a table added to the tokens, time in rotation."""
+"""MMDiT: the variant derived from Stable Diffusion 3.
+
+A position table added to the tokens encodes height and width; rotary embedding encodes time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.nn import functional as F
 from pyramid_model.config import MMDiTConfig
 from pyramid_model.dit.attention import QKV, modulate
 from pyramid_model.dit.blocks import AttentionInput, DoubleBlock, Stream, joint_attention
-from pyramid_model.dit.memory import BlockMemory
+from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.packing import PATCH, Packing
 from pyramid_model.dit.rope import THETA
 from pyramid_model.dit.transformer import DiT
@@ -21,35 +24,35 @@ QK_EPS = 1e-5
 
 
 class LastText(AttentionInput):
-    """Text of the last block: the image looks at it, and nothing comes of it."""
+    """Text weights of the last block: they compute keys, values and queries only; the text output is discarded."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__(config, num_modulations=2, qk_eps=QK_EPS)
 
     def enter(self, x: Tensor, cond: Tensor, lengths: Sequence[int]) -> QKV:
-        """As `Stream.enter`, of what attention needs alone."""
-        scale, shift = self.modulations(cond)  # in the order of the last layer's, not of the other blocks'
+        """Queries, keys and values of the text, (b n h d) each. Arguments as in `Stream.enter`."""
+        scale, shift = self.modulations(cond)  # scale first, as in the output layer; the other blocks have shift first
         return self.qkv(modulate(x, shift, scale, lengths))
 
 
 class LastBlock(nn.Module):
-    """A double block that leaves the text as it is."""
+    """The last double block: it updates the image tokens and returns the text tokens unchanged."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
         self.image, self.text = Stream(config, QK_EPS), LastText(config)
 
     def forward(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memory: BlockMemory | None = None
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, kv_cache: BlockKVCache | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `DoubleBlock.forward`."""
-        image_qkv, image_rest = self.image.enter(image, cond, packing.image_segments)
+        image_qkv, image_modulations = self.image.enter(image, cond, packing.image_segments)
         if packing.num_text:
             text_qkv = self.text.enter(text, cond, packing.text_segments)
-            _, image_attended = joint_attention(text_qkv, image_qkv, packing, memory)
-        else:  # it is in memory
-            image_attended = packing.attend(image_qkv, memory)
-        return self.image.leave(image, image_attended, image_rest, packing.image_segments), text
+            _, image_attended = joint_attention(text_qkv, image_qkv, packing, kv_cache)
+        else:  # keys and values of the text are in the KV cache
+            image_attended = packing.attend(image_qkv, kv_cache)
+        return self.image.leave(image, image_attended, image_modulations, packing.image_segments), text
 
 
 class MMDiT(DiT):
@@ -63,14 +66,14 @@ class MMDiT(DiT):
         blocks = [DoubleBlock(config, QK_EPS) for _ in range(config.num_blocks - 1)]
         super().__init__(
             config,
-            rope_axes=(config.head_dim,),  # time alone
+            rope_axes=(config.head_dim,),  # the rotary embedding encodes time only
             patch_in=nn.Conv2d(config.latent_channels, config.dim, PATCH, stride=PATCH),
             double_blocks=nn.ModuleList([*blocks, LastBlock(config)]),
         )
         self.register_buffer("positions", position_table(config))
 
     def embed(self, columns: list[list[Tensor]]) -> Tensor:
-        """See `DiT.embed`; each token carries where it lies in the picture."""
+        """See `DiT.embed`. The position in the picture is added to each token."""
         return torch.cat([self.clip_tokens(clip, column[-1]) for column in columns for clip in column], dim=1)
 
     def clip_tokens(self, clip: Tensor, noisy: Tensor) -> Tensor:
@@ -80,27 +83,28 @@ class MMDiT(DiT):
         return rearrange(patches, "(b t) d h w -> b (t h w) d", b=clip.shape[0])
 
     def clip_positions(self, clip: Tensor, noisy: Tensor) -> Tensor:
-        """What is added to the patches of each frame of a clip, (1 d h w).
+        """Position embedding of the patches of one frame of a clip, (1 d h w).
 
-        The noisy clip takes the middle of the table. A history clip of another resolution covers the same picture, so
-        it takes that middle too, interpolated to its own number of patches.
+        The noisy clip uses the centre of the position table. A history clip of another resolution shows the same
+        picture, so it uses the same centre, interpolated to its own number of patches.
 
         Raises:
-            ValueError: the noisy clip has more patches than the table.
+            ValueError: the noisy clip has more patches along a side than the position table.
         """
         (h, w), (noisy_h, noisy_w) = ((x.shape[3] // PATCH, x.shape[4] // PATCH) for x in (clip, noisy))
         grid = self.config.position_grid
         if max(noisy_h, noisy_w) > grid:
             raise ValueError(
-                f"{noisy.shape[3]}x{noisy.shape[4]} latents are more than this model knows positions for: height and "
-                f"width can be at most {grid * PATCH} latents (position_grid * {PATCH})"
+                f"a clip of {noisy.shape[3]}x{noisy.shape[4]} latents is larger than the model's position table: "
+                f"height and width can be at most {grid * PATCH} latents (position_grid {grid} * {PATCH}). Lower the "
+                "height or width of the clip"
             )
         top, left = (grid - noisy_h) // 2, (grid - noisy_w) // 2
         table = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=grid)
-        middle = table[:, :, top : top + noisy_h, left : left + noisy_w]
+        centre = table[:, :, top : top + noisy_h, left : left + noisy_w]
         if (h, w) == (noisy_h, noisy_w):
-            return middle
-        return F.interpolate(middle, size=(h, w), mode="bilinear", align_corners=False)
+            return centre
+        return F.interpolate(centre, size=(h, w), mode="bilinear", align_corners=False)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -108,19 +112,20 @@ class MMDiT(DiT):
         return list(self.double_blocks)
 
     def transform(
-        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: Sequence[BlockMemory | None]
+        self, image: Tensor, text: Tensor, cond: Tensor, packing: Packing, kv_caches: Sequence[BlockKVCache | None]
     ) -> Tensor:
         """See `DiT.transform`."""
-        for block, memory in zip(self.double_blocks, memories, strict=True):
-            image, text = block(image, text, cond, packing, memory)
+        for block, kv_cache in zip(self.double_blocks, kv_caches, strict=True):
+            image, text = block(image, text, cond, packing, kv_cache)
         return image
 
 
 def position_table(config: MMDiTConfig) -> Tensor:
-    """Sines and cosines of where a patch lies, (1 h*w d) float32 for the square grid: half of d for w, then for h."""
+    """Sine and cosine embedding of the square grid of patches, (1 h*w d) float32: half of d for w, then half for h."""
     grid, num = config.position_grid, config.dim // 4
-    at = (torch.arange(grid) / (grid / config.position_base)).double()  # rounded to float32 first, as published
-    angle = at[:, None] * THETA ** (-torch.arange(num, dtype=torch.float64) / num)
+    # rounded to float32 first, as in the published code
+    coordinates = (torch.arange(grid) / (grid / config.position_base)).double()
+    angle = coordinates[:, None] * THETA ** (-torch.arange(num, dtype=torch.float64) / num)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1).float()
     by_w, by_h = axis[None].expand(grid, -1, -1), axis[:, None].expand(-1, grid, -1)
     return rearrange(torch.cat([by_w, by_h], dim=-1), "h w d -> 1 (h w) d")

@@ -1,8 +1,8 @@
-"""How clips of several resolutions become one token sequence.
+"""Layout of the token sequence that is made from clips of several resolutions.
 
-A column is what the DiT predicts from: history clips, coarse to fine, then the noisy clip. Its tokens are
-[text | clip 0 | clip 1 | ... | noisy clip], each clip in raster order of t, h, w. A batch holds the same columns for
-every sample; their sequences follow each other, so that one matrix product serves all of them.
+A column holds the clips for one prediction: history clips, coarse to fine, then the noisy clip. Its tokens are
+[text | clip 0 | clip 1 | ... | noisy clip], each clip in raster order of t, h, w. Every sample of a batch has the same
+columns. Their sequences are concatenated, so that one matrix product computes all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pyramid_model.dit.attention import QKV, frame_attention
-from pyramid_model.dit.memory import BlockMemory
+from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.rope import rotate, rotation_table
 
 PATCH = 2
@@ -29,17 +29,17 @@ Size = tuple[int, int, int]  # t, h, w of a clip in latents
 class Packing:
     """Layout of the tokens of a batch of columns.
 
-    Where the text and the first frames of a column are remembered from an earlier call, the layout has the tokens
-    after them only.
+    If a KV cache holds the keys and values of the text and of the first frames, the layout covers only the tokens after
+    them.
 
-    num_text: text tokens a column.
-    num_history, num_noisy: image tokens of each column, of its history clips and of its noisy clip.
-    ends: per column, where its frames end in its whole sequence. The text ends with the first frame, since both see
-        each other. One end where every token sees every other.
-    rotation: rotary table of the joined sequence (n 1 d/2), on the device of the tokens.
-    clean_history: text and history have a modulation of their own.
-    pads: per column, padded tokens at the start of each sample's text.
-    keep: tokens of the column to be remembered by this call.
+    num_text: text tokens of each column.
+    num_history, num_noisy: image tokens of each column, in its history clips and in its noisy clip.
+    ends: for each column, the index of the token after each frame, in the column's whole sequence. Text and first frame
+        attend to each other, so they share one entry. A model that is not causal has a single entry.
+    rotation: rotary table of the joined sequence, (n 1 d/2) complex64, on the device of the tokens.
+    clean_history: text and history have modulations of their own, apart from the noisy clip's.
+    pads: for each column, the number of padding tokens at the start of each sample's text.
+    cache_tokens: tokens at the start of the column that the KV cache must hold after the call.
     """
 
     num_text: int
@@ -49,7 +49,7 @@ class Packing:
     rotation: Tensor
     clean_history: bool = False
     pads: tuple[tuple[int, ...], ...] = ()
-    keep: int = 0
+    cache_tokens: int = 0
 
     @cached_property
     def num_image(self) -> list[int]:
@@ -63,17 +63,17 @@ class Packing:
 
     @cached_property
     def image_segments(self) -> list[int]:
-        """Image tokens that share a modulation."""
+        """Number of image tokens in each segment; the tokens of a segment share one modulation."""
         return self._segments(self.num_history, self.num_noisy)
 
     @cached_property
     def text_segments(self) -> list[int]:
-        """Text tokens that share a modulation."""
+        """Number of text tokens in each segment."""
         return self._segments([self.num_text] * len(self.num_noisy), [0] * len(self.num_noisy))
 
     @cached_property
     def joined_segments(self) -> list[int]:
-        """Tokens of the joined sequence that share a modulation."""
+        """Number of tokens of the joined sequence in each segment."""
         return self._segments([self.num_text + n for n in self.num_history], self.num_noisy)
 
     def _segments(self, before: Sequence[int], noisy: Sequence[int]) -> list[int]:
@@ -90,7 +90,7 @@ class Packing:
         return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair], dim=1)
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse of `join`."""
+        """Inverse of `join`: (text, image)."""
         sizes = [size for n in self.num_image for size in (self.num_text, n)]
         parts = joined.split(sizes, dim=1)
         if len(parts) == 2:
@@ -98,23 +98,31 @@ class Packing:
         return torch.cat(parts[::2], dim=1), torch.cat(parts[1::2], dim=1)
 
     def noisy(self, image: Tensor) -> list[Tensor]:
-        """The noisy clip's tokens of each column, from image tokens (b n d)."""
+        """Tokens of each column's noisy clip, cut out of the image tokens (b n d) of all columns."""
         columns = image.split(self.num_image, dim=1)
         return [column[:, -n:] for column, n in zip(columns, self.num_noisy, strict=True)]
 
     def noisy_segments(self, vectors: Tensor) -> Tensor:
-        """Of vectors a segment (b s d), those of the noisy clips, (b g d)."""
+        """Vectors of the noisy clips, (b g d) for g columns, out of the vectors of all segments, (b s d)."""
         return vectors[:, 1::2] if self.clean_history else vectors
 
-    def attend(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
-        """What the tokens of each column find among themselves and in memory; joined (b n h d) -> (b n h*d)."""
+    def attend(self, qkv: QKV, kv_cache: BlockKVCache | None) -> Tensor:
+        """Attention within each column, over its own tokens and those in the KV cache.
+
+        Args:
+            qkv: of the joined sequence, (b n h d) each, before rotation.
+            kv_cache: of the only column; extended in place as `cache_tokens` says.
+
+        Returns:
+            (b n h*d).
+        """
         q, k, v = rotate(qkv[0], self.rotation), rotate(qkv[1], self.rotation), qkv[2]
-        if memory is not None:
-            k, v = memory.extend(k, v, self.keep)
+        if kv_cache is not None:
+            k, v = kv_cache.extend(k, v, self.cache_tokens)
             return frame_attention(q, k, v, self.ends[0], self.pads[0])
         columns = zip(*(x.split(self.lengths, dim=1) for x in (q, k, v)), self.ends, self.pads, strict=True)
-        found = [frame_attention(*column) for column in columns]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        outputs = [frame_attention(*column) for column in columns]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 @lru_cache(maxsize=1024)
@@ -125,27 +133,28 @@ def make_packing(
     causal: bool,
     clean_history: bool,
     device: torch.device,
-    known: int = 0,
-    remember: int = 0,
+    first_frame: int = 0,
+    num_cached: int = 0,
     mode: object = None,
 ) -> Packing:
-    """Layout for columns of clips of the given sizes, the last clip of each being the noisy one.
+    """Layout for columns of clips of the given sizes; the last clip of each column is the noisy one.
 
     Args:
         columns: sizes of each column's clips.
-        num_valid: text tokens that are no padding of each row; row = sample * number of columns + column.
-        rope_axes: channels of a head that are turned by t, h and w.
-        causal: whether a frame sees itself and earlier ones only.
-        clean_history: text and history have a modulation of their own.
+        num_valid: text tokens of each row, padding not counted; row = sample * number of columns + column.
+        rope_axes: channels of a head that are rotated by t, h and w.
+        causal: whether a frame attends to itself and earlier frames only.
+        clean_history: text and history have modulations of their own.
         device: of the tokens.
-        known: frames at the start of the only column that are in memory, and the text with them.
-        remember: frames that are to be in memory after this call.
-        mode: the `FakeTensorMode` of tokens without content. A layout made there is of no use to anybody else.
+        first_frame: first frame of the only column that is computed. The KV cache holds the text and earlier frames.
+        num_cached: frames of the only column that the KV cache must hold after the call.
+        mode: the `FakeTensorMode` of the tokens, if they are fake. Part of the cache key, since a layout made of fake
+            tensors cannot serve real ones.
     """
     num_text = max(num_valid)
-    packing = _packing(columns, num_text, rope_axes, causal, clean_history, device, known, mode)
+    packing = _packing(columns, num_text, rope_axes, causal, clean_history, device, first_frame, mode)
     pads = tuple(tuple(num_text - n for n in num_valid[i :: len(columns)]) for i in range(len(columns)))
-    return replace(packing, pads=pads, keep=packing.ends[0][remember - 1] if remember else 0)
+    return replace(packing, pads=pads, cache_tokens=packing.ends[0][num_cached - 1] if num_cached else 0)
 
 
 @lru_cache(maxsize=128)
@@ -156,20 +165,20 @@ def _packing(
     causal: bool,
     clean_history: bool,
     device: torch.device,
-    known: int,
+    first_frame: int,
     mode: object,
 ) -> Packing:
-    """`make_packing` by sizes alone: the part that takes time and memory, which many lengths of text share."""
+    """The part of `make_packing` that is slow and depends on sizes alone, not on the padding of each text."""
     ends = tuple(frame_ends(column, num_text) for column in columns)
-    first = ends[0][known - 1] if known else 0
+    first = ends[0][first_frame - 1] if first_frame else 0
     positions = [torch.cat([torch.zeros(num_text, 3, dtype=torch.float64), clip_positions(c)]) for c in columns]
     noisy = tuple(tokens_of(column[-1]) for column in columns)
-    num_text_left = 0 if known else num_text
-    history = tuple(end[-1] - first - num_text_left - n for end, n in zip(ends, noisy, strict=True))
-    with torch.inference_mode(False):  # later calls may want a gradient, whatever this one wants
+    computed_text = 0 if first_frame else num_text
+    history = tuple(end[-1] - first - computed_text - n for end, n in zip(ends, noisy, strict=True))
+    with torch.inference_mode(False):  # the layout is cached, and a later call may need gradients
         rotation = rotation_table(torch.cat(positions)[first:], rope_axes).to(device)
     return Packing(
-        num_text=num_text_left,
+        num_text=computed_text,
         num_history=history,
         num_noisy=noisy,
         ends=ends if causal else tuple(end[-1:] for end in ends),
@@ -179,13 +188,13 @@ def _packing(
 
 
 def frame_ends(column: tuple[Size, ...], num_text: int) -> tuple[int, ...]:
-    """Tokens of a column up to the end of each latent frame, the text included."""
+    """Number of tokens of a column up to the end of each latent frame, the text included."""
     tokens = [num_text, *(tokens_of((1, h, w)) for t, h, w in column for _ in range(t))]
     return tuple(accumulate(tokens))[1:]
 
 
 def tokens_of(size: Size) -> int:
-    """Tokens of a clip."""
+    """Number of tokens of a clip."""
     t, h, w = size
     return t * (h // PATCH) * (w // PATCH)
 
@@ -193,8 +202,8 @@ def tokens_of(size: Size) -> int:
 def clip_positions(column: tuple[Size, ...]) -> Tensor:
     """Coordinates (t, h, w) of a column's image tokens, in patches of the noisy clip; (n 3) float64.
 
-    Time counts frames through all clips. A history clip of another resolution covers the same picture, so its patches
-    sit at the centres of the areas they cover: two patches for four are at 0.5 and 2.5.
+    t counts frames through all clips. A history clip of another resolution shows the same picture, so each of its
+    patches gets the centre of the area that it covers: two patches that cover four lie at 0.5 and 2.5.
     """
     _, noisy_h, noisy_w = column[-1]
     parts, start = [], 0
@@ -207,20 +216,20 @@ def clip_positions(column: tuple[Size, ...]) -> Tensor:
 
 
 def patch_centres(num: int, of: int) -> Tensor:
-    """Centres of `num` equal parts of the axis 0 .. of-1, kept inside it; (num,) float64."""
+    """Centres of `num` equal parts of an axis of `of` patches, clamped to 0 .. of-1; (num,) float64."""
     centres = (torch.arange(num, dtype=torch.float64) + 0.5) * (of / num) - 0.5
     return centres.clamp(0, of - 1)
 
 
 def without_first_frames(clips: Sequence[Tensor], num_frames: int) -> list[Tensor]:
-    """Clips (b c t h w) that follow one another, the first frames left out."""
+    """Consecutive clips (b c t h w) without the first `num_frames` of all their frames; empty clips are omitted."""
     starts = accumulate((clip.shape[2] for clip in clips), initial=0)
-    left = [clip[:, :, max(0, num_frames - start) :] for clip, start in zip(clips, starts, strict=False)]
-    return [clip for clip in left if clip.shape[2]]
+    cut_clips = [clip[:, :, max(0, num_frames - start) :] for clip, start in zip(clips, starts, strict=False)]
+    return [clip for clip in cut_clips if clip.shape[2]]
 
 
 def patchify(clip: Tensor) -> Tensor:
-    """Latents (b c t h w) -> tokens (b n d), each a 2x2 patch with the channel running fastest."""
+    """Latents (b c t h w) -> tokens (b n d), one for each 2x2 patch; the channel is the fastest axis of d."""
     return rearrange(clip, "b c t (h p) (w q) -> b (t h w) (p q c)", p=PATCH, q=PATCH)
 
 

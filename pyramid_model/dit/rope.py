@@ -1,4 +1,4 @@
-"""Rotary position embedding over time, height and width."""
+"""Rotary position embedding (RoPE, arXiv:2104.09864) over time, height and width."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ THETA = 10_000.0
 
 
 def rotation_table(positions: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Turns of each token's channel pairs, as complex numbers of length 1.
+    """Rotation of each token's channel pairs, as complex numbers of modulus 1.
 
     Args:
-        positions: (n a), one coordinate an axis, float64.
-        axes: channels given to each axis; even.
+        positions: coordinates of each token on a axes, (n a) float64.
+        axes: number of channels that each axis rotates; even.
 
     Returns:
-        (n 1 d/2) complex64, the same for all heads; the axes follow each other along the last dimension.
+        (n 1 d/2) complex64, the same for all heads; the axes are concatenated along the last dimension.
     """
     angles = []
     for axis, dim in enumerate(axes):
@@ -27,6 +27,6 @@ def rotation_table(positions: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of x (b n h d) by a table (n 1 d/2); computed in float32."""
+    """Rotate neighbouring channel pairs of x (b n h d) by a table (n 1 d/2); computed in float32, in x.dtype."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The temporal pyramid: earlier units condition the current one, the older the coarser."""
+"""The temporal pyramid (arXiv:2410.05954): earlier units condition the current one; older units are coarser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyramid_model.flow.jump import downsample
 
 
 def latent_pyramid(latents: Tensor, num_stages: int) -> list[Tensor]:
-    """The clip at every stage, coarse to fine; the last entry is `latents` itself, (b c t h w)."""
+    """The clip at the resolution of every stage, coarse to fine; the last entry is `latents` itself, (b c t h w)."""
     pyramid = [latents]
     for _ in range(num_stages - 1):
         pyramid.insert(0, downsample(pyramid[0]))
@@ -16,26 +16,26 @@ def latent_pyramid(latents: Tensor, num_stages: int) -> list[Tensor]:
 
 
 def history_clips(pyramid: list[Tensor], stage: int, num_units: int, frames_per_unit: int) -> list[Tensor]:
-    """Clips that condition the unit after the given ones, oldest first.
+    """History clips of the unit that follows the given units, oldest first.
 
-    The newest unit is kept at the resolution of the stage, each one before it at half the resolution of its successor,
-    and all that is older than the first coarsest one stays together at stage 0. With three stages and many units,
-    stage 2 sees [all older at 0, last but one at 1, last at 2].
+    The newest unit has the resolution of the stage. Each unit before it has half the height and width of the next one,
+    down to stage 0; all older units form one clip at stage 0. Example: with many units, the history of stage 2 is
+    [all older units at stage 0, last but one at stage 1, last at stage 2].
 
     Args:
         pyramid: `latent_pyramid` of the earlier units, 1 + (num_units - 1) * frames_per_unit frames.
-        stage: stage about to be predicted.
-        num_units: units in the pyramid.
-        frames_per_unit: latent frames of a unit after the first, which is one frame.
+        stage: stage that is predicted next.
+        num_units: number of units in the pyramid.
+        frames_per_unit: latent frames of every unit but the first; the first unit has one frame.
 
     Returns:
-        At most stage + 2 clips (b c t h w); together they hold every frame once. None for no units.
+        At most stage + 2 clips (b c t h w), which contain every frame once; an empty list if there are no units.
     """
     if num_units == 0:
         return []
     clips = []
     for unit in range(1, num_units + 1):  # 1 is the newest
-        if unit > 1 and stage - unit + 1 <= 0:  # the coarsest stage is reached: the rest stays together
+        if unit > 1 and stage - unit + 1 <= 0:  # stage 0 is reached: all older units form one clip
             clips.append(pyramid[0][:, :, : -(unit - 1) * frames_per_unit])
             break
         stop = -(unit - 1) * frames_per_unit or None

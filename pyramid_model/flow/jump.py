@@ -15,10 +15,13 @@ def jump(latents: Tensor, stage: Stage, noise: Tensor, gamma: float) -> Tensor:
     """Clean end of the stage below -> noisy end of this stage.
 
     Args:
-        latents: what the stage below arrived at, (b c t h w).
-        stage: the stage to start.
+        latents: result of the stage below, (b c t h w).
+        stage: stage that starts.
         noise: unit variance, correlation -gamma within each 2x2 block, (b c t 2h 2w).
-        gamma: that correlation.
+        gamma: see `noise`.
+
+    Returns:
+        (b c t 2h 2w).
 
     Source: Pyramidal Flow Matching, arXiv:2410.05954, renoising at jump points.
     """
@@ -27,7 +30,7 @@ def jump(latents: Tensor, stage: Stage, noise: Tensor, gamma: float) -> Tensor:
 
 
 def jump_weights(stage: Stage, gamma: float) -> tuple[float, float]:
-    """Weights of the upsampled latents and of the noise in the jump to `stage`."""
+    """Weights (alpha, beta) of the upsampled latents and of the noise in the jump to `stage`."""
     alpha = 1 / (math.sqrt(1 + 1 / gamma) * stage.reached + 1 - stage.reached)
     return alpha, alpha * stage.reached / math.sqrt(gamma)
 
@@ -35,8 +38,8 @@ def jump_weights(stage: Stage, gamma: float) -> tuple[float, float]:
 def block_noise(noise: Tensor, gamma: float) -> Tensor:
     """Unit normal -> noise with correlation -gamma between the four values of each 2x2 block; both (b c t h w).
 
-    The covariance (1 + gamma) I - gamma 11' stretches a block's deviations from its mean by sqrt(1 + gamma) and the
-    mean itself by sqrt(1 - 3 gamma): no Cholesky factor, which does not exist at gamma = 1/3.
+    The square root of the covariance (1 + gamma) I - gamma 11' scales the deviations from the block's mean by
+    sqrt(1 + gamma) and the mean by sqrt(1 - 3 gamma). A Cholesky factor would not exist at gamma = 1/3.
     """
     mean = upsample(reduce(noise, "b c t (h p) (w q) -> b c t h w", "mean", p=2, q=2))
     return math.sqrt(1 + gamma) * (noise - mean) + math.sqrt(max(0.0, 1 - 3 * gamma)) * mean

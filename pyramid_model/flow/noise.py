@@ -1,4 +1,4 @@
-"""Where random numbers come from: explicit CPU generators, so that a seed means the same on every device."""
+"""Random numbers from explicit CPU generators, so that a seed gives the same numbers on every device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pyramid_model.flow.jump import block_noise
 
 
 class Noise:
-    """Random tensors with a batch axis, drawn in the order they are asked for.
+    """Random tensors with a batch axis. The numbers depend on the order of the calls.
 
-    With one generator, it draws whole batches. With a list, sample i of every batch comes from generator i, so that a
-    sample's numbers do not depend on how many others it shares a batch with.
+    Args:
+        generators: one generator draws whole batches. From a list, generator i draws sample i of every batch, so the
+            numbers of a sample do not depend on the other samples of its batch.
+        device: device of the returned tensors; the numbers are drawn on the CPU.
     """
 
     def __init__(self, generators: Generator | list[Generator], device: str | torch.device = "cpu"):
@@ -22,11 +24,11 @@ class Noise:
         self.device = device
 
     def normal(self, *shape: int) -> Tensor:
-        """Unit normal, float32; the first size is the batch."""
+        """Unit normal, float32; shape[0] is the batch size."""
         return self._draw(torch.randn, shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform in [0, 1), float32; the first size is the batch."""
+        """Uniform in [0, 1), float32; shape[0] is the batch size."""
         return self._draw(torch.rand, shape)
 
     def block(self, *shape: int, gamma: float) -> Tensor:
@@ -37,5 +39,7 @@ class Noise:
         if isinstance(self.generators, Generator):
             return draw(shape, generator=self.generators).to(self.device)
         if len(self.generators) != shape[0]:
-            raise ValueError(f"{len(self.generators)} generators for a batch of {shape[0]}: give one a sample")
+            raise ValueError(
+                f"{len(self.generators)} generators for a batch of {shape[0]} samples: pass one for each sample"
+            )
         return torch.stack([draw(shape[1:], generator=g) for g in self.generators]).to(self.device)

@@ -1,7 +1,7 @@
-"""Training examples: noisy latents on the straight path of each stage, with corrupted history before them.
+"""Training examples: noisy latents on the straight path of each stage, conditioned on corrupted history.
 
-One implementation serves still images, whole sequences and autoregressive video: an image is a clip of one frame, and
-a whole sequence is a column without history.
+The same code covers still images, whole sequences and autoregressive video: an image is a clip of one frame, and a
+whole sequence is a column without history.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pyramid_model.flow.schedule import NUM_TIMESTEPS, Schedule, Stage, local_ti
 
 @dataclass(frozen=True)
 class TrainingColumns:
-    """What the DiT is trained on, one entry a column.
+    """Inputs and targets of one training step of the DiT. All lists have one entry for each of the g columns.
 
-    columns: clips (b c t h w), history first, the noisy clip last. Column i of g holds samples i::g of the batch.
-    targets: velocity of each noisy clip.
+    columns: clips (b c t h w), history first, the noisy clip last. Column i holds samples i::g of the batch.
+    targets: velocity of each noisy clip, in its shape.
     stages: stage of each column.
-    local_t: position of each sample on its path, (b,) a column.
-    timestep: what the model is told, (b*g,); row r belongs to sample r of the batch, and so does its text.
+    local_t: position of each sample on its path, 0..1, (b,) for each column.
+    timestep: 0..1000, (b*g,); row r belongs to sample r of the batch, as does row r of the text.
     """
 
     columns: list[list[Tensor]]
@@ -69,35 +69,36 @@ def noisy_columns(
     sample_ratios: tuple[int, ...] = (1, 1, 1),
     num_units: tuple[int, ...] | None = None,
 ) -> TrainingColumns:
-    """A batch of clips made into training columns.
+    """Make training columns from a batch of clips.
 
-    Numbers are drawn in this order: noise for the whole batch; then for each column a position on the path per sample,
-    a corruption strength per sample, and noise for each history clip, newest first.
+    Random numbers are drawn in this order: noise for the whole batch; then for each column a position on the path per
+    sample, a corruption strength per sample, and noise for each history clip, newest first.
 
     Args:
         latents: normalised, (n c t h w), n a multiple of the number of columns.
         schedule: stages of the pyramid.
-        noise: where random numbers come from.
+        noise: source of random numbers.
         sample_ratios: columns per stage, coarse to fine; their sum is the number of columns.
-        num_units: per stage, which unit to train, counted from 1; the units before it are its history.
+        num_units: unit to train at each stage, counted from 1; the units before it are its history.
             None trains all frames of a clip at once, without history.
 
     Raises:
-        ValueError: the batch does not divide into columns, or the ratios or units do not fit the stages.
+        ValueError: the batch does not divide into columns, or `sample_ratios` or `num_units` does not have one entry
+            for each stage.
     """
     num_stages, g = schedule.config.num_stages, sum(sample_ratios)
     for name, values in (("sample_ratios", sample_ratios), ("num_units", num_units)):
         if values is not None and len(values) != num_stages:
-            raise ValueError(f"{name} {values}: need one entry for each of the {num_stages} stages")
+            raise ValueError(f"{name} {values}: must have one entry for each of the {num_stages} stages")
     if latents.shape[0] % g:
-        raise ValueError(f"batch of {latents.shape[0]}: must be a multiple of {g}, the sum of sample_ratios")
+        raise ValueError(f"batch of {latents.shape[0]} samples: must be a multiple of {g}, the sum of sample_ratios")
     clean = latent_pyramid(latents, num_stages)
     noises = noise_pyramid(noise.normal(*latents.shape).to(latents.dtype), num_stages)
     stages = [stage for stage, ratio in enumerate(sample_ratios) for _ in range(ratio)]
 
     columns, targets, positions, timesteps = [], [], [], []
     for column, stage in enumerate(stages):
-        own_clean, own_noises = ([level[column::g] for level in pyramid] for pyramid in (clean, noises))
+        own_clean, own_noises = ([tensor[column::g] for tensor in pyramid] for pyramid in (clean, noises))
         index = (noise.uniform(latents.shape[0] // g) * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
         local_t = local_times().to(index.device)[index].to(latents.dtype)
         coarse = own_clean[stage - 1] if stage else None
@@ -114,19 +115,22 @@ def noisy_columns(
 def _corrupted_history(
     clean: list[Tensor], stage: int, num_units: tuple[int, ...] | None, schedule: Schedule, noise: Noise
 ) -> tuple[list[Tensor], slice]:
-    """History clips with a little noise, so that the model forgives its own mistakes; and the frames it conditions."""
+    """History clips with some noise added, and the range of frames that they condition.
+
+    The noise makes the model robust against errors in units that it generated itself.
+    """
     config = schedule.config
-    # drawn whether or not there is history, as in the published code
+    # drawn even if there is no history, as in the published code
     sigma = _per_sample(noise.uniform(clean[0].shape[0]).to(clean[0].dtype) * config.corrupt_ratio)
     if num_units is None:
         return [], slice(None)
-    before = num_units[stage] - 1
-    if before == 0:
+    num_earlier = num_units[stage] - 1
+    if num_earlier == 0:
         return [], slice(0, 1)
-    stop = 1 + before * config.frames_per_unit
+    stop = 1 + num_earlier * config.frames_per_unit
     start = stop - config.frames_per_unit
-    past = [level[:, :, :start] for level in clean]
-    clips = history_clips(past, stage, before, config.frames_per_unit)
+    past = [latents[:, :, :start] for latents in clean]
+    clips = history_clips(past, stage, num_earlier, config.frames_per_unit)
     noisy = [sigma * noise.normal(*clip.shape).to(clip.dtype) + (1 - sigma) * clip for clip in reversed(clips)]
     return noisy[::-1], slice(start, stop)
 
@@ -137,31 +141,37 @@ def _per_sample(values: Tensor) -> Tensor:
 
 
 def units_in(num_frames: int, frames_per_unit: int) -> int:
-    """Whole units in a clip of latent frames."""
+    """Number of whole units in a clip of `num_frames` latent frames; the first unit has one frame."""
     return 1 + (num_frames - 1) // frames_per_unit
 
 
 def units_to_train(
     call: int, rank: int, sync_group: int, max_units: int, available_units: int, num_stages: int = 3
 ) -> tuple[int, ...]:
-    """Which unit each stage trains in a call, as in the published code: `num_units` of `noisy_columns`.
+    """Unit that each stage trains in a step, as in the published code: `num_units` of `noisy_columns`.
 
-    The ranks of a sync group see the same batch and train different units, so that together they cover the clip. The
-    finest stage counts up while the others count down, which evens out the number of tokens.
+    The ranks of a sync group get the same batch and train different units, so that together they cover the clip. The
+    finest stage counts up while the other stages count down, which balances the number of tokens.
 
     Args:
-        call: 1 in the first call, as the published code counts.
+        call: number of the call, from 1 as in the published code.
         rank: rank of this process.
         sync_group: ranks in a group; divides max_units.
-        max_units: units in the longest clip.
-        available_units: units in the clips at hand.
+        max_units: units in the longest clip of the training set.
+        available_units: units in the clips of this batch.
         num_stages: stages of the pyramid.
 
+    Returns:
+        One unit for each stage, coarse to fine, counted from 1.
+
     Raises:
-        ValueError: fewer units than ranks in a group.
+        ValueError: max_units is less than sync_group.
     """
     if max_units < sync_group:
-        raise ValueError(f"sync_group {sync_group} needs clips of at least as many units; there are {max_units}")
+        raise ValueError(
+            f"sync_group {sync_group} is larger than the number of units in the longest clip, {max_units}: "
+            "lower sync_group or use longer clips"
+        )
     turn = call % (max_units // sync_group)
     fine = rank % sync_group + 1 + turn * sync_group
     units = [1 + max_units - fine] * (num_stages - 1) + [fine]

@@ -1,4 +1,4 @@
-"""Sampling: units one after another, each through all stages, each stage by Euler steps."""
+"""Sampling: units one after another, each unit through all stages, each stage by Euler steps."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pyramid_model.text import TextFeatures
 
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are sampled, whatever they show.
+    """Settings of sampling that do not depend on the prompt.
 
     Attributes:
         pyramid: stages and units of the DiT.
         size: t, h and w of a clip in latents.
         first_steps: Euler steps of each stage for the first unit.
         steps: Euler steps of each stage for later units.
-        guidance: guidance_scale of each unit, given units included; 1 = off.
+        guidance: guidance_scale of each unit, including given units; 1 = off.
         at_once: sample all frames together as one unit, for a DiT that was trained without units.
 
     Raises:
-        ValueError: the size or the number of steps or scales does not fit the pyramid.
+        ValueError: the size, the number of steps or the number of guidance scales does not fit the pyramid.
     """
 
     pyramid: PyramidConfig
@@ -45,20 +45,22 @@ class Sampling:
     def __post_init__(self) -> None:
         check_size((1, *self.size[1:]) if self.at_once else self.size, self.pyramid)
         if len(self.guidance) != self.num_units:
-            raise ValueError(f"{len(self.guidance)} guidance scales for {self.num_units} units: give one a unit")
+            raise ValueError(
+                f"{len(self.guidance)} guidance scales for {self.num_units} units: pass one scale for each unit"
+            )
         for steps in (self.first_steps, self.steps):
             if len(steps) != self.pyramid.num_stages:
                 raise ValueError(
-                    f"steps {tuple(steps)}: need one number for each of the {self.pyramid.num_stages} stages"
+                    f"steps {tuple(steps)}: must have one entry for each of {self.pyramid.num_stages} stages"
                 )
 
     @property
     def num_units(self) -> int:
-        """Units of a clip."""
+        """Number of units of a clip."""
         return 1 if self.at_once else units_in(self.size[0], self.pyramid.frames_per_unit)
 
     def frames_of(self, unit: int) -> slice:
-        """Latent frames that a unit holds."""
+        """Range of latent frames of a unit, counted from 0."""
         if self.at_once:
             return slice(0, self.size[0])
         stop = 1 + unit * self.pyramid.frames_per_unit
@@ -74,7 +76,7 @@ def sample_video(
     given: Sequence[Tensor] = (),
     reuse: HistoryReuse | None = None,
 ) -> Tensor:
-    """Normalised latents (b c t h w) of whole clips, the given units included. Arguments as in `sample_units`."""
+    """Normalised latents (b c t h w) of whole clips, including the given units. Arguments as in `sample_units`."""
     return torch.cat([*given, *sample_units(dit, text, negative, sampling, noise, given, reuse)], dim=2)
 
 
@@ -88,16 +90,16 @@ def sample_units(
     given: Sequence[Tensor] = (),
     reuse: HistoryReuse | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the normalised latents of each new unit as soon as they are clean: one frame, then frames_per_unit each.
+    """Yield the normalised latents of each new unit (b c t h w): 1 frame for the first, then frames_per_unit each.
 
     Args:
         dit: predicts the velocity.
-        text: one row a sample.
-        negative: text to steer away from, one row a sample; None turns guidance off.
+        text: one row for each sample.
+        negative: negative prompt, one row for each sample; None turns guidance off.
         sampling: size, steps and guidance.
-        noise: where random numbers come from; a generator a sample makes a sample's clip independent of its batch.
+        noise: source of random numbers; with one generator per sample, a clip does not depend on its batch.
         given: normalised latents of the units that the clip starts with, such as an encoded image.
-        reuse: the KV cache of history, made for this call; None is exact, within 1 GiB.
+        reuse: KV caches of history, made for this call; None: exact, at most 1 GiB.
     """
     schedule, reuse = Schedule(sampling.pyramid), reuse or HistoryReuse(dit)
     finest = noise.normal(text.mask.shape[0], dit.config.latent_channels, *sampling.size).to(text.embeds.dtype)
@@ -122,11 +124,11 @@ def _sample_unit(
     """Normalised latents of one unit.
 
     Args:
-        reuse: the DiT with its KV cache of history.
+        reuse: the DiT with its KV caches of history.
         text, negative, sampling, noise: as in `sample_units`.
         schedule: of the sampling's pyramid.
         start: unit normal at stage 0, (b c t h w) with the frames of this unit.
-        earlier: clean units before this one.
+        earlier: clean latents of the units before this one.
     """
     config, steps = schedule.config, sampling.steps if earlier else sampling.first_steps
     guidance_scale = sampling.guidance[len(earlier)]
@@ -143,29 +145,37 @@ def _sample_unit(
             for clip in history_clips(past, index, len(earlier), config.frames_per_unit)
         ]
         local_t = sampling_local_times(num_steps).tolist()
-        # as published, the timestep is told in the dtype of the latents
+        # as in the published code, the timestep has the dtype of the latents
         for i, timestep in enumerate(stage.sampling_timesteps(num_steps).to(x.dtype).to(x.device)):
             clips = [*history, _twice(x) if guided else x]
             velocity = reuse.velocity(clips, timestep.expand(len(rows.mask)), rows, index, i, num_steps)
             if guided:
-                without, with_text = velocity.chunk(2)
-                velocity = without + guidance_scale * (with_text - without)
+                unconditional, conditional = velocity.chunk(2)
+                velocity = unconditional + guidance_scale * (conditional - unconditional)
             x = euler_step(x, velocity, local_t[i], local_t[i + 1])
     return x
 
 
 def guidance_per_unit(first: float, rest: float, num_units: int) -> list[float]:
-    """One scale for the first unit, another for the later ones."""
+    """Guidance scale of each unit: `first` for the first unit, `rest` for all later units."""
     return [first] + [rest] * (num_units - 1)
 
 
 def falling_guidance(first: float, slope: float, least: float, num_units: int) -> list[float]:
-    """A scale that falls by `slope` each unit, down to `least`."""
+    """Guidance scale of each unit: it falls by `slope` from unit to unit, but not below `least`."""
     return [max(first - slope * unit, least) for unit in range(num_units)]
 
 
 def check_size(size: tuple[int, int, int], pyramid: PyramidConfig) -> None:
-    """Raise ValueError unless a clip of t, h, w latents divides into the stages and units of the pyramid."""
+    """Check that a clip divides into the stages and units of the pyramid.
+
+    Args:
+        size: t, h and w of the clip in latents.
+        pyramid: stages and units.
+
+    Raises:
+        ValueError: it does not.
+    """
     t, h, w = size
     multiple = 2**pyramid.num_stages  # a 2x2 patch at the coarsest stage
     if h % multiple or w % multiple:
@@ -175,9 +185,11 @@ def check_size(size: tuple[int, int, int], pyramid: PyramidConfig) -> None:
         )
     per_unit = pyramid.frames_per_unit
     if t < 1 or (t - 1) % per_unit:
-        raise ValueError(f"{t} latent frames: need 1 + a multiple of frames_per_unit, which is {per_unit}")
+        raise ValueError(
+            f"{t} latent frames do not divide into units: must be 1 + a multiple of frames_per_unit ({per_unit})"
+        )
 
 
 def _twice(x: Tensor) -> Tensor:
-    """The batch twice, for the rows without and with the prompt."""
+    """x concatenated with itself along the batch: one half for the rows without the prompt, one for those with it."""
     return torch.cat([x, x])

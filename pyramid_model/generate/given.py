@@ -19,7 +19,8 @@ from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.pixels import to_unit_range
 from pyramid_model.vae.tiling import Tile
-from pyramid_model.video.footage import Footage, Frame
+from pyramid_model.video.footage import Footage
+from pyramid_model.video.frame import Frame
 from pyramid_model.video.video import VideoError
 
 

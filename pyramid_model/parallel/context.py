@@ -1,11 +1,11 @@
-"""The VAE over several ranks, each holding consecutive frames of one clip.
+"""Context parallelism of the VAE: several ranks share one clip, each rank holds consecutive frames.
 
-The convolutions alone look back in time, so all that ranks exchange is the last frames of each convolution's input.
-Results and gradients are those of one process, up to rounding. Every rank of the group must make the same calls, the
-backward pass included.
+Only convolutions read earlier frames, so ranks exchange only the last input frames of each convolution. Results and
+gradients equal those of one process up to rounding. All ranks of the group must make the same calls, in the forward and
+in the backward pass.
 
-Each rank's backward pass gives the share of its own frames in the gradient of the weights: sum the weights' gradients
-over the group (not their mean, if the losses of the ranks are summed to the loss of the clip).
+The backward pass of a rank gives the contribution of its own frames to the gradient of the weights. If the loss of the
+clip is the sum of the ranks' losses, sum the weight gradients over the group; do not average them.
 """
 
 from __future__ import annotations
@@ -24,28 +24,32 @@ from pyramid_model.vae.posterior import Posterior
 
 
 def split_frames(x: Tensor, group: dist.ProcessGroup, multiple: int = 8) -> Tensor:
-    """This rank's part of a clip that every rank of the group holds.
+    """This rank's frames of a clip that all ranks of the group hold.
 
     Args:
-        x: (b c 1+kn h w), the same on every rank: 1 + n frames go to the first rank, n to each of the k - 1 others.
+        x: (b c 1+kn h w), the same on each of the k ranks. The first rank gets 1 + n frames, every other rank n.
         group: the ranks that share the clip.
-        multiple: what n must be a multiple of: the VAE's time factor for frames, 1 for latents.
+        multiple: n must be a multiple of this: the VAE's time factor for frames, 1 for latents.
+
+    Returns:
+        (b c 1+n h w) on the first rank, (b c n h w) on the others; a view of x.
 
     Raises:
-        ValueError: the number of frames does not divide.
+        ValueError: the number of frames does not divide among the ranks.
     """
     t, ranks, rank = x.shape[2], dist.get_world_size(group), dist.get_rank(group)
-    each, left = divmod(t - 1, ranks * multiple)
-    if left or each < 1:
-        nearest = 1 + max(1, each) * ranks * multiple
+    quotient, remainder = divmod(t - 1, ranks * multiple)
+    if remainder or quotient < 1:
+        nearest = 1 + max(1, quotient) * ranks * multiple
         raise ValueError(
-            f"{t} frames over {ranks} ranks: 1 + a multiple of {ranks} * {multiple} is needed, for example {nearest}"
+            f"{t} frames do not divide among {ranks} ranks: the number of frames must be 1 + a multiple of "
+            f"{ranks} * {multiple}, for example {nearest}"
         )
-    return x[:, :, _part(rank, each * multiple)]
+    return x[:, :, _rank_frames(rank, quotient * multiple)]
 
 
-def _part(rank: int, n: int) -> slice:
-    """Which frames of a clip a rank holds: 1 + n the first one, n each other."""
+def _rank_frames(rank: int, n: int) -> slice:
+    """Range of frames that a rank holds: 1 + n on the first rank, n on every other."""
     return slice(0 if rank == 0 else 1 + rank * n, 1 + (rank + 1) * n)
 
 
@@ -53,35 +57,43 @@ def encode_in_context(vae: CausalVideoVAE, frames: Tensor, group: dist.ProcessGr
     """Posterior over the latents of this rank's frames.
 
     Args:
-        vae: the same on every rank.
-        frames: (b 3 t h w) in [-1, 1], as `split_frames` gives them; h and w multiples of 8.
+        vae: with the same weights on every rank.
+        frames: (b 3 t h w) in [-1, 1], as `split_frames` returns them; h and w multiples of 8.
         group: the ranks that share the clip.
 
     Returns:
-        One latent frame for every 8 frames, and on the first rank one more.
+        Posterior of n latent frames for 8n frames; on the first rank, of 1 + n for 1 + 8n.
     """
     chunk = _RankChunk.of(group)
     return Posterior.from_moments(vae.to_moments(vae.encoder(frames, chunk), chunk))
 
 
 def decode_in_context(vae: CausalVideoVAE, latents: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Frames (b 3 t h w) of this rank's latents (b c t h w): 1 + 8n from 1 + n on the first rank, else 8n from n."""
+    """Frames (b 3 t h w) of this rank's latents (b c t' h/8 w/8).
+
+    The first rank decodes 1 + n latent frames to 1 + 8n frames, every other rank n latent frames to 8n.
+    """
     chunk = _RankChunk.of(group)
     return vae.decoder(vae.from_latents(latents, chunk), chunk)
 
 
 def gather_latents(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The whole (b c 1+kn h w) on every rank, from parts of 1 + n frames on the first one and n on the others.
+    """Gather the latents of all ranks: (b c 1+kn h w) on every rank.
 
-    The gradient of a rank's part is what that rank's own use of it gives: where every rank computes the same loss of
-    the whole, as with the KL term, the sum of weight gradients over the group counts that loss once.
+    The backward pass returns to each rank the gradient of its own frames, from its own loss only. If all ranks compute
+    the same loss from the gathered latents, such as the KL term, the sum of weight gradients over the group therefore
+    counts this loss once.
+
+    Args:
+        x: this rank's latents: 1 + n frames on the first rank, n on every other.
+        group: the ranks that share the clip.
     """
     return _Gather.apply(x, group)
 
 
 @dataclass
 class _RankChunk(Chunk):
-    """A chunk that is one rank's part of a clip; the chunk before it lies on the rank before."""
+    """A chunk that holds one rank's frames of a clip; the previous rank holds the previous chunk."""
 
     group: dist.ProcessGroup = field(kw_only=True)
 
@@ -90,15 +102,16 @@ class _RankChunk(Chunk):
         return cls(starts_clip=dist.get_rank(group) == 0, group=group)
 
     def with_past(self, conv: nn.Module, x: Tensor, num_past: int) -> Tensor:
-        """See `Chunk.with_past`: here the frames come from the rank before, and go to the rank after."""
+        """See `Chunk.with_past`. Past frames come from the previous rank; own last frames go to the next rank."""
         return _JoinPast.apply(x, num_past, self.group)
 
 
 class _JoinPast(torch.autograd.Function):
-    """This rank's frames with the last ones of the rank before in front; where there is none, the frames alone.
+    """Prepend the last frames of the previous rank to this rank's frames; the first rank prepends nothing.
 
-    Handing on and receiving are one operation, so that the gradient of what was handed on has a way back even where
-    nothing is received. Autograd runs operations in reverse order on every rank, so the messages meet there as well.
+    Sending and receiving are one autograd operation, so that the first rank, which only sends, still receives the
+    gradient of the frames that it sent. Autograd runs operations in reverse order on all ranks, so sends and receives
+    match in the backward pass too.
     """
 
     @staticmethod
@@ -110,7 +123,7 @@ class _JoinPast(torch.autograd.Function):
         if len(own) >= num_past:
             _exchange(group, 1, own[-num_past:], past)
             return _frames_third(torch.cat([past, own]))
-        # Fewer frames here than the next rank looks back on: it gets some of those received as well.
+        # The next rank needs more past frames than this rank has: also pass on some of the received frames.
         _exchange(group, 1, None, past)
         joined = torch.cat([past, own])
         assert len(joined) > num_past, "the first rank has one frame more than the others, so at least two"
@@ -119,9 +132,9 @@ class _JoinPast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The gradient of x, with what the next rank made of its last frames.
+        """Gradient of x, including the gradient that the next rank returns for the frames it received.
 
-        The published code drops the gradient of received frames. Here it goes back to where they came from.
+        Differs from the published code, which drops the gradient of received frames.
         """
         joined = _frames_first(grad).clone()
         num_received = len(joined) - ctx.num_frames
@@ -138,7 +151,7 @@ class _JoinPast(torch.autograd.Function):
 
 
 def _exchange(group: dist.ProcessGroup, step: int, send: Tensor | None, receive: Tensor | None) -> None:
-    """Send to the rank `step` further on and receive from the one as far back, both where there is such a rank."""
+    """Send to rank + step and receive from rank - step, in place; either is skipped if that rank does not exist."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     ops = []
     if send is not None and 0 <= rank + step < ranks:
@@ -150,7 +163,7 @@ def _exchange(group: dist.ProcessGroup, step: int, send: Tensor | None, receive:
 
 
 def _frames_first(x: Tensor) -> Tensor:
-    """(b c t h w) -> (t b h w c), on a CPU as it lies in memory."""
+    """(b c t h w) -> (t b h w c), which is the memory layout of VAE activations on a CPU."""
     return rearrange(x, "b c t h w -> t b h w c")
 
 
@@ -160,7 +173,7 @@ def _frames_third(x: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Parts of every rank in a row; backward, each rank's own part."""
+    """All-gather along t; the backward pass returns the gradient of this rank's own frames."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -168,11 +181,11 @@ class _Gather(torch.autograd.Function):
         own = _frames_first(x)
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
         n = len(own) - (rank == 0)
-        ctx.own = _part(rank, n)
-        # Parts of one size, the others with a frame too many: backends differ in whether they take uneven ones.
-        even = torch.cat([own, own[:1]]) if rank else own
-        parts = [torch.empty_like(even, memory_format=torch.contiguous_format) for _ in range(ranks)]
-        dist.all_gather(parts, even.contiguous(), group=group)
+        ctx.own = _rank_frames(rank, n)
+        # Not every backend gathers tensors of different sizes: pad all ranks but the first with one frame.
+        padded = torch.cat([own, own[:1]]) if rank else own
+        parts = [torch.empty_like(padded, memory_format=torch.contiguous_format) for _ in range(ranks)]
+        dist.all_gather(parts, padded.contiguous(), group=group)
         return _frames_third(torch.cat([parts[0], *(part[:n] for part in parts[1:])]))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Tokens and heads change ranks; the shares need not be equal."""
+"""Differentiable collectives over tokens and attention heads, for shares of unequal size."""
 
 from __future__ import annotations
 
@@ -14,56 +14,70 @@ from torch.nn import functional as F
 
 
 def share_bounds(total: int, size: int) -> list[int]:
-    """Where the shares of `size` ranks meet, size + 1 numbers from 0 to total; shares differ by at most one."""
+    """Boundaries that divide `total` items among `size` ranks: size + 1 numbers from 0 to total.
+
+    The shares differ by at most one item.
+    """
     return [total * rank // size for rank in range(size + 1)]
 
 
 def own_group(parts: Sequence[Sequence[int]]) -> ProcessGroup:
-    """This rank's group of those into which all ranks are cut. All ranks call this together, with equal parts."""
+    """Create one process group for each part, and return the group that contains this rank.
+
+    A collective call: all ranks call it with equal `parts`. Together the parts name every rank exactly once.
+    """
     rank = dist.get_rank()
-    # each rank helps to make every group, as torch wants it
+    # torch requires every rank to take part in creating every group
     groups = [(part, dist.new_group(list(part))) for part in parts]
     (own,) = (group for part, group in groups if rank in part)
     return own  # pyright: ignore[reportReturnType]
 
 
 def tokens_for_heads(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
-    """From some tokens of all heads to all tokens of some heads.
+    """Redistribute from a share of the tokens with all heads to all tokens with a share of the heads.
 
     Args:
-        x: this rank's tokens, (b n h d); the ranks divide h.
-        sizes: tokens of each rank, one after the other.
-        group: the ranks; all call this together.
+        x: this rank's tokens, (b n h d); the number of ranks divides h.
+        sizes: number of tokens on each rank, in rank order.
+        group: the ranks; a collective call.
 
     Returns:
         (b sum(sizes) h/ranks d).
     """
     ranks = len(sizes)
-    out = rearrange(x, "b n (r h) d -> (r n) b h d", r=ranks)
-    everybody = _AllToAll.apply(out, [x.shape[1]] * ranks, list(sizes), group)
-    return rearrange(everybody, "n b h d -> b n h d")
+    send = rearrange(x, "b n (r h) d -> (r n) b h d", r=ranks)
+    received = _AllToAll.apply(send, [x.shape[1]] * ranks, list(sizes), group)
+    return rearrange(received, "n b h d -> b n h d")
 
 
 def heads_for_tokens(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
-    """Inverse of `tokens_for_heads`: (b sum(sizes) h d) of some heads -> (b n h*ranks*d) of this rank's tokens."""
+    """Inverse of `tokens_for_heads`, with the heads flattened.
+
+    (b sum(sizes) h d), all tokens with a share of the heads -> (b n ranks*h*d), this rank's tokens with all heads.
+    """
     ranks = len(sizes)
-    own = sizes[dist.get_rank(group)]
-    out = rearrange(x, "b n h d -> n b h d")
-    mine = _AllToAll.apply(out, list(sizes), [own] * ranks, group)
-    return rearrange(mine, "(r n) b h d -> b n (r h d)", r=ranks)
+    own_size = sizes[dist.get_rank(group)]
+    send = rearrange(x, "b n h d -> n b h d")
+    received = _AllToAll.apply(send, list(sizes), [own_size] * ranks, group)
+    return rearrange(received, "(r n) b h d -> b n (r h d)", r=ranks)
 
 
 def gather_tokens(x: Tensor, bounds: Sequence[int], group: ProcessGroup) -> Tensor:
-    """All tokens (b n d) from each rank's share of them; bounds: where the shares meet.
+    """Gather the tokens of all ranks: (b n d) on every rank.
 
-    Every rank is to compute the same from what it gets. Its gradient then holds what all ranks together would send
-    back, so its own share of it, times the number of ranks, is what their sum would be.
+    Every rank must compute the same loss from the result. All ranks then have equal gradients, so the backward pass
+    takes this rank's share of its own gradient times the number of ranks, which equals the sum over ranks.
+
+    Args:
+        x: this rank's share of the tokens.
+        bounds: boundaries of the shares, as `share_bounds` returns them.
+        group: the ranks; a collective call.
     """
     return _Gather.apply(x, bounds, group)  # pyright: ignore[reportReturnType]
 
 
 class _AllToAll(torch.autograd.Function):
-    """Pieces of the first axis, one for each rank, against theirs; backwards they go home."""
+    """Differentiable all-to-all over axis 0; the backward pass sends gradients back to where the values came from."""
 
     @staticmethod
     def forward(ctx, x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
@@ -76,10 +90,10 @@ class _AllToAll(torch.autograd.Function):
 
 
 def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
-    """Pieces of x, (send[r] ...) for rank r, against the pieces (receive[r] ...) of the others."""
-    out = x.new_empty(sum(receive), *x.shape[1:])
-    dist.all_to_all_single(out, x.contiguous(), receive, send, group=group)
-    return out
+    """Send send[r] rows of x to each rank r, and return the rows received, receive[r] from each, in rank order."""
+    received = x.new_empty(sum(receive), *x.shape[1:])
+    dist.all_to_all_single(received, x.contiguous(), receive, send, group=group)
+    return received
 
 
 class _Gather(torch.autograd.Function):
@@ -90,7 +104,7 @@ class _Gather(torch.autograd.Function):
         rank, sizes = dist.get_rank(group), [stop - start for start, stop in pairwise(bounds)]
         ctx.share, ctx.ranks = (bounds[rank], bounds[rank + 1]), len(sizes)
         longest = max(sizes)
-        # equal pieces: the one collective for which every backend has a fast path
+        # padded to equal size: every backend has a fast path for this collective
         padded = F.pad(x, (0, 0, 0, longest - x.shape[1])).contiguous()
         pieces = x.new_empty(len(sizes), *padded.shape)
         dist.all_gather_into_tensor(pieces, padded[None], group=group)

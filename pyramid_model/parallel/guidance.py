@@ -1,4 +1,4 @@
-"""Guidance on twice as many ranks: one half predicts without the prompt, the other with it."""
+"""Parallel guidance: one half of the ranks predicts without the prompt, the other half with it."""
 
 from __future__ import annotations
 
@@ -6,54 +6,61 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from pyramid_model.dit.memory import HistoryMemory
+from pyramid_model.dit.kv_cache import KVCache
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.parallel.exchange import own_group
 from pyramid_model.text import TextFeatures
 
 
-def guidance_parallel(dit: DiT, apart: int = 1) -> None:
-    """Let pairs of ranks predict for half of a batch each. All ranks call this together.
+def guidance_parallel(dit: DiT, distance: int = 1) -> None:
+    """Let the two ranks of each pair predict one half of every batch. A collective call of all ranks.
 
-    Guidance predicts for one batch twice, without the prompt and with it: each half is one rank's. The two call the
-    transformer together and with equal arguments, and each gets the whole result; a memory of history holds what this
-    rank predicted for. A batch that cannot be halved, as without guidance, is predicted for on both.
+    Guidance evaluates a batch twice, without and with the prompt; the rows of either kind are one half of the batch.
+    From then on, both ranks of a pair call the transformer with equal arguments, and both get the whole result. A KV
+    cache holds only the rows that its rank predicts. A batch with an odd number of samples is predicted on both ranks.
 
-    It goes together with `sequence_parallel`, which is then put on first.
+    Can be combined with `sequence_parallel`, which must be applied first.
 
     Args:
-        dit: with the same weights on every rank; its `forward` is replaced, on this object alone.
-        apart: how far apart the two are: the number of neighbours that share the tokens.
+        dit: with the same weights on every rank; the `forward` of this object is replaced.
+        distance: difference between the two ranks of a pair: the number of ranks that share a sequence.
 
     Raises:
-        ValueError: not all ranks have a partner.
+        ValueError: the number of ranks is not a multiple of 2 * distance.
     """
-    if dist.get_world_size() % (2 * apart):
-        raise ValueError(f"{dist.get_world_size()} ranks are no pairs that are {apart} apart: start {2 * apart} ranks")
-    forward, rank = dit.forward, dist.get_rank() // apart % 2
-    starts = range(0, dist.get_world_size(), 2 * apart)
-    group = own_group([(start + i, start + i + apart) for start in starts for i in range(apart)])
+    num_ranks = dist.get_world_size()
+    if num_ranks % (2 * distance):
+        raise ValueError(
+            f"{num_ranks} ranks cannot be paired at a distance of {distance}: start a multiple of {2 * distance} ranks"
+        )
+    forward, rank = dit.forward, dist.get_rank() // distance % 2
+    starts = range(0, num_ranks, 2 * distance)
+    group = own_group([(start + i, start + i + distance) for start in starts for i in range(distance)])
 
-    def forward_part(
+    def forward_half(
         columns: list[list[Tensor]],
         timestep: Tensor,
         text: TextFeatures,
-        memory: HistoryMemory | None = None,
-        remember: int = 0,
+        kv_cache: KVCache | None = None,
+        num_cached: int = 0,
     ) -> list[Tensor]:
         samples, rows = len(columns[0][0]), len(timestep)
         if samples % 2:
-            return forward(columns, timestep, text, memory, remember)
+            return forward(columns, timestep, text, kv_cache, num_cached)
         own, own_rows = (slice(rank * n // 2, (rank + 1) * n // 2) for n in (samples, rows))
         own_columns = [[clip[own] for clip in column] for column in columns]
         own_text = TextFeatures(text.embeds[own_rows], text.mask[own_rows], text.pooled[own_rows])
-        return [_gather(v, group) for v in forward(own_columns, timestep[own_rows], own_text, memory, remember)]
+        return [_gather(v, group) for v in forward(own_columns, timestep[own_rows], own_text, kv_cache, num_cached)]
 
-    dit.forward = forward_part
+    dit.forward = forward_half
 
 
 def _gather(velocity: Tensor, group: ProcessGroup) -> Tensor:
-    """Velocities of both ranks, (b c t h w) each, one after the other."""
+    """Velocities of both ranks concatenated, (2b c t h w). velocity: (b c t h w).
+
+    Raises:
+        RuntimeError: the velocity requires gradients.
+    """
     if velocity.requires_grad:
         raise RuntimeError("guidance on two ranks has no gradients: sample under torch.no_grad()")
     both = velocity.new_empty(2 * len(velocity), *velocity.shape[1:])

@@ -1,4 +1,4 @@
-"""Which ranks share what when they sample one batch of clips together."""
+"""Division of the work of sampling one batch of clips among ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pyramid_model.parallel.sequence import sequence_parallel
 
 @dataclass(frozen=True)
 class Layout:
-    """How many ranks share what. Neighbours deal heads; those rings of neighbours that predict the same follow.
+    """Number of ranks along each way of sharing; their product is the number of ranks that sample together.
 
-    guidance: 2 where one half of the ranks predicts without the prompt and the other with it, else 1.
-    ulysses: ranks that deal heads to each other.
-    ring: ranks among which keys and values go round.
+    Consecutive ranks form a Ulysses group, consecutive Ulysses groups form the rings, and the two halves of guidance
+    come last: rank = (guidance index * ring + ring index) * ulysses + ulysses index.
+
+    guidance: 2 if one half of the ranks predicts without the prompt and the other with it, else 1.
+    ulysses: ranks that divide the attention heads among them.
+    ring: ranks that pass keys and values around.
     """
 
     guidance: int
@@ -25,11 +28,13 @@ class Layout:
 
 
 def best_layout(num_ranks: int, num_heads: int, guided: bool = True) -> Layout:
-    """The layout that sends least: guidance first, which sends nothing but velocities, then Ulysses, then rings.
+    """The layout with the least communication.
+
+    Guidance comes first, since it sends velocities only; then Ulysses, as far as the heads divide; then the ring.
 
     Args:
-        num_ranks: of all.
-        num_heads: of the transformer.
+        num_ranks: ranks that sample together.
+        num_heads: attention heads of the transformer.
         guided: whether clips are sampled with guidance.
     """
     guidance = 2 if guided and num_ranks % 2 == 0 else 1
@@ -39,18 +44,20 @@ def best_layout(num_ranks: int, num_heads: int, guided: bool = True) -> Layout:
 
 
 def share_sampling(dit: DiT, layout: Layout) -> None:
-    """Let ranks sample together: each then runs the same sampler with the same seeds, and gets the whole clips.
+    """Let ranks sample together. A collective call of all ranks.
 
-    Noise is drawn on the CPU from seeds, so the ranks draw the same and nobody sends any.
+    Afterwards every rank runs the same sampler with the same seeds, and gets the whole clips. Noise is drawn on the CPU
+    from seeds, so all ranks draw the same noise and none is sent.
 
     Args:
         dit: with the same weights on every rank; changed in place, see `sequence_parallel` and `guidance_parallel`.
-        layout: of neighbouring ranks. Where there are several times as many, each such neighbourhood has its own clips.
+        layout: of consecutive ranks. If there are more ranks, a multiple of its size, every such set of ranks samples
+            clips of its own.
 
     Raises:
-        ValueError: the layout does not fit the number of ranks, or the heads.
+        ValueError: the layout does not fit the number of ranks or the number of heads.
     """
     if layout.ulysses * layout.ring > 1:
         sequence_parallel(dit, layout.ulysses, layout.ring)
     if layout.guidance > 1:
-        guidance_parallel(dit, apart=layout.ulysses * layout.ring)
+        guidance_parallel(dit, distance=layout.ulysses * layout.ring)

@@ -1,10 +1,10 @@
-"""Ring attention: each rank keeps its queries while keys and values go round, so no rank holds them all.
+"""Ring attention (arXiv:2310.01889): ranks keep their queries and pass keys and values around.
 
-Ranks hold stretches of the joined sequence in order. A frame sees all that comes before its end, so of any other rank's
-stretch its queries see the first part, or nothing: there is no mask here either. What is found in each stretch is put
-together by the logarithm of its sum of exponentials (arXiv:2310.01889).
+Each rank holds one range of the joined sequence, in rank order. The keys of a frame are a prefix of the sequence, so
+among the tokens of another rank they are again a prefix, possibly empty: no mask is needed. The partial results are
+combined by their log-sum-exp.
 
-For sampling only: nothing remembers what the way back would need.
+For sampling only: there is no backward pass.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
 from pyramid_model.dit.attention import QKV
-from pyramid_model.dit.memory import BlockMemory
+from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.rope import rotate
 from pyramid_model.parallel.exchange import all_to_all, share_bounds
 
-Span = tuple[int, int]  # from where up to where, in tokens of a whole sequence: what is remembered, then what is new
+Span = tuple[int, int]  # start and stop token, counted in the whole sequence: cached tokens, then new ones
 
 
 @dataclass(frozen=True)
-class View:
-    """Queries that see the same keys.
+class QueryGroup:
+    """Queries of this rank that attend to the same keys.
 
-    samples, queries: of the batch, and of this rank's tokens.
-    keys: of the whole sequence.
+    samples: range of the batch.
+    queries: range of this rank's tokens.
+    keys: range of the whole sequence.
     """
 
     samples: slice
@@ -42,111 +43,134 @@ class View:
 
 
 class RingAttention:
-    """Attention of one rank's stretch to everybody's.
+    """Attention of one rank's queries to the keys of all ranks.
 
     Args:
         packing: layout of all tokens.
-        bounds: where the ranks' stretches of its joined sequence meet.
-        group: the ranks; all attend together.
+        bounds: boundaries of the ranks' shares of the joined sequence, as `share_bounds` returns them.
+        group: the ranks of the ring.
     """
 
     def __init__(self, packing: Packing, bounds: Sequence[int], group: ProcessGroup):
         self.group, self.rank, self.num_ranks = group, dist.get_rank(group), dist.get_world_size(group)
-        known = packing.ends[0][-1] - packing.lengths[0]
-        self.spans = [(known + start, known + stop) for start, stop in pairwise(bounds)]
-        self.views = views(packing, self.spans[self.rank])
-        self.remembered_ends = [end for end in packing.ends[0] if known < end <= packing.keep]
+        num_cached = packing.ends[0][-1] - packing.lengths[0]  # tokens of the only column, if there is a cache
+        self.spans = [(num_cached + start, num_cached + stop) for start, stop in pairwise(bounds)]
+        self.query_groups = query_groups(packing, self.spans[self.rank])
+        self.ends_to_cache = [end for end in packing.ends[0] if num_cached < end <= packing.cache_tokens]
         self.rotation = packing.rotation[bounds[self.rank] : bounds[self.rank + 1]]
 
-    def attend(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
-        """As `Packing.attend`, of this rank's tokens; memory: a `RingMemory`.
+    def attend(self, qkv: QKV, kv_cache: BlockKVCache | None) -> Tensor:
+        """As `Packing.attend`, for this rank's tokens: (b n h d) each -> (b n h*d). A collective call of the ring.
+
+        Args:
+            qkv: of this rank's tokens.
+            kv_cache: a `RingKVCache`.
 
         Raises:
-            RuntimeError: gradients are wanted.
+            RuntimeError: the queries require gradients.
         """
         q, k, v = qkv
         if q.requires_grad:
             raise RuntimeError(
-                "ring attention has no gradients: sample under torch.no_grad(), and train on a number of ranks that "
-                "divides the heads, which needs no ring"
+                "ring attention has no gradients: sample under torch.no_grad(); for training use ring=1 and a number "
+                "of ulysses ranks that divides the heads"
             )
         q, k = rotate(q, self.rotation), rotate(k, self.rotation)
         spans = [[span] for span in self.spans]
-        if memory is not None:
-            assert isinstance(memory, RingMemory), "only memory that knows where its tokens lie goes round"
-            k, v, spans = memory.extend_stretch(k, v, self.spans, self.remembered_ends)
-        found = Found(q)
-        held = torch.stack([k, v])
+        if kv_cache is not None:
+            assert isinstance(kv_cache, RingKVCache), "ring attention needs a cache that records its spans"
+            k, v, spans = kv_cache.extend_ring(k, v, self.spans, self.ends_to_cache)
+        accumulator = OnlineSoftmax(q)
+        kv = torch.stack([k, v])
         for turn in range(self.num_ranks):
             owner = (self.rank - turn) % self.num_ranks
-            arriving, works = held, []
+            next_kv, transfers = kv, []
             if turn + 1 < self.num_ranks:
-                arriving, works = self._pass_on(held, count(spans[owner - 1]))
-            self._look(q, held[0], held[1], spans[owner], found)
-            for work in works:
-                work.wait()
-            held = arriving
-        return found.value.to(q.dtype).flatten(2)
+                next_kv, transfers = self._send_on(kv, num_tokens(spans[owner - 1]))
+            self._attend_span(q, kv[0], kv[1], spans[owner], accumulator)
+            for transfer in transfers:
+                transfer.wait()
+            kv = next_kv
+        return accumulator.output.to(q.dtype).flatten(2)
 
-    def _pass_on(self, held: Tensor, num_arriving: int) -> tuple[Tensor, list[Work]]:
-        """Start sending keys and values (2 b n h d) to the next rank; what will arrive from the one before."""
-        arriving = held.new_empty(*held.shape[:2], num_arriving, *held.shape[3:])
-        after, before = (self.rank + 1) % self.num_ranks, (self.rank - 1) % self.num_ranks
-        moves = [(dist.isend, held, after), (dist.irecv, arriving, before)]
+    def _send_on(self, kv: Tensor, num_arriving: int) -> tuple[Tensor, list[Work]]:
+        """Start to send keys and values (2 b n h d) to the next rank and to receive those of the previous rank.
+
+        Returns:
+            (received, transfers): `received` (2 b num_arriving h d) is valid once all transfers have finished.
+        """
+        received = kv.new_empty(*kv.shape[:2], num_arriving, *kv.shape[3:])
+        next_rank, previous_rank = (self.rank + 1) % self.num_ranks, (self.rank - 1) % self.num_ranks
+        moves = [(dist.isend, kv, next_rank), (dist.irecv, received, previous_rank)]
         operations = [dist.P2POp(op, x, group=self.group, group_peer=peer) for op, x, peer in moves if x.numel()]
-        return arriving, dist.batch_isend_irecv(operations) if operations else []
+        return received, dist.batch_isend_irecv(operations) if operations else []
 
-    def _look(self, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], found: Found) -> None:
-        """Add what the queries find in one stretch; spans: where its tokens lie."""
+    def _attend_span(self, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], accumulator: OnlineSoftmax) -> None:
+        """Add the attention to one rank's keys and values to the accumulator; spans: positions of these keys."""
 
-        def part(view: View) -> tuple[slice, int, int]:
-            start, stop = view.keys
-            return view.samples, count(before(spans, start)), count(before(spans, stop))
+        def key_range(group: QueryGroup) -> tuple[slice, int, int]:
+            start, stop = group.keys
+            return group.samples, num_tokens(spans_before(spans, start)), num_tokens(spans_before(spans, stop))
 
-        for (samples, start, stop), run in groupby(self.views, key=part):
+        for (samples, start, stop), equal_groups in groupby(self.query_groups, key=key_range):
             if start < stop:
-                same = list(run)  # of one column, so they follow each other
-                queries = slice(same[0].queries.start, same[-1].queries.stop)
+                groups = list(equal_groups)  # of one column, hence consecutive
+                queries = slice(groups[0].queries.start, groups[-1].queries.stop)
                 k_part, v_part = k[samples, start:stop], v[samples, start:stop]
-                found.add(samples, queries, *attention_with_lse(q[samples, queries], k_part, v_part))
+                accumulator.add(samples, queries, *attention_with_lse(q[samples, queries], k_part, v_part))
 
 
-def views(packing: Packing, own: Span) -> list[View]:
-    """What the queries in a stretch see, frame by frame; padding sees nothing."""
-    found, column = [], 0
+def query_groups(packing: Packing, own: Span) -> list[QueryGroup]:
+    """The queries in a rank's span grouped by their keys: one group for each frame and padding length.
+
+    Padding tokens are in no group.
+    """
+    groups, column_start = [], 0
     for ends, pads in zip(packing.ends, packing.pads, strict=True):
-        done = 0
-        for pad, run in groupby(pads):
-            samples = slice(done, done + len(list(run)))
-            done = samples.stop
+        sample = 0
+        for pad, equal_pads in groupby(pads):
+            samples = slice(sample, sample + len(list(equal_pads)))
+            sample = samples.stop
             for start, end in pairwise((0, *ends)):
-                first, last = max(own[0], column + max(start, pad)), min(own[1], column + end)
+                first, last = max(own[0], column_start + max(start, pad)), min(own[1], column_start + end)
                 if first < last:
-                    found.append(View(samples, slice(first - own[0], last - own[0]), (column + pad, column + end)))
-        column += ends[-1]
-    return found
+                    queries, keys = slice(first - own[0], last - own[0]), (column_start + pad, column_start + end)
+                    groups.append(QueryGroup(samples, queries, keys))
+        column_start += ends[-1]
+    return groups
 
 
-class Found:
-    """What queries (b n h d) have found so far, and the logarithm of the weight of it all; float32."""
+class OnlineSoftmax:
+    """Online-softmax accumulator: attention output and log-sum-exp over the keys added so far.
+
+    Attributes:
+        output: (b n h d) float32; 0 before any keys.
+        log_sum_exp: (b n h) float32; -inf before any keys.
+    """
 
     def __init__(self, q: Tensor):
-        self.value = torch.zeros_like(q, dtype=torch.float32)
-        self.log_weight = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
+        self.output = torch.zeros_like(q, dtype=torch.float32)
+        self.log_sum_exp = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
 
-    def add(self, samples: slice, queries: slice, value: Tensor, log_weight: Tensor) -> None:
-        """What some of the queries found elsewhere, and its weight."""
+    def add(self, samples: slice, queries: slice, output: Tensor, log_sum_exp: Tensor) -> None:
+        """Merge the attention of some queries to further keys.
+
+        Args:
+            samples, queries: ranges of b and n.
+            output: attention to these keys alone, (b' n' h d).
+            log_sum_exp: of these keys' scores, (b' n' h).
+        """
         at = samples, queries
-        total = torch.logaddexp(self.log_weight[at], log_weight)
-        old, new = (torch.exp(weight - total)[..., None] for weight in (self.log_weight[at], log_weight))
-        self.value[at] = old * self.value[at] + new * value
-        self.log_weight[at] = total
+        total = torch.logaddexp(self.log_sum_exp[at], log_sum_exp)
+        old_weight, new_weight = (torch.exp(lse - total)[..., None] for lse in (self.log_sum_exp[at], log_sum_exp))
+        self.output[at] = old_weight * self.output[at] + new_weight * output
+        self.log_sum_exp[at] = total
 
 
 def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention (b n h d), and the logarithm of the sum of exponentials by which it was divided, (b n h) float32.
+    """Attention output (b n h d) and log-sum-exp of the scores (b n h), float32. q, k, v: (b n h d).
 
-    These are the kernels behind `F.scaled_dot_product_attention`, which keeps the second result to itself.
+    Calls the kernels behind `F.scaled_dot_product_attention`, which does not return the log-sum-exp.
     """
     aten = torch.ops.aten
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -154,19 +178,19 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     elif q.dtype in (torch.float16, torch.bfloat16):
         out, lse = aten._scaled_dot_product_flash_attention(q, k, v)[:2]
-    else:  # flash attention on a GPU is for half precision alone
+    else:  # flash attention on a GPU takes half precision only
         out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
-        lse = lse[:, :, : q.shape[2]]  # it comes in blocks of 32 queries
+        lse = lse[:, :, : q.shape[2]]  # the kernel pads to a multiple of 32 queries
     return out.transpose(1, 2), lse.transpose(1, 2).float()
 
 
-class RingMemory(BlockMemory):
-    """One rank's share of what a block remembers: of each frame an equal part, so that no rank has more to go round.
+class RingKVCache(BlockKVCache):
+    """One rank's share of a block's KV cache. Each rank caches an equal part of every frame, which balances the ring.
 
-    Numbers of tokens that others name count the whole sequence; what it holds is in the same order, with gaps.
+    Arguments count tokens of the whole sequence. The cached tokens are in sequence order, with gaps.
 
     Attributes:
-        spans: of each rank of the ring, where the tokens lie that it remembers.
+        spans: for each rank of the ring, the spans of the sequence that it caches.
     """
 
     def __init__(self, group: ProcessGroup):
@@ -174,66 +198,79 @@ class RingMemory(BlockMemory):
         self.group, self.rank, self.num_ranks = group, dist.get_rank(group), dist.get_world_size(group)
         self.spans: list[list[Span]] = [[] for _ in range(self.num_ranks)]
 
-    def extend_stretch(
+    def extend_ring(
         self, keys: Tensor, values: Tensor, new: Sequence[Span], ends: Sequence[int]
     ) -> tuple[Tensor, Tensor, list[list[Span]]]:
-        """What this rank remembers followed by what is new to it, and where what each rank then has lies.
+        """Append this rank's new tokens to its cached ones; cache its share of new frames. A collective call.
 
         Args:
-            keys, values: of this rank's new tokens, (b n h d).
-            new: where each rank's new tokens lie; together they follow what is remembered.
-            ends: of the frames that are new and remembered from now on.
+            keys, values: of this rank's new tokens, (b n h d) each.
+            new: span of each rank's new tokens; together they follow the cached tokens.
+            ends: ends of the new frames that are to be cached.
+
+        Returns:
+            (keys, values, spans): of this rank's cached tokens followed by its new ones, (b cached+n h d) each, and for
+            each rank the spans of the tokens that it has.
         """
-        spans = [[*known, span] for known, span in zip(self.spans, new, strict=True)]
+        spans = [[*cached, span] for cached, span in zip(self.spans, new, strict=True)]
         extended = self.extend(keys, values, self.num_tokens)
         if ends:
-            dealt = self._deal(torch.stack([keys, values]), new, [new[0][0], *ends])
-            old = [] if self.keys is None or self.values is None else [torch.stack([self.keys, self.values])]
-            self.keys, self.values = torch.cat([*old, dealt], dim=2)
+            own_share = self._distribute(torch.stack([keys, values]), new, [new[0][0], *ends])
+            cached = [] if self.keys is None or self.values is None else [torch.stack([self.keys, self.values])]
+            self.keys, self.values = torch.cat([*cached, own_share], dim=2)
         return *extended, spans
 
-    def _deal(self, held: Tensor, new: Sequence[Span], bounds: Sequence[int]) -> Tensor:
-        """Deal frames out, an equal part of each to each rank; what this rank gets of keys and values (2 b n h d)."""
-        shares = [(start, share_bounds(end - start, self.num_ranks)) for start, end in pairwise(bounds)]
-        dealt = [[(at + cut[r], at + cut[r + 1]) for at, cut in shares] for r in range(self.num_ranks)]
+    def _distribute(self, kv: Tensor, new: Sequence[Span], bounds: Sequence[int]) -> Tensor:
+        """Divide the tokens of each frame equally among the ranks, and record the spans that each rank gets.
+
+        Args:
+            kv: keys and values of this rank's new tokens, (2 b n h d).
+            new: span of each rank's new tokens.
+            bounds: start of the first frame, then the end of each frame.
+
+        Returns:
+            Keys and values of this rank's share, (2 b n' h d).
+        """
+        frames = [(start, share_bounds(end - start, self.num_ranks)) for start, end in pairwise(bounds)]
+        shares = [[(start + cuts[r], start + cuts[r + 1]) for start, cuts in frames] for r in range(self.num_ranks)]
         own = new[self.rank]
-        send = [common(spans, own) for spans in dealt]
-        receive = [count(common(dealt[self.rank], span)) for span in new]
-        pieces = [held[:, :, start - own[0] : stop - own[0]] for spans in send for start, stop in spans]
-        out = rearrange(torch.cat(pieces, dim=2), "kv b n h d -> n kv b h d")
-        # from rank to rank, and in each from frame to frame, they come in the order of the sequence
-        mine = all_to_all(out, [count(spans) for spans in send], receive, self.group)
-        self.spans = [[*known, *more] for known, more in zip(self.spans, dealt, strict=True)]
-        return rearrange(mine, "n kv b h d -> kv b n h d")
+        send = [intersections(spans, own) for spans in shares]
+        receive = [num_tokens(intersections(shares[self.rank], span)) for span in new]
+        pieces = [kv[:, :, start - own[0] : stop - own[0]] for spans in send for start, stop in spans]
+        outgoing = rearrange(torch.cat(pieces, dim=2), "kv b n h d -> n kv b h d")
+        # Ranks are in sequence order, and so are the frames of each rank: the received tokens are in order.
+        received = all_to_all(outgoing, [num_tokens(spans) for spans in send], receive, self.group)
+        self.spans = [[*cached, *share] for cached, share in zip(self.spans, shares, strict=True)]
+        return rearrange(received, "n kv b h d -> kv b n h d")
 
     def cut(self, num_tokens: int) -> None:
-        """See `BlockMemory.cut`."""
-        self.spans = [before(rank, num_tokens) for rank in self.spans]
-        super().cut(count(self.spans[self.rank]))
+        """See `BlockKVCache.cut`."""
+        self.spans = [spans_before(spans, num_tokens) for spans in self.spans]
+        super().cut(sum(stop - start for start, stop in self.spans[self.rank]))
 
 
-def share_memories(memories: list[BlockMemory | None], group: ProcessGroup) -> None:
-    """Put this rank's share in the place of each memory that is still empty.
+def share_kv_caches(kv_caches: list[BlockKVCache | None], group: ProcessGroup) -> None:
+    """Replace each empty block cache in the list by a `RingKVCache`.
 
-    In place: whoever brought the list keeps what is remembered in it from call to call.
+    Changes the caller's list, so that the caller's `KVCache` holds the ring caches in later calls too.
     """
-    for block, memory in enumerate(memories):
-        if memory is not None and not isinstance(memory, RingMemory):
-            assert memory.keys is None, "what was remembered before the ranks shared cannot be dealt out"
-            memories[block] = RingMemory(group)
+    for block, kv_cache in enumerate(kv_caches):
+        if kv_cache is not None and not isinstance(kv_cache, RingKVCache):
+            assert kv_cache.keys is None, "a cache that was filled by one rank cannot be shared afterwards"
+            kv_caches[block] = RingKVCache(group)
 
 
-def common(spans: Sequence[Span], with_span: Span) -> list[Span]:
-    """What each of some spans has in common with another; an empty span where that is nothing."""
-    starts = [(max(start, with_span[0]), stop) for start, stop in spans]
-    return [(start, max(start, min(stop, with_span[1]))) for start, stop in starts]
+def intersections(spans: Sequence[Span], other: Span) -> list[Span]:
+    """Intersection of each span with `other`; an empty span where they do not meet."""
+    starts = [(max(start, other[0]), stop) for start, stop in spans]
+    return [(start, max(start, min(stop, other[1]))) for start, stop in starts]
 
 
-def before(spans: Sequence[Span], end: int) -> list[Span]:
-    """What of some spans lies before a token."""
+def spans_before(spans: Sequence[Span], end: int) -> list[Span]:
+    """The parts of the spans that lie before token `end`; spans after it are omitted."""
     return [(start, min(stop, end)) for start, stop in spans if start < end]
 
 
-def count(spans: Sequence[Span]) -> int:
-    """Tokens in some spans."""
+def num_tokens(spans: Sequence[Span]) -> int:
+    """Total number of tokens in the spans."""
     return sum(stop - start for start, stop in spans)

@@ -1,9 +1,9 @@
 """Sequence parallelism: the ranks of a group share the tokens of one batch.
 
-It is put on a transformer from outside. Everything in a block but attention goes token by token, so a block that is
-given a stretch of the tokens and a layout of that stretch need not know of the others. For attention the ranks trade:
-each gives away its tokens of most heads for everybody's tokens of a few heads (Ulysses, arXiv:2309.14509). Where heads
-do not go round, keys and values do (`ring`).
+It is applied to a transformer from outside. All operations of a block except attention are token-wise, so each rank
+runs the blocks on a range of the tokens with a layout of that range. For attention, an all-to-all exchanges a range of
+tokens with all heads for all tokens with a share of the heads (Ulysses, arXiv:2309.14509). If the ranks do not divide
+the heads, ring attention shares the keys and values too (`ring`).
 """
 
 from __future__ import annotations
@@ -18,58 +18,59 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pyramid_model.dit.attention import QKV
-from pyramid_model.dit.memory import BlockMemory
+from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.parallel.exchange import gather_tokens, heads_for_tokens, own_group, share_bounds, tokens_for_heads
-from pyramid_model.parallel.ring import RingAttention, share_memories
+from pyramid_model.parallel.ring import RingAttention, share_kv_caches
 
-Attend = Callable[[QKV, BlockMemory | None], Tensor]
+Attend = Callable[[QKV, BlockKVCache | None], Tensor]
 
 
 def sequence_parallel(dit: DiT, ulysses: int, ring: int = 1) -> None:
-    """Let neighbouring ranks share the work of a transformer's blocks. All ranks call this together.
+    """Let groups of consecutive ranks share the work of a transformer's blocks. A collective call of all ranks.
 
-    From then on ulysses * ring neighbours call the transformer together and with equal arguments, and each gets the
-    whole result. What a memory of history holds is this rank's part of it.
+    Afterwards the ulysses * ring ranks of a group call the transformer with equal arguments, and each gets the whole
+    result. A KV cache holds this rank's share only.
 
-    In training, neighbours must compute the same loss from the result, and gradients must be averaged over all ranks,
-    as DistributedDataParallel does: a rank's gradient is that of its tokens, times the number of neighbours.
+    In training, the ranks of a group must compute the same loss from the result, and gradients must be averaged over
+    all ranks, as DistributedDataParallel does: the gradient on a rank is the contribution of its tokens, times the
+    number of ranks in the group.
 
     Args:
-        dit: with the same weights on every rank; its `transform` is replaced, on this object alone.
-        ulysses: ranks among which heads are dealt.
-        ring: ranks among which keys and values go round (see `ring`); more than 1 is for sampling only.
+        dit: with the same weights on every rank; the `transform` of this object is replaced.
+        ulysses: ranks that divide the heads among them.
+        ring: ranks that pass keys and values around (see `ring`); more than 1 is for sampling only.
 
     Raises:
-        ValueError: the heads cannot be dealt to so many ranks, or all ranks not be cut into such neighbourhoods.
+        ValueError: `ulysses` does not divide the heads, or ulysses * ring does not divide the number of ranks.
     """
     transform, rank, num_ranks = dit.transform, dist.get_rank(), ulysses * ring
     _check(dit.config.num_heads, ulysses, num_ranks)
     first = rank - rank % num_ranks
     starts = range(0, dist.get_world_size(), num_ranks)
     group = own_group([range(start, start + num_ranks) for start in starts])
-    trade = own_group([range(start, start + ulysses) for start in range(0, dist.get_world_size(), ulysses)])
-    rings = own_group([range(start + i, start + num_ranks, ulysses) for start in starts for i in range(ulysses)])
+    ulysses_group = own_group([range(start, start + ulysses) for start in range(0, dist.get_world_size(), ulysses)])
+    ring_group = own_group([range(start + i, start + num_ranks, ulysses) for start in starts for i in range(ulysses)])
     own = rank - first
-    traders = slice(own - own % ulysses, own - own % ulysses + ulysses + 1)  # where their stretches meet
+    ulysses_bounds = slice(own - own % ulysses, own - own % ulysses + ulysses + 1)
 
     def transform_share(
-        image: Tensor, text: Tensor, cond: Tensor, packing: Packing, memories: list[BlockMemory | None]
+        image: Tensor, text: Tensor, cond: Tensor, packing: Packing, kv_caches: list[BlockKVCache | None]
     ) -> Tensor:
         bounds = share_bounds(sum(packing.lengths), num_ranks)
         if ring > 1:
-            share_memories(memories, rings)
-            attend = RingAttention(packing, bounds[::ulysses], rings).attend
+            share_kv_caches(kv_caches, ring_group)
+            attend = RingAttention(packing, bounds[::ulysses], ring_group).attend
         else:
             attend = packing.attend
         if ulysses > 1:
-            attend = by_heads(attend, bounds[traders], trade)
+            attend = ulysses_attention(attend, bounds[ulysses_bounds], ulysses_group)
         shares = [Share(packing, start, stop, attend) for start, stop in pairwise(bounds)]
         texts = [0, *accumulate(sum(share.num_text) for share in shares)]
         images = [0, *accumulate(sum(share.num_image) for share in shares)]
         own_image, own_text = image[:, images[own] : images[own + 1]], text[:, texts[own] : texts[own + 1]]
-        transformed = transform(own_image, own_text, cond, shares[own], memories)  # pyright: ignore[reportArgumentType]
+        transformed = transform(own_image, own_text, cond, shares[own], kv_caches)  # pyright: ignore[reportArgumentType]
         return gather_tokens(transformed, images, group)
 
     dit.transform = transform_share  # pyright: ignore[reportAttributeAccessIssue]
@@ -78,44 +79,47 @@ def sequence_parallel(dit: DiT, ulysses: int, ring: int = 1) -> None:
 def _check(num_heads: int, ulysses: int, num_ranks: int) -> None:
     if num_heads % ulysses:
         raise ValueError(
-            f"{num_heads} heads cannot be dealt to {ulysses} ranks: set ulysses to a number that divides the heads, "
-            "and give the other ranks to ring"
+            f"ulysses {ulysses} does not divide the {num_heads} heads: set ulysses to a divisor of {num_heads}, and "
+            "use the other ranks for ring"
         )
     if dist.get_world_size() % num_ranks:
         raise ValueError(
-            f"{dist.get_world_size()} ranks cannot be cut into neighbourhoods of ulysses * ring = {num_ranks}: start a "
-            "multiple of that"
+            f"{dist.get_world_size()} ranks do not divide into groups of ulysses * ring = {num_ranks}: start a "
+            f"multiple of {num_ranks} ranks"
         )
 
 
-def by_heads(attend: Attend, bounds: Sequence[int], group: ProcessGroup) -> Attend:
-    """`attend` for a rank's tokens of all heads, from one that takes all ranks' tokens of some heads.
+def ulysses_attention(attend: Attend, bounds: Sequence[int], group: ProcessGroup) -> Attend:
+    """Attention over a rank's tokens with all heads, by way of `attend` over all ranks' tokens with some heads.
 
-    bounds: where the ranks' stretches meet.
+    Args:
+        attend: takes all tokens of the group with this rank's share of the heads.
+        bounds: boundaries of the ranks' shares of the tokens, one more than there are ranks.
+        group: the ranks.
     """
     sizes = [stop - start for start, stop in pairwise(bounds)]
 
-    def attend_by_heads(qkv: QKV, memory: BlockMemory | None) -> Tensor:
+    def attend_own_tokens(qkv: QKV, kv_cache: BlockKVCache | None) -> Tensor:
         q, k, v = tokens_for_heads(torch.cat(qkv), sizes, group).chunk(3)
-        found = rearrange(attend((q, k, v), memory), "b n (h d) -> b n h d", d=q.shape[-1])
-        return heads_for_tokens(found, sizes, group)
+        attended = rearrange(attend((q, k, v), kv_cache), "b n (h d) -> b n h d", d=q.shape[-1])
+        return heads_for_tokens(attended, sizes, group)
 
-    return attend_by_heads
+    return attend_own_tokens
 
 
 class Share:
-    """Layout of a stretch of a packing's joined sequence: what a block asks of a `Packing`.
+    """Layout of one rank's range of a packing's joined sequence, with the interface that blocks use of a `Packing`.
 
-    A stretch may hold nothing of a column, or no text at all.
+    The range may contain no token of a column, or no text.
 
     Args:
         whole: layout of all tokens.
-        start, stop: the stretch, in tokens of the joined sequence.
-        attend: as `Packing.attend`, for the tokens of the stretch.
+        start, stop: the range, in tokens of the joined sequence.
+        attend: as `Packing.attend`, for the tokens of the range.
 
     Attributes:
-        num_text, num_image: text and image tokens of each column in the stretch.
-        text_segments, image_segments, joined_segments: as in `Packing`, of the tokens in the stretch.
+        num_text, num_image: text and image tokens of each column in the range.
+        text_segments, image_segments, joined_segments: as in `Packing`, for the tokens of the range.
     """
 
     def __init__(self, whole: Packing, start: int, stop: int, attend: Attend):
@@ -129,9 +133,9 @@ class Share:
         self.joined_segments = by_segment(_sums(text, history), noisy)
         self._attend = attend
 
-    def attend(self, qkv: QKV, memory: BlockMemory | None) -> Tensor:
-        """As `Packing.attend`, of the tokens of the stretch."""
-        return self._attend(qkv, memory)
+    def attend(self, qkv: QKV, kv_cache: BlockKVCache | None) -> Tensor:
+        """As `Packing.attend`, for the tokens of the range."""
+        return self._attend(qkv, kv_cache)
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """As `Packing.join`."""
@@ -145,7 +149,7 @@ class Share:
 
 
 def overlaps(lengths: Sequence[int], start: int, stop: int) -> list[int]:
-    """How much of each of some parts, which follow each other, lies between start and stop."""
+    """Overlap of each of several consecutive parts with the range start..stop; lengths: size of each part."""
     bounds = pairwise([0, *accumulate(lengths)])
     return [max(0, min(stop, last) - max(start, first)) for first, last in bounds]
 

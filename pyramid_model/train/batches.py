@@ -1,6 +1,6 @@
-"""Which samples a training step sees, and with which random numbers: functions of (seed, step, rank) alone.
+"""Batches of a training step and their random numbers, as functions of (seed, step, rank).
 
-Nothing here keeps state, so a run that was killed and resumed at any step goes on bit for bit as if undisturbed.
+There is no state, so a run that is interrupted and resumed at any step continues bit for bit as without interruption.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyramid_model.vae.pixels import to_unit_range
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> Generator:
-    """CPU random numbers of one step on one rank. Two different triples never share a stream."""
+    """CPU generator for one step on one rank; a different one for each (seed, step, rank)."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 
@@ -28,46 +28,47 @@ def batch_indices(
 ) -> list[int]:
     """Positions of one rank's samples at one step.
 
-    All ranks together walk through one shuffled list after the other, so every sample comes up equally often.
+    All ranks together iterate over a shuffled list of the training set, shuffled anew for each epoch, so every sample
+    occurs equally often.
 
     Args:
         num_items: size of the training set.
-        batch_size: samples a rank and step; may exceed num_items.
-        seed: fixes the shuffles.
+        batch_size: samples per rank and step; may exceed num_items.
+        seed: seed of the shuffles.
         step: optimiser step, from 0.
-        rank: this worker.
+        rank: rank of this worker.
         world_size: number of workers.
 
     Raises:
-        ValueError: there is nothing to train on.
+        ValueError: the training set is empty.
     """
     if num_items < 1:
         raise ValueError("the training set is empty: select at least one clip for the split `train`")
     first = (step * world_size + rank) * batch_size
-    picked = []
+    indices = []
     for position in range(first, first + batch_size):
         epoch, place = divmod(position, num_items)
-        picked.append(int(shuffled(num_items, seed, epoch)[place]))
-    return picked
+        indices.append(int(shuffled(num_items, seed, epoch)[place]))
+    return indices
 
 
-@functools.lru_cache(maxsize=64)  # neighbouring steps share one or two for each size of clips
+@functools.lru_cache(maxsize=64)  # neighbouring steps use the same one or two permutations for each size of clips
 def shuffled(num_items: int, seed: int, epoch: int) -> Tensor:
-    """The numbers below num_items in a random order of their own for every seed and epoch."""
+    """A random permutation of 0 … num_items - 1, (num_items,) int64; a different one for every seed and epoch."""
     return torch.randperm(num_items, generator=step_generator(seed, epoch, -1))
 
 
 def vae_batch(
     clips: Sequence[np.ndarray], indices: Sequence[int], num_frames: int, generator: Generator, crop: int | None = None
 ) -> Tensor:
-    """Random cuts out of clips, half of them mirrored.
+    """Random excerpts of clips; each is mirrored with probability 1/2.
 
     Args:
-        clips: uint8 (t h w 3), all of one size, each at least num_frames long.
-        indices: which clips.
-        num_frames: length of a cut, 1 + 8k.
-        generator: draws the start frame, the place of the crop and the mirroring.
-        crop: side in px of the square that is kept, at most the frame's own; None keeps whole frames.
+        clips: uint8 (t h w 3), all of one height and width, each with at least num_frames frames.
+        indices: positions of the batch's clips in `clips`.
+        num_frames: frames of an excerpt, 1 + 8k.
+        generator: draws start frame, position of the crop, and mirroring.
+        crop: side of a square crop in px, at most that of the frames; None: whole frames.
 
     Returns:
         (b 3 t h w) in [-1, 1].
@@ -75,26 +76,29 @@ def vae_batch(
     Raises:
         ValueError: a clip is too short.
     """
-    cuts = []
+    excerpts = []
     for index in indices:
         clip = clips[index]
-        spare = len(clip) - num_frames
-        if spare < 0:
-            raise ValueError(f"clip {index} has {len(clip)} frames, training takes {num_frames}: select longer clips")
-        start, top, left = (_below(n, generator) for n in (spare + 1, *_room(clip, crop)))
+        num_starts = len(clip) - num_frames + 1
+        if num_starts < 1:
+            raise ValueError(
+                f"clip {index} has {len(clip)} frames, fewer than the {num_frames} of a training excerpt: "
+                "select longer clips or lower num_frames"
+            )
+        start, top, left = (_random_below(n, generator) for n in (num_starts, *_num_crop_positions(clip, crop)))
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
-        cut = clip[start : start + num_frames, top:, left:][:, :crop, :crop]
-        cuts.append(to_unit_range(cut[:, :, ::-1] if mirrored else cut))
-    return torch.stack(cuts)
+        excerpt = clip[start : start + num_frames, top:, left:][:, :crop, :crop]
+        excerpts.append(to_unit_range(excerpt[:, :, ::-1] if mirrored else excerpt))
+    return torch.stack(excerpts)
 
 
-def _room(clip: np.ndarray, crop: int | None) -> tuple[int, int]:
-    """Number of places for a crop's top and left edge."""
+def _num_crop_positions(clip: np.ndarray, crop: int | None) -> tuple[int, int]:
+    """Number of possible positions of the crop's top edge and of its left edge."""
     height, width = clip.shape[1:3]
     return (max(0, height - crop) + 1, max(0, width - crop) + 1) if crop else (1, 1)
 
 
-def _below(bound: int, generator: Generator) -> int:
+def _random_below(bound: int, generator: Generator) -> int:
     return int(torch.randint(bound, (), generator=generator))
 
 
@@ -106,14 +110,14 @@ def dit_batch(
     generator: Generator,
     dropout: float = 0.1,
 ) -> tuple[Tensor, TextFeatures]:
-    """Latents with their texts, some of which are dropped so that guidance has an unconditional model to push from.
+    """Latents with their texts. Some texts are replaced by the empty text, which trains the model for guidance.
 
     Args:
         latents: (c t h w), all of one shape.
         texts: features of the caption of each latent, (embeds (n d), pooled (p)).
         null: features of the empty text.
-        indices: which samples.
-        generator: decides which texts are dropped.
+        indices: positions of the batch's samples.
+        generator: draws which texts are replaced.
         dropout: probability that a text is replaced by `null`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Settings of training. No torch in here: recipes are read and checked before anything heavy is imported."""
+"""Settings of training. Imports no torch, so that recipes can be checked before heavy imports."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pyramid_model.config import Config, PyramidConfig
 
 
 class OptimConfig(Config):
-    """How a model is optimised. A step sees `batch_size` samples on every worker."""
+    """Settings of the optimiser and of the training loop."""
 
     num_steps: int = Field(1000, ge=1)
-    batch_size: int = Field(4, ge=1, description="samples a worker and step")
-    lr: float = Field(1e-4, gt=0, description="learning rate at its peak")
-    warmup_steps: int = Field(50, ge=0, description="linear rise of the learning rate from 0")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="learning rate of the last step over the peak; cosine")
+    batch_size: int = Field(4, ge=1, description="samples per worker and step")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear rise of the learning rate from 0")
+    min_lr_ratio: float = Field(
+        0.1, ge=0, le=1, description="learning rate of the last step as a share of the peak; cosine decay"
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(1e-4, ge=0, description="on matrices and kernels; never on biases and norms")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the averaged weights, which are the ones that are kept")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, which become the model")
     log_every: int = Field(10, ge=1, description="steps between rows of the curve")
     val_every: int = Field(0, ge=0, description="steps between validations; 0: before the first and after the last")
     checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: after the last one only")
@@ -32,53 +34,64 @@ class OptimConfig(Config):
 
 
 class VAELossConfig(Config):
-    """Weights of the parts of the loss. Frames are in [-1, 1]."""
+    """Weights of the terms of the plain VAE loss. Frames are in [-1, 1]."""
 
     mse_weight: float = Field(1.0, ge=0, description="squared error: colours and large shapes")
     l1_weight: float = Field(0.0, ge=0, description="absolute error: sharper edges")
-    kl_weight: float = Field(1e-6, ge=0, description="pull of the latents to the unit normal, a latent value")
+    kl_weight: float = Field(1e-6, ge=0, description="divergence from the unit normal, per latent value")
 
 
 class VAEBatchConfig(Config):
-    """What a training step of the VAE sees."""
+    """Batches of VAE training."""
 
-    num_frames: int = Field(17, ge=1, description="frames of a training cut, 1 + 8k; cut at random from longer clips")
-    crop: int | None = Field(None, ge=8, multiple_of=8, description="px, side of a random square; empty: whole frames")
-    image_steps: int = Field(0, ge=0, description="first steps, which see still frames only: many more for the time")
-    image_batch_size: int = Field(8, ge=1, description="still frames a worker and step")
+    num_frames: int = Field(17, ge=1, description="frames of a sample, 1 + 8k; a random excerpt of longer clips")
+    crop: int | None = Field(
+        None, ge=8, multiple_of=8, description="side in px of a random square crop; empty: whole frames"
+    )
+    image_steps: int = Field(
+        0, ge=0, description="number of first steps that train on still frames only, which are much faster"
+    )
+    image_batch_size: int = Field(8, ge=1, description="still frames per worker and step")
 
     def at(self, step: int, batch_size: int) -> tuple[int, int]:
-        """Samples and frames a sample of a step; `batch_size` is that of the steps on video."""
+        """(samples, frames per sample) of a step; batch_size: samples of a step on video."""
         return (self.image_batch_size, 1) if step < self.image_steps else (batch_size, self.num_frames)
 
 
 class MixConfig(Config):
-    """How clips of many sizes and sources are mixed: every step has one size, every sample comes once an epoch."""
+    """Mixture of clips of different sizes and sources. All clips of a step have one size."""
 
     token_budget: int | None = Field(
-        None, ge=1, description="latent tokens a worker and step, whatever the size of its clips; empty: batch_size"
+        None, ge=1, description="latent tokens per worker and step, for clips of any size; empty: batch_size samples"
     )
-    source_weights: dict[str, float] = Field({}, description="share of the samples by source; {}: by their number")
+    source_weights: dict[str, float] = Field(
+        {}, description="weight of each source in the samples; {}: proportional to its number of clips"
+    )
     image_share: float | None = Field(
-        None, ge=0, le=1, description="share of the steps that see single frames; empty: by their number"
+        None, ge=0, le=1, description="share of the steps that train on single frames; empty: by their number"
     )
 
     @model_validator(mode="after")
     def _check(self) -> MixConfig:
         weights = self.source_weights.values()
         if any(weight < 0 for weight in weights) or (self.source_weights and not sum(weights)):
-            raise ValueError(f"mix.source_weights {self.source_weights}: none below 0, and one above it")
+            raise ValueError(
+                f"mix.source_weights {self.source_weights}: weights must not be negative, and at least one must be "
+                "more than 0"
+            )
         return self
 
 
 class DiTLossConfig(Config):
-    """What a training step of the DiT is made of."""
+    """Loss of the DiT."""
 
     sample_ratios: tuple[int, ...] = Field(
-        (), description="samples of each stage, coarse to fine, e.g. [1, 2, 1]; empty: the same of all"
+        (), description="ratio of the samples of each stage, coarse to fine, e.g. [1, 2, 1]; empty: equal"
     )
-    autoregressive: bool = Field(True, description="one unit after the other, given the earlier ones; else all at once")
+    autoregressive: bool = Field(
+        True, description="train one unit at a time, conditioned on the earlier ones; false: all frames at once"
+    )
 
     def ratios(self, pyramid: PyramidConfig) -> tuple[int, ...]:
-        """Columns a stage."""
+        """Number of columns of each stage, coarse to fine."""
         return self.sample_ratios or (1,) * pyramid.num_stages

@@ -1,4 +1,4 @@
-"""What the DiT learns from: the velocity of one unit at every stage, given the units before it."""
+"""Loss of the DiT: error of the velocity of one unit at every stage, conditioned on the units before it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def dit_loss(
     sample_ratios: tuple[int, ...],
     num_units: tuple[int, ...] | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error of the velocity, every sample counting the same.
+    """Mean squared error of the velocity; every sample has the same weight.
 
     Args:
         dit: predicts the velocity.
         latents: normalised, (b c t h w); b a multiple of the sum of sample_ratios.
         text: b rows.
         schedule: stages of the pyramid.
-        noise: where random numbers come from.
+        noise: source of random numbers.
         sample_ratios: columns per stage, coarse to fine.
-        num_units: unit to train per stage, counted from 1; None: all frames at once, without history.
+        num_units: unit to train at each stage, counted from 1; None: all frames at once, without history.
 
     Returns:
-        The loss, and {"loss_stage0": …} of each stage without gradient.
+        (loss, parts): parts {"loss_stage0": …} is the loss of each stage without gradient.
     """
     batch = noisy_columns(latents, schedule, noise, sample_ratios, num_units)
     velocities = dit(batch.columns, batch.timestep, text)
@@ -51,14 +51,14 @@ def dit_loss(
 
 
 class DiTObjective(nn.Module):
-    """A DiT with its loss as one module, so that data parallelism can wrap the call whose gradient it averages.
+    """A DiT with its loss in one module, so that data parallelism can wrap the whole forward pass.
 
     Args:
-        dit: what is trained.
-        pyramid: its stages.
+        dit: the model that is trained.
+        pyramid: stages and units.
         config: see `DiTLossConfig`.
-        sync_group: ranks that get the same clips.
-        longest: latent frames of the longest clip; needed when sync_group is above 1.
+        sync_group: number of ranks that get the same clips.
+        longest: latent frames of the longest clip; required if sync_group is more than 1.
 
     Raises:
         ValueError: the longest clip has fewer units than a sync group has ranks.
@@ -75,14 +75,14 @@ class DiTObjective(nn.Module):
         self.max_units = units_in(longest, pyramid.frames_per_unit) if longest else sync_group
         if self.max_units < sync_group:
             raise ValueError(
-                f"sync_group {sync_group} needs clips of as many units (latent frames); the longest has "
-                f"{self.max_units}: lower train_dit.sync_group"
+                f"sync_group {sync_group} is larger than the number of units in the longest clip, {self.max_units}: "
+                "lower train_dit.sync_group"
             )
 
     def forward(
         self, latents: Tensor, text: TextFeatures, generator: Generator, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `dit_loss`. The units take turns: all of them are trained, by rank and step."""
+        """See `dit_loss`. The unit to train depends on rank and step, so that over time all units are trained."""
         units = units_in(latents.shape[2], self.schedule.config.frames_per_unit)
         num_units = None
         if self.config.autoregressive:
@@ -110,34 +110,34 @@ def validate_dit(
     max_units: int = 3,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Loss on held-out clips: each at every stage, at its first, middle and last unit, with the same noise always.
+    """Loss on held-out clips at every stage and at several units, with the same noise in every call.
 
     Args:
         dit: the model.
         latents: normalised, (c t h w), all of one shape.
         texts: features of the caption of each, (embeds (n d), pooled (p)).
-        pyramid: stages.
-        config: whether units are trained one by one.
-        num_draws: positions on the path (and noises) a clip, stage and unit.
-        max_units: units looked at, spread over the clip.
-        seed: of the noise.
+        pyramid: stages and units.
+        config: see `DiTLossConfig`.
+        num_draws: draws of path position and noise for each clip, stage and unit.
+        max_units: units to evaluate: the first, the last, and others at equal distances.
+        seed: seed of the noise.
 
     Returns:
         {"val_loss", "val_loss_stage0", …}.
     """
     schedule, device = Schedule(pyramid), next(dit.parameters()).device
-    # Column c of the batch takes rows c::g: with every clip g times in a row, each column sees every clip.
+    # Column c has the rows c::g of the batch: with every clip repeated g times, each column contains every clip.
     clips = torch.stack(list(latents)).float().to(device).repeat_interleave(pyramid.num_stages, dim=0)
     text = stack_features([row for row in texts for _ in range(pyramid.num_stages)]).to(device)
     generator = torch.Generator().manual_seed(seed)
-    found: list[dict[str, Tensor]] = []
+    losses: list[dict[str, Tensor]] = []
     for unit in _units_to_validate(clips.shape[2], pyramid, config, max_units):
         num_units = unit if unit is None else (unit,) * pyramid.num_stages
         for _ in range(num_draws):
             noise = Noise(generator, device)
             loss, parts = dit_loss(dit, clips, text, schedule, noise, (1,) * pyramid.num_stages, num_units)
-            found.append({"val_loss": loss} | {f"val_{name}": part for name, part in parts.items()})
-    return {name: float(torch.stack([parts[name] for parts in found]).mean()) for name in found[0]}
+            losses.append({"val_loss": loss} | {f"val_{name}": part for name, part in parts.items()})
+    return {name: float(torch.stack([parts[name] for parts in losses]).mean()) for name in losses[0]}
 
 
 def _units_to_validate(

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights, in float32 whatever the model's own type."""
+"""Exponential moving average of a model's weights, in float32 for models of any dtype."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class EMA:
     """Averaged copy of a model's weights.
 
-    In bf16 an increment of (1 - decay) would be rounded away and the average would never move; hence float32.
+    Float32, because in bfloat16 an increment of (1 - decay) would be rounded to 0 and the average would not change.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -19,7 +19,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's weights; early on faster, so that it forgets the random start."""
+        """Move the average towards the model's weights: faster in early steps, to forget the initial weights."""
         self.num_updates += 1
         decay = min(self.decay, self.num_updates / (self.num_updates + 10))
         for name, weight in model.named_parameters():
@@ -27,18 +27,18 @@ class EMA:
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
-        """Exchange the model's weights with the averaged ones; a second call exchanges them back."""
+        """Exchange the model's weights with the averaged weights; a second call exchanges them back."""
         for name, weight in model.named_parameters():
             trained = weight.detach().float().clone()
             weight.copy_(self.shadow[name])
             self.shadow[name] = trained
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Everything that is needed to go on."""
+        """State that `load_state_dict` restores."""
         return {"num_updates": self.num_updates} | {f"shadow.{name}": value for name, value in self.shadow.items()}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Inverse of `state_dict`; the model must have the same weights by name."""
+        """Inverse of `state_dict`, for a model with the same parameter names."""
         self.num_updates = int(state["num_updates"])
         for name, value in self.shadow.items():
             value.copy_(torch.as_tensor(state[f"shadow.{name}"]))

@@ -1,7 +1,7 @@
-"""The training loop that every model shares: one process or one worker of many, killed and resumed at will.
+"""The training loop of all models, for one process or one worker of several; it can be interrupted and resumed.
 
-The state after step n depends on the config, the data and n alone. A checkpoint holds all of it, so a resumed run
-ends with the same weights, bit for bit, as one that was never interrupted (on the same machine and thread count).
+The state after step n depends only on the config, the data and n. A checkpoint contains the whole state, so a resumed
+run ends with the same weights, bit for bit, as a run without interruption (on the same machine and thread count).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pyramid_model.train.ema import EMA
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss or gradient is no finite number; the message names the step and the samples."""
+    """A loss or a gradient is not finite; the message names the step and the samples."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of the objective gets (`objective(*args)`), and the ids of its samples for error messages."""
+    """Arguments of one call of the objective, `objective(*args)`, and the ids of its samples for error messages."""
 
     args: tuple[Any, ...]
     ids: list[str]
@@ -38,6 +38,8 @@ class TrainState:
     """A training run between two steps.
 
     objective: module that returns (loss, parts); may be wrapped for data parallelism.
+    optimizer: updates the parameters of the objective.
+    ema: averaged weights of the objective.
     step: number of finished steps.
     curve: rows so far, {"step", "loss", "lr", …}.
     """
@@ -54,7 +56,7 @@ class TrainState:
         return cls(objective, make_optimizer(objective, config), EMA(unwrapped(objective), config.ema_decay))
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file. Readers see the old file or the new one, never a part."""
+        """Write the state to one file, atomically: a reader gets the old file or the new one."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
@@ -69,7 +71,7 @@ class TrainState:
         partial.replace(path)
 
     def load(self, path: str | Path) -> bool:
-        """Continue from a file if it is there; says whether it was."""
+        """Restore the state from a file, if it exists. Returns whether it does."""
         path = Path(path)
         if not path.exists():
             return False
@@ -81,7 +83,7 @@ class TrainState:
         return True
 
     def use_ema(self) -> None:
-        """Leave the averaged weights in the model: call once, after the last step."""
+        """Replace the model's weights by the averaged weights; call once, after the last step."""
         self.ema.swap(unwrapped(self.objective))
 
 
@@ -123,16 +125,17 @@ def train(
     Args:
         state: changed in place.
         config: see `OptimConfig`.
-        batch_for_step: this worker's batch; must depend on the step (and the worker's rank) alone.
-        validate: figures of the model with its averaged weights; every worker calls it, so that none runs ahead.
-        on_log: gets each new row of the curve; leave it out on all workers but the first.
-        checkpoint: file to write; leave it out on all workers but the first.
+        batch_for_step: this worker's batch of a step; must depend only on the step and the worker's rank.
+        validate: returns figures of the model, which then has its averaged weights. Pass it on all workers, so that
+            they stay in step.
+        on_log: called with each new row of the curve; pass it on the first worker only.
+        checkpoint: file to write; pass it on the first worker only.
 
     Returns:
-        The whole curve, rows of earlier runs included. Losses are this worker's own.
+        The whole curve, including the rows of earlier runs. Losses are those of this worker.
 
     Raises:
-        TrainingDiverged: before the step that would have spoilt the weights.
+        TrainingDiverged: a loss or gradient is not finite; the weights are still those before that step.
     """
     started = time.perf_counter()
     if state.step == 0 and validate is not None:
@@ -150,7 +153,7 @@ def train(
 
 
 def _train_step(state: TrainState, config: OptimConfig, batch: Batch) -> dict[str, float]:
-    """One update; returns its row of the curve."""
+    """Do one optimiser step and return its row of the curve."""
     lr = learning_rate(config, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -171,12 +174,12 @@ def _check_finite(values: dict[str, Tensor], step: int, ids: list[str]) -> None:
         if not math.isfinite(float(value)):
             raise TrainingDiverged(
                 f"{name} is {float(value)} at step {step + 1}; the weights are still those of step {step}. "
-                f"Samples: {', '.join(ids)}. Look at these clips, or lower lr or grad_clip."
+                f"Samples: {', '.join(ids)}. Check these clips, or lower lr or grad_clip."
             )
 
 
 def _validated(state: TrainState, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Validation figures of the averaged weights; the trained ones are back afterwards, exactly."""
+    """Validation figures of the averaged weights. Restores the trained weights exactly."""
     model = unwrapped(state.objective)
     state.ema.swap(model)
     was_training = model.training

@@ -1,8 +1,8 @@
-"""Which samples a step sees when clips of many sizes and sources are mixed: a function of (seed, step, rank) alone.
+"""Batches from clips of different sizes and sources, as a function of (seed, step, rank).
 
-An epoch is a shuffled list of steps, each of one shape, as many of a shape as its samples need. Within a shape the
-workers together walk through one shuffled list after the other, so no two of them see the same sample at a step, but
-where one list ends and the next begins, or where a source comes more often than it has samples.
+An epoch is a shuffled list of steps. Each step has samples of one shape, and a shape has as many steps as its samples
+need. Within a shape, all workers together iterate over shuffled lists of its samples. Two workers get the same sample
+at a step only where one list ends and the next begins, or if a source is repeated within a list.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ Shape = tuple[int, ...]  # of a latent, c t h w
 
 
 def num_tokens(shape: Shape) -> int:
-    """Tokens of a latent at full resolution: patches of 2 x 2."""
+    """Number of tokens of a latent (c t h w) at full resolution, with patches of 2x2."""
     _, t, h, w = shape
     return t * (h // 2) * (w // 2)
 
 
 class BatchPlan:
-    """Batches of one shape each.
+    """Plan of batches, each with samples of one shape.
 
     Args:
         shapes: (c t h w) of every sample.
         sources: name of the source of every sample.
-        mix: what is mixed, and how.
-        batch_size: samples a worker and step where `mix.token_budget` does not decide.
-        multiple_of: every batch is a multiple of this.
-        seed: fixes all shuffles.
-        world_size: workers with samples of their own.
+        mix: settings of the mixture.
+        batch_size: samples per worker and step if `mix.token_budget` is empty.
+        multiple_of: with a token budget, every batch size is a multiple of this.
+        seed: seed of all shuffles.
+        world_size: number of workers with different samples.
 
     Raises:
-        ValueError: `mix` names a source that is not there, or leaves one out, or asks for images where there are none.
+        ValueError: the sources in `mix` are not those of the samples, or `mix.image_share` needs images or videos that
+            are missing.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class BatchPlan:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a plan lives as long as its training
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Group of every step of an epoch, and how often it came before in the epoch."""
+        """Group of every step of an epoch, and how many earlier steps of the epoch had that group; (steps,) each."""
         order = shuffled(sum(self.num_steps), self.seed + 1, epoch).numpy()
         groups = np.repeat(np.arange(len(self.num_steps)), self.num_steps)[order]
         occurrences = np.zeros(len(groups), np.int64)
@@ -91,22 +92,25 @@ class BatchPlan:
         return groups, occurrences
 
     def _walk(self, group: int, position: int) -> int:
-        """The sample at a position of the endless walk through a group."""
+        """The sample at a position of the endless sequence of a group's shuffled lists."""
         block, place = divmod(position, sum(map(len, self.members[group].values())))
         return int(self._block(group, block)[place])
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def _block(self, group: int, block: int) -> np.ndarray:
-        """As many samples as the group has, its sources in their shares, in random order."""
+        """One shuffled list of a group: as many samples as the group has, from each source by its share."""
         members = self.members[group]
         counts = _counts(self.shares[group], sum(map(len, members.values())), self.seed, block)
-        found = [
-            positions[int(shuffled(len(positions), self.seed, block + i // len(positions))[i % len(positions)])]
-            for positions, count in zip(members.values(), counts, strict=True)
-            for i in range(count)
-        ]
-        # One source is in random order already.
-        return np.array(found)[shuffled(len(found), self.seed + 2, block).numpy() if len(members) > 1 else slice(None)]
+        samples = np.array(
+            [
+                positions[int(shuffled(len(positions), self.seed, block + i // len(positions))[i % len(positions)])]
+                for positions, count in zip(members.values(), counts, strict=True)
+                for i in range(count)
+            ]
+        )
+        if len(members) == 1:  # already in random order
+            return samples
+        return samples[shuffled(len(samples), self.seed + 2, block).numpy()]
 
 
 def _batch_size(shape: Shape, token_budget: int | None, batch_size: int, multiple_of: int) -> int:
@@ -116,21 +120,21 @@ def _batch_size(shape: Shape, token_budget: int | None, batch_size: int, multipl
 
 
 def _sample_weights(sources: Sequence[str], shares: Mapping[str, float]) -> dict[str, float]:
-    """How often a sample of each source comes, 1 on the average of all samples."""
+    """Relative frequency of the samples of each source; the mean over all samples is 1."""
     sizes = Counter(sources)
     if not shares:
         return dict.fromkeys(sizes, 1.0)
     if set(sizes) != set(shares):
         raise ValueError(
-            f"mix.source_weights must name every source of the training clips, once: {sorted(sizes)}; it names "
-            f"{sorted(shares)}. Give a source that you do not want the weight 0"
+            f"mix.source_weights names {sorted(shares)}; it must name every source of the training clips, which are "
+            f"{sorted(sizes)}. Give the weight 0 to a source that should not be used"
         )
     total = sum(shares.values())
     return {name: shares[name] / total * len(sources) / size for name, size in sizes.items()}
 
 
 def _with_images(shapes: Sequence[Shape], steps: Sequence[float], image_share: float | None) -> list[float]:
-    """Steps by shape, scaled so that single frames have their share of all."""
+    """Steps of each shape, scaled so that single frames have the share `image_share` of all steps."""
     if image_share is None:
         return list(steps)
     is_image = [shape[1] == 1 for shape in shapes]
@@ -138,18 +142,18 @@ def _with_images(shapes: Sequence[Shape], steps: Sequence[float], image_share: f
     videos = sum(steps) - images
     if (image_share > 0 and not images) or (image_share < 1 and not videos):
         raise ValueError(
-            f"mix.image_share {image_share:g} needs images and videos among the training clips: there are "
+            f"mix.image_share {image_share:g} needs images and videos among the training clips, but there are "
             f"{'no images' if not images else 'only images'}. Leave it empty, or select others"
         )
-    # The scarcer of the two keeps its number of steps, so that an epoch leaves nothing out.
+    # Neither kind gets fewer steps than before, so that an epoch contains every sample.
     total = max(images / image_share if image_share else 0.0, videos / (1 - image_share) if image_share < 1 else 0.0)
-    wanted = {True: total * image_share, False: total * (1 - image_share)}
-    there = {True: images, False: videos}
-    return [count / there[image] * wanted[image] for count, image in zip(steps, is_image, strict=True)]
+    target = {True: total * image_share, False: total * (1 - image_share)}
+    present = {True: images, False: videos}
+    return [count / present[image] * target[image] for count, image in zip(steps, is_image, strict=True)]
 
 
 def _counts(shares: Mapping[str, float], total: int, seed: int, block: int) -> list[int]:
-    """Whole numbers that add up to the total; over the blocks each has its share on average, however small."""
+    """Integers that sum to `total`, in proportion to the shares; their mean over all blocks is exact."""
     edges = np.cumsum([0.0, *shares.values()]) * total / sum(shares.values())
     edges[-1] = total
     offset = float(torch.rand((), generator=step_generator(seed + 3, block)))

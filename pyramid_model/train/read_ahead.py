@@ -1,4 +1,4 @@
-"""The batch of the next step is read while the model works on this one."""
+"""Prefetch of the next step's batch in a thread, while the model computes the current step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """A function of the step, called one step ahead in a thread.
+    """Calls a function of the step one step ahead, in a thread.
 
     Args:
-        function: depends on the step alone.
-        num_steps: it is not called for later steps.
+        function: its result must depend only on the step.
+        num_steps: the function is not called for this step and later ones.
     """
 
     def __init__(self, function: Callable[[int], T], num_steps: int):
@@ -23,7 +23,7 @@ class ReadAhead(Generic[T]):
         self._ahead: dict[int, Future[T]] = {}
 
     def __call__(self, step: int) -> T:
-        """What the function gives for a step, or its exception."""
-        found = self._ahead.pop(step, None) or self._thread.submit(self.function, step)
+        """Result of the function for a step; raises its exception."""
+        future = self._ahead.pop(step, None) or self._thread.submit(self.function, step)
         self._ahead = {step + 1: self._thread.submit(self.function, step + 1)} if step + 1 < self.num_steps else {}
-        return found.result()
+        return future.result()

@@ -1,9 +1,9 @@
-"""Weights to train a VAE from: at the start it already passes colours through, and training adds the rest.
+"""Initial weights of a VAE with which it already transmits colours before training.
 
-With plain random weights a small VAE needs most of its training to find out that the latents matter at all. Here
-every residual branch starts at zero, halvings start as means and doublings as copies, so that encoder and decoder
-start as one linear map. Past frames start with weight zero: a video model that starts as an image model, and learns
-from still frames first where those come first.
+With standard random weights, a small VAE spends most of its training on learning to use the latents at all. Here
+residual branches start at zero, downsampling starts as a mean and upsampling as a copy, so encoder and decoder start
+as a linear map. The weights of past frames start at zero: the video model starts as an image model, which can be
+trained on still frames first.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.blocks import DownBlock, FrameAttention, ResnetBlock, SpaceUpsample, TimeUpsample
 from pyramid_model.vae.conv import CausalConv3d
 
-NOISE = 0.1  # share of the random weights that stays, so that no two channels learn the same
-LOG_VARIANCE = -6.0  # of the latents: little noise at first, or the decoder learns to ignore them
-REFERENCE, PERIOD = 1.0, 8
+NOISE = 0.1  # scale of the remaining random weights, which make channels different from each other
+LOG_VARIANCE = -6.0  # of the latents: with more noise at first, the decoder would learn to ignore them
+REFERENCE, PERIOD = 1.0, 8  # value and spacing of the constant channels
 
 
 @torch.no_grad()
 def initialise_vae(vae: CausalVideoVAE, generator: Generator) -> None:
-    """Set the weights of a freshly made VAE in place.
+    """Initialise the weights of a newly built VAE in place.
 
-    Group norm would make a bright and a dark plain frame alike. So two channels in eight hold a constant, + and -
-    REFERENCE: it dominates the deviation that the norm divides by, and brightness survives.
+    Group norm would map a bright and a dark plain frame to the same values. Therefore two channels in eight are the
+    constants +REFERENCE and -REFERENCE: they dominate the deviation that the norm divides by, and preserve brightness.
     """
     for conv in (vae.encoder.conv_in, vae.decoder.conv_in):
         _mix(conv, generator)
@@ -55,7 +55,7 @@ def initialise_vae(vae: CausalVideoVAE, generator: Generator) -> None:
 
 
 def _mix(conv: CausalConv3d, generator: Generator) -> None:
-    """Each output an independent mixture of the inputs at the same place."""
+    """Set each output channel to an independent mixture of the input channels at the same position."""
     _only_noise(conv)
     num_out, num_in = conv.weight.shape[:2]
     mixture = nn.init.orthogonal_(torch.empty(num_out, num_in), generator=generator)
@@ -70,14 +70,14 @@ def _add_reference(conv: CausalConv3d) -> None:
 
 
 def _carry(conv: CausalConv3d, taps: Tensor) -> None:
-    """Output channel c takes input channel c, counted round and round. taps: weights (kt kh kw)."""
+    """Copy input channel c modulo in_channels to output channel c. taps: kernel of the copy, (kt kh kw)."""
     _only_noise(conv)
     for channel in range(conv.out_channels):
         conv.weight[channel, channel % conv.in_channels] += taps
 
 
 def _copy(conv: CausalConv3d) -> None:
-    """All output channels that are laid out as one channel's new pixels or frames take that channel."""
+    """Copy each input channel to all output channels that become its new pixels or frames."""
     _only_noise(conv)
     copies = conv.out_channels // conv.in_channels
     for channel in range(conv.out_channels):
@@ -85,12 +85,12 @@ def _copy(conv: CausalConv3d) -> None:
 
 
 def _last_frame(profile: Tensor) -> Tensor:
-    """Weights (3 3 3) that look at the newest frame alone, with the given profile along height and width."""
+    """Kernel (3 3 3) that reads only the newest frame, with the given profile along height and along width."""
     return torch.stack([torch.zeros(3, 3), torch.zeros(3, 3), torch.outer(profile, profile)])
 
 
 def _centre(conv: CausalConv3d) -> Tensor:
-    """View (o c) of the weights at the same place in the newest frame."""
+    """View (o c) of the weights at the same position in the newest frame."""
     middle = conv.kernel_size[-1] // 2
     return conv.weight[:, :, -1, middle, middle]
 

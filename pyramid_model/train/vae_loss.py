@@ -1,4 +1,4 @@
-"""What the VAE learns from: reconstruct the frames, and keep the latents near the unit normal."""
+"""Plain loss of the VAE: reconstruction error, and divergence of the latents from the unit normal."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pyramid_model.vae.pixels import to_uint8, to_unit_range
 def vae_loss(
     vae: CausalVideoVAE, frames: Tensor, config: VAELossConfig, generator: Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one batch, and its parts before weighting.
+    """Loss of one batch, and its terms before weighting.
 
     Args:
         vae: the model.
         frames: (b 3 1+8k h w) in [-1, 1].
-        config: weights.
+        config: weights of the terms.
         generator: draws the latents from the posterior.
 
     Returns:
-        The loss, and {"mse", "l1", "kl"} without gradient. `kl` is in nats a latent value, so that neither the length
-        nor the size of the clips changes its weight.
+        The loss, and {"mse", "l1", "kl"} without gradient. `kl` is in nats per latent value, so its weight does not
+        depend on the length or size of the clips.
     """
     posterior = vae.encode(frames)
     restored = vae.decode(posterior.sample(generator))
@@ -42,7 +42,7 @@ def vae_loss(
 
 
 class VAEObjective(nn.Module):
-    """A VAE with its loss as one module, so that data parallelism can wrap the call whose gradient it averages."""
+    """A VAE with its loss in one module, so that data parallelism can wrap the whole forward pass."""
 
     def __init__(self, vae: CausalVideoVAE, config: VAELossConfig):
         super().__init__()
@@ -56,7 +56,7 @@ class VAEObjective(nn.Module):
 
 @torch.no_grad()
 def reconstruct(vae: CausalVideoVAE, clip: np.ndarray) -> np.ndarray:
-    """A clip through the VAE and back, without sampling noise: uint8 (t h w 3) to the same shape."""
+    """Encode and decode a clip without sampling noise: uint8 (t h w 3) -> same shape."""
     frames = to_unit_range(clip)[None].to(next(vae.parameters()).device)
     restored = vae.decode(vae.encode(frames).mode())
     return to_uint8(restored)[0]
@@ -66,7 +66,7 @@ def validate_vae(vae: CausalVideoVAE, clips: Sequence[np.ndarray]) -> dict[str, 
     """Mean quality of the reconstructions of held-out clips, uint8 (t h w 3) each.
 
     Returns:
-        {"val_psnr": dB, "val_ssim": -1..1, "val_mse": squared error in [-1, 1]}, every clip counting the same.
+        {"val_psnr": dB, "val_ssim": -1..1, "val_mse": squared error of frames in [-1, 1]}, mean over the clips.
     """
     psnrs, ssims, errors = [], [], []
     for clip in clips:

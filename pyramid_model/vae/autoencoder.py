@@ -1,4 +1,4 @@
-"""The causal video VAE: 1 + 8k frames to 1 + k latent frames, an eighth of the height and width, and back."""
+"""The causal video VAE. It maps 1 + 8k frames to 1 + k latent frames of an eighth of the height and width, and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm, store_by
 from pyramid_model.vae.posterior import Posterior
 from pyramid_model.vae.tiling import Tile, code_tiled
 
-SMALL_PIECE = 2**24  # values
+SMALL_PIECE = 2**24  # values of an activation; smaller pieces are not split further when decoding
 
 
 class Encoder(nn.Module):
@@ -54,26 +54,26 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, chunk: Chunk) -> Tensor:
         """(b latent_channels t h w) -> (b 3 t' h' w')."""
         x = self.conv_in(store_by_frame(z), chunk)
-        # In a clip that is decoded in windows, each piece is finished before the next one is begun: no block then holds
-        # more frames than the window has latent frames, though the last one gives eight for each of them. Pieces that
-        # are small anyway are not cut: that would cost time and save little.
-        waiting, frames = [(self.mid(x, chunk), chunk, 0)], []
-        while waiting:
-            x, chunk, depth = waiting.pop()
+        # When a clip is decoded in windows, the output of a block is split in time, and each piece is decoded to frames
+        # before the next one (depth first). So no block processes more frames than the window has latent frames,
+        # although three blocks double time. Small pieces are not split, which would take time and save little memory.
+        stack, frames = [(self.mid(x, chunk), chunk, 0)], []
+        while stack:
+            x, chunk, depth = stack.pop()
             if depth == len(self.blocks):
                 frames.append(self.conv_out(F.silu(self.norm_out(x)), chunk))
             else:
-                x, at_once = self.blocks[depth](x, chunk), x.shape[2]
-                at_once = max(at_once, SMALL_PIECE // x[:, :, 0].numel())
-                waiting += [(*piece, depth + 1) for piece in reversed(chunk.pieces(x, at_once))]
+                x, length = self.blocks[depth](x, chunk), x.shape[2]
+                length = max(length, SMALL_PIECE // x[:, :, 0].numel())
+                stack += [(*piece, depth + 1) for piece in reversed(chunk.pieces(x, length))]
         return torch.cat(frames, dim=2)
 
 
 class CausalVideoVAE(nn.Module):
     """Encodes frames in [-1, 1] to a posterior over latents, and decodes latents to frames.
 
-    No frame depends on a later one, so a clip may be coded in chunks of any number of latent frames with the same
-    result; the memory needed then does not grow with its length.
+    No frame depends on a later one. A clip can therefore be coded in chunks of any number of latent frames with the
+    same result; the memory needed then does not grow with the length of the clip.
     """
 
     def __init__(self, config: VAEConfig):
@@ -90,7 +90,11 @@ class CausalVideoVAE(nn.Module):
         Args:
             frames: (b 3 1+8k h w) in [-1, 1]; h and w multiples of 8.
             window: frames coded at a time after the first one, a multiple of 8; None codes all at once.
-            tile: larger frames are coded in tiles of this size, or of an even one with sides of at most so many px.
+            tile: size of tiles in which larger frames are coded; an int chooses equal tiles of at most that many px a
+                side (`Tile.fitting`); None: no tiles.
+
+        Returns:
+            Posterior over latents (b c 1+k h/8 w/8).
 
         Raises:
             ValueError: the number of frames, the height, the width, the window or the tile does not fit.
@@ -98,7 +102,7 @@ class CausalVideoVAE(nn.Module):
         space, time = self.config.space_factor, self.config.time_factor
         _, _, t, h, w = frames.shape
         if (t - 1) % time:
-            raise ValueError(f"{t} frames: the VAE takes 1 + {time}k frames, for example {t - (t - 1) % time}")
+            raise ValueError(f"{t} frames: the VAE needs 1 + {time}k frames, for example {t - (t - 1) % time}")
         if h % space or w % space:
             raise ValueError(f"frames of {h}x{w} px: height and width must be multiples of {space}")
         if window is not None and (window < time or window % time):
@@ -124,8 +128,8 @@ class CausalVideoVAE(nn.Module):
         Args:
             latents: (b c 1+k h w), not normalised.
             window: latent frames decoded at a time; None decodes all at once.
-            starts_clip: False treats the first latent frame as a later one, which gives 8 frames instead of 1.
-            tile: larger frames are coded in tiles of this size, or of an even one with sides of at most so many px.
+            starts_clip: False decodes the first latent frame to 8 frames instead of 1, as a latent frame inside a clip.
+            tile: as in `encode`.
 
         Returns:
             (b 3 1+8k 8h 8w), nominally in [-1, 1], not clamped.
@@ -148,7 +152,7 @@ class CausalVideoVAE(nn.Module):
         return code_tiled(latents, code, in_latents, in_px)
 
     def _tile(self, h: int, w: int, tile: Tile | int | None) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Height and width of a tile of frames of h x w px, in px and in latents; None where one tile is enough."""
+        """(height, width) of a tile in px, and the same in latents; None if frames of h x w px need no tiles."""
         space = self.config.space_factor
         if isinstance(tile, int):
             tile = None if max(h, w) <= tile else Tile.fitting(h, w, tile, space)
@@ -158,21 +162,21 @@ class CausalVideoVAE(nn.Module):
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Moments (b 2c t' h' w') of each chunk (b 3 t h w): 1 + 8k frames in the first, 8k in every later one."""
-        for x, chunk in _with_memory(chunks):
+        for x, chunk in _with_past(chunks):
             yield self.to_moments(self.encoder(x, chunk), chunk)
 
     def decode_stream(self, chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[Tensor]:
-        """Frames of each chunk of latents (b c t h w), as soon as it arrives; joined, they are what `decode` gives.
+        """Decode chunks of latents (b c t h w) as they arrive. The frames concatenated equal the result of `decode`.
 
-        Work is done where the next frames are asked for: a thread of its own, with `torch.no_grad()` entered there and
-        on a GPU a stream of its own, decodes one unit while the next one is sampled.
+        A generator: it computes in the thread that iterates over it. To decode one unit while the next one is sampled,
+        iterate in a thread with `torch.no_grad()` and, on a GPU, a CUDA stream of its own.
         """
-        for z, chunk in _with_memory(chunks, starts_clip):
+        for z, chunk in _with_past(chunks, starts_clip):
             yield self.decoder(self.from_latents(z, chunk), chunk)
 
 
 def _windows(x: Tensor, window: int | None) -> list[Tensor]:
-    """(b c t h w) cut in time: 1 + window first, then window each, then what is left."""
+    """Split (b c t h w) in time: 1 + window frames, then `window` frames each; the last window may be shorter."""
     t = x.shape[2]
     if window is None or t <= window + 1:
         return [x]
@@ -180,7 +184,7 @@ def _windows(x: Tensor, window: int | None) -> list[Tensor]:
 
 
 def _joined(parts: Iterator[Tensor], num_frames: int) -> Tensor:
-    """Consecutive parts (b c t h w) of num_frames in all as one tensor, of which no part is kept twice."""
+    """Concatenate consecutive parts (b c t h w) of `num_frames` in total, without holding all parts in memory."""
     part = next(parts)
     if part.shape[2] == num_frames:
         return part
@@ -192,10 +196,10 @@ def _joined(parts: Iterator[Tensor], num_frames: int) -> Tensor:
     return whole
 
 
-def _with_memory(chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[tuple[Tensor, Chunk]]:
-    """Each chunk with what is remembered of those before; a lone known-length chunk remembers nothing."""
-    alone = isinstance(chunks, list) and len(chunks) == 1
-    chunk = Chunk(starts_clip=starts_clip, remember=not alone)
+def _with_past(chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[tuple[Tensor, Chunk]]:
+    """Each chunk with the convolutions' past frames. A list of one chunk needs none, so none are stored."""
+    is_only_chunk = isinstance(chunks, list) and len(chunks) == 1
+    chunk = Chunk(starts_clip=starts_clip, keep_past=not is_only_chunk)
     for x in chunks:
         yield x, chunk
         chunk = chunk.next()

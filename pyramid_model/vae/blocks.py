@@ -11,7 +11,7 @@ from pyramid_model.vae.conv import CausalConv3d, Chunk, FrameGroupNorm
 
 
 class ResnetBlock(nn.Module):
-    """Two causal convolutions around a shortcut."""
+    """Residual block of two causal convolutions; a 1x1x1 convolution in the shortcut if the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int):
         super().__init__()
@@ -29,7 +29,7 @@ class ResnetBlock(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Attention between the positions of one frame, with a single head."""
+    """Single-head attention among the positions of one frame."""
 
     def __init__(self, channels: int, norm_groups: int):
         super().__init__()
@@ -44,7 +44,7 @@ class FrameAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The innermost block of either half: residual, attention, residual."""
+    """The innermost block of encoder and decoder: residual block, frame attention, residual block."""
 
     def __init__(self, channels: int, norm_groups: int):
         super().__init__()
@@ -58,7 +58,7 @@ class MidBlock(nn.Module):
 
 
 class SpaceUpsample(nn.Module):
-    """Doubles h and w: four times the channels, each four laid out as a 2x2 block."""
+    """Doubles h and w: a convolution to four times the channels, then each four channels become a 2x2 block."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -71,21 +71,24 @@ class SpaceUpsample(nn.Module):
 
 
 class TimeUpsample(nn.Module):
-    """Doubles t: twice the channels, each two laid out as consecutive frames. A clip's first frame is not doubled."""
+    """Doubles t: a convolution to twice the channels, then each two channels become consecutive frames.
+
+    The first frame of a clip is not doubled.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = CausalConv3d(channels, 2 * channels)
 
     def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        """(b c t h w) -> (b c 2t h w), or 2t - 1 frames where the chunk starts the clip."""
+        """(b c t h w) -> (b c 2t h w), or 2t - 1 frames if the chunk starts the clip."""
         stored = rearrange(self.conv(x, chunk), "b (c p) t h w -> (t p) b h w c", p=2)
         x = rearrange(stored, "t b h w c -> b c t h w")
         return x[:, :, 1:] if chunk.starts_clip else x
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, then the halvings of block i of the encoder."""
+    """Block i of the encoder: residual blocks, then strided convolutions that halve space or time if configured."""
 
     def __init__(self, in_channels: int, config: VAEStackConfig, i: int):
         super().__init__()
@@ -105,7 +108,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, then the doublings of block i of the decoder."""
+    """Block i of the decoder: residual blocks, then upsampling of space or time if configured."""
 
     def __init__(self, in_channels: int, config: VAEStackConfig, i: int):
         super().__init__()

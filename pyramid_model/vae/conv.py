@@ -1,4 +1,4 @@
-"""Causal 3-D convolution and per-frame normalisation: the two operations that let a video be coded in chunks."""
+"""Causal 3-D convolution and per-frame normalisation, which make it possible to code a video in chunks."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from torch.nn import functional as F
 
 @dataclass
 class Chunk:
-    """One chunk of a clip on its way through the VAE, and what the convolutions remember of the chunks before.
+    """State of one chunk of a clip: the past frames that each convolution needs from the chunks before.
 
-    The caller owns it: the modules hold no state, so one VAE can code many clips at once.
+    The caller owns this state. The modules hold none, so one VAE can code several clips at the same time.
 
-    starts_clip: the chunk's first frame is the clip's first one.
-    remember: keep the last frames of each convolution's input for the next chunk.
-    past: those frames, by convolution.
+    starts_clip: the chunk's first frame is the first frame of the clip.
+    keep_past: store the last input frames of each convolution for the next chunk.
+    past: these frames, by convolution.
     """
 
     starts_clip: bool = True
-    remember: bool = False
+    keep_past: bool = False
     past: dict[nn.Module, Tensor] = field(default_factory=dict)
 
     def next(self) -> Chunk:
         """The chunk that follows this one."""
-        return Chunk(starts_clip=False, remember=self.remember, past=self.past)
+        return Chunk(starts_clip=False, keep_past=self.keep_past, past=self.past)
 
     def pieces(self, x: Tensor, length: int) -> list[tuple[Tensor, Chunk]]:
-        """This chunk's x (b c t h w) in pieces of at most `length` frames; in one, if nothing is remembered."""
-        if not self.remember:
+        """Split x (b c t h w) into pieces of at most `length` frames, each with its chunk; one piece without past."""
+        if not self.keep_past:
             return [(x, self)]
         return [(piece, self.next() if i else self) for i, piece in enumerate(x.split(length, dim=2))]
 
     def with_past(self, conv: nn.Module, x: Tensor, num_past: int) -> Tensor:
-        """A convolution's input (b c t h w) with up to num_past frames before it in front, none where the clip starts.
+        """Prepend up to num_past earlier frames to a convolution's input (b c t h w); none at the start of the clip.
 
-        Everything that one part of a clip learns of another passes here.
+        All information that passes from one chunk of a clip to the next passes through this method.
         """
         if (past := self.past.get(conv)) is not None:
             x = join_frames(past, x)
-        if self.remember:
+        if self.keep_past:
             self.past[conv] = x[:, :, -num_past:].clone()
         return x
 
 
 def to_frames(x: Tensor) -> Tensor:
-    """(b c t h w) -> frames (t b) c h w: a view where x is stored as `store_by_frame` leaves it."""
+    """(b c t h w) -> frames (t b) c h w; a view if x has the memory layout of `store_by_frame` on a CPU."""
     return rearrange(x, "b c t h w -> (t b) c h w")
 
 
@@ -60,16 +60,16 @@ def from_frames(frames: Tensor, batch: int) -> Tensor:
 
 
 def store_by_frame(x: Tensor) -> Tensor:
-    """The same (b c t h w), stored with channels innermost as the convolutions of the device want it.
+    """Copy (b c t h w) to the channels-last memory layout that is fastest for convolutions on its device.
 
-    On a CPU t b h w c, so that a run of frames is one block of memory; elsewhere b t h w c, which is channels-last.
+    On a CPU t b h w c, so that consecutive frames are contiguous; elsewhere b t h w c.
     """
     order = _storage_order(x)
     return rearrange(rearrange(x, f"b c t h w -> {order}").contiguous(), f"{order} -> b c t h w")
 
 
 def join_frames(before: Tensor, after: Tensor) -> Tensor:
-    """Two runs of frames (b c t h w) as one, stored as `store_by_frame` does."""
+    """Concatenate (b c t h w) tensors in time, in the memory layout of `store_by_frame`."""
     order = _storage_order(after)
     stored = torch.cat([rearrange(x, f"b c t h w -> {order}") for x in (before, after)], dim=order.split().index("t"))
     return rearrange(stored, f"{order} -> b c t h w")
@@ -80,31 +80,31 @@ def _storage_order(x: Tensor) -> str:
 
 
 def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], num_zeros: int) -> Tensor:
-    """3-D convolution, same padding in space and `num_zeros` frames of zeros before the first one in time.
+    """3-D convolution with same padding in space and `num_zeros` zero frames before the first frame.
 
     Args:
-        x: (b c t h w), best stored by frame.
+        x: (b c t h w); fastest in the memory layout of `store_by_frame`.
         weight: (o c kt kh kw), odd kh and kw.
         bias: (o,).
         stride: of t, h and w.
         num_zeros: at most kt - 1.
 
     Returns:
-        (b o t' h' w'), stored by frame.
+        (b o t' h' w'), in the memory layout of `store_by_frame`.
     """
     if x.device.type == "cpu":
         return TapSum.apply(x, weight, bias, stride, num_zeros)
     if num_zeros:
         x = join_frames(x.new_zeros(*x.shape[:2], num_zeros, *x.shape[3:]), x)
-    # Input in channels-last order makes cuDNN choose its kernels for it; it pads h and w by itself, without a copy.
+    # Channels-last input makes cuDNN choose channels-last kernels, which pad h and w without a copy.
     return F.conv3d(store_by_frame(x), weight, bias, stride, (0, weight.shape[3] // 2, weight.shape[4] // 2))
 
 
 class TapSum(torch.autograd.Function):
-    """`causal_conv3d` as one 2-D convolution a time tap, summed.
+    """`causal_conv3d` as a sum of 2-D convolutions, one for each time tap of the kernel.
 
-    On CPUs several times faster than conv3d at small channel counts, and zero frames cost nothing. The backward pass
-    is written out because autograd's, which pads and copies at each tap, makes training a third slower.
+    On CPUs this is several times faster than conv3d at small channel counts, and zero frames cost nothing. The backward
+    pass is explicit, since autograd's pads and copies at each tap, which makes training a third slower.
     """
 
     @staticmethod
@@ -142,7 +142,7 @@ class TapSum(torch.autograd.Function):
             if not ctx.needs_input_grad[0]:
                 continue
             y = from_frames(y, x.shape[0])
-            if grad_x is None:  # the last tap comes first, and sees all frames unless the stride leaves some out
+            if grad_x is None:  # the last tap comes first; it reads all frames unless the stride skips some
                 grad_x = y if y.shape == x.shape else torch.zeros_like(x)
             if grad_x is not y:
                 grad_x[:, :, seen] += y
@@ -150,9 +150,9 @@ class TapSum(torch.autograd.Function):
 
 
 def _taps(t: int, num_taps: int, step: int, num_zeros: int) -> Iterator[tuple[int, slice, slice]]:
-    """Each time tap, last first: its index, the output frames it adds to and the input frames it sees.
+    """Time taps from last to first: (index, output frames that the tap adds to, input frames that it reads).
 
-    The last tap adds to all output frames; the others skip those at which they would see a zero frame.
+    The last tap adds to all output frames. The others skip the output frames at which they would read a zero frame.
     """
     num_out = (t + num_zeros - num_taps) // step + 1
     for tap in reversed(range(num_taps)):
@@ -163,7 +163,7 @@ def _taps(t: int, num_taps: int, step: int, num_zeros: int) -> Iterator[tuple[in
 
 
 class CausalConv3d(nn.Conv3d):
-    """Convolution whose output at a frame depends on that frame and earlier ones. The past of a clip is zeros."""
+    """3-D convolution whose output at a frame depends on that frame and earlier ones. Before a clip are zero frames."""
 
     bias: nn.Parameter  # pyright: ignore[reportIncompatibleVariableOverride] - never None here
 

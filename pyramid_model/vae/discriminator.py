@@ -1,4 +1,4 @@
-"""The adversary of VAE training: judges, patch by patch, whether a frame is real."""
+"""Discriminator of the adversarial VAE loss: it classifies patches of a frame as real or reconstructed."""
 
 from __future__ import annotations
 

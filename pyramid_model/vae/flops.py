@@ -1,7 +1,7 @@
-"""Arithmetic of the VAE in closed form, two FLOPs a multiply-add: convolutions, and attention with its projections.
+"""FLOPs of the VAE in closed form, two per multiply-add: convolutions, attention and its projections.
 
-Causality makes the count independent of how a clip is cut in time; tiles add what they share with their neighbours.
-Zero frames before a clip count as frames do, although the CPU path leaves them out.
+The count does not depend on chunks in time, because the VAE is causal. With tiles, overlaps are counted in each tile.
+Zero frames before a clip are counted like other frames, although the CPU implementation skips them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def decode_flops(config: VAEConfig, num_frames: int, height: int, width: int, ti
 
 @dataclass(frozen=True)
 class _Size:
-    """Frames, height and width somewhere inside the VAE."""
+    """Size of an activation inside the VAE."""
 
     t: int
     h: int
@@ -81,7 +81,7 @@ def _decode(config: VAEConfig, num_frames: int, height: int, width: int) -> int:
 
 
 def _tiled(flops: Callable[[int, int], int], height: int, width: int, tile: Tile | None) -> int:
-    """The sum over the tiles that `code_tiled` makes."""
+    """Sum of `flops` (height, width) over the tiles of `code_tiled`."""
     if tile is None or tile.covers(height, width):
         return flops(height, width)
     return sum(flops(h, w) for h in _sides(height, tile.height) for w in _sides(width, tile.width))

@@ -1,7 +1,7 @@
-"""What the published VAE was trained on: pixels, perception, an adversary, and latents near the unit normal.
+"""Loss of the published VAE: pixel error, perceptual distance, adversarial loss, and divergence of the latents.
 
-`train.vae_loss` is the plain loss that needs no pretrained network; this one needs `PerceptualDistance` with weights
-from the user (`weights.load_perceptual`).
+It needs `PerceptualDistance` with weights that the user provides (`weights.load_perceptual`). `train.vae_loss` is a
+simpler loss without pretrained networks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pyramid_model.vae.discriminator import PatchDiscriminator
 from pyramid_model.vae.posterior import Posterior
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
-TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}  # layers of VGG16 that are compared, and their channels
+TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}  # layers of VGG16 whose features are compared: number of channels
 MAX_BALANCE = 1e4
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS: how different two frames look to VGG16, as people judged it. Fixed: nothing in it is trained.
+    """LPIPS: distance of two frames in VGG16 features, weighted to agree with human judgement. Has no gradients.
 
     Source: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv:1801.03924, equation 1.
     """
@@ -41,7 +41,7 @@ class PerceptualDistance(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.weights = nn.ModuleList(nn.Conv2d(channels, 1, 1, bias=False) for channels in TAPS.values())
-        # mean and deviation of ImageNet, for frames in [-1, 1]
+        # mean and standard deviation of ImageNet, for frames in [-1, 1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
         self.requires_grad_(False)
@@ -74,29 +74,30 @@ def restoration_loss(
     config: VAEGANConfig,
     step: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the VAE minimises.
+    """Loss that the VAE minimises.
 
     Args:
         frames: (b 3 t h w) in [-1, 1].
-        restored: the same after the VAE, with gradient.
+        restored: reconstruction of `frames`, with gradient.
         posterior: over the latents of `frames`.
-        last_layer: weight of the decoder's last convolution, by whose gradient the adversary's share is set.
-        perceptual, discriminator: judges of single frames.
-        config: weights.
-        step: optimiser step, from 0; the adversary joins at `config.adversarial_start`.
+        last_layer: weight of the decoder's last convolution; its gradients set the weight of the adversarial loss.
+        perceptual, discriminator: networks that compare or classify single frames.
+        config: weights of the terms.
+        step: optimiser step, from 0; the adversarial loss starts at `config.adversarial_start`.
 
     Returns:
-        The loss, and its parts before weighting without gradient: {"pixel", "perceptual", "reconstruction" (both,
-        weighted), "kl", and "adversarial" and "adversarial_weight" once the adversary has joined}.
+        The loss, and its terms without gradient: {"pixel", "perceptual", "reconstruction" (the weighted sum of the
+        two), "kl"}, and from `config.adversarial_start` on {"adversarial", "adversarial_weight"}. All terms but
+        "reconstruction" are before weighting.
     """
     real, fake = single_frames(frames), single_frames(restored)
     pixel = (real - fake).square().mean(dim=(1, 2, 3), keepdim=True)
-    perceived = perceptual(real, fake)
-    error = config.pixel_weight * pixel + config.perceptual_weight * perceived
+    distance = perceptual(real, fake)
+    error = config.pixel_weight * pixel + config.perceptual_weight * distance
     reconstruction = (error / torch.tensor(config.logvar).exp() + config.logvar).mean()
     kl = posterior.kl().mean()
     loss = reconstruction + config.kl_weight * kl
-    parts = {"pixel": pixel.mean(), "perceptual": perceived.mean(), "reconstruction": reconstruction, "kl": kl}
+    parts = {"pixel": pixel.mean(), "perceptual": distance.mean(), "reconstruction": reconstruction, "kl": kl}
     if step >= config.adversarial_start:
         adversarial = -discriminator(fake).mean()
         weight = config.adversarial_weight * balance(reconstruction, adversarial, last_layer)
@@ -108,7 +109,10 @@ def restoration_loss(
 def discriminator_loss(
     frames: Tensor, restored: Tensor, discriminator: PatchDiscriminator, config: VAEGANConfig, step: int
 ) -> Tensor:
-    """What the discriminator minimises, the hinge of its logits; 0 until the adversary joins. Frames (b 3 t h w)."""
+    """Hinge loss that the discriminator minimises; 0 before `config.adversarial_start`.
+
+    frames, restored: (b 3 t h w) in [-1, 1]; the gradient reaches the discriminator only.
+    """
     if step < config.adversarial_start:
         return frames.new_zeros(())
     real, fake = (discriminator(single_frames(x).detach()) for x in (frames, restored))
@@ -116,13 +120,13 @@ def discriminator_loss(
 
 
 def balance(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Weight with which the adversary pulls at the last layer as hard as the reconstruction does.
+    """Weight of the adversarial loss that makes its gradient at the last layer as large as the reconstruction's.
 
     Source: Taming Transformers for High-Resolution Image Synthesis, arXiv:2012.09841, equation 7.
     """
-    (ours,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (theirs,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (ours.norm() / (theirs.norm() + 1e-4)).clamp(0, MAX_BALANCE).detach()
+    (reconstruction_grad,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (adversarial_grad,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (reconstruction_grad.norm() / (adversarial_grad.norm() + 1e-4)).clamp(0, MAX_BALANCE).detach()
 
 
 def single_frames(clips: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Statistics of latents, measured on a VAE of our own."""
+"""Measure the latent normalisation of a newly trained VAE."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pyramid_model.config import LatentNorm
 
 
 def measure_latent_norm(latents: Iterable[Tensor]) -> LatentNorm:
-    """Shift and scale per channel from encoded clips.
+    """Shift and scale of each channel, for the first latent frame and for later ones, measured on encoded clips.
 
     Args:
-        latents: tensors (b c t h w) or (c t h w), as the VAE makes them; first frames and later ones count apart.
+        latents: tensors (b c t h w) or (c t h w), not normalised.
 
     Raises:
-        ValueError: no latents were given.
+        ValueError: `latents` is empty.
     """
     first, rest = [], []
     for clip in latents:

@@ -1,4 +1,4 @@
-"""Between pixels as files hold them, uint8 with channels last, and as the VAE codes them."""
+"""Conversion between uint8 frames with channels last and the VAE's float frames in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_uint8(frames: Tensor) -> np.ndarray:
 
 
 def uint8_pixels(frames: Tensor) -> Tensor:
-    """`to_uint8` on the frames' own device: a quarter of what float frames take to move or keep."""
-    # Steps in place on one copy: the frames of a clip may be the largest tensor there is.
+    """As `to_uint8`, but a tensor on the device of the frames: a quarter of the bytes of float frames."""
+    # In place on one copy, since the frames of a clip may be the largest tensor in memory.
     levels = frames.float() * 127.5
     return levels.add_(127.5).clamp_(0, 255).to(torch.uint8).movedim(1, -1)

@@ -1,4 +1,4 @@
-"""What the encoder returns: a normal distribution a latent value."""
+"""Output of the encoder: a normal distribution for each latent value."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Posterior:
 
     @property
     def std(self) -> Tensor:
-        """(b c t h w)."""
+        """Standard deviation, (b c t h w)."""
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        """One draw, (b c t h w). The generator lives on the CPU, so a seed gives the same draw on every device."""
+        """Draw latents, (b c t h w). The generator must be on the CPU, so that a seed is the same on every device."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean.device)
 

@@ -1,7 +1,7 @@
-"""Coding a picture in overlapping tiles, so that memory depends on the size of a tile and not on that of the picture.
+"""Coding frames in overlapping tiles, so that memory depends on the size of a tile and not on that of the frames.
 
-Normalisation and attention then see a tile instead of the picture, so tiled results differ from whole ones: tile only
-what does not fit.
+Normalisation and attention are then computed within a tile, so results differ from those without tiles: use tiles only
+if the frames do not fit into memory.
 """
 
 from __future__ import annotations
@@ -13,41 +13,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OVERLAP = 0.25  # of a tile with the next one
-ALIGN = 4  # latents; a quarter of a tile is then a whole number of them
+OVERLAP = 0.25  # share of a tile that overlaps with the next one
+ALIGN = 4  # latents; a side of a tile is a multiple of this, so that its overlap is a whole number of latents
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Height and width in px of the tiles that a clip is cut into; each starts 3/4 of a tile after the last one."""
+    """Height and width of tiles in px. Each tile starts 3/4 of a side after the previous one."""
 
     height: int
     width: int
 
     @classmethod
     def fitting(cls, height: int, width: int, largest: int, space_factor: int = 8) -> Tile:
-        """Equal tiles for frames of height x width px: no more of them than tiles of `largest` px a side, but smaller.
+        """The smallest equal tiles that cover height x width px with no more tiles than sides of `largest` px need.
 
-        What a tile adds to its neighbours then divides the frame (to 4 latents). Tiles of a fixed size are ragged at
-        the lower and right edges instead, and larger than they need to be everywhere else.
+        Tiles with sides of `largest` px would leave narrow tiles at the lower and right edges.
 
         Raises:
-            ValueError: `largest` is too small for a tile.
+            ValueError: `largest` is less than the smallest possible side.
         """
         if largest < ALIGN * space_factor:
-            raise ValueError(f"tiles of at most {largest} px a side: the least is {ALIGN * space_factor} px")
+            raise ValueError(f"tiles of at most {largest} px a side are too small: at least {ALIGN * space_factor} px")
         sides = (_fitting_side(side // space_factor, largest // space_factor) for side in (height, width))
         return cls(*(side * space_factor for side in sides))
 
     def covers(self, height: int, width: int) -> bool:
-        """Whether frames of height x width px are one tile."""
+        """Whether one tile covers a frame of height x width px."""
         return height <= self.height and width <= self.width
 
     def in_latents(self, space_factor: int) -> tuple[int, int]:
         """Height and width in latents.
 
         Raises:
-            ValueError: a side is no multiple of what makes its overlap a whole number of latents.
+            ValueError: a side is not a multiple of ALIGN latents.
         """
         multiple = ALIGN * space_factor
         if min(self.height, self.width) < multiple or self.height % multiple or self.width % multiple:
@@ -56,26 +55,26 @@ class Tile:
 
 
 def _fitting_side(side: int, largest: int) -> int:
-    """Least multiple of ALIGN, in latents, of which no more are needed for `side` than of `largest`."""
+    """Least multiple of ALIGN with which no more tiles cover `side` than with `largest`; all in latents."""
     largest -= largest % ALIGN
     count = 1 if side <= largest else math.ceil(side / (largest * (1 - OVERLAP)))
     return ALIGN * math.ceil(side / (count * (1 - OVERLAP)) / ALIGN)
 
 
 def code_tiled(x: Tensor, code: Callable[[Tensor], Tensor], tile: tuple[int, int], out_tile: tuple[int, int]) -> Tensor:
-    """Code overlapping tiles one by one and blend them into one another.
+    """Code overlapping tiles one by one and blend the results.
 
-    Each tile is blended over its overlap with its neighbour above, then with the one to its left, both as they stand
-    after their own blending.
+    The overlap of each tile is blended with the tile above, then with the tile on the left, which are themselves
+    blended already.
 
     Args:
         x: (b c t h w).
-        code: from a tile of x to the tile's result, (b c' t' h' w').
+        code: maps a tile of x to its result, (b c' t' h' w').
         tile: height and width of a tile of x.
-        out_tile: the same of its result.
+        out_tile: height and width of the result of a tile.
 
     Returns:
-        (b c' t' h' w') of the whole.
+        Result for all of x, (b c' t' h' w').
 
     Source: the published code's tiled encode and decode.
     """
@@ -83,10 +82,10 @@ def code_tiled(x: Tensor, code: Callable[[Tensor], Tensor], tile: tuple[int, int
     blends = [int(side * OVERLAP) for side in out_tile]
     keep_h, keep_w = (side - blend for side, blend in zip(out_tile, blends, strict=True))
     whole = None
-    above: list[Tensor] = []  # bottom edges of the row of tiles before
+    above: list[Tensor] = []  # bottom edges of the previous row of tiles
     for i, top in enumerate(range(0, x.shape[3], steps[0])):
         below: list[Tensor] = []
-        before = None  # right edge of the tile before
+        before = None  # right edge of the previous tile
         for j, left in enumerate(range(0, x.shape[4], steps[1])):
             result = code(x[:, :, :, top : top + tile[0], left : left + tile[1]])
             if i:
@@ -98,15 +97,15 @@ def code_tiled(x: Tensor, code: Callable[[Tensor], Tensor], tile: tuple[int, int
             if whole is None:
                 sides = (side * after // own for side, after, own in zip(x.shape[3:], out_tile, tile, strict=True))
                 whole = result.new_empty(*result.shape[:3], *sides)
-            kept = result[:, :, :, :keep_h, :keep_w]
-            whole[:, :, :, i * keep_h :, j * keep_w :][:, :, :, : kept.shape[3], : kept.shape[4]] = kept
+            part = result[:, :, :, :keep_h, :keep_w]
+            whole[:, :, :, i * keep_h :, j * keep_w :][:, :, :, : part.shape[3], : part.shape[4]] = part
         above = below
-    assert whole is not None, "every picture has a tile"
+    assert whole is not None, "every frame has at least one tile"
     return whole
 
 
 def blend(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:
-    """`after`, with its first values along `dim` faded in from the last ones of `before`."""
+    """`after`, with its first `overlap` values along `dim` blended linearly with the last ones of `before`."""
     overlap = min(overlap, before.shape[dim], after.shape[dim])
     if not overlap:
         return after

@@ -1,17 +1,17 @@
-"""Black bars around the picture: letterbox, pillarbox, or both."""
+"""Detection of black bars around the picture: letterbox, pillarbox, or both."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-DARK = 24  # luma over that of a bar, up to which a pixel may still belong to one: ringing, grain
-BLACKEST = 48  # bars are darker than this
-QUIET = 0.15  # most of a line of a bar that may be lit, beside the picture
-STEP = 3  # lines over which the picture may begin: scaling and compression blur its edge
-LIT = 0.5  # least of the picture's first lines that must be lit
-FILLED = 0.7  # least of the picture that must be lit at some time: else it is a title, not a picture
+DARK = 24  # largest difference in luma between a pixel of a bar and the bar's level: ringing, grain
+BLACKEST = 48  # bars have a luma below this
+QUIET = 0.15  # largest share of bright pixels in the lines of a bar next to the picture
+STEP = 3  # lines over which the edge of the picture may be blurred by scaling and compression
+LIT = 0.5  # smallest share of bright pixels in the first lines of the picture
+FILLED = 0.7  # smallest share of the picture that is bright at some time; with less, it is a title on black
 SIXTHS = 6
-NARROW = 0.04  # of the side: a wider bar than this has another one opposite
+NARROW = 0.04  # share of the side; a bar wider than this needs a bar on the opposite side
 
 
 class Box(NamedTuple):
@@ -24,22 +24,22 @@ class Box(NamedTuple):
 
 
 def picture_box(frames: np.ndarray) -> Box | None:
-    """Where the picture lies within black bars; None where there are none.
+    """Box of the picture within black bars; None if there are no bars.
+
+    A bar is black in all frames, extends along a whole side and ends in a straight edge, beyond which most of a line is
+    bright. Dark scenes, fades and vignettes have soft or uneven edges and are not detected. A wide bar needs a bar on
+    the opposite side that is at least half as wide; this excludes a night sky above a straight horizon. A logo or
+    subtitles may lie in a bar if a sixth of each line stays black. Not detected: a picture that fills less than half of
+    the height and of the width, and bars around a picture that is never bright.
 
     Args:
-        frames: gray uint8 (t h w). The more differ, the surer: only what is black in all of them is a bar.
-
-    A bar is black all the time, runs along a whole side and ends in a straight edge, beyond which the picture begins
-    over most of the side's length. Dark scenes, fades and vignettes end softly or raggedly, so that they make no box.
-    A wide bar counts only with another one opposite that is at least half as wide: a night sky above a straight
-    horizon has none. A logo or subtitles may stand in a bar, as long as a sixth of each line stays black. A picture
-    that fills less than half of the frame both ways is not found, and a frame that is never lit has no box.
+        frames: gray uint8 (t h w). Different scenes make the result more reliable.
     """
     brightest = frames.max(axis=0)
     height, width = brightest.shape
     above = brightest - _bar_level(brightest)
     box = Box(0, 0, width, height)
-    for _ in range(2):  # bars on one side hide those on the other until they are taken off
+    for _ in range(2):  # horizontal bars are detected only within vertical ones, and the other way round
         left, right = _ends(above[box.top : box.bottom].T)
         box = Box(left, box.top, right, box.bottom)
         top, bottom = _ends(above[:, box.left : box.right])
@@ -56,13 +56,13 @@ def border_share(box: Box | None, height: int, width: int) -> float:
 
 
 def _bar_level(brightest: np.ndarray) -> float:
-    """Luma of the frame's darkest side: of its bars, if it has any."""
+    """Luma of the darkest side of the frame, which is the level of its bars if it has any."""
     sides = (brightest[0], brightest[-1], brightest[:, 0], brightest[:, -1])
     return min(BLACKEST - DARK, min(float(np.median(side)) for side in sides))
 
 
 def _ends(above: np.ndarray) -> tuple[int, int]:
-    """(first line of the picture, first line after it) along the first axis. above: luma over the bars, (lines px)."""
+    """(first line of the picture, first line after it) along axis 0. above: luma minus that of the bars, (lines px)."""
     widths = _bar(above), _bar(above[::-1])
     before, after = (
         width if width <= max(2 * other, NARROW * len(above)) else 0
@@ -72,11 +72,11 @@ def _ends(above: np.ndarray) -> tuple[int, int]:
 
 
 def _bar(above: np.ndarray) -> int:
-    """Number of lines before the picture, from the first line on; 0 when no straight edge ends them."""
+    """Width in lines of a bar that starts at the first line; 0 if no straight edge ends it."""
     lit = above > DARK
     shares, levels = lit.mean(axis=1), above.mean(axis=1)
     parts = np.stack([part.any(axis=1) for part in np.array_split(lit, SIXTHS, axis=1)])
-    is_bar = np.logical_not(parts.all(axis=0))  # of a line with a logo or with subtitles, some sixth is black
+    is_bar = np.logical_not(parts.all(axis=0))  # a line with a logo or subtitles has at least one black sixth
     for line in range(1, len(lit) // 2):
         if not is_bar[line - 1]:
             return 0

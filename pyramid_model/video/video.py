@@ -1,7 +1,7 @@
-"""Video files: footage from outside through PyAV, and the clips that we wrote ourselves.
+"""Reading and writing of our own clips, pictures and videos.
 
-Footage is decoded from start to end with one thread, its damage noticed and counted. Our own clips are known to be
-sound, so they are read by frame number: with decord where it exists, else with PyAV.
+Our clips are undamaged, so they are read by frame number: with decord if it is available, else with PyAV. Files from
+outside are decoded by `footage`.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
-DECORD_REFUSES = (16, 24, 48, 72)  # px of width; it pads such rows, and then cannot copy them
-BT709 = 1  # the same code in H.273 for primaries, transfer and matrix
+DECORD_REFUSES = (16, 24, 48, 72)  # widths in px: decord pads such rows and then fails to copy them
+BT709 = 1  # code in H.273, the same for primaries, transfer and matrix
 
 
 class VideoError(Exception):
-    """A file that cannot be used, as data: `kind` is short and countable, the text is for people.
+    """A video file cannot be used. `kind` is the error type for tables, the message is for people.
 
     Kinds: missing, not_media, no_video_stream, no_decoder, too_large, no_frames, truncated, corrupt_frames,
     size_changes, hdr, unreadable, source_changed, no_clips, timeout, too_much_memory, decoder_crashed.
@@ -40,12 +40,9 @@ class VideoError(Exception):
         return VideoError, (self.kind, str(self))
 
 
-# ---- our own clips ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _ClipHeader:
-    """What the container of a clip of ours says: frame count, pixels, mean frame rate."""
+    """Properties in the container of one of our clips; fps is the mean frame rate."""
 
     num_frames: int
     height: int
@@ -54,10 +51,10 @@ class _ClipHeader:
 
 
 def clip_length(uri: str) -> int:
-    """Number of frames of a clip that we wrote.
+    """Number of frames of one of our clips.
 
     Raises:
-        VideoError: the file is missing or is no clip of ours.
+        VideoError: the file is missing or cannot be read.
     """
     return _header(_media(uri), uri).num_frames
 
@@ -71,30 +68,30 @@ def read_clip(
     num_frames: int | None = None,
     start_s: float = 0.0,
 ) -> np.ndarray:
-    """Frames of a clip that we wrote, scaled to cover height x width and cut to it around the centre.
+    """Read frames of one of our clips, scaled to cover height x width and centre-cropped.
 
     Args:
         uri: path or fsspec URI.
-        height: pixels of the result; the same for `width`.
-        fps: frames are taken at start_s, start_s + 1/fps, …, each the nearest in time; None takes every frame.
-        num_frames: how many; None takes all that follow `start_s`.
+        height, width: of the result, px.
+        fps: the frames nearest to the times start_s, start_s + 1/fps, … are read; None: every frame.
+        num_frames: number of frames; None: all frames from `start_s` on.
         start_s: seconds after the first frame.
 
     Returns:
         uint8 RGB, (t h w c).
 
     Raises:
-        ValueError: the clip has fewer frames than asked for.
-        VideoError: the file is missing or is no clip of ours.
+        ValueError: the clip has fewer frames than `num_frames`.
+        VideoError: the file is missing or cannot be read.
     """
     media = _media(uri)
     header = _header(media, uri)
     scale = max(height / header.height, width / header.width)
     scaled = max(height, round(header.height * scale)), max(width, round(header.width * scale))
-    by_decord = sys.platform == "linux" and scaled[1] not in DECORD_REFUSES
-    reader = _decord_reader(media, uri, scaled) if by_decord else _AvReader(media, uri, scaled)
-    wanted = _nearest(reader.times(), header, fps, num_frames, start_s, uri)
-    frames = reader.frames(wanted)
+    use_decord = sys.platform == "linux" and scaled[1] not in DECORD_REFUSES
+    reader = _decord_reader(media, uri, scaled) if use_decord else _AvReader(media, uri, scaled)
+    indices = _nearest(reader.times(), header, fps, num_frames, start_s, uri)
+    frames = reader.frames(indices)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     return np.ascontiguousarray(frames[:, top : top + height, left : left + width])
 
@@ -102,34 +99,34 @@ def read_clip(
 def _nearest(
     times: np.ndarray, header: _ClipHeader, fps: float | None, num_frames: int | None, start_s: float, uri: str
 ) -> np.ndarray:
-    """Indices of the frames nearest to the asked times. times: seconds, (n,)."""
+    """Indices of the frames that `read_clip` reads, (num_frames,). times: of all frames, seconds, (n,)."""
     times = times - times[0]
     step = 1 / (fps or header.fps)
     if fps is None:
         first = int(np.searchsorted(times, start_s - step / 2))
         available = len(times) - first
     else:
-        last_s = times[-1] + 0.5 / header.fps  # up to where the last frame is the nearest and still shown
+        last_s = times[-1] + 0.5 / header.fps  # until then the last frame is displayed and is the nearest
         available = math.floor((last_s - start_s) / step + 1e-6) + 1
     count = available if num_frames is None else num_frames
-    # Rounding of timestamps may cost the last frame half a step: that one is repeated rather than refused.
+    # Timestamps are rounded, so one frame too many is accepted: the last frame is repeated.
     if count < 1 or count > available + (fps is not None):
         raise ValueError(
-            f"{uri} has {available} frames from {start_s:g} s on at {fps or header.fps:g} fps, {count} were asked for: "
+            f"{uri} has {available} frames from {start_s:g} s on at {fps or header.fps:g} fps, but {count} are needed: "
             "lower num_frames or fps, or select longer clips (min_frames)"
         )
     if fps is None:
         return np.arange(first, first + count)
-    asked = start_s + np.arange(count) * step
-    after = np.clip(np.searchsorted(times, asked), 1, max(1, len(times) - 1))
+    targets = start_s + np.arange(count) * step
+    after = np.clip(np.searchsorted(times, targets), 1, max(1, len(times) - 1))
     if len(times) == 1:
         return np.zeros(count, dtype=int)
-    tie = step * 1e-3  # stored times are rounded: half-way cases must not depend on how
-    return np.where(asked - times[after - 1] <= times[after] - asked + tie, after - 1, after)
+    tie = step * 1e-3  # stored times are rounded: a target half-way between two frames must always take the earlier
+    return np.where(targets - times[after - 1] <= times[after] - targets + tie, after - 1, after)
 
 
 def _media(uri: str) -> Any:
-    """What decoders open: the path, or the bytes of a remote object."""
+    """Argument for decoders: the path, or the bytes of a remote object."""
     if "://" not in uri:
         return uri
     import fsspec
@@ -139,17 +136,17 @@ def _media(uri: str) -> Any:
 
 
 def open_clip(uri: str) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
-    """(PyAV container, video stream) of a clip that we wrote, for what only its stream tells.
+    """Context manager of (PyAV container, video stream) of one of our clips.
 
     Raises:
-        VideoError: the file is missing or is no clip of ours, found out on the way.
+        VideoError: on entering or within the block: the file is missing or cannot be read.
     """
     return _opened(_media(uri), uri)
 
 
 @contextlib.contextmanager
 def _opened(media: Any, uri: str) -> Iterator[tuple[Any, Any]]:
-    """(container, video stream) of a clip of ours."""
+    """See `open_clip`; media: as `_media` returns it."""
     if isinstance(media, io.BytesIO):
         media.seek(0)
     try:
@@ -158,7 +155,7 @@ def _opened(media: Any, uri: str) -> Iterator[tuple[Any, Any]]:
     except FileNotFoundError as err:
         raise VideoError("missing", f"{uri} is missing: run the clips step again or restore the media folder") from err
     except (av.error.FFmpegError, IndexError) as err:
-        raise VideoError("not_media", f"{uri} is no readable clip: {err}") from err
+        raise VideoError("not_media", f"{uri} cannot be read as a clip: {err}") from err
 
 
 def _header(media: Any, uri: str) -> _ClipHeader:
@@ -168,7 +165,7 @@ def _header(media: Any, uri: str) -> _ClipHeader:
 
 
 class _AvReader:
-    """Reads a clip with PyAV: where decord has no wheel, and what decord is tested against."""
+    """Reads a clip with PyAV, where decord is not available; also the reference in decord's tests."""
 
     def __init__(self, media: Any, uri: str, size: tuple[int, int]):
         self.media, self.uri, self.size = media, uri, size
@@ -181,22 +178,22 @@ class _AvReader:
     def frames(self, indices: np.ndarray) -> np.ndarray:
         """Those frames, uint8 RGB (t h w c)."""
         height, width = self.size
-        wanted, last = set(indices.tolist()), max(indices)
-        found: dict[int, np.ndarray] = {}
+        needed, last = set(indices.tolist()), max(indices)
+        images: dict[int, np.ndarray] = {}
         with _opened(self.media, self.uri) as (container, stream):
             stream.codec_context.thread_count = 1
             for index, frame in enumerate(container.decode(stream)):
-                if index in wanted:
-                    found[index] = frame.to_ndarray(
+                if index in needed:
+                    images[index] = frame.to_ndarray(
                         width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR
                     )
                 if index >= last:
                     break
-        return np.stack([found[index] for index in indices.tolist()])
+        return np.stack([images[index] for index in indices.tolist()])
 
 
 def _decord_reader(media: Any, uri: str, size: tuple[int, int]) -> Any:
-    """The decord twin of `_AvReader`."""
+    """Open a clip with decord. Raises VideoError if it cannot be read."""
     import decord
 
     height, width = size
@@ -205,11 +202,11 @@ def _decord_reader(media: Any, uri: str, size: tuple[int, int]) -> Any:
     try:
         return _DecordReader(decord.VideoReader(media, ctx=decord.cpu(0), width=width, height=height, num_threads=1))
     except decord.DECORDError as err:
-        raise VideoError("not_media", f"{uri} is no readable clip: {err}") from err
+        raise VideoError("not_media", f"{uri} cannot be read as a clip: {err}") from err
 
 
 class _DecordReader:
-    """Reads a clip with decord; the two readers answer alike."""
+    """Reads a clip with decord; same interface and results as `_AvReader`."""
 
     def __init__(self, reader: Any):
         self.reader = reader
@@ -224,7 +221,7 @@ class _DecordReader:
 
 
 def write_video(uri: str, frames: Iterable[np.ndarray], fps: float | Fraction, crf: int = 18) -> None:
-    """Write frames as H.264 in MP4, whole or not at all.
+    """Write frames as H.264 in MP4, atomically.
 
     Args:
         uri: path or fsspec URI that ends in .mp4.
@@ -242,9 +239,9 @@ def write_video(uri: str, frames: Iterable[np.ndarray], fps: float | Fraction, c
 
 @contextlib.contextmanager
 def open_video(uri: str, fps: float | Fraction, crf: int = 18) -> Iterator["VideoWriter"]:
-    """Write H.264 in MP4 a few frames at a time; memory does not grow with the length.
+    """Context manager that writes H.264 in MP4 a few frames at a time; memory does not grow with the length.
 
-    The video appears at `uri` whole, when the block ends without an error. Else nothing is left of it.
+    The file appears at `uri` when the block ends without an error; otherwise it is deleted.
 
     Args:
         uri: path or fsspec URI that ends in .mp4.
@@ -268,7 +265,7 @@ def open_video(uri: str, fps: float | Fraction, crf: int = 18) -> Iterator["Vide
 
 
 class VideoWriter:
-    """What `open_video` gives: encodes frames as they come."""
+    """Encoder that `open_video` returns."""
 
     def __init__(self, path: str, rate: Fraction, crf: int):
         self.path, self.rate, self.crf = path, rate, crf
@@ -276,17 +273,17 @@ class VideoWriter:
         self.clip: ClipWriter | None = None  # its size is that of the first frames
 
     def write(self, frames: np.ndarray) -> None:
-        """Add frames, (t h w c) uint8 RGB.
+        """Append frames, (t h w c) uint8 RGB.
 
         Raises:
-            ValueError: the height or the width is odd, or not that of the frames before.
+            ValueError: the height or the width is odd, or differs from that of earlier frames.
         """
         size = frames.shape[1:3]
         self.clip = self.clip or ClipWriter(self.path, *size, self.rate, 1 / self.rate, self.crf, color=BT709)
         first = self.clip.stream.height, self.clip.stream.width
         if size != first:
             raise ValueError(
-                f"frame {self.num_frames} has {size[0]}x{size[1]} px, those before have {first[0]}x{first[1]} px: "
+                f"frame {self.num_frames} has {size[0]}x{size[1]} px, earlier frames have {first[0]}x{first[1]} px: "
                 "scale all frames of a video to one size"
             )
         for rgb in frames:
@@ -296,7 +293,7 @@ class VideoWriter:
 
 
 def write_image(uri: str, frame: np.ndarray) -> None:
-    """Write one frame as PNG, whole or not at all.
+    """Write one frame as PNG, atomically.
 
     Args:
         uri: path or fsspec URI that ends in .png.
@@ -307,7 +304,7 @@ def write_image(uri: str, frame: np.ndarray) -> None:
 
 
 def jpeg(frame: np.ndarray, quality: int = 90) -> bytes:
-    """A frame (h w 3) uint8 as JPEG; quality 1..95."""
+    """Encode a frame, RGB uint8 (h w 3), as JPEG; quality 1..95."""
     target = io.BytesIO()
     Image.fromarray(frame).save(target, "JPEG", quality=quality)
     return target.getvalue()
@@ -318,7 +315,11 @@ def _to_yuv(rgb: av.VideoFrame) -> av.VideoFrame:
 
 
 class ClipWriter:
-    """Encodes yuv420p frames with x264 (one thread) into an MP4 file."""
+    """Encodes yuv420p frames with x264 in one thread into an MP4 file.
+
+    Raises:
+        ValueError: the height or the width is odd.
+    """
 
     def __init__(
         self,
@@ -334,7 +335,7 @@ class ClipWriter:
         if height % 2 or width % 2:
             raise ValueError(f"H.264 needs even sizes, got {height}x{width} px: crop or scale to even numbers")
         self.container = av.open(path, "w", format="mp4", options={"movflags": "+faststart"})
-        # No B frames: then frames are stored in the order they are shown, and no reader has to trust an edit list.
+        # No B frames: frames are then stored in display order, and readers need no edit list.
         options = {"crf": str(crf), "preset": preset, "bf": "0", "threads": "1"}
         self.stream: Any = self.container.add_stream("libx264", rate=rate, options=options)
         self.stream.height, self.stream.width, self.stream.pix_fmt = height, width, "yuv420p"
@@ -345,9 +346,9 @@ class ClipWriter:
             context.color_primaries = context.color_trc = color
 
     def write(self, frame: av.VideoFrame, pts: int) -> None:
-        """Add a yuv420p frame of the writer's size, shown at `pts` in the writer's time base."""
+        """Append a yuv420p frame of the writer's size; pts: its time in the writer's time base."""
         frame.pts, frame.time_base = pts, self.time_base
-        frame.pict_type = 0  # type: ignore[assignment]  # the source's key frames are not ours
+        frame.pict_type = 0  # type: ignore[assignment]  # the encoder chooses key frames anew
         self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
@@ -356,14 +357,14 @@ class ClipWriter:
         self.container.close()
 
     def abandon(self) -> None:
-        """Let go of a file that nobody will want."""
+        """Close the file without finishing it."""
         with contextlib.suppress(OSError, av.error.FFmpegError):
             self.container.close()
 
 
 @contextlib.contextmanager
 def _appearing(uri: str) -> Iterator[str]:
-    """A local path to write to; the file appears at `uri` whole, when the block ends without an error."""
+    """Context manager of a local path to write to. The file is moved to `uri` when the block ends without an error."""
     remote = "://" in uri
     folder = tempfile.gettempdir() if remote else os.path.dirname(os.path.abspath(uri))
     os.makedirs(folder, exist_ok=True)

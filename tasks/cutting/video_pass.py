@@ -20,7 +20,9 @@ from av.video.reformatter import Interpolation
 from pyramid_model.metrics.scorers import ClipView
 from pyramid_model.shots.shots import ShotDetector, Verdict, analysis_size
 from pyramid_model.video.cropping import find_picture, framing
-from pyramid_model.video.footage import Footage, Frame, Integrity, VideoProbe, mean_fps, turned
+from pyramid_model.video.footage import Footage, Integrity, mean_fps
+from pyramid_model.video.frame import Frame, turned
+from pyramid_model.video.probe import VideoProbe
 from pyramid_model.video.video import ClipWriter, VideoError
 from tasks.cutting.clips import SALVAGED, ClipsConfig
 from tasks.cutting.planning import ClipRules, plan_clips

@@ -129,7 +129,7 @@ def sampled(dit, reuse):
     units, held = [], []
     for unit in sample_units(dit, text_rows(2), text_rows(2, seed=8), sampling, noise, reuse=reuse):
         units.append(unit)
-        held.append(sum(memory.num_bytes for memory in reuse.memories.values()))
+        held.append(sum(kv_cache.num_bytes for kv_cache in reuse.kv_caches.values()))
     return torch.cat(units, dim=2), held
 
 
@@ -151,9 +151,12 @@ def check_gradients(ulysses):
 
 def check_refusals():
     dit = copy.deepcopy(models()[0])
-    refused(lambda: sequence_parallel(dit, ulysses=3), "4 heads cannot be dealt to 3 ranks: set ulysses")
-    refused(lambda: sequence_parallel(dit, ulysses=1, ring=3), "4 ranks cannot be cut into neighbourhoods of")
-    refused(lambda: guidance_parallel(dit, apart=4), "4 ranks are no pairs that are 4 apart: start 8 ranks")
+    refused(lambda: sequence_parallel(dit, ulysses=3), "ulysses 3 does not divide the 4 heads: set ulysses")
+    refused(lambda: sequence_parallel(dit, ulysses=1, ring=3), "4 ranks do not divide into groups of")
+    refused(
+        lambda: guidance_parallel(dit, distance=4),
+        "4 ranks cannot be paired at a distance of 4: start a multiple of 8 ranks",
+    )
     sequence_parallel(dit, ulysses=1, ring=2)
     refused(lambda: dit(*inputs("picture")), "ring attention has no gradients: sample under torch.no_grad()")
     paired = copy.deepcopy(models()[0])

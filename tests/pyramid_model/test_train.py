@@ -80,7 +80,7 @@ def test_vae_cuts_are_frames_of_the_clip_in_order(clips):
 
 
 def test_a_clip_that_is_too_short_is_named(clips):
-    with pytest.raises(ValueError, match="clip 1 has 12 frames, training takes 17"):
+    with pytest.raises(ValueError, match="clip 1 has 12 frames, fewer than the 17"):
         vae_batch(clips, [1], 17, step_generator(0, 0))
 
 

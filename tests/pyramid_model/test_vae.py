@@ -128,7 +128,7 @@ def test_two_clips_coded_in_turns_do_not_disturb_each_other(tiny_vae):
 @pytest.mark.parametrize(
     ("shape", "window", "message"),
     [
-        ((1, 3, 16, 16, 16), None, "16 frames: the VAE takes 1 \\+ 8k frames, for example 9"),
+        ((1, 3, 16, 16, 16), None, "16 frames: the VAE needs 1 \\+ 8k frames, for example 9"),
         ((1, 3, 9, 20, 16), None, "multiples of 8"),
         ((1, 3, 17, 16, 16), 12, "window 12"),
     ],

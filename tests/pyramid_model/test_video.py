@@ -83,7 +83,7 @@ def test_colours_survive(tmp_path):
 
 
 def test_more_frames_than_there_are_is_an_error_with_the_remedy(clip):
-    with pytest.raises(ValueError, match=r"has 30 frames from 0 s on at 30 fps, 31 were asked for: lower num_frames"):
+    with pytest.raises(ValueError, match=r"has 30 frames from 0 s on at 30 fps, but 31 are needed: lower num_frames"):
         read_clip(clip[0], height=96, width=160, num_frames=31)
 
 
@@ -127,7 +127,7 @@ def test_nothing_is_left_of_a_video_that_fails_half_way(tmp_path, clip, remote):
 
 
 def test_frames_of_another_size_are_refused(tmp_path, clip):
-    with pytest.raises(ValueError, match="frame 9 has 48x160 px, those before have 96x160 px"):
+    with pytest.raises(ValueError, match="frame 9 has 48x160 px, earlier frames have 96x160 px"):
         write_video(str(tmp_path / "a.mp4"), [*clip[1][:9], clip[1][9, :48]], fps=30)
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Which frames of a clip a vision-language model sees."""
+"""Sampling of the frames of a clip that a vision-language model gets."""
 
 import numpy as np
 
@@ -9,24 +9,26 @@ from pyramid_model.video.video import read_clip
 def sampled_frames(
     uri: str, sampling: FrameSampling, *, height: int, width: int, num_frames: int, fps: float
 ) -> tuple[np.ndarray, float]:
-    """The frames of a clip of ours that `sampling` asks for.
+    """Read the frames of one of our clips that `sampling` selects.
 
     Args:
         uri: path or URI of the clip.
-        sampling: which frames, and how large.
-        height: px of the clip; the same for `width`.
+        sampling: number and size of the frames.
+        height, width: of the clip, px.
         num_frames: of the whole clip.
         fps: of the clip.
 
     Returns:
-        uint8 RGB (t h w 3), and how many of them there are a second.
+        (frames, fps): uint8 RGB (t h w 3), and their frame rate.
 
     Raises:
-        VideoError: the file is missing or is no clip of ours.
+        VideoError: the file is missing or cannot be read.
     """
     count = sampling.count(num_frames, fps)
-    taken_fps = count / (num_frames / fps)
-    rows, columns = sampling.size(height, width)
-    start_s = (0.5 / taken_fps) - (0.5 / fps)  # a frame stands for the time up to the next one
-    frames = read_clip(uri, height=rows, width=columns, fps=taken_fps, num_frames=count, start_s=max(0.0, start_s))
-    return frames, taken_fps
+    sampled_fps = count / (num_frames / fps)
+    sampled_height, sampled_width = sampling.size(height, width)
+    start_s = max(0.0, (0.5 / sampled_fps) - (0.5 / fps))  # middle of the first part; a frame is displayed for 1/fps
+    frames = read_clip(
+        uri, height=sampled_height, width=sampled_width, fps=sampled_fps, num_frames=count, start_s=start_s
+    )
+    return frames, sampled_fps

@@ -1,6 +1,6 @@
-"""What models are told: how to caption a clip, and how to make a prompt of what somebody typed.
+"""Instructions for language models: to caption a clip, and to turn a user's request into a prompt.
 
-The text encoder reads 128 tokens, some 90 words of English: nothing longer is asked for.
+The text encoder reads 128 tokens, about 90 English words, so the instructions ask for no longer texts.
 """
 
 from typing import Literal
@@ -57,21 +57,25 @@ PROMPT_INSTRUCTIONS = {
 
 
 def instruction_for(kind: str, own: str = "") -> str:
-    """The instruction of a kind of caption: one's own, or ours. `{text}` in it stands for the parent caption.
+    """Instruction for a kind of caption. `{text}` in it is the placeholder of the parent caption.
+
+    Args:
+        kind: of the caption.
+        own: the user's instruction; empty: the default one.
 
     Raises:
-        KeyError: no model writes that kind.
+        KeyError: no model writes this kind.
     """
     return own or CAPTION_INSTRUCTIONS[kind]
 
 
 def filled(instruction: str, text: str) -> str:
-    """An instruction with the text that it is about in the place of `{text}`, or at its end."""
+    """Insert the text into an instruction, in place of `{text}` or at the end."""
     return instruction.replace("{text}", text) if "{text}" in instruction else f"{instruction}\n\n{text}"
 
 
 def asked_again(instruction: str, answer: str, problem: str) -> str:
-    """A second question, after an answer that was no such JSON object."""
+    """Instruction for a second attempt after an answer that was not the requested JSON object."""
     return (
         f"{instruction}\n\nYou answered this before, and it cannot be used ({problem}):\n{answer}\n\n"
         "Answer again, with the JSON object alone."

@@ -1,4 +1,4 @@
-"""Is an answer a caption? What models say around one is taken off; what is none is told by a short word."""
+"""Checks of captions: introductory phrases are removed; answers that are not captions get an error type."""
 
 import functools
 import re
@@ -8,9 +8,9 @@ from typing import Any
 
 from pyramid_model.captioning.question import Answer
 
-NGRAM = 4  # words; shorter ones recur in honest prose
-SURE = 0.8  # probability from which on another language is believed
-MIN_JUDGED_WORDS = 6  # of fewer, no language can be told
+NGRAM = 4  # words; shorter n-grams recur in normal prose
+SURE = 0.8  # smallest probability with which a language is recognised
+MIN_JUDGED_WORDS = 6  # the language of fewer words is not recognised
 
 _THING = r"(?:video(?: clip)?|clip|footage|sequence|scene|image|picture|frames?)"
 _SHOWS = (
@@ -41,10 +41,12 @@ _SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)]?(?=\s|$)")
 
 @dataclass(frozen=True)
 class Judged:
-    """What an answer is worth.
+    """Result of the checks of one answer.
 
-    text: the caption. language: two letters, empty where it cannot be told. fault: (short word, sentence), empty words
-    for a good caption. facts: figures to keep beside it.
+    text: the caption.
+    language: two letters; empty if it is not recognised.
+    fault: (error type, message), both empty for a good caption.
+    facts: figures to store with the caption.
     """
 
     text: str
@@ -54,50 +56,50 @@ class Judged:
 
 
 def judge(answer: Answer, language: str = "en", max_repetition: float = 1.0) -> Judged:
-    """Clean a text and say whether it can be used.
+    """Clean the text of an answer and check it.
 
     Args:
-        answer: as the model gave it.
-        language: two letters; a text that is surely in another one is a fault. Empty: any will do.
+        answer: as the model returned it.
+        language: two letters; a text that is recognised as another language is a fault. Empty: any language.
         max_repetition: largest share of repeated n-grams, see `repetition`.
     """
     text, opening = without_opening(answer.text)
     cut = answer.finish == "length"
-    whole = whole_sentences(text) if cut else text
-    spoken = language_of(whole)
-    repeated = repetition(whole)
-    facts = {"num_words": len(whole.split()), "repetition": round(repeated, 4), "opening": opening, "cut": cut}
-    fault = _fault(answer, text, whole)
+    caption = whole_sentences(text) if cut else text
+    caption_language = language_of(caption)
+    repeated = repetition(caption)
+    facts = {"num_words": len(caption.split()), "repetition": round(repeated, 4), "opening": opening, "cut": cut}
+    fault = _fault(answer, text, caption)
     if not fault[0] and repeated > max_repetition:
         fault = "repetitive", f"{repeated:.0%} of the caption repeats itself, at most {max_repetition:.0%} may"
-    if not fault[0] and language and spoken not in ("", language):
-        fault = "language", f"the caption is in {spoken!r}, {language!r} was asked for: {whole[:80]!r}"
-    return Judged(whole, spoken, fault, facts)
+    if not fault[0] and language and caption_language not in ("", language):
+        fault = "language", f"the caption is in {caption_language!r}, not in {language!r}: {caption[:80]!r}"
+    return Judged(caption, caption_language, fault, facts)
 
 
-def _fault(answer: Answer, text: str, whole: str) -> tuple[str, str]:
-    """Why an answer is no caption at all; empty words if it is one."""
+def _fault(answer: Answer, text: str, caption: str) -> tuple[str, str]:
+    """(error type, message) of an answer that is not a caption; both empty if it is one."""
     if answer.finish == "refused":
         return "refused", f"the server withheld the answer: {answer.text[:200]!r}"
     if is_refusal(answer.text):
         return "refused", f"the model would not answer: {answer.text[:200]!r}"
     if not text:
         return "empty", "the answer is empty"
-    if not whole:
+    if not caption:
         return "cut", "no sentence was finished within max_new_tokens: raise it"
     return "", ""
 
 
 def without_opening(text: str) -> tuple[str, str]:
-    """A text without fences, quotation marks and words such as "The video shows"; and the words that were taken off."""
+    """Remove code fences, quotation marks and openings such as "The video shows": (text, removed openings)."""
     rest = " ".join(re.sub(r"^```\w*\s*|\s*```$", "", text.strip()).split())
-    taken = ""
+    removed = ""
     while True:
         rest = _unquoted(rest)
-        found = next((match for opening in OPENINGS if (match := opening.match(rest))), None)
-        if found is None:
-            return (rest[:1].upper() + rest[1:], taken.strip()) if taken else (rest, "")
-        taken, rest = taken + found[0], rest[found.end() :]
+        match = next((match for opening in OPENINGS if (match := opening.match(rest))), None)
+        if match is None:
+            return (rest[:1].upper() + rest[1:], removed.strip()) if removed else (rest, "")
+        removed, rest = removed + match[0], rest[match.end() :]
 
 
 def _unquoted(text: str) -> str:
@@ -105,25 +107,25 @@ def _unquoted(text: str) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """An answer without what a reasoning model thought aloud before it."""
+    """Remove the reasoning that a reasoning model puts before its answer, in `<think>` tags."""
     return re.sub(r"^\s*<think>.*?(?:</think>|$)", "", text, flags=re.DOTALL).strip()
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a model says, in its first words, that it will not or cannot answer."""
+    """Whether the first words of an answer are a refusal."""
     return bool(REFUSALS.match(text.strip()))
 
 
 def whole_sentences(text: str) -> str:
-    """A text up to the end of its last finished sentence; empty if there is none."""
+    """The text up to the end of its last complete sentence; empty if there is none."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else ""
 
 
 def repetition(text: str, ngram: int = NGRAM) -> float:
-    """Share of n-grams of words that have occurred before, 0 (none) to 1; punctuation and case do not count.
+    """Share of n-grams of words that are repetitions of earlier ones, 0..1; punctuation and case are ignored.
 
-    Text without spaces between words is taken by characters.
+    A text without spaces between words is split into characters.
     """
     words = re.findall(r"\w+", text.lower())
     if len(words) <= len(text) // 20:
@@ -133,12 +135,12 @@ def repetition(text: str, ngram: int = NGRAM) -> float:
 
 
 def language_of(text: str) -> str:
-    """Two letters, where the language can be told with some certainty; else empty."""
+    """Language of a text as two letters; empty if it is not recognised with a probability of at least `SURE`."""
     latin = sum(letter.isascii() for letter in text) > len(text) / 2
     if not text or (latin and len(text.split()) < MIN_JUDGED_WORDS):
         return ""
-    found, probability = _identifier().classify(text)
-    return found if probability >= SURE else ""
+    language, probability = _identifier().classify(text)
+    return language if probability >= SURE else ""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a language model is asked and what it answers: the same for a model in this process and for an endpoint."""
+"""Questions to language models and their answers, for models in this process and for endpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,38 +13,40 @@ if TYPE_CHECKING:
 
 
 class Decoding(Config):
-    """How words are drawn; everything here changes what is written."""
+    """Settings of text generation; all of them can change the text."""
 
     max_new_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0: always the likeliest token")
-    seed: int = Field(0, ge=0, description="of the draws, with a temperature above 0")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0: always the most probable token")
+    seed: int = Field(0, ge=0, description="of the random numbers, with a temperature above 0")
 
 
 class FrameSampling(Config):
-    """Frames that are shown to a model, each from the middle of an equal part of the clip."""
+    """Frames of a clip for a model, each from the middle of an equal part of the clip."""
 
-    num_frames: int = Field(8, ge=1, description="so many; with `fps`, at most so many")
-    fps: float | None = Field(None, gt=0, description="frames a second in place of a fixed number; null: the number")
-    longer_side: int = Field(448, ge=16, description="px of these frames; smaller clips stay as they are")
+    num_frames: int = Field(8, ge=1, description="number of frames; with `fps`, the largest number")
+    fps: float | None = Field(None, gt=0, description="frames per second of the clip; null: num_frames of every clip")
+    longer_side: int = Field(448, ge=16, description="longer side of the frames in px; smaller clips are not scaled")
 
     def count(self, num_frames: int, fps: float) -> int:
-        """How many frames are taken of a clip of so many frames at `fps`."""
-        asked = max(1, round(num_frames / fps * self.fps)) if self.fps else self.num_frames
-        return min(asked, self.num_frames, num_frames)
+        """Number of frames that are taken from a clip of `num_frames` frames at `fps`."""
+        count = max(1, round(num_frames / fps * self.fps)) if self.fps else self.num_frames
+        return min(count, self.num_frames, num_frames)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the frames of a clip of that size; even, for encoders that halve them."""
+        """(height, width) in px of the frames of a clip of that size; even, for encoders that halve them."""
         scale = min(1.0, self.longer_side / max(height, width))
         return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
 
 
 @dataclass(frozen=True)
 class Question:
-    """One turn of a user.
+    """One message of a user.
 
-    instruction: the words. frames: uint8 RGB (t h w 3), in the order of time; None asks about words alone. fps: frames
-    a second of `frames`. schema: JSON schema that the answer should follow, for servers that can hold a model to one.
-    seed: added to the one of the decoding, so that a second try draws other words.
+    instruction: text of the message.
+    frames: uint8 RGB (t h w 3), in order of time; None: a question without frames.
+    fps: frame rate of `frames`.
+    schema: JSON schema of the answer, for servers that can enforce one.
+    seed: added to the seed of the decoding, so that a second attempt gives another text.
     """
 
     instruction: str
@@ -55,7 +57,7 @@ class Question:
 
 
 class Answer(Config):
-    """What came back. finish: stop, length (cut at max_new_tokens), or refused (by a filter of the server)."""
+    """Answer of a model. finish: stop, length (cut at max_new_tokens), or refused (by a filter of the server)."""
 
     text: str
     num_prompt_tokens: int = 0
@@ -64,7 +66,7 @@ class Answer(Config):
 
 
 class NoAnswer(Exception):
-    """One question that got no answer, while others may: `kind` is short and countable, the text is for people."""
+    """One question failed; others may succeed. `kind` is the error type for tables, the message is for people."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -75,8 +77,8 @@ Keep = Callable[[int, Answer], None]
 
 
 class Answerer(Protocol):
-    """A model that answers."""
+    """A model that answers questions."""
 
     def answer(self, questions: Sequence[Question], keep: Keep) -> list[Answer | NoAnswer]:
-        """One answer a question, in order; `keep(position, answer)` is called for each as soon as it is there."""
+        """One answer per question, in order; calls `keep(position, answer)` for each as soon as it is available."""
         ...

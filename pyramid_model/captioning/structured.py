@@ -1,4 +1,4 @@
-"""Structured captions: their JSON schema, how an answer is read, and the prose that a text encoder gets."""
+"""Structured captions: their JSON schema, parsing of answers, and conversion to prose for the text encoder."""
 
 import functools
 import json
@@ -23,26 +23,28 @@ SCHEMA: dict[str, Any] = {
 
 
 class StructureError(ValueError):
-    """An answer is no object of the schema; the message says why, in words that a model can act upon."""
+    """An answer is not an object of the schema; the message is suitable as feedback to the model."""
 
 
 def read_structured(text: str) -> tuple[dict[str, str], bool]:
-    """The object in an answer, and whether its syntax had to be repaired (a fence around it, a comma, a quote).
+    """Parse the JSON object in an answer: (fields, whether its syntax had to be repaired).
+
+    Repairs are, for example, the removal of a code fence or a missing comma or quote.
 
     Raises:
-        StructureError: there is none, or it does not follow the schema.
+        StructureError: there is no object, or it does not follow the schema.
     """
     try:
-        found, repaired = json.loads(text), False
+        answer, repaired = json.loads(text), False
     except json.JSONDecodeError:
         import json_repair
 
-        found, repaired = json_repair.loads(text), True
-    if not isinstance(found, dict):
+        answer, repaired = json_repair.loads(text), True
+    if not isinstance(answer, dict):
         raise StructureError("there is no JSON object in it")
-    if problems := [_described(error) for error in _validator().iter_errors(found)]:
+    if problems := [_described(error) for error in _validator().iter_errors(answer)]:
         raise StructureError("; ".join(sorted(problems)))
-    return {name: " ".join(found[name].split()) for name in FIELDS}, repaired
+    return {name: " ".join(answer[name].split()) for name in FIELDS}, repaired
 
 
 @functools.cache
@@ -58,6 +60,6 @@ def _described(error: Any) -> str:
 
 
 def as_prose(fields: dict[str, str]) -> str:
-    """Sentences in the order of FIELDS, each ending in a full stop."""
+    """One sentence per field, in the order of FIELDS, each with a full stop."""
     phrases = (fields[name].strip().rstrip(".") for name in FIELDS)
     return " ".join(f"{phrase[0].upper()}{phrase[1:]}." for phrase in phrases if phrase)

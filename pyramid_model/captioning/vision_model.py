@@ -1,4 +1,4 @@
-"""A vision-language model in this process, through transformers: any that chats about images or videos."""
+"""Vision-language models of transformers, run in this process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 class VisionModel:
-    """A model with its processor; answers questions, a batch at a time.
+    """A vision-language model with its processor, which answers questions in batches.
 
-    Frames go in as a video where the processor takes videos, else as images. With a temperature above 0 the words also
-    depend on which questions share a batch.
+    Frames are passed as a video if the processor supports videos, else as images. With a temperature above 0, an answer
+    also depends on the other questions of its batch.
     """
 
     def __init__(
@@ -38,18 +38,18 @@ class VisionModel:
         self.decoding, self.device, self.batch_size = decoding, device, batch_size
 
     def answer(self, questions: Sequence[Question], keep: Keep) -> list[Answer | NoAnswer]:
-        """One answer a question, in order; `keep(position, answer)` is called after each batch."""
+        """One answer per question, in order; calls `keep(position, answer)` after each batch."""
         answers: list[Answer | NoAnswer] = []
-        for _, alike in itertools.groupby(questions, key=lambda question: question.frames is None):
-            members = list(alike)
+        for _, group in itertools.groupby(questions, key=lambda question: question.frames is None):
+            members = list(group)
             for first in range(0, len(members), self.batch_size):
-                for found in self._within_memory(members[first : first + self.batch_size]):
-                    keep(len(answers), found)
-                    answers.append(found)
+                for answer in self._within_memory(members[first : first + self.batch_size]):
+                    keep(len(answers), answer)
+                    answers.append(answer)
         return answers
 
     def _within_memory(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers of one batch, halved as often as the device's memory asks for it."""
+        """Answers to one batch. The batch is halved as long as the device runs out of memory."""
         try:
             return self._batch(questions)
         except torch.OutOfMemoryError:
@@ -67,75 +67,77 @@ class VisionModel:
         for name, value in inputs.items():
             if torch.is_tensor(value) and value.is_floating_point():
                 inputs[name] = value.to(self.model.dtype)
-        heat = self.decoding.temperature
-        drawing = {"do_sample": True, "temperature": heat} if heat else {"do_sample": False}
+        temperature = self.decoding.temperature
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         torch.manual_seed(self.decoding.seed + questions[0].seed)
-        made = self.model.generate(
+        sequences = self.model.generate(
             **inputs,
             max_new_tokens=self.decoding.max_new_tokens,
-            **drawing,
+            **sampling,
             pad_token_id=self._pad_id(),
         )
         lengths = inputs["attention_mask"].sum(1).tolist()
-        new = made[:, inputs["input_ids"].shape[1] :].cpu()
-        return [self._read(tokens, length) for tokens, length in zip(new, lengths, strict=True)]
+        new_tokens = sequences[:, inputs["input_ids"].shape[1] :].cpu()
+        return [self._read(tokens, length) for tokens, length in zip(new_tokens, lengths, strict=True)]
 
     def _inputs(self, questions: Sequence[Question]) -> Any:
-        """What the model takes, padded on the left, where it goes on writing."""
-        taken = "videos" if getattr(self.processor, "video_processor", None) is not None else "images"
-        shown = [question.frames for question in questions if question.frames is not None]
+        """Inputs of the model, padded on the left, so that generation continues at the end of every row."""
+        medium = "videos" if getattr(self.processor, "video_processor", None) is not None else "images"
+        clips = [question.frames for question in questions if question.frames is not None]
         texts = [
             self.processor.apply_chat_template(
-                [self._turn(question, taken)], tokenize=False, add_generation_prompt=True
+                [self._message(question, medium)], tokenize=False, add_generation_prompt=True
             )
             for question in questions
         ]
         media: dict[str, Any] = {}
-        if shown and taken == "videos":
-            facts = [
+        if clips and medium == "videos":
+            metadata = [
                 {"fps": q.fps, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))}
-                for q, frames in zip(questions, shown, strict=True)
+                for q, frames in zip(questions, clips, strict=True)
             ]
-            media = {"videos": shown, "video_metadata": facts, "do_sample_frames": False}
-        elif shown:
-            media = {"images": [list(frames) for frames in shown]}
+            media = {"videos": clips, "video_metadata": metadata, "do_sample_frames": False}
+        elif clips:
+            media = {"images": [list(frames) for frames in clips]}
         return self.processor(text=texts, **media, padding=True, padding_side="left", return_tensors="pt")
 
     @staticmethod
-    def _turn(question: Question, taken: str) -> dict[str, Any]:
-        shown: list[dict[str, str]] = []
+    def _message(question: Question, medium: str) -> dict[str, Any]:
+        media: list[dict[str, str]] = []
         if question.frames is not None:
-            shown = [{"type": "video"}] if taken == "videos" else [{"type": "image"}] * len(question.frames)
-        return {"role": "user", "content": [*shown, {"type": "text", "text": question.instruction}]}
+            media = [{"type": "video"}] if medium == "videos" else [{"type": "image"}] * len(question.frames)
+        return {"role": "user", "content": [*media, {"type": "text", "text": question.instruction}]}
 
     def _pad_id(self) -> int:
         tokenizer = self.processor.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def _read(self, tokens: Tensor, num_prompt_tokens: int) -> Answer:
-        """The answer in what was generated for one question. tokens: (n), padded after an end token."""
-        ends = self.model.generation_config.eos_token_id
-        ended = torch.isin(tokens, torch.tensor(ends if isinstance(ends, list) else [ends]))
-        count = int(ended.int().argmax()) + 1 if bool(ended.any()) else len(tokens)
+        """Decode the answer to one question. tokens: generated tokens (n,), padded after an end token."""
+        end_ids = self.model.generation_config.eos_token_id
+        is_end = torch.isin(tokens, torch.tensor(end_ids if isinstance(end_ids, list) else [end_ids]))
+        count = int(is_end.int().argmax()) + 1 if bool(is_end.any()) else len(tokens)
         return Answer(
             text=self.processor.tokenizer.decode(tokens[:count], skip_special_tokens=True).strip(),
             num_prompt_tokens=num_prompt_tokens,
             num_completion_tokens=count,
-            finish="stop" if bool(ended.any()) else "length",
+            finish="stop" if bool(is_end.any()) else "length",
         )
 
 
 def load_vision_model(folder: str | Path, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """A model and its processor from a folder as transformers saves them; safetensors only, no code from the folder.
+    """Load a model and its processor from a folder as transformers saves them.
+
+    Only safetensors are read, and no code in the folder is run.
 
     Raises:
-        ValueError: the folder holds no such model, or its weights lack tensors.
+        ValueError: the folder contains no vision-language model, or tensors are missing.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        read: Any = AutoModelForImageTextToText.from_pretrained(
+        result: Any = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -143,18 +145,18 @@ def load_vision_model(folder: str | Path, device: str, dtype: torch.dtype) -> tu
             use_safetensors=True,
             output_loading_info=True,
         )
-        model, loaded = read
-        if missing := sorted(map(str, loaded["missing_keys"])):  # transformers would make them up at random
+        model, info = result
+        if missing := sorted(map(str, info["missing_keys"])):  # transformers would initialise them at random
             raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
         if not getattr(processor, "chat_template", None):
-            raise ValueError("its processor has no chat template: take a model that was tuned to follow instructions")
+            raise ValueError("its processor has no chat template: use a model that is tuned to follow instructions")
     except (OSError, ValueError, SafetensorError) as err:
         raise ValueError(f"{folder} holds no vision-language model as transformers saves them: {err}") from err
     return model.eval().to(device), processor
 
 
 def vision_model_hash(folder: str | Path) -> str:
-    """32 hex digits over weights, configs, tokenizer and chat template of a folder; loads no model.
+    """Hash of the weights, configs, tokenizer and chat template in a folder, 32 hex digits. Loads no model.
 
     Raises:
         ValueError: the folder has no weights.

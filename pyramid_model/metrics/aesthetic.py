@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictors: small heads on CLIP features that say how much people would like a picture."""
+"""LAION's aesthetic predictors: small heads on CLIP features that predict how much people like a picture."""
 
 from pathlib import Path
 
@@ -7,41 +7,41 @@ from torch import Tensor, nn
 
 
 def load_head(path: str | Path, dim: int) -> nn.Module:
-    """A released head: features of unit length (n d) -> scores (n 1), about 1 (ugly) to 10 (beautiful).
+    """Load a released head: features of unit length (n d) -> scores (n 1), about 1 (ugly) to 10 (beautiful).
 
-    Both layouts are linear throughout: one layer (`weight`, `bias`), or several (`layers.<number>.weight`, …) with
-    nothing but dropout, which does nothing here, between them.
+    Two layouts exist: one linear layer (`weight`, `bias`), or several (`layers.<number>.weight`, …) with only dropout
+    between them, which is not active here.
 
     Args:
         path: a file of torch.save; read without running code.
-        dim: width of the features that it will see.
+        dim: width of the features.
 
     Raises:
-        ValueError: the file is no such head, or is made for features of another width.
+        ValueError: the file does not contain such a head, or the head needs features of another width.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         layers = _layers(state)
-    except Exception as err:  # a damaged or foreign file raises what its unpickling meets
+    except Exception as err:  # unpickling a damaged file can raise any exception
         raise ValueError(
             f"{path} is no aesthetic head: expected `weight` and `bias`, or `layers.<number>.weight` and .bias, "
             f"ending in one output ({err})"
         ) from err
     if layers[0].in_features != dim:
         raise ValueError(
-            f"the aesthetic head {path} is made for features of width {layers[0].in_features}, this CLIP model gives "
-            f"{dim}: take the head for it (ViT-L-14 gives 768, ViT-B-32 and ViT-B-16 give 512)"
+            f"the aesthetic head {path} needs features of width {layers[0].in_features}, but the CLIP model gives "
+            f"{dim}: use the head for this model (768 for ViT-L-14, 512 for ViT-B-32 and ViT-B-16)"
         )
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
 def _layers(state: dict[str, Tensor]) -> list[nn.Linear]:
-    """Linear layers in their order, their widths checked against each other."""
+    """Linear layers of a state dict in order. Raises ValueError if it has other keys or widths that do not match."""
     stems = sorted((name.removesuffix("weight") for name in state if name.endswith("weight")), key=_number)
     if {f"{stem}{part}" for stem in stems for part in ("weight", "bias")} != set(state) or not stems:
-        raise ValueError(f"it holds {sorted(state)}")
+        raise ValueError(f"its keys are {sorted(state)}")
     if not all(value.isfinite().all() for value in state.values()):
-        raise ValueError("it holds NaN or Inf")
+        raise ValueError("it contains NaN or Inf")
     layers = []
     for stem in stems:
         weight, bias = state[f"{stem}weight"].float(), state[f"{stem}bias"].float()
@@ -50,7 +50,7 @@ def _layers(state: dict[str, Tensor]) -> list[nn.Linear]:
         layers.append(layer)
     widths = [layer.in_features for layer in layers[1:]] + [1]
     if widths != [layer.out_features for layer in layers]:
-        raise ValueError(f"its layers do not follow each other: {[tuple(layer.weight.shape) for layer in layers]}")
+        raise ValueError(f"the widths of its layers do not match: {[tuple(layer.weight.shape) for layer in layers]}")
     return layers
 
 

@@ -1,4 +1,4 @@
-"""Motion as the encoder saw it: the motion vectors that an encoded clip carries, without looking at a pixel."""
+"""Motion of an encoded clip by the motion vectors in its stream, without decoding pixels."""
 
 from typing import Any
 
@@ -8,29 +8,32 @@ CELLS = 3  # the frame is divided into CELLS x CELLS
 
 
 def codec_motion(uri: str, fps: float) -> tuple[float | None, float | None]:
-    """Mean length of the motion vectors of a clip that we wrote, and that of its quietest ninth.
+    """Mean length of the motion vectors of one of our clips: of the whole frame, and of the ninth with least motion.
+
+    Vectors are weighted by the area of their block; intra-coded blocks have none and are not counted. Vectors are
+    assumed to refer to the previous frame, which is true for x264's presets up to veryfast.
 
     Args:
         uri: path or fsspec URI.
-        fps: of the clip.
+        fps: frames per second of the clip.
 
     Returns:
-        Both in longer sides of the frame a second, so that neither size nor frame rate matters; None for a clip of
-        one frame or without vectors. 0 for a still. Blocks weigh by their area, blocks that are coded anew not at
-        all. A vector counts as motion since the frame before, which it is with x264's presets up to veryfast.
+        (mean, least mean of a ninth), in longer sides of the frame per second, so both are independent of size and
+        frame rate. 0 for a still; None for a clip of one frame or without vectors.
 
     Raises:
-        VideoError: the file is missing or is no clip of ours.
+        VideoError: the file is missing or cannot be read.
 
-    Source: the motion filter of NeMo Curator, global mean and least mean of a patch, made free of size and rate.
+    Source: the motion filter of NeMo Curator (global mean and least mean of a patch), made independent of size and
+        frame rate.
     """
-    from pyramid_model.video.video import open_clip  # PyAV, which readers of the names of scores do without
+    from pyramid_model.video.video import open_clip  # needs PyAV, which the names of scorers do not need
 
     lengths, areas = np.zeros(CELLS**2), np.zeros(CELLS**2)
     with open_clip(uri) as (container, stream):
         context = stream.codec_context
         context.thread_count = 1
-        # Only the vectors are wanted: the pixels need no filter and no residual.
+        # Only vectors are needed, so the deblocking filter and the residual are skipped.
         context.options = {"flags2": "+export_mvs", "skip_loop_filter": "all", "skip_idct": "all"}
         height, width = stream.height, stream.width
         for frame in container.decode(stream):
@@ -45,7 +48,7 @@ def codec_motion(uri: str, fps: float) -> tuple[float | None, float | None]:
 
 
 def _add(vectors: Any, height: int, width: int, lengths: np.ndarray, areas: np.ndarray) -> None:
-    """Add a frame's vectors, an array of AVMotionVector, to the sums of the cells that they lie in."""
+    """Add the vectors of a frame, an array of AVMotionVector, to the sums (cells,) of lengths and areas."""
     area = vectors["w"].astype(np.float64) * vectors["h"]
     length = np.hypot(vectors["motion_x"], vectors["motion_y"]) / np.maximum(vectors["motion_scale"], 1)
     column = np.clip(vectors["dst_x"].astype(int) * CELLS // width, 0, CELLS - 1)

@@ -1,4 +1,4 @@
-"""Frames of several clips through a torch model in batches that do not stop at the end of a clip."""
+"""Application of a torch model to the frames of several clips, in batches that span clips."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ def over_frames(
     model: Callable[[Tensor], Tensor],
     batch_size: int,
 ) -> list[Tensor]:
-    """What a model says of every frame, one tensor (t …) float32 a clip.
+    """Results of a model for every frame.
 
     Args:
         clips: uint8 RGB, (t h w c) each.
-        prepare: one frame (h w c) -> what the model takes of it (c h w).
-        model: prepared frames (b c h w) -> (b …).
+        prepare: converts a frame (h w c) to an input of the model (c h w).
+        model: inputs (b c h w) -> results (b …).
         batch_size: frames at a time.
+
+    Returns:
+        One tensor (t …) per clip, float32 on the CPU.
     """
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     for batch in _batches((frame for clip in clips for frame in clip), batch_size):
-        found.append(model(torch.stack([prepare(frame) for frame in batch])).float().cpu())
-    return list(torch.cat(found).split([len(clip) for clip in clips]))
+        results.append(model(torch.stack([prepare(frame) for frame in batch])).float().cpu())
+    return list(torch.cat(results).split([len(clip) for clip in clips]))
 
 
 def _batches(frames: Iterable[np.ndarray], size: int) -> Iterable[list[np.ndarray]]:

@@ -1,7 +1,7 @@
-"""What moves from frame to frame, by dense optical flow, and how much of it is the camera.
+"""Motion of the picture by dense optical flow, and the part of it that the camera causes.
 
-Flow is measured between frames about 1/12 s apart, whatever the frame rate, on frames 128 px long: that is where slow
-pans still move by a good part of a pixel, fast ones are still found, and a pair costs a quarter of a millisecond.
+Flow is computed between frames about 1/12 s apart at every frame rate, on frames scaled to 128 px. At this distance and
+size, slow pans still move by a good part of a pixel, fast pans are still tracked, and a pair takes 0.25 ms.
 """
 
 import itertools
@@ -16,11 +16,11 @@ RATE_HZ = 12
 LONGER_SIDE = 128  # px
 GRID = 8  # px between the points to which the camera's motion is fitted
 MIN_POINTS = 8
-TEXTURED = 200.0  # mean squared Sobel gradient: below it, flow is guessed from the neighbourhood
-TOLERANCE = 1.0  # px by which a point that follows the camera may miss its place
+TEXTURED = 200.0  # mean squared Sobel gradient; below it, flow is interpolated from the neighbourhood
+TOLERANCE = 1.0  # px; largest error of a point that follows the camera
 
-MOVING = 0.015  # longer sides a second: a sixth of a pixel between two frames that are compared
-STEADY = 0.6  # of the time a camera that moves on purpose moves the same way; one in a hand, half of it
+MOVING = 0.015  # longer sides per second: a sixth of a pixel between two frames that are compared
+STEADY = 0.6  # smallest share of the time in which a deliberate motion has one direction; 0.5 for a handheld camera
 SHAKY = 0.002  # longer sides: half a pixel of 256
 LABELS = (
     ("pan right", "pan left"),
@@ -28,45 +28,45 @@ LABELS = (
     ("zoom in", "zoom out"),
     ("roll clockwise", "roll counterclockwise"),
 )
-RADIUS = 0.3  # longer sides: about the mean distance of a pixel from the centre, where zoom and roll are felt
-SMOOTHING_S = 1.0  # movements that take longer than this are meant
+RADIUS = 0.3  # longer sides: about the mean distance of a pixel from the centre, converts zoom and roll to shifts
+SMOOTHING_S = 1.0  # slower movements are deliberate
 
 
 @dataclass(frozen=True)
 class Movement:
-    """Movement of the picture over n pairs of frames; lengths are shares of the frame's longer side."""
+    """Movement of the picture over n pairs of frames. Lengths are in longer sides of the frame."""
 
     interval_s: float  # between the two frames of a pair
     flow: np.ndarray  # (n,) mean length of the flow, 0 or more
     shift: np.ndarray  # (n 2) of the centre, x to the right and y down
-    zoom: np.ndarray  # (n,) logarithm of the scale, above 0 when the picture grows
-    roll: np.ndarray  # (n,) radians, above 0 when the picture turns clockwise
-    fit: np.ndarray  # (n,) share of the textured points that move so, 0..1; 0 when too few are textured
+    zoom: np.ndarray  # (n,) logarithm of the scale, positive if the picture grows
+    roll: np.ndarray  # (n,) radians, positive if the picture turns clockwise
+    fit: np.ndarray  # (n,) share of the textured points that follow shift, zoom and roll, 0..1; 0 if there are too few
 
 
 def movement(frames: np.ndarray, fps: float) -> Movement:
-    """Flow between frames about 1/12 s apart, and the shift, zoom and roll that explain most of each.
+    """Flow between frames about 1/12 s apart, and the shift, zoom and roll that fit it best.
 
-    frames: gray uint8 (t h w), at least 16 px either way. One frame gives no pairs.
+    frames: gray uint8 (t h w), h and w at least 16 px; a single frame gives no pairs. fps: of the frames.
 
     Source: dense inverse search, arXiv:1603.03590, by OpenCV; a similarity by RANSAC over points with texture.
     """
     stride = max(1, min(round(fps / RATE_HZ), len(frames) - 1))
     small = [_shrunk(frame) for frame in frames[::stride]]
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # pyright: ignore
-    dis.setFinestScale(1)  # the preset's own stops at a quarter of the size, which these frames have not to spare
-    dis.setPatchStride(5)  # instead of 4: two thirds of the time, and as exact
+    dis.setFinestScale(1)  # half of the size; the preset stops at a quarter, too coarse for frames of 128 px
+    dis.setPatchStride(5)  # instead of 4: two thirds of the time at the same accuracy
     height, width = small[0].shape
     side = max(height, width)
     grid = np.mgrid[GRID // 2 : height : GRID, GRID // 2 : width : GRID]
-    found = []
+    pairs = []
     for before, after in itertools.pairwise(small):
         flow = dis.calc(before, after, None)
-        # Not by cv2.magnitude: its last bit depends on where in memory its result lies.
+        # Not with cv2.magnitude, whose last bit depends on the memory alignment of the result.
         length = np.sqrt(flow[..., 0] ** 2 + flow[..., 1] ** 2).mean(dtype=np.float64)
-        shift_x, shift_y, *others = _global(before, flow, *grid)
-        found.append((length / side, shift_x / side, shift_y / side, *others))
-    table = np.array(found, np.float64).reshape(-1, 6)
+        shift_x, shift_y, *others = _camera_transform(before, flow, *grid)
+        pairs.append((length / side, shift_x / side, shift_y / side, *others))
+    table = np.array(pairs, np.float64).reshape(-1, 6)
     return Movement(stride / fps, table[:, 0], table[:, 1:3], table[:, 3], table[:, 4], table[:, 5])
 
 
@@ -76,8 +76,11 @@ def _shrunk(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _global(frame: np.ndarray, flow: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[float, ...]:
-    """(shift x, shift y in px, zoom, roll, fit) of one pair, told at y, x; where nothing can be told nothing moves."""
+def _camera_transform(frame: np.ndarray, flow: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[float, ...]:
+    """(shift x, shift y in px, zoom, roll, fit) of one pair, fitted to the flow at the points y, x.
+
+    All 0 if too few points have texture.
+    """
     slope = cv2.Sobel(frame, cv2.CV_32F, 1, 0) ** 2 + cv2.Sobel(frame, cv2.CV_32F, 0, 1) ** 2
     textured = cv2.boxFilter(slope, -1, (GRID, GRID))[y, x] > TEXTURED
     if textured.sum() < MIN_POINTS:
@@ -94,56 +97,56 @@ def _global(frame: np.ndarray, flow: np.ndarray, y: np.ndarray, x: np.ndarray) -
     return shift_x, shift_y, zoom, math.atan2(sin, cos), float(follows.mean())
 
 
-def flow_speed(found: Movement) -> float | None:
-    """Mean length of the optical flow, longer sides of the frame a second; None when the clip has one frame.
+def flow_speed(movement: Movement) -> float | None:
+    """Mean length of the optical flow in longer sides of the frame per second; None if the clip has one frame.
 
-    0 for a still; 0.01..0.1 for people who talk, about 0.5 for a fast pan. Neither frame rate nor size changes it.
+    0 for a still; 0.01..0.1 for people who talk, about 0.5 for a fast pan. Independent of frame rate and size.
     """
-    return float(found.flow.mean() / found.interval_s) if len(found.flow) else None
+    return float(movement.flow.mean() / movement.interval_s) if len(movement.flow) else None
 
 
-def shake(found: Movement) -> float | None:
-    """How far the picture strays from its own smooth path, as a share of the longer side; None below 3 pairs.
+def shake(movement: Movement) -> float | None:
+    """Median distance of the picture from its smoothed path, in longer sides of the frame; None below 3 pairs.
 
-    Shift and roll count, smoothed over a second; half of the time it strays further, so that one car that passes by
-    close to the camera does not count. 0 for a tripod and for a steady pan, above 0.002 for a hand.
+    The path consists of shift and roll, smoothed over a second. The median ignores short events, such as a car that
+    passes close to the camera. 0 for a tripod and for a steady pan, more than 0.002 for a handheld camera.
     """
-    if len(found.flow) < 3:
+    if len(movement.flow) < 3:
         return None
-    steps = np.column_stack([found.shift, found.roll * RADIUS])
+    steps = np.column_stack([movement.shift, movement.roll * RADIUS])
     path = np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)])
-    half = min(max(1, round(SMOOTHING_S / found.interval_s / 2)), (len(path) - 1) // 2)
+    half = min(max(1, round(SMOOTHING_S / movement.interval_s / 2)), (len(path) - 1) // 2)
     window = np.lib.stride_tricks.sliding_window_view(path, 2 * half + 1, axis=0)
-    strays = path[half : len(path) - half] - window.mean(axis=-1)
-    return float(np.median(np.linalg.norm(strays, axis=1)))
+    deviations = path[half : len(path) - half] - window.mean(axis=-1)
+    return float(np.median(np.linalg.norm(deviations, axis=1)))
 
 
-def camera_motion(found: Movement) -> tuple[float | None, dict[str, Any]]:
-    """How the camera moves: (confidence 0..1, what it does); the confidence is None when the clip has one frame.
+def camera_motion(movement: Movement) -> tuple[float | None, dict[str, Any]]:
+    """Motion of the camera: (confidence 0..1, details); the confidence is None if the clip has one frame.
 
-    The details hold the `label`: static, handheld, pan left, pan right, tilt up, tilt down, zoom in, zoom out, roll
-    clockwise or roll counterclockwise, whichever moves the picture most; and the speed of each, the median over time:
-    `pan` (to the right) and `tilt` (up) in longer sides a second, `zoom` (in) in log scale a second, `roll`
-    (clockwise) in degrees a second.
+    Details: `label`, the motion that moves the picture most: static, handheld, pan left, pan right, tilt up, tilt down,
+    zoom in, zoom out, roll clockwise or roll counterclockwise. And the median speeds: `pan` (to the right) and `tilt`
+    (up) in longer sides per second, `zoom` (in) in log scale per second, `roll` (clockwise) in degrees per second.
 
-    The confidence is the share of the textured picture that moves as one, times the share of the time in which it
-    moves as the label says. Two dimensions cannot tell a pan from a sideways walk, nor a zoom from a walk ahead.
+    The confidence is the share of the textured picture that follows the camera, times the share of the time in which
+    the motion agrees with the label. Flow cannot distinguish a pan from a sideways walk, or a zoom from a walk forward.
     """
-    if not len(found.flow):
+    if not len(movement.flow):
         return None, {"label": ""}
-    # The camera goes where the picture does not: content that moves left is a pan to the right.
-    speeds = np.column_stack([-found.shift[:, 0], found.shift[:, 1], found.zoom, -found.roll]) / found.interval_s
-    felt = speeds * [1, 1, RADIUS, RADIUS]
-    typical = np.median(felt, axis=0)
+    # The picture moves opposite to the camera: content that moves left is a pan to the right.
+    speeds = np.column_stack([-movement.shift[:, 0], movement.shift[:, 1], movement.zoom, -movement.roll])
+    speeds = speeds / movement.interval_s
+    picture_speeds = speeds * [1, 1, RADIUS, RADIUS]
+    typical = np.median(picture_speeds, axis=0)
     kind = int(np.abs(typical).argmax())
-    moves = np.abs(felt).max(axis=1) > 2 * MOVING
-    same_way = felt[:, kind] * np.sign(typical[kind]) > abs(typical[kind]) / 2
-    if abs(typical[kind]) > MOVING and same_way.mean() > STEADY:
-        label, agrees = LABELS[kind][int(typical[kind] < 0)], same_way
-    elif (shake(found) or 0.0) > SHAKY:
-        label, agrees = "handheld", moves
+    is_moving = np.abs(picture_speeds).max(axis=1) > 2 * MOVING
+    is_typical = picture_speeds[:, kind] * np.sign(typical[kind]) > abs(typical[kind]) / 2
+    if abs(typical[kind]) > MOVING and is_typical.mean() > STEADY:
+        label, agrees = LABELS[kind][int(typical[kind] < 0)], is_typical
+    elif (shake(movement) or 0.0) > SHAKY:
+        label, agrees = "handheld", is_moving
     else:
-        label, agrees = "static", ~moves
+        label, agrees = "static", ~is_moving
     pan, tilt, zoom, roll = (round(float(speed), 4) for speed in np.median(speeds, axis=0))
     details = {"label": label, "pan": pan, "tilt": tilt, "zoom": zoom, "roll": round(math.degrees(roll), 2)}
-    return float(agrees.mean() * found.fit.mean()), details
+    return float(agrees.mean() * movement.fit.mean()), details

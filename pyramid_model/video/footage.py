@@ -162,7 +162,7 @@ class Footage:
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
             limit = f"the limit is {self._max_pixels / 1e6:g} million px (clips.max_megapixels)"
-            raise VideoError("too_large", f"its frames have {width}x{height} px; {limit}")
+            raise VideoError("too_large", f"its frames have {width}x{height} px, {limit}")
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, bool]]:
         """Yield (frame, whether packets before it were lost); continues after damage."""

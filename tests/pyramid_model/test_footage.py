@@ -329,7 +329,7 @@ def test_a_file_that_names_others_is_refused_and_opens_none_of_them(tmp_path):
 
 def test_frames_that_are_too_large_are_refused_before_any_is_decoded(good):
     with pytest.raises(
-        VideoError, match=r"256x144 px; the limit is 0\.01 million px \(clips\.max_megapixels\)"
+        VideoError, match=r"256x144 px, the limit is 0\.01 million px \(clips\.max_megapixels\)"
     ) as caught:
         Footage(str(good), max_pixels=10_000)
     assert caught.value.kind == "too_large"

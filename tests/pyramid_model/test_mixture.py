@@ -64,5 +64,5 @@ def test_what_cannot_be_mixed_is_refused():
         plan_of(MixConfig(source_weights={"b": 1.0}))
     with pytest.raises(ValueError, match="there are no images"):
         plan_of(MixConfig(image_share=0.5), [LONG] * 4)
-    with pytest.raises(ValueError, match="one above it"):
+    with pytest.raises(ValueError, match="at least one must be more than 0"):
         MixConfig(source_weights={"a": 0.0})

@@ -149,7 +149,7 @@ def test_both_released_layouts_of_aesthetic_heads_load(tmp_path):
 
 def test_a_head_of_another_width_or_something_else_is_refused(tmp_path):
     torch.save(torch.nn.Linear(512, 1).state_dict(), tmp_path / "b32.pth")
-    with pytest.raises(ValueError, match="made for features of width 512, this CLIP model gives 768"):
+    with pytest.raises(ValueError, match="needs features of width 512, but the CLIP model gives 768"):
         load_head(tmp_path / "b32.pth", 768)
     torch.save(torch.nn.Linear(512, 2).state_dict(), tmp_path / "two.pth")
     torch.save({"encoder": torch.zeros(2)}, tmp_path / "other.pth")

@@ -1,4 +1,4 @@
-"""Text features: what a prompt becomes before the DiT sees it."""
+"""Text features: prompts encoded by text encoders, as input of the DiT."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ HASHED = (".safetensors", ".json", ".model", ".txt")  # weights, configs and eve
 class TextFeatures:
     """Encoded prompts, one row each.
 
-    embeds: token features (r n d); mask: True where a token is real (r n) bool, on the CPU, since the layout of tokens
-    is decided there; pooled: one vector a prompt (r p).
+    embeds: token features, (r n d).
+    mask: (r n) bool, True for real tokens, False for padding; on the CPU, where the token layout is computed.
+    pooled: one vector for each prompt, (r p).
     """
 
     embeds: Tensor
@@ -36,7 +37,7 @@ class TextFeatures:
     pooled: Tensor
 
     def concat(self, other: TextFeatures) -> TextFeatures:
-        """Rows of both, these first. The shorter one is padded with masked tokens."""
+        """Rows of both, own rows first. The shorter one is padded with masked tokens."""
         length = max(self.mask.shape[1], other.mask.shape[1])
         a, b = self._padded(length), other._padded(length)
         return TextFeatures(
@@ -44,25 +45,25 @@ class TextFeatures:
         )
 
     def repeat_to(self, num_rows: int) -> TextFeatures:
-        """One row for each sample: these, or a lone one for all."""
+        """Repeat a single row to `num_rows` rows; returns self if there are `num_rows` rows already."""
         if self.mask.shape[0] == num_rows:
             return self
         embeds, pooled = self.embeds.expand(num_rows, -1, -1), self.pooled.expand(num_rows, -1)
         return TextFeatures(embeds, self.mask.expand(num_rows, -1), pooled)
 
     def to(self, *args: object, **kwargs: object) -> TextFeatures:
-        """As `Tensor.to`, of the features; the mask stays."""
+        """As `Tensor.to`, for the features; the mask stays on the CPU."""
         embeds, pooled = self.embeds.to(*args, **kwargs), self.pooled.to(*args, **kwargs)  # pyright: ignore
         return TextFeatures(embeds, self.mask, pooled)
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each row that are real."""
+        """Number of real tokens of each row."""
         return tuple(self.mask.sum(1).tolist())
 
     @cached_property
     def padded_first(self) -> TextFeatures:
-        """The same rows with their real tokens last and no more padding than the longest row leaves."""
+        """The same rows with padding before the real tokens, cut to the length of the longest row."""
         if min(self.lengths) == self.mask.shape[1]:
             return self
         order = self.mask.int().argsort(dim=1, stable=True)[:, self.mask.shape[1] - max(self.lengths) :]
@@ -77,9 +78,9 @@ class TextFeatures:
 
 
 class CLIPPooled:
-    """A CLIP text encoder with its tokenizer: one vector a prompt.
+    """A CLIP text encoder with its tokenizer, which gives one vector for each prompt.
 
-    miniFLUX takes the state of the end token; the SD3 variant its projection (spec: text conditioning).
+    For miniFLUX it is the hidden state of the end token; for the SD3 variant, its projection.
     """
 
     def __init__(self, model: Any, tokenizer: Any):
@@ -89,7 +90,7 @@ class CLIPPooled:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """(b d) float32 on the CPU; texts are cut after 77 tokens."""
+        """Vectors of the texts, (b d) float32 on the CPU; texts are truncated to 77 tokens."""
         length = min(MAX_CLIP_TOKENS, self.model.config.max_position_embeddings)
         batch = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
         out = self.model(torch.tensor(batch.input_ids, device=self.device))
@@ -97,7 +98,13 @@ class CLIPPooled:
 
 
 class TextEncoder:
-    """A T5 encoder for the tokens and, in released models, CLIP encoders for the pooled vector."""
+    """A T5 encoder for the token features and, in released models, CLIP encoders for the pooled vector.
+
+    Attributes:
+        info: content of `encoder.json`; empty for released encoders.
+        dim: width of the token features.
+        pooled_dim: width of the pooled vector.
+    """
 
     def __init__(self, t5: Any, tokenizer: Any, clips: Sequence[CLIPPooled] = (), info: dict[str, Any] | None = None):
         self.t5, self.tokenizer, self.clips, self.info = t5, tokenizer, tuple(clips), info or {}
@@ -107,11 +114,11 @@ class TextEncoder:
 
     @property
     def models(self) -> list[nn.Module]:
-        """The encoders themselves."""
+        """The T5 model, then the CLIP models."""
         return [self.t5, *(clip.model for clip in self.clips)]
 
     def work_on(self, device: str | torch.device) -> None:
-        """Send texts to this device from now on; whoever calls it brings the weights there, all at once or in turn."""
+        """Use this device for the inputs from now on. The caller must move the weights there."""
         self.device = device
         for clip in self.clips:
             clip.device = device
@@ -120,11 +127,11 @@ class TextEncoder:
     def encode(self, texts: Sequence[str], batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
         """Features of each text, in order.
 
-        Texts of similar length share a batch, so that little padding is computed and none is kept.
+        Texts of similar length share a batch, so that little padding is computed. Padding is removed from the results.
 
         Returns:
-            (embeds (n d), pooled (p,)) a text, float32 on the CPU; n is its valid tokens, at most 128. pooled: what the
-            CLIP encoders give, one after the other; without any, the mean over the valid tokens.
+            (embeds (n d), pooled (p,)) for each text, float32 on the CPU; n is its number of tokens, at most 128.
+            pooled: the vectors of the CLIP encoders, concatenated; without CLIP encoders, the mean over the tokens.
         """
         tokens = [self.tokenizer(text, truncation=True, max_length=MAX_TOKENS).input_ids for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
@@ -145,17 +152,17 @@ class TextEncoder:
 
 
 def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
-    """Read text encoders and their tokenizers; safetensors only.
+    """Load text encoders and their tokenizers. Only safetensors are read.
 
     Args:
-        folder: a released directory of either variant (`text_encoder`, `tokenizer`, …), or one T5 encoder with its
-            tokenizer as `save_pretrained` wrote them.
-        device: where the encoders run; "auto": T5 is spread over all GPUs of this process (and over its memory, where
-            they do not suffice), the small CLIPs run on the first.
-        dtype: of their weights.
+        folder: a released directory of either variant (`text_encoder`, `tokenizer`, …), or a folder with one T5 encoder
+            and its tokenizer as `save_pretrained` writes them.
+        device: device of the encoders; "auto": T5 is distributed over all GPUs of this process (and over CPU memory if
+            they are too small), the CLIP encoders run on the first GPU.
+        dtype: of the weights.
 
     Raises:
-        ValueError: the folder, or a part of it, is no such thing; the message names the part.
+        ValueError: the folder, or a part of it, contains no text encoder; the message names the part.
     """
     folder, options = Path(folder), {"device": device, "dtype": dtype}
     parts = released_text_parts(folder)
@@ -170,7 +177,7 @@ def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtyp
 
 
 def text_encoder_dims(folder: str | Path) -> tuple[int, int]:
-    """(d, p): values a token and pooled values that the encoders of a folder give, by their configs; loads no model.
+    """(width of the token features, width of the pooled vector) of the encoders in a folder. Reads configs only.
 
     Raises:
         OSError: a part has no config.
@@ -179,12 +186,12 @@ def text_encoder_dims(folder: str | Path) -> tuple[int, int]:
 
     folder = Path(folder)
     *clips, t5 = [name for name, _ in released_text_parts(folder)] or [""]
-    of_t5: Any = T5Config.from_pretrained(folder / t5, local_files_only=True, trust_remote_code=False)
-    of_clips: list[Any] = [
+    t5_config: Any = T5Config.from_pretrained(folder / t5, local_files_only=True, trust_remote_code=False)
+    clip_configs: list[Any] = [
         CLIPTextConfig.from_pretrained(folder / name, local_files_only=True, trust_remote_code=False) for name in clips
     ]
-    pooled = sum(config.projection_dim if len(clips) == 2 else config.hidden_size for config in of_clips)
-    return of_t5.d_model, pooled or of_t5.d_model
+    pooled = sum(config.projection_dim if len(clips) == 2 else config.hidden_size for config in clip_configs)
+    return t5_config.d_model, pooled or t5_config.d_model
 
 
 def released_text_parts(folder: Path) -> list[tuple[str, str]]:
@@ -211,7 +218,7 @@ def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: tor
             output_loading_info=True,
             **spread,
         )
-        if missing := sorted(map(str, loaded["missing_keys"])):  # transformers would make them up at random
+        if missing := sorted(map(str, loaded["missing_keys"])):  # transformers would initialise them at random
             raise ValueError(f"its weights lack {len(missing)} tensors, such as {missing[0]}")
     except (OSError, ValueError, SafetensorError) as err:
         name = kind.removesuffix("WithProjection").removesuffix("TextModel").removesuffix("EncoderModel")
@@ -224,10 +231,18 @@ def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: tor
 def build_tiny_text_encoder(
     texts: Sequence[str], folder: str | Path, dim: int = 64, num_layers: int = 2, vocab_size: int = 512, seed: int = 0
 ) -> None:
-    """Write a small T5 encoder that has learnt nothing but how to split the given texts into pieces.
+    """Write a small T5 encoder with random weights, and a tokenizer trained on the given texts.
 
-    Its weights are random, drawn from `seed`; different texts still get clearly different features, which is all that
-    a model needs to tell a few captions apart. `encoder.json` says so. Equal arguments give equal files.
+    Different texts get clearly different features, which is sufficient to distinguish a few captions. `encoder.json`
+    records that the weights are random. Equal arguments give equal files.
+
+    Args:
+        texts: to train the tokenizer on.
+        folder: to write to; created if it does not exist.
+        dim: width of the features.
+        num_layers: of the encoder.
+        vocab_size: largest size of the vocabulary.
+        seed: of the weights.
     """
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -259,7 +274,7 @@ def build_tiny_text_encoder(
 
 
 def _unigram_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
-    """A unigram tokenizer trained on the texts, lower-casing, with an end token after every text."""
+    """Train a lower-casing unigram tokenizer on the texts; it adds an end token to every text."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.Unigram())
@@ -282,10 +297,10 @@ def _unigram_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
 
 
 def _reproducible(tokenizer: Any, texts: Sequence[str]) -> Any:
-    """The trained pieces, in an order and with scores that are the same in every process.
+    """Unigram model of the trained pieces, with an order and scores that are the same in every process.
 
-    The trainer goes by a randomly seeded hash map: its scores differ in the last digits, and those of letters that it
-    keeps for completeness are arbitrary. So letters get theirs by how often they occur.
+    The trainer uses a randomly seeded hash map, so its scores differ in the last digits, and the scores of letters that
+    it adds for completeness are arbitrary. Therefore scores are rounded, and those of letters are set by frequency.
     """
     from tokenizers import models
 
@@ -300,21 +315,21 @@ def _reproducible(tokenizer: Any, texts: Sequence[str]) -> Any:
 
 
 def text_encoder_hash(folder: str | Path) -> str:
-    """32 hex digits of blake2b over the encoder's weights, its tokenizer and their configs; loads no model.
+    """Hash of the encoders' weights, tokenizers and configs, 32 hex digits of blake2b. Loads no model.
 
     Raises:
         ValueError: the folder has no weights.
     """
     folder = Path(folder)
-    places = [folder / name for part in released_text_parts(folder) for name in part] or [folder]
-    files = sorted(path for place in places for path in place.iterdir() if path.suffix in HASHED)
+    parts = [folder / name for part in released_text_parts(folder) for name in part] or [folder]
+    files = sorted(path for part in parts for path in part.iterdir() if path.suffix in HASHED)
     if not any(path.suffix == ".safetensors" for path in files):
         raise ValueError(f"{folder} has no .safetensors file: it is no text encoder")
     return files_hash(folder, files)
 
 
 def stack_features(features: Sequence[tuple[Tensor, Tensor]]) -> TextFeatures:
-    """Rows for the DiT from (embeds (n d), pooled (p)) each, padded with masked tokens to the longest."""
+    """Stack features (embeds (n d), pooled (p)) of texts to rows, padded with masked tokens to the longest text."""
     length = max(len(embeds) for embeds, _ in features)
     mask = torch.tensor([[i < len(embeds) for i in range(length)] for embeds, _ in features])
     padded = [F.pad(embeds, (0, 0, 0, length - len(embeds))) for embeds, _ in features]

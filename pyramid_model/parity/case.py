@@ -1,8 +1,8 @@
-"""A reference case: what the original implementation was given and what it answered, and how near we come to it.
+"""A reference case: recorded inputs and results of the original implementation, compared with our results.
 
-A folder holds `config.json` (constructor arguments and options, under the original names) and `.safetensors` files:
-inputs `in.*`, random draws `rng.*`, results, weights. A runner takes the inputs from a `Case` and hands our results to
-`Case.check`; a recorded result that no runner asked for makes the case fail, so that nothing is passed over silently.
+The folder of a case contains `config.json` (constructor arguments and options, with the original names) and
+`.safetensors` files: inputs `in.*`, random draws `rng.*`, results, weights. A runner takes the inputs from a `Case` and
+passes our results to `Case.check`. A recorded result that no runner checks makes the case fail.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pyramid_model.weights.released_names import Names, released_name
 from pyramid_model.weights.weights import load_released
 
 CONFIG, TENSORS, WEIGHTS = "config.json", "tensors.safetensors", "weights.safetensors"
-NO_RESULTS = ("in.", "rng.", "mid.", "unit.")  # inputs, draws, and what lies on the way: may stay unused
+NO_RESULTS = ("in.", "rng.", "mid.", "unit.")  # inputs, draws and intermediate values, which need not be checked
 REQUIRED: Any = object()
 
 
 class CaseError(ValueError):
-    """A case that cannot be read, or that asks for what we do not know."""
+    """A case cannot be read, or needs something that is not supported."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Our result against the reference's, at the element that is nearest to its tolerance, or furthest beyond it."""
+    """Comparison of our result with the reference, at the element with the largest error relative to its tolerance."""
 
     name: str
     error: float
@@ -42,25 +42,25 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the tolerance; never for NaN."""
+        """Whether the error is within the tolerance; False for NaN."""
         return self.error <= self.tolerance
 
     @property
     def used(self) -> float:
-        """Share of the tolerance that the error uses up; infinite for NaN, and for any error where none is allowed."""
+        """Error divided by tolerance; infinite for NaN, and for any error if the tolerance is 0."""
         if math.isnan(self.error):
             return math.inf
         return self.error / self.tolerance if self.tolerance else (math.inf if self.error else 0.0)
 
 
 class Case:
-    """One case on its way through a runner.
+    """One case: its inputs, and the comparisons of its results.
 
     Attributes:
-        folder: where it lies.
-        config: the content of config.json.
-        name: its `case` key: the kind, and perhaps a variant.
-        comparisons: what was checked so far.
+        folder: of the case.
+        config: content of config.json.
+        name: value of the key `case`: the kind, and possibly a variant.
+        comparisons: results of the checks so far.
     """
 
     def __init__(self, folder: Path):
@@ -76,7 +76,7 @@ class Case:
         """Read the tensors.
 
         Raises:
-            CaseError: there is no file of them, or it is damaged.
+            CaseError: the file of tensors is missing or damaged.
         """
         if not self._file.exists():
             raise CaseError(f"{self.folder} has no {self._file.name}")
@@ -84,7 +84,11 @@ class Case:
         self._unused = set(self._tensors)
 
     def setting(self, name: str, default: Any = REQUIRED) -> Any:
-        """Value of a key of config.json, or the default where it is absent."""
+        """Value of a key of config.json; the default if the key is missing.
+
+        Raises:
+            CaseError: the key is missing and there is no default.
+        """
         if default is REQUIRED and name not in self.config:
             raise CaseError(f"{self.folder / CONFIG} has no key {name!r}")
         return self.config.get(name, default)
@@ -99,7 +103,7 @@ class Case:
         return self._tensors[name]
 
     def names(self, prefix: str) -> list[str]:
-        """Names of the tensors that start with `prefix`, numbers inside them in counting order."""
+        """Names of the tensors that start with `prefix`; numbers in names are sorted by value."""
         return sorted((name for name in self._tensors if name.startswith(prefix)), key=_counting_order)
 
     def series(self, prefix: str) -> list[Tensor]:
@@ -107,7 +111,7 @@ class Case:
         return [self[name] for name in self.names(prefix)]
 
     def skip(self, name: str) -> None:
-        """Say that a tensor is not ours to reproduce."""
+        """Mark a tensor as one that we do not reproduce."""
         self._unused.discard(name)
 
     def check(self, name: str, actual: Tensor, atol: float, rtol: float = 0.0) -> None:
@@ -115,12 +119,12 @@ class Case:
         self.check_value(name, actual, self[name], atol, rtol)
 
     def check_if_present(self, name: str, actual: Tensor, atol: float, rtol: float = 0.0) -> None:
-        """As `check`, for a tensor that some cases leave out."""
+        """As `check`, for a tensor that is missing in some cases."""
         if name in self:
             self.check(name, actual, atol, rtol)
 
     def check_value(self, name: str, actual: Tensor | float, expected: Any, atol: float, rtol: float = 0.0) -> None:
-        """As `check`, for a reference that stands in config.json.
+        """As `check`, for a reference value from config.json.
 
         Raises:
             CaseError: the shapes differ.
@@ -136,11 +140,11 @@ class Case:
         self.comparisons.append(Comparison(name, float(errors[worst]), float(tolerances[worst])))
 
     def unused(self) -> list[str]:
-        """Results that nobody asked for."""
+        """Names of recorded results that were not checked."""
         return sorted((name for name in self._unused if not name.startswith(NO_RESULTS)), key=_counting_order)
 
     def load_weights(self, model: nn.Module, names: Names, file: str = WEIGHTS, seed: str = "init_seed") -> None:
-        """Give a model the case's weights: those in `file`, or else those drawn by the recipe from the key `seed`.
+        """Load the case's weights into a model: those in `file`, or else `recipe_weights` with the seed of key `seed`.
 
         Raises:
             CaseError: there is neither, or the file is damaged.
@@ -161,10 +165,10 @@ class Case:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a case's config.json.
+    """Read config.json of a case.
 
     Raises:
-        CaseError: it is missing or is no JSON object.
+        CaseError: the file is missing, or is not a JSON object.
     """
     path = folder / CONFIG
     try:
@@ -179,7 +183,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file.
+    """Read all tensors of a file.
 
     Raises:
         CaseError: the file is damaged.
@@ -187,11 +191,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as err:
-        raise CaseError(f"{path} is not a whole safetensors file: {err}") from err
+        raise CaseError(f"{path} is not a complete safetensors file: {err}") from err
 
 
 def recipe_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """Weights that leave no branch idle, drawn in sorted order of the names from one generator.
+    """Random weights with which every branch of a model contributes, drawn in sorted order of the names.
 
     Matrices and kernels are normal with variance 1/fan-in, other weights 1 + 0.1 * normal, biases 0.1 * normal.
     """
@@ -207,25 +211,25 @@ def recipe_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, T
 
 
 class Replay:
-    """Stands in for `flow.noise.Noise`: hands out recorded draws in order."""
+    """Replacement of `flow.noise.Noise` that returns recorded draws in order."""
 
     def __init__(self, draws: Iterable[Tensor], blocks: Iterable[Tensor] = ()):
         self.draws, self.blocks = list(draws), list(blocks)
 
     def normal(self, *shape: int) -> Tensor:
-        """The next draw."""
+        """The next recorded draw. Raises CaseError if none is left, or if its shape differs."""
         return _next(self.draws, shape)
 
     uniform = normal
 
     def block(self, *shape: int, gamma: float) -> Tensor:
-        """The next noise of a jump."""
+        """The next recorded noise of a jump. Raises CaseError if none is left, or if its shape differs."""
         return _next(self.blocks, shape)
 
     def check_spent(self) -> None:
-        """Raise CaseError if the original drew more than we did."""
-        if left := len(self.draws) + len(self.blocks):
-            raise CaseError(f"{left} of the recorded random draws were not used")
+        """Raise CaseError if recorded draws are left."""
+        if num_unused := len(self.draws) + len(self.blocks):
+            raise CaseError(f"{num_unused} of the recorded random draws were not used")
 
 
 def _next(recorded: list[Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -238,5 +242,5 @@ def _next(recorded: list[Tensor], shape: tuple[int, ...]) -> Tensor:
 
 
 def _counting_order(name: str) -> list[tuple[int, str]]:
-    """Sort key: `w8` before `w16`."""
+    """Sort key by which `w8` comes before `w16`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""Cases of the diffusion transformers: single calls, a training step with its gradients, sampling of whole clips."""
+"""Cases of the diffusion transformers: forward calls, a training step with gradients, sampling of whole clips."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ from pyramid_model.weights.released_names import (
 
 FORWARD_ATOL = 2e-5
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4
-GRAD_ATOL = 3e-5  # of the largest gradient of the same parameter: where terms cancel, a small sum has few exact digits
+GRAD_ATOL = 3e-5  # relative to the largest gradient of the parameter: sums of cancelling terms have few exact digits
 SAMPLE_ATOL, SAMPLE_RTOL = 3e-4, 1e-4
-WRONG_PIXELS = 0.005  # frames are truncated to uint8: a value on the edge may fall to either side
+WRONG_PIXELS = 0.005  # share of pixels that may differ by 1, since frames are truncated to uint8
 
 
 @dataclass(frozen=True)
 class Family:
     """One of the transformers.
 
-    kind: what the original calls it.
-    model: our class; config: reads its constructor's arguments; names: of its weights.
+    kind: its name in the original.
+    model: our class.
+    names: of its weights.
+    config: converts the original constructor arguments to our config.
     """
 
     kind: str
@@ -56,7 +58,7 @@ class Family:
 
     @property
     def norm(self) -> LatentNorm:
-        """Of the latents that it was trained on."""
+        """Normalisation of its latents."""
         return LATENT_NORMS[self.kind]
 
     def build(self, case: Case, options: str, seed: str) -> DiT:
@@ -73,20 +75,20 @@ FAMILIES = {  # by the first word of the case
 
 
 def family_of(case: Case) -> Family:
-    """The transformer that a case is about.
+    """The transformer of a case.
 
     Raises:
-        CaseError: its `kind`, where it says one, is another one.
+        CaseError: the case's `kind` contradicts its name.
     """
     family = FAMILIES[case.name.split("_")[0]]
     if (kind := case.setting("kind", family.kind)) != family.kind:
-        raise CaseError(f"{case.folder}: case {case.name!r} does not go with kind {kind!r}; expected {family.kind!r}")
+        raise CaseError(f"{case.folder}: kind {kind!r} contradicts case {case.name!r}; expected {family.kind!r}")
     return family
 
 
 @torch.no_grad()
 def run_forward(case: Case) -> None:
-    """One call: columns of clips to a velocity each."""
+    """One forward call: the velocity of each column."""
     dit = family_of(case).build(case, "init_kwargs", "init_seed")
     num_columns = 1 + max((int(name.split(".")[2]) for name in case.names("in.sample.")), default=-1)
     columns = [case.series(f"in.sample.{i}.") for i in range(num_columns)]
@@ -131,7 +133,7 @@ def run_train_step(case: Case) -> None:
 
 @torch.no_grad()
 def run_generate(case: Case) -> None:
-    """A whole clip from noise, after an image in some cases, and its decoded frames."""
+    """A whole clip from noise, in some cases with a given first image, and its decoded frames."""
     family, pyramid, task = family_of(case), pyramid_of(case.config), case.setting("task")
     if task not in ("t2v", "i2v"):
         raise CaseError(f"{case.folder}: task {task!r} is neither 't2v' nor 'i2v'")
@@ -142,7 +144,7 @@ def run_generate(case: Case) -> None:
     if task == "i2v":
         num_frames += 1 - per_unit
         given = [family.norm.normalise(_encode_image(case, vae))]
-        # the original counts the noise from the first new frame, we from the image, whose noise nobody needs
+        # The original's noise starts at the first new frame. Ours starts at the image, whose noise is not used.
         noise = torch.cat([torch.zeros_like(noise[:, :, :1]), noise[:, :, :-per_unit]], dim=2)
     replay = Replay([noise], case.series("rng.block_noise."))
     size = (num_frames, noise.shape[3], noise.shape[4])
@@ -155,14 +157,14 @@ def run_generate(case: Case) -> None:
 
 
 def text_of(case: Case) -> TextFeatures:
-    """Text features of a single call."""
+    """Text features of a forward call."""
     names = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
     embeds, mask, pooled = (case[f"in.{name}"] for name in names)
     return TextFeatures(embeds, mask.bool(), pooled)
 
 
 def _prompts(case: Case) -> tuple[TextFeatures, TextFeatures | None]:
-    """What to show and what to steer away from; the latter is None where guidance is off."""
+    """(prompt, negative prompt); the negative prompt is None if guidance is off."""
     positive, negative = (
         TextFeatures(
             case[f"in.{side}.prompt_embeds"], case[f"in.{side}.attention_mask"].bool(), case[f"in.{side}.pooled"]
@@ -181,7 +183,7 @@ def _prompts(case: Case) -> tuple[TextFeatures, TextFeatures | None]:
 
 
 def _steps(case: Case, task: str, num_stages: int) -> tuple[list[int], list[int]]:
-    """Euler steps of each stage, of the first unit and of later ones; after a given image there is one setting."""
+    """Euler steps of each stage for the first unit and for later units; equal after a given image."""
     names = ("num_inference_steps", "video_num_inference_steps" if task == "t2v" else "num_inference_steps")
     first, rest = (
         [steps] * num_stages if isinstance(steps, int) else list(steps) for steps in (case.setting(n) for n in names)
@@ -198,14 +200,14 @@ def _guidance(case: Case, num_units: int) -> list[float]:
 
 
 def _encode_image(case: Case, vae: CausalVideoVAE) -> Tensor:
-    """Latents (1 c 1 h w) of the image that a clip starts from, drawn with the recorded noise."""
+    """Latents (1 c 1 h w) of the first image of a clip, drawn with the recorded noise."""
     image = to_unit_range(case["in.image_u8_hwc"][None].numpy())[None]
     posterior = vae.encode(image, tile=_tile(case, 256))
     return posterior.mean + posterior.std * case["rng.vae_posterior_noise.0"]
 
 
 def _check_frames(case: Case, vae: CausalVideoVAE, norm: LatentNorm) -> None:
-    """Frames decoded from the reference's latents, so that the sampler's rounding does not count twice."""
+    """Check the decoder on the reference's latents, so that errors of the sampler do not count twice."""
     if "out.frames_u8" not in case:
         return
     window, tile = (1, _tile(case, 256)) if case.setting("save_memory", True) else (2, _tile(case, 512))
@@ -218,5 +220,5 @@ def _check_frames(case: Case, vae: CausalVideoVAE, norm: LatentNorm) -> None:
 
 
 def _tile(case: Case, side: int) -> Tile | None:
-    """Tiles of `side` px, where the case has tiling on."""
+    """Tiles of `side` px if the case uses tiling, else None."""
     return Tile(side, side) if case.setting("tiling", False) else None

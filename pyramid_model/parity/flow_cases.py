@@ -1,4 +1,4 @@
-"""Cases of the path from noise to data: schedule, jump, noisy latents of a training batch."""
+"""Cases of package `flow`: schedule, jump, noisy latents of a training batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PYRAMID_KEYS = {
 
 
 def pyramid_of(options: dict[str, Any]) -> PyramidConfig:
-    """Our pyramid from the options of a case; what it does not say is as released.
+    """Our pyramid config from the options of a case; missing options have the released values.
 
     Raises:
         ValueError: an option is out of range, or stages and stage_range contradict each other.
@@ -37,9 +37,9 @@ def pyramid_of(options: dict[str, Any]) -> PyramidConfig:
     if bounds := options.get("stage_range"):
         settings |= {"num_stages": len(bounds) - 1, "stage_bounds": tuple(bounds)}
     pyramid = PyramidConfig(**settings)
-    stages = options.get("stages", pyramid.num_stages)  # a number, or the factor of each
+    stages = options.get("stages", pyramid.num_stages)  # the number of stages, or a list with the factor of each
     if (stages if isinstance(stages, int) else len(stages)) != pyramid.num_stages:
-        raise ValueError(f"stages {stages} do not go with stage_range {list(pyramid.bounds)}")
+        raise ValueError(f"stages {stages} contradict stage_range {list(pyramid.bounds)}")
     return pyramid
 
 
@@ -55,8 +55,8 @@ def run_scheduler(case: Case) -> None:
             case.check(f"{name}.timesteps_per_stage.{i}", stage.timesteps(), 0, TABLE_RTOL)
             case.check(f"{name}.sigmas_per_stage.{i}", local_times(), 0, TABLE_RTOL)
             for steps in case.setting("steps"):
-                told, sigmas = (f"{name}.set_timesteps.stage{i}.n{steps}.{x}" for x in ("timesteps", "sigmas"))
-                case.check(told, stage.sampling_timesteps(steps), 0, TABLE_RTOL)
+                timesteps, sigmas = (f"{name}.set_timesteps.stage{i}.n{steps}.{x}" for x in ("timesteps", "sigmas"))
+                case.check(timesteps, stage.sampling_timesteps(steps), 0, TABLE_RTOL)
                 case.check(sigmas, sampling_local_times(steps), 0, TABLE_RTOL)
         velocities, samples = case[f"{name}.step.model_outputs"], case[f"{name}.step.samples"]
         x, ours, times = samples[0], [samples[0]], sampling_local_times(len(velocities)).tolist()
@@ -67,7 +67,7 @@ def run_scheduler(case: Case) -> None:
 
 
 def _check_windows(case: Case, name: str, variant: dict[str, Any], schedule: Schedule) -> None:
-    """Numbers of a variant that stand in config.json."""
+    """Check the sigmas and the weights of the jumps, whose references are in config.json."""
     jumps = [jump_weights(stage, schedule.config.gamma) for stage in schedule.stages[1:]]
     ours = {
         "start_sigmas": [stage.start for stage in schedule.stages],
@@ -92,7 +92,7 @@ def run_renoise(case: Case) -> None:
     case.check("upsampled", upsample(case["in.latent"]), 0)
     for i, stage in enumerate(Schedule(pyramid).stages[1:], start=1):
         case.check(f"out.stage{i}", jump(case["in.latent"], stage, case["block_noise"], pyramid.gamma), STEP_ATOL)
-    # Ours is another square root of the same covariance, and so of the same distribution.
+    # Ours is another square root of the same covariance, which gives the same distribution.
     factor, blocks = case["scale_tril"].double(), torch.eye(4, dtype=torch.float64).reshape(4, 1, 1, 2, 2)
     root = block_noise(blocks, pyramid.gamma).reshape(4, 4)
     case.check_value("covariance of the noise", root.T @ root, factor @ factor.T, STEP_ATOL)
@@ -106,11 +106,11 @@ def run_train_noise(case: Case) -> None:
         raise CaseError(f"{case.folder}: kind {kind!r} is none of {', '.join(LATENT_NORMS)}")
     latents = case["in.latent"]
     num_frames = latents.shape[2]
-    # the original normalises videos in place but images not: of images these two record what went in
+    # The original normalises videos in place, but not images, so for images it recorded latents before normalisation.
     recorded = latents if num_frames == 1 else LATENT_NORMS[kind].normalise(latents)
     case.check_if_present("normalised_latent", recorded, STEP_ATOL)
-    for i, level in enumerate(latent_pyramid(recorded, pyramid.num_stages)):
-        case.check_if_present(f"pyramid.{i}", level, STEP_ATOL)
+    for i, stage_latents in enumerate(latent_pyramid(recorded, pyramid.num_stages)):
+        case.check_if_present(f"pyramid.{i}", stage_latents, STEP_ATOL)
 
     units = units_of(case, pyramid, num_frames)
     if units and (expected := case.setting("units_low_mid_high", None)):
@@ -124,7 +124,7 @@ def run_train_noise(case: Case) -> None:
 
 
 def units_of(case: Case, pyramid: PyramidConfig, num_frames: int) -> tuple[int, ...] | None:
-    """Unit that each stage trains; None where the case trains all frames at once."""
+    """Unit that each stage trains; None if the case trains all frames at once."""
     if not case.setting("use_temporal_pyramid", True):
         return None
     return units_to_train(
@@ -138,7 +138,7 @@ def units_of(case: Case, pyramid: PyramidConfig, num_frames: int) -> tuple[int, 
 
 
 def training_columns(case: Case, pyramid: PyramidConfig, kind: str) -> TrainingColumns:
-    """The columns that the case's latents and random draws make."""
+    """Training columns from the case's latents and random draws."""
     latents, replay = LATENT_NORMS[kind].normalise(case["in.latent"]), Replay(case.series("rng."))
     ratios, units = tuple(case.setting("sample_ratios")), units_of(case, pyramid, latents.shape[2])
     batch = noisy_columns(latents, Schedule(pyramid), cast(Noise, replay), ratios, units)
@@ -147,7 +147,7 @@ def training_columns(case: Case, pyramid: PyramidConfig, kind: str) -> TrainingC
 
 
 def check_columns(case: Case, batch: TrainingColumns, prefix: str) -> None:
-    """Clips and targets of each column against `<prefix>noisy.*` and `<prefix>target.*`."""
+    """Compare clips and targets of each column with `<prefix>noisy.*` and `<prefix>target.*`."""
     for i, clips in enumerate(batch.columns):
         for j, clip in enumerate(clips):
             case.check(f"{prefix}noisy.{i}.{j}", clip, STEP_ATOL)

@@ -1,4 +1,4 @@
-"""Cases of the VAE's training loss. Their weights are drawn by a recipe: VGG16 is too large to store."""
+"""Cases of the VAE's training loss. Their weights are drawn from a seed, since VGG16 is too large to store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pyramid_model.vae.posterior import Posterior
 from pyramid_model.weights.released_names import DISCRIMINATOR_NAMES, PERCEPTUAL_NAMES, VGG16_SLICES, released_name
 
 LOSS_RTOL, GRAD_RTOL = 1e-5, 1e-4
-GRAD_ATOL = 1e-5  # of the largest gradient
+GRAD_ATOL = 1e-5  # relative to the largest gradient
 LOGIT_ATOL = 2e-5
-SUM_ATOL = 1e-3  # of a million weights
+SUM_ATOL = 1e-3  # for sums of a million weights
 
 OPTIONS = {
     "disc_start": "adversarial_start",
@@ -40,7 +40,7 @@ LOGGED = {
 
 
 def run_loss(case: Case) -> None:
-    """Losses of VAE and discriminator before and after the adversary joins, with the last layer's gradient."""
+    """Losses of VAE and discriminator before and after the adversarial loss starts; gradient of the last layer."""
     config, num_layers = _config(case)
     perceptual, discriminator = PerceptualDistance().eval(), PatchDiscriminator(num_layers).eval()
     _draw_weights(case, perceptual, discriminator)
@@ -55,8 +55,8 @@ def run_loss(case: Case) -> None:
     for step in sorted(
         int(m.group(1)) for name in case.names("out.") if (m := re.match(r"out\.step(\d+)\.loss", name))
     ):
-        judges = (perceptual, discriminator)
-        loss, parts = restoration_loss(frames, restored, posterior, last_layer, *judges, config, step)
+        networks = (perceptual, discriminator)
+        loss, parts = restoration_loss(frames, restored, posterior, last_layer, *networks, config, step)
         case.check(f"out.step{step}.loss", loss, 0, LOSS_RTOL)
         (grad,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
         largest = float(case[f"out.step{step}.grad_last_layer"].abs().max())
@@ -71,7 +71,7 @@ def run_loss(case: Case) -> None:
 
 
 def _config(case: Case) -> tuple[VAEGANConfig, int]:
-    """Weights of the loss, and layers of the discriminator."""
+    """(weights of the loss, number of layers of the discriminator)."""
     options = dict(case.setting("kwargs"))
     num_layers = options.pop("disc_num_layers", 4)
     for name, supported in FIXED.items():
@@ -83,18 +83,18 @@ def _config(case: Case) -> tuple[VAEGANConfig, int]:
 
 
 def _draw_weights(case: Case, perceptual: PerceptualDistance, discriminator: PatchDiscriminator) -> None:
-    """Give both networks the weights of the case's recipe, and hold them against the sums that it states."""
+    """Draw the weights of both networks by the case's recipe, and compare them with the sums in the case."""
     recipe = case.setting("weight_recipe", "")
-    found = re.search(r"seed=(\d+)", recipe)
-    if not found:
-        raise CaseError(f"{case.folder}: weight_recipe {recipe!r} names no seed")
+    seed = re.search(r"seed=(\d+)", recipe)
+    if not seed:
+        raise CaseError(f"{case.folder}: weight_recipe {recipe!r} has no seed")
     names = (*PERCEPTUAL_NAMES, *VGG16_SLICES)
     ours = {f"perceptual_loss.{released_name(name, names)}": p for name, p in perceptual.named_parameters()}
     ours |= {
         f"discriminator.{released_name(name, DISCRIMINATOR_NAMES)}": p for name, p in discriminator.named_parameters()
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in ours.items()}
-    drawn = recipe_weights(shapes | {"logvar": ()}, int(found.group(1)))
+    drawn = recipe_weights(shapes | {"logvar": ()}, int(seed.group(1)))
     with torch.no_grad():
         for name, parameter in ours.items():
             parameter.copy_(drawn[name].abs() if ".lin" in name else drawn[name])

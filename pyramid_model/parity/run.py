@@ -1,4 +1,4 @@
-"""The parity harness: finds reference cases, runs them, judges them."""
+"""The parity harness: finds and runs reference cases, and decides whether they pass."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ KINDS: dict[str, Runner] = {
     **{f"{family}_generate": run_generate for family in FAMILIES},
     **{f"{family}_train_step": run_train_step for family in FAMILIES},
 }
-UNSUPPORTED = ("flashvideo", "hunyuan")  # models that are not part of this package
+UNSUPPORTED = ("flashvideo", "hunyuan")  # kinds of cases for models that are not part of this package
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one case.
+    """Result of one case.
 
-    name: of its folder, as seen from the folder that was searched.
-    verdict: "FAIL" is a wrong number; "error" a case that could not be read, understood or run.
-    worst: the comparison nearest to its tolerance, or furthest beyond it.
-    note: what went wrong.
+    name: path of its folder, relative to the folder that was searched.
+    verdict: "FAIL": a result is beyond its tolerance; "error": the case could not be read or run.
+    worst: the comparison with the largest error relative to its tolerance.
+    note: description of the problem.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Result:
 
 
 def find_cases(folder: Path) -> list[Path]:
-    """Folders, `folder` itself included, that hold a config.json or a safetensors file."""
+    """Folders that contain a config.json or a safetensors file, including `folder` itself."""
     return sorted({path.parent for pattern in (CONFIG, "*.safetensors") for path in folder.rglob(pattern)})
 
 
 def run_cases(folder: Path) -> Iterator[Result]:
-    """Yield the result of each case under a folder, as soon as it is known."""
+    """Run all cases under a folder; yield each result."""
     for path in find_cases(folder):
         yield run_case(path, path.relative_to(folder).as_posix() if path != folder else path.name)
 
@@ -69,9 +69,9 @@ def run_case(folder: Path, name: str) -> Result:
         runner = KINDS[kind_of(case)]
         case.open()
         runner(case)
-    except Exception as err:  # whatever stops one case must not hide the verdicts on the others
-        known = isinstance(err, CaseError)
-        return Result(name, "error", note=str(err) if known else f"{folder}: {type(err).__name__}: {err}")
+    except Exception as err:  # an error in one case must not stop the others
+        note = str(err) if isinstance(err, CaseError) else f"{folder}: {type(err).__name__}: {err}"
+        return Result(name, "error", note=note)
     worst = max(case.comparisons, key=lambda comparison: comparison.used, default=None)
     if worst is None:
         return Result(name, "error", note=f"{folder} has nothing to compare")
@@ -80,12 +80,14 @@ def run_case(folder: Path, name: str) -> Result:
         return Result(name, "FAIL", worst, f"{folder}: beyond tolerance: {', '.join(failed[:4])}{more}")
     if unused := case.unused():
         more = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
-        return Result(name, "error", worst, f"{folder} has results not understood: {', '.join(unused[:4])}{more}")
+        return Result(
+            name, "error", worst, f"{folder} has results that were not checked: {', '.join(unused[:4])}{more}"
+        )
     return Result(name, "pass", worst)
 
 
 def kind_of(case: Case) -> str:
-    """The longest known kind that the case's name starts with.
+    """The longest kind in `KINDS` that the case's name starts with.
 
     Raises:
         CaseError: there is none.
@@ -97,7 +99,7 @@ def kind_of(case: Case) -> str:
 
 
 def all_passed(results: Sequence[Result]) -> bool:
-    """Whether something was compared and nothing went wrong; an unsupported case is neither."""
+    """Whether at least one case passed and all others are unsupported."""
     return any(r.verdict == "pass" for r in results) and all(r.verdict in ("pass", "unsupported") for r in results)
 
 

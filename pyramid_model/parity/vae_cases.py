@@ -16,7 +16,7 @@ from pyramid_model.vae.tiling import Tile
 from pyramid_model.weights.released_names import VAE_NAMES, released_name, vae_config_from_released
 
 ENCODE_ATOL, DECODE_ATOL = 2e-5, 5e-5
-SUM_ATOL, SUM_RTOL = 1e-4, 1e-5  # of the divergence, a sum over a whole clip
+SUM_ATOL, SUM_RTOL = 1e-4, 1e-5  # for the divergence, which is a sum over a whole clip
 
 
 def vae_of(case: Case, options: str = "init_kwargs", file: str = WEIGHTS, seed: str = "init_seed") -> CausalVideoVAE:
@@ -28,7 +28,7 @@ def vae_of(case: Case, options: str = "init_kwargs", file: str = WEIGHTS, seed: 
 
 @torch.no_grad()
 def run_encode(case: Case) -> None:
-    """Moments of images or videos, what is derived from them, and layers on the way."""
+    """Moments of images or videos, values derived from them, and outputs of layers."""
     vae = vae_of(case)
     with recorded(vae, case.names("mid.")) as inside:
         posterior = vae.encode(case["in.x"])
@@ -43,7 +43,7 @@ def run_encode(case: Case) -> None:
 
 @torch.no_grad()
 def run_encode_chunked(case: Case) -> None:
-    """Moments of a video encoded whole, and in windows of so many frames as the tensors' names say."""
+    """Moments of a video encoded at once, and in windows whose length is in the names of the tensors."""
     vae, prefix = vae_of(case), "out.moments_chunk_w"
     if "out.moments_whole" in case:
         case.check("out.moments_whole", moments(vae.encode(case["in.x"])), ENCODE_ATOL)
@@ -64,7 +64,7 @@ def run_decode(case: Case) -> None:
 
 @torch.no_grad()
 def run_decode_chunked(case: Case) -> None:
-    """Frames of a video decoded whole, and in windows of so many latent frames as the tensors' names say."""
+    """Frames of a video decoded at once, and in windows whose length is in the names of the tensors."""
     vae, prefix = vae_of(case), "out.video_chunk_w"
     if "out.video_whole" in case:
         case.check("out.video_whole", vae.decode(case["in.z"]), DECODE_ATOL)
@@ -92,7 +92,7 @@ def moments(posterior: Posterior) -> Tensor:
 
 @contextmanager
 def recorded(vae: CausalVideoVAE, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what submodules put out; names: `mid.` and the original name of the submodule."""
+    """Collect outputs of submodules within the block. names: `mid.` and the original name of the submodule."""
     modules = {f"mid.{released_name(name, VAE_NAMES)}": module for name, module in vae.named_modules()}
     modules |= {f"{name}_block": module for name, module in modules.items() if name.endswith(".mid")}
     outputs: dict[str, Tensor] = {}

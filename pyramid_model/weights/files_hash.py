@@ -1,4 +1,4 @@
-"""One name for the content of several files."""
+"""Hash of the contents of several files."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def files_hash(folder: Path, files: Iterable[Path]) -> str:
-    """32 hex digits of blake2b over names (relative to the folder), sizes and bytes, in the given order."""
+    """Hash of several files, 32 hex digits: blake2b over names (relative to the folder), sizes and bytes, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))

@@ -1,4 +1,4 @@
-"""A whole released directory: a causal VAE, DiTs by resolution, text encoders, as the two repositories publish them."""
+"""A released directory, as the two repositories publish it: a causal VAE, DiTs by resolution, and text encoders."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pyramid_model.weights.tensor_files import read_json
 from pyramid_model.weights.weights import Device, class_of, load_dit, load_vae
 
 MINIFLUX, SD3 = "miniFLUX", "SD3"
-LATENT_NORMS = {MINIFLUX: MINIFLUX_LATENT_NORM, SD3: SD3_LATENT_NORM}  # of the repository, in none of its files
+LATENT_NORMS = {MINIFLUX: MINIFLUX_LATENT_NORM, SD3: SD3_LATENT_NORM}  # not stated in any file of the repositories
 DIT_CLASSES = {MINIFLUX: MINIFLUX_CLASS, SD3: MMDIT_CLASS}
 NUM_TEXT_PARTS = {MINIFLUX: 2, SD3: 3}  # CLIP and T5; two CLIPs and T5
-PIPELINE_FILE = "model_index.json"  # of a directory that diffusers wrote
+PIPELINE_FILE = "model_index.json"  # in a directory that diffusers wrote
 
 
 @dataclass(frozen=True)
 class ReleasedDirectory:
-    """What a released directory holds.
+    """Contents of a released directory.
 
     Attributes:
         folder: the directory.
@@ -39,7 +39,7 @@ class ReleasedDirectory:
         vae: folder of the VAE.
         dits: folder of each DiT, by its name without `diffusion_transformer_`.
         text: (encoder, tokenizer) folders, CLIP first and T5 last.
-        missing: folders that are not there.
+        missing: names of folders that do not exist.
     """
 
     folder: Path
@@ -51,14 +51,14 @@ class ReleasedDirectory:
 
     @property
     def latent_norm(self) -> LatentNorm:
-        """Shift and scale of this variant's latents. A DiT knows only those of the VAE beside it."""
+        """Shift and scale of this variant's latents; a DiT was trained on those of the VAE in its directory."""
         return LATENT_NORMS[self.variant]
 
     def dit(self, name: str) -> Path:
-        """Folder of a DiT: `384p`, `768p`, `image`, or the folder's whole name.
+        """Folder of a DiT. name: `384p`, `768p`, `image`, or the folder's whole name.
 
         Raises:
-            ValueError: there is none of that name; those that are there are named.
+            ValueError: no DiT has that name; the message lists the names.
         """
         short = name.removeprefix(DIT_PREFIX)
         if short not in self.dits:
@@ -66,36 +66,36 @@ class ReleasedDirectory:
         return self.dits[short]
 
     def load_vae(self, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> CausalVideoVAE:
-        """The VAE, with the latent norm of its variant. Raises as `weights.load_vae`."""
+        """Load the VAE, with the latent norm of its variant. Raises as `weights.load_vae`."""
         return load_vae(self.vae, device, dtype, latent_norm=self.latent_norm)
 
     def load_dit(self, name: str, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> DiT:
-        """The DiT of a name that `dit` takes. Raises as `dit` and `weights.load_dit`."""
+        """Load a DiT by its name, as in `dit`. Raises as `dit` and `weights.load_dit`."""
         return load_dit(self.dit(name), device, dtype)
 
 
 def find_released(folder: str | Path) -> ReleasedDirectory:
-    """The parts of a released directory, all of which are there.
+    """Find the parts of a complete released directory.
 
     Raises:
-        FileNotFoundError: there is no such folder, or parts are missing; each is named.
-        ValueError: it is another kind of folder; what was found is said.
+        FileNotFoundError: the folder does not exist, or parts are missing; the message lists them.
+        ValueError: the folder is of another kind; the message describes it.
     """
-    found = survey(folder)
-    if found.missing:
+    directory = survey(folder)
+    if directory.missing:
         raise FileNotFoundError(
-            f"{found.folder} is a {found.variant} directory without {', '.join(found.missing)}: download what is "
-            f"missing; there are {', '.join(_folders(found.folder))}"
+            f"{directory.folder} is a {directory.variant} directory without {', '.join(directory.missing)}: download "
+            f"the missing parts; present are {', '.join(_folders(directory.folder))}"
         )
-    return found
+    return directory
 
 
 def survey(folder: str | Path) -> ReleasedDirectory:
-    """As `find_released`, but parts may be missing; only config files are read.
+    """As `find_released`, but parts may be missing. Reads config files only.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is another kind of folder, or DiTs of both variants are in it.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the folder is of another kind, or contains DiTs of both variants.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -104,27 +104,29 @@ def survey(folder: str | Path) -> ReleasedDirectory:
     if not dits and not (folder / VAE_FOLDER).is_dir():
         raise ValueError(f"{folder} {_what_it_is(folder)}; expected a released directory: {_layout()}")
     variant = _variant(folder, dits)
-    text = tuple((folder / encoder, folder / words) for encoder, words in TEXT_PARTS[: NUM_TEXT_PARTS[variant]])
-    wanted = [folder / VAE_FOLDER, *(path for pair in text for path in pair)]
-    missing = [path.name for path in wanted if not path.is_dir()] + ([] if dits else [f"{DIT_PREFIX}*"])
+    text = tuple((folder / encoder, folder / tokenizer) for encoder, tokenizer in TEXT_PARTS[: NUM_TEXT_PARTS[variant]])
+    required = [folder / VAE_FOLDER, *(path for pair in text for path in pair)]
+    missing = [path.name for path in required if not path.is_dir()] + ([] if dits else [f"{DIT_PREFIX}*"])
     return ReleasedDirectory(folder, variant, folder / VAE_FOLDER, dits, text, tuple(missing))
 
 
 def _variant(folder: Path, dits: dict[str, Path]) -> str:
-    """By the class of the DiTs; where none can be read, by how many text encoders there are."""
-    of_class = {name: variant for variant, name in DIT_CLASSES.items()}
+    """Variant by the class of the DiTs; if no DiT can be read, by the number of text encoders."""
+    variant_by_class = {name: variant for variant, name in DIT_CLASSES.items()}
     classes = {path.name: _class_in(path) for path in dits.values()}
-    variants = {of_class[found] for found in classes.values() if found in of_class}
+    variants = {variant_by_class[name] for name in classes.values() if name in variant_by_class}
     if len(variants) > 1:
-        each = ", ".join(f"{name} a {found}" for name, found in classes.items())
-        raise ValueError(f"{folder} mixes both variants: {each}; each has latents of its own, keep them apart")
+        each = ", ".join(f"{folder_name} a {name}" for folder_name, name in classes.items())
+        raise ValueError(
+            f"{folder} mixes both variants: {each}; their latents differ, so move them to separate directories"
+        )
     if variants:
         return variants.pop()
     return SD3 if (folder / TEXT_PARTS[-1][0]).is_dir() else MINIFLUX
 
 
 def _class_in(folder: Path) -> str:
-    """Class of a model folder; "" if its config is missing or damaged, which loading the model will tell."""
+    """Class of a model folder; "" if its config is missing or damaged, which loading the model will report."""
     try:
         return class_of(read_json(folder / CONFIG_FILE))
     except (FileNotFoundError, ValueError):
@@ -132,12 +134,12 @@ def _class_in(folder: Path) -> str:
 
 
 def _what_it_is(folder: Path) -> str:
-    """What a folder holds instead, to follow its name."""
+    """Description of a folder that is no released directory; continues a sentence that begins with its name."""
     if (folder / PIPELINE_FILE).is_file():
         return f"is a {class_of(read_json(folder / PIPELINE_FILE)) or 'diffusers'} directory"
     if (folder / CONFIG_FILE).is_file():
-        found = class_of(read_json(folder / CONFIG_FILE))
-        return f"is the folder of one model, a {found}" if found else "is the folder of one model"
+        name = class_of(read_json(folder / CONFIG_FILE))
+        return f"is the folder of one model, a {name}" if name else "is the folder of one model"
     return f"holds {', '.join(_folders(folder)) or 'no folders'}"
 
 

@@ -1,6 +1,6 @@
-"""The released names: of tensors, of the keys of config.json, of folders. No other file knows them.
+"""Names in released checkpoints: of tensors, of the keys of config.json, and of folders.
 
-Our own checkpoints use them too, so one loader serves both.
+Only this file contains these names. Our own checkpoints use them too, so one loader reads both.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ MMDIT_NAMES = (
     (r"^positions$", "pos_embed.pos_embed"),
     (DOUBLE_BLOCK + r"text\.norm_([qk])\.", r"transformer_blocks.\1.attn.norm_add_\2."),
 )
-PERCEPTUAL_NAMES = ((r"^weights\.(\d)\.", r"lin\1.model.1."),)  # beside torchvision's VGG16, whose names are ours
-# the published VAE training files the layers of VGG16 under five slices
+PERCEPTUAL_NAMES = ((r"^weights\.(\d)\.", r"lin\1.model.1."),)  # names of torchvision's VGG16 are the same as ours
+# the published VAE training divides the layers of VGG16 into five slices
 VGG16_SLICES = (
     (r"^features\.([0-3])\.", r"net.slice1.\1."),
     (r"^features\.([4-8])\.", r"net.slice2.\1."),
@@ -106,7 +106,7 @@ MMDIT_KEYS = DIT_KEYS | {
     "num_blocks": "num_layers",
     "position_grid": "pos_embed_max_size",
 }
-ATTENTION_KEYS = {"causal": "use_temporal_causal", "history_time": "history_time"}  # the latter is ours alone
+ATTENTION_KEYS = {"causal": "use_temporal_causal", "history_time": "history_time"}  # history_time: ours only
 OPTIONAL_KEYS = ("_sample", *ATTENTION_KEYS.values())
 
 VAE_CLASS = "CausalVideoVAE"
@@ -121,7 +121,7 @@ VAE_FOLDER = "causal_video_vae"
 DIT_PREFIX = "diffusion_transformer_"  # of the folders of a released directory: 384p, 768p, image
 TEXT_PARTS = (("text_encoder", "tokenizer"), *((f"text_encoder_{n}", f"tokenizer_{n}") for n in (2, 3)))
 
-# what every released model has, and the only thing that is supported
+# settings of all released models; other values are not supported
 MINIFLUX_FIXED = {"interp_condition_pos": True}
 MMDIT_FIXED = {
     "patch_size": PATCH,
@@ -134,14 +134,14 @@ MMDIT_FIXED = {
 
 
 def released_name(name: str, names: Names) -> str:
-    """The name under which a parameter of ours is stored."""
+    """Stored name of a parameter of our model."""
     for pattern, replacement in names:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def vae_config_from_released(released: dict[str, Any]) -> VAEConfig:
-    """Our config from the keys of a released config.json; keys that change nothing are passed over.
+    """Our config from a released config.json; keys without effect on the model are ignored.
 
     Raises:
         ValueError: a key is missing or a value is out of range.
@@ -156,7 +156,7 @@ def vae_config_from_released(released: dict[str, Any]) -> VAEConfig:
 
 
 def vae_config_to_released(config: VAEConfig) -> dict[str, Any]:
-    """Inverse of `vae_config_from_released`; `latent_norm` is ours alone."""
+    """Inverse of `vae_config_from_released`; the key `latent_norm` does not exist in released files."""
     return {
         "_class_name": VAE_CLASS,
         "encoder_in_channels": 3,
@@ -171,10 +171,10 @@ def vae_config_to_released(config: VAEConfig) -> dict[str, Any]:
 
 
 def miniflux_config_from_released(released: dict[str, Any]) -> MiniFluxConfig:
-    """Our config from the keys of a released config.json; keys that change nothing are passed over.
+    """Our config from a released config.json; keys without effect on the model are ignored.
 
     Raises:
-        ValueError: a key is missing, a value is out of range, or the model is of a kind that was not released.
+        ValueError: a key is missing, a value is out of range, or a setting is not supported.
     """
     _check_fixed(released, MINIFLUX_FIXED)
     (channels,) = _ours(released, {"in_channels": "in_channels"}).values()
@@ -194,10 +194,10 @@ def miniflux_config_to_released(config: MiniFluxConfig) -> dict[str, Any]:
 
 
 def mmdit_config_from_released(released: dict[str, Any]) -> MMDiTConfig:
-    """Our config from the keys of a released config.json; keys that change nothing are passed over.
+    """Our config from a released config.json; keys without effect on the model are ignored.
 
     Raises:
-        ValueError: a key is missing, a value is out of range, or the model is of a kind that was not released.
+        ValueError: a key is missing, a value is out of range, or a setting is not supported.
     """
     _check_fixed(released, MMDIT_FIXED)
     (sample_size,) = _ours(released, {"sample_size": "sample_size"}).values()
@@ -227,21 +227,21 @@ def _attention_to_released(config: DiTConfig) -> dict[str, Any]:
 
 
 def _check_fixed(released: dict[str, Any], fixed: dict[str, Any]) -> None:
-    """Refuse a config that has another value for a key than the one that is supported; absent keys are fine."""
+    """Raise ValueError if a key has another value than the supported one; missing keys are accepted."""
     for key, supported in fixed.items():
         if released.get(key, supported) != supported:
             raise ValueError(f"{CONFIG_FILE}: {key} is {released[key]!r}; only {supported!r} is supported")
 
 
 def _ours(released: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
-    """Values of a released config under our field names; those of `OPTIONAL_KEYS` may be left to the default."""
+    """Values of a released config by our field names. Keys in `OPTIONAL_KEYS` may be missing."""
     if missing := [key for key in keys.values() if key not in released and not key.endswith(OPTIONAL_KEYS)]:
         raise ValueError(f"{CONFIG_FILE} lacks {', '.join(missing)}: is it the config of this kind of model?")
     return {ours: released[theirs] for ours, theirs in keys.items() if theirs in released}
 
 
 def t5_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a T5 encoder, by its config.json (transformers)."""
+    """Names and shapes of the tensors of a T5 encoder, from its config.json (transformers)."""
     d, inner, ff = config["d_model"], config["num_heads"] * config["d_kv"], config["d_ff"]
     gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
     shapes: dict[str, tuple[int, ...]] = {
@@ -263,9 +263,9 @@ def t5_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def clip_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a CLIP text encoder, by its config.json (transformers).
+    """Names and shapes of the tensors of a CLIP text encoder, from its config.json (transformers).
 
-    Files of transformers before 5 put `text_model.` before every name of the encoder proper.
+    Names are without the prefix `text_model.` that transformers before version 5 writes.
     """
     d, ff = config["hidden_size"], config["intermediate_size"]
     layer: dict[str, tuple[int, ...]] = {"mlp.fc1": (ff, d), "mlp.fc2": (d, ff)}
@@ -288,11 +288,11 @@ def clip_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def clip_is_projected(config: dict[str, Any]) -> bool:
-    """Whether a CLIP text encoder ends in a projection, by its config.json."""
+    """Whether a CLIP text encoder ends with a projection, from its config.json."""
     return "CLIPTextModelWithProjection" in config.get("architectures", ())
 
 
 def text_tensor_name(stored: str) -> str:
-    """The name under which `t5_shapes` and `clip_shapes` list a stored tensor; "" for one that nothing needs."""
+    """Name of a stored tensor in `t5_shapes` and `clip_shapes`; "" for a tensor that is not needed."""
     name = stored.removeprefix("text_model.")
     return "" if name in ("embeddings.position_ids", "encoder.embed_tokens.weight") else name

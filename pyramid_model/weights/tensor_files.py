@@ -1,6 +1,6 @@
-"""Files of named tensors: which of them a folder holds, whether they are whole, what their headers say, the tensors.
+"""Files of named tensors: finding them in a folder, checking that they are complete, reading headers and tensors.
 
-safetensors files and those that torch.save wrote, in one piece or in shards; no code in a file is ever run.
+Supports safetensors files and files of torch.save, in one piece or in shards. No code in a file is ever run.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, ".bin")  # of the weights in a model folder
-MAX_HEADER_BYTES = 100_000_000  # as the safetensors format has it
-LFS_MARK, LFS_NOTE_BYTES = b"version https://git-lfs", 1024
+MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors format
+LFS_MARK, LFS_NOTE_BYTES = b"version https://git-lfs", 1024  # start and largest size of a git-lfs pointer file
 AGAIN = "download it again"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of one tensor before the tensor is read; dtype: torch's name, `bfloat16`."""
+    """Properties of one tensor in a file, known without reading the tensor; dtype: torch's name, such as `bfloat16`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -36,15 +36,15 @@ class Header:
 
 
 def weight_files(folder: Path, stem: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The files that hold the weights of a model folder, in order: one, or the shards that an index names.
+    """Weight files of a model folder, in order: one file, or the shards in an index.
 
     Args:
         folder: the model's folder.
-        stem: file name without its suffix, `diffusion_pytorch_model`.
-        suffixes: the first that is there is taken.
+        stem: file name without its suffix, such as `diffusion_pytorch_model`.
+        suffixes: in order of preference.
 
     Raises:
-        FileNotFoundError: there are none, or a shard is missing.
+        FileNotFoundError: there are no weights, or a shard is missing.
         ValueError: the index is damaged.
     """
     for suffix in suffixes:
@@ -53,8 +53,8 @@ def weight_files(folder: Path, stem: str, suffixes: Sequence[str] = SUFFIXES) ->
             return [whole]
         if index.is_file():
             return _shards(index)
-    wanted = " or ".join(stem + suffix for suffix in suffixes)
-    raise FileNotFoundError(f"no {wanted} in {folder}, in one piece or with an index of shards: download the weights")
+    names = " or ".join(stem + suffix for suffix in suffixes)
+    raise FileNotFoundError(f"no {names} in {folder}, in one piece or with an index of shards: download the weights")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -67,18 +67,18 @@ def _shards(index: Path) -> list[Path]:
     files = [index.parent / name for name in names]
     if missing := [file.name for file in files if not file.is_file()]:
         raise FileNotFoundError(f"{index} names {', '.join(missing)}: not there, download {len(missing)} more")
-    lost = sorted(set(table) - set(read_headers(files)))
-    if lost:
-        raise ValueError(f"{index} promises tensors that no shard holds, such as {lost[0]}: {AGAIN}, all shards")
+    absent = sorted(set(table) - set(read_headers(files)))
+    if absent:
+        raise ValueError(f"{index} lists tensors that are in no shard, such as {absent[0]}: {AGAIN}, all shards")
     return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file with one JSON object.
+    """Read a file that contains one JSON object.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is something else.
+        FileNotFoundError: the file does not exist.
+        ValueError: it contains something else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     try:
         table = json.loads(content)
-    except ValueError as err:  # no JSON, or no text
+    except ValueError as err:  # not JSON, or not text
         raise ValueError(f"{path} ({len(content):,} bytes) is not valid JSON: {err}; {AGAIN}") from err
     if not isinstance(table, dict):
         raise ValueError(f"{path} holds a JSON {type(table).__name__}, not an object with keys: {AGAIN}")
@@ -94,31 +94,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_headers(files: Sequence[Path]) -> dict[str, Header]:
-    """Shapes and dtypes of all tensors of some files; no tensor is read, so size does not matter.
+    """Read shapes and dtypes of all tensors in some files, without reading the tensors.
 
     Raises:
-        FileNotFoundError: one of the files is missing.
-        ValueError: one of them is cut off, damaged, or a stand-in for a file that was never downloaded.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is cut off, damaged, empty, or a git-lfs pointer.
     """
     headers: dict[str, Header] = {}
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is not a file: give the weights by their path, nothing is downloaded")
+            raise FileNotFoundError(f"{file} is not a file: give the path of the weights, nothing is downloaded")
         check_whole(file)
         headers |= _safetensors_headers(file) if file.suffix == SAFETENSORS else _torch_headers(file)
     return headers
 
 
 def open_tensors(files: Sequence[Path], entry: str = "") -> dict[str, Tensor]:
-    """All tensors of some files, on the CPU. The files are mapped: a tensor takes no memory before it is used.
+    """Open all tensors in some files, on the CPU. Files are memory-mapped: a tensor needs no memory until it is used.
 
     Args:
-        files: as for `read_headers`.
-        entry: of a file that torch.save wrote, take the table under this key, if it has the key.
+        files: as in `read_headers`.
+        entry: key of the table of tensors in a file of torch.save; ignored if the file has no such key.
 
     Raises:
-        FileNotFoundError: one of the files is missing.
-        ValueError: one of them is damaged, holds something else, or cannot be read without running code.
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, contains something else, or cannot be read without running code.
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -135,10 +135,10 @@ def open_tensors(files: Sequence[Path], entry: str = "") -> dict[str, Tensor]:
 
 
 def check_whole(path: Path) -> None:
-    """Refuse what stands for a file that never came: nothing at all, or git-lfs's note of where it lies.
+    """Check that a file was downloaded.
 
     Raises:
-        ValueError: the file is one of these.
+        ValueError: the file is empty, or only a git-lfs pointer.
     """
     with path.open("rb") as file:
         start = file.read(LFS_NOTE_BYTES)
@@ -148,7 +148,7 @@ def check_whole(path: Path) -> None:
         sizes = [line.split()[1] for line in start.decode(errors="replace").splitlines() if line.startswith("size ")]
         size = f"of {int(sizes[0]):,} bytes " if sizes and sizes[0].isdigit() else ""
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is only git-lfs's pointer to the file {size}that belongs there: "
+            f"{path} ({path.stat().st_size} bytes) is only a git-lfs pointer to a file {size}that was not downloaded: "
             "run `git lfs pull` in its repository, or download the file itself"
         )
 
@@ -158,7 +158,7 @@ def _safetensors_headers(path: Path) -> dict[str, Header]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-            raise ValueError(f"{path} ({size:,} bytes) is no safetensors file: it begins with no header; {AGAIN}")
+            raise ValueError(f"{path} ({size:,} bytes) is no safetensors file: it has no header; {AGAIN}")
         if 8 + length > size:
             raise ValueError(
                 f"{path} is cut off inside its header: it has {size:,} bytes, the header alone {8 + length:,}; {AGAIN}"
@@ -166,7 +166,7 @@ def _safetensors_headers(path: Path) -> dict[str, Header]:
         header = file.read(length)
     try:
         table = {name: facts for name, facts in json.loads(header).items() if name != "__metadata__"}
-        found = {
+        headers = {
             name: Header(
                 shape=tuple(facts["shape"]),
                 dtype=DTYPES.get(facts["dtype"]) or facts["dtype"].lower(),
@@ -179,8 +179,8 @@ def _safetensors_headers(path: Path) -> dict[str, Header]:
         raise ValueError(f"{path} ({size:,} bytes) is damaged: its header cannot be read ({err}); {AGAIN}") from err
     if size != end:
         what = "cut off" if size < end else "damaged"
-        raise ValueError(f"{path} is {what}: it has {size:,} bytes, its header promises {end:,}; {AGAIN}")
-    return found
+        raise ValueError(f"{path} is {what}: it has {size:,} bytes, {end:,} according to its header; {AGAIN}")
+    return headers
 
 
 def _torch_headers(path: Path) -> dict[str, Header]:
@@ -192,18 +192,18 @@ def _torch_headers(path: Path) -> dict[str, Header]:
 
 def _torch_tensors(path: Path, device: str, entry: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file: give the weights by their path, nothing is downloaded")
+        raise FileNotFoundError(f"{path} is not a file: give the path of the weights, nothing is downloaded")
     check_whole(path)
     try:
-        # the published VAE training keeps its command line beside the weights: a Namespace holds values, no code
+        # Checkpoints of the published VAE training contain the command line as a Namespace, which is data, not code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             stored = torch.load(path, device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as err:
         size = f"{path} ({path.stat().st_size:,} bytes)"
         if code := _code_in(path):
             raise ValueError(
-                f"{size} cannot be read without running code: beside tensors it holds {', '.join(code)}. "
-                "Take the weights in safetensors form, or save the tensors alone"
+                f"{size} cannot be read without running code: besides tensors it contains {', '.join(code)}. "
+                "Use the weights in safetensors form, or save only the tensors"
             ) from err
         raise ValueError(
             f"{size} holds no weights that can be read without running code: it is cut off, or no file of torch.save; "
@@ -212,12 +212,12 @@ def _torch_tensors(path: Path, device: str, entry: str) -> dict[str, Tensor]:
     if entry and isinstance(stored, dict) and isinstance(stored.get(entry), dict):
         stored = stored[entry]
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise ValueError(f"{path} does not hold a table of named tensors")
+        raise ValueError(f"{path} does not contain a table of named tensors: save the state dict of the model")
     return stored
 
 
 def _code_in(path: Path) -> list[str]:
-    """What a file of torch.save would call on being loaded, beyond tensors; none if that cannot be found out."""
+    """Names that a file of torch.save would call when loaded, besides tensors; empty if they cannot be determined."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Models on disk: saving, loading, hashing. What things are called there stands in `released_names`."""
+"""Saving, loading and hashing of models. The names in their files are defined in `released_names`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODEL_CLASSES = (VAE_CLASS, MINIFLUX_CLASS, MMDIT_CLASS)
 
 
 def save_vae(vae: CausalVideoVAE, folder: str | Path) -> None:
-    """Write a VAE and its config to a folder, which is made if need be."""
+    """Write a VAE and its config to a folder, which is created if it does not exist."""
     _save(vae, VAE_NAMES, vae_config_to_released(vae.config), Path(folder))
 
 
@@ -59,15 +59,15 @@ def load_vae(
     weights: str | Path | None = None,
     latent_norm: LatentNorm | None = None,
 ) -> CausalVideoVAE:
-    """Read a VAE, released or ours, in evaluation mode. Memory: the model in its dtype and no more.
+    """Load a VAE, released or ours, in evaluation mode. Needs memory for one copy of the model in its dtype.
 
     Args:
-        folder: config.json, and the weights in any form that `tensor_files.weight_files` knows.
-        device: where the weights go, tensor by tensor.
+        folder: contains config.json, and the weights in any form that `tensor_files.weight_files` supports.
+        device: device of the weights, which are moved tensor by tensor.
         dtype: of the weights.
-        weights: a file of other weights for the same config: a checkpoint of the published VAE training, in which the
-            table `model` holds them as `vae.*`, beside those of the loss.
-        latent_norm: for a VAE whose config has none, as the released ones (see `released.find_released`).
+        weights: file with other weights for the same config: a checkpoint of the published VAE training, whose entry
+            `model` contains the weights as `vae.*` and those of the loss.
+        latent_norm: for a VAE without one in its config, such as the released VAEs (see `released.find_released`).
 
     Raises:
         FileNotFoundError: no config.json or no weights in the folder.
@@ -87,7 +87,11 @@ def load_vae(
 
 
 def save_dit(dit: DiT, folder: str | Path) -> None:
-    """Write a DiT of either kind and its config to a folder, which is made if need be."""
+    """Write a DiT of either kind and its config to a folder, which is created if it does not exist.
+
+    Raises:
+        TypeError: the model is neither a `MiniFlux` nor an `MMDiT`.
+    """
     if isinstance(dit, MMDiT):
         _save(dit, MMDIT_NAMES, mmdit_config_to_released(dit.config), Path(folder))
     elif isinstance(dit, MiniFlux):
@@ -102,16 +106,16 @@ def load_dit(
     dtype: torch.dtype = torch.float32,
     weights: str | Path | None = None,
 ) -> DiT:
-    """Read a DiT, released or ours, in evaluation mode: an `MMDiT` or a `MiniFlux`, as its config.json says.
+    """Load a DiT, released or ours, in evaluation mode: an `MMDiT` or a `MiniFlux`, according to its config.json.
 
-    Memory: the model in its dtype and no more. The table of positions of an MMDiT stays float32 in every dtype.
+    Needs memory for one copy of the model in its dtype. The position table of an MMDiT stays float32 in every dtype.
 
     Args:
-        folder: config.json, and the weights in any form that `tensor_files.weight_files` knows.
-        device: where the weights go, tensor by tensor.
+        folder: contains config.json, and the weights in any form that `tensor_files.weight_files` supports.
+        device: device of the weights, which are moved tensor by tensor.
         dtype: of the weights.
-        weights: a file of other weights for the same config, as the published fine-tuning writes it: names may begin
-            with `dit.`, and what begins with `vae` or `text_encoder` is passed over.
+        weights: file with other weights for the same config, as the published fine-tuning writes it: names may begin
+            with `dit.`; names that begin with `vae` or `text_encoder` are ignored.
 
     Raises:
         FileNotFoundError: no config.json or no weights in the folder.
@@ -130,13 +134,13 @@ def load_dit(
 
 
 def load_perceptual(vgg16: str | Path, lpips: str | Path, device: Device = "cpu") -> PerceptualDistance:
-    """LPIPS from the two files it is published in: torchvision's VGG16, and `vgg.pth` of the LPIPS authors.
+    """Load LPIPS from the two files in which it is published: torchvision's VGG16, and `vgg.pth` of the LPIPS authors.
 
-    Either may be a safetensors file or one of torch.save, which is read without running code.
+    Each may be a safetensors file or a file of torch.save, which is read without running code.
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: they do not hold the weights.
+        ValueError: the files do not contain these weights.
     """
     perceptual = PerceptualDistance()
     tensors = {name: value for name, value in open_tensors([Path(vgg16)]).items() if not name.startswith("classifier.")}
@@ -145,7 +149,7 @@ def load_perceptual(vgg16: str | Path, lpips: str | Path, device: Device = "cpu"
 
 
 def weights_hash(folder: str | Path) -> str:
-    """32 hex digits that change with any byte of the weights or of the config."""
+    """Hash of all bytes of a model's weights and config, 32 hex digits."""
     folder, digest = Path(folder), hashlib.blake2b(digest_size=16)
     for path in (folder / CONFIG_FILE, *weight_files(folder, WEIGHTS_STEM)):
         with path.open("rb") as file:
@@ -155,15 +159,15 @@ def weights_hash(folder: str | Path) -> str:
 
 
 def read_config(folder: str | Path, classes: Sequence[str] = MODEL_CLASSES) -> dict[str, Any]:
-    """config.json of a model folder.
+    """Read config.json of a model folder.
 
     Raises:
-        FileNotFoundError: there is none; a whole released directory is told from an empty folder.
-        ValueError: it is damaged, or of another model than `classes` name.
+        FileNotFoundError: the file does not exist; for a whole released directory the message lists its models.
+        ValueError: the file is damaged, or its model is not one of `classes`.
     """
     path = Path(folder) / CONFIG_FILE
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: give one that holds {CONFIG_FILE} and the weights")
+        raise FileNotFoundError(f"there is no folder {folder}: give one that contains {CONFIG_FILE} and the weights")
     if not path.is_file():
         parts = sorted(
             part.parent.name
@@ -173,24 +177,25 @@ def read_config(folder: str | Path, classes: Sequence[str] = MODEL_CLASSES) -> d
         hint = f": it is a whole directory; give one of its models: {', '.join(parts)}" if parts else ""
         raise FileNotFoundError(f"no {CONFIG_FILE} in {folder}{hint or ': it must be the folder of one model'}")
     config = read_json(path)
-    found = class_of(config)
-    if found not in classes:
-        raise ValueError(f"{folder} holds a {found or 'model of no class'}; expected here: {' or '.join(classes)}")
+    name = class_of(config)
+    if name not in classes:
+        raise ValueError(f"{folder} holds a {name or 'model of no class'}; expected here: {' or '.join(classes)}")
     return config
 
 
 def class_of(config: dict[str, Any]) -> str:
-    """What a config.json, of diffusers or of transformers, says it is of; "" if it does not say."""
+    """Name of the model's class in a config.json of diffusers or transformers; "" if there is none."""
     return str(config.get("_class_name") or (config.get("architectures") or [config.get("model_type", "")])[0])
 
 
 def empty_model(released: dict[str, Any]) -> tuple[CausalVideoVAE | DiT, Names]:
-    """The model of a config that `read_config` has let through, on the meta device, and its stored names.
+    """Build the model of a config on the meta device, which needs no memory: (model, names of its stored tensors).
 
-    Nothing takes memory there, and no time is spent on random weights.
+    Args:
+        released: content of a config.json, as `read_config` returns it.
 
     Raises:
-        ValueError: a key is missing, a value is out of range, or the model is of a kind that was not released.
+        ValueError: a key is missing, a value is out of range, or the config is of an unsupported kind.
     """
     with torch.device("meta"):
         if class_of(released) == VAE_CLASS:
@@ -201,7 +206,7 @@ def empty_model(released: dict[str, Any]) -> tuple[CausalVideoVAE | DiT, Names]:
 
 
 def to_released(model: nn.Module, names: Names) -> dict[str, Tensor]:
-    """All parameters of a model under their stored names."""
+    """Parameters and buffers of a model by their stored names."""
     return {released_name(name, names): value.detach().contiguous() for name, value in model.state_dict().items()}
 
 
@@ -213,28 +218,28 @@ def load_released(
     device: Device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Give a model, which may be an empty one, copies of stored tensors.
+    """Load copies of stored tensors into a model, which may be on the meta device.
 
     Args:
         model: its parameters are replaced.
-        names: of its tensors in the file.
-        tensors: as stored.
-        source: file or folder, for the message.
-        device: where the copies go.
-        dtype: of the parameters; buffers keep the one they have.
+        names: maps names of the model's tensors to stored names.
+        tensors: by stored name.
+        source: file or folder, for error messages.
+        device: of the copies.
+        dtype: of the parameters; buffers keep their dtype.
 
     Raises:
-        ValueError: tensors are missing, left over or of another shape; each is named.
+        ValueError: tensors are missing, unexpected or of another shape; the message lists them.
     """
     if problems := misfits(expected_shapes(model, names), {name: tuple(t.shape) for name, t in tensors.items()}):
-        shown = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise ValueError(f"{source} does not hold this {type(model).__name__}; check its {CONFIG_FILE}:\n  {shown}")
+        lines = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise ValueError(f"{source} does not hold this {type(model).__name__}; check its {CONFIG_FILE}:\n  {lines}")
     buffers = dict(model.named_buffers())
     copies = {
         name: tensors[released_name(name, names)].to(
             device,
             buffers[name].dtype if name in buffers else dtype,
-            copy=True,  # off the mapped file, which may be overwritten
+            copy=True,  # independent of the memory-mapped file, which may be overwritten
             memory_format=torch.contiguous_format,
         )
         for name in model.state_dict()
@@ -243,19 +248,19 @@ def load_released(
 
 
 def expected_shapes(model: nn.Module, names: Names) -> dict[str, tuple[int, ...]]:
-    """Stored name -> shape of every tensor that a file must hold."""
+    """Stored name -> shape of every tensor that a file must contain."""
     return {released_name(name, names): tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def misfits(expected: Shapes, found: Shapes) -> list[str]:
-    """One line for every tensor that is missing, left over or of another shape."""
+def misfits(expected: Shapes, stored: Shapes) -> list[str]:
+    """One line for every tensor that is missing, unexpected or of another shape."""
     return [
-        *(f"missing: {name}" for name in expected if name not in found),
-        *(f"unexpected: {name}" for name in found if name not in expected),
+        *(f"missing: {name}" for name in expected if name not in stored),
+        *(f"unexpected: {name}" for name in stored if name not in expected),
         *(
-            f"shape of {name}: {found[name]} in the file, {shape} by the config"
+            f"shape of {name}: {stored[name]} in the file, {shape} by the config"
             for name, shape in expected.items()
-            if found.get(name, shape) != shape
+            if stored.get(name, shape) != shape
         ),
     ]
 

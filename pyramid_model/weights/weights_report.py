@@ -1,4 +1,4 @@
-"""What lies in a model folder or in a whole released directory, by configs and headers alone: no tensor is read."""
+"""Report on a model folder or a released directory, from configs and headers; no tensor is read."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One model, or one tokenizer.
+    """Report on one model, or on one tokenizer.
 
     Attributes:
         name: of its folder.
-        kind: `causal VAE`, `miniFLUX`, `MMDiT`, `T5`, `CLIP`, `tokenizer`; what its config says for anything else.
-        facts: of its config, in words.
-        num_parameters: numbers that are trained; buffers are not counted.
-        num_tensors: in its files.
-        num_expected: tensors that its config asks for.
-        dtypes: tensors by torch's name of their dtype.
+        kind: `causal VAE`, `miniFLUX`, `MMDiT`, `T5`, `CLIP`, `tokenizer`; the class in its config for anything else.
+        facts: settings of its config, for display.
+        num_parameters: number of parameters, without buffers.
+        num_tensors: number of tensors in its files.
+        num_expected: number of tensors according to its config.
+        dtypes: number of tensors by torch's name of their dtype.
         size_bytes: of the weights, or of a tokenizer's files.
-        problems: whatever keeps it from being loaded.
-        weights_hash: "" unless it was asked for.
+        problems: reasons why it cannot be loaded.
+        weights_hash: "" if not requested.
     """
 
     name: str
@@ -76,7 +76,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """A folder and its parts; variant and latent norm are those of a whole directory, problems those between parts."""
+    """Report on a folder.
+
+    Attributes:
+        folder: its path.
+        variant: of a released directory; "" for the folder of one model.
+        latent_norm: of a released directory.
+        parts: reports on its models and tokenizers.
+        problems: missing parts, and parts that do not fit together.
+    """
 
     folder: str
     variant: str
@@ -86,36 +94,36 @@ class Report:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is wrong or missing."""
+        """Whether there are no problems."""
         return not self.problems and not any(part.problems for part in self.parts)
 
 
 def inspect_weights(folder: str | Path, with_hash: bool = False) -> Report:
-    """Report on one model folder, or on a whole released directory. What is wrong is in the report.
+    """Report on one model folder, or on a released directory. Problems are in the report, not raised.
 
     Args:
-        folder: with a config.json of its own, or with the parts of a released directory.
-        with_hash: hash the contents of VAE and DiTs too, which reads them whole.
+        folder: contains a config.json, or the parts of a released directory.
+        with_hash: also hash VAE and DiTs, which reads all of their bytes.
     """
     folder = Path(folder)
     if (folder / CONFIG_FILE).exists():
         return Report(str(folder), "", None, (_part(folder, with_hash),), ())
     try:
-        found = survey(folder)
+        directory = survey(folder)
     except (ValueError, OSError) as err:
         return Report(str(folder), "", None, (), (str(err),))
-    return inspect_directory(found, with_hash)
+    return inspect_directory(directory, with_hash)
 
 
-def inspect_directory(found: ReleasedDirectory, with_hash: bool = False) -> Report:
-    """Report on a released directory that `survey` has found; arguments and answer as those of `inspect_weights`."""
-    models = [found.vae, *found.dits.values()]
+def inspect_directory(directory: ReleasedDirectory, with_hash: bool = False) -> Report:
+    """As `inspect_weights`, for the result of `survey`."""
+    models = [directory.vae, *directory.dits.values()]
     parts = [_part(path, with_hash) for path in models if path.is_dir()]
-    for encoder, tokenizer in found.text:
+    for encoder, tokenizer in directory.text:
         parts += [_part(encoder, with_hash)] if encoder.is_dir() else []
         parts += [_tokenizer(tokenizer)] if tokenizer.is_dir() else []
-    problems = [f"{name} is missing" for name in found.missing] + _disagreements(found, parts)
-    return Report(str(found.folder), found.variant, found.latent_norm, tuple(parts), tuple(problems))
+    problems = [f"{name} is missing" for name in directory.missing] + _disagreements(directory, parts)
+    return Report(str(directory.folder), directory.variant, directory.latent_norm, tuple(parts), tuple(problems))
 
 
 def _part(folder: Path, with_hash: bool) -> Part:
@@ -124,14 +132,14 @@ def _part(folder: Path, with_hash: bool) -> Part:
         config = read_json(folder / CONFIG_FILE)
     except (ValueError, OSError) as err:
         return Part(folder.name, "?", {}, problems=(str(err),))
-    found = class_of(config)
-    if found in MODEL_CLASSES:
+    name = class_of(config)
+    if name in MODEL_CLASSES:
         return _model(folder, config, with_hash)
-    if found in ("T5EncoderModel", "CLIPTextModel", "CLIPTextModelWithProjection"):
+    if name in ("T5EncoderModel", "CLIPTextModel", "CLIPTextModelWithProjection"):
         return _text_encoder(folder, config)
     expected = ", ".join(KINDS.values())
-    problem = f"{folder / CONFIG_FILE} is of a {found or 'model of unknown kind'}; expected: {expected}, {T5} or {CLIP}"
-    return Part(folder.name, found or "?", {}, problems=(problem,))
+    problem = f"{folder / CONFIG_FILE} is of a {name or 'model of unknown kind'}; expected: {expected}, {T5} or {CLIP}"
+    return Part(folder.name, name or "?", {}, problems=(problem,))
 
 
 def _model(folder: Path, config: Facts, with_hash: bool) -> Part:
@@ -169,17 +177,17 @@ def _check(
     expected: dict[str, tuple[tuple[int, ...], bool]],
     listed_name: Callable[[str], str],
 ) -> Part:
-    """A part with what its headers say.
+    """Complete the report on a part from the headers of its weights.
 
     Args:
         part: with kind and facts.
         folder: of the model.
         stem: file name of its weights without suffix.
         expected: listed name -> (shape, whether it is a parameter).
-        listed_name: from a stored name; "" passes a tensor over.
+        listed_name: maps a stored name to a listed name; "" ignores the tensor.
     """
     part = replace(part, num_expected=len(expected))
-    suffixes = (SAFETENSORS,) if stem == TEXT_STEM else SUFFIXES  # `load_text_encoder` reads no other
+    suffixes = (SAFETENSORS,) if stem == TEXT_STEM else SUFFIXES  # `load_text_encoder` reads safetensors only
     try:
         headers = read_headers(weight_files(folder, stem, suffixes))
     except (ValueError, OSError) as err:
@@ -261,26 +269,26 @@ def _clip_facts(config: Facts) -> Facts:
 
 
 def _training(folder: Path) -> Facts:
-    """Which model of ours it is, if it is one."""
+    """Id of the model if it was trained by this project; empty otherwise."""
     if not (folder / TRAINING_FILE).is_file():
         return {}
     return {"trained here, model": str(read_json(folder / TRAINING_FILE).get("model_id", ""))[:8] or "unnamed"}
 
 
-def _disagreements(found: ReleasedDirectory, parts: list[Part]) -> list[str]:
-    """Parts that are not what their folder's name promises, and widths that two parts do not share."""
+def _disagreements(directory: ReleasedDirectory, parts: list[Part]) -> list[str]:
+    """Parts of another kind than their folder's name states, and widths in which two parts differ."""
     by_name = {part.name: part for part in parts if part.facts}
-    encoders = [encoder.name for encoder, _ in found.text]
-    kinds = {found.vae.name: KINDS[VAE_CLASS]} | {
-        dit.name: KINDS[DIT_CLASSES[found.variant]] for dit in found.dits.values()
+    encoders = [encoder.name for encoder, _ in directory.text]
+    kinds = {directory.vae.name: KINDS[VAE_CLASS]} | {
+        dit.name: KINDS[DIT_CLASSES[directory.variant]] for dit in directory.dits.values()
     }
     kinds |= dict.fromkeys(encoders[:-1], CLIP) | {encoders[-1]: T5}
-    strangers = [name for name, part in by_name.items() if part.kind != kinds[name]]
-    if strangers:
-        return [f"{name} holds a {by_name[name].kind}; expected: {kinds[name]}" for name in strangers]
+    misplaced = [name for name, part in by_name.items() if part.kind != kinds[name]]
+    if misplaced:
+        return [f"{name} holds a {by_name[name].kind}; expected: {kinds[name]}" for name in misplaced]
     shared = []
-    if found.vae.name in by_name:
-        shared.append(("latent channels", found.vae.name, by_name[found.vae.name].facts["latent channels"]))
+    if directory.vae.name in by_name:
+        shared.append(("latent channels", directory.vae.name, by_name[directory.vae.name].facts["latent channels"]))
     if all(name in by_name for name in encoders):
         pooled = sum(by_name[name].facts["pooled width"] for name in encoders[:-1])
         shared.append(("text width", encoders[-1], by_name[encoders[-1]].facts["width"]))
@@ -288,6 +296,6 @@ def _disagreements(found: ReleasedDirectory, parts: list[Part]) -> list[str]:
     return [
         f"{dit.name} has {fact} {by_name[dit.name].facts[fact]}, {others} {width}: they do not belong together"
         for fact, others, width in shared
-        for dit in found.dits.values()
+        for dit in directory.dits.values()
         if dit.name in by_name and by_name[dit.name].facts[fact] != width
     ]

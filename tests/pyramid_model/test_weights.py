@@ -163,7 +163,7 @@ def test_a_missing_shard_and_a_tensor_that_no_shard_holds_are_named(tiny_dit, tm
     tensors = load_file(tmp_path / first)
     lost = tensors.popitem()[0]
     save_file(tensors, tmp_path / first)
-    with pytest.raises(ValueError, match=f"promises tensors that no shard holds, such as {lost}"):
+    with pytest.raises(ValueError, match=f"lists tensors that are in no shard, such as {lost}"):
         load_dit(tmp_path)
     (tmp_path / second).unlink()
     with pytest.raises(FileNotFoundError, match=f"names {second}: not there"):

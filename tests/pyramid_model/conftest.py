@@ -1,4 +1,6 @@
-"""Tiny models for the tests of pyramid_model."""
+"""Tiny models, and clips made from a real frame, for the tests of pyramid_model."""
+
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +82,71 @@ def text_rows():
         return TextFeatures(embeds, mask, torch.randn(rows, 5, generator=generator))
 
     return make
+
+
+# ---- clips made from a real frame ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """A frame of a real video, gray uint8 (480 854)."""
+    import cv2
+
+    from pyramid_model.video.footage import Footage
+
+    with Footage(str(Path(__file__).parents[2] / "datasets" / "sample" / "bbb_meadow.mp4")) as footage:
+        frames = footage.frames()
+        return cv2.cvtColor(next(frame for frame in frames if frame.index == 240).rgb(), cv2.COLOR_RGB2GRAY)
+
+
+@pytest.fixture(scope="session")
+def view():
+    """`view(picture, right=px, down=px, scale=1.0, turned=degrees)`: a frame (144 256) of a camera on the picture.
+
+    The content is moved, scaled, and turned clockwise.
+    """
+    import cv2
+
+    def view(picture, right=0.0, down=0.0, scale=1.0, turned=0.0):
+        height, width = picture.shape
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), -turned, 0.5 * scale)
+        matrix[:, 2] += [256 / 2 + right - width / 2, 144 / 2 + down - height / 2]
+        return cv2.warpAffine(picture, matrix, (256, 144), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT)
+
+    return view
+
+
+@pytest.fixture(scope="session")
+def filmed(view):
+    """`filmed(picture, num_frames=24, **speeds)`: frames (t 144 256) of a steady move.
+
+    Speeds per frame: `right`, `down` in px, `zoom` in log scale and `turned` in degrees.
+    """
+    import numpy as np
+
+    def filmed(picture, num_frames=24, **speeds):
+        zoom = speeds.pop("zoom", 0.0)
+        steps = np.arange(num_frames) - num_frames / 2
+        return np.stack(
+            [view(picture, scale=np.exp(zoom * t), **{n: speed * t for n, speed in speeds.items()}) for t in steps]
+        )
+
+    return filmed
+
+
+@pytest.fixture(scope="session")
+def encoded():
+    """`encoded(path, frames, fps=24)`: writes gray frames as one of our clips; returns its path."""
+    from fractions import Fraction
+
+    import numpy as np
+
+    from pyramid_model.video.video import open_video
+
+    def encoded(path, frames, fps=24):
+        with open_video(str(path), Fraction(fps)) as video:
+            for frame in frames:
+                video.write(np.repeat(frame[None, ..., None], 3, axis=-1))
+        return str(path)
+
+    return encoded

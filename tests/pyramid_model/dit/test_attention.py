@@ -6,7 +6,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyramid_model.dit.attention import by_segment, frame_attention
-from pyramid_model.dit.packing import frame_ends, without_first_frames
 
 ENDS = (5, 7, 10)  # three frames, the first together with the text
 
@@ -58,14 +57,3 @@ def test_segments_of_tokens_meet_their_own_vector():
     tokens, vectors = torch.ones(1, 5, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
     out = by_segment(torch.add, (2, 0, 3), [tokens], [vectors])
     assert out[0].tolist() == [[2, 3], [2, 3], [6, 7], [6, 7], [6, 7]]
-
-
-def test_the_text_ends_with_the_first_frame():
-    assert frame_ends(((2, 4, 4), (1, 8, 8)), num_text=3) == (7, 11, 27)
-
-
-def test_the_first_frames_of_a_column_are_left_out_across_clips():
-    clips = [torch.arange(3.0).view(1, 1, 3, 1, 1), torch.full((1, 1, 1, 2, 2), 3.0)]
-    assert [clip.shape[2] for clip in without_first_frames(clips, 2)] == [1, 1]
-    assert without_first_frames(clips, 2)[0].item() == 2
-    assert [clip.shape[3] for clip in without_first_frames(clips, 3)] == [2]

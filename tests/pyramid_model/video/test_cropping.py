@@ -11,8 +11,8 @@ from pyramid_model.video.borders import Box
 from pyramid_model.video.cropping import LEAST_SAMPLED, Framing, find_picture, framing
 from pyramid_model.video.footage import Footage, probe
 
-SAMPLE = Path(__file__).parents[2] / "datasets" / "sample" / "sintel_mountain.mp4"
-BARRED = Path(__file__).parents[3] / "shared" / "assets" / "videos" / "mdn_rabbit.mp4"
+SAMPLE = Path(__file__).parents[3] / "datasets" / "sample" / "sintel_mountain.mp4"
+BARRED = Path(__file__).parents[4] / "shared" / "assets" / "videos" / "mdn_rabbit.mp4"
 HEIGHT, WIDTH = 360, 848
 
 

@@ -1,0 +1,46 @@
+"""The loss of the DiT and its validation."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyramid_model.config import PyramidConfig
+from pyramid_model.flow.noise import Noise
+from pyramid_model.flow.schedule import Schedule
+from pyramid_model.train.batches import dit_batch, step_generator
+from pyramid_model.train.config import DiTLossConfig
+from pyramid_model.train.dit_loss import DiTObjective, dit_loss, validate_dit
+
+PYRAMID = PyramidConfig(num_stages=2)
+
+
+def test_untrained_dit_predicts_zero_and_its_loss_is_the_size_of_the_velocity(dit, text_rows):
+    dit.initialise()
+    latents = torch.zeros(8, 4, 1, 8, 8)
+    schedule = Schedule(PyramidConfig(num_stages=1))
+    loss, parts = dit_loss(dit, latents, text_rows(8), schedule, Noise(step_generator(0, 0)), (1,), (1,))
+    assert float(loss.detach()) == pytest.approx(1, rel=0.1)  # velocity = noise - 0
+    assert float(parts["loss_stage0"]) == pytest.approx(float(loss.detach()))
+
+
+def test_units_take_turns_so_that_every_unit_of_every_stage_is_trained(tiny_dit, latents):
+    seen = set()
+
+    class Spy(nn.Module):
+        def forward(self, columns, timestep, text):
+            seen.update((stage, 1 + sum(clip.shape[2] for clip in column[:-1])) for stage, column in enumerate(columns))
+            return tiny_dit(columns, timestep, text)
+
+    objective = DiTObjective(tiny_dit, PYRAMID, DiTLossConfig())
+    objective.dit = Spy()
+    clips, texts = latents
+    for step in range(3):
+        generator = step_generator(0, step)
+        objective(*dit_batch(clips, texts, texts[0], [0, 1], generator), generator, step, 0)
+    assert seen == {(stage, unit) for stage in range(2) for unit in (1, 2, 3)}
+
+
+def test_validation_of_a_dit_is_the_same_every_time(dit, latents):
+    figures = [validate_dit(dit, *latents, PYRAMID, DiTLossConfig(), num_draws=2) for _ in range(2)]
+    assert figures[0] == figures[1]
+    assert set(figures[0]) == {"val_loss", "val_loss_stage0", "val_loss_stage1"}

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
+from pyramid_model.weights.record import TrainedModel
 from tasks.models.folders import read_record
 from tasks.models.registry import TrainingLog
 from tasks.running.run import lineage
+from tasks.running.work import Row
 from tasks.tables import storage
 from tasks.tables.appending import append_again, append_block
 from tasks.tables.delta import content_id, ok_row, read_table, table_version
@@ -30,48 +32,19 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     Raises:
         StepError: the cluster is too small, the training diverged, or a worker failed for good.
     """
+    if result := _trained_before(job, step, step_version):
+        return result
     run = job.run
-    made = (pc.field("status") == "ok") & (pc.field("kind") == job.kind)
-    rows = read_table(run.root, "models", ["model_id", "weights_hash", *ORDER], where=made)
-    done = rows.filter(pc.field("model_id") == job.model_id).to_pylist()
-    if done:
-        newest = newest_row(rows)
-        if newest and newest["model_id"] != job.model_id:  # steps that take the newest model shall take this one
-            append_again(run.root, "models", [job.model_id], lineage(run, step, step_version, job.config))
-        return TrainingResult(
-            step=step,
-            num_in=1,
-            num_done=1,
-            model_id=job.model_id,
-            weights_hash=done[0]["weights_hash"],
-            uri=job.uri,
-            note="trained before",
-        )
-    params = job.config.model_dump(mode="json")
     timings: dict[str, float] = {}
     if read_record(job.uri) is None:
         from tasks.training.workers import fit
 
         timings = fit(job, step)
-    trained = read_record(job.uri)
-    assert trained is not None, "training ends with the record"
+    record = read_record(job.uri)
+    assert record is not None, "training ends with the record"
     started = time.time()
-    log = TrainingLog(run.root, job.kind, job.model_id, params)
-    log.add(trained.curve)
-    mlflow_run_id = log.finish(trained.metrics, {"uri": job.uri, "weights_hash": trained.weights_hash})
+    row = _row(job, record, _log(job, record))
     timings["mlflow_s"] = time.time() - started
-    row = ok_row(
-        {},
-        model_id=job.model_id,
-        kind=job.kind,
-        weights_hash=trained.weights_hash,
-        uri=job.uri,
-        num_steps=job.config.optim.num_steps,
-        config=trained.model_dump_json(include={"settings", "trained_on"}),
-        metrics=json.dumps(trained.metrics),
-        curve=json.dumps(trained.curve),
-        mlflow_run_id=mlflow_run_id,
-    )
     block = content_id("models", job.model_id)
     append_block(run.root, "models", [row], block, lineage(run, step, step_version, job.config))
     _remove_checkpoint(job)
@@ -82,11 +55,56 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
         rows={"models": 1},
         versions={"models": table_version(run.root, "models")},
         model_id=job.model_id,
-        weights_hash=trained.weights_hash,
+        weights_hash=record.weights_hash,
         uri=job.uri,
-        note=_summary(trained.metrics),
+        note=_summary(record.metrics),
         busy_s=timings.pop("busy_s", 0.0),
         timings=timings,
+    )
+
+
+def _trained_before(job: Job, step: str, step_version: str) -> TrainingResult | None:
+    """The result for a model that is in the table, which becomes the newest of its kind; None if it is not there."""
+    run = job.run
+    of_kind = (pc.field("status") == "ok") & (pc.field("kind") == job.kind)
+    rows = read_table(run.root, "models", ["model_id", "weights_hash", *ORDER], where=of_kind)
+    same = rows.filter(pc.field("model_id") == job.model_id).to_pylist()
+    if not same:
+        return None
+    newest = newest_row(rows)
+    if newest and newest["model_id"] != job.model_id:  # steps that take the newest model shall take this one
+        append_again(run.root, "models", [job.model_id], lineage(run, step, step_version, job.config))
+    return TrainingResult(
+        step=step,
+        num_in=1,
+        num_done=1,
+        model_id=job.model_id,
+        weights_hash=same[0]["weights_hash"],
+        uri=job.uri,
+        note="trained before",
+    )
+
+
+def _log(job: Job, record: TrainedModel) -> str:
+    """Log what the record says to MLflow; returns the id of the run there."""
+    log = TrainingLog(job.run.root, job.kind, job.model_id, job.config.model_dump(mode="json"))
+    log.add(record.curve)
+    return log.finish(record.metrics, {"uri": job.uri, "weights_hash": record.weights_hash})
+
+
+def _row(job: Job, record: TrainedModel, mlflow_run_id: str) -> Row:
+    """Row of `models`."""
+    return ok_row(
+        {},
+        model_id=job.model_id,
+        kind=job.kind,
+        weights_hash=record.weights_hash,
+        uri=job.uri,
+        num_steps=job.config.optim.num_steps,
+        config=record.model_dump_json(include={"settings", "trained_on"}),
+        metrics=json.dumps(record.metrics),
+        curve=json.dumps(record.curve),
+        mlflow_run_id=mlflow_run_id,
     )
 
 

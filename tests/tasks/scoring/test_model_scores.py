@@ -168,7 +168,7 @@ CLIP = {"clip_id": "x", "uri": "x.mp4", "height": 64, "width": 96, "num_frames":
         ({"embeddings": {"model": "{w}/vit"}}, r"the CLIP model .* cannot be used \(scores.embeddings\): .*holds no"),
         (
             {"embeddings": {"model": "{w}/clip", "aesthetic_head": "{w}/wide.pth"}},
-            "features of width 12, this CLIP .* 8",
+            "features of width 12, but the CLIP .* 8",
         ),
         ({"embeddings": {"model": "{w}/clip", "aesthetic_head": "{w}/gone.pth"}}, "aesthetic_head: there is no file"),
         ({"classifiers": {"nudity": {"model": "{w}/vit", "label": "nude"}}}, r"scores.classifiers.nudity\): .*'nude'"),

@@ -15,6 +15,7 @@ from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_cli
 from tasks.tables.appending import append_again
 from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
 from tasks.tables.newest import ORDER, newest_row
+from tasks.tables.rows import EmbeddingRow, as_rows
 
 VERSION = "1"
 STORED = "float16"
@@ -86,7 +87,8 @@ def make_newest_source(run: Run, wanted: str, made: Lineage) -> None:
         append_again(run.root, "embeddings", [wanted], made)
 
 
-def embedding_rows(root: str, embedding_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+def embedding_rows(root: str, embedding_ids: Iterable[str]) -> dict[str, EmbeddingRow]:
     """Rows of `embeddings` by id, failed ones included."""
     wanted = pc.field("embedding_id").isin(pa.array(sorted(set(embedding_ids)), pa.string()))
-    return {row["embedding_id"]: row for row in read_table(root, "embeddings", where=wanted).to_pylist()}
+    rows = as_rows(read_table(root, "embeddings", where=wanted), EmbeddingRow)
+    return {row["embedding_id"]: row for row in rows}

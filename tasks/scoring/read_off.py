@@ -13,6 +13,7 @@ from tasks.running.work import Item, Produced
 from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
 from tasks.scoring.frames import limit_torch_threads
 from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.tables.rows import EmbeddingRow
 
 VERSION = "1"
 BLOCK_SIZE = 256  # scores: each is a few products of small matrices
@@ -113,7 +114,7 @@ class EmbeddingScorer:
         ordered = sorted(texts)
         return dict(zip(ordered, self.model.embed_texts(ordered), strict=True))
 
-    def row(self, item: Mapping[str, Any], embedding: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, item: Mapping[str, Any], embedding: EmbeddingRow, texts: Mapping[str, Any]) -> dict[str, Any]:
         """Row of one score."""
         from tasks.tables.blobs import CorruptBlobError, embedding_of
 

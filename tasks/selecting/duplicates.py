@@ -11,12 +11,13 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import ArrayLike
 from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
@@ -28,6 +29,7 @@ from tasks.tables.appending import append_again, append_block
 from tasks.tables.current import current_clips, current_duplicates
 from tasks.tables.delta import as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
 from tasks.tables.newest import ORDER, newest_by, newest_row
+from tasks.tables.rows import DuplicateColumns, DuplicateRow, EmbeddingRow, as_rows
 
 VERSION = "1"
 METHODS = ("exact", "phash", "semantic")  # in this order they are looked for and, when clips are selected, applied
@@ -74,10 +76,9 @@ def duplicates(run: Run, config: DuplicatesConfig) -> StepResult:
     clips = current_clips(run.root, CLIP_COLUMNS, config.clips).sort_by("clip_id")
     clip_ids = clips["clip_id"].to_pylist()
     rank = keeping_order(clips)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, DuplicateColumns] = {}
     for method in config.methods:
-        for row in _group_rows(method, _pairs(run, config, method, clips), clip_ids, rank):
-            row |= {"clips": config.clips, "duplicate_id": duplicate_id(row["clip_id"], method, config.clips)}
+        for row in _group_rows(method, _pairs(run, config, method, clips), clip_ids, rank, config.clips):
             found[row["duplicate_id"]] = row
     rows = _append(run, config, found)
     num_new = len({row["clip_id"] for row in rows} & set(clip_ids))
@@ -98,13 +99,13 @@ def duplicate_id(clip_id: str, method: str, clips: str) -> str:
     return content_id(clip_id, method, *filter(None, [clips]))
 
 
-def _append(run: Run, config: DuplicatesConfig, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _append(run: Run, config: DuplicatesConfig, found: Mapping[str, DuplicateColumns]) -> list[dict[str, Any]]:
     """Append rows for the clips whose group changed since the last search among these clips, and return the rows.
 
     If nothing changed, but others searched since, one row is appended again: this search is then the newest.
     """
     table = read_table(run.root, "duplicates")
-    searched = (row for row in table.to_pylist() if (row["clips"] or "") == config.clips)
+    searched = (row for row in as_rows(table, DuplicateRow) if (row["clips"] or "") == config.clips)
     rows = _changed(found, {row["duplicate_id"]: row for row in searched})
     made = lineage(run, "duplicates", VERSION, config)
     block_id = content_id("duplicates", sorted((row["duplicate_id"], row["attempt"], row["group_id"]) for row in rows))
@@ -132,7 +133,7 @@ def keeping_order(clips: pa.Table) -> np.ndarray:
     return place
 
 
-def length_step(num_frames: Any) -> Any:
+def length_step(num_frames: ArrayLike) -> np.ndarray:
     """Lengths as steps of a fifth, within which clips count as equally long; of a number or of an array."""
     return np.rint(4 * np.log2(np.maximum(1, num_frames)))
 
@@ -204,30 +205,35 @@ def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.
     means: dict[int, np.ndarray] = {}
     columns = ["clip_id", "shape", "dtype", "embedding", "crc32"]
     for batch in as_dataset(delta, "embeddings").to_batches(columns=columns, filter=chosen, batch_size=1024):
-        for row in batch.to_pylist():
+        for row in cast("list[EmbeddingRow]", batch.to_pylist()):
             means[place[row["clip_id"]]] = embedding_of(row).numpy().mean(axis=0)
     at = np.array(sorted(means), np.int64)
     return at, np.stack([means[one] for one in at.tolist()])
 
 
-def _group_rows(method: str, pairs: Pairs, clip_ids: Sequence[str], order: np.ndarray) -> list[dict[str, Any]]:
-    """A row without id and common columns for each clip in a group."""
+def _group_rows(
+    method: str, pairs: Pairs, clip_ids: Sequence[str], order: np.ndarray, searched: str
+) -> list[DuplicateColumns]:
+    """A row for each clip in a group. searched: settings of the clips step whose clips were compared."""
     # Copies of a copy are copies. What is merely alike drifts from step to step, so there all resemble the keeper.
     joined = groups_around(pairs, order) if method == "semantic" else groups(len(clip_ids), pairs.first, pairs.second)
     closest = _closest(pairs, joined, len(clip_ids))
-    rows = []
+    rows: list[DuplicateColumns] = []
     for members in joined:
         group_id = content_id(method, [clip_ids[member] for member in sorted(members.tolist())])
         for rank, member in enumerate(sorted(members.tolist(), key=lambda member: order[member])):
+            clip_id = clip_ids[int(member)]
             rows.append(
                 {
-                    "clip_id": clip_ids[member],
+                    "duplicate_id": duplicate_id(clip_id, method, searched),
+                    "clip_id": clip_id,
                     "method": method,
                     "group_id": group_id,
                     "keeper": rank == 0,
                     "rank": rank,
                     "num_clips": len(members),
                     "similarity": float(closest[member]),
+                    "clips": searched,
                 }
             )
     return rows
@@ -245,15 +251,13 @@ def _closest(pairs: Pairs, joined: Sequence[np.ndarray], num_clips: int) -> np.n
     return closest
 
 
-def _changed(
-    found: Mapping[str, Mapping[str, Any]], committed: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _changed(found: Mapping[str, DuplicateColumns], committed: Mapping[str, DuplicateRow]) -> list[dict[str, Any]]:
     """Rows to append: of new and changed groups, and of clips that are in none any more."""
     rows = []
     for duplicate_id, row in found.items():
-        before = committed.get(duplicate_id, {})
-        if (before.get("group_id"), before.get("rank")) != (row["group_id"], row["rank"]):
-            rows.append(ok_row({"attempt": before.get("attempt", 0) + 1}, **row))
+        before = committed.get(duplicate_id)
+        if before is None or (before["group_id"], before["rank"]) != (row["group_id"], row["rank"]):
+            rows.append(ok_row({"attempt": before["attempt"] + 1 if before else 1}, **row))
     for duplicate_id, before in committed.items():
         if before["group_id"] and duplicate_id not in found:
             left = ("left_group", "the clip is no longer cut, or no longer like the others")
@@ -262,9 +266,8 @@ def _changed(
     return rows
 
 
-def _note(run: Run, found: Any, num_clips: int) -> str:
+def _note(run: Run, found: Collection[DuplicateColumns], num_clips: int) -> str:
     """What was found, for people: extra clips by method, and files that are copies of others."""
-    found = list(found)
     extra = Counter(row["method"] for row in found if not row["keeper"])
     num_extra = len({row["clip_id"] for row in found if not row["keeper"]})
     by_method = ", ".join(f"{method} {extra[method]}" for method in METHODS if extra[method])

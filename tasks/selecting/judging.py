@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from tasks.selecting.quotas import over_quota
 from tasks.selecting.select_config import Bounds, Limits, SelectConfig
 from tasks.selecting.splits import CONFLICT
 from tasks.tables.delta import content_id
+from tasks.tables.rows import ClipRow, SelectionColumns
 from tasks.tables.schemas import CLIP_FIGURES
 
 VERSION = "1"
@@ -20,11 +21,20 @@ CLIP_COLUMNS = (
 )
 
 
+class Verdict(TypedDict):
+    """What a selection says of a clip."""
+
+    keep: bool
+    drop_reasons: list[str]
+    bucket: str
+    split: str
+
+
 @dataclass(frozen=True)
 class Material:
     """What is known of the clips before any rule; everything in the order of the clips."""
 
-    clips: Sequence[Mapping[str, Any]]  # CLIP_COLUMNS of `clips`
+    clips: Sequence[ClipRow]  # CLIP_COLUMNS of `clips`
     scores: Mapping[str, np.ndarray]  # by scorer or figure, float64, NaN where there is none
     groups: Mapping[str, Sequence[Sequence[int]]]  # by method: positions of clips, the one to keep first
     splits: Sequence[str]
@@ -39,7 +49,7 @@ class Judged:
     config: SelectConfig
     selection: str  # hash of the config
     limits: dict[str, Bounds]  # by scorer, percentiles as the numbers they came to
-    rows: list[dict[str, Any]]  # of `selections`, without the common columns
+    rows: list[SelectionColumns]
 
     @property
     def kept(self) -> np.ndarray:
@@ -83,7 +93,7 @@ def judge(material: Material, config: SelectConfig, selection: str, outer: Judge
     return Judged(rules.name, config, selection, limits, rows)
 
 
-def clip_figures(clips: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def clip_figures(clips: Sequence[ClipRow]) -> dict[str, np.ndarray]:
     """CLIP_FIGURES of clips, as if they were scores."""
     column = {
         name: np.array([clip[name] for clip in clips], np.float64)
@@ -123,7 +133,7 @@ def _outside(scorer: str, values: np.ndarray, bounds: Bounds) -> list[tuple[str,
 
 
 def _fit(
-    clips: Sequence[Mapping[str, Any]], texts: Sequence[str], max_upscale: float
+    clips: Sequence[ClipRow], texts: Sequence[str], max_upscale: float
 ) -> tuple[list[str], list[tuple[str, np.ndarray]]]:
     """The bucket of each clip, "" if it fits none, and which clips are too short or too small for all."""
     buckets = [parse_bucket(text) for text in texts]
@@ -155,16 +165,16 @@ def repeated(groups: Sequence[Sequence[int]], kept: np.ndarray) -> np.ndarray:
 
 def _rows(
     material: Material, config: SelectConfig, selection: str, reasons: Sequence[list[str]], buckets: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[SelectionColumns]:
     """Rows of `selections`; the id of a verdict also names the scores that were looked at."""
     asked = sorted({*config.thresholds, *(scorer for one in config.sets for scorer in one.thresholds)})
     nothing = np.full(len(material.clips), np.nan)
     values = [[None if x != x else x for x in material.scores.get(scorer, nothing).tolist()] for scorer in asked]
     name = config.rules().name
-    rows = []
+    rows: list[SelectionColumns] = []
     for place, clip in enumerate(material.clips):
         split = material.splits[place]
-        verdict = {
+        verdict: Verdict = {
             "keep": not reasons[place],
             "drop_reasons": reasons[place],
             "bucket": buckets[place],
@@ -172,5 +182,5 @@ def _rows(
         }
         used = {scorer: column[place] for scorer, column in zip(asked, values, strict=True)}
         selection_id = content_id(clip["clip_id"], selection, VERSION, used, verdict)
-        rows.append({"selection_id": selection_id, "clip_id": clip["clip_id"], "subset": name} | verdict)
+        rows.append({"selection_id": selection_id, "clip_id": clip["clip_id"], "subset": name, **verdict})
     return rows

@@ -6,7 +6,6 @@ Only rows are read and written here, so another threshold costs seconds and reco
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -14,7 +13,7 @@ from tasks.running.run import Run, lineage, params_hash
 from tasks.running.step import step
 from tasks.scoring.newest import score_arrays
 from tasks.selecting.duplicates import groups_by_method
-from tasks.selecting.judging import CLIP_COLUMNS, VERSION, Judged, Material, clip_figures, judge
+from tasks.selecting.judging import CLIP_COLUMNS, VERSION, Judged, Material, Verdict, clip_figures, judge
 from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS, splits_of
 from tasks.sources.card import SplitPin, cards_of, read_card
@@ -22,6 +21,7 @@ from tasks.tables.appending import append_block
 from tasks.tables.current import current_clips
 from tasks.tables.delta import content_id, ok_row, read_table, table_version
 from tasks.tables.manifest import newest_selection, verdicts_of
+from tasks.tables.rows import ClipRow, SelectionColumns, SelectionRow, as_rows
 from tasks.tables.schemas import CLIP_FIGURES
 
 # Copies link videos in the draw of splits. Clips that are merely alike to a model would in time link all of them.
@@ -40,7 +40,7 @@ def select(run: Run, config: SelectConfig) -> SelectResult:
             stops.
     """
     started = time.time()
-    clips = current_clips(run.root, CLIP_COLUMNS, config.clips).to_pylist()
+    clips = as_rows(current_clips(run.root, CLIP_COLUMNS, config.clips), ClipRow)
     if not clips:
         raise ValueError(_no_clips(run))
     material = _material(run, clips, config)
@@ -72,7 +72,7 @@ def select(run: Run, config: SelectConfig) -> SelectResult:
     )
 
 
-def _material(run: Run, clips: Sequence[Mapping[str, Any]], config: SelectConfig) -> Material:
+def _material(run: Run, clips: Sequence[ClipRow], config: SelectConfig) -> Material:
     """What is known of the clips."""
     clip_ids = [clip["clip_id"] for clip in clips]
     place = {clip_id: at for at, clip_id in enumerate(clip_ids)}
@@ -116,7 +116,7 @@ def _check_known(config: SelectConfig, scores: Collection[str]) -> None:
         )
 
 
-def _sources(run: Run, clips: Sequence[Mapping[str, Any]], config: SelectConfig) -> list[str]:
+def _sources(run: Run, clips: Sequence[ClipRow], config: SelectConfig) -> list[str]:
     """The source of each clip's video.
 
     Raises:
@@ -157,7 +157,7 @@ def _no_clips(run: Run) -> str:
     return f"none of the {len(videos)} videos in {run.root} gave a clip ({why}): pyramid manifest show videos says more"
 
 
-def _pins(run: Run, clips: Sequence[Mapping[str, Any]]) -> dict[str, list[SplitPin]]:
+def _pins(run: Run, clips: Sequence[ClipRow]) -> dict[str, list[SplitPin]]:
     """video id -> split pins of all its files, from the source.yaml that described each at ingest."""
     videos = {clip["video_id"] for clip in clips}
     rows = read_table(run.root, "sources", ["video_id", "uri", "path", "card"], where=pc.field("status") == "ok")
@@ -179,7 +179,7 @@ def _pins(run: Run, clips: Sequence[Mapping[str, Any]]) -> dict[str, list[SplitP
     return {video_id: found for video_id, found in pins.items() if found}
 
 
-def _shortage(verdicts: Sequence[Mapping[str, Any]], config: SelectConfig) -> str:
+def _shortage(verdicts: Sequence[SelectionColumns], config: SelectConfig) -> str:
     """Why this selection cannot be trained on, and what to change; empty when it can."""
     kept = Counter(row["split"] for row in verdicts if row["keep"])
     reasons = Counter(reason for row in verdicts for reason in row["drop_reasons"])
@@ -205,12 +205,12 @@ def _write(run: Run, judged: Judged, is_trained: bool) -> tuple[set[str], int]:
     Returns:
         (clips whose verdict is new, how many rows were appended).
     """
-    before = verdicts_of(run.root, judged.selection).select(["clip_id", "selection_id", "keep"]).to_pylist()
-    newest = {row["clip_id"]: row for row in before}
+    before = verdicts_of(run.root, judged.selection).select(["clip_id", "selection_id", "keep"])
+    newest = {row["clip_id"]: row for row in as_rows(before, SelectionRow)}
     changed = [
         row
         for row in [*judged.rows, *_withdrawn(newest, judged)]
-        if newest.get(row["clip_id"], {}).get("selection_id") != row["selection_id"]
+        if row["clip_id"] not in newest or newest[row["clip_id"]]["selection_id"] != row["selection_id"]
     ]
     again = is_trained and not changed and newest_selection(run.root) != judged.selection
     rows = judged.rows[:1] if again else changed  # one row again makes an earlier selection the newest
@@ -228,12 +228,17 @@ def _attempts(run: Run) -> dict[str, int]:
     return dict(zip(rows["selection_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
 
 
-def _withdrawn(newest: Mapping[str, Mapping[str, Any]], judged: Judged) -> list[dict[str, Any]]:
+def _withdrawn(newest: Mapping[str, SelectionRow], judged: Judged) -> list[SelectionColumns]:
     """Verdicts on clips that were kept and are no longer made by the clips step."""
     current = {row["clip_id"] for row in judged.rows}
-    verdict = {"keep": False, "drop_reasons": ["not_current"], "bucket": "", "split": ""}
+    verdict: Verdict = {"keep": False, "drop_reasons": ["not_current"], "bucket": "", "split": ""}
     return [
-        {"selection_id": content_id(clip_id, judged.selection, VERSION, verdict), "clip_id": clip_id} | verdict
+        {
+            "selection_id": content_id(clip_id, judged.selection, VERSION, verdict),
+            "clip_id": clip_id,
+            "subset": judged.name,
+            **verdict,
+        }
         for clip_id, row in newest.items()
         if row["keep"] and clip_id not in current
     ]

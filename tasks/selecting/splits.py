@@ -2,19 +2,19 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from pyramid_model.duplicates import components
 from tasks.sources.card import SplitPin
 from tasks.tables.delta import content_id
+from tasks.tables.rows import ClipRow
 
 SPLITS = ("train", "val", "test")
 
 
 def splits_of(
-    clips: Sequence[Mapping[str, Any]],
+    clips: Sequence[ClipRow],
     groups: Sequence[Sequence[int]],
     pins: Mapping[str, Sequence[SplitPin]],
     val_fraction: float,
@@ -97,7 +97,7 @@ def _agreed(splits: set[str]) -> str:
     return next(iter(splits)) if len(splits) == 1 and "" not in splits else "train"
 
 
-def split_of(clip: Mapping[str, Any], pins: Sequence[SplitPin], val_fraction: float, test_fraction: float) -> str:
+def split_of(clip: ClipRow, pins: Sequence[SplitPin], val_fraction: float, test_fraction: float) -> str:
     """The split of a clip: that of the pin it lies in, else by the hash of its video; "" when it lies in two.
 
     What no pin covers in a video that has pins goes to training: its owner has chosen the rest.
@@ -113,7 +113,7 @@ def split_of(clip: Mapping[str, Any], pins: Sequence[SplitPin], val_fraction: fl
     return touched.pop() if len(touched) == 1 else ""
 
 
-def _covered_s(clip: Mapping[str, Any], pin: SplitPin) -> float:
+def _covered_s(clip: ClipRow, pin: SplitPin) -> float:
     """Seconds of a clip that lie in a pinned span."""
     end_s = clip["end_s"] if pin.end_s is None else min(clip["end_s"], pin.end_s)
     return max(0.0, end_s - max(clip["start_s"], pin.start_s or 0.0))

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pyramid_model.config import Config
 from tasks.tables import storage
+from tasks.tables.rows import SourceRow
 
 NAME = "source.yaml"
 Split = Literal["train", "val", "test"]
@@ -71,7 +72,7 @@ def card_uri(folder: str) -> str:
     return f"{folder.rstrip('/')}/{NAME}"
 
 
-def cards_of(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+def cards_of(sources: Sequence[SourceRow]) -> list[str]:
     """URI of the source.yaml that describes each row of `sources` (`uri`, `path`, `card`); empty where none does.
 
     A row that does not say, of an older root or of an import, has the one in the folder where its path begins.

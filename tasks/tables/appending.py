@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +25,7 @@ COMPACT_EVERY = 256  # versions: each leaves a small file, and a thousand of the
 SMALL_ROWS = WriterProperties(compression="ZSTD", compression_level=3)
 
 
-def append_block(root: str, table: str, rows: Sequence[Mapping[str, Any]], block_id: str, lineage: Lineage) -> int:
+def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], block_id: str, lineage: Lineage) -> int:
     """Append rows in one atomic commit, exactly once per `block_id` and settings (`lineage.params_hash`).
 
     Rows that another run has committed with the same settings are left out. A row whose id and attempt were committed
@@ -196,7 +196,7 @@ def _open_or_create(root: str, table: str) -> DeltaTable:
     return DeltaTable.create(table_uri(root, table), schema=SCHEMAS[table], mode="ignore", name=table)
 
 
-def _to_arrow(table: str, rows: Sequence[Mapping[str, Any]], lineage: Lineage) -> pa.Table:
+def _to_arrow(table: str, rows: Sequence[Mapping[str, object]], lineage: Lineage) -> pa.Table:
     """Rows as Arrow with the common columns filled in; an unknown column is our bug and says so."""
     schema = SCHEMAS[table]
     common = asdict(lineage) | {

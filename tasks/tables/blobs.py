@@ -1,13 +1,13 @@
 """Tensors in binary columns: bytes with shape and dtype, and a checksum that is checked on reading."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.tables.delta import crc32
+from tasks.tables.rows import EmbeddingRow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,7 +34,7 @@ def bytes_tensor(data: bytes, shape: Iterable[int], dtype: str) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape).float()
 
 
-def embedding_of(row: Mapping[str, Any]) -> Tensor:
+def embedding_of(row: EmbeddingRow) -> Tensor:
     """Features of the sampled frames of a clip (n d) of a row of `embeddings`, each of unit length.
 
     Raises:
@@ -45,7 +45,7 @@ def embedding_of(row: Mapping[str, Any]) -> Tensor:
     return torch.nn.functional.normalize(features, dim=-1)  # rounding when stored has moved them a little
 
 
-def _check(row: Mapping[str, Any], *blobs: bytes) -> None:
+def _check(row: EmbeddingRow, *blobs: bytes) -> None:
     found = crc32(*blobs)
     if found != row["crc32"]:
         raise CorruptBlobError(f"crc32 is {found:08x}, {row['crc32']:08x} was written")

@@ -42,7 +42,7 @@ class Lineage:
     code_version: str
 
 
-def content_id(*parts: Any) -> str:
+def content_id(*parts: object) -> str:
     """32 hex digits of blake2b-128 over the canonical JSON of `parts` (bytes are hashed as they are)."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -59,14 +59,14 @@ def crc32(*blobs: bytes | memoryview) -> int:
     return value
 
 
-def ok_row(item: Mapping[str, Any], **columns: Any) -> dict[str, Any]:
+def ok_row(item: Mapping[str, object], **columns: object) -> dict[str, Any]:
     """A good row made from a step's input item (which carries the attempt)."""
     return {"status": "ok", "attempt": item.get("attempt", 1)} | columns
 
 
 def bad_row(
-    item: Mapping[str, Any], error: Exception | tuple[str, str], status: str = "failed", **columns: Any
-) -> dict:
+    item: Mapping[str, object], error: Exception | tuple[str, str], status: str = "failed", **columns: object
+) -> dict[str, Any]:
     """A row for data that could not be used: `error` is (error_type, sentence) or an exception with a `kind`."""
     if isinstance(error, Exception):
         kind, text = getattr(error, "kind", type(error).__name__), str(error)

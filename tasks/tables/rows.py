@@ -129,8 +129,8 @@ class EmbeddingRow(CommonRow):
     crc32: int
 
 
-class DuplicateRow(CommonRow):
-    """A row of `duplicates`."""
+class DuplicateColumns(TypedDict):
+    """A row of `duplicates` without the common columns, as its step makes it."""
 
     duplicate_id: str
     clip_id: str
@@ -143,8 +143,12 @@ class DuplicateRow(CommonRow):
     clips: str
 
 
-class SelectionRow(CommonRow):
-    """A row of `selections`."""
+class DuplicateRow(DuplicateColumns, CommonRow):
+    """A row of `duplicates`."""
+
+
+class SelectionColumns(TypedDict):
+    """A row of `selections` without the common columns, as its step makes it."""
 
     selection_id: str
     clip_id: str
@@ -153,6 +157,10 @@ class SelectionRow(CommonRow):
     bucket: str
     split: str
     subset: str
+
+
+class SelectionRow(SelectionColumns, CommonRow):
+    """A row of `selections`."""
 
 
 class CaptionRow(CommonRow):

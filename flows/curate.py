@@ -7,8 +7,10 @@ from prefect import flow
 
 from flows.artifacts import publish_curation
 from flows.durable import durable, flow_run_name, prepare
+from flows.handing_on import with_clips
 from flows.recipe import Recipe
 from tasks.cutting import clips
+from tasks.cutting.clips import ClipsResult
 from tasks.running.run import StepResult
 from tasks.scoring import scores
 from tasks.selecting import duplicates, select
@@ -28,7 +30,7 @@ class Curated:
     """What the steps of curation did."""
 
     ingest: IngestResult
-    clips: StepResult
+    clips: ClipsResult
     scores: StepResult
     duplicates: StepResult
     select: SelectResult
@@ -58,9 +60,12 @@ def curate(
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
     select.check_limited(run, plan.select, plan.scores.computed)
+    ingested = ingest_sources(run, plan.ingest)
+    cut = cut_clips(run, plan.clips)
+    plan = with_clips(plan, cut)
     done = Curated(
-        ingest=ingest_sources(run, plan.ingest),
-        clips=cut_clips(run, plan.clips),
+        ingest=ingested,
+        clips=cut,
         scores=score_clips(run, plan.scores),
         duplicates=find_duplicates(run, plan.duplicates),
         select=select_clips(run, plan.select),

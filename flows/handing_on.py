@@ -6,11 +6,22 @@ root", which may be of another recipe.
 
 from flows.recipe import Recipe, replaced
 from tasks.captioning.config import CaptionsResult
+from tasks.cutting.clips import ClipsResult
 from tasks.encoding.latents import LatentsResult
 from tasks.encoding.text_features import TextFeaturesResult
 from tasks.selecting.select_config import SelectResult
 from tasks.training.job import TrainingResult
 from tasks.training.train_dit import TrainDiTResult
+
+
+def with_clips(plan: Recipe, cut: ClipsResult) -> Recipe:
+    """Scores, duplicates and the selection are of the clips that the settings of this run cut."""
+    return replaced(
+        plan,
+        scores=replaced(plan.scores, clips=plan.scores.clips or cut.clips),
+        duplicates=replaced(plan.duplicates, clips=plan.duplicates.clips or cut.clips),
+        select=replaced(plan.select, clips=plan.select.clips or cut.clips),
+    )
 
 
 def with_selection(plan: Recipe, selected: SelectResult) -> Recipe:

@@ -121,8 +121,14 @@ def share_s(left_s: float, num_after: int) -> float:
     return max(LEAST_S, left_s - num_after * LEAST_S)
 
 
+class ClipsResult(StepResult):
+    """What the clips step hands on."""
+
+    clips: str = Field(description="hash of the settings, in `videos.params_hash`: names the clips of this run")
+
+
 @step
-def clips(run: Run, config: ClipsConfig) -> StepResult:
+def clips(run: Run, config: ClipsConfig) -> ClipsResult:
     """Cut every ingested video at its shots into clips, unless that was done with these settings before."""
     settings = config.that_matter()
     sources = _sources(run)
@@ -158,10 +164,8 @@ def clips(run: Run, config: ClipsConfig) -> StepResult:
         patience_s=patience_s,
     )
     result = run_blocks(run, work, items, num_done)
-    if restored:
-        note = f"{restored} videos are back to clips that were made before"
-        result = StepResult.model_validate(result.model_dump() | {"note": note})
-    return result
+    note = f"{restored} videos are back to clips that were made before" if restored else result.note
+    return ClipsResult(**dict(result, note=note), clips=params_hash(settings))
 
 
 def _sources(run: Run) -> dict[str, list[dict[str, Any]]]:

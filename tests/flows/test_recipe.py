@@ -3,7 +3,7 @@
 import pytest
 
 from flows.cli.generate import asked_prompts
-from flows.handing_on import with_captions, with_dit, with_features, with_selection, with_vae
+from flows.handing_on import with_captions, with_clips, with_dit, with_features, with_selection, with_vae
 from flows.recipe import (
     PATHS,
     Recipe,
@@ -15,6 +15,7 @@ from flows.recipe import (
 )
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.captioning.config import CaptionsResult
+from tasks.cutting.clips import ClipsResult
 from tasks.encoding.latents import LatentsResult
 from tasks.encoding.text_features import TextFeaturesResult
 from tasks.selecting.select_config import PRESETS, SelectResult
@@ -144,6 +145,11 @@ def test_what_is_handed_on_fills_what_the_recipe_leaves_empty_and_nothing_else()
     assert filled.latents.selection == filled.captions.selection == filled.train_vae.selection == "selected"
     assert filled.train_dit.selection == "given"
     assert filled.ingest == recipe.ingest
+
+
+def test_scores_duplicates_and_selection_are_of_the_clips_that_this_run_cut():
+    filled = with_clips(load_recipe("demo", {"scores.clips": "given"}), ClipsResult(step="clips", clips="cut"))
+    assert (filled.scores.clips, filled.duplicates.clips, filled.select.clips) == ("given", "cut", "cut")
 
 
 def test_the_trained_vae_encodes_the_clips_that_the_dit_is_trained_and_judged_on():

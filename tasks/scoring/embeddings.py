@@ -1,8 +1,8 @@
-"""Embeddings: what a CLIP model sees in sampled frames of every clip, stored once for scores, duplicates and search."""
+"""Embeddings: CLIP features of sampled frames of every clip, stored once for scores, duplicates and search."""
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,12 +10,15 @@ from pydantic import Field
 
 from tasks.models.score_models import load_open_clip
 from tasks.running.run import Run
-from tasks.running.work import Item, Produced
+from tasks.running.work import Item, Produced, Row
 from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
 from tasks.tables.appending import append_again
 from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
 from tasks.tables.newest import ORDER, newest_row
 from tasks.tables.rows import EmbeddingRow, as_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = "1"
 STORED = "float16"
@@ -23,7 +26,7 @@ SAMPLING = ("num_frames", "shorter_side", "dtype")
 
 
 class EmbeddingsConfig(TorchModelConfig):
-    """Which CLIP model, on which frames."""
+    """Which CLIP model embeds which frames."""
 
     model: str = Field(
         "ViT-L-14",
@@ -35,17 +38,17 @@ class EmbeddingsConfig(TorchModelConfig):
 
     @property
     def sampling(self) -> str:
-        """Which frames, at which size, in which precision, as the table keeps it."""
+        """Number and size of frames and precision, as JSON for the column `sampling`."""
         return json.dumps(self.identity(SAMPLING), sort_keys=True)
 
 
 def embedding_id(clip_id: str, model_hash: str, sampling: str) -> str:
-    """Identity of the features of a clip."""
+    """Id of the features of a clip."""
     return content_id(clip_id, model_hash, sampling, STORED, VERSION)
 
 
 class Embedder:
-    """Actor: loads the CLIP model once, then embeds sampled frames, a block of clips at a time."""
+    """Actor: loads the CLIP model once, then embeds sampled frames of one block of clips after another."""
 
     def __init__(self, uri: str, model_hash: str, config: EmbeddingsConfig):
         limit_torch_threads(config.num_threads)
@@ -54,12 +57,12 @@ class Embedder:
 
     def __call__(self, items: list[Item]) -> Produced:
         """One row of `embeddings` a clip; one that cannot be read becomes a failed row."""
-        found = over_clips(items, self.config, self.model.embed_frames)
-        rows = [self.row(item, features) for item, features in zip(items, found, strict=True)]
+        results = over_clips(items, self.config, self.model.embed_frames)
+        rows = [self.row(item, features) for item, features in zip(items, results, strict=True)]
         return Produced({"embeddings": rows})
 
-    def row(self, item: Mapping[str, Any], features: Any) -> dict[str, Any]:
-        """Row of one clip. features: (n d), or why there are none."""
+    def row(self, item: Item, features: "Tensor | Exception") -> Row:
+        """Row of one clip. features: (n d), or the error of its file."""
         from tasks.tables.blobs import tensor_bytes
 
         columns = {name: item[name] for name in ("embedding_id", "clip_id")}
@@ -75,20 +78,20 @@ class Embedder:
 
 
 def newest_source(root: str) -> tuple[str, str]:
-    """(model_hash, sampling) of the embeddings that were asked for last; both empty when there are none."""
+    """(model_hash, sampling) of the newest embeddings; both empty when there are none."""
     newest = newest_row(read_table(root, "embeddings", ["model_hash", "sampling", *ORDER]))
     return (newest["model_hash"], newest["sampling"]) if newest else ("", "")
 
 
-def make_newest_source(run: Run, wanted: str, made: Lineage) -> None:
-    """Say that the model and sampling of the embedding `wanted` count now, by its row again, if others came after."""
-    row = embedding_rows(run.root, [wanted])[wanted]
+def make_newest_source(run: Run, embedding_id: str, made: Lineage) -> None:
+    """Make the model and sampling of an embedding the newest ones: append its row again, unless they are already."""
+    row = embedding_rows(run.root, [embedding_id])[embedding_id]
     if newest_source(run.root) != (row["model_hash"], row["sampling"]):
-        append_again(run.root, "embeddings", [wanted], made)
+        append_again(run.root, "embeddings", [embedding_id], made)
 
 
 def embedding_rows(root: str, embedding_ids: Iterable[str]) -> dict[str, EmbeddingRow]:
     """Rows of `embeddings` by id, failed ones included."""
-    wanted = pc.field("embedding_id").isin(pa.array(sorted(set(embedding_ids)), pa.string()))
-    rows = as_rows(read_table(root, "embeddings", where=wanted), EmbeddingRow)
+    with_ids = pc.field("embedding_id").isin(pa.array(sorted(set(embedding_ids)), pa.string()))
+    rows = as_rows(read_table(root, "embeddings", where=with_ids), EmbeddingRow)
     return {row["embedding_id"]: row for row in rows}

@@ -1,58 +1,67 @@
-"""What every model that looks at sampled frames of clips shares: its settings, and the frames of a block of clips."""
+"""Shared by all models that see sampled frames of clips: settings, and the frames of a block of clips."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from pyramid_model.config import Config
+from tasks.running.work import Item
 
-# Settings that say how fast and where, not what is computed: no part of ids.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pyramid_model.video.video import VideoError
+
+Result = TypeVar("Result")
+FrameModel = Callable[["Sequence[np.ndarray]"], Sequence[Result]]  # frames of several clips -> one result a clip
+
+# Settings that decide speed and place, not the result: no part of ids.
 SPEED = {"block_size", "batch_size", "num_cpus", "num_gpus"}
 
 
 class FrameModelConfig(Config):
-    """Which frames a model sees, and what its actors take."""
+    """Which frames a model sees, and the resources of its actors."""
 
-    num_frames: int = Field(8, ge=1, description="frames that are looked at, spread over the clip")
+    num_frames: int = Field(8, ge=1, description="frames that the model sees, spread over the clip")
     shorter_side: int = Field(
         448, ge=32, description="px to which a larger frame's shorter side is scaled, before the model's own resizing"
     )
-    block_size: int = Field(16, ge=1, description="clips a block; their sampled frames lie in memory together")
+    block_size: int = Field(16, ge=1, description="clips a block; their sampled frames are in memory together")
     num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
 
     @property
     def num_threads(self) -> int:
-        """Threads of an actor's model on the CPU: as many as Ray has reserved for it."""
+        """CPU threads of an actor's model: as many as the CPUs that Ray reserves for the actor."""
         return max(1, int(self.num_cpus))
 
-    def identity(self, names: Sequence[str] = ()) -> dict[str, Any]:
-        """The settings that decide what is computed; of all, or of those named."""
+    def identity(self, names: Sequence[str] = ()) -> dict[str, object]:
+        """The settings that decide the result: all of them, or those named."""
         return self.model_dump(mode="json", include=set(names) or None, exclude=SPEED)
 
 
 class TorchModelConfig(FrameModelConfig):
-    """The same of a model that may run on a GPU."""
+    """Settings of a model that may run on a GPU."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the model's weights")
-    batch_size: int = Field(32, ge=1, description="frames through the model at a time, of several clips")
+    batch_size: int = Field(32, ge=1, description="frames in one pass of the model, of several clips")
     num_gpus: float = Field(0, ge=0, description="GPUs of an actor, e.g. 0.25; more than 0 runs the model on the GPU")
 
     def placement(self) -> dict[str, Any]:
-        """Arguments of a model that say where and how it runs."""
+        """Keyword arguments `device`, `dtype` and `batch_size` of a model."""
         device = "cuda" if self.num_gpus else "cpu"
         return {"device": device, "dtype": self.dtype, "batch_size": self.batch_size}
 
 
 def limit_torch_threads(num_threads: int) -> None:
-    """Keep torch to an actor's CPUs: by default it takes all cores in every process."""
+    """Limit torch to the CPUs of an actor: by default it uses all cores in every process."""
     import torch
 
     torch.set_num_threads(num_threads)
 
 
-def sampled_frames(clip: Mapping[str, Any], config: FrameModelConfig) -> Any:
-    """Frames of a clip that a model looks at, uint8 RGB (t h w c), or why there are none.
+def sampled_frames(clip: Item, config: FrameModelConfig) -> "np.ndarray | VideoError | ValueError":
+    """Frames of a clip for a model, uint8 RGB (t h w c), or the error of its file.
 
     clip: `uri`, `height`, `width`, `num_frames`, `fps_num` and `fps_den` of a row of `clips`.
     """
@@ -73,9 +82,9 @@ def sampled_frames(clip: Mapping[str, Any], config: FrameModelConfig) -> Any:
         return err
 
 
-def over_clips(clips: Sequence[Mapping[str, Any]], config: FrameModelConfig, model: Any) -> list[Any]:
-    """What a model says of each clip (frames of several clips -> one result a clip), or the error of its file."""
-    read = [sampled_frames(clip, config) for clip in clips]
-    sound = [frames for frames in read if not isinstance(frames, Exception)]
-    found = iter(model(sound) if sound else ())
-    return [frames if isinstance(frames, Exception) else next(found) for frames in read]
+def over_clips(clips: Sequence[Item], config: FrameModelConfig, model: FrameModel[Result]) -> list[Result | Exception]:
+    """Result of a model for each clip, or the error of its file."""
+    frames_or_errors = [sampled_frames(clip, config) for clip in clips]
+    readable = [frames for frames in frames_or_errors if not isinstance(frames, Exception)]
+    results = iter(model(readable) if readable else ())
+    return [frames if isinstance(frames, Exception) else next(results) for frames in frames_or_errors]

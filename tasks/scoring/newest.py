@@ -1,4 +1,4 @@
-"""What `scores` says of each clip now: settings and weights change, and the newest row of a clip and scorer counts."""
+"""Current scores: of several rows for a clip and scorer, the newest one counts."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, so pyright does not know them.
@@ -18,7 +18,7 @@ COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", *ORDER)
 
 
 def score_arrays(root: str, clip_ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """scorer -> values in the order of the clips, float64, NaN where there is none; only scorers that have numbers."""
+    """Scorer -> values in the order of the clips, float64, NaN for a clip without one; only scorers with values."""
     rows = _newest(root, clip_ids)
     rows = rows.filter((pc.field("status") == "ok") & pc.field("value").is_valid())
     names = rows["scorer"].combine_chunks().dictionary_encode()
@@ -32,13 +32,13 @@ def score_arrays(root: str, clip_ids: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def make_newest(run: Run, score_ids: Sequence[str], clip_ids: Collection[str], rows_lineage: Lineage) -> int:
-    """Append those of these scores again that rows of other settings have overtaken; returns how many.
+    """Append again each of these scores that is not the newest of its clip and scorer; returns how many.
 
-    This is what going back to earlier weights or settings takes: nothing is computed, and readers see those scores.
+    A run that goes back to earlier weights or settings calls this: nothing is computed, and its scores count again.
     """
     newest = set(_newest(run.root, clip_ids)["score_id"].to_pylist())
-    overtaken = [score_id for score_id in score_ids if score_id not in newest]
-    return append_again(run.root, "scores", overtaken, rows_lineage)
+    replaced = [score_id for score_id in score_ids if score_id not in newest]
+    return append_again(run.root, "scores", replaced, rows_lineage)
 
 
 def _newest(root: str, clip_ids: Collection[str]) -> pa.Table:

@@ -1,33 +1,36 @@
-"""Scores that are read off stored embeddings, without another look at the video."""
+"""Scores that are computed from stored embeddings, without reading a video."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.metrics.facts import AESTHETIC, CONSISTENCY, TEXT_MATCH
 from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
-from tasks.running.work import Item, Produced
+from tasks.running.work import Item, Produced, Row
 from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
 from tasks.scoring.frames import limit_torch_threads
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.rows import EmbeddingRow
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 VERSION = "1"
-BLOCK_SIZE = 256  # scores: each is a few products of small matrices
+BLOCK_SIZE = 256  # scores; each takes a few products of small matrices
 
 
 class ZeroShotConfig(Config):
-    """A question that CLIP answers of each frame: does it show this, or that?"""
+    """A zero-shot classification of each frame by CLIP: `prompts` or `against`."""
 
     prompts: tuple[str, ...] = Field(min_length=1, description="what a high score shows, e.g. a photo with a watermark")
     against: tuple[str, ...] = Field(min_length=1, description="what a low score shows, e.g. a clean photo")
 
 
 class EmbeddingScoresConfig(EmbeddingsConfig):
-    """The CLIP model that embeds the clips, and the scores that are read off its features."""
+    """The CLIP model that embeds the clips, and the scores that are computed from its features."""
 
     consistency: bool = Field(True, description="score `consistency`: how alike neighbouring sampled frames are")
     aesthetic_head: str = Field(
@@ -41,24 +44,24 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
 
     @property
     def scorers(self) -> list[str]:
-        """Names of the scores that are asked for."""
+        """Names of the scores to compute."""
         asked = ((CONSISTENCY, self.consistency), (AESTHETIC, self.aesthetic_head), (TEXT_MATCH, self.text_match))
         return [*(facts.name for facts, is_asked in asked if is_asked), *self.zero_shot]
 
     @property
     def with_text(self) -> bool:
-        """Whether texts have to be embedded."""
+        """Whether a score compares frames with texts."""
         return self.text_match or bool(self.zero_shot)
 
     def embedding(self) -> EmbeddingsConfig:
-        """What the embeddings depend on, without the scores."""
+        """The settings that the embeddings depend on."""
         return EmbeddingsConfig.model_validate(self.model_dump(include=set(EmbeddingsConfig.model_fields)))
 
 
 def wanted_scores(
     config: EmbeddingScoresConfig, embeddings: Mapping[str, str], head_hash: str, captions: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Items of the scores that clips must have.
+) -> list[Item]:
+    """Items of the scores that the clips must have: one for each clip and scorer.
 
     Args:
         config: which scores.
@@ -69,8 +72,8 @@ def wanted_scores(
     items = []
     for clip_id, embedding_id in embeddings.items():
         for scorer in config.scorers:
-            text = captions.get(clip_id, "") if scorer == "text_match" else ""
-            decided_by = {"aesthetic": head_hash, "text_match": text}.get(scorer, "")
+            text = captions.get(clip_id, "") if scorer == TEXT_MATCH.name else ""
+            decided_by = {AESTHETIC.name: head_hash, TEXT_MATCH.name: text}.get(scorer, "")
             if scorer in config.zero_shot:
                 decided_by = config.zero_shot[scorer].model_dump(mode="json")
             score_id = content_id(clip_id, scorer, embedding_id, decided_by, VERSION)
@@ -81,11 +84,11 @@ def wanted_scores(
 
 
 class EmbeddingScorer:
-    """Actor: reads stored features, and gives clips the scores that follow from them.
+    """Actor: reads stored features and computes scores from them.
 
     Args:
         root: where the tables are.
-        uri: of the CLIP model; it is loaded only where texts have to be embedded.
+        uri: of the CLIP model; it is loaded only if texts have to be embedded.
         head: of the aesthetic head; empty for none.
         config: which scores.
     """
@@ -101,27 +104,27 @@ class EmbeddingScorer:
         }
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row of `scores` an item; clips without embeddings or without a caption get a row that says so."""
+        """One row of `scores` an item; without an embedding or a caption the row is failed or skipped."""
         embeddings = embedding_rows(self.root, (item["embedding_id"] for item in items))
         texts = self._embedded({item["text"] for item in items} - {""})
         rows = [self.row(item, embeddings[item["embedding_id"]], texts) for item in items]
         return Produced({"scores": rows})
 
-    def _embedded(self, texts: set[str]) -> dict[str, Any]:
+    def _embedded(self, texts: set[str]) -> "dict[str, Tensor]":
         if not texts:
             return {}
-        assert self.model, "only text_match has texts, and then the model is loaded"
+        assert self.model, "items have texts only for text_match, and then the model is loaded"
         ordered = sorted(texts)
         return dict(zip(ordered, self.model.embed_texts(ordered), strict=True))
 
-    def row(self, item: Mapping[str, Any], embedding: EmbeddingRow, texts: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, item: Item, embedding: EmbeddingRow, texts: "Mapping[str, Tensor]") -> Row:
         """Row of one score."""
         from tasks.tables.blobs import CorruptBlobError, embedding_of
 
         columns = {name: item[name] for name in ("score_id", "clip_id", "scorer")}
         if embedding["status"] != "ok":
             return bad_row(item, (embedding["error_type"], f"no embedding: {embedding['error']}"), **columns)
-        if item["scorer"] == "text_match" and not item["text"]:
+        if item["scorer"] == TEXT_MATCH.name and not item["text"]:
             why = "no_caption", "the clip has no caption: run the captions step, then score again"
             return bad_row(item, why, status="skipped", **columns)
         try:
@@ -130,22 +133,23 @@ class EmbeddingScorer:
             return bad_row(item, err, **columns)
         return ok_row(item, **columns, value=value, details=json.dumps(details))
 
-    def score(self, scorer: str, features: Any, text: Any) -> tuple[float, dict[str, Any]]:
+    def score(self, scorer: str, features: "Tensor", text: "Tensor | None") -> tuple[float, dict[str, float]]:
         """Value and details. features: of the sampled frames (n d); text: of the caption (d), for `text_match`."""
         from pyramid_model.metrics.open_clip_model import consistency, text_match, zero_shot
 
-        if scorer == "text_match":
+        if scorer == TEXT_MATCH.name:
+            assert text is not None, "a clip without a caption is skipped before"
             return text_match(features, text), {"num_frames": len(features)}
-        if scorer == "consistency":
+        if scorer == CONSISTENCY.name:
             by_frame = consistency(features)
-        elif scorer == "aesthetic":
+        elif scorer == AESTHETIC.name:
             by_frame = self.head(features)[:, 0]  # type: ignore[misc]
         else:
             by_frame = zero_shot(features, *self.questions[scorer], self.model.logit_scale)  # type: ignore[union-attr]
         return float(by_frame.mean()), frame_details(by_frame.tolist(), len(features))
 
 
-def frame_details(by_frame: Sequence[float], num_frames: int) -> dict[str, Any]:
-    """What `details` keeps of a score that every sampled frame has."""
+def frame_details(by_frame: Sequence[float], num_frames: int) -> dict[str, float]:
+    """Details of a score that every sampled frame has."""
     mean = sum(by_frame) / len(by_frame)
     return {"mean": mean, "min": min(by_frame), "max": max(by_frame), "num_frames": num_frames}

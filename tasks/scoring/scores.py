@@ -2,8 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pydantic import Field, field_validator
 
@@ -11,7 +10,7 @@ from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, merged
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced
+from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.scoring import model_scores
 from tasks.scoring.model_scores import ModelScoresConfig
 from tasks.scoring.newest import make_newest
@@ -44,11 +43,11 @@ class ScoresConfig(ModelScoresConfig):
 
 
 def score_id(clip_id: str, scorer: str) -> str:
-    """Identity of a clip's score: the same for the same frames, scorer and settings of it."""
+    """Id of a score: a hash of the clip, the scorer and its settings."""
     return content_id(clip_id, scorer, {"longer_side": LONGER_SIDE}, VERSION)
 
 
-def score_rows(clip_id: str, clip: ClipView, scorers: Sequence[str] = IN_DECODE_PASS) -> list[dict[str, Any]]:
+def score_rows(clip_id: str, clip: ClipView, scorers: Sequence[str] = IN_DECODE_PASS) -> list[Row]:
     """Rows of `scores` for one clip."""
     num_frames, height, width = clip.frames.shape
     rows = []
@@ -61,28 +60,28 @@ def score_rows(clip_id: str, clip: ClipView, scorers: Sequence[str] = IN_DECODE_
 
 
 class ClipScorer:
-    """Actor: reads each clip once and gives it the scores that it lacks."""
+    """Actor: reads each clip once and computes its missing scores."""
 
     def __call__(self, items: list[Item]) -> Produced:
         """Rows of `scores`, one an item; the items of one clip follow each other."""
         groups = [list(group) for _, group in itertools.groupby(items, key=lambda item: item["clip_id"])]
         return Produced({"scores": [row for group in groups for row in self._score(group)]})
 
-    def _score(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _score(self, items: list[Item]) -> list[Row]:
         from pyramid_model.video.video import VideoError
 
         clip = items[0]
         try:
             view = clip_view(clip)
         except VideoError as err:
-            kept = ("score_id", "clip_id", "scorer")
-            return [bad_row(item, err, **{name: item[name] for name in kept}) for item in items]
+            columns = ("score_id", "clip_id", "scorer")
+            return [bad_row(item, err, **{name: item[name] for name in columns}) for item in items]
         rows = score_rows(clip["clip_id"], view, [item["scorer"] for item in items])
         return [row | {"attempt": item["attempt"]} for row, item in zip(rows, items, strict=True)]
 
 
-def clip_view(clip: Mapping[str, Any]) -> ClipView:
-    """What scorers look at, read from the clip's file. clip: a row of `clips`.
+def clip_view(clip: Item) -> ClipView:
+    """Input of the scorers, read from the file of a clip. clip: a row of `clips`.
 
     Raises:
         VideoError: the file is missing or is no clip of ours.
@@ -109,7 +108,7 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     """Compute the scores that current clips lack.
 
     Raises:
-        StepError: weights of a model cannot be had, or are of another architecture; before anything is computed.
+        StepError: weights of a model are missing or do not fit its settings; raised before anything is computed.
     """
     from tasks.tables.current import current_clips
 

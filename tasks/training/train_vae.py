@@ -101,7 +101,7 @@ def _check_frames(config: TrainVAEConfig, clips: Sequence[SelectedClip]) -> None
     if shortest < wanted:
         raise StepError(
             f"clips of {shortest} frames are selected and train_vae.batch.num_frames is {wanted}: "
-            "lower it, or select longer clips (select.bucket)"
+            "lower it, or select longer clips (select.buckets)"
         )
 
 

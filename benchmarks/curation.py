@@ -188,7 +188,7 @@ def two_workers(path: Path, num_frames: int, effort: Effort, folder: Path) -> It
 def finished_root(root: Path, num_clips: int) -> Run:
     """A root whose clips are all cut and scored, as the steps would have left it; ten clips a video, no media."""
     run = Run(root=str(root))
-    done = lineage(run, "clips", VERSION, ClipsConfig().that_matter())
+    done = lineage(run, "clips", VERSION, ClipsConfig())
     for first in range(0, num_clips // 10, 16):
         rows: dict[str, list[dict[str, Any]]] = {"sources": [], "clips": [], "scores": [], "videos": []}
         for video in range(first, min(first + 16, num_clips // 10)):

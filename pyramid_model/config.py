@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +20,27 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def without_unused(config: Config, dump: SerializerFunctionWrapHandler, added: Iterable[str]) -> dict[str, Any]:
-    """A config as written down before it had the fields `added`, as far as those are at their defaults.
+# For `Field(json_schema_extra=NOT_IDENTITY)`: a setting that changes how or where something is computed and not what
+# comes out, or that names something whose hash is part of the id anyway.
+NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
-    For `model_serializer(mode="wrap")`: settings that came later and are not used move no hash and no id.
-    """
-    fields = type(config).model_fields
-    unused = {name for name in added if getattr(config, name) == fields[name].get_default(call_default_factory=True)}
-    return {name: value for name, value in dump(config).items() if name not in unused}
+
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that decide what comes out, as JSON for hashes: all but those marked NOT_IDENTITY, at any depth."""
+    return _decisive(config, config.model_dump(mode="json"))
+
+
+def _decisive(value: Any, dumped: Any) -> Any:
+    """What `dumped`, the JSON of a setting's `value`, holds beside marked settings."""
+    if isinstance(value, Config):
+        fields = type(value).model_fields
+        decisive = [name for name in fields if fields[name].json_schema_extra != NOT_IDENTITY]
+        return {name: _decisive(getattr(value, name), dumped[name]) for name in decisive}
+    if isinstance(value, Mapping):
+        return {key: _decisive(inner, dumped[key]) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_decisive(inner, json_value) for inner, json_value in zip(value, dumped, strict=True)]
+    return dumped
 
 
 class LatentNorm(Config):
@@ -141,11 +154,6 @@ class DiTConfig(Config):
         description="timestep of text and history: shared: the noisy frame's, as released; clean: always 0, so that "
         "they are computed once a stage instead of at every step",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_shared(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `history_time` at its default, so that the ids of models from before this setting stay the same."""
-        return without_unused(self, dump, ["history_time"])
 
     @property
     def clean_history(self) -> bool:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import Field
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
-
-from pyramid_model.config import Config, PyramidConfig, VAEConfig, without_unused
+from pyramid_model.config import Config, PyramidConfig, VAEConfig
 
 Steps = int | tuple[int, ...]
-
-# Came after requests had entered ids. Written down only where they are used, so that the ids of before hold.
-ADDED = ("guidance_falloff", "min_guidance_scale", "negative_prompt", "prompt_suffix", "refresh_every")
 
 
 class GenerationRequest(Config):
@@ -79,7 +74,3 @@ class GenerationRequest(Config):
     def num_frames(self, vae: VAEConfig) -> int:
         """Frames of the clip."""
         return 1 + vae.time_factor * (self.num_latent_frames - 1)
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ADDED)

@@ -12,9 +12,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from pyramid_model.config import Config, without_unused
+from pyramid_model.config import Config
 from pyramid_model.shots.same_scene import FLASH_FRAMES, colour_change
 
 if TYPE_CHECKING:
@@ -57,10 +57,6 @@ class ShotsConfig(Config):
                 "set shots.threshold"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ("stride_frames", "weights", "find_gradual"))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from pyramid_model.config import Config, PyramidConfig
+from pyramid_model.config import NOT_IDENTITY, Config, PyramidConfig
 
 
 class OptimConfig(Config):
@@ -21,9 +21,11 @@ class OptimConfig(Config):
     weight_decay: float = Field(1e-4, ge=0, description="on matrices and kernels; never on biases and norms")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, which become the model")
-    log_every: int = Field(10, ge=1, description="steps between rows of the curve")
+    log_every: int = Field(10, ge=1, description="steps between rows of the curve", json_schema_extra=NOT_IDENTITY)
     val_every: int = Field(0, ge=0, description="steps between validations; 0: before the first and after the last")
-    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: after the last one only")
+    checkpoint_every: int = Field(
+        100, ge=0, description="steps between checkpoints; 0: after the last one only", json_schema_extra=NOT_IDENTITY
+    )
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -1,12 +1,10 @@
 """Settings of the captions step, and the kinds of captions."""
 
-from typing import Any
-
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from pyramid_model.captioning.instructions import Kind
 from pyramid_model.captioning.question import FrameSampling
-from pyramid_model.config import Config, without_unused
+from pyramid_model.config import Config
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.models.vision_models import VisionModelConfig
 from tasks.running.run import StepResult
@@ -16,8 +14,6 @@ REWRITTEN, STRUCTURED = "rewritten", "structured"
 
 VERSION = "1"
 HUMAN = "human"
-# Came after human captions. Written down only where they are used, so that the settings of before hash the same.
-ADDED = ("local", "endpoint", "frames", "instructions", "rewrite_from", "max_repetition")
 
 
 class CaptionsConfig(Config):
@@ -64,10 +60,6 @@ class CaptionsConfig(Config):
         if self.rewrite_from == REWRITTEN:
             raise ValueError("rewrite_from 'rewritten': name the kind of caption that is rewritten, such as dense")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ADDED)
 
 
 class Usage(Config):

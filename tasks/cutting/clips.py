@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
-from pyramid_model.config import without_unused
+from pyramid_model.config import NOT_IDENTITY
 from pyramid_model.shots.shots import ShotsConfig
 from tasks.cutting.planning import ClipRules
 from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
@@ -51,23 +51,20 @@ class ClipsConfig(ClipRules):
         1500,
         gt=0,
         description="give a video up after so long for each 128 MiB (begun) of it; changing it redoes nothing",
+        json_schema_extra=NOT_IDENTITY,
     )
     max_memory_gb: float = Field(
-        4, gt=0, description="give a video up when cutting it takes more GiB of memory; changing it redoes nothing"
+        4,
+        gt=0,
+        description="give a video up when cutting it takes more GiB of memory; changing it redoes nothing",
+        json_schema_extra=NOT_IDENTITY,
     )
     max_megapixels: float = Field(
-        36, gt=0, description="give a video up whose frames are larger; 36 is above 8K; changing it redoes nothing"
+        36,
+        gt=0,
+        description="give a video up whose frames are larger; 36 is above 8K; changing it redoes nothing",
+        json_schema_extra=NOT_IDENTITY,
     )
-
-    def that_matter(self) -> "ClipsConfig":
-        """These settings without those that change no clip."""
-        limits = {"max_memory_gb", "max_megapixels"}
-        return ClipsConfig.model_validate(self.model_dump(exclude=limits) | {"timeout_s": 1.0})
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        added = ("max_memory_gb", "max_megapixels", "crop_letterbox", "overlap_frames")
-        return without_unused(self, dump, added)  # videos stay done
 
 
 class VideoWorker:
@@ -130,12 +127,9 @@ class ClipsResult(StepResult):
 @step
 def clips(run: Run, config: ClipsConfig) -> ClipsResult:
     """Cut every ingested video at its shots into clips, unless that was done with these settings before."""
-    settings = config.that_matter()
     sources = _sources(run)
-    attempts, to_restore = _pending(run, list(sources), settings)
-    restored = append_again(
-        run.root, "videos", to_restore, lineage(run, "clips", VERSION, settings), _made_alike(settings)
-    )
+    attempts, to_restore = _pending(run, list(sources), config)
+    restored = append_again(run.root, "videos", to_restore, lineage(run, "clips", VERSION, config), _made_alike(config))
     num_done = len(sources) - len(attempts)
     media = run.media("clips")
     items = _items(run, sources, attempts)
@@ -151,7 +145,7 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
     work = PerItemWork(
         step="clips",
         version=VERSION,
-        config=settings,
+        config=config,
         worker=VideoWorker,
         done_table="videos",
         worker_args={
@@ -165,7 +159,7 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
     )
     result = run_blocks(run, work, items, num_done)
     note = f"{restored} videos are back to clips that were made before" if restored else result.note
-    return ClipsResult(**dict(result, note=note), clips=params_hash(settings))
+    return ClipsResult(**dict(result, note=note), clips=params_hash(config))
 
 
 def _sources(run: Run) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.weights.record import TrainedModel
 from tasks.models.folders import ModelSet
@@ -20,11 +20,21 @@ class EvaluateConfig(Config):
     candidate: Literal["trained", "untrained"] = Field(
         "trained", description="untrained: the same model before its first step, which the gate must refuse"
     )
-    dit: str = Field("", description="folder of the DiT; empty: the newest that was trained here")
-    vae: str = Field("", description="folder of its VAE; empty: the one it was trained with")
-    encoder: str = Field("", description="folder of its text encoder; empty: the one it was trained with")
-    selection: str = Field("", description="which selection; empty: the one it was trained on")
-    captions: str = Field("", description="which captions; empty: those it was trained on")
+    dit: str = Field(
+        "", description="folder of the DiT; empty: the newest that was trained here", json_schema_extra=NOT_IDENTITY
+    )
+    vae: str = Field(
+        "", description="folder of its VAE; empty: the one it was trained with", json_schema_extra=NOT_IDENTITY
+    )
+    encoder: str = Field(
+        "", description="folder of its text encoder; empty: the one it was trained with", json_schema_extra=NOT_IDENTITY
+    )
+    selection: str = Field(
+        "", description="which selection; empty: the one it was trained on", json_schema_extra=NOT_IDENTITY
+    )
+    captions: str = Field(
+        "", description="which captions; empty: those it was trained on", json_schema_extra=NOT_IDENTITY
+    )
     gate: GateConfig = GateConfig()
     num_val_clips: int = Field(64, ge=1, description="held-out clips of the validation loss")
     num_reconstructions: int = Field(4, ge=0, description="held-out clips shown beside their reconstructions")
@@ -35,8 +45,10 @@ class EvaluateConfig(Config):
         GenerationRequest(), description="how clips are sampled; size and length are those of the training clips"
     )
     seed: int = Field(0, ge=0, description="of the sampled clips")
-    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of the evaluation")
-    num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU")
+    num_cpus: float = Field(
+        1, gt=0, description="CPUs, and so torch threads, of the evaluation", json_schema_extra=NOT_IDENTITY
+    )
+    num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU", json_schema_extra=NOT_IDENTITY)
 
 
 class EvaluateResult(StepResult):

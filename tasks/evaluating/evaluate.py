@@ -4,6 +4,7 @@ import json
 
 import pyarrow.compute as pc
 
+from pyramid_model.config import identity
 from pyramid_model.weights.record import TrainedOn
 from tasks.evaluating.config import EvaluateConfig, EvaluateResult, Subject
 from tasks.evaluating.evaluator import Evaluator
@@ -95,9 +96,8 @@ def find_subject(run: Run, config: EvaluateConfig) -> Subject:
 
 def _question(config: EvaluateConfig, subject: Subject) -> str:
     """Identity of an evaluation: settings, models and data. The champion is no part of it."""
-    where = {"dit", "vae", "encoder", "selection", "captions", "num_cpus", "num_gpus"}
     data = [[pair.latent_id, pair.text_feature_id] for pair in (*subject.val, *subject.train)]
-    return content_id(VERSION, config.model_dump(mode="json", exclude=where), subject.models.hashes, data)
+    return content_id(VERSION, identity(config), subject.models.hashes, data)
 
 
 def _earlier_verdict(run: Run, question: str, subject: Subject) -> str:

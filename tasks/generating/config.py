@@ -1,10 +1,10 @@
 """Settings of the generate step."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pyramid_model.config import Config, without_unused
+from pyramid_model.config import Config
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.captioning.endpoint import EndpointConfig
@@ -60,10 +60,6 @@ class GenerateConfig(Config):
                 "generate.rewriter.model to an OpenAI-compatible server"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ("rewrite", "rewriter"))
 
 
 class GenerateResult(StepResult):

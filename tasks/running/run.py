@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import Field, field_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, identity
 from tasks.tables import storage
 from tasks.tables.delta import Lineage, content_id
 
@@ -118,8 +118,8 @@ def added(tallies: Iterable[Mapping[str, N]]) -> dict[str, N]:
 
 
 def params_hash(config: Config) -> str:
-    """Identity of a step's settings; two configs with equal values share it."""
-    return content_id(config.model_dump(mode="json"))
+    """Hash of the settings that decide what a step computes (`pyramid_model.config.identity`)."""
+    return content_id(identity(config))
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Embeddings: CLIP features of sampled frames of every clip, stored once for scores, duplicates and search."""
 
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ class EmbeddingsConfig(TorchModelConfig):
     @property
     def sampling(self) -> str:
         """Number and size of frames and precision, as JSON for the column `sampling`."""
-        return json.dumps(self.identity(SAMPLING), sort_keys=True)
+        return self.model_dump_json(include=set(SAMPLING))
 
 
 def embedding_id(clip_id: str, model_hash: str, sampling: str) -> str:

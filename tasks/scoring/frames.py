@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from tasks.running.work import Item
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 FrameModel = Callable[["Sequence[np.ndarray]"], Sequence[Result]]  # frames of several clips -> one result a clip
 
-# Settings that decide speed and place, not the result: no part of ids.
-SPEED = {"block_size", "batch_size", "num_cpus", "num_gpus"}
-
 
 class FrameModelConfig(Config):
     """Which frames a model sees, and the resources of its actors."""
@@ -27,25 +24,33 @@ class FrameModelConfig(Config):
     shorter_side: int = Field(
         448, ge=32, description="px to which a larger frame's shorter side is scaled, before the model's own resizing"
     )
-    block_size: int = Field(16, ge=1, description="clips a block; their sampled frames are in memory together")
-    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
+    block_size: int = Field(
+        16,
+        ge=1,
+        description="clips a block; their sampled frames are in memory together",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
 
     @property
     def num_threads(self) -> int:
         """CPU threads of an actor's model: as many as the CPUs that Ray reserves for the actor."""
         return max(1, int(self.num_cpus))
 
-    def identity(self, names: Sequence[str] = ()) -> dict[str, object]:
-        """The settings that decide the result: all of them, or those named."""
-        return self.model_dump(mode="json", include=set(names) or None, exclude=SPEED)
-
 
 class TorchModelConfig(FrameModelConfig):
     """Settings of a model that may run on a GPU."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the model's weights")
-    batch_size: int = Field(32, ge=1, description="frames in one pass of the model, of several clips")
-    num_gpus: float = Field(0, ge=0, description="GPUs of an actor, e.g. 0.25; more than 0 runs the model on the GPU")
+    batch_size: int = Field(
+        32, ge=1, description="frames in one pass of the model, of several clips", json_schema_extra=NOT_IDENTITY
+    )
+    num_gpus: float = Field(
+        0,
+        ge=0,
+        description="GPUs of an actor, e.g. 0.25; more than 0 runs the model on the GPU",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
     def placement(self) -> dict[str, Any]:
         """Keyword arguments `device`, `dtype` and `batch_size` of a model."""

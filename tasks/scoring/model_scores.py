@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from pyramid_model.config import Config, without_unused
+from pyramid_model.config import Config, identity
 from pyramid_model.metrics.facts import NSFW, SCORER_FACTS, TEXT_AREA, ScorerFacts
 from tasks.models import score_models
 from tasks.models.folders import absolute
@@ -89,11 +89,6 @@ class ModelScoresConfig(Config):
         packaged = ((TEXT_AREA, self.text_area), (NSFW, self.nsfw))
         names = [facts.name for facts, section in packaged if section]
         return [*names, *self.classifiers, *(self.embeddings.scorers if self.embeddings else [])]
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As written down before there were such scores, where there are none."""
-        return without_unused(self, dump, (*ModelScoresConfig.model_fields, "clips"))
 
 
 @dataclass(frozen=True)
@@ -243,9 +238,9 @@ def _classifier(run: Run, name: str, config: ClassifierConfig, clips: Clips) -> 
 
 def _wanted(scorer: str, config: FrameModelConfig, clips: Clips, weights_hash: object) -> list[Item]:
     """One item a clip."""
-    identity = config.identity()
+    settings = identity(config)
     return [
-        {"score_id": content_id(clip["clip_id"], scorer, identity, weights_hash, VERSION), "scorer": scorer, **clip}
+        {"score_id": content_id(clip["clip_id"], scorer, settings, weights_hash, VERSION), "scorer": scorer, **clip}
         for clip in clips
     ]
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pyramid_model.config import Config, without_unused
+from pyramid_model.config import Config
 from pyramid_model.metrics.facts import SCORER_FACTS
 from pyramid_model.train.buckets import expand_buckets
 from tasks.running.run import StepResult
@@ -84,10 +84,6 @@ class Limits(Config):
             bounds[name] = outer if own is None else own
         return Limits(**bounds)
 
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ("min_percentile", "max_percentile"))
-
 
 def possible(thresholds: dict[str, Limits]) -> dict[str, Limits]:
     """The thresholds as they are, after a check that each bound is a value that its scorer can give.
@@ -134,10 +130,6 @@ class SetConfig(Config):
     @classmethod
     def _possible(cls, thresholds: dict[str, Limits]) -> dict[str, Limits]:
         return possible(thresholds)
-
-
-# Came after selections had ids: written down only where they are used, so that the ids of before hold.
-ADDED = ("preset", "drop_duplicates", "sets", "train_set", "sources", "max_per_video", "max_clips", "clips")
 
 
 class SelectConfig(Config):
@@ -263,10 +255,6 @@ class SelectConfig(Config):
         """Which of `nested()` the later steps work on."""
         names = [one.name for one in self.sets]
         return names.index(self.train_set) if self.train_set else max(0, len(names) - 1)
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ADDED)
 
 
 class Rules(Config):

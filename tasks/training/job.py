@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config, identity
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.run import Run, StepResult
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
 
     from pyramid_model.train.loop import Batch
 
-# Settings that change how a training runs and not what comes out of it: they are no part of a model's identity.
-NOT_IDENTITY = {"selection", "captions", "vae", "encoder", "use_gpu"}
-
 
 class TrainingConfig(Config):
     """Settings that both trainings share."""
 
-    selection: str = Field("", description="which selection; empty: the newest")
+    selection: str = Field("", description="which selection; empty: the newest", json_schema_extra=NOT_IDENTITY)
     optim: OptimConfig = OptimConfig()
     num_workers: int = Field(1, ge=1, description="processes, each with its own batch of optim.batch_size samples")
     cpus_per_worker: int = Field(1, ge=1, description="CPUs, and so torch threads, of a worker")
-    use_gpu: Literal["auto", "yes", "no"] = Field("auto", description="auto: when the cluster has one for each worker")
+    use_gpu: Literal["auto", "yes", "no"] = Field(
+        "auto", description="auto: when the cluster has one for each worker", json_schema_extra=NOT_IDENTITY
+    )
 
 
 class TrainingResult(StepResult):
@@ -93,11 +92,7 @@ class Job:
 
 def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence[object]) -> str:
     """Identity of a training: the same settings on the same data are never trained twice."""
-    settings = config.model_dump(mode="json", exclude=NOT_IDENTITY)
-    settings = {name: value for name, value in settings.items() if value is not None}  # a section that is left out
-    for name in ("checkpoint_every", "log_every"):
-        settings["optim"].pop(name)
-    return content_id(kind, version, settings, list(data_ids))
+    return content_id(kind, version, identity(config), list(data_ids))
 
 
 def positions_alike(groups: Sequence[Hashable]) -> list[list[int]]:

@@ -2,12 +2,12 @@
 
 import itertools
 import random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from pyramid_model.captioning.instructions import Kind
-from pyramid_model.config import NULL_TEXT, MiniFluxConfig, MMDiTConfig, PyramidConfig, without_unused
+from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.models.encoders import find_encoder
@@ -57,6 +57,7 @@ class TrainDiTConfig(TrainingConfig):
         "",
         description="which captions: output of the captions step, or kinds such as dense;short; empty: the newest of "
         "each clip, or of each kind that has a weight",
+        json_schema_extra=NOT_IDENTITY,
     )
     caption_weights: dict[Kind, float] = Field(
         {},
@@ -64,9 +65,15 @@ class TrainDiTConfig(TrainingConfig):
         "that a clip has; empty: always the first of `captions`",
     )
     vae: str = Field(
-        "", description="folder of the VAE whose latents are used; empty: the newest that was trained here"
+        "",
+        description="folder of the VAE whose latents are used; empty: the newest that was trained here",
+        json_schema_extra=NOT_IDENTITY,
     )
-    encoder: str = Field("", description="folder of the text encoder; empty: the one used last by text_features")
+    encoder: str = Field(
+        "",
+        description="folder of the text encoder; empty: the one used last by text_features",
+        json_schema_extra=NOT_IDENTITY,
+    )
     model: MiniFluxConfig = MiniFluxConfig()
     mmdit: MMDiTConfig | None = Field(None, description="the SD3 variant, trained in place of `model`; null: not")
     pyramid: PyramidConfig = PyramidConfig()
@@ -99,10 +106,6 @@ class TrainDiTConfig(TrainingConfig):
                 "of them so that it does"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unused(self, dump, ["caption_weights"])
 
     @property
     def columns(self) -> int:

@@ -195,9 +195,7 @@ def test_a_local_model_writes_under_the_hash_of_its_files(ray_local, squares, wr
     assert (same.num_new, same.num_done) == (0, 6)
 
 
-def test_settings_that_no_human_caption_needs_leave_its_hash_alone():
-    plain = CaptionsConfig().model_dump(mode="json")
-    assert set(plain) == {"selection", "kind", "sidecar", "min_overlap", "language", "block_size"}
+def test_a_kind_that_a_model_writes_needs_a_model_and_is_named_once():
     with pytest.raises(ValueError, match=r"written by a model: set one of captions\.local\.name"):
         CaptionsConfig(kind="dense")
     with pytest.raises(ValueError, match="each once"):

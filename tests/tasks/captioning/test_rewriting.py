@@ -46,8 +46,7 @@ def test_a_prompt_stays_as_it_is_where_nothing_of_use_comes_back(chat_server, tm
     assert cat.text == FULLER
 
 
-def test_settings_without_a_rewriter_hash_as_before_and_a_mode_needs_one():
-    assert not {"rewrite", "rewriter"} & set(GenerateConfig().model_dump())
+def test_a_mode_of_rewriting_needs_a_rewriter():
     with pytest.raises(ValueError, match=r"set generate\.rewriter\.base_url"):
         GenerateConfig(rewrite="director")
 

@@ -213,6 +213,5 @@ def test_names_that_would_mean_two_scores_are_refused():
             ScoresConfig.model_validate({"classifiers": {name: {"model": "m", "label": "x"}}})
 
 
-def test_settings_without_models_hash_as_before_there_were_any():
-    assert set(ScoresConfig().model_dump()) == {"scorers", "block_size"}
+def test_scores_of_a_model_change_the_hash_of_the_settings():
     assert params_hash(ScoresConfig()) != params_hash(ScoresConfig.model_validate({"nsfw": {}}))

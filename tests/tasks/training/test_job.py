@@ -40,8 +40,16 @@ MINIFLUX = MiniFluxConfig(**SIZES, num_double_blocks=1, num_single_blocks=1, rop
 MMDIT = MMDiTConfig(**SIZES, num_blocks=1, position_grid=4, position_base=4)
 
 
-def test_a_model_keeps_its_id_now_that_there_is_another_kind():
+def test_models_of_two_kinds_have_two_ids():
     config = TrainDiTConfig(model=MINIFLUX)
     ids = {model_id("dit", "1", c, []) for c in (config, TrainDiTConfig(model=MINIFLUX, mmdit=MMDIT))}
     assert len(ids) == 2
-    assert "4a270893404c31c7037a362dad7b88c7" in ids  # of the version that knew miniFLUX alone
+
+
+def test_where_data_lie_and_how_often_a_training_reports_are_no_part_of_its_id():
+    config = TrainDiTConfig(model=MINIFLUX)
+    changes = {"selection": "s", "vae": "/vae", "encoder": "/encoder", "use_gpu": "no", "optim": {"log_every": 1}}
+    other = TrainDiTConfig.model_validate({"model": MINIFLUX, **changes})
+    assert model_id("dit", "1", other, []) == model_id("dit", "1", config, [])
+    longer = TrainDiTConfig.model_validate({"model": MINIFLUX, "optim": {"num_steps": 9999}})
+    assert model_id("dit", "1", longer, []) != model_id("dit", "1", config, [])

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from tasks.inspecting.table_stats import DropReason, Histogram, finite_values, histogram, reason_counts
 from tasks.tables.current import current_duplicates
 from tasks.tables.delta import read_table
+from tasks.tables.drop_reasons import NOT_CURRENT
 from tasks.tables.manifest import left_join, newest_selection
 from tasks.tables.newest import newest_by
 from tasks.tables.schemas import SCHEMAS
@@ -77,7 +78,7 @@ def selection_stats(root: str) -> list[SetStats]:
 
 def _withdrawn(rows: pa.Table) -> pa.ChunkedArray:
     """Whether each verdict says only that its clip is no longer cut."""
-    return pc.fill_null(pc.equal(pc.binary_join(rows["drop_reasons"], ","), "not_current"), False)
+    return pc.fill_null(pc.equal(pc.binary_join(rows["drop_reasons"], ","), NOT_CURRENT), False)
 
 
 def _set_stats(verdicts: pa.Table, clips: pa.Table) -> SetStats:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from tasks.inspecting.table_stats import Histogram, counts_within, histogram, summary
 from tasks.tables.delta import read_table
+from tasks.tables.drop_reasons import NOT_CURRENT
 from tasks.tables.manifest import verdicts_of
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
@@ -102,7 +103,7 @@ class _Verdict(TypedDict):
 
 def _verdicts(table: pa.Table) -> list[_Verdict]:
     rows = cast("list[_Verdict]", table.select(list(_Verdict.__annotations__)).to_pylist())
-    return [row for row in rows if row["drop_reasons"] != ["not_current"]]
+    return [row for row in rows if row["drop_reasons"] != [NOT_CURRENT]]
 
 
 def _place(row: _Verdict) -> tuple[str, str]:

@@ -15,17 +15,11 @@ import pyarrow.compute as pc
 
 from pyramid_model.metrics.facts import SCORER_FACTS
 from tasks.tables.delta import as_dataset, open_table, read_table
+from tasks.tables.drop_reasons import LATER_RULES, LIMIT_SUFFIXES, OUTER_SET, limit_suffix
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import CLIP_FIGURES, COMMON, SCHEMAS
 
 SPARKS = "▁▂▃▄▅▆▇█"
-SIDES = ("", "_missing", "_low", "_high")  # how a clip can miss a limit on a score; "": the rule is no limit
-OUTER_SET = "not_in_"
-LATER_RULES = (  # after all limits on scores, in this order
-    *("too_few_frames", "too_short", "too_small", "straddles_splits", "pins_conflict"),
-    *("duplicate_exact", "duplicate_phash", "duplicate_semantic"),
-    *("over_max_per_video", "source_left_out", "over_source_share", "over_max_clips"),
-)
 
 
 @dataclass(frozen=True)
@@ -156,19 +150,13 @@ def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
         free = [name for name in followers if not any(name in later for later in followers.values())]
         name = free[0] if free else next(iter(followers))
         followers.pop(name)
-        ordered += sorted(by_group[name], key=lambda reason: SIDES.index(_side(reason)))
+        ordered += sorted(by_group[name], key=lambda reason: ("", *LIMIT_SUFFIXES).index(limit_suffix(reason)))
     return ordered
 
 
 def _group(reason: str) -> str:
     """The score, for a reason that is a limit on one; otherwise the reason itself."""
-    return reason.removesuffix(_side(reason))
-
-
-def _side(reason: str) -> str:
-    """How a clip misses a limit on a score: one of SIDES; "" for other rules."""
-    other = reason in LATER_RULES or reason.startswith(OUTER_SET)
-    return "" if other else next((side for side in SIDES if side and reason.endswith(side)), "")
+    return reason.removesuffix(limit_suffix(reason))
 
 
 def _usual_place(group: str) -> int:

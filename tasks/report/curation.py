@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pyramid_model.train.buckets import Bucket, parse_bucket
-from tasks.inspecting.table_stats import OUTER_SET, DropReason, reason_counts
+from tasks.inspecting.table_stats import DropReason, reason_counts
 from tasks.selecting.splits import SPLITS
-from tasks.tables.current import current_clip_ids
+from tasks.tables.current import clip_figures, current_clip_ids
 from tasks.tables.delta import read_table
+from tasks.tables.drop_reasons import OUTER_SET
 from tasks.tables.manifest import clips_with_scores, left_join, newest_selection, verdicts_of
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import SCHEMAS
@@ -81,20 +82,11 @@ def read_curation(root: str) -> Curation:
     order = pc.sort_indices(rows, [("path", "ascending"), ("start_s", "ascending")])
     rows = rows.take(order)
     for name, column in clip_figures(rows).items():
-        rows = rows.append_column(name, column)
+        if name not in rows.column_names:
+            rows = rows.append_column(name, column)
     good = read_table(root, "captions", ["clip_id", "kind", "text", *ORDER], where=pc.field("status") == "ok")
     captions = newest_by(good, ["clip_id", "kind"])
     return Curation(rows, scorers, newest_selection(root), len(current_ids), captions)
-
-
-def clip_figures(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Those of CLIP_FIGURES that `clips` has no column for: length, frame rate and aspect ratio; null where unknown."""
-    floats = {name: clips[name].cast(pa.float64()) for name in ("width", "height", "fps_num", "fps_den")}
-    return {
-        "duration_s": pc.subtract(clips["end_s"], clips["start_s"]),
-        "fps": pc.divide(floats["fps_num"], floats["fps_den"]),
-        "aspect": pc.divide(floats["width"], floats["height"]),
-    }
 
 
 @dataclass(frozen=True)

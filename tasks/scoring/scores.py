@@ -24,7 +24,7 @@ LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot dete
 class ScoresConfig(ModelScoresConfig):
     """Which scores every clip must have: those without a model by name, the others by their sections."""
 
-    clips: str = Field("", description="which clips: output of the clips step; empty: of each video the newest")
+    clips: str = Field("", description="which clips: output of the clips step; empty: the newest clips of each video")
     scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=", ".join(SCORERS))
     block_size: int = Field(32, ge=1, description="scores a block")
 

@@ -10,10 +10,20 @@ import numpy as np
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.selecting.quotas import over_quota
 from tasks.selecting.select_config import Bounds, Limits, SelectConfig
-from tasks.selecting.splits import CONFLICT
 from tasks.tables.delta import content_id
+from tasks.tables.drop_reasons import (
+    DUPLICATE,
+    HIGH,
+    LOW,
+    MISSING,
+    OUTER_SET,
+    PINS_CONFLICT,
+    STRADDLES_SPLITS,
+    TOO_FEW_FRAMES,
+    TOO_SHORT,
+    TOO_SMALL,
+)
 from tasks.tables.rows import ClipRow, SelectionColumns
-from tasks.tables.schemas import CLIP_FIGURES
 
 VERSION = "1"
 CLIP_COLUMNS = (
@@ -22,7 +32,7 @@ CLIP_COLUMNS = (
 
 
 class Verdict(TypedDict):
-    """What a selection says of a clip."""
+    """The verdict of a selection on a clip."""
 
     keep: bool
     drop_reasons: list[str]
@@ -32,10 +42,10 @@ class Verdict(TypedDict):
 
 @dataclass(frozen=True)
 class Material:
-    """What is known of the clips before any rule; everything in the order of the clips."""
+    """The clips and the data that the rules read; everything in the order of the clips."""
 
     clips: Sequence[ClipRow]  # CLIP_COLUMNS of `clips`
-    scores: Mapping[str, np.ndarray]  # by scorer or figure, float64, NaN where there is none
+    scores: Mapping[str, np.ndarray]  # by scorer or figure, float64; NaN: the clip has none
     groups: Mapping[str, Sequence[Sequence[int]]]  # by method: positions of clips, the one to keep first
     splits: Sequence[str]
     sources: Sequence[str]  # of the clips' videos
@@ -48,7 +58,7 @@ class Judged:
     name: str  # of the nested set; empty without sets
     config: SelectConfig
     selection: str  # hash of the config
-    limits: dict[str, Bounds]  # by scorer, percentiles as the numbers they came to
+    limits: dict[str, Bounds]  # by scorer; percentiles are resolved to values
     rows: list[SelectionColumns]
 
     @property
@@ -61,25 +71,25 @@ def judge(material: Material, config: SelectConfig, selection: str, outer: Judge
     """Verdicts on clips by the rules of the last set of a config.
 
     Args:
-        material: the clips and what is known of them.
+        material: the clips and the data that the rules read.
         config: the rules.
         selection: its hash, part of the ids.
-        outer: verdicts of the set around this one.
+        outer: verdicts of the next wider set; None: there is none.
     """
     rules, clips = config.rules(), material.clips
     limits = {scorer: _resolved(bounds, material.scores[scorer]) for scorer, bounds in rules.thresholds.items()}
-    broken = [] if outer is None else [(f"not_in_{outer.name}", ~outer.kept)]
+    broken = [] if outer is None else [(OUTER_SET + outer.name, ~outer.kept)]
     for scorer, bounds in limits.items():
         broken += _outside(scorer, material.scores[scorer], bounds)
-    broken.append(("too_few_frames", np.array([clip["num_frames"] < rules.min_frames for clip in clips])))
+    broken.append((TOO_FEW_FRAMES, np.array([clip["num_frames"] < rules.min_frames for clip in clips])))
     buckets, misfits = _fit(clips, rules.buckets, config.max_upscale)
     broken += misfits
-    broken.append(("straddles_splits", np.array([split == "" for split in material.splits])))
-    broken.append((CONFLICT, np.array([split == CONFLICT for split in material.splits])))
+    broken.append((STRADDLES_SPLITS, np.array([split == "" for split in material.splits])))
+    broken.append((PINS_CONFLICT, np.array([split == PINS_CONFLICT for split in material.splits])))
     kept = ~np.any([dropped for _, dropped in broken], axis=0)
     for method in config.drop_duplicates:
         repeats = repeated(material.groups.get(method, ()), kept)
-        broken.append((f"duplicate_{method}", repeats))
+        broken.append((DUPLICATE + method, repeats))
         kept &= ~repeats
     training = kept & np.array([split == "train" for split in material.splits])
     clip_ids, videos = ([clip[name] for clip in clips] for name in ("clip_id", "video_id"))
@@ -93,28 +103,12 @@ def judge(material: Material, config: SelectConfig, selection: str, outer: Judge
     return Judged(rules.name, config, selection, limits, rows)
 
 
-def clip_figures(clips: Sequence[ClipRow]) -> dict[str, np.ndarray]:
-    """CLIP_FIGURES of clips, as if they were scores."""
-    column = {
-        name: np.array([clip[name] for clip in clips], np.float64)
-        for name in ("start_s", "end_s", "fps_num", "fps_den", "height", "width")
-    }
-    figures = (
-        column["end_s"] - column["start_s"],
-        column["fps_num"] / column["fps_den"],
-        column["height"],
-        column["width"],
-        column["width"] / column["height"],
-    )
-    return dict(zip(CLIP_FIGURES, figures, strict=True))
-
-
 def _resolved(limits: Limits, values: np.ndarray) -> Bounds:
-    """Bounds as numbers: percentiles looked up, the stricter of two for one side."""
-    known = values[~np.isnan(values)]
+    """Limits as values: percentiles are resolved over these values, and of two bounds on a side the stricter holds."""
+    numbers = values[~np.isnan(values)]
 
     def percentile(percent: float | None) -> list[float]:
-        return [] if percent is None or not len(known) else [float(np.percentile(known, percent))]
+        return [] if percent is None or not len(numbers) else [float(np.percentile(numbers, percent))]
 
     low = [*percentile(limits.min_percentile), *([] if limits.min is None else [limits.min])]
     high = [*percentile(limits.max_percentile), *([] if limits.max is None else [limits.max])]
@@ -122,39 +116,41 @@ def _resolved(limits: Limits, values: np.ndarray) -> Bounds:
 
 
 def _outside(scorer: str, values: np.ndarray, bounds: Bounds) -> list[tuple[str, np.ndarray]]:
-    """Clips without the score, and those beyond either bound."""
+    """(reason, mask of clips): clips without the score, clips below the bounds, clips above them."""
     low, high = bounds.min, bounds.max
-    never = np.zeros(len(values), bool)
+    no_clip = np.zeros(len(values), bool)
     return [
-        (f"{scorer}_missing", np.isnan(values)),
-        (f"{scorer}_low", never if low is None else values < low),
-        (f"{scorer}_high", never if high is None else values > high),
+        (scorer + MISSING, np.isnan(values)),
+        (scorer + LOW, no_clip if low is None else values < low),
+        (scorer + HIGH, no_clip if high is None else values > high),
     ]
 
 
 def _fit(
     clips: Sequence[ClipRow], texts: Sequence[str], max_upscale: float
 ) -> tuple[list[str], list[tuple[str, np.ndarray]]]:
-    """The bucket of each clip, "" if it fits none, and which clips are too short or too small for all."""
+    """The bucket of each clip ("" if it fits none), and (reason, mask) of the clips too short or too small for all."""
     buckets = [parse_bucket(text) for text in texts]
-    known: dict[tuple[int, ...], tuple[str, str]] = {}  # many clips are of one size and length
-    found = []
+    by_shape: dict[tuple[int, ...], tuple[str, str]] = {}  # computed once for clips of equal size and length
+    fits = []
     for clip in clips:
         shape = tuple(clip[name] for name in ("height", "width", "num_frames", "fps_num", "fps_den"))
-        if shape not in known:
-            bucket, why = fitting_bucket(*shape[:3], Fraction(*shape[3:]), buckets, max_upscale)
-            known[shape] = str(bucket or ""), why
-        found.append(known[shape])
-    misfits = [(reason, np.array([why == reason for _, why in found])) for reason in ("too_short", "too_small")]
-    return [bucket for bucket, _ in found], misfits
+        if shape not in by_shape:
+            bucket, reason = fitting_bucket(*shape[:3], Fraction(*shape[3:]), buckets, max_upscale)
+            by_shape[shape] = str(bucket or ""), reason
+        fits.append(by_shape[shape])
+    misfits = [(name, np.array([reason == name for _, reason in fits])) for name in (TOO_SHORT, TOO_SMALL)]
+    return [bucket for bucket, _ in fits], misfits
 
 
 def repeated(groups: Sequence[Sequence[int]], kept: np.ndarray) -> np.ndarray:
-    """Clips that repeat one which stays: the best of a group that other rules keep, or its first if they keep none.
+    """Mask of the clips to drop as duplicates: all clips of a group except one.
+
+    The clip that stays is the first of its group that all earlier rules keep; the first clip if they keep none.
 
     Args:
-        groups: positions of clips, the best first.
-        kept: whether all rules so far keep each clip.
+        groups: positions of the clips of each group, the best first.
+        kept: whether all earlier rules keep each clip.
     """
     repeats = np.zeros(len(kept), bool)
     for group in groups:
@@ -166,10 +162,10 @@ def repeated(groups: Sequence[Sequence[int]], kept: np.ndarray) -> np.ndarray:
 def _rows(
     material: Material, config: SelectConfig, selection: str, reasons: Sequence[list[str]], buckets: Sequence[str]
 ) -> list[SelectionColumns]:
-    """Rows of `selections`; the id of a verdict also names the scores that were looked at."""
-    asked = sorted({*config.thresholds, *(scorer for one in config.sets for scorer in one.thresholds)})
-    nothing = np.full(len(material.clips), np.nan)
-    values = [[None if x != x else x for x in material.scores.get(scorer, nothing).tolist()] for scorer in asked]
+    """Rows of `selections`; the id of a verdict includes the scores that have limits."""
+    limited = sorted({*config.thresholds, *(scorer for nested in config.sets for scorer in nested.thresholds)})
+    no_scores = np.full(len(material.clips), np.nan)
+    values = [[None if x != x else x for x in material.scores.get(scorer, no_scores).tolist()] for scorer in limited]
     name = config.rules().name
     rows: list[SelectionColumns] = []
     for place, clip in enumerate(material.clips):
@@ -178,9 +174,9 @@ def _rows(
             "keep": not reasons[place],
             "drop_reasons": reasons[place],
             "bucket": buckets[place],
-            "split": "" if split == CONFLICT else split,
+            "split": "" if split == PINS_CONFLICT else split,
         }
-        used = {scorer: column[place] for scorer, column in zip(asked, values, strict=True)}
+        used = {scorer: column[place] for scorer, column in zip(limited, values, strict=True)}
         selection_id = content_id(clip["clip_id"], selection, VERSION, used, verdict)
         rows.append({"selection_id": selection_id, "clip_id": clip["clip_id"], "subset": name, **verdict})
     return rows

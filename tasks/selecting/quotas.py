@@ -1,6 +1,7 @@
-"""How many clips of one video, one source and in all a selection takes, drawn by a hash of the clip.
+"""Quotas of a selection: most clips of one video, share of each source, most clips in all.
 
-A clip's place in the draw depends on nothing but its id, so that clips which come or go change few others.
+Clips are drawn in the order of a hash of their id. The order of two clips never depends on other clips, so a new or
+removed clip changes the verdict of few others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tasks.tables.delta import content_id
+from tasks.tables.drop_reasons import OVER_MAX_CLIPS, OVER_MAX_PER_VIDEO, OVER_SOURCE_SHARE, SOURCE_LEFT_OUT
 
 Dropped = list[tuple[str, np.ndarray]]
 
@@ -22,7 +24,7 @@ def over_quota(
     weights: Mapping[str, float],
     max_clips: int | None,
 ) -> Dropped:
-    """Clips that quotas leave out, as (reason, positions).
+    """Clips that quotas drop, as (reason, positions).
 
     Args:
         candidates: positions of the clips that all other rules keep.
@@ -30,42 +32,41 @@ def over_quota(
         videos: video of each clip.
         sources: source of each clip's video.
         max_per_video: most clips of one video.
-        weights: share of each source, of any sum; clips of other sources go. Empty: sources do not matter.
-        max_clips: most clips in all; shares hold below it, too.
+        weights: share of each source, of any sum; clips of other sources are dropped. Empty: no shares.
+        max_clips: most clips in all; the shares apply to this number of clips.
     """
     dropped: Dropped = []
     if not len(candidates) or not (max_per_video or weights or max_clips):
         return dropped
     draw = {place: content_id("draw", clip_ids[place]) for place in candidates.tolist()}
-    left = sorted(draw, key=lambda place: draw[place])
+    remaining = sorted(draw, key=lambda place: draw[place])
 
     def drop(reason: str, kept: list[int]) -> None:
-        nonlocal left
-        gone = sorted(set(left) - set(kept))
-        dropped.append((reason, np.array(gone, np.int64)))
-        left = kept
+        nonlocal remaining
+        dropped.append((reason, np.array(sorted(set(remaining) - set(kept)), np.int64)))
+        remaining = kept
 
     if max_per_video:
-        drop("over_max_per_video", _first_of_each(left, videos, dict.fromkeys(videos, max_per_video)))
+        drop(OVER_MAX_PER_VIDEO, _first_of_each(remaining, videos, dict.fromkeys(videos, max_per_video)))
     if weights:
-        drop("source_left_out", [place for place in left if sources[place] in weights])
-        shares = _counts_by_weight(left, sources, weights, max_clips)
-        drop("over_source_share", _first_of_each(left, sources, shares))
+        drop(SOURCE_LEFT_OUT, [place for place in remaining if sources[place] in weights])
+        shares = _counts_by_weight(remaining, sources, weights, max_clips)
+        drop(OVER_SOURCE_SHARE, _first_of_each(remaining, sources, shares))
     if max_clips:
-        drop("over_max_clips", left[:max_clips])
+        drop(OVER_MAX_CLIPS, remaining[:max_clips])
     return [(reason, places) for reason, places in dropped if len(places)]
 
 
 def _first_of_each(places: Sequence[int], names: Sequence[str], most: Mapping[str, int]) -> list[int]:
-    """The first places of each name, in their order."""
-    taken: dict[str, int] = {}
-    kept = []
+    """The first places of each name, at most `most[name]` of them, in their order."""
+    counts: dict[str, int] = {}
+    first = []
     for place in places:
         name = names[place]
-        if taken.get(name, 0) < most[name]:
-            taken[name] = taken.get(name, 0) + 1
-            kept.append(place)
-    return kept
+        if counts.get(name, 0) < most[name]:
+            counts[name] = counts.get(name, 0) + 1
+            first.append(place)
+    return first
 
 
 def _counts_by_weight(
@@ -73,13 +74,13 @@ def _counts_by_weight(
 ) -> dict[str, int]:
     """Clips to take of each source: in the ratio of the weights, as many as the scarcest source allows.
 
-    A source without any clip left is not scarce but absent; each of the others gives one at least.
+    A source without clips is ignored; of each other source at least one clip is taken.
     """
-    have: dict[str, int] = {}
+    available: dict[str, int] = {}
     for place in places:
-        have[sources[place]] = have.get(sources[place], 0) + 1
-    total = sum(weights[name] for name in have)
-    scale = min((count / weights[name] for name, count in have.items()), default=0.0)
+        available[sources[place]] = available.get(sources[place], 0) + 1
+    total = sum(weights[name] for name in available)
+    scale = min((count / weights[name] for name, count in available.items()), default=0.0)
     if max_clips:
         scale = min(scale, max_clips / total)
-    return {name: min(count, max(1, int(scale * weights[name] + 1e-9))) for name, count in have.items()}
+    return {name: min(count, max(1, int(scale * weights[name] + 1e-9))) for name, count in available.items()}

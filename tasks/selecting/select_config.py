@@ -10,9 +10,10 @@ from pyramid_model.config import Config
 from pyramid_model.metrics.facts import SCORER_FACTS
 from pyramid_model.train.buckets import expand_buckets
 from tasks.running.run import StepResult
-from tasks.selecting.duplicates import METHODS, Method
+from tasks.selecting.duplicates import Method
+from tasks.tables.schemas import DUPLICATE_METHODS
 
-# Limits that `preset` stands for; a recipe may change each of them, or lift it with `{}`.
+# Limits of each `preset`; a recipe may replace each of them, or remove it with `{}`.
 PRESETS: dict[str, dict[str, dict[str, float]]] = {
     "pretrain": {
         "duration_s": {"min": 2, "max": 16},
@@ -34,9 +35,9 @@ Preset = Literal["", "pretrain", "finetune"]
 
 
 class Limits(Config):
-    """Bounds of a score, both included; an empty one does not bind, and of two for one side the stricter one does."""
+    """Bounds of a score, both included. An empty bound has no effect; of two bounds on one side the stricter holds."""
 
-    # An infinite bound would share the hash of none, and with it the ids of another selection.
+    # In JSON infinity is null: an infinite bound would have the hash, and the selection ids, of no bound.
     min: float | None = Field(None, allow_inf_nan=False)
     max: float | None = Field(None, allow_inf_nan=False)
     min_percentile: float | None = Field(None, ge=0, le=100, description="of all current clips that have the score")
@@ -52,10 +53,10 @@ class Limits(Config):
         return self
 
     def check_possible(self, scorer: str) -> None:
-        """Refuse a bound outside of the scorer's range; nothing is known of scorers that a recipe names.
+        """Raise an error for a bound outside of the range of the scorer; scorers that a recipe defines have no range.
 
         Raises:
-            ValueError: no clip can have such a score, as with a percentage in place of a share.
+            ValueError: no clip can have such a score, for instance a percentage in place of a share.
         """
         facts = SCORER_FACTS.get(scorer)
         for bound in (self.min, self.max):
@@ -71,10 +72,10 @@ class Limits(Config):
         return self != Limits()
 
     def within(self, wider: "Limits") -> "Limits":
-        """The stricter of each bound of two limits.
+        """Limits with the stricter of each pair of bounds. wider: limits of the next wider set.
 
         Raises:
-            ValueError: one of these bounds is looser than the other's, so that it would change nothing.
+            ValueError: one of these bounds is looser than that of the wider set, so that it would have no effect.
         """
         bounds = {}
         for name, sign in (("min", 1), ("max", -1), ("min_percentile", 1), ("max_percentile", -1)):
@@ -86,10 +87,10 @@ class Limits(Config):
 
 
 def possible(thresholds: dict[str, Limits]) -> dict[str, Limits]:
-    """The thresholds as they are, after a check that each bound is a value that its scorer can give.
+    """Return the thresholds after a check that each bound is a possible value of its scorer.
 
     Raises:
-        ValueError: a bound is not.
+        ValueError: a bound is not a possible value.
     """
     for scorer, limits in thresholds.items():
         limits.check_possible(scorer)
@@ -97,28 +98,28 @@ def possible(thresholds: dict[str, Limits]) -> dict[str, Limits]:
 
 
 class Bounds(Config):
-    """Limits of a score as the numbers that a selection compared with, both included; None does not bind."""
+    """Limits of a score as values, both included, percentiles resolved; None: no limit."""
 
     min: float | None = None
     max: float | None = None
 
 
 class SelectResult(StepResult):
-    """What the select step hands on."""
+    """Result of the select step."""
 
     selection: str = Field(description="id of the selection to train on: the only one, or that of select.train_set")
     sets: dict[str, str] = Field({}, description="id of the selection of each nested set, by name")
-    thresholds: dict[str, Bounds] = Field({}, description="by scorer, percentiles as the numbers they came to")
+    thresholds: dict[str, Bounds] = Field({}, description="by scorer; percentiles are resolved to values")
     shortage: str = Field("", description="why this selection cannot be trained on, and what to change; empty: it can")
 
 
 class SetConfig(Config):
-    """One of nested sets: the clips of the set before that also keep these limits, in buckets of their own."""
+    """One of several nested sets: clips of the set before it that also pass these limits, in buckets of its own."""
 
     name: str = Field(min_length=1, description="such as 768p")
     buckets: tuple[str, ...] = Field(min_length=1, description="as in select.buckets")
-    thresholds: dict[str, Limits] = Field({}, description="tighter than those before; those before hold, too")
-    min_frames: int = Field(1, ge=1, description="frames of the clip at its own rate; select.min_frames holds, too")
+    thresholds: dict[str, Limits] = Field({}, description="stricter than those of the set before, which also apply")
+    min_frames: int = Field(1, ge=1, description="frames of the clip at its own rate; select.min_frames also applies")
     max_clips: int | None = Field(None, ge=1, description="most clips to train on")
 
     @field_validator("buckets")
@@ -137,10 +138,10 @@ class SelectConfig(Config):
 
     clips: str = Field(
         "",
-        description="which clips: output of the clips step, part of the selection's name; empty: of each video the "
-        "newest",
+        description="which clips: output of the clips step, part of the id of the selection; empty: the newest clips "
+        "of each video",
     )
-    preset: Preset = Field("", description="pretrain or finetune: limits that hold where thresholds has no others")
+    preset: Preset = Field("", description="pretrain or finetune: limits for scores that thresholds does not limit")
     thresholds: dict[str, Limits] = Field(
         {},
         description="limits by scorer, or by duration_s, fps, height, width or aspect of the clip: min, max, "
@@ -152,27 +153,29 @@ class SelectConfig(Config):
         min_length=1,
         description="<height>x<width>x<frames>@<fps>, or a family of aspects, e.g. 384px121@24",
     )
-    max_upscale: float = Field(1.0, gt=0, description="a bucket may be so many times larger than the clip")
+    max_upscale: float = Field(1.0, gt=0, description="largest factor by which a clip may be scaled up to its bucket")
     drop_duplicates: tuple[Method, ...] = Field(
-        METHODS, description="of clips that these methods found to be the same, one is kept"
+        DUPLICATE_METHODS, description="methods of the duplicates step; of each of their groups one clip is kept"
     )
     sets: tuple[SetConfig, ...] = Field(
         (), description="nested sets with rising limits, each with name, buckets, thresholds, min_frames, max_clips"
     )
-    train_set: str = Field("", description="name of the set that later steps work on; empty: the last one")
+    train_set: str = Field("", description="name of the set that later steps use; empty: the last one")
     sources: dict[str, float] = Field(
-        {}, description="share of each source in the clips to train on, e.g. {films: 3, phones: 1}; others are left out"
+        {},
+        description="share of each source in the clips to train on, e.g. {films: 3, phones: 1}; other "
+        "sources are dropped",
     )
     max_per_video: int | None = Field(None, ge=1, description="most clips of one video to train on")
     max_clips: int | None = Field(None, ge=1, description="most clips to train on")
-    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos that no pin puts elsewhere")
+    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos without split pins")
     test_fraction: float = Field(0.0, ge=0, lt=1, description="the same for the test split")
-    min_val_clips: int = Field(1, ge=0, description="with fewer, a run that goes on to training stops here")
+    min_val_clips: int = Field(1, ge=0, description="with fewer, a flow stops before training")
 
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, given: Any) -> Any:
-        """Limits of the preset, where the thresholds given say nothing of a scorer."""
+        """Add the limits of the preset for scorers that the given thresholds do not name."""
         if not isinstance(given, Mapping) or not PRESETS.get(given.get("preset", "")):
             return given
         return dict(given) | {"thresholds": PRESETS[given["preset"]] | dict(given.get("thresholds") or {})}
@@ -190,38 +193,39 @@ class SelectConfig(Config):
     @field_validator("drop_duplicates")
     @classmethod
     def _order_of_methods(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
-        return tuple(method for method in METHODS if method in methods)
+        return tuple(method for method in DUPLICATE_METHODS if method in methods)
 
     @field_validator("sources")
     @classmethod
     def _positive(cls, sources: dict[str, float]) -> dict[str, float]:
         if bad := {name: weight for name, weight in sources.items() if not 0 < weight < math.inf}:
             wrong = f"weights must be above 0 and finite, and {bad} are not"
-            raise ValueError(f"{wrong}: leave a source out to use none of it")
+            raise ValueError(f"{wrong}: remove a source from select.sources to use none of its clips")
         return sources
 
     @model_validator(mode="after")
     def _consistent(self) -> "SelectConfig":
         if self.val_fraction + self.test_fraction >= 1:
             both = f"val_fraction {self.val_fraction:g} and test_fraction {self.test_fraction:g}"
-            raise ValueError(f"{both} leave no video to train on: together they must be below 1")
-        names = [one.name for one in self.sets]
+            raise ValueError(f"{both} leave no video for training: their sum must be below 1")
+        names = [nested.name for nested in self.sets]
         if len(set(names)) < len(names):
-            raise ValueError(f"sets need names of their own, and these are {names}")
+            raise ValueError(f"the names of sets must differ, and they are {names}")
         if self.train_set and self.train_set not in names:
             raise ValueError(f"train_set {self.train_set!r} is none of the sets {names}")
         thresholds = dict(self.thresholds)
-        for one in self.sets:
+        for nested in self.sets:
             try:
-                thresholds |= _tightened(thresholds, one.thresholds)
+                thresholds |= _tightened(thresholds, nested.thresholds)
             except ValueError as err:
-                raise ValueError(f"set {one.name!r}: {err}, and its clips must be in that one as well") from None
+                raise ValueError(f"set {nested.name!r}: {err}: each set is part of the set before it") from None
         return self
 
     def nested(self) -> "list[SelectConfig]":
-        """The selections that these settings ask for, from the widest to the strictest: themselves without sets.
+        """The config of each selection, from the widest set to the strictest; without sets only this config.
 
-        Each knows the sets up to its own and none after it, so that a change of a stricter one moves no id of it.
+        Each config has the sets up to its own and no later ones, so that a change of a stricter set changes no id of a
+        wider set.
         """
         given = self.model_dump() | {"train_set": ""}
         return [
@@ -230,35 +234,35 @@ class SelectConfig(Config):
         ]
 
     def rules(self) -> "Rules":
-        """What decides in the last set, or for a selection without sets."""
+        """The rules of the last set, or of a selection without sets."""
         thresholds = dict(self.thresholds)
-        for one in self.sets:
-            thresholds |= _tightened(thresholds, one.thresholds)
+        for nested in self.sets:
+            thresholds |= _tightened(thresholds, nested.thresholds)
         last = self.sets[-1] if self.sets else None
         return Rules(
             name=last.name if last else "",
             thresholds={name: limits for name, limits in thresholds.items() if limits.binds},
-            min_frames=max(self.min_frames, *(one.min_frames for one in self.sets), 1),
+            min_frames=max(self.min_frames, *(nested.min_frames for nested in self.sets), 1),
             buckets=last.buckets if last else self.buckets,
             max_clips=min(
-                (most for most in (self.max_clips, *(one.max_clips for one in self.sets)) if most), default=None
+                (most for most in (self.max_clips, *(nested.max_clips for nested in self.sets)) if most), default=None
             ),
         )
 
     @property
     def limited(self) -> list[str]:
-        """Scores and figures of the clip that a limit of any set looks at."""
-        return sorted({name for one in self.nested() for name in one.rules().thresholds})
+        """Scores and figures of the clip that have a limit in any set."""
+        return sorted({name for config in self.nested() for name in config.rules().thresholds})
 
     @property
     def place_to_train(self) -> int:
-        """Which of `nested()` the later steps work on."""
-        names = [one.name for one in self.sets]
+        """Index into `nested()` of the selection that later steps use."""
+        names = [nested.name for nested in self.sets]
         return names.index(self.train_set) if self.train_set else max(0, len(names) - 1)
 
 
 class Rules(Config):
-    """What decides in one set, with all that holds from the sets before it."""
+    """The rules of one set, including those of the sets before it."""
 
     name: str
     thresholds: dict[str, Limits]
@@ -268,7 +272,7 @@ class Rules(Config):
 
 
 def _tightened(before: Mapping[str, Limits], own: Mapping[str, Limits]) -> dict[str, Limits]:
-    """Limits of a set with those of the set before."""
+    """Limits of a set, combined with those of the set before."""
     tighter = {}
     for scorer, limits in own.items():
         try:

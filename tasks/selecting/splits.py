@@ -1,4 +1,4 @@
-"""Train, validation and test: pinned by the owner of the footage, else by a hash, so that no clip leaks."""
+"""The split of each clip: train, val or test. Pins in a source.yaml decide, otherwise a hash of the video."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from pyramid_model.duplicates import components
 from tasks.sources.card import SplitPin
 from tasks.tables.delta import content_id
+from tasks.tables.drop_reasons import PINS_CONFLICT
 from tasks.tables.rows import ClipRow
 
 SPLITS = ("train", "val", "test")
@@ -20,21 +21,22 @@ def splits_of(
     val_fraction: float,
     test_fraction: float,
 ) -> list[str]:
-    """The split of each clip, such that copies and clips of one video never come into two that nobody has chosen.
+    """The split of each clip. Without pins, clips of one video and copies of a clip are always in the same split.
 
-    Videos that share a copy of a clip are drawn as one, by the smallest of their ids. Pins go before that: a clip of a
-    video without pins follows the pinned clips that it is a copy of, else those of the linked videos if they agree,
-    else it is for training.
+    Videos that share copies of a clip are linked: they are drawn together, by the smallest of their ids. Pins come
+    before the draw. A clip of a video without pins takes the split of the pinned clips that it is a copy of; if there
+    are none, the split of the pinned clips of the linked videos if they agree; otherwise train.
 
     Args:
         clips: rows of `clips`.
-        groups: clips that show the same, as positions in `clips`.
+        groups: groups of copies, as positions in `clips`.
         pins: video id -> pins of its files.
-        val_fraction: share of the videos without pins.
-        test_fraction: the same.
+        val_fraction: share of the videos without pins that is for validation.
+        test_fraction: share of these videos that is for the test split.
 
     Returns:
-        A split each, "" for a clip that lies in two, or CONFLICT for one whose copies are pinned to another.
+        The split of each clip; "" for a clip that lies in two splits; PINS_CONFLICT for a clip whose group of copies is
+        pinned to several splits.
     """
     videos = sorted({clip["video_id"] for clip in clips})
     number = {video_id: place for place, video_id in enumerate(videos)}
@@ -70,43 +72,41 @@ def splits_of(
     ]
 
 
-CONFLICT = "pins_conflict"
-
-
 def _splits_of_groups(groups: Sequence[Sequence[int]], own: Mapping[int, str]) -> dict[int, str]:
-    """Split of the clips in groups with a pinned one: that of the pins, or CONFLICT when they name several."""
-    # Groups of several methods may share clips, and a pin reaches all that is connected.
+    """Split of the clips of groups with a pinned clip; PINS_CONFLICT where the pins of a group name several splits."""
+    # Groups of different methods may share clips: a pin applies to all groups that are connected.
     members = sorted({place for group in groups for place in group})
     number = {place: at for at, place in enumerate(members)}
     links = [(number[group[0]], number[other]) for group in groups for other in group]
     first, second = np.array(links, np.int64).reshape(-1, 2).T
     labels = components(len(members), first, second).tolist()
     joined = sorted(zip(labels, members, strict=True))
-    found: dict[int, str] = {}
+    splits: dict[int, str] = {}
     for _, group in itertools.groupby(joined, key=lambda pair: pair[0]):
         places = [place for _, place in group]
         named = {own[place] for place in places if place in own}
         if named:
             split = next(iter(named)) if len(named) == 1 else ""
-            found |= dict.fromkeys(places, split or CONFLICT)
-    return found
+            splits |= dict.fromkeys(places, split or PINS_CONFLICT)
+    return splits
 
 
 def _agreed(splits: set[str]) -> str:
-    """The one split of pinned clips, else training."""
+    """The split of pinned clips if all have the same, otherwise train."""
     return next(iter(splits)) if len(splits) == 1 and "" not in splits else "train"
 
 
 def split_of(clip: ClipRow, pins: Sequence[SplitPin], val_fraction: float, test_fraction: float) -> str:
-    """The split of a clip: that of the pin it lies in, else by the hash of its video; "" when it lies in two.
+    """The split of a clip: that of the pin that covers it; "" when it lies in two splits.
 
-    What no pin covers in a video that has pins goes to training: its owner has chosen the rest.
+    Parts of a pinned video that no pin covers are in train. A clip of a video without pins is drawn by the hash of its
+    video.
     """
     if not pins:
         return hashed_split(clip["video_id"], val_fraction, test_fraction)
     frame_s = (clip["end_s"] - clip["start_s"]) / clip["num_frames"]
     covered = {pin: _covered_s(clip, pin) for pin in pins}
-    # Spans are written with few decimals: half a frame over the edge is rounding.
+    # Times in source.yaml are rounded: an overlap of up to half a frame does not count.
     touched = {pin.split for pin, covered_s in covered.items() if covered_s > frame_s / 2}
     if clip["end_s"] - clip["start_s"] - sum(covered.values()) > frame_s / 2:
         touched.add("train")
@@ -114,13 +114,13 @@ def split_of(clip: ClipRow, pins: Sequence[SplitPin], val_fraction: float, test_
 
 
 def _covered_s(clip: ClipRow, pin: SplitPin) -> float:
-    """Seconds of a clip that lie in a pinned span."""
+    """Overlap of a clip with a pinned span, seconds."""
     end_s = clip["end_s"] if pin.end_s is None else min(clip["end_s"], pin.end_s)
     return max(0.0, end_s - max(clip["start_s"], pin.start_s or 0.0))
 
 
 def hashed_split(group: str, val_fraction: float, test_fraction: float) -> str:
-    """Split by the hash of a video, so that all its clips share one."""
+    """Split by the hash of a video id (or of the smallest id of linked videos), so that all its clips share one."""
     position = int(content_id("split", group)[:8], 16) / 2**32
     if position < val_fraction:
         return "val"

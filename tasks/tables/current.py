@@ -1,4 +1,7 @@
-"""The rows that steps start from: current clips, selected clips and their captions."""
+"""Rows that steps start from: current clips with their figures, duplicates, selected clips, and captions."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import: pyright does not know them.
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +11,7 @@ import pyarrow.compute as pc
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, verdicts_of
 from tasks.tables.newest import ORDER, newest_by, newest_row
+from tasks.tables.schemas import CLIP_FIGURES
 
 
 def current_clip_ids(root: str, clips: str = "") -> pa.Array:
@@ -39,6 +43,22 @@ def current_clips(root: str, columns: Sequence[str] | None = None, clips: str = 
     rows = read_table(root, "clips", names, where=pc.field("clip_id").isin(current))
     rows = rows.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
     return rows if columns is None else rows.select(list(columns))
+
+
+def clip_figures(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """The figures CLIP_FIGURES of clips, float64; null where a column is null.
+
+    clips: `start_s`, `end_s`, `fps_num`, `fps_den`, `height` and `width` of rows of `clips`.
+    """
+    floats = {name: clips[name].cast(pa.float64()) for name in ("width", "height", "fps_num", "fps_den")}
+    figures = (
+        pc.subtract(clips["end_s"], clips["start_s"]),
+        pc.divide(floats["fps_num"], floats["fps_den"]),
+        floats["height"],
+        floats["width"],
+        pc.divide(floats["width"], floats["height"]),
+    )
+    return dict(zip(CLIP_FIGURES, figures, strict=True))
 
 
 def current_duplicates(root: str, columns: Sequence[str], clips: str = "", version: int | None = None) -> pa.Table:

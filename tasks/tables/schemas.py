@@ -10,6 +10,8 @@ CLIP_FIGURES = {
     "width": "width of the picture, px",
     "aspect": "width over height",
 }
+# How the duplicates step compares clips; methods run, and a selection applies them, in this order.
+DUPLICATE_METHODS = ("exact", "phash", "semantic")
 
 STRING, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -115,7 +117,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
     "duplicates": {
         "duplicate_id": STRING,  # H(clip_id, method, clips)
         "clip_id": STRING,
-        "method": STRING,  # exact | phash | semantic
+        "method": STRING,  # one of DUPLICATE_METHODS
         "group_id": STRING,  # H(method, clips of the group); empty when the clip has left its group
         "keeper": BOOL,
         "rank": INT,  # 0 is the keeper; if other rules drop it, the next one is kept

@@ -188,7 +188,7 @@ def test_searches_among_clips_of_other_settings_leave_each_other_alone(tmp_path)
 
 def test_embeddings_that_point_one_way_are_alike(footage):
     run = footage.run
-    with pytest.raises(ValueError, match=r"no clip has an embedding.*leave the method out"):
+    with pytest.raises(ValueError, match=r"no clip has an embedding.*remove the method"):
         duplicates(run, DuplicatesConfig(methods=("semantic",)))
     ids = [clip for clips in footage.clips.values() for clip in clips]
     rng = torch.Generator().manual_seed(0)

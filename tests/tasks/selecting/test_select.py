@@ -12,7 +12,7 @@ from tasks.running.run import Run, lineage, params_hash
 from tasks.scoring.scores import score_id
 from tasks.selecting.select import check_limited, select
 from tasks.selecting.select_config import Bounds, SelectConfig
-from tasks.selecting.splits import CONFLICT, hashed_split, split_of, splits_of
+from tasks.selecting.splits import hashed_split, split_of, splits_of
 from tasks.sources.card import SplitPin
 from tasks.tables import appending
 from tasks.tables.appending import append_block
@@ -266,7 +266,7 @@ def test_pins_win_over_the_hash_and_move_clips_when_they_change(tables, tmp_path
     assert verdicts(tables.run)["a0"] == (False, ["straddles_splits"], "48x80x9@24", "")
     assert selected_clips(tables.run.root, selection, "val")["clip_id"].to_pylist() == ["a1"]
     card.unlink()
-    with pytest.raises(ValueError, match=r"source\.yaml is gone.*Put it back"):
+    with pytest.raises(ValueError, match=r"source\.yaml is missing.*put it back"):
         select(tables.run, CONFIG)
 
 
@@ -384,9 +384,13 @@ def pinned(split: str, start_s: float | None = None, end_s: float | None = None)
         ([[0, 3]], {"film-a": [pinned("val")]}, ["val", "val", "val", "val"]),  # the copy follows its original
         ([[0, 3]], {"film-a": [pinned("val", 0, 1)]}, ["val", "train", "val", "val"]),
         ([[1, 3]], {"film-a": [pinned("val", 0, 1)]}, ["val", "train", "val", "train"]),
-        ([[0, 3]], {"film-a": [pinned("val")], "film-d": [pinned("train")]}, [CONFLICT, "val", "val", CONFLICT]),
+        (
+            [[0, 3]],
+            {"film-a": [pinned("val")], "film-d": [pinned("train")]},
+            ["pins_conflict", "val", "val", "pins_conflict"],
+        ),
         ([[0, 2], [2, 3]], {"film-d": [pinned("test")]}, ["test", "test", "test", "test"]),
-        ([[0, 3]], {"film-a": [pinned("val", 0.5)]}, ["", "val", "val", CONFLICT]),
+        ([[0, 3]], {"film-a": [pinned("val", 0.5)]}, ["", "val", "val", "pins_conflict"]),
     ],
 )
 def test_pins_reach_the_copies_of_a_clip(groups, pins, expected):
@@ -435,7 +439,7 @@ def test_a_preset_is_a_set_of_limits_of_which_each_may_be_changed_or_lifted(tabl
     assert set(config.rules().thresholds) == {"duration_s", "motion", "aesthetic", "nsfw"}
     assert SelectConfig.model_validate(config.model_dump(mode="json")) == config
     assert SelectConfig(preset="finetune").thresholds["duration_s"].min == 4
-    with pytest.raises(ValueError, match=r"no clip has a score \['aesthetic', 'nsfw'\].*lift the limit with \{\}"):
+    with pytest.raises(ValueError, match=r"no clip has a score \['aesthetic', 'nsfw'\].*remove the limit with \{\}"):
         select(tables.run, config)
 
 
@@ -481,14 +485,14 @@ def test_clips_of_a_set_are_in_every_set_before_it(tables):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sets": [*SETS, SETS[1]]}, "sets need names of their own"),
+        ({"sets": [*SETS, SETS[1]]}, "the names of sets must differ"),
         ({"sets": SETS, "train_set": "huge"}, r"train_set 'huge' is none of the sets \['small', 'large', 'best'\]"),
         ({"sets": SETS[::-1]}, "set 'large': beauty: min 0.5 is looser than the 0.8 of the set before"),
         ({"sources": {"films": 0}}, "weights must be above 0"),
         ({"sources": {"films": float("inf")}}, "weights must be above 0 and finite"),
         ({"thresholds": {"x": {"min": float("inf")}}}, "should be a finite number"),
         ({"thresholds": {"x": {"max": float("nan")}}}, "should be a finite number"),
-        ({"val_fraction": 0.9, "test_fraction": 0.1}, "leave no video to train on: together they must be below 1"),
+        ({"val_fraction": 0.9, "test_fraction": 0.1}, "leave no video for training: their sum must be below 1"),
         ({"thresholds": {"x": {"min_percentile": 90, "max_percentile": 10}}}, "min_percentile 90 is not below"),
     ],
 )
@@ -545,7 +549,7 @@ def test_families_of_buckets_have_one_area_in_several_aspects():
     assert SelectConfig(buckets=("384px9@24",)).buckets[0] == "384x640x9@24"
     with pytest.raises(ValueError, match=r"'384px120@24' has 120 frames: latents need 1 \+ 8k, e\.g\. 121"):
         expand_buckets(["384px120@24"])
-    with pytest.raises(ValueError, match="no family of buckets '100p'"):
+    with pytest.raises(ValueError, match="no family of buckets is called '100p'"):
         expand_buckets(["100px9@24"])
 
 

@@ -1,4 +1,4 @@
-"""What people see on a Prefect run beside its log: counts, figures, verdicts, links."""
+"""Artifacts of a Prefect run: counts, curves, verdicts and previews of clips."""
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
@@ -22,35 +22,35 @@ def publish_counts(result: StepResult) -> None:
 
 
 def publish_curation(run: Run, result: StepResult) -> None:
-    """Histograms, drop reasons and a contact sheet, when anything new was selected."""
+    """Histograms, drop reasons and a contact sheet, if the selection has new rows."""
     if result.num_new:
         create_markdown_artifact(previews.curation_page(run.root), key="curation", description="Kept and dropped clips")
 
 
 def publish_training(run: Run, result: TrainingResult) -> None:
-    """Loss curves and final figures, when a model was trained."""
+    """Loss curves and final metrics, if this call trained a model."""
     if result.num_new:
         create_markdown_artifact(
             previews.training_page(run.root, result.model_id),
             key=f"training-{artifact_key(result.step.removeprefix('train_'))}",
-            description="Loss curves and final figures",
+            description="Loss curves and final metrics",
         )
 
 
 def publish_verdict(run: Run, result: EvaluateResult) -> None:
-    """The gate's checks and the clips it looked at, when a model was judged."""
+    """The gate's checks and the evaluated clips, if this call evaluated a model."""
     if result.num_new:
         page = previews.verdict_page(run.root, result.evaluation_id)
         create_markdown_artifact(page, key="gate", description="The gate's verdict")
 
 
 def publish_generations(run: Run, result: GenerateResult) -> None:
-    """Prompts with frames of their clips, when clips were generated."""
+    """Prompts with frames of their clips, if this call generated clips."""
     if result.num_new:
         page = previews.generations_page(run.root, result.weights_hash)
         create_markdown_artifact(page, key="generated-clips", description="Generated clips")
 
 
 def artifact_key(step: str) -> str:
-    """Prefect allows lower-case letters, digits and dashes."""
+    """Key of a Prefect artifact: only lower-case letters, digits and dashes are allowed."""
     return step.replace("_", "-")

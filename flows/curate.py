@@ -27,7 +27,7 @@ select_clips = durable(select.select)
 
 @dataclass(frozen=True)
 class Curated:
-    """What the steps of curation did."""
+    """Results of the steps of curation."""
 
     ingest: IngestResult
     clips: ClipsResult
@@ -45,18 +45,19 @@ def curate(
     ray: str = "",
     run_id: str = "",
 ) -> Curated:
-    """Find videos, cut them at shots, score the clips, find those that repeat others and select the good ones.
+    """Find videos, cut them at shots, score the clips, find duplicates and select the good clips.
 
     Args:
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         source: folder of videos, list, shards or one video; path or URI; empty: the recipe's `ingest.source`.
         settings: overrides of the recipe by dotted name, e.g. {"select.thresholds.motion.min": 0.5}.
-        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
-        run_id: lineage of the new rows; empty: the time.
+        ray: address of the Ray cluster; empty: the recipe's `ray.address`.
+        run_id: id of the run, which new rows record; empty: made from the current time.
 
     Raises:
-        ValueError: the selection limits a score that no clip has and this run does not compute; nothing was read.
+        ValueError: the selection limits a score that no clip has and that this run does not compute; raised before
+            any video is read.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
     select.check_limited(run, plan.select, plan.scores.computed)

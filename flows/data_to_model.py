@@ -1,4 +1,4 @@
-"""Everything, from raw videos to generated clips and a report."""
+"""The whole pipeline, from raw videos to generated clips and a report."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ write_report = durable(report.report)
 
 
 class TooFewClips(RuntimeError):
-    """What was selected cannot be trained on."""
+    """The selection has too few clips for a training."""
 
 
 class GateRefused(RuntimeError):
@@ -35,7 +35,7 @@ class GateRefused(RuntimeError):
 
 @dataclass(frozen=True)
 class DataToModel:
-    """What every flow did, in their order."""
+    """Results of all flows, in their order."""
 
     curated: Curated
     captions: CaptionsResult
@@ -56,19 +56,19 @@ def data_to_model(
     ray: str = "",
     run_id: str = "",
 ) -> DataToModel:
-    """Curate, caption, train, judge and generate; every part does only what is not done yet.
+    """Curate, caption, train, evaluate and generate; each part does only work that is not done yet.
 
     Args:
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
-        source: folder of videos or text file with one path or URL a line; empty: the recipe's `ingest.source`.
+        source: folder of videos, list, shards or one video; path or URI; empty: the recipe's `ingest.source`.
         settings: overrides of the recipe by dotted name, e.g. {"train_dit.optim.num_steps": 5000}.
-        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
-        run_id: lineage of the new rows; empty: the time.
+        ray: address of the Ray cluster; empty: the recipe's `ray.address`.
+        run_id: id of the run, which new rows record; empty: made from the current time.
 
     Raises:
-        TooFewClips: the selection cannot be trained on; its verdicts are in the tables.
-        GateRefused: the gate did not let the trained model through.
+        TooFewClips: the selection has too few clips for a training; the table `selections` has the reasons.
+        GateRefused: the trained model did not pass the gate.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
     root, run_id = run.root, run.run_id
@@ -90,7 +90,7 @@ def data_to_model(
         write_report(run, plan.report)
         raise GateRefused(
             f"the trained model did not pass the gate ({judgement.evaluate.note}), so nothing was generated. "
-            "Train longer (train_dit.optim.num_steps) or on more clips; the limits stand in evaluate.gate."
+            "Train longer (train_dit.optim.num_steps) or on more clips; evaluate.gate has the limits."
         )
     generated = generate(root=root, recipe=plan, run_id=run_id)
     page = write_report(run, plan.report)

@@ -1,4 +1,4 @@
-"""What every flow does with its steps: make them Prefect tasks, resolve the recipe, and send the log to Prefect."""
+"""Shared by all flows: make steps Prefect tasks, resolve the recipe, send the log to Prefect."""
 
 import functools
 import logging
@@ -26,9 +26,9 @@ PROGRESS_EVERY_S = 10.0
 
 
 def durable(step: StepFunction[C, R]) -> Task[[Run, C], R]:
-    """A step as a Prefect task: named after it, with its counts as an artifact, tried again when a machine failed.
+    """A step as a Prefect task of the same name: publishes its counts, and is retried after a lost machine.
 
-    Nothing is cached or stored: a step is incremental against its tables, so running it again is cheap and right.
+    Prefect caches and stores no result: a step reads from its tables what is done, so running it again is cheap.
     """
 
     @task(
@@ -50,7 +50,7 @@ def durable(step: StepFunction[C, R]) -> Task[[Run, C], R]:
 
 
 def _failed_machine(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Whether a lost machine or connection is behind a failure; bad data or settings would only fail again."""
+    """Whether a lost machine or connection caused the failure; after bad data or settings a retry would fail again."""
     err = state.result(raise_on_failure=False)
     return isinstance(err, BaseException) and machine_lost(err)
 
@@ -63,14 +63,14 @@ def prepare(
     run_id: str = "",
     source: str = "",
 ) -> tuple[Run, Recipe]:
-    """Resolve what a flow was asked to do, before anything is claimed or written.
+    """Resolve the parameters of a flow, before it reserves resources or writes anything.
 
     Args:
         root: folder or URI of the tables and media.
-        recipe: name, path or the settings themselves.
+        recipe: name, path, or the settings themselves.
         settings: overrides by dotted name.
         ray: override of `ray.address`.
-        run_id: lineage of new rows; a flow inside a flow gets its parent's.
+        run_id: id of the run, which new rows record; a subflow gets that of its parent.
         source: override of `ingest.source`.
 
     Raises:
@@ -79,9 +79,9 @@ def prepare(
     forward_logs()
     if not root:
         raise RecipeError("no root is given: set PYRAMID_ROOT before `prefect deploy`, or the parameter `root`")
-    # prefect.yaml takes values from the environment; a variable that was not set arrives as "".
-    given = {"ray.address": ray, "ingest.source": source}
-    overrides = dict(settings or {}) | {name: value for name, value in given.items() if value}
+    # prefect.yaml reads values from the environment; a variable that is not set gives "".
+    parameters = {"ray.address": ray, "ingest.source": source}
+    overrides = dict(settings or {}) | {name: value for name, value in parameters.items() if value}
     resolved = load_recipe(recipe or DEFAULT_RECIPE, overrides)
     names = {"run_id": run_id} if run_id else {}
     return Run(root=root, ray=resolved.ray, retry_failed=resolved.retry_failed, **names), resolved
@@ -95,9 +95,9 @@ def flow_run_name() -> str:
 
 @functools.cache
 def forward_logs() -> None:
-    """Send what the steps log (loggers `pyramid.*`) to the Prefect run they belong to, as well as to the console."""
+    """Send the log of the steps (loggers `pyramid.*`) to their Prefect run as well as to the console."""
     handler = APILogHandler()
-    handler.addFilter(Sparse(PROGRESS_EVERY_S))  # a line a training step would fill the run's log
+    handler.addFilter(Sparse(PROGRESS_EVERY_S))  # one line for each training step would fill the run's log
     logger = logging.getLogger("pyramid")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

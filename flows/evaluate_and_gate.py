@@ -1,4 +1,4 @@
-"""Measure the newest model on held-out clips; it becomes champion if it passes the gate."""
+"""Evaluate the newest model on held-out clips; it becomes champion if it passes the gate."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ class GateError(RuntimeError):
 
 @dataclass(frozen=True)
 class Judgement:
-    """The gate's verdict on the trained model, and what became of it."""
+    """The gate's verdict on the trained model, and its registration."""
 
     evaluate: EvaluateResult
     register: RegisterResult | None = None  # None: the gate refused the model
@@ -38,14 +38,14 @@ def evaluate_and_gate(
     ray: str = "",
     run_id: str = "",
 ) -> Judgement:
-    """Judge an untrained model first, which must fail, then the trained one; register it if it passes.
+    """Evaluate an untrained model, which must fail, then the trained one; register the trained one if it passes.
 
     Args:
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"evaluate.gate.max_loss_to_untrained": 0.8}.
-        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
-        run_id: lineage of the new rows; empty: the time.
+        ray: address of the Ray cluster; empty: the recipe's `ray.address`.
+        run_id: id of the run, which new rows record; empty: made from the current time.
 
     Raises:
         GateError: the untrained model passed.
@@ -59,12 +59,12 @@ def evaluate_and_gate(
     if not trained.passed:
         return Judgement(trained)
     champion = promote(run, RegisterConfig(evaluation_id=trained.evaluation_id))
-    # Also for a model that was champion before: the run that promoted it may have died before it could say so, and
-    # generation, which this triggers, does only what is missing.
+    # Also emitted for a model that is champion already, since the run that promoted it may have died before emitting.
+    # The event triggers `generate`, which does only what is missing.
     emit_event(PROMOTED, champion_resource(champion.model_id))
     return Judgement(trained, champion)
 
 
 def champion_resource(model_id: str) -> dict[str, str]:
-    """What the event is about; the trigger in prefect.yaml looks at its id."""
+    """Resource of the event; the trigger in prefect.yaml matches its id."""
     return {"prefect.resource.id": f"pyramid.model.{model_id}"}

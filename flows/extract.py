@@ -1,4 +1,4 @@
-"""What the DiT trains on: text features of the captions and latents of the clips."""
+"""Training data of the DiT: text features of the captions and latents of the clips."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ encode_latents = durable(latents.latents)
 
 @dataclass(frozen=True)
 class Extracted:
-    """What the steps of extraction did."""
+    """Results of the steps of extraction."""
 
     text_features: TextFeaturesResult
     latents: LatentsResult
@@ -37,8 +37,8 @@ def extract(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"latents.vae": "/models/vae"}.
-        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
-        run_id: lineage of the new rows; empty: the time.
+        ray: address of the Ray cluster; empty: the recipe's `ray.address`.
+        run_id: id of the run, which new rows record; empty: made from the current time.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     return Extracted(text_features=encode_texts(run, plan.text_features), latents=encode_latents(run, plan.latents))

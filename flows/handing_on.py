@@ -1,7 +1,7 @@
-"""What each flow hands on: the ids and folders that the sections of later steps take.
+"""Passes ids and folders from the results of a flow to the sections of later steps.
 
-A section takes them only where the recipe leaves its field empty. Left empty, the field would mean "the newest in the
-root", which may be of another recipe.
+Only fields that the recipe leaves empty are set. An empty field would mean "the newest in the root", which may come
+from another recipe.
 """
 
 from flows.recipe import Recipe, replaced
@@ -15,7 +15,7 @@ from tasks.training.train_dit import TrainDiTResult
 
 
 def with_clips(plan: Recipe, cut: ClipsResult) -> Recipe:
-    """Scores, duplicates and the selection are of the clips that the settings of this run cut."""
+    """Scores, duplicates and the selection use the clips that this run's settings cut."""
     return replaced(
         plan,
         scores=replaced(plan.scores, clips=plan.scores.clips or cut.clips),
@@ -25,7 +25,7 @@ def with_clips(plan: Recipe, cut: ClipsResult) -> Recipe:
 
 
 def with_selection(plan: Recipe, selected: SelectResult) -> Recipe:
-    """Captions, features, both trainings and the evaluation work on the clips that were selected."""
+    """Captions, features, both trainings and the evaluation use this selection."""
     selection = selected.selection
     return replaced(
         plan,
@@ -39,7 +39,7 @@ def with_selection(plan: Recipe, selected: SelectResult) -> Recipe:
 
 
 def with_captions(plan: Recipe, captioned: CaptionsResult) -> Recipe:
-    """Text features, the training of the DiT and its evaluation take the captions of this run."""
+    """Text features, the training of the DiT and its evaluation use the captions of this run."""
     captions = captioned.captions
     return replaced(
         plan,
@@ -55,15 +55,15 @@ def with_vae(plan: Recipe, trained: TrainingResult) -> Recipe:
 
 
 def with_features(plan: Recipe, texts: TextFeaturesResult, latents: LatentsResult) -> Recipe:
-    """The DiT is trained on these latents and text features."""
+    """The DiT is trained on the latents of this VAE and the features of this text encoder."""
     vae, encoder = plan.train_dit.vae or latents.vae, plan.train_dit.encoder or texts.encoder
     return replaced(plan, train_dit=replaced(plan.train_dit, vae=vae, encoder=encoder))
 
 
 def with_dit(plan: Recipe, trained: TrainDiTResult) -> Recipe:
-    """The trained DiT is judged with the VAE and the text encoder that it was trained with."""
-    given = plan.evaluate
-    judged = replaced(
-        given, dit=given.dit or trained.uri, vae=given.vae or trained.vae, encoder=given.encoder or trained.encoder
+    """The trained DiT is evaluated with the VAE and the text encoder of its training."""
+    config = plan.evaluate
+    evaluate = replaced(
+        config, dit=config.dit or trained.uri, vae=config.vae or trained.vae, encoder=config.encoder or trained.encoder
     )
-    return replaced(plan, evaluate=judged)
+    return replaced(plan, evaluate=evaluate)

@@ -26,8 +26,8 @@ def recaption(
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"captions.sidecar": "captions.csv"}.
-        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
-        run_id: lineage of the new rows; empty: the time.
+        ray: address of the Ray cluster; empty: the recipe's `ray.address`.
+        run_id: id of the run, which new rows record; empty: made from the current time.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     return caption_clips(run, plan.captions)

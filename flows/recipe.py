@@ -27,8 +27,8 @@ from tasks.training.train_dit import TrainDiTConfig
 from tasks.training.train_vae import TrainVAEConfig
 
 FOLDER = Path(__file__).parent / "recipes"
-# Settings that may be paths, `*` for every key. captions.local.name and clips.shots.weights stay as they are written:
-# so they stand in the ids of captions and clips.
+# Settings that may be paths; `*` stands for every key. captions.local.name and clips.shots.weights are not in the list:
+# their text enters the ids of captions and clips, so it must not change.
 PATHS = (
     *("ingest.source", "ingest.media_root"),
     *("scores.classifiers.*.model", "scores.embeddings.model", "scores.embeddings.pretrained"),
@@ -44,14 +44,14 @@ S = TypeVar("S", bound=Config)
 
 
 class RecipeError(ValueError):
-    """A recipe or an override cannot be used; the message names each key, its value and what would be right."""
+    """A recipe or an override is invalid; the message has each key, its value and what would be right."""
 
 
 class Recipe(Config):
-    """Settings of a whole run, one section a step. A section that is left out takes the step's defaults."""
+    """Settings of a whole run, one section for each step. A section that is left out has the step's defaults."""
 
     ray: RayConfig = RayConfig()
-    retry_failed: bool = Field(False, description="try rows again that failed before")
+    retry_failed: bool = Field(False, description="try rows again that failed in earlier runs")
     ingest: IngestConfig = IngestConfig()
     clips: ClipsConfig = ClipsConfig()
     scores: ScoresConfig = ScoresConfig()
@@ -59,7 +59,7 @@ class Recipe(Config):
     select: SelectConfig = SelectConfig()
     captions: CaptionsConfig = CaptionsConfig()
     text_features: TextFeaturesConfig = TextFeaturesConfig()
-    train_vae: TrainVAEConfig | None = Field(None, description="null: use the VAE of latents.vae, train none")
+    train_vae: TrainVAEConfig | None = Field(None, description="null: train no VAE and use latents.vae")
     latents: LatentsConfig = LatentsConfig()
     train_dit: TrainDiTConfig = TrainDiTConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -76,21 +76,21 @@ def load_recipe(recipe: Recipe | str, settings: Mapping[str, Any] | None = None)
     """Read a recipe and apply overrides.
 
     Args:
-        recipe: a name (`demo`), the path of a YAML file, or a recipe that was read before.
+        recipe: a name (`demo`), the path of a YAML file, or a recipe object.
         settings: dotted name -> value, e.g. {"train_vae.optim.num_steps": 100}.
 
     Raises:
-        RecipeError: no such recipe, no YAML, a key that does not exist, or a value of the wrong type.
+        RecipeError: there is no such recipe, it is not YAML, a key does not exist, or a value has the wrong type.
     """
     settings = settings or {}
     if isinstance(recipe, Recipe) and not settings:
         return _located(recipe)
     path = _find(recipe) if isinstance(recipe, str) else Path("the recipe")
-    given = _read(path) if isinstance(recipe, str) else recipe.model_dump(mode="json")
+    sections = _read(path) if isinstance(recipe, str) else recipe.model_dump(mode="json")
     for name, value in settings.items():
-        _put(given, name, value)
+        _put(sections, name, value)
     try:
-        return _located(Recipe.model_validate(given))
+        return _located(Recipe.model_validate(sections))
     except ValidationError as err:
         raise RecipeError(_explain(err, path, settings)) from None
 
@@ -130,34 +130,34 @@ def _find(recipe: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        given = yaml.safe_load(path.read_text()) or {}
+        sections = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise RecipeError(f"recipe {path} is not YAML: {err}") from err
-    if not isinstance(given, dict):
+    if not isinstance(sections, dict):
         raise RecipeError(f"recipe {path} must be a mapping of sections ({', '.join(Recipe.model_fields)})")
-    return given
+    return sections
 
 
 def _located(recipe: Recipe) -> Recipe:
-    """Relative paths made absolute where the file exists: from the present folder, else from the checkout.
+    """Make relative paths absolute if the file exists, below the current folder or else below the checkout.
 
-    Steps may run in another folder or on another machine; what does not exist is left for the step to complain about.
+    Steps may run in another folder or on another machine. A path that does not exist stays; the step reports it.
     """
-    given, changed = recipe.model_dump(), False
+    values, changed = recipe.model_dump(), False
     for name in PATHS:
         *sections, key = name.split(".")
-        for holder in _holders(given, sections):
+        for holder in _holders(values, sections):
             value = holder.get(key)
             if not value or value == TINY or "://" in value:
                 continue
             places = (Path(value).expanduser(), FOLDER.parents[1] / value)
-            if found := next((place for place in places if place.exists()), None):
-                holder[key], changed = str(found.absolute()), True
-    return Recipe.model_validate(given) if changed else recipe
+            if existing := next((place for place in places if place.exists()), None):
+                holder[key], changed = str(existing.absolute()), True
+    return Recipe.model_validate(values) if changed else recipe
 
 
 def _holders(section: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The mappings at a dotted name, of which `*` stands for every key; none where a section is left out."""
+    """The mappings at a dotted name, in which `*` stands for every key; none if a section is left out."""
     if not isinstance(section, dict):
         return
     if not names:
@@ -167,10 +167,10 @@ def _holders(section: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield from _holders(section.get(key), names[1:])
 
 
-def _put(given: dict, name: str, value: Any) -> None:
-    """Set a dotted name in nested mappings, making the sections on the way."""
+def _put(recipe: dict, name: str, value: Any) -> None:
+    """Set a dotted name in nested mappings; creates missing sections."""
     *sections, last = name.split(".")
-    inner = given
+    inner = recipe
     for section in sections:
         if inner.get(section) is None:
             inner[section] = {}
@@ -181,7 +181,7 @@ def _put(given: dict, name: str, value: Any) -> None:
 
 
 def _explain(err: ValidationError, path: Path, settings: Mapping[str, Any]) -> str:
-    """Every problem on a line of its own: dotted name, where it was set, value, and what would be right."""
+    """One line for each problem: where it was set, dotted name, value, and what would be right."""
     lines = []
     for problem in err.errors():
         name = ".".join(str(part) for part in problem["loc"])
@@ -200,21 +200,21 @@ def _problem(name: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{name} is missing and has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], Mapping):  # a rule across the settings of a section names those that it is about
+    if isinstance(problem["input"], Mapping):  # a rule across several settings names them in its message
         return f"{name}: {message[0].lower() + message[1:]}"
-    # Whoever takes a key for the name of its variable must not find it in a log.
+    # Users may write the key itself in place of the name of its variable; it must not get into a log.
     value = "…" if name.endswith("api_key_env") else repr(problem["input"])
     return f"{name} = {value}: {message[0].lower() + message[1:]}"
 
 
 def _nearest(name: str) -> str:
     """The valid setting that was probably meant, and the keys of its section."""
-    known = list(dotted_names(Recipe))
+    names = list(dotted_names(Recipe))
     last = name.rpartition(".")[2]
-    same_key = [key for key in known if key.rpartition(".")[2] == last]
-    near = difflib.get_close_matches(name, [*same_key, *known], 1, cutoff=0.6) or same_key[:1]
+    same_key = [key for key in names if key.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(name, [*same_key, *names], 1, cutoff=0.6) or same_key[:1]
     section = name.rpartition(".")[0]
-    siblings = [key.removeprefix(section).lstrip(".") for key in known if key.rpartition(".")[0] == section]
+    siblings = [key.removeprefix(section).lstrip(".") for key in names if key.rpartition(".")[0] == section]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Keys of {section or 'a recipe'}: {', '.join(siblings)}." if siblings else hint
 
@@ -236,5 +236,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def replaced(config: S, **changes: Any) -> S:
-    """A config with some values changed, validated like any other."""
+    """Copy of a config with some values changed; validates the result."""
     return type(config).model_validate(config.model_dump() | changes)

@@ -21,14 +21,14 @@ def train_dit(
     ray: str = "",
     run_id: str = "",
 ) -> TrainDiTResult:
-    """Train a DiT, unless one with these settings on these latents and captions exists.
+    """Train a DiT, unless one exists with these settings, latents and captions.
 
     Args:
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"train_dit.optim.num_steps": 5000}.
-        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
-        run_id: lineage of the new rows; empty: the time.
+        ray: address of the Ray cluster; empty: the recipe's `ray.address`.
+        run_id: id of the run, which new rows record; empty: made from the current time.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     trained = fit_dit(run, plan.train_dit)

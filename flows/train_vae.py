@@ -21,17 +21,17 @@ def train_vae(
     ray: str = "",
     run_id: str = "",
 ) -> TrainingResult | None:
-    """Train a VAE, unless one with these settings on these clips exists, or the recipe names one that was given.
+    """Train a VAE, unless one with these settings on these clips exists, or the recipe names a VAE in `latents.vae`.
 
     Args:
         root: folder or URI that holds tables/ and media/.
         recipe: name (demo, 384p, …), path of a YAML file, or the settings themselves.
         settings: overrides of the recipe by dotted name, e.g. {"train_vae.optim.num_steps": 2000}.
-        ray: address of the Ray to work on; empty: the recipe's `ray.address`.
-        run_id: lineage of the new rows; empty: the time.
+        ray: address of the Ray cluster; empty: the recipe's `ray.address`.
+        run_id: id of the run, which new rows record; empty: made from the current time.
 
     Returns:
-        The trained VAE; None when the recipe takes its VAE from `latents.vae`.
+        The trained VAE; None if the recipe names a VAE in `latents.vae`.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id)
     if plan.train_vae is None:

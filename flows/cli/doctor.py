@@ -1,4 +1,4 @@
-"""`pyramid doctor`: what is missing on this machine, and what to do."""
+"""`pyramid doctor`: lists what is missing on this machine and how to fix it."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ def doctor(
 ) -> None:
     """Check this machine: Python, packages, codecs, GPU, memory, disk, ports, servers.
 
-    Exit code 1: the demo would fail here.
+    Exit code 1: the demo would fail on this machine.
     """
     from rich.console import Console
 

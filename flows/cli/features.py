@@ -1,4 +1,4 @@
-"""`pyramid features`: training files of the published Pyramid Flow code, in and out of a root."""
+"""`pyramid features`: export and import training files of the published Pyramid Flow code."""
 
 from typing import Annotated
 
@@ -12,19 +12,19 @@ app = typer.Typer(
     "video, text, latent and text_fea, and a .pt file for each latent and text.",
 )
 
-Vae = Annotated[str, typer.Option(help="folder of the VAE of the latents; empty: the newest trained in ROOT")]
-Encoder = Annotated[str, typer.Option(help="folder of the text encoders; empty: the one last used in ROOT")]
+Vae = Annotated[str, typer.Option(help="folder of the VAE that made the latents; empty: the newest trained in ROOT")]
+Encoder = Annotated[str, typer.Option(help="folder of the text encoders; empty: those last used in ROOT")]
 
 
 @app.command("export")
 def export_files(
     root: Annotated[str, typer.Argument(help="root folder or URI")],
-    folder: Annotated[str, typer.Argument(help="where train.jsonl, val.jsonl, latents/ and text/ go")],
+    folder: Annotated[str, typer.Argument(help="folder for train.jsonl, val.jsonl, latents/ and text/")],
     selection: Annotated[str, typer.Option(help="which selection; empty: the newest")] = "",
     vae: Vae = "",
     encoder: Encoder = "",
 ) -> None:
-    """Write the selected clips as training files, one annotation a split. Files that are there already are kept.
+    """Write the selected clips as training files, one annotation for each split. Existing files are kept.
 
     Texts are padded to 128 tokens, as that code expects. Example: `pyramid features export ./run ./official`
     """
@@ -39,29 +39,31 @@ def export_files(
 
 @app.command("import")
 def import_files(
-    root: Annotated[str, typer.Argument(help="root folder or URI; made if it is not there")],
+    root: Annotated[str, typer.Argument(help="root folder or URI; created if it does not exist")],
     annotation: Annotated[str, typer.Argument(help=".jsonl with the keys video, text, latent and text_fea")],
     vae: Annotated[str, typer.Option(help="folder of the VAE that made the latents")],
     encoder: Annotated[str, typer.Option(help="folder of the text encoders that made the text features")],
-    folder: Annotated[str, typer.Option(help="what its paths are relative to; empty: the annotation's folder")] = "",
+    folder: Annotated[str, typer.Option(help="folder that paths are relative to; empty: the annotation's folder")] = "",
     fps: Annotated[float, typer.Option(min=0.1, help="frame rate of the clips")] = 24.0,
     val_fraction: Annotated[float, typer.Option(min=0, max=0.99, help="share of the videos to validate on")] = 0.05,
 ) -> None:
-    """Read such files into the tables of ROOT and select their clips, ready for `pyramid train-dit`.
+    """Read training files into the tables of ROOT and select their clips, for `pyramid train-dit`.
 
-    A line whose files are missing or of another kind becomes a failed row with the reason; the same command again goes
-    on where it was stopped. `pyramid extract` then adds the features of the empty text, which training needs too.
+    A line with missing or invalid files becomes a failed row with the reason. After an interruption the same command
+    continues. `pyramid extract` then adds the features of the empty text, which training needs too.
 
     Example: `pyramid features import ./run data/annotation.jsonl --vae causal_video_vae --encoder .`
     """
     from tasks.exchange.official_files import ImportConfig, import_official, select_imported
     from tasks.running.run import Run
 
-    given = {"annotation": annotation, "folder": folder, "vae": vae, "encoder": encoder, "fps": fps}
+    options = {"annotation": annotation, "folder": folder, "vae": vae, "encoder": encoder, "fps": fps}
     with explained(root):
         run = Run(root=root)
-        result = import_official(run, ImportConfig.model_validate(given))
-        typer.echo(f"{result.num_in} lines: {result.num_done} known, {result.num_ok} new, {result.num_failed} failed")
+        result = import_official(run, ImportConfig.model_validate(options))
+        typer.echo(
+            f"{result.num_in} lines: {result.num_done} done before, {result.num_ok} new, {result.num_failed} failed"
+        )
         for kind, count in result.errors.items():
             typer.echo(f"  {kind}: {count} (pyramid manifest show {root} latents --where error_type={kind})")
         typer.echo(select_imported(run, val_fraction).note)

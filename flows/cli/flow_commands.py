@@ -1,4 +1,4 @@
-"""One command a flow. Each works alone: it reads what earlier flows left in the tables of `--root`."""
+"""One command for each flow. A command reads the results of earlier flows from the tables of `--root`."""
 
 import typer
 
@@ -14,7 +14,7 @@ def curate(
     ray: RayAddress = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Find videos, cut them into clips at shots, score the clips, select the good ones.
+    """Find videos, cut them into clips at shots, score the clips, find duplicates, select the good clips.
 
     Example: `pyramid curate --source ~/videos --root /data/pyramid`
     """
@@ -48,7 +48,7 @@ def extract(
     ray: RayAddress = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Compute what the DiT trains on: text features of the captions, latents of the clips.
+    """Compute the training data of the DiT: text features of the captions, latents of the clips.
 
     Example: `pyramid extract --root /data/pyramid`
     """
@@ -84,7 +84,7 @@ def train_dit(
 def evaluate(
     root: Root = DATA_ROOT, recipe: RecipeName = "demo", settings: Settings = None, ray: RayAddress = None
 ) -> None:
-    """Measure the newest model on held-out clips; the gate decides whether it becomes the champion.
+    """Evaluate the newest model on held-out clips; it becomes the champion if it passes the gate.
 
     Example: `pyramid evaluate --root /data/pyramid`
     """

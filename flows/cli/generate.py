@@ -1,4 +1,4 @@
-"""`pyramid generate`: from words on the command line to a file."""
+"""`pyramid generate`: clips and pictures from prompts on the command line."""
 
 import functools
 import math
@@ -16,34 +16,35 @@ if TYPE_CHECKING:
     from tasks.generating.config import GenerateResult
 
 WHAT, HOW, WHERE = "What it shows", "Size, length and look", "With what"
-# Settings that suit the released weights. Source: the published recommendations.
+# Recommended settings for the released weights. Source: the published code's recommendations.
 FROM_IMAGE = {"num_inference_steps": 10, "video_guidance_scale": 4.0}
 PICTURE = {"guidance_scale": 9.0}
-FRAMES_PER_LATENT = 8  # after the first
+FRAMES_PER_LATENT = 8  # except the first latent frame, which is one frame
 MAX_SECONDS = 3600
-MAY_BE_EMPTY = ("negative_prompt",)  # then guidance steers away from the empty text
+MAY_BE_EMPTY = ("negative_prompt",)  # the unconditional prediction then has the empty text
 
 
 @dataclass(frozen=True)
 class Content:
-    """Options that say what the clip shows."""
+    """Options for the content of the clip."""
 
     prompts: Annotated[
         str, typer.Option("--prompts", help="Text file with one prompt a line.", rich_help_panel=WHAT)
     ] = ""
-    image: Annotated[str, typer.Option("--image", help="Picture to start from.", rich_help_panel=WHAT)] = ""
+    image: Annotated[str, typer.Option("--image", help="Picture that the clip starts from.", rich_help_panel=WHAT)] = ""
     video: Annotated[
-        str, typer.Option("--video", help="Video to go on from; at most half of the clip.", rich_help_panel=WHAT)
+        str,
+        typer.Option("--video", help="Video to continue; its end is at most half of the clip.", rich_help_panel=WHAT),
     ] = ""
     negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", help="What to steer away from.", rich_help_panel=WHAT)
+        str | None, typer.Option("--negative-prompt", help="What the clip should not show.", rich_help_panel=WHAT)
     ] = None
     rewrite: Annotated[
         str,
         typer.Option(
             "--rewrite",
             metavar="normal|director",
-            help="Let a language model (generate.rewriter) make the prompt fuller, or directions for the camera of it.",
+            help="Let a language model (generate.rewriter) rewrite the prompt: fuller, or as camera directions.",
             rich_help_panel=WHAT,
         ),
     ] = ""
@@ -51,44 +52,44 @@ class Content:
 
 @dataclass(frozen=True)
 class Look:
-    """Options of size, length, steps, guidance and seed."""
+    """Options for size, length, steps, guidance and seed."""
 
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", help="Length of the clip, the given part included.", rich_help_panel=HOW),
+        typer.Option("--seconds", help="Length of the clip, including a given picture or video.", rich_help_panel=HOW),
     ] = None
     frames: Annotated[
-        int | None, typer.Option("--frames", help="The same in frames; 1 is a picture.", rich_help_panel=HOW)
+        int | None, typer.Option("--frames", help="Length in frames; 1 is a picture.", rich_help_panel=HOW)
     ] = None
     height: Annotated[int | None, typer.Option("--height", help="px, a multiple of 64.", rich_help_panel=HOW)] = None
     width: Annotated[int | None, typer.Option("--width", help="px, a multiple of 64.", rich_help_panel=HOW)] = None
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Steps at each resolution; more is slower.", rich_help_panel=HOW)
+        int | None, typer.Option("--steps", help="Steps of each stage; more is slower.", rich_help_panel=HOW)
     ] = None
     guidance: Annotated[
         str,
         typer.Option(
             "--guidance",
             metavar="G or FIRST,REST",
-            help="How closely to follow the prompt: for all, or for the first frame and the rest; 1 is off.",
+            help="Guidance scale, for all frames, or for the first frame and the rest; 1 is off.",
             rich_help_panel=HOW,
         ),
     ] = ""
-    seed: Annotated[int | None, typer.Option("--seed", help="Another number, another clip.", rich_help_panel=HOW)] = (
-        None
-    )
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Random seed; another seed gives another clip.", rich_help_panel=HOW)
+    ] = None
 
 
 @dataclass(frozen=True)
 class Models:
-    """Options that say which weights generate, and where."""
+    """Options for the weights, the device and its memory."""
 
     weights: Annotated[
         str,
         typer.Option(
             "--weights",
             metavar="DIR",
-            help="Released directory; without it the champion of ROOT generates.",
+            help="Directory of released weights; default: the champion of ROOT.",
             rich_help_panel=WHERE,
         ),
     ] = ""
@@ -97,7 +98,12 @@ class Models:
     ] = ""
     max_memory: Annotated[
         str,
-        typer.Option("--max-memory", metavar="8GiB", help="Stay within; default: what is free.", rich_help_panel=WHERE),
+        typer.Option(
+            "--max-memory",
+            metavar="8GiB",
+            help="Most device memory to use; default: all that is free.",
+            rich_help_panel=WHERE,
+        ),
     ] = ""
     dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float32 or float16.", rich_help_panel=WHERE)] = ""
     device: Annotated[
@@ -117,13 +123,14 @@ def generate(
     ray: RayAddress = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Generate clips or pictures; files land under ROOT/media/generated, and their paths are printed.
+    """Generate clips or pictures under ROOT/media/generated and print their paths.
 
-    The champion of ROOT generates, at the size of the recipe (default: demo). With --weights DIR a directory of
-    released weights does, at the size that suits its variant.
+    The champion of ROOT generates, at the size in the recipe (default: demo). With --weights DIR the released weights
+    in DIR generate, at the size of their variant.
 
-    Prompts that are given here replace those of the recipe. What exists already is not made again: another --seed
-    gives another clip. Everything else that can be set is under `generate` in a recipe, for --set.
+    Prompts on the command line replace those of the recipe. A clip that exists already is not generated again;
+    another --seed gives another clip. All other settings are in the section `generate` of a recipe; change them with
+    --set.
 
     Example: `pyramid generate "a rabbit in a meadow" --root ./pyramid-demo`
 
@@ -144,22 +151,22 @@ def generate(
     recipe = recipe or (suiting_recipe(variant) if models.weights else "demo")
     try:
         fps = functools.partial(request_fps, recipe, parse_settings(settings or ()))
-        asked = asked_prompts(prompt, content.prompts) | asked_settings(content, look, models, fps, variant)
+        overrides = asked_prompts(prompt, content.prompts) | asked_settings(content, look, models, fps, variant)
     except ValueError as err:
         complain(str(err))
         raise typer.Exit(BAD_INPUT) from err
     options = {"ray__address": ray, "retry_failed": retry_failed}
-    done: GenerateResult = launch("generate", root, recipe, settings, asked, **options)
-    for file in done.files:
+    result: GenerateResult = launch("generate", root, recipe, settings, overrides, **options)
+    for file in result.files:
         typer.echo(file)
-    for failure in done.failures:
-        complain(f"not made: {failure}; after mending it: the same command with --retry-failed")
-    if done.failures:
+    for failure in result.failures:
+        complain(f"not generated: {failure}; after fixing the cause, run the same command with --retry-failed")
+    if result.failures:
         raise typer.Exit(FAILURE)
 
 
 def asked_prompts(prompt: str, file: str) -> dict[str, Any]:
-    """Overrides by which what the command line asks for, if anything, replaces all prompts of the recipe."""
+    """Overrides that replace all prompts of the recipe; none if the command line has no prompt."""
     if not prompt and not file:
         return {}
     return {"generate.prompts": [prompt] if prompt else [], "generate.prompts_file": file}
@@ -168,15 +175,22 @@ def asked_prompts(prompt: str, file: str) -> dict[str, Any]:
 def asked_settings(
     content: Content, look: Look, models: Models, fps: Callable[[], int], variant: str
 ) -> dict[str, Any]:
-    """Overrides of the recipe, by dotted name, for the options that were given. fps: of the recipe's request.
+    """Overrides of the recipe, by dotted name, for the options on the command line.
+
+    Args:
+        content: options for the content of the clip.
+        look: options for size, length and guidance.
+        models: options for weights and device.
+        fps: returns the frame rate of the recipe's request.
+        variant: released DiT, e.g. 768p; empty: none.
 
     Raises:
-        ValueError: no clip has the length, or the guidance is no number.
+        ValueError: no clip can have the length, or the guidance is not a number.
     """
     step = {"image": content.image, "video": content.video, "seed": look.seed, "rewrite": content.rewrite}
     step |= {name: getattr(models, name) for name in ("weights", "variant", "max_memory", "dtype", "device")}
     if models.weights:
-        step |= {"num_gpus": 0, "num_cpus": 1}  # one GPU if there is one; those recipes speak of a cluster
+        step |= {"num_gpus": 0, "num_cpus": 1}  # use a GPU if there is one; the recipes reserve GPUs of a cluster
     is_picture = variant.endswith("image") and look.seconds is None and look.frames is None
     request = {
         "height": look.height,
@@ -186,11 +200,11 @@ def asked_settings(
     }
     request = suiting_look(request, bool(models.weights), bool(content.image))
     request |= asked_steps(look.steps) | asked_guidance(look.guidance)
-    return given("generate", step) | given("generate.request", request)
+    return dotted("generate", step) | dotted("generate.request", request)
 
 
-def given(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a section that were given, by dotted name."""
+def dotted(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a section by dotted name, without options that are not on the command line."""
     return {
         f"{section}.{name}": value
         for name, value in values.items()
@@ -199,18 +213,18 @@ def given(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lone_variant(weights: str) -> str:
-    """The only DiT of a directory, which need not be named; empty if there are none or several."""
-    found = [path.name for path in Path(weights).expanduser().glob("diffusion_transformer_*")] if weights else []
-    return found[0] if len(found) == 1 else ""
+    """Folder name of the only DiT in a directory; empty if there is none or several."""
+    folders = [path.name for path in Path(weights).expanduser().glob("diffusion_transformer_*")] if weights else []
+    return folders[0] if len(folders) == 1 else ""
 
 
 def suiting_recipe(variant: str) -> str:
-    """The recipe whose request suits a released variant."""
+    """Name of the recipe whose request has the size of a released variant."""
     return "384p" if "384p" in variant else "768p"
 
 
 def suiting_look(asked: Mapping[str, Any], released: bool, from_image: bool) -> dict[str, Any]:
-    """What was asked for, and what is recommended for released weights where they make pictures or start from one."""
+    """The options, after the recommended settings for pictures or clips from a picture with released weights."""
     recommended = {}
     if released and asked["num_latent_frames"] == 1:
         recommended = PICTURE
@@ -220,24 +234,24 @@ def suiting_look(asked: Mapping[str, Any], released: bool, from_image: bool) -> 
 
 
 def request_fps(recipe: str, settings: Mapping[str, Any]) -> int:
-    """Frames a second of the clips that a recipe with these overrides generates."""
+    """Frame rate of the clips that a recipe with these overrides generates."""
     from flows.recipe import load_recipe
 
     return load_recipe(recipe, settings).generate.request.fps
 
 
 def asked_latent_frames(seconds: float | None, frames: int | None, fps: Callable[[], int]) -> int | None:
-    """Latent frames of a clip of so many seconds or frames; None where neither is asked for.
+    """Number of latent frames of a clip of this many seconds or frames; None if both are None.
 
-    fps: frames a second of the clip; called only where it is needed, since it reads the recipe.
+    fps: returns the frame rate of the clip; called only if needed, since it reads the recipe.
 
     Raises:
-        ValueError: both are, or no clip has that length.
+        ValueError: both are given, or no clip can have that length.
     """
     if seconds is None and frames is None:
         return None
     if seconds is not None and frames is not None:
-        raise ValueError("both --seconds and --frames are given: one of them says how long the clip is")
+        raise ValueError("both --seconds and --frames are given: use only one of them")
     if seconds is not None:
         if not 0 <= seconds <= MAX_SECONDS:
             raise ValueError(f"--seconds {seconds:g}: give a length from 0 to {MAX_SECONDS}")
@@ -251,7 +265,7 @@ def asked_latent_frames(seconds: float | None, frames: int | None, fps: Callable
 
 
 def asked_steps(steps: int | None) -> dict[str, Any]:
-    """One number of steps for everything."""
+    """The same number of steps for the first frame and for later units."""
     return {} if steps is None else {"num_inference_steps": steps, "video_num_inference_steps": steps}
 
 
@@ -259,7 +273,7 @@ def asked_guidance(text: str) -> dict[str, Any]:
     """`7`, or `7,5` for the first frame and the rest.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     if not text:
         return {}

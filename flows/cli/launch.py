@@ -1,4 +1,4 @@
-"""Run one flow for a command: settings checked first, live progress, one clear message when something is wrong."""
+"""Runs one flow for a command: checks settings first, shows live progress, prints one message for an error."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 FULL_BYTES = 2**20
-END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # $0: the process to outlive; $1: the one to end
+END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # $0: the process to wait for; $1: the process to end then
 OUR_CODE = Path(__file__).parents[2]
 
 
@@ -34,15 +34,15 @@ def launch(
     overrides: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """Check everything that can be checked, then run `flows.<flow>.<flow>` with live progress; returns its result.
+    """Check the input, then run `flows.<flow>.<flow>` with live progress; returns its result.
 
     Args:
         flow: module and function name of the flow.
         root: folder or URI.
         recipe: name or path.
         settings: `section.key=value` pairs of --set.
-        overrides: of the recipe by dotted name; --set comes before them.
-        options: command-line options that stand for a setting, dots written as `__`; None and "" are not given.
+        overrides: settings by dotted name; --set takes precedence over them.
+        options: settings by dotted name with `__` for dots; None, "" and False keep the recipe's value.
 
     Raises:
         typer.Exit: with code 2 for bad input, 1 for a failure, 130 when interrupted; the message has been printed.
@@ -62,14 +62,12 @@ def launch(
             run_flow = getattr(importlib.import_module(f"flows.{flow}"), flow)
             return run_flow(root=root, recipe=plan)
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on from here")
+        complain("interrupted; the same command continues from here")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as err:
-        if not _meant_for_people(err):
+        if not _is_user_error(err):
             if _disk_is_full(root):
-                complain(
-                    f"the disk that holds {root} is full: free some space, then the same command goes on from here"
-                )
+                complain(f"the disk that holds {root} is full: free some space, then run the same command to continue")
             else:
                 traceback.print_exc()
                 complain(f"{type(err).__name__}: {err}")
@@ -79,20 +77,20 @@ def launch(
 
 
 def _checked(root: str, recipe: str, settings: Mapping[str, Any], options: dict[str, Any]) -> "tuple[Recipe, str]":
-    """The recipe and the absolute root, after all checks that need no work: keys, types, a writable root."""
+    """The recipe and the absolute root, after checks of keys, types and write access to the root."""
     from flows.recipe import load_recipe
     from tasks.running.run import Run
     from tasks.tables.storage import check_writable
 
-    given = {name.replace("__", "."): value for name, value in options.items() if value not in (None, "", False)}
-    plan = load_recipe(recipe, dict(settings) | given)
+    overrides = {name.replace("__", "."): value for name, value in options.items() if value not in (None, "", False)}
+    plan = load_recipe(recipe, dict(settings) | overrides)
     root = Run(root=root).root
     check_writable(root)
     return plan, root
 
 
 def _refuse_sample(recipe: str, settings: Sequence[str] | None, options: dict[str, Any]) -> None:
-    """Refuse to curate the sample videos of a recipe that comes with the package into a root that is your own."""
+    """Raise an error if `pyramid curate` would read the sample videos because no source is named."""
     from flows.recipe import parse_settings, recipe_names
 
     named = options.get("ingest__source") or {"ingest", "ingest.source"} & set(parse_settings(settings or ()))
@@ -104,7 +102,7 @@ def _refuse_sample(recipe: str, settings: Sequence[str] | None, options: dict[st
 
 
 def _check_source(config: "IngestConfig", root: str) -> None:
-    """Refuse a source that is missing or empty before anything starts; a remote one is left to the ingest step."""
+    """Raise an error if a local source is missing or empty; the ingest step checks remote ones."""
     from tasks.sources.listing import source_files
     from tasks.tables.storage import is_local
 
@@ -113,7 +111,7 @@ def _check_source(config: "IngestConfig", root: str) -> None:
 
 
 def _check_limits(plan: "Recipe", root: str) -> None:
-    """Refuse limits on scores that no clip can have before anything starts."""
+    """Raise an error if the selection limits a score that no clip can have."""
     from tasks.running.run import Run
     from tasks.selecting.select import check_limited
 
@@ -121,13 +119,13 @@ def _check_limits(plan: "Recipe", root: str) -> None:
 
 
 def use_prefect(root: str) -> None:
-    """Prefect's own temporary server, if no server is configured; must come before Prefect's first import.
+    """Start Prefect's temporary server if no server is configured; must run before Prefect is first imported.
 
-    Its database goes under the root, so that the runs can be looked at later from there.
+    The server's database is under the root, so that the history of runs stays with the root.
     """
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # The log goes to the run; the console shows our progress instead.
+    # The log is sent to the Prefect run; the console shows our progress instead.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if not os.environ.get("PREFECT_API_URL") and "://" not in root:
         os.environ.setdefault("PREFECT_HOME", str(Path(root) / "prefect"))
@@ -138,7 +136,7 @@ def use_prefect(root: str) -> None:
 
 
 def _start_server() -> None:
-    """Start the temporary server and a shell that ends it after this process, which may be killed outright."""
+    """Start the temporary server, and a shell process that ends it when this process is gone, even if killed."""
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()
@@ -154,27 +152,27 @@ def _start_server() -> None:
 
 
 def complain(message: str) -> None:
-    """One error on standard error; every command that refuses something says it through here."""
+    """Print an error on standard error; all commands print errors with this function."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("[red]error:[/] ", end="")
     console.print(message, markup=False)
 
 
 def _disk_is_full(root: str) -> bool:
-    """Whether that is why something failed: Prefect's own database lies there too, and its error says nothing of it."""
+    """Whether the disk of the root is full. Prefect's database is there too, and its error does not name the cause."""
     nearest = next((path for path in (Path(root), *Path(root).parents) if path.exists()), None)
     return "://" not in root and nearest is not None and shutil.disk_usage(nearest).free < FULL_BYTES
 
 
-def _meant_for_people(err: Exception) -> bool:
-    """Whether our code raised it on purpose, so that its message is enough; anything else is a bug."""
+def _is_user_error(err: Exception) -> bool:
+    """Whether our code raised the error for the user, so that the message is enough; other errors are bugs."""
     raised_in = traceback.extract_tb(err.__traceback__)[-1].filename
     ours = any(Path(raised_in).is_relative_to(OUR_CODE / layer) for layer in ("flows", "tasks", "pyramid_model"))
     return ours and isinstance(err, (*USER_ERRORS, RuntimeError))
 
 
 def runner() -> str:
-    """What to put before a command that is printed for people to copy."""
+    """Prefix of a command that is printed for users to copy."""
     return "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
 
 

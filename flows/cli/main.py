@@ -1,4 +1,4 @@
-"""The command `pyramid`. Nothing heavy is imported before a command runs: `--help` is instant."""
+"""The command `pyramid`. Large packages are imported only when a command runs, so `--help` is fast."""
 
 import typer
 
@@ -9,7 +9,7 @@ from flows.cli.shots import shots
 
 app = typer.Typer(
     name="pyramid",
-    help="Your own raw videos to your own video model: curation, features, training, generation.\n\n"
+    help="Turns your own raw videos into your own video model: curation, features, training, generation.\n\n"
     "Start with `pyramid demo`; it needs no GPU, no server and no download.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

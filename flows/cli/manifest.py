@@ -1,4 +1,4 @@
-"""`pyramid manifest`: look at the tables of a root, check them, copy rows out of them."""
+"""`pyramid manifest`: show, check and export the tables of a root."""
 
 import sys
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from flows.cli.manifest_view import (
 if TYPE_CHECKING:
     from tasks.tables.manifest import Filter
 
-app = typer.Typer(no_args_is_help=True, help="Look at the tables of a root, check them, copy rows out of them.")
+app = typer.Typer(no_args_is_help=True, help="Show, check and export the tables of a root.")
 
 Uri = Annotated[str, typer.Argument(metavar="ROOT|TABLE_URI", help="root folder or URI, or ROOT/tables/NAME")]
 TableName = Annotated[str | None, typer.Argument(metavar="[TABLE]", help="table, or clips-with-scores")]
@@ -28,16 +28,16 @@ Where = Annotated[
     list[str] | None,
     typer.Option("--where", "-w", help="COLUMN OPERATOR VALUE with = != < > <= >= ~ (contains); repeat for 'and'"),
 ]
-Columns = Annotated[str | None, typer.Option(help="columns to take, separated by commas")]
-Version = Annotated[int | None, typer.Option(min=0, help="table version; newest if not given")]
+Columns = Annotated[str | None, typer.Option(help="columns to include, separated by commas")]
+Version = Annotated[int | None, typer.Option(min=0, help="table version; default: the newest")]
 
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """What a user can cause ends with its sentence and exit code 2, not with a traceback.
+    """Turn errors that a user can cause into a message and exit code 2, without a traceback.
 
     Args:
-        uri: root or table at work, to name the table when it was one that could not be read.
+        uri: root or table of the command; if a table is damaged, the message names it.
     """
     from flows.cli.launch import BAD_INPUT, complain
     from tasks.running.errors import TOLD
@@ -58,7 +58,7 @@ def _damage(uri: str) -> list[str]:
     try:
         return damage_report(locate(uri)[0])
     except (TableError, OSError, ValueError):
-        return []  # the first error says more
+        return []  # the original error is more informative
 
 
 @app.command()
@@ -70,7 +70,7 @@ def show(
     where: Where = None,
     columns: Columns = None,
 ) -> None:
-    """The tables of a root, or rows of one table."""
+    """List the tables of a root, or rows of one table."""
     from tasks.tables import manifest
 
     with explained(uri):
@@ -86,16 +86,16 @@ def show(
             typer.echo(f"{limit} of {rows.num_rows:,} rows (--limit, --where; or pyramid manifest export)")
 
 
-def _refuse_row_options(given: dict[str, Any]) -> None:
+def _refuse_row_options(options: dict[str, Any]) -> None:
     from tasks.tables.delta import TableError
 
-    if names := [name for name, value in given.items() if value not in (None, [])]:
+    if names := [name for name, value in options.items() if value not in (None, [])]:
         raise TableError(f"{', '.join(names)}: rows belong to one table; name it, as in ROOT clips {names[0]} …")
 
 
 @app.command()
 def stats(uri: Uri, table: TableName = None, version: Version = None) -> None:
-    """Counts by status and error, histograms of the numbers, and what each rule of the selection drops."""
+    """Print counts by status and error, histograms of numeric columns, and what each rule of the selection drops."""
     from tasks.tables import manifest
 
     with explained(uri):
@@ -118,7 +118,7 @@ def diff(
         list[str], typer.Argument(metavar="ROOT TABLE BEFORE AFTER", help="or TABLE_URI BEFORE AFTER")
     ],
 ) -> None:
-    """What came between two versions of a table: ids, statuses, columns; clips newly kept or dropped; moved scores."""
+    """Print what changed between two versions of a table: ids, statuses, columns, kept and dropped clips, scores."""
     from tasks.inspecting import table_diff
     from tasks.tables import manifest
     from tasks.tables.delta import TableError
@@ -133,23 +133,23 @@ def diff(
         if table is None or table == manifest.CLIPS_WITH_SCORES:
             raise TableError("versions belong to one table: name it, as in ROOT clips 3 7")
         manifest.check_written(root, table)
-        found = table_diff.diff(root, table, int(before), int(after))
+        changes = table_diff.diff(root, table, int(before), int(after))
         typer.echo(
-            f"{table} {before} -> {after}: {len(found.added)} added, {len(found.removed)} gone, "
-            f"{len(found.status_changes)} changed status"
+            f"{table} {before} -> {after}: {len(changes.added)} added, {len(changes.removed)} gone, "
+            f"{len(changes.status_changes)} changed status"
         )
-        for row_id in found.added[:10]:
+        for row_id in changes.added[:10]:
             typer.echo(f"  + {row_id}")
-        if len(found.added) > 10:
-            typer.echo(f"  + {len(found.added) - 10} more")
-        for row_id in found.removed:
+        if len(changes.added) > 10:
+            typer.echo(f"  + {len(changes.added) - 10} more")
+        for row_id in changes.removed:
             typer.echo(f"  - {row_id}")
-        for row_id, old, new in found.status_changes:
+        for row_id, old, new in changes.status_changes:
             typer.echo(f"  ~ {row_id}: {old} -> {new}")
-        if found.columns:
+        if changes.columns:
             print_grid(
                 ["column", f"version {before}", f"version {after}"],
-                [[name, *both] for name, both in found.columns.items()],
+                [[name, *both] for name, both in changes.columns.items()],
             )
         if table == "selections":
             print_selection_diff(table_diff.selection_diff(root, int(before), int(after)))
@@ -161,9 +161,9 @@ def diff(
 def verify(
     uri: Uri,
     table: TableName = None,
-    blobs: Annotated[bool, typer.Option(help="also read every binary value and compare its crc32")] = True,
+    blobs: Annotated[bool, typer.Option(help="also read all binary values and check their crc32")] = True,
 ) -> None:
-    """Check schema, ids, checksums, references, media files and counts; exit code 1 when something is wrong."""
+    """Check schema, ids, checksums, references, media files and counts; exit code 1 if a check fails."""
     from tasks.inspecting.verify import verify as run_checks
     from tasks.tables import manifest
 
@@ -190,9 +190,9 @@ def verify(
 def report(
     root: Annotated[str, typer.Argument(help="root folder or URI")],
     title: Annotated[str, typer.Option(help="heading of the page")] = "",
-    max_media: Annotated[int | None, typer.Option(min=0, help="clips to show at most")] = None,
+    max_media: Annotated[int | None, typer.Option(min=0, help="most clips with a preview")] = None,
 ) -> None:
-    """Write ROOT/report.html: one page with everything in the tables, which opens from disk."""
+    """Write ROOT/report.html: one page about all tables, which opens from disk."""
     from tasks.report.report import ReportConfig
     from tasks.report.report import report as write_report
     from tasks.running.run import Run
@@ -200,8 +200,8 @@ def report(
 
     with explained(root):
         root, _ = manifest.locate(root)
-        given = {"title": title or None, "max_media": max_media}
-        config = ReportConfig(**{name: value for name, value in given.items() if value is not None})
+        options = {"title": title or None, "max_media": max_media}
+        config = ReportConfig(**{name: value for name, value in options.items() if value is not None})
         result = write_report(Run(root=root), config)
     typer.echo(f"{result.uri}  ({result.note})")
 
@@ -215,22 +215,22 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="rows, when there is no --output: csv, jsonl. Selected clips with captions: webdataset, pyramid-flow, "
-            "open-sora",
+            help="Rows to standard output: csv or jsonl. Selected clips with captions: webdataset, pyramid-flow, "
+            "open-sora.",
         ),
     ] = "csv",
     where: Where = None,
     columns: Columns = None,
     version: Version = None,
-    shard_mb: Annotated[float, typer.Option(min=1, help="most MB of clips in a shard of webdataset")] = 1000,
+    shard_mb: Annotated[float, typer.Option(min=1, help="largest size of a webdataset shard, MB of clips")] = 1000,
 ) -> None:
-    """Copy rows to a file or to standard output; or the selected clips with their captions, as a data set.
+    """Write rows to a file or to standard output, or the selected clips with their captions as a data set.
 
-    Rows: `pyramid manifest export ROOT clips -o clips.parquet` (the suffix says .csv, .jsonl or .parquet).
+    Rows: `pyramid manifest export ROOT clips -o clips.parquet` (the suffix sets the format: .csv, .jsonl or .parquet).
 
     A data set: `pyramid manifest export ROOT --format webdataset -o shards/ --where split=train`. webdataset: tar files
-    of CLIP.mp4, .json and .txt; after an interruption the same command goes on. pyramid-flow: JSON lines with video and
-    text. open-sora: CSV with path, text, num_frames, height, width, aspect_ratio, fps, resolution and all scores.
+    of CLIP.mp4, .json and .txt; after an interruption the same command continues. pyramid-flow: JSON lines with video
+    and text. open-sora: CSV with path, text, num_frames, height, width, aspect_ratio, fps, resolution and all scores.
     """
     from tasks.exchange.dataset_export import DATASETS
     from tasks.inspecting import export
@@ -259,33 +259,40 @@ def export(
 
 
 def _export_dataset(root: str, form: str, output: str, where: list[str] | None, shard_mb: float) -> str:
-    """Write a data set; a line about it."""
+    """Write a data set; returns a summary line."""
     from tasks.exchange.dataset_export import export_dataset
 
-    done = export_dataset(root, form, output, _filters(where), shard_mb * 1e6)
-    shards = f" in {done.num_shards} shards ({done.num_written} new)" if done.num_shards else ""
+    result = export_dataset(root, form, output, _filters(where), shard_mb * 1e6)
+    shards = f" in {result.num_shards} shards ({result.num_written} new)" if result.num_shards else ""
     left_out = ", which are left out" if form == "pyramid-flow" else ""
-    bare = f"; {done.num_without_caption:,} have no caption{left_out}" if done.num_without_caption else ""
-    return f"{done.num_clips:,} clips{shards} -> {output}{bare}"
+    uncaptioned = f"; {result.num_without_caption:,} have no caption{left_out}" if result.num_without_caption else ""
+    return f"{result.num_clips:,} clips{shards} -> {output}{uncaptioned}"
 
 
 @app.command()
 def vacuum(
     root: Annotated[str, typer.Argument(help="root folder or URI")],
-    older_than_h: Annotated[int, typer.Option("--older-than", min=0, help="hours; protects a running step")] = 24,
-    delete: Annotated[bool, typer.Option("--delete", help="remove them; without it they are only listed")] = False,
+    older_than_h: Annotated[
+        int,
+        typer.Option(
+            "--older-than", min=0, help="age in hours of the newest files to list; protects files of running steps"
+        ),
+    ] = 24,
+    delete: Annotated[bool, typer.Option("--delete", help="remove the files; default: only list them")] = False,
 ) -> None:
-    """Files that no row names, and states of trainings, left by steps that were killed."""
+    """List or remove what killed steps left: files that no row names, and states of trainings."""
     from tasks.inspecting.leftovers import vacuum as find_leftovers
     from tasks.tables import manifest
 
     with explained(root):
         root, _ = manifest.locate(root)
-        left = find_leftovers(root, older_than_h, delete)
-    for path in left:
+        leftovers = find_leftovers(root, older_than_h, delete)
+    for path in leftovers:
         typer.echo(path)
     verb = "removed" if delete else "found, none removed (--delete removes them)"
-    typer.echo(f"{len(left)} left-over files {verb}" if left else f"no left-over files older than {older_than_h} h")
+    typer.echo(
+        f"{len(leftovers)} left-over files {verb}" if leftovers else f"no left-over files older than {older_than_h} h"
+    )
 
 
 def _filters(where: list[str] | None) -> "list[Filter]":

@@ -1,4 +1,4 @@
-"""How `pyramid manifest` prints: a table when it fits the terminal, else one block a row."""
+"""Output of `pyramid manifest`: a table if it fits the terminal, else one block for each row."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -34,26 +34,26 @@ def print_grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] =
 
 
 def print_overview(root: str) -> None:
-    """One line a table: rows, statuses, versions, size, time of the last write."""
+    """Print one line for each table: rows, statuses, versions, size, time of the last write."""
     from tasks.inspecting.table_stats import file_size
     from tasks.tables.manifest import damage_sentence, overview
 
     rows = []
-    found = overview(root)
-    for facts in found:
+    tables = overview(root)
+    for facts in tables:
         counts = ", ".join(f"{count:,} {status}" for status, count in facts.statuses.most_common())
         num_rows, counts = ("?", "[red]damaged[/]") if facts.damage else (f"{facts.num_rows:,}", counts)
         written = f"{facts.last_write.astimezone():%Y-%m-%d %H:%M:%S}" if facts.last_write else ""
         versions = f"0–{facts.version}"
         rows.append([facts.table, num_rows, counts, versions, file_size(facts.size_bytes), written])
     print_grid(["table", "rows", "by status", "versions", "size", "last write"], rows, right=("rows", "size"))
-    for facts in found:
+    for facts in tables:
         if facts.damage:
             print(damage_sentence(root, facts))
 
 
 def print_rows(root: str, table: str, rows: "pa.Table", every_column: bool) -> None:
-    """Rows of a table; without `every_column` lineage and columns that are empty throughout are left out."""
+    """Print rows of a table; without `every_column`, columns of lineage and empty columns are left out."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -80,8 +80,8 @@ def _telling_columns(rows: "pa.Table") -> list[str]:
     from tasks.tables.schemas import COMMON
 
     hidden = set(COMMON) - {"status", "error_type", "error"}
-    shown = [name for name in rows.column_names if name not in hidden]
-    return [name for name in shown if any(value not in (None, "", []) for value in rows[name].to_pylist())]
+    names = [name for name in rows.column_names if name not in hidden]
+    return [name for name in names if any(value not in (None, "", []) for value in rows[name].to_pylist())]
 
 
 def _cell(value: Any, root: str, is_blob: bool) -> str:
@@ -99,7 +99,7 @@ def _cell(value: Any, root: str, is_blob: bool) -> str:
 
 
 def print_stats(root: str, table: str, version: int | None) -> None:
-    """Counts by status, one bar line a numeric column, and for selections what each rule drops."""
+    """Print counts by status, a histogram of each numeric column, and for selections what each rule drops."""
     from rich.console import Console
 
     from tasks.inspecting import table_stats
@@ -108,18 +108,19 @@ def print_stats(root: str, table: str, version: int | None) -> None:
     console.rule(table, align="left")
     for (status, error_type), count in table_stats.status_counts(root, table, version).most_common():
         console.print(f"{count:>8,}  {status} {error_type}".rstrip())
-    shown = [
-        [one.name, one.spark, *map(table_stats.compact, (one.edges[0], one.mean, one.edges[-1]))]
-        for one in table_stats.histograms(root, table, version)
+    lines = [
+        [drawn.name, drawn.spark, *map(table_stats.compact, (drawn.edges[0], drawn.mean, drawn.edges[-1]))]
+        for drawn in table_stats.histograms(root, table, version)
     ]
-    if shown:
-        print_grid(["column", "distribution", "least", "mean", "most"], shown, right=("least", "mean", "most"))
+    if lines:
+        print_grid(["column", "distribution", "least", "mean", "most"], lines, right=("least", "mean", "most"))
     if table == "scores":
-        labels = [[name, label] for name, *_ in shown if (label := table_stats.score_label(name))]
+        labels = [[name, label] for name, *_ in lines if (label := table_stats.score_label(name))]
         if labels:
             print_grid(["scorer", "what it is"], labels)
-        for scorer, found in table_stats.labels(root, version).items():
-            counts = [[label or "(none)", f"{count:,}"] for label, count in Counter(found.values()).most_common()]
+        for scorer, labels_by_clip in table_stats.labels(root, version).items():
+            tally = Counter(labels_by_clip.values()).most_common()
+            counts = [[label or "(none)", f"{count:,}"] for label, count in tally]
             print_grid([scorer, "clips"], counts, right=("clips",))
     if table == "duplicates":
         print_duplicates(root, version)
@@ -128,7 +129,7 @@ def print_stats(root: str, table: str, version: int | None) -> None:
 
 
 def print_duplicates(root: str, version: int | None) -> None:
-    """Groups of the last search by method: how many, how large, how alike their clips."""
+    """Print the groups of the last search by method: their number, sizes, and similarities of clips."""
     from tasks.inspecting.curation_stats import duplicate_stats
     from tasks.inspecting.table_stats import compact
     from tasks.selecting.duplicates import num_equal_files
@@ -139,16 +140,16 @@ def print_duplicates(root: str, version: int | None) -> None:
         sizes = ", ".join(f"{count:,} of {size}" for size, count in sorted(one.sizes.items())[:6])
         more = ", …" if len(one.sizes) > 6 else ""
         drawn = one.similarity
-        alike = [drawn.spark, compact(drawn.edges[0]), compact(drawn.edges[-1])] if drawn else ["", "", ""]
-        rows.append([one.method, *counts, sizes + more, *alike])
+        similarities = [drawn.spark, compact(drawn.edges[0]), compact(drawn.edges[-1])] if drawn else ["", "", ""]
+        rows.append([one.method, *counts, sizes + more, *similarities])
     names = ["method", "groups", "clips", "extra", "sizes", "similarity", "least", "most"]
     print_grid(names, rows, right=("groups", "clips", "extra", "least", "most"))
     if files := num_equal_files(root):
-        print(f"{files:,} files hold the bytes of another one: they share its video")
+        print(f"{files:,} files have the same bytes as another file: they are the same video")
 
 
 def print_selections(root: str) -> None:
-    """What each rule of the newest selection drops, and its clips by source, bucket and split; of nested sets, each."""
+    """Print what each rule of the newest selection (or of each nested set) drops, and the kept clips by group."""
     from tasks.inspecting.curation_stats import selection_stats
     from tasks.selecting.splits import SPLITS
 
@@ -156,33 +157,33 @@ def print_selections(root: str) -> None:
         name = f"newest selection, set {one.name}" if one.name else "newest selection"
         print(f"{name}: {one.kept:,} of {one.judged:,} clips kept")
         rules = [[rule.reason, f"{rule.alone:,}", f"{rule.in_order:,}", f"{rule.only:,}"] for rule in one.rules]
-        print_grid(["drop reason", "alone", "in order", "no other"], rules, right=("alone", "in order", "no other"))
+        print_grid(["drop reason", "alone", "in order", "only rule"], rules, right=("alone", "in order", "only rule"))
         for column, counts in one.shares.items():
             ordered = sorted(counts.items(), key=lambda pair: -pair[1].total())
             rows = [[value, f"{of.total():,}", *(f"{of[split]:,}" for split in SPLITS)] for value, of in ordered]
             print_grid([column, "kept", *SPLITS], rows, right=("kept", *SPLITS))
 
 
-def print_selection_diff(found: "SelectionDiff") -> None:
-    """Which clips are newly kept and dropped, by reason; a clip counts for each of its reasons."""
-    settings = "the same settings" if found.same_settings else "other settings"
+def print_selection_diff(changes: "SelectionDiff") -> None:
+    """Print how many clips are newly kept and dropped, by reason; a clip counts for each of its reasons."""
+    settings = "the same settings" if changes.same_settings else "other settings"
     print(
-        f"newest selection ({settings}): {found.num_kept[0]:,} of {found.num_judged[0]:,} clips kept before, "
-        f"{found.num_kept[1]:,} of {found.num_judged[1]:,} after; {found.num_moved:,} in another split or bucket"
+        f"newest selection ({settings}): {changes.num_kept[0]:,} of {changes.num_judged[0]:,} clips kept before, "
+        f"{changes.num_kept[1]:,} of {changes.num_judged[1]:,} after; {changes.num_moved:,} in another split or bucket"
     )
-    for verb, said, by_reason in (
-        ("kept", "dropped before by", found.newly_kept),
-        ("dropped", "dropped now by", found.newly_dropped),
+    for verb, heading, by_reason in (
+        ("kept", "dropped before by", changes.newly_kept),
+        ("dropped", "dropped now by", changes.newly_dropped),
     ):
         num_clips = len({clip_id for clip_ids in by_reason.values() for clip_id in clip_ids})
         print(f"newly {verb}: {num_clips:,} clips")
         if by_reason:
             rows = [[reason, f"{len(clip_ids):,}", clip_ids[0]] for reason, clip_ids in by_reason.items()]
-            print_grid([said, "clips", "such as"], rows, right=("clips",))
+            print_grid([heading, "clips", "such as"], rows, right=("clips",))
 
 
 def print_score_shifts(shifts: "list[ScoreShift]") -> None:
-    """Two lines a scorer whose values moved, drawn on one scale."""
+    """Print two histograms on one scale for each scorer whose values changed."""
     from tasks.inspecting.table_stats import compact
 
     rows = []

@@ -1,4 +1,4 @@
-"""Options that belong together as one dataclass, so that a command takes a few objects and not twenty values."""
+"""Groups related options in a dataclass, so that a command takes a few objects instead of twenty values."""
 
 import functools
 import inspect
@@ -8,10 +8,10 @@ from typing import Any, get_type_hints
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for typer: each parameter that is a dataclass becomes one option a field.
+    """Make a command for typer in which each field of a dataclass parameter becomes an option.
 
-    A field is annotated as a parameter would be, `name: Annotated[str, typer.Option("--name", …)] = ""`. Options appear
-    in `--help` in the order of parameters and fields; names must be unique over all of them.
+    A field is annotated like a parameter, `name: Annotated[str, typer.Option("--name", …)] = ""`. Options appear
+    in `--help` in the order of parameters and fields; names must be unique among all of them.
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}

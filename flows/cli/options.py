@@ -16,7 +16,7 @@ RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="Settings of every step: demo, smoke, 384p, 768p, or the path of a YAML file.",
+        help="Settings of all steps: demo, smoke, 384p, 768p, or the path of a YAML file.",
         rich_help_panel="Where and how",
     ),
 ]
@@ -34,15 +34,13 @@ RayAddress = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Ray to work on: local, auto, ray://host:10001 or jobs:http://host:8265 (recipe: ray.address).",
+        help="Ray cluster: local, auto, ray://host:10001 or jobs:http://host:8265 (recipe: ray.address).",
         rich_help_panel="Where and how",
     ),
 ]
 RetryFailed = Annotated[
     bool,
-    typer.Option(
-        "--retry-failed", help="Try the rows again that failed in earlier runs.", rich_help_panel="Where and how"
-    ),
+    typer.Option("--retry-failed", help="Try rows again that failed in earlier runs.", rich_help_panel="Where and how"),
 ]
 Source = Annotated[
     str,

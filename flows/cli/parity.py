@@ -1,4 +1,4 @@
-"""`pyramid parity`: our models against recorded results of the original implementation."""
+"""`pyramid parity`: compares our models with recorded results of the original implementation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +16,10 @@ MARKS = {
 def parity(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of reference cases, or one case")],
 ) -> None:
-    """Run every reference case under DIR and show how near our numbers come to it.
+    """Run every reference case under DIR and print the error of our numbers.
 
-    A case is a folder with config.json and safetensors files. Its row shows the number nearest to its tolerance.
-    Exit code 1: a case fails or is not understood, or none could be compared; unsupported ones are only listed.
+    A case is a folder with config.json and safetensors files. Its row has the error that is largest relative to its
+    tolerance. Exit code 1: a case fails or cannot be read, or none could be compared. Unsupported cases are listed.
 
     Example: `pyramid parity tests/pyramid_model/parity`
     """

@@ -1,4 +1,4 @@
-"""Live progress in the terminal: one line a step, a spinner with done/total on the one that runs."""
+"""Live progress in the terminal: one line for each step; the running step has a spinner and a count."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ PLAIN_EVERY_S = 30.0
 
 
 class Progress(logging.Handler):
-    """Listens to what the steps log and draws it; without a terminal it prints plain lines."""
+    """Log handler that shows the progress of steps; without a terminal it prints plain lines."""
 
     def __init__(self, console: Console):
         super().__init__(logging.INFO)
@@ -41,11 +41,11 @@ class Progress(logging.Handler):
             self._print(self._line("✗", "red", self.step, "stopped", time.monotonic() - self.started))
 
     def waiting(self, what: str) -> None:
-        """Show that something other than a step is going on."""
+        """Show work that is not a step."""
         self._draw(what)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A step started, went on, or finished."""
+        """Handle a log record: a step started, progressed, or finished."""
         event = getattr(record, "event", "")
         if event == "started":
             self.step, self.started, self.counts = record.step, time.monotonic(), ""  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ class Progress(logging.Handler):
             self._plain(record.getMessage())
 
     def finished(self, result: StepResult) -> None:
-        """The line that stays: what came in, what came out, how long it took."""
+        """Print the final line of a step: inputs, outputs and time."""
         bad = result.num_failed + result.num_skipped
         mark, colour = ("!", "yellow") if bad else ("✓", "green") if result.num_new else ("·", "dim")
         self._print(self._line(mark, colour, result.step, describe(result), result.wall_s))
@@ -71,7 +71,7 @@ class Progress(logging.Handler):
             self.live.update(Spinner("dots", text=text))
 
     def _plain(self, message: str) -> None:
-        """Without a terminal: a progress line now and then, so that a log shows life."""
+        """Without a terminal, print a progress line at most every 30 s."""
         if self.live is None and time.monotonic() - self.printed > PLAIN_EVERY_S:
             self.printed = time.monotonic()
             self._print(Text(f"  {message}"))

@@ -1,4 +1,4 @@
-"""`pyramid demo` and `pyramid run`: everything from raw videos to generated clips."""
+"""`pyramid demo` and `pyramid run`: the whole pipeline, from raw videos to generated clips."""
 
 import time
 from typing import Annotated, Any
@@ -14,9 +14,9 @@ def demo(
     ray: RayAddress = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """The whole pipeline on the sample videos: cut, score, caption, train a VAE and a DiT, judge, generate, report.
+    """Run the whole pipeline on the sample videos: cut, score, caption, train VAE and DiT, evaluate, generate, report.
 
-    A second run on the same root finds nothing to do and says so.
+    A second run on the same root has nothing to do.
 
     Example: `pyramid demo --root ./pyramid-demo`
     """
@@ -31,20 +31,20 @@ def run(
     ray: RayAddress = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """The whole pipeline as a recipe describes it, on your videos.
+    """Run the whole pipeline on your videos with the settings of a recipe.
 
     Example: `pyramid run 384p --source ~/videos --root /data/pyramid --set train_dit.optim.num_steps=20000`
     """
     _run_all(root, recipe, settings, ingest__source=source, ray__address=ray, retry_failed=retry_failed)
 
 
-def _run_all(root: str, recipe: str, settings: list[str] | None, **given: Any) -> None:
-    """The flow data-to-model with live progress, then where to find what it made."""
+def _run_all(root: str, recipe: str, settings: list[str] | None, **options: Any) -> None:
+    """Run the flow data-to-model with live progress, then print where its results are."""
     from flows.cli.launch import launch
     from flows.cli.summary import print_summary
 
     started = time.monotonic()
-    launch("data_to_model", root, recipe, settings, **given)
+    launch("data_to_model", root, recipe, settings, **options)
     print_summary(root, started)
 
 

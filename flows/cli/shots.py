@@ -1,42 +1,45 @@
-"""`pyramid shots`: where the shots of any videos begin, without a run."""
+"""`pyramid shots`: prints the shots of any videos, without a root."""
 
 import json
 from typing import Annotated, Any
 
 import typer
 
-SHOWN_CUTS = 12  # of a file, in the table
+MAX_LISTED_CUTS = 12  # for each file in the table
 
 
 def shots(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="videos: paths or URIs", show_default=False)],
     as_json: Annotated[
-        bool, typer.Option("--json", help="print one JSON object: file, as given, to what was found")
+        bool, typer.Option("--json", help="print one JSON object that maps each FILE to its shots")
     ] = False,
     method: Annotated[
         str, typer.Option("--method", help="adaptive, content, histogram, threshold, transnetv2 or stride")
     ] = "adaptive",
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="of the method; higher finds fewer cuts", show_default="its own")
+        float | None,
+        typer.Option(
+            "--threshold", help="threshold of the method; higher finds fewer cuts", show_default="of the method"
+        ),
     ] = None,
     weights: Annotated[
-        str, typer.Option("--weights", metavar="PATH", help="TransNetV2 weights", show_default="in its package")
+        str, typer.Option("--weights", metavar="PATH", help="TransNetV2 weights", show_default="those in its package")
     ] = "",
     stride: Annotated[
         int, typer.Option("--stride", metavar="FRAMES", help="length of a shot with method stride")
     ] = 120,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="give a file up after so long")
+        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="most time for one file")
     ] = 600,
 ) -> None:
     """Find the shots of FILEs; nothing is written.
 
-    With --json each file has `cuts` (the first frame of every new shot, counted from 0 in the order in which frames
-    leave the decoder), `gradual` (first and last frame of dissolves, fades and empty stretches), `fps` and `frames`
-    (decoded); a damaged one also `problem`; one that cannot be read only `error`.
+    With --json each file has `cuts` (first frame of every new shot, counted from 0 in decoder output order), `gradual`
+    (first and last frame of dissolves, fades and plain stretches), `fps` and `frames` (number of decoded frames). A
+    damaged file also has `problem`; a file that cannot be read has only `error`.
 
-    Every file is decoded in a process of its own kind that may crash or hang: the others are still looked at.
-    Exit code 1: not one file could be read. The other methods are settings of recipes, too: `clips.shots`.
+    A child process decodes the files, so a crash or hang affects one file only. Exit code 1: no file could be read.
+    Recipes have the same settings in `clips.shots`.
 
     Example: `pyramid shots --json holiday.mp4 trailer.mkv`
     """
@@ -49,7 +52,7 @@ def shots(
     settings = {"method": method, "threshold": threshold, "weights": weights, "stride_frames": stride}
     try:
         config = ShotsConfig.model_validate(settings)
-        found = dict(_watched(list_shots(files, config, timeout_s), len(files)))
+        shots_by_file = dict(_with_status(list_shots(files, config, timeout_s), len(files)))
     except ValidationError as err:
         for problem in err.errors():
             where = ".".join(map(str, problem["loc"]))
@@ -59,24 +62,24 @@ def shots(
         complain(str(err))
         raise typer.Exit(BAD_INPUT) from None
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(shots_by_file))
     else:
-        _print(found)
-    if all("error" in facts for facts in found.values()):
+        _print(shots_by_file)
+    if all("error" in facts for facts in shots_by_file.values()):
         raise typer.Exit(FAILURE)
 
 
-def _watched(found: Any, num_files: int) -> Any:
-    """The same, with a line on a terminal that says how far it is."""
+def _with_status(results: Any, num_files: int) -> Any:
+    """The same items, with a status line on a terminal."""
     from rich.console import Console
 
     with Console(stderr=True).status(f"0 of {num_files} files") as status:
-        for number, item in enumerate(found, 1):
+        for number, item in enumerate(results, 1):
             status.update(f"{number} of {num_files} files")
             yield item
 
 
-def _print(found: dict[str, dict[str, Any]]) -> None:
+def _print(shots_by_file: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -84,16 +87,16 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
 
     console = Console(highlight=False)
     rows = []
-    for file, facts in found.items():
+    for file, facts in shots_by_file.items():
         if "error" not in facts:
             cuts = [str(cut) for cut in facts["cuts"]]
-            listed = " ".join(cuts[:SHOWN_CUTS]) + (" …" if len(cuts) > SHOWN_CUTS else "")
+            listed = " ".join(cuts[:MAX_LISTED_CUTS]) + (" …" if len(cuts) > MAX_LISTED_CUTS else "")
             counts = [f"{facts['frames']:,}", f"{facts['fps']:.5g}", str(len(cuts) + 1)]
             rows.append([escape(file), *counts, listed, " ".join(f"{a}–{b}" for a, b in facts["gradual"])])
     if rows:
         names = ["file", "frames", "fps", "shots", "new shots at", "dissolves, fades"]
         console.print(grid(names, rows, right=("frames", "fps", "shots")))
-    for file, facts in found.items():
+    for file, facts in shots_by_file.items():
         if text := facts.get("error") or facts.get("problem"):
             mark = "[red]error[/]" if "error" in facts else "[yellow]damaged[/]"
             console.print(f"{mark} {escape(file)}: {escape(text)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The last words of a run: where the report and the clips are, and how to look at the runs."""
+"""Summary at the end of a run: paths of report and clips, and commands that show the runs."""
 
 import os
 import shlex
@@ -17,9 +17,9 @@ MOST_CLIPS = 12
 
 
 def print_summary(root: str, started: float) -> None:
-    """Paths of the report and of the newest generated clips, commands for both UIs, total time."""
+    """Print paths of the report and of the newest generated clips, commands for both UIs, and total time."""
     run = Run(root=root)
-    # Paths and commands are there to be copied: they are never cut or broken.
+    # Users copy paths and commands, so they are never cut or wrapped.
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n[bold]Done[/] in {elapsed(started)}.")
     report = storage.join(run.root, "report.html")
@@ -35,13 +35,13 @@ def print_summary(root: str, started: float) -> None:
 
 
 def generated_clips(run: Run) -> list[tuple[str, str]]:
-    """(path, prompt) of the clips that exist, the newest first."""
+    """(path, prompt) of generated clips, the newest first."""
     rows = read_table(run.root, "generations", ["uri", "prompt", *ORDER], where=pc.field("status") == "ok")
     return [(row["uri"], row["prompt"]) for row in newest_first(rows).to_pylist()]
 
 
 def prefect_command() -> str:
-    """How to see the runs: the server that was used, or the command that opens the temporary server's database."""
+    """Address of the configured Prefect server, or a command that opens the temporary server's database."""
     server = os.environ.get("PREFECT_API_URL")
     if server:
         return server.removesuffix("/api")
@@ -50,7 +50,7 @@ def prefect_command() -> str:
 
 
 def mlflow_command(root: str) -> str:
-    """How to see the training curves and the registry."""
+    """Address of the MLflow server, or a command that starts one on the root's training curves and registry."""
     from tasks.models.registry import tracking_uri
 
     uri = tracking_uri(root)

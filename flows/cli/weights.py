@@ -1,4 +1,4 @@
-"""`pyramid weights`: look into model folders and released directories."""
+"""`pyramid weights`: inspects model folders and released directories."""
 
 import json
 from itertools import groupby
@@ -13,26 +13,28 @@ if TYPE_CHECKING:
     from pyramid_model.config import LatentNorm
     from pyramid_model.weights.weights_report import Part, Report
 
-app = typer.Typer(no_args_is_help=True, help="Look into model folders and released directories.")
+app = typer.Typer(no_args_is_help=True, help="Inspect model folders and released directories.")
 
-MAX_PROBLEMS = 3  # of one sort in one part, before the rest is counted
+MAX_PROBLEMS = 3  # of one kind in one part; the others are only counted
 OF_TENSORS = ("missing", "unexpected", "shape")  # first words of problems that name a tensor, not a file
 
 
 @app.callback()
 def _keep_the_name() -> None:
-    """A lone command would otherwise take the place of its group."""
+    """Keeps the name `inspect`: without a callback, typer would run a single command as the group itself."""
 
 
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="model folder, or a whole released directory")],
-    with_hash: Annotated[bool, typer.Option("--hash", help="hash VAE and DiTs too, which reads them whole")] = False,
+    with_hash: Annotated[
+        bool, typer.Option("--hash", help="also hash VAE and DiTs, which reads all their data")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the same as JSON")] = False,
 ) -> None:
-    """Say what lies in DIR, and whether it is whole: kinds, sizes, settings, names and shapes of all tensors.
+    """List the parts in DIR and check that they are complete: kinds, sizes, settings, names and shapes of all tensors.
 
-    Only configs and file headers are read, so size does not matter. Exit code 1: something is wrong or missing.
+    Reads only configs and file headers, so it is fast for any size. Exit code 1: something is wrong or missing.
 
     Example: `pyramid weights inspect pyramid-flow-miniflux`
     """
@@ -102,16 +104,16 @@ def _row(part: "Part") -> list[str]:
 
 
 def _settings(report: "Report") -> "Table":
-    """What the configs say, part by part, and the constants of the latents; equal settings are shown once."""
+    """Settings of each part and constants of the latents; equal settings are printed once."""
     from rich.markup import escape
     from rich.table import Table
 
-    lines, shown = Table.grid(padding=(0, 2)), {}
+    lines, first_part = Table.grid(padding=(0, 2)), {}
     for part in report.parts:
         facts = "; ".join(f"{name} {_word(value)}" for name, value in part.facts.items())
         if facts:
-            lines.add_row(escape(part.name), f"[dim]{escape(shown.get(facts, facts))}[/]")
-            shown.setdefault(facts, f"as {part.name}")
+            lines.add_row(escape(part.name), f"[dim]{escape(first_part.get(facts, facts))}[/]")
+            first_part.setdefault(facts, f"as {part.name}")
         if part.weights_hash:
             lines.add_row("", f"[dim]hash {part.weights_hash}[/]")
     if norm := report.latent_norm:
@@ -121,7 +123,7 @@ def _settings(report: "Report") -> "Table":
 
 
 def _problems(part: "Part") -> list[str]:
-    """Lines for the problems of a part: the first few of each sort, and how many there are beside them."""
+    """Lines for the problems of a part: the first few of each kind, and the number of others."""
     lines = []
     for sort, group in groupby(part.problems, key=lambda problem: problem.split()[0].rstrip(":")):
         problems = list(group)
@@ -140,7 +142,7 @@ def _word(value: object) -> str:
 
 
 def _count(number: int) -> str:
-    """A count for people: 812, 12.3 k, 335 M, 1.97 G."""
+    """Short form of a count: 812, 12.3 k, 335 M, 1.97 G."""
     size, unit = float(number), ""
     for unit in ("", " k", " M", " G"):
         if size < 1000 or unit == " G":

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from flows.cli.generate import (
     asked_guidance,
     asked_latent_frames,
-    given,
+    dotted,
     lone_variant,
     request_fps,
     suiting_look,
@@ -111,7 +111,7 @@ def test_a_clip_that_could_not_be_made_is_an_error_each_time_until_it_is_tried_a
     asked = ["--variant", "384p", "--frames", "9", "--weights", str(broken)]
     for _ in range(2):
         _, said = generate("a lost dog", *asked, code=1)
-        assert "not made: 'a lost dog', seed 0: sampling gave NaN or Inf at unit 0" in said
+        assert "not generated: 'a lost dog', seed 0: sampling gave NaN or Inf at unit 0" in said
         assert "--retry-failed" in said
     assert not list(root.glob("media/generated/a-lost-dog*"))
 
@@ -161,6 +161,6 @@ def test_the_only_variant_of_a_directory_need_not_be_named(tmp_path):
 
 def test_only_what_was_given_becomes_a_setting_and_an_empty_negative_prompt_counts():
     values = {"height": None, "negative_prompt": "", "fps": 12}
-    overrides = given("generate.request", values)
+    overrides = dotted("generate.request", values)
     assert overrides == {"generate.request.negative_prompt": "", "generate.request.fps": 12}
     assert load_recipe("demo", overrides).generate.request.negative_prompt == ""

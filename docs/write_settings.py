@@ -17,17 +17,17 @@ from flows.recipe import Recipe
 
 HEAD = """# Settings
 
-Every setting that a recipe may hold and `--set` may change, with its default. Written by `docs/write_settings.py` from the configs themselves; do not edit. How recipes work: [recipes.md](recipes.md).
+All settings of a recipe, with their defaults; `--set` can change each of them. `docs/write_settings.py` writes this page from the configs; do not edit it. How recipes work: [recipes.md](recipes.md).
 """
 
 
 def page() -> str:
-    """The whole file."""
+    """Text of the page."""
     sections = "\n".join(
         _section(name, field) for name, field in Recipe.model_fields.items() if _model_in(field.annotation)
     )
     loose = [(name, field) for name, field in Recipe.model_fields.items() if not _model_in(field.annotation)]
-    return f"{HEAD}\n## Of the whole run\n\n{_table(loose)}\n{sections}"
+    return f"{HEAD}\n## The whole run\n\n{_table(loose)}\n{sections}"
 
 
 def _section(name: str, field: FieldInfo) -> str:
@@ -35,7 +35,7 @@ def _section(name: str, field: FieldInfo) -> str:
     assert model is not None
     text = (model.__doc__ or "").strip().splitlines()[0]
     default = " Left out by default." if field.default is None else ""
-    optional = f" {field.description.capitalize()}." if field.description else ""
+    optional = f" {field.description[0].upper()}{field.description[1:]}." if field.description else ""
     return f"## {name}\n\n{text}{optional}{default}\n\n{_table(list(_leaves(model, name + '.')))}"
 
 
@@ -72,8 +72,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if value is None or value == "" or value == () or value == {}:
         return ""
-    shown = json.dumps(value, default=str)
-    return f"`{shown}`" if len(shown) <= 60 else f"`{shown[:55]} …`"
+    text = json.dumps(value, default=str)
+    return f"`{text}`" if len(text) <= 60 else f"`{text[:55]} …`"
 
 
 def _type(annotation: Any) -> str:

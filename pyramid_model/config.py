@@ -84,13 +84,18 @@ SD3_LATENT_NORM = LatentNorm(first_shift=0.1490, first_scale=1 / 1.8415, rest_sh
 class VAEStackConfig(Config):
     """Encoder or decoder of the VAE: a sequence of blocks, from pixels (encoder) or from latents (decoder) on."""
 
-    channels: tuple[int, ...] = Field((128, 256, 512, 512), description="per block, listed from the pixel side")
+    channels: tuple[int, ...] = Field((128, 256, 512, 512), description="channels of each block, from the pixel side")
     layers: tuple[int, ...] = Field(
-        description="residual layers per block, in the order the blocks run; 0 only resamples"
+        description="residual layers of each block, in the order of computation; 0: the block only resamples"
     )
-    norm_groups: int = Field(32, ge=1, description="groups of every group norm; divides every channel count")
-    resample_space: tuple[bool, ...] = Field((True, True, True, False), description="per block: halve/double h and w")
-    resample_time: tuple[bool, ...] = Field((True, True, True, False), description="per block: halve/double t")
+    norm_groups: int = Field(32, ge=1, description="groups of every group norm; must divide all channel counts")
+    resample_space: tuple[bool, ...] = Field(
+        (True, True, True, False),
+        description="for each block, whether it halves (encoder) or doubles (decoder) h and w",
+    )
+    resample_time: tuple[bool, ...] = Field(
+        (True, True, True, False), description="for each block, whether it halves (encoder) or doubles (decoder) t"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> VAEStackConfig:
@@ -109,7 +114,9 @@ class VAEConfig(Config):
     latent_channels: int = Field(16, ge=1)
     encoder: VAEStackConfig = VAEStackConfig(layers=(2, 2, 2, 2))
     decoder: VAEStackConfig = VAEStackConfig(layers=(3, 3, 3, 3))
-    latent_norm: LatentNorm | None = Field(None, description="measured after training; needed to train a DiT")
+    latent_norm: LatentNorm | None = Field(
+        None, description="shift and scale of the latents, measured after training; needed to train a DiT"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> VAEConfig:
@@ -151,8 +158,8 @@ class DiTConfig(Config):
     causal: bool = Field(True, description="a frame attends to itself and earlier frames only")
     history_time: Literal["shared", "clean"] = Field(
         "shared",
-        description="timestep of text and history: shared: the noisy frame's, as released; clean: always 0, so that "
-        "they are computed once a stage instead of at every step",
+        description="timestep of text and history. shared: that of the noisy clip, as released; clean: always 0, so "
+        "their keys and values are computed once in each stage instead of at every step",
     )
 
     @property
@@ -169,12 +176,14 @@ class DiTConfig(Config):
 class VAEGANConfig(Config):
     """Weights of the terms of the published VAE loss. Frames are in [-1, 1]."""
 
-    pixel_weight: float = Field(10.0, ge=0, description="of the squared error")
-    perceptual_weight: float = Field(1.0, ge=0, description="of LPIPS on VGG16")
+    pixel_weight: float = Field(10.0, ge=0, description="weight of the squared error")
+    perceptual_weight: float = Field(1.0, ge=0, description="weight of LPIPS on VGG16")
     logvar: float = Field(0.0, description="log variance of the reconstruction; not trained")
-    kl_weight: float = Field(1e-12, ge=0, description="of the divergence from the unit normal, per latent channel")
+    kl_weight: float = Field(
+        1e-12, ge=0, description="weight of the KL divergence from the unit normal, per latent channel"
+    )
     adversarial_weight: float = Field(
-        0.5, ge=0, description="of the adversarial loss, relative to the gradient of the reconstruction"
+        0.5, ge=0, description="weight of the adversarial loss, relative to the gradient of the reconstruction"
     )
     adversarial_start: int = Field(250_000, ge=0, description="step at which the adversarial loss starts")
 
@@ -185,8 +194,10 @@ class MiniFluxConfig(DiTConfig):
     num_heads: int = Field(30, ge=1)
     pooled_dim: int = Field(768, ge=1, description="width of the pooled text vector (CLIP-L: 768)")
     num_double_blocks: int = Field(8, ge=0, description="blocks with separate weights for image and text tokens")
-    num_single_blocks: int = Field(16, ge=0, description="blocks on the joined sequence")
-    rope_axes: tuple[int, int, int] = Field((16, 24, 24), description="channels of a head given to t, h and w")
+    num_single_blocks: int = Field(16, ge=0, description="blocks on the joined sequence of text and image tokens")
+    rope_axes: tuple[int, int, int] = Field(
+        (16, 24, 24), description="channels of each head for the rotary positions of t, h and w"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> MiniFluxConfig:
@@ -201,8 +212,10 @@ class MMDiTConfig(DiTConfig):
     num_heads: int = Field(24, ge=1)
     pooled_dim: int = Field(2048, ge=1, description="width of the pooled text vector (CLIP-L and CLIP-G: 768 + 1280)")
     num_blocks: int = Field(24, ge=1, description="blocks with separate weights for image and text tokens")
-    position_grid: int = Field(192, ge=1, description="side of the table of positions, in patches: the largest picture")
-    position_base: int = Field(64, ge=1, description="positions run from 0 to this along the side of the table")
+    position_grid: int = Field(
+        192, ge=1, description="side of the position table in patches, which is the largest size of a picture"
+    )
+    position_base: int = Field(64, ge=1, description="largest position along a side of the table; the smallest is 0")
 
     @model_validator(mode="after")
     def _check(self) -> MMDiTConfig:
@@ -217,14 +230,20 @@ class MMDiTConfig(DiTConfig):
 class PyramidConfig(Config):
     """How a clip is cut into resolutions (stages) and into units of time."""
 
-    num_stages: int = Field(3, ge=1, le=4, description="resolutions, coarse to fine; each doubles h and w")
+    num_stages: int = Field(
+        3, ge=1, le=4, description="number of resolutions, from coarse to fine; each doubles h and w"
+    )
     stage_bounds: tuple[float, ...] | None = Field(
-        None, description="boundaries of the stages on the path, rising from 0 to 1; empty: equal parts"
+        None, description="boundaries of the stages on the path, increasing from 0 to 1; empty: equal parts"
     )
     gamma: float = Field(1 / 3, gt=0, le=1 / 3, description="negative correlation of the noise added at a jump")
-    shift: float = Field(1.0, gt=0, description="more than 1 spends more of the path at high noise")
-    frames_per_unit: int = Field(1, ge=1, description="latent frames generated together after the first")
-    corrupt_ratio: float = Field(1 / 3, ge=0, le=1, description="most noise put on the history in training")
+    shift: float = Field(1.0, gt=0, description="shift of the noise schedule; above 1, more steps are at high noise")
+    frames_per_unit: int = Field(
+        1, ge=1, description="latent frames of each unit after the first one, which has one frame"
+    )
+    corrupt_ratio: float = Field(
+        1 / 3, ge=0, le=1, description="largest share of noise that training adds to the history"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PyramidConfig:

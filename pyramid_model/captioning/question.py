@@ -17,14 +17,16 @@ class Decoding(Config):
 
     max_new_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0: always the most probable token")
-    seed: int = Field(0, ge=0, description="of the random numbers, with a temperature above 0")
+    seed: int = Field(0, ge=0, description="seed of sampling, used with a temperature above 0")
 
 
 class FrameSampling(Config):
     """Frames of a clip for a model, each from the middle of an equal part of the clip."""
 
-    num_frames: int = Field(8, ge=1, description="number of frames; with `fps`, the largest number")
-    fps: float | None = Field(None, gt=0, description="frames per second of the clip; null: num_frames of every clip")
+    num_frames: int = Field(8, ge=1, description="frames read from each clip; with `fps`, the largest number")
+    fps: float | None = Field(
+        None, gt=0, description="read this many frames for each second of the clip; null: num_frames of every clip"
+    )
     longer_side: int = Field(448, ge=16, description="longer side of the frames in px; smaller clips are not scaled")
 
     def count(self, num_frames: int, fps: float) -> int:

@@ -17,28 +17,38 @@ class GenerationRequest(Config):
 
     height: int = Field(384, ge=8, description="px")
     width: int = Field(640, ge=8, description="px")
-    num_latent_frames: int = Field(16, ge=1, description="1 is an image; 16 are 121 frames, 31 are 241")
-    num_inference_steps: Steps = Field(20, description="for the first frame")
-    video_num_inference_steps: Steps = Field(10, description="for every later unit")
-    guidance_scale: float = Field(7.0, ge=0, allow_inf_nan=False, description="for the first frame; 1 is off")
-    video_guidance_scale: float = Field(5.0, ge=0, allow_inf_nan=False, description="for every later unit; 1 is off")
+    num_latent_frames: int = Field(16, ge=1, description="1 is a picture; 16 are 121 frames, 31 are 241 frames")
+    num_inference_steps: Steps = Field(20, description="steps of each stage for the first frame")
+    video_num_inference_steps: Steps = Field(10, description="steps of each stage for every later unit")
+    guidance_scale: float = Field(
+        7.0, ge=0, allow_inf_nan=False, description="guidance scale of the first frame; 1 is off"
+    )
+    video_guidance_scale: float = Field(
+        5.0, ge=0, allow_inf_nan=False, description="guidance scale of every later unit; 1 is off"
+    )
     guidance_falloff: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="more than 0: guidance_scale falls by this each unit, and video_guidance_scale is unused",
+        description="above 0: guidance_scale falls by this with each unit, and video_guidance_scale is not used",
     )
-    min_guidance_scale: float = Field(2.0, ge=0, allow_inf_nan=False, description="where a falling guidance stops")
-    negative_prompt: str | None = Field(None, description="what to steer away from; empty: what suits the weights")
-    prompt_suffix: str | None = Field(None, description="added to every prompt; empty: what suits the weights")
+    min_guidance_scale: float = Field(
+        2.0, ge=0, allow_inf_nan=False, description="lowest guidance scale with guidance_falloff"
+    )
+    negative_prompt: str | None = Field(
+        None, description="what clips should not show; null: the default of the weights"
+    )
+    prompt_suffix: str | None = Field(None, description="text added to every prompt; null: the default of the weights")
     refresh_every: int = Field(
         1,
         ge=1,
-        description="steps after which history is computed anew; more than 1 is faster and not exact, by an error that "
-        "is measured and told",
+        description="the history is computed at every k-th step; above 1 is faster, with an error that is measured and "
+        "reported",
     )
-    fps: int = Field(24, ge=1, description="of the file that is written")
-    decode_window: int | None = Field(2, ge=1, description="latent frames decoded at a time; empty: all at once")
+    fps: int = Field(24, ge=1, description="frame rate of the file")
+    decode_window: int | None = Field(
+        2, ge=1, description="latent frames that are decoded at a time; null: all at once"
+    )
 
     def check(self, vae: VAEConfig, pyramid: PyramidConfig) -> None:
         """Raise ValueError, naming the setting, unless the models can make this clip."""

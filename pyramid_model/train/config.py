@@ -10,23 +10,34 @@ from pyramid_model.config import NOT_IDENTITY, Config, PyramidConfig
 class OptimConfig(Config):
     """Settings of the optimiser and of the training loop."""
 
-    num_steps: int = Field(1000, ge=1)
+    num_steps: int = Field(1000, ge=1, description="optimiser steps")
     batch_size: int = Field(4, ge=1, description="samples per worker and step")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear rise of the learning rate from 0")
+    warmup_steps: int = Field(50, ge=0, description="steps in which the learning rate rises linearly from 0")
     min_lr_ratio: float = Field(
-        0.1, ge=0, le=1, description="learning rate of the last step as a share of the peak; cosine decay"
+        0.1, ge=0, le=1, description="learning rate of the last step, as a share of the peak; the decay is a cosine"
     )
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(1e-4, ge=0, description="on matrices and kernels; never on biases and norms")
-    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, which become the model")
-    log_every: int = Field(10, ge=1, description="steps between rows of the curve", json_schema_extra=NOT_IDENTITY)
-    val_every: int = Field(0, ge=0, description="steps between validations; 0: before the first and after the last")
-    checkpoint_every: int = Field(
-        100, ge=0, description="steps between checkpoints; 0: after the last one only", json_schema_extra=NOT_IDENTITY
+    weight_decay: float = Field(
+        1e-4, ge=0, description="weight decay of matrices and kernels; biases and norms have none"
     )
-    seed: int = Field(0, ge=0)
+    grad_clip: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    ema_decay: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="decay of the exponential moving average of the weights, which is the trained model",
+    )
+    log_every: int = Field(
+        10, ge=1, description="steps between points of the loss curve", json_schema_extra=NOT_IDENTITY
+    )
+    val_every: int = Field(
+        0, ge=0, description="steps between validations; 0: only before the first and after the last step"
+    )
+    checkpoint_every: int = Field(
+        100, ge=0, description="steps between checkpoints; 0: only after the last step", json_schema_extra=NOT_IDENTITY
+    )
+    seed: int = Field(0, ge=0, description="seed of the initial weights and of all random draws of the training")
 
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:
@@ -38,22 +49,26 @@ class OptimConfig(Config):
 class VAELossConfig(Config):
     """Weights of the terms of the plain VAE loss. Frames are in [-1, 1]."""
 
-    mse_weight: float = Field(1.0, ge=0, description="squared error: colours and large shapes")
-    l1_weight: float = Field(0.0, ge=0, description="absolute error: sharper edges")
-    kl_weight: float = Field(1e-6, ge=0, description="divergence from the unit normal, per latent value")
+    mse_weight: float = Field(1.0, ge=0, description="weight of the squared error, for colours and large shapes")
+    l1_weight: float = Field(0.0, ge=0, description="weight of the absolute error, for sharper edges")
+    kl_weight: float = Field(
+        1e-6, ge=0, description="weight of the KL divergence from the unit normal, per latent value"
+    )
 
 
 class VAEBatchConfig(Config):
     """Batches of VAE training."""
 
-    num_frames: int = Field(17, ge=1, description="frames of a sample, 1 + 8k; a random excerpt of longer clips")
+    num_frames: int = Field(
+        17, ge=1, description="frames of a sample, 1 + a multiple of 8; a random part of a longer clip"
+    )
     crop: int | None = Field(
-        None, ge=8, multiple_of=8, description="side in px of a random square crop; empty: whole frames"
+        None, ge=8, multiple_of=8, description="side in px of a random square crop; null: whole frames"
     )
     image_steps: int = Field(
-        0, ge=0, description="number of first steps that train on still frames only, which are much faster"
+        0, ge=0, description="number of steps at the start that train on single frames only, which are much faster"
     )
-    image_batch_size: int = Field(8, ge=1, description="still frames per worker and step")
+    image_batch_size: int = Field(8, ge=1, description="single frames per worker and step")
 
     def at(self, step: int, batch_size: int) -> tuple[int, int]:
         """(samples, frames per sample) of a step; batch_size: samples of a step on video."""
@@ -64,13 +79,16 @@ class MixConfig(Config):
     """Mixture of clips of different sizes and sources. All clips of a step have one size."""
 
     token_budget: int | None = Field(
-        None, ge=1, description="latent tokens per worker and step, for clips of any size; empty: batch_size samples"
+        None, ge=1, description="latent tokens per worker and step, for clips of any size; null: batch_size samples"
     )
     source_weights: dict[str, float] = Field(
         {}, description="weight of each source in the samples; {}: proportional to its number of clips"
     )
     image_share: float | None = Field(
-        None, ge=0, le=1, description="share of the steps that train on single frames; empty: by their number"
+        None,
+        ge=0,
+        le=1,
+        description="share of the steps that train on single frames; null: proportional to their number",
     )
 
     @model_validator(mode="after")

@@ -17,25 +17,31 @@ HUMAN = "human"
 
 
 class CaptionsConfig(Config):
-    """Where captions come from."""
+    """Kinds of captions, and the files or models that they come from."""
 
-    selection: str = Field("", description="which selection; empty: the newest")
+    selection: str = Field("", description="id of the selection; empty: the newest")
     kind: Kind | tuple[Kind, ...] = Field(
         "human",
-        description="human: from the sidecar file that source.yaml names; short, dense, structured: by a model that "
-        "sees the clip; rewritten: by a model, from another caption. Several as a list, the preferred one first",
+        description="human: from a caption file; short, dense, structured: by a model that sees the clip; rewritten: "
+        "by a model, from another caption. For several give a list, the preferred one first",
     )
-    sidecar: str = Field("", description="CSV with file, start_s, end_s, text; empty: `captions` of each source.yaml")
+    sidecar: str = Field(
+        "", description="caption file, a CSV with file, start_s, end_s, text; empty: `captions` of each source.yaml"
+    )
     min_overlap: float = Field(0.3, gt=0, le=1, description="share of a clip's duration that its caption must cover")
-    language: str = Field("en", description="two letters; what a model writes in another one fails. Empty: any")
-    block_size: int = Field(64, ge=1, description="clips a block")
-    local: VisionModelConfig | None = Field(None, description="the model that writes, in Ray actors; null: none")
-    endpoint: EndpointConfig | None = Field(None, description="the model that writes, behind a server; null: none")
-    frames: FrameSampling = Field(FrameSampling(), description="what a model sees of a clip")
-    instructions: dict[Kind, str] = Field({}, description="one's own words for a model, by kind, in place of ours")
-    rewrite_from: Kind = Field("human", description="kind of caption that `rewritten` starts from")
+    language: str = Field(
+        "en", description="language of captions, two letters; a model's text in another language fails; empty: any"
+    )
+    block_size: int = Field(64, ge=1, description="clips in a block, which is computed and committed together")
+    local: VisionModelConfig | None = Field(None, description="model that writes captions in Ray actors; null: none")
+    endpoint: EndpointConfig | None = Field(None, description="model that writes captions, on a server; null: none")
+    frames: FrameSampling = Field(FrameSampling(), description="which frames of a clip the model gets")
+    instructions: dict[Kind, str] = Field(
+        {}, description="your instructions for the model, by kind, in place of the default ones"
+    )
+    rewrite_from: Kind = Field("human", description="kind of caption that is rewritten for the kind `rewritten`")
     max_repetition: float = Field(
-        0.3, ge=0, le=1, description="largest share of repeated 4-word sequences; more is a failed caption"
+        0.3, ge=0, le=1, description="largest share of repeated 4-word sequences; a caption with more fails"
     )
 
     @property
@@ -65,8 +71,8 @@ class CaptionsConfig(Config):
 class Usage(Config):
     """What a model was asked for in a run, and what that cost."""
 
-    num_asked: int = Field(description="answers that were asked for")
-    num_kept: int = Field(description="answers that were kept from an earlier run")
+    num_asked: int = Field(description="answers that were requested")
+    num_kept: int = Field(description="answers of an earlier run that were used again")
     num_prompt_tokens: int
     num_completion_tokens: int
     cost_usd: float
@@ -76,4 +82,4 @@ class CaptionsResult(StepResult):
     """What the captions step hands on."""
 
     captions: str = Field(description="which captions, as `captions` of later steps takes it: kind:hash,hash;kind:hash")
-    usage: Usage | None = Field(None, description="None where no model writes captions")
+    usage: Usage | None = Field(None, description="None if no model writes captions")

@@ -28,22 +28,32 @@ FIRST_GUESS_TOKENS = 2000.0  # of a prompt with frames, until the server has cou
 class EndpointConfig(Decoding):
     """Which server, which of its models, how fast, and at what price."""
 
-    base_url: str = Field(description="up to and with the version, e.g. http://localhost:8000/v1")
-    model: str = Field(description="as the server calls it")
-    revision: str = Field("", description="of that model, where you know it: another one makes new captions")
-    api_key_env: str = Field("", description="NAME of the environment variable that holds the key; empty: no key")
-    timeout_s: float = Field(120, gt=0, description="for one answer")
-    max_retries: int = Field(8, ge=0, description="after 429, 5xx, a timeout or a lost connection, waiting ever longer")
-    max_concurrency: int = Field(16, ge=1, description="questions under way at once, all actors together")
-    requests_per_minute: float | None = Field(None, gt=0, description="most, retries included; null: no limit")
-    tokens_per_minute: float | None = Field(None, gt=0, description="most, of prompts and answers; null: no limit")
-    usd_per_million_prompt_tokens: float = Field(0.0, ge=0, description="price, for the sums in rows and results")
-    usd_per_million_completion_tokens: float = Field(0.0, ge=0, description="the same of what is written")
-    json_schema: bool = Field(True, description="send the schema of structured captions; false where it is not known")
-    extra: dict[str, Any] = Field({}, description="further fields of a request, e.g. {chat_template_kwargs: {…}}")
-    num_actors: int = Field(
-        2, ge=1, description="processes that read frames and ask, one while the other waits; they share the limits"
+    base_url: str = Field(description="address of the API with its version, e.g. http://localhost:8000/v1")
+    model: str = Field(description="name of the model on the server")
+    revision: str = Field(
+        "", description="revision of the model, if you know it; after a change new answers are requested"
     )
+    api_key_env: str = Field("", description="NAME of the environment variable that holds the key; empty: no key")
+    timeout_s: float = Field(120, gt=0, description="most seconds for one answer")
+    max_retries: int = Field(
+        8, ge=0, description="retries after 429, 5xx, a timeout or a lost connection, each after a longer wait"
+    )
+    max_concurrency: int = Field(16, ge=1, description="most requests at the same time, of all actors together")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="most requests a minute, with retries; null: no limit"
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="most tokens a minute, of prompts and answers; null: no limit"
+    )
+    usd_per_million_prompt_tokens: float = Field(
+        0.0, ge=0, description="price of prompt tokens, for the costs in rows and results"
+    )
+    usd_per_million_completion_tokens: float = Field(0.0, ge=0, description="price of tokens in answers")
+    json_schema: bool = Field(
+        True, description="send the schema of structured captions; false if the server does not support schemas"
+    )
+    extra: dict[str, Any] = Field({}, description="additional fields of a request, e.g. {chat_template_kwargs: {…}}")
+    num_actors: int = Field(2, ge=1, description="processes that read frames and send requests; they share the limits")
 
     @field_validator("base_url")
     @classmethod

@@ -36,33 +36,33 @@ Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium
 
 
 class ClipsConfig(ClipRules):
-    """How videos become clips."""
+    """How videos are cut into clips."""
 
     shots: ShotsConfig = ShotsConfig()
-    max_side: int | None = Field(
-        None, ge=16, description="px of the longer side of clips; empty: as large as the video"
+    max_side: int | None = Field(None, ge=16, description="longer side of clips in px; null: the size of the video")
+    crf: int = Field(
+        18, ge=0, le=51, description="x264 quality of clips; 0 is lossless, 18 is visually close to the source"
     )
-    crf: int = Field(18, ge=0, le=51, description="x264 quality of clips; 0 is lossless, 18 looks like the source")
-    preset: Preset = Field("veryfast", description="x264 speed; slower ones make smaller files")
-    salvage: bool = Field(False, description="use the sound parts of damaged or truncated videos")
-    keep_hdr: bool = Field(False, description="use HDR videos although their brightness is not mapped")
-    crop_letterbox: bool = Field(False, description="cut black bars off that surround the picture all through a video")
+    preset: Preset = Field("veryfast", description="x264 speed; slower presets make smaller files")
+    salvage: bool = Field(False, description="use the undamaged parts of damaged or truncated videos")
+    keep_hdr: bool = Field(False, description="use HDR videos, although their brightness is not converted to SDR")
+    crop_letterbox: bool = Field(False, description="remove black bars that are in all frames of a video")
     timeout_s: float = Field(
         1500,
         gt=0,
-        description="give a video up after so long for each 128 MiB (begun) of it; changing it redoes nothing",
+        description="a video fails after this time for each 128 MiB or part of it; a change redoes nothing",
         json_schema_extra=NOT_IDENTITY,
     )
     max_memory_gb: float = Field(
         4,
         gt=0,
-        description="give a video up when cutting it takes more GiB of memory; changing it redoes nothing",
+        description="a video fails if cutting it takes more GiB of memory; a change redoes nothing",
         json_schema_extra=NOT_IDENTITY,
     )
     max_megapixels: float = Field(
         36,
         gt=0,
-        description="give a video up whose frames are larger; 36 is above 8K; changing it redoes nothing",
+        description="a video with larger frames fails; 36 is above 8K; a change redoes nothing",
         json_schema_extra=NOT_IDENTITY,
     )
 

@@ -33,20 +33,20 @@ VERSION = "1"
 
 
 class LatentsConfig(Config):
-    """Which clips, and which VAE."""
+    """Which clips are encoded, and by which VAE."""
 
-    selection: str = Field("", description="which selection; empty: the newest")
-    vae: str = Field("", description="folder of a VAE; empty: the newest that was trained here")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="stored type; bfloat16 halves the table")
+    selection: str = Field("", description="id of the selection; empty: the newest")
+    vae: str = Field("", description="folder of the VAE; empty: the newest trained in this root")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type in the table; bfloat16 halves its size")
     parts: Literal["mean", "mean,logvar"] = Field(
-        "mean", description="what is stored; with logvar a training can draw from the posterior, at twice the size"
+        "mean", description="stored values; with logvar, at twice the size, a training can sample the posterior"
     )
-    window: int | None = Field(None, ge=8, description="frames coded at a time; empty: whole clips")
-    batch_size: int = Field(1, ge=1, description="clips of one bucket coded at a time")
-    decode_threads: int = Field(1, ge=1, description="clips that are read at a time, while the VAE works")
-    block_size: int = Field(8, ge=1, description="clips a block")
+    window: int | None = Field(None, ge=8, description="frames that are encoded at a time; null: whole clips")
+    batch_size: int = Field(1, ge=1, description="clips of one bucket that are encoded at a time")
+    decode_threads: int = Field(1, ge=1, description="clips that are read at the same time while the VAE works")
+    block_size: int = Field(8, ge=1, description="clips in a block, which is computed and committed together")
     num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
-    num_gpus: float = Field(0, ge=0, description="GPUs of an actor; more than 0 encodes on the GPU")
+    num_gpus: float = Field(0, ge=0, description="GPUs of an actor; above 0 encodes on the GPU")
 
 
 class LatentEncoder:

@@ -26,34 +26,34 @@ MAX_TOKENS = 128  # longer texts are cut, as for the released models
 
 
 class TextFeaturesConfig(Config):
-    """Which texts, and which encoder."""
+    """Which texts are encoded, and by which encoder."""
 
-    selection: str = Field("", description="which selection; empty: the newest")
+    selection: str = Field("", description="id of the selection; empty: the newest")
     captions: str = Field(
         "",
-        description="which captions: output of the captions step, or kinds such as dense;short; empty: the newest of "
-        "each clip",
+        description="captions to use, as an output of the captions step or kinds such as dense;short; empty: the "
+        "newest of each clip",
     )
     encoder: str = Field(
         "tiny",
-        description="tiny: a small random T5 made from the captions; else a released directory, or a T5 folder, or the "
-        "Hugging Face name[@revision] of one",
+        description="tiny: a small random T5 with a tokenizer trained on the captions; else a released directory, a T5 "
+        "folder, or a Hugging Face name[@revision]",
     )
-    dim: int = Field(64, ge=8, description="tiny: width")
-    num_layers: int = Field(2, ge=1, description="tiny: layers")
-    vocab_size: int = Field(512, ge=64, description="tiny: most tokens of the unigram tokenizer")
-    seed: int = Field(0, ge=0, description="tiny: of the random weights")
-    prompts: tuple[str, ...] = Field((), description="further texts, beside the captions")
-    prompts_file: str = Field("", description="text file of further texts, one a line")
+    dim: int = Field(64, ge=8, description="width of the encoder `tiny`")
+    num_layers: int = Field(2, ge=1, description="layers of the encoder `tiny`")
+    vocab_size: int = Field(512, ge=64, description="largest vocabulary of the unigram tokenizer of `tiny`")
+    seed: int = Field(0, ge=0, description="seed of the random weights of `tiny`")
+    prompts: tuple[str, ...] = Field((), description="texts to encode besides the captions")
+    prompts_file: str = Field("", description="text file of such texts, one on each line")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the features, and of the encoder's weights"
+        "float32", description="type of the features and of the encoder's weights"
     )
-    block_size: int = Field(64, ge=1, description="texts a block")
+    block_size: int = Field(64, ge=1, description="texts in a block, which is computed and committed together")
     num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
     num_gpus: float = Field(
-        0, ge=0, description="GPUs of an actor; more than 0 encodes on the GPU, more than 1 spreads T5 over them"
+        0, ge=0, description="GPUs of an actor; above 0 encodes on the GPU, above 1 spreads T5 over several"
     )
-    batch_size: int = Field(16, ge=1, description="texts encoded at a time")
+    batch_size: int = Field(16, ge=1, description="texts that are encoded at a time")
 
 
 class TextEncoder:
@@ -91,7 +91,7 @@ class TextFeaturesResult(StepResult):
 
     encoder: str = Field(description="folder of the text encoder")
     encoder_hash: str = Field(description="hash of its files")
-    random_init: bool = Field(description="its weights are random: it knows nothing of what texts mean")
+    random_init: bool = Field(description="its weights are random, so features do not depend on the meaning of a text")
 
 
 @step

@@ -15,38 +15,48 @@ from tasks.training.pairs import Pair, PairSource
 
 
 class EvaluateConfig(Config):
-    """What is judged, on what, and by which limits."""
+    """The model to evaluate, the clips for it, and the limits of the gate."""
 
     candidate: Literal["trained", "untrained"] = Field(
         "trained", description="untrained: the same model before its first step, which the gate must refuse"
     )
     dit: str = Field(
-        "", description="folder of the DiT; empty: the newest that was trained here", json_schema_extra=NOT_IDENTITY
+        "", description="folder of the DiT; empty: the newest trained in this root", json_schema_extra=NOT_IDENTITY
     )
     vae: str = Field(
-        "", description="folder of its VAE; empty: the one it was trained with", json_schema_extra=NOT_IDENTITY
+        "",
+        description="folder of the VAE; empty: the one that the DiT was trained with",
+        json_schema_extra=NOT_IDENTITY,
     )
     encoder: str = Field(
-        "", description="folder of its text encoder; empty: the one it was trained with", json_schema_extra=NOT_IDENTITY
+        "",
+        description="folder of the text encoder; empty: the one that the DiT was trained with",
+        json_schema_extra=NOT_IDENTITY,
     )
     selection: str = Field(
-        "", description="which selection; empty: the one it was trained on", json_schema_extra=NOT_IDENTITY
+        "",
+        description="id of the selection; empty: the one that the DiT was trained on",
+        json_schema_extra=NOT_IDENTITY,
     )
     captions: str = Field(
-        "", description="which captions; empty: those it was trained on", json_schema_extra=NOT_IDENTITY
+        "",
+        description="captions, as in train_dit.captions; empty: those that the DiT was trained on",
+        json_schema_extra=NOT_IDENTITY,
     )
     gate: GateConfig = GateConfig()
-    num_val_clips: int = Field(64, ge=1, description="held-out clips of the validation loss")
-    num_reconstructions: int = Field(4, ge=0, description="held-out clips shown beside their reconstructions")
+    num_val_clips: int = Field(64, ge=1, description="held-out clips for the validation loss")
+    num_reconstructions: int = Field(
+        4, ge=0, description="held-out clips that are reconstructed and shown beside their reconstructions"
+    )
     num_samples: int = Field(
-        2, ge=0, description="clips sampled from training captions, for their motion and to look at"
+        2, ge=0, description="clips sampled from training captions, to measure their motion and to show them"
     )
     request: GenerationRequest = Field(
         GenerationRequest(), description="how clips are sampled; size and length are those of the training clips"
     )
-    seed: int = Field(0, ge=0, description="of the sampled clips")
+    seed: int = Field(0, ge=0, description="seed of the sampled clips")
     num_cpus: float = Field(
-        1, gt=0, description="CPUs, and so torch threads, of the evaluation", json_schema_extra=NOT_IDENTITY
+        1, gt=0, description="CPUs and torch threads of the evaluation", json_schema_extra=NOT_IDENTITY
     )
     num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU", json_schema_extra=NOT_IDENTITY)
 
@@ -55,9 +65,9 @@ class EvaluateResult(StepResult):
     """The gate's verdict."""
 
     evaluation_id: str
-    passed: bool = Field(description="the gate lets the model through")
+    passed: bool = Field(description="the model passed the gate")
     candidate: Literal["trained", "untrained"]
-    dit: str = Field(description="folder of the DiT that was judged")
+    dit: str = Field(description="folder of the evaluated DiT")
 
 
 class Subject(Config):

@@ -11,7 +11,7 @@ from tasks.running.step import step
 class RegisterConfig(Config):
     """Which evaluation to act on."""
 
-    evaluation_id: str = Field(description="of an evaluation that passed the gate")
+    evaluation_id: str = Field(description="id of an evaluation that passed the gate")
 
 
 class RegisterResult(StepResult):
@@ -19,7 +19,7 @@ class RegisterResult(StepResult):
 
     model_id: str
     weights_hash: str
-    version: str = Field(description="in the registry of MLflow")
+    version: str = Field(description="version of the model in MLflow's registry")
 
 
 @step

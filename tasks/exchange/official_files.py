@@ -46,12 +46,12 @@ class ImportConfig(Config):
     """What to read, and which models made it."""
 
     annotation: str = Field("", description="jsonl with the keys video, text, latent and text_fea")
-    folder: str = Field("", description="folder that its paths are relative to; empty: the one it lies in")
+    folder: str = Field("", description="folder that paths are relative to; empty: the annotation's folder")
     vae: str = Field("", description="folder of the VAE that made the latents")
     encoder: str = Field("", description="folder of the text encoders that made the text features")
     fps: float = Field(24, gt=0, description="frame rate of the clips")
-    dtype: str = Field("bfloat16", description="stored type, float32 or bfloat16")
-    block_size: int = Field(16, ge=1, description="clips a block")
+    dtype: str = Field("bfloat16", description="type in the table, float32 or bfloat16")
+    block_size: int = Field(16, ge=1, description="clips in a block, which is computed and committed together")
 
 
 class UnusableFile(ValueError):

@@ -15,35 +15,39 @@ MAX_SEED = 2**53  # every reader of tables and forms counts so far
 
 
 class GenerateConfig(Config):
-    """What to generate."""
+    """What is generated, and with which weights."""
 
-    prompts: tuple[str, ...] = Field((), description="one clip each, times num_per_prompt")
-    prompts_file: str = Field("", description="text file of further prompts, one a line")
-    num_per_prompt: int = Field(1, ge=1, description="clips a prompt, with seeds seed, seed + 1, …")
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    prompts: tuple[str, ...] = Field((), description="prompts; each gives num_per_prompt clips")
+    prompts_file: str = Field("", description="text file of more prompts, one on each line")
+    num_per_prompt: int = Field(1, ge=1, description="clips for each prompt, with the seeds seed, seed + 1, …")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the first clip of each prompt")
     rewrite: Literal["", Mode] = Field(
-        "", description="normal: prompts become full descriptions; director: directions for the camera; empty: stay"
+        "", description="normal: into full descriptions; director: into camera directions; empty: do not rewrite"
     )
-    rewriter: EndpointConfig | None = Field(None, description="the language model that rewrites; null: none")
-    image: str = Field("", description="file of the first frame of every clip")
-    video: str = Field("", description="file that every clip goes on from, with at most half of its length")
-    weights: str = Field("", description="released directory, or one of that layout; empty: the champion generates")
-    variant: str = Field("", description="which DiT of that directory: 384p, 768p, image")
+    rewriter: EndpointConfig | None = Field(None, description="language model that rewrites prompts; null: none")
+    image: str = Field("", description="picture that is the first frame of every clip")
+    video: str = Field("", description="video that every clip continues; its end is at most half of the clip")
+    weights: str = Field(
+        "", description="directory of released weights, or one of the same layout; empty: the champion"
+    )
+    variant: str = Field("", description="DiT in that directory: 384p, 768p or image")
     request: GenerationRequest = GenerationRequest()
     dtype: Literal["", "bfloat16", "float16", "float32"] = Field(
-        "", description="precision; empty: bfloat16 for a directory of weights, float32 for the champion"
+        "", description="type of weights; empty: bfloat16 for released weights, float32 for the champion"
     )
-    device: Literal["", "cuda", "mps", "cpu"] = Field("", description="empty: a GPU where Ray has one")
-    max_memory: str = Field("", description="of the device, e.g. 8GiB; empty: what is free")
+    device: Literal["", "cuda", "mps", "cpu"] = Field(
+        "", description="device that generates; empty: a GPU if Ray has one"
+    )
+    max_memory: str = Field("", description="most memory of the device, e.g. 8GiB; empty: all that is free")
     offload: Literal["auto", "none", "model", "sequential"] = Field(
-        "auto", description="where models wait for their turn; auto: whatever is fastest within the memory"
+        "auto", description="which models are moved to CPU memory while unused; auto: the fastest way that fits"
     )
     compile: bool = Field(
-        False, description="compile the DiT: minutes before the first clip, then faster; for many clips of one size"
+        False, description="compile the DiT; takes minutes before the first clip, worth it for many clips of one size"
     )
-    block_size: int = Field(4, ge=1, description="clips sampled together; fewer where max_memory allows no more")
-    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of an actor")
-    num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if it works on one")
+    block_size: int = Field(4, ge=1, description="clips that are sampled together; fewer if max_memory requires it")
+    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor")
+    num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if `device` is a GPU, else none")
 
     @field_validator("max_memory")
     @classmethod
@@ -65,7 +69,7 @@ class GenerateConfig(Config):
 class GenerateResult(StepResult):
     """The clips that were asked for, whether they were made now or before."""
 
-    weights_hash: str = Field(description="of the DiT that generates")
+    weights_hash: str = Field(description="hash of the DiT's weights")
     media: str = Field(description="folder of the clips")
-    files: tuple[str, ...] = Field((), description="the clips, in the order of prompts and seeds")
-    failures: tuple[str, ...] = Field((), description="a sentence for each clip that could not be made")
+    files: tuple[str, ...] = Field((), description="paths of the clips, in the order of prompts and seeds")
+    failures: tuple[str, ...] = Field((), description="one message for each clip that could not be generated")

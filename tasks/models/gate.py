@@ -12,16 +12,16 @@ class GateConfig(Config):
     """What a model must show before it may become champion."""
 
     max_loss_to_untrained: float = Field(
-        0.9, gt=0, description="largest validation loss, as a share of the untrained model's"
+        0.9, gt=0, description="largest allowed validation loss, as a share of the untrained model's"
     )
     max_loss_to_champion: float = Field(
-        1.01, gt=0, description="largest validation loss, as a share of the current champion's (same VAE)"
+        1.01, gt=0, description="largest allowed validation loss, as a share of the champion's (with the same VAE)"
     )
     min_psnr_gain_db: float = Field(
-        1.0, description="smallest gain of the VAE's held-out PSNR over its untrained self; for VAEs trained here"
+        1.0, description="least gain in held-out PSNR over the untrained VAE; only for VAEs trained here"
     )
     motion_range: tuple[float, float] | None = Field(
-        None, description="allowed motion of sampled clips, as shares of the data's median; null: reported, not judged"
+        None, description="allowed motion of sampled clips, as shares of the data's median; null: no limit"
     )
 
 
@@ -29,7 +29,7 @@ class Check(Config):
     """One limit, the value that was measured, and whether it was met."""
 
     name: str
-    value: float | None = Field(description="what was measured; null when it is no finite number")
+    value: float | None = Field(description="measured value; null if it is not finite")
     limit: float
     passed: bool
     rule: str = Field(description="the rule as a sentence")

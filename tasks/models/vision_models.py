@@ -20,10 +20,10 @@ class VisionModelConfig(Decoding):
         description="folder, or Hugging Face name[@revision], of a model that chats about images or videos "
         "(Qwen2.5-VL, LLaVA, …)"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of its weights")
-    batch_size: int = Field(8, ge=1, description="clips at a time; halved where memory does not suffice")
-    num_cpus: float = Field(1, gt=0, description="CPUs, and so torch threads, of an actor")
-    num_gpus: float = Field(1, ge=0, description="GPUs of an actor, also a fraction of one; 0: on the CPU")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type of the weights")
+    batch_size: int = Field(8, ge=1, description="clips in one batch; halved if memory is too small")
+    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor")
+    num_gpus: float = Field(1, ge=0, description="GPUs of an actor, may be a fraction; 0: runs on the CPU")
 
 
 def prepare_vision_model(run: Run, config: VisionModelConfig) -> ModelFolder:

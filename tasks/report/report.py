@@ -46,18 +46,20 @@ FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</scri
 
 
 class ReportConfig(Config):
-    """What the page shows."""
+    """Content of the report page."""
 
     title: str = Field("Pyramid run", description="heading of the page")
-    max_media: int = Field(120, ge=0, description="clips with a preview at most; the same limit for generated ones")
-    max_listed: int = Field(10_000, ge=0, description="clips that the page's search knows at most")
-    max_bytes: int = Field(15_000_000, ge=250_000, description="size of the page; videos that do not fit are left out")
+    max_media: int = Field(120, ge=0, description="most clips with a preview; also the limit for generated clips")
+    max_listed: int = Field(10_000, ge=0, description="most clips in the search of the page")
+    max_bytes: int = Field(
+        15_000_000, ge=250_000, description="most bytes of the page; videos that do not fit are left out"
+    )
 
 
 class ReportResult(StepResult):
     """Where the report is."""
 
-    uri: str = Field(description="of the page")
+    uri: str = Field(description="path of the page")
 
 
 @step

@@ -22,13 +22,14 @@ STEPS = logging.getLogger("pyramid.steps")
 
 
 class RayConfig(Config):
-    """Where per-clip work and training run."""
+    """The Ray cluster for per-clip work and training."""
 
     address: str = Field(
-        "local", description="local (embedded Ray), auto, ray://host:10001, or jobs:http://host:8265 (as a Ray job)"
+        "local",
+        description="Ray cluster: local (embedded), auto, ray://host:10001, or jobs:http://host:8265 (Ray jobs)",
     )
-    num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; empty: all of this machine")
-    no_progress_timeout_s: float = Field(1800, gt=0, description="stop a step when no block has finished for so long")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; null: all CPUs of this machine")
+    no_progress_timeout_s: float = Field(1800, gt=0, description="a step stops if no block finishes within this time")
 
     @field_validator("address")
     @classmethod
@@ -45,7 +46,9 @@ class Run(Config):
 
     root: str = Field(description="absolute folder or fsspec URI that holds tables/, media/, models/ and runs/")
     ray: RayConfig = RayConfig()
-    run_id: str = Field(default_factory=lambda: time.strftime("%Y%m%dT%H%M%S"), description="lineage of new rows")
+    run_id: str = Field(
+        default_factory=lambda: time.strftime("%Y%m%dT%H%M%S"), description="id of the run, which new rows record"
+    )
     retry_failed: bool = Field(False, description="try failed rows again (appends a row with the next attempt)")
 
     @field_validator("root")
@@ -77,10 +80,10 @@ class StepResult(Config):
     rows: dict[str, int] = Field({}, description="rows appended, by table")
     versions: dict[str, int] = Field({}, description="table versions after the step")
     errors: dict[str, int] = Field({}, description="failed and skipped rows by error_type")
-    note: str = Field("", description="one phrase for people")
+    note: str = Field("", description="short summary for people")
     wall_s: float = 0.0
     busy_s: float = Field(0.0, description="time during which at least one actor or trainer was working")
-    timings: dict[str, float] = Field({}, description="where the rest went, seconds by name")
+    timings: dict[str, float] = Field({}, description="seconds of other work, by name")
 
     @property
     def num_new(self) -> int:

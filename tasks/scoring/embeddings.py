@@ -33,7 +33,7 @@ class EmbeddingsConfig(TorchModelConfig):
         description="a name of open_clip's (with `pretrained`), the Hugging Face name of an open_clip model, or its "
         "folder",
     )
-    pretrained: str = Field("openai", description="weights of one of open_clip's names: a tag, or a checkpoint's path")
+    pretrained: str = Field("openai", description="weights for a name of open_clip: a tag, or the path of a checkpoint")
 
     @property
     def sampling(self) -> str:

@@ -42,9 +42,11 @@ Clips = Sequence[Item]
 class TextAreaConfig(FrameModelConfig):
     """Share of the picture that writing covers: PP-OCR, on the CPU."""
 
-    num_frames: int = Field(4, ge=1, description="frames that are looked at, spread over the clip")
-    shorter_side: int = Field(480, ge=32, description="px to which a larger frame's shorter side is scaled")
-    min_confidence: float = Field(0.5, ge=0, lt=1, description="what is read with less confidence is no writing")
+    num_frames: int = Field(4, ge=1, description="frames that the model reads, spread over the clip")
+    shorter_side: int = Field(480, ge=32, description="larger frames are scaled to this shorter side in px")
+    min_confidence: float = Field(
+        0.5, ge=0, lt=1, description="least confidence of recognised text; text below it does not count"
+    )
 
 
 class NSFWConfig(FrameModelConfig):
@@ -56,19 +58,25 @@ class ClassifierConfig(TorchModelConfig):
 
     model: str = Field(min_length=1, description="folder of the classifier, or its name on Hugging Face")
     label: str = Field(min_length=1, description="label (or its number) whose probability is the score")
-    reduce: Literal["mean", "min", "max"] = Field("mean", description="what of the frames' scores is the clip's")
+    reduce: Literal["mean", "min", "max"] = Field(
+        "mean", description="statistic of the frames' scores that is the score of the clip"
+    )
 
 
 class ModelScoresConfig(Config):
     """Scores that need a model; a section that is left out computes nothing."""
 
-    text_area: TextAreaConfig | None = Field(None, description="share of the picture covered by writing; {} to compute")
-    nsfw: NSFWConfig | None = Field(None, description="probability of a frame not safe for work; {} to compute")
+    text_area: TextAreaConfig | None = Field(
+        None, description="score `text_area`: share of the picture that writing covers; {} computes it"
+    )
+    nsfw: NSFWConfig | None = Field(
+        None, description="score `nsfw`: probability of a picture not safe for work; {} computes it"
+    )
     classifiers: dict[str, ClassifierConfig] = Field(
-        {}, description="a score each, named by its key, e.g. {watermark: {model: …, label: watermark}}"
+        {}, description="one score for each entry, named by its key, e.g. {watermark: {model: …, label: watermark}}"
     )
     embeddings: EmbeddingScoresConfig | None = Field(
-        None, description="CLIP features, and the scores that are read off them; {} to compute"
+        None, description="CLIP features, and the scores computed from them; {} computes them"
     )
 
     @model_validator(mode="after")

@@ -25,22 +25,26 @@ BLOCK_SIZE = 256  # scores; each takes a few products of small matrices
 class ZeroShotConfig(Config):
     """A zero-shot classification of each frame by CLIP: `prompts` or `against`."""
 
-    prompts: tuple[str, ...] = Field(min_length=1, description="what a high score shows, e.g. a photo with a watermark")
-    against: tuple[str, ...] = Field(min_length=1, description="what a low score shows, e.g. a clean photo")
+    prompts: tuple[str, ...] = Field(min_length=1, description="texts for a high score, e.g. a photo with a watermark")
+    against: tuple[str, ...] = Field(min_length=1, description="texts for a low score, e.g. a clean photo")
 
 
 class EmbeddingScoresConfig(EmbeddingsConfig):
     """The CLIP model that embeds the clips, and the scores that are computed from its features."""
 
-    consistency: bool = Field(True, description="score `consistency`: how alike neighbouring sampled frames are")
+    consistency: bool = Field(
+        True, description="compute the score `consistency`: similarity of neighbouring sampled frames"
+    )
     aesthetic_head: str = Field(
-        "", description="path of LAION's head for this model, which gives the score `aesthetic`; empty: none"
+        "", description="path of LAION's head for this model, for the score `aesthetic`; empty: no such score"
     )
-    text_match: bool = Field(False, description="score `text_match`: how well a clip's caption fits its frames")
+    text_match: bool = Field(
+        False, description="compute the score `text_match`: similarity of a clip's caption and its frames"
+    )
     captions: str = Field(
-        "", description="text_match: which captions (output of the captions step); empty: the newest of each clip"
+        "", description="captions for text_match (output of the captions step); empty: the newest of each clip"
     )
-    zero_shot: dict[str, ZeroShotConfig] = Field({}, description="a score each, named by its key")
+    zero_shot: dict[str, ZeroShotConfig] = Field({}, description="one score for each entry, named by its key")
 
     @property
     def scorers(self) -> list[str]:

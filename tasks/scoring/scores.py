@@ -22,11 +22,13 @@ LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot dete
 
 
 class ScoresConfig(ModelScoresConfig):
-    """Which scores every clip must have: those without a model by name, the others by their sections."""
+    """Scores that every clip must have: `scorers` lists those without a model; each with a model has a section."""
 
-    clips: str = Field("", description="which clips: output of the clips step; empty: the newest clips of each video")
+    clips: str = Field(
+        "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
+    )
     scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=", ".join(SCORERS))
-    block_size: int = Field(32, ge=1, description="scores a block")
+    block_size: int = Field(32, ge=1, description="scores in a block, which is computed and committed together")
 
     @field_validator("scorers")
     @classmethod

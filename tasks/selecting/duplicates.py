@@ -43,16 +43,21 @@ Method = Literal["exact", "phash", "semantic"]
 
 
 class DuplicatesConfig(Config):
-    """When two clips count as duplicates."""
+    """Methods that find duplicates, and their limits."""
 
-    clips: str = Field("", description="which clips: output of the clips step; empty: the newest clips of each video")
+    clips: str = Field(
+        "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
+    )
     methods: tuple[Method, ...] = Field(
         ("exact", "phash"),
         description="exact: equal frames; phash: re-encoded, scaled or slightly cropped copies in other videos; "
         "semantic: similar by the features of a vision model, needs embeddings",
     )
     max_distance: int = Field(
-        32, ge=0, le=64, description="phash: bits of 256 that two frames may differ by; re-encoding changes up to 15"
+        32,
+        ge=0,
+        le=64,
+        description="phash: two frames are equal if at most this many of 256 bits differ; re-encoding changes up to 15",
     )
     min_share: float = Field(
         0.6, gt=0, le=1, description="phash: share of a clip's frames that must match a frame of the other one"

@@ -40,8 +40,10 @@ class Limits(Config):
     # In JSON infinity is null: an infinite bound would have the hash, and the selection ids, of no bound.
     min: float | None = Field(None, allow_inf_nan=False)
     max: float | None = Field(None, allow_inf_nan=False)
-    min_percentile: float | None = Field(None, ge=0, le=100, description="of all current clips that have the score")
-    max_percentile: float | None = Field(None, ge=0, le=100, description="the same for the upper bound")
+    min_percentile: float | None = Field(
+        None, ge=0, le=100, description="lower bound, as a percentile of all current clips that have the score"
+    )
+    max_percentile: float | None = Field(None, ge=0, le=100, description="upper bound, as such a percentile")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Limits":
@@ -110,17 +112,19 @@ class SelectResult(StepResult):
     selection: str = Field(description="id of the selection to train on: the only one, or that of select.train_set")
     sets: dict[str, str] = Field({}, description="id of the selection of each nested set, by name")
     thresholds: dict[str, Bounds] = Field({}, description="by scorer; percentiles are resolved to values")
-    shortage: str = Field("", description="why this selection cannot be trained on, and what to change; empty: it can")
+    shortage: str = Field(
+        "", description="why the selection has too few clips for a training, and what to change; empty: it has enough"
+    )
 
 
 class SetConfig(Config):
     """One of several nested sets: clips of the set before it that also pass these limits, in buckets of its own."""
 
-    name: str = Field(min_length=1, description="such as 768p")
+    name: str = Field(min_length=1, description="name of the set, e.g. 768p")
     buckets: tuple[str, ...] = Field(min_length=1, description="as in select.buckets")
     thresholds: dict[str, Limits] = Field({}, description="stricter than those of the set before, which also apply")
     min_frames: int = Field(1, ge=1, description="frames of the clip at its own rate; select.min_frames also applies")
-    max_clips: int | None = Field(None, ge=1, description="most clips to train on")
+    max_clips: int | None = Field(None, ge=1, description="most training clips")
 
     @field_validator("buckets")
     @classmethod
@@ -134,7 +138,7 @@ class SetConfig(Config):
 
 
 class SelectConfig(Config):
-    """What makes a clip worth training on."""
+    """Which clips are selected for training, and their buckets and splits."""
 
     clips: str = Field(
         "",
@@ -147,18 +151,18 @@ class SelectConfig(Config):
         description="limits by scorer, or by duration_s, fps, height, width or aspect of the clip: min, max, "
         "min_percentile, max_percentile, e.g. {motion: {min: 1}}",
     )
-    min_frames: int = Field(2, ge=1, description="frames of the clip at its own rate")
+    min_frames: int = Field(2, ge=1, description="least frames of a clip at its own rate")
     buckets: tuple[str, ...] = Field(
         ("384x640x121@24",),
         min_length=1,
-        description="<height>x<width>x<frames>@<fps>, or a family of aspects, e.g. 384px121@24",
+        description="training sizes: <height>x<width>x<frames>@<fps>, or all aspect ratios of a size, e.g. 384px121@24",
     )
     max_upscale: float = Field(1.0, gt=0, description="largest factor by which a clip may be scaled up to its bucket")
     drop_duplicates: tuple[Method, ...] = Field(
         DUPLICATE_METHODS, description="methods of the duplicates step; of each of their groups one clip is kept"
     )
     sets: tuple[SetConfig, ...] = Field(
-        (), description="nested sets with rising limits, each with name, buckets, thresholds, min_frames, max_clips"
+        (), description="nested sets with increasing limits, each with name, buckets, thresholds, min_frames, max_clips"
     )
     train_set: str = Field("", description="name of the set that later steps use; empty: the last one")
     sources: dict[str, float] = Field(
@@ -166,10 +170,10 @@ class SelectConfig(Config):
         description="share of each source in the clips to train on, e.g. {films: 3, phones: 1}; other "
         "sources are dropped",
     )
-    max_per_video: int | None = Field(None, ge=1, description="most clips of one video to train on")
-    max_clips: int | None = Field(None, ge=1, description="most clips to train on")
+    max_per_video: int | None = Field(None, ge=1, description="most training clips of one video")
+    max_clips: int | None = Field(None, ge=1, description="most training clips")
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos without split pins")
-    test_fraction: float = Field(0.0, ge=0, lt=1, description="the same for the test split")
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="share of test videos, likewise")
     min_val_clips: int = Field(1, ge=0, description="with fewer, a flow stops before training")
 
     @model_validator(mode="before")

@@ -21,11 +21,11 @@ class FileCard(Config):
 
     path: str = Field(description="relative to the folder of source.yaml")
     sha256: str = Field("", description="checksum; a file that differs becomes a failed row")
-    license: str = Field("", description="where it differs from that of the whole source")
+    license: str = Field("", description="licence, if it differs from that of the source")
     title: str = ""
     origin: str = ""
     changes: str = ""
-    cuts: tuple[int, ...] | None = Field(None, description="first frame of each new shot, checked by eye")
+    cuts: tuple[int, ...] | None = Field(None, description="first frame of each new shot, checked by hand")
 
 
 class SplitPin(Config):
@@ -33,8 +33,8 @@ class SplitPin(Config):
 
     file: str = Field(description="relative to the folder of source.yaml")
     split: Split
-    start_s: float | None = Field(None, ge=0, description="after the first frame; empty: from the beginning")
-    end_s: float | None = Field(None, gt=0, description="empty: to the end")
+    start_s: float | None = Field(None, ge=0, description="seconds after the first frame; empty: from the beginning")
+    end_s: float | None = Field(None, gt=0, description="seconds after the first frame; empty: to the end")
 
     @model_validator(mode="after")
     def _start_before_end(self) -> "SplitPin":
@@ -46,8 +46,8 @@ class SplitPin(Config):
 class SourceCard(Config):
     """A whole `source.yaml`."""
 
-    name: str = Field(description="short name, a column of many tables")
-    license: str = Field("", description="SPDX expression of the source as a whole")
+    name: str = Field(description="short name, stored in the column `source`")
+    license: str = Field("", description="licence of the whole source, as an SPDX expression")
     attribution: str = ""
     url: str = ""
     captions: str = Field("", description="CSV of captions by time, relative to the folder of source.yaml")

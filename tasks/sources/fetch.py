@@ -34,14 +34,18 @@ USER_AGENT = "pyramid-pipeline"
 class FetchConfig(Config):
     """How files are fetched from web hosts; nothing here changes what is found."""
 
-    requests_per_s: float = Field(4, gt=0, description="most requests a second to one host, by all actors together")
-    bytes_per_s: float = Field(50e6, gt=0, description="most bytes a second from one host, by all actors together")
-    connections: int = Field(4, ge=1, description="files that one actor fetches at once")
-    tries: int = Field(4, ge=1, le=20, description="tries a file, while trouble may pass (429, 5xx, lost connections)")
-    backoff_s: float = Field(1, gt=0, description="wait before the second try; doubled before each further one")
-    max_wait_s: float = Field(300, gt=0, description="longest wait that a host may ask for; beyond, the file fails")
-    max_bytes: float = Field(200e9, gt=0, description="a longer file fails: some hosts never end")
-    timeout_s: float = Field(60, gt=0, description="a connection on which nothing comes for so long is lost")
+    requests_per_s: float = Field(4, gt=0, description="most requests a second to one host, of all actors together")
+    bytes_per_s: float = Field(50e6, gt=0, description="most bytes a second from one host, of all actors together")
+    connections: int = Field(4, ge=1, description="files that one actor downloads at the same time")
+    tries: int = Field(
+        4, ge=1, le=20, description="most tries for a file after temporary errors (429, 5xx, lost connections)"
+    )
+    backoff_s: float = Field(1, gt=0, description="wait before the second try; doubled before each later one")
+    max_wait_s: float = Field(300, gt=0, description="longest Retry-After of a host; after a longer one the file fails")
+    max_bytes: float = Field(
+        200e9, gt=0, description="most bytes of a file, since some hosts send without end; a larger file fails"
+    )
+    timeout_s: float = Field(60, gt=0, description="a connection without data for this time counts as lost")
 
     def own_budget(self) -> HostBudget:
         """The budget of this process, at these rates."""

@@ -39,17 +39,19 @@ NOT_COLUMNS = ("attempt", "sha256", "md5", "archive", "offset", "error_type", "e
 
 
 class IngestConfig(Config):
-    """Where videos come from."""
+    """The source of the videos, and how files are read from it."""
 
     source: str = Field("", description="folder of videos, list or annotation file, or one file; path or URI")
-    media_root: str = Field("", description="where the names in a list start; empty: the folder of the list")
-    non_media: tuple[str, ...] = Field(NON_MEDIA, description="suffixes of files in folders that are left out")
-    images: bool = Field(False, description="take pictures of folders, too: each is a video of one frame")
+    media_root: str = Field(
+        "", description="folder that paths in a list are relative to; empty: the folder of the list"
+    )
+    non_media: tuple[str, ...] = Field(NON_MEDIA, description="suffixes of files that are ignored in folders")
+    images: bool = Field(False, description="also read pictures in folders; each is a video of one frame")
     copies: Literal["web", "remote", "none"] = Field(
-        "web", description="which files are kept under media/sources and so fetched once: http(s), all remote, or none"
+        "web", description="which files are copied to media/sources: from the web, all remote files, or none"
     )
     fetch: FetchConfig = FetchConfig()
-    block_size: int = Field(16, ge=1, description="files a block")
+    block_size: int = Field(16, ge=1, description="files in a block, which is computed and committed together")
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -162,7 +164,7 @@ def hash_file(uri: str, want_sha256: bool = False) -> tuple[str, str, int]:
 class IngestResult(StepResult):
     """What the ingest step says of the files beyond their counts."""
 
-    num_copies: int = Field(0, description="files that have the bytes of another")
+    num_copies: int = Field(0, description="files with the same bytes as another file")
 
 
 @step

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class TrainingConfig(Config):
     """Settings that both trainings share."""
 
-    selection: str = Field("", description="which selection; empty: the newest", json_schema_extra=NOT_IDENTITY)
+    selection: str = Field("", description="id of the selection; empty: the newest", json_schema_extra=NOT_IDENTITY)
     optim: OptimConfig = OptimConfig()
     num_workers: int = Field(1, ge=1, description="processes, each with its own batch of optim.batch_size samples")
-    cpus_per_worker: int = Field(1, ge=1, description="CPUs, and so torch threads, of a worker")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads of a worker")
     use_gpu: Literal["auto", "yes", "no"] = Field(
-        "auto", description="auto: when the cluster has one for each worker", json_schema_extra=NOT_IDENTITY
+        "auto", description="auto: if the cluster has a GPU for each worker", json_schema_extra=NOT_IDENTITY
     )
 
 

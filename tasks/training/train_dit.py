@@ -43,13 +43,15 @@ VERSION = "2"
 
 
 class DiTOptimConfig(OptimConfig):
-    """How the DiT is optimised."""
+    """Optimiser settings of the DiT."""
 
-    batch_size: int = Field(6, ge=1, description="samples a worker and step: a multiple of the columns (one a stage)")
+    batch_size: int = Field(
+        6, ge=1, description="samples per worker and step; a multiple of the number of columns (one for each stage)"
+    )
 
 
 class TrainDiTConfig(TrainingConfig):
-    """How the DiT is made and trained."""
+    """Sizes and training of the DiT."""
 
     # a narrower class than the base's, which a frozen config allows
     optim: DiTOptimConfig = DiTOptimConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -66,28 +68,31 @@ class TrainDiTConfig(TrainingConfig):
     )
     vae: str = Field(
         "",
-        description="folder of the VAE whose latents are used; empty: the newest that was trained here",
+        description="folder of the VAE whose latents are used; empty: the newest trained in this root",
         json_schema_extra=NOT_IDENTITY,
     )
     encoder: str = Field(
         "",
-        description="folder of the text encoder; empty: the one used last by text_features",
+        description="folder of the text encoder; empty: the one that text_features used last",
         json_schema_extra=NOT_IDENTITY,
     )
     model: MiniFluxConfig = MiniFluxConfig()
-    mmdit: MMDiTConfig | None = Field(None, description="the SD3 variant, trained in place of `model`; null: not")
+    mmdit: MMDiTConfig | None = Field(
+        None, description="sizes of an MMDiT, the SD3 variant, to train in place of `model`; null: train `model`"
+    )
     pyramid: PyramidConfig = PyramidConfig()
     loss: DiTLossConfig = DiTLossConfig()
     text_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
-    num_val_clips: int = Field(64, ge=1, description="held-out clips that validation looks at")
+    num_val_clips: int = Field(64, ge=1, description="held-out clips for validation")
     mix: MixConfig | None = Field(
-        None, description="mixing of sizes, sources, images and videos; null: sizes and sources come by their number"
+        None, description="mix of sizes, sources, images and videos; null: in proportion to their numbers of clips"
     )
     sample_posterior: Literal[True] | None = Field(
-        None, description="true: draw latents from the posterior, for latents.parts mean,logvar; empty: its means"
+        None,
+        description="true: sample latents from the posterior (needs latents.parts mean,logvar); null: use its mean",
     )
     sync_group: int | None = Field(
-        None, ge=2, description="so many workers see the same clips and train different units of them; empty: none do"
+        None, ge=2, description="workers in a group that read the same clips and train different units; null: no groups"
     )
 
     @model_validator(mode="after")

@@ -38,14 +38,14 @@ class SelectedClip(TypedDict):
 
 
 class TrainVAEConfig(TrainingConfig):
-    """How the VAE is made and trained."""
+    """Sizes and training of the VAE."""
 
     model: VAEConfig = VAEConfig()
     loss: VAELossConfig = VAELossConfig()
     batch: VAEBatchConfig = VAEBatchConfig()
-    num_val_clips: int = Field(16, ge=1, description="held-out clips that validation looks at")
+    num_val_clips: int = Field(16, ge=1, description="held-out clips for validation")
     num_norm_clips: int = Field(
-        256, ge=1, description="training clips on which shift and scale of latents are measured"
+        256, ge=1, description="training clips from which shift and scale of the latents are measured"
     )
 
 

@@ -1,5 +1,6 @@
 """Shared by all flows: make steps Prefect tasks, resolve the recipe, send the log to Prefect."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Mapping
@@ -12,10 +13,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
+from flows.alerts import watch_step
 from flows.artifacts import publish_counts
+from flows.limits import has_server, is_cancelled, one_at_a_time
 from flows.recipe import Recipe, RecipeError, load_recipe
 from pyramid_model.config import Config
 from tasks.running.errors import machine_lost
+from tasks.running.jobs import stop_step
 from tasks.running.run import Run, Sparse, StepResult
 from tasks.running.step import StepFunction
 
@@ -42,8 +46,17 @@ def durable(step: StepFunction[C, R]) -> Task[[Run, C], R]:
     )
     @functools.wraps(step)
     def with_counts(run: Run, config: C) -> R:
-        result = step(run, config)
+        slot = one_at_a_time(step.__name__, run.root) if has_server() else contextlib.nullcontext()
+        try:
+            with slot:
+                result = step(run, config)
+        except BaseException:
+            # A worker that ends, or a server that restarts, ends this process, too: the job goes on without it.
+            if run.ray.address.startswith("jobs:") and is_cancelled():
+                stop_step(step.__name__, run, config)
+            raise
         publish_counts(result)
+        watch_step(run, result)
         return result
 
     return with_counts

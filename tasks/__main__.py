@@ -1,8 +1,9 @@
 """One step in a process of its own: `python -m tasks <step> '{"run": {…}, "config": {…}}'`. Ray jobs run this.
 
-The JSON may also be `@file` or `-` (standard input). Standard output carries the log, with the traceback of a bug, at
-most one `PROGRESS {json}` line a second, and at the end one line, `RESULT {json}` (exit code 0) or
-`ERROR {"message": …, "transient": …}` (exit code 3).
+The JSON may also be `@file` or `-` (standard input). It may have a third entry, `attempt`: a token that stands in the
+first line of standard output, `BEGIN TOKEN`, and in the last one, so that nobody mistakes the lines of another attempt
+for ours. In between comes the log, with the traceback of a bug, and at most one `PROGRESS {json}` line a second. The
+last line is `RESULT TOKEN {json}` (exit code 0) or `ERROR TOKEN {"message": …, "transient": …}` (exit code 3).
 """
 
 import importlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.running.errors import TOLD, machine_lost
+from tasks.running.jobs import BEGIN, ERROR, RESULT
 from tasks.running.run import PROGRESS, Run, Sparse, StepResult
 from tasks.running.step import StepFunction, config_class
 
@@ -34,6 +36,7 @@ STEPS = {
     "report": "tasks.report.report",
 }
 PROGRESS_EVERY_S = 1.0  # whoever follows a Ray job fetches its whole log each time
+NO_TOKEN = "-"  # in place of the token of an attempt, when nobody gave one
 USAGE = """usage: python -m tasks STEP '{"run": {"root": …}, "config": {…}}'   (or @file, or - for standard input)"""
 
 
@@ -59,13 +62,17 @@ def find_step(name: str) -> StepFunction[Any, StepResult]:
     return getattr(importlib.import_module(STEPS[name]), name)
 
 
-def run_step(name: str, arguments: str) -> StepResult:
-    """Parse the JSON (or `@file`, or `-`) and run the step."""
+def read_arguments(arguments: str) -> dict[str, Any]:
+    """The JSON object itself, of `@file`, or of standard input (`-`)."""
     if arguments == "-":
         arguments = sys.stdin.read()
     elif arguments.startswith("@"):
         arguments = Path(arguments[1:]).read_text()
-    given = json.loads(arguments)
+    return json.loads(arguments)
+
+
+def run_step(name: str, given: dict[str, Any]) -> StepResult:
+    """Run the step of that name; given: its `run` and its `config`."""
     function = find_step(name)
     return function(Run.model_validate(given["run"]), config_class(function).model_validate(given["config"]))
 
@@ -79,15 +86,19 @@ def main(argv: list[str]) -> int:
     handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
     handler.addFilter(Sparse(PROGRESS_EVERY_S))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    token = NO_TOKEN
     try:
-        result = run_step(*argv)
+        given = read_arguments(argv[1])
+        token = given.get("attempt", NO_TOKEN)
+        print(BEGIN, token, flush=True)
+        result = run_step(argv[0], given)
     except Exception as err:
         if not isinstance(err, TOLD):
             logging.exception("step %s failed", argv[0])
         message = " ".join(f"{type(err).__name__}: {err}".split())
-        print("ERROR " + json.dumps({"message": message, "transient": machine_lost(err)}), flush=True)
+        print(ERROR, token, json.dumps({"message": message, "transient": machine_lost(err)}), flush=True)
         return 3
-    print(f"RESULT {result.model_dump_json()}", flush=True)
+    print(RESULT, token, result.model_dump_json(), flush=True)
     return 0
 
 

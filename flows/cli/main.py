@@ -3,6 +3,7 @@
 import typer
 
 from flows.cli import features, flow_commands, manifest, run_commands, weights
+from flows.cli.alerts import alerts
 from flows.cli.doctor import doctor
 from flows.cli.parity import parity
 from flows.cli.shots import shots
@@ -19,6 +20,7 @@ app = typer.Typer(
 run_commands.mount(app)
 flow_commands.mount(app)
 app.command("doctor", rich_help_panel="Look at what is there")(doctor)
+app.command("alerts", rich_help_panel="Operate a cluster")(alerts)
 app.command("shots", rich_help_panel="Look at what is there")(shots)
 app.command("parity", rich_help_panel="Look at what is there")(parity)
 app.add_typer(manifest.app, name="manifest", rich_help_panel="Look at what is there")

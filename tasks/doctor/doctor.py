@@ -16,7 +16,7 @@ from tasks.doctor.machine import (
     check_uv,
 )
 from tasks.doctor.media import CODECS, check_codec, check_decord, check_torch
-from tasks.doctor.network import PORTS, check_mlflow, check_port, check_prefect, check_ray_auth
+from tasks.doctor.network import PORTS, check_mlflow, check_port, check_prefect, check_prefect_leases, check_ray_auth
 
 
 def all_checks(root: str) -> Iterator[Check]:
@@ -38,6 +38,7 @@ def all_checks(root: str) -> Iterator[Check]:
         check_ray_auth,
         check_uv,
         check_prefect,
+        check_prefect_leases,
         lambda: check_mlflow(root),
     ]
     for check in checks:

@@ -1,13 +1,23 @@
 """Ports that our servers need, and servers that the environment names."""
 
+import base64
+import json
 import os
 import re
 import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from tasks.doctor.machine import Check
 from tasks.tables import storage
 
+TIMEOUT_S = 5.0
+MEMORY_LEASES = "prefect.server.concurrency.lease_storage.memory"
+LEASE_ADVICE = (
+    "give the server PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem and "
+    "a PREFECT_HOME on a disk that outlives it"
+)
 PORTS = {4200: "Prefect server", 5000: "MLflow server", 8265: "Ray dashboard and jobs", 8000: "generation API"}
 
 
@@ -65,6 +75,27 @@ def check_prefect() -> Check:
     return _server("Prefect server", "PREFECT_API_URL", url, url.rstrip("/") + "/health")
 
 
+def check_prefect_leases() -> Check:
+    """Where the Prefect server of PREFECT_API_URL keeps the leases of concurrency slots.
+
+    In memory, its default, they are lost with a restart, and the server ends every run that holds one.
+    """
+    name, url = "Prefect leases", os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Check(name, "ok", "no server set: the temporary one ends with its command")
+    request = urllib.request.Request(url.rstrip("/") + "/admin/settings")
+    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            storage_module = json.load(answer)["server"]["concurrency"]["lease_storage"]
+    except (OSError, ValueError, KeyError) as err:
+        return Check(name, "warn", f"unknown: the server does not show its settings ({err})", LEASE_ADVICE)
+    if storage_module == MEMORY_LEASES:
+        return Check(name, "warn", "in memory: a restart of the server ends every run that holds a slot", LEASE_ADVICE)
+    return Check(name, "ok", f"kept by {storage_module}: runs survive a restart of the server")
+
+
 def check_mlflow(root: str) -> Check:
     """Whether the MLflow server of MLFLOW_TRACKING_URI answers, if one is set."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -79,13 +110,10 @@ def check_mlflow(root: str) -> Check:
     return _server("MLflow", "MLFLOW_TRACKING_URI", uri, uri.rstrip("/") + "/health")
 
 
-def _server(name: str, variable: str, address: str, url: str, timeout_s: float = 5.0) -> Check:
-    import urllib.error
-    import urllib.request
-
+def _server(name: str, variable: str, address: str, url: str) -> Check:
     address = _without_password(address)
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s):
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S):
             return Check(name, "ok", f"{address} answers")
     except urllib.error.HTTPError as err:
         if err.code in (401, 403):

@@ -1,22 +1,33 @@
 """A step as a Ray job on a cluster elsewhere (`ray.address: jobs:http://head:8265`).
 
-The submission id follows from what is to be done, so a driver that died finds its job again. The token of a cluster
-with authentication comes from the environment (`RAY_AUTH_MODE=token` with `RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH`),
-never from a config. The cluster's image must hold this package, and `root` must be reachable from it.
+Each attempt is a job of its own, `pyramid-STEP-WORK-NUMBER`; WORK is a hash of what is to be done. While an attempt
+runs, every driver with the same work joins it, so a driver that died finds its job again. Each attempt has a random
+token, kept in the job's metadata and printed with its first and its last line: Ray appends the log of a job to the log
+of an earlier job of that id, and only lines after the first token belong to this attempt.
+
+The password of a cluster with token authentication comes from the environment (`RAY_AUTH_MODE=token` with
+`RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH`), never from a config. The cluster's image must hold this package, and `root`
+must be reachable from it.
 """
 
 import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import time
-from typing import Any, TypeVar
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyramid_model.config import Config
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.tables.delta import content_id
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 LOG = logging.getLogger("pyramid.jobs")
 
@@ -28,37 +39,54 @@ REQUEST_S = 30.0
 SUBMIT_TRIES = 3
 UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
 LOG_TAIL_LINES = 20
-ERROR = "ERROR {"  # a log line may begin with ERROR too
+BEGIN, RESULT, ERROR = "BEGIN", "RESULT", "ERROR"  # first words of lines with the token of an attempt
 R = TypeVar("R", bound=StepResult)
+TOKEN = "pyramid_attempt"  # name of the token in a job's metadata
+ANSI_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR}
 
 
-def submission_id(step: str, run: Run, config: Config) -> str:
-    """The same work on the same root always has the same id; `run_id` is left out, since it changes nothing."""
+@dataclass(frozen=True)
+class Attempt:
+    """One Ray job: its submission id, and the token that marks the lines of its log."""
+
+    job_id: str
+    token: str
+
+
+def job_prefix(step: str, run: Run, config: Config) -> str:
+    """What the ids of all attempts at the same work on the same root begin with; `run_id` changes nothing."""
     work = content_id(step, run.root, config.model_dump(mode="json"), run.retry_failed)
-    return f"pyramid-{step.replace('_', '-')}-{work}"
+    return f"pyramid-{step.replace('_', '-')}-{work}-"
 
 
 def submit_step(step: str, run: Run, config: Config, result_class: type[R]) -> R:
-    """Run a step as a Ray job: join it if it is running already, else submit it; forward its log; return its result.
+    """Run a step as a Ray job: join a running attempt, else submit one; forward its log; return its result.
 
-    Cancelling (Ctrl-C, a cancelled flow) stops the job. A driver that fails, is killed outright or loses the cluster
-    leaves the job running; the next one joins it.
+    Ctrl-C stops the job. A driver that fails, is killed or loses the cluster leaves it running; the next driver joins
+    it. A cancelled flow stops it by `stop_step`.
 
     Raises:
         StepError: the job failed or was stopped, or the cluster cannot be reached.
     """
-    job_id = submission_id(step, run, config)
     client = _client(run.ray.address.removeprefix("jobs:"))
     try:
-        _submit_or_join(client, job_id, step, run, config)
-        job, lines = _follow(client, job_id)
-    except BaseException as err:
-        # Ctrl-C and Prefect's signals are no Exception, so that nobody takes them for an error; lost contact is one.
-        if not isinstance(err, Exception):
-            with contextlib.suppress(Exception):
-                client.stop_job(job_id)
+        attempt = _join_or_submit(client, step, run, config)
+        job, lines = _follow(client, attempt)
+    except KeyboardInterrupt:
+        stop_step(step, run, config)
         raise
-    return _outcome(job_id, job, lines, result_class)
+    return result_class.model_validate_json(_outcome(attempt, job, lines))
+
+
+def stop_step(step: str, run: Run, config: Config) -> None:
+    """Stop the running attempt of a step, if there is one and the cluster answers."""
+    with contextlib.suppress(StepError, *NO_ANSWER):
+        client = _client(run.ray.address.removeprefix("jobs:"))
+        attempt = _running_attempt(client.list_jobs(), job_prefix(step, run, config))
+        if attempt:
+            client.stop_job(attempt.job_id)
+            LOG.info("stopped Ray job %s", attempt.job_id)
 
 
 def _client(address: str) -> Any:
@@ -78,77 +106,114 @@ def _client(address: str) -> Any:
         ) from err
 
 
-def _submit_or_join(client: Any, job_id: str, step: str, run: Run, config: Config) -> None:
-    """Join a running job; any ended one is replaced, because a step that runs again does only what is missing."""
+def _join_or_submit(client: "JobSubmissionClient", step: str, run: Run, config: Config) -> Attempt:
+    """The running attempt at this work, else a new one; the log and status of the last ended one stay readable."""
+    prefix = job_prefix(step, run, config)
     there = run.model_dump(mode="json") | {"ray": run.ray.model_dump(mode="json") | {"address": "auto"}}
-    arguments = json.dumps({"run": there, "config": config.model_dump(mode="json")})
+    work = {"run": there, "config": config.model_dump(mode="json")}
     for tries_left in reversed(range(SUBMIT_TRIES)):
         try:
-            known = {job.submission_id: job.status.value for job in client.list_jobs()}
-            if known.get(job_id) in RUNNING:
-                LOG.info("joined Ray job %s, which is %s", job_id, known[job_id])
-                return
-            if job_id in known:
-                client.delete_job(job_id)
-            client.submit_job(submission_id=job_id, entrypoint=f"python -m tasks {step} {shlex.quote(arguments)}")
-            LOG.info("submitted Ray job %s", job_id)
-            return
+            jobs = client.list_jobs()
+            if attempt := _running_attempt(jobs, prefix):
+                LOG.info("joined Ray job %s, which is running", attempt.job_id)
+                return attempt
+            numbers = _attempt_numbers(jobs, prefix)
+            attempt = Attempt(f"{prefix}{max(numbers, default=0) + 1}", uuid.uuid4().hex)
+            arguments = shlex.quote(json.dumps(work | {"attempt": attempt.token}))
+            client.submit_job(
+                submission_id=attempt.job_id,
+                entrypoint=f"python -m tasks {step} {arguments}",
+                metadata={TOKEN: attempt.token},
+            )
+            LOG.info("submitted Ray job %s", attempt.job_id)
+            for number in sorted(numbers)[:-1]:
+                client.delete_job(f"{prefix}{number}")
+            return attempt
         except NO_ANSWER as err:  # another driver was quicker, or an answer was lost on its way: look again
             if not tries_left:
-                raise StepError(f"the Ray cluster takes no job {job_id}: {err}", transient=True) from err
+                raise StepError(f"the Ray cluster takes no job {prefix}…: {err}", transient=True) from err
             time.sleep(POLL_S)
+    raise AssertionError("the last try returns or raises")
 
 
-def _follow(client: Any, job_id: str) -> tuple[Any, list[str]]:
-    """Wait for the end of the job; each line of its log is logged here as it appears, progress as progress.
+def _running_attempt(jobs: "list[JobDetails]", prefix: str) -> Attempt | None:
+    for job in jobs:
+        token = (job.metadata or {}).get(TOKEN)
+        if token and (job.submission_id or "").startswith(prefix) and job.status.value in RUNNING:
+            return Attempt(str(job.submission_id), token)
+    return None
+
+
+def _attempt_numbers(jobs: "list[JobDetails]", prefix: str) -> list[int]:
+    """Numbers of the attempts that the cluster knows, all ended or unknown to us."""
+    suffixes = [(job.submission_id or "").removeprefix(prefix) for job in jobs if job.submission_id]
+    return [int(suffix) for suffix in suffixes if suffix.isdigit()]
+
+
+def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetails, list[str]]":
+    """Wait for the end of a job; log each line of its log as it appears, and its progress as progress.
 
     Returns:
-        Ray's details of the ended job, and its log lines.
+        Ray's details of the ended job, and the lines that this attempt printed.
     """
     lines: list[str] = []
+    first_line = f"{BEGIN} {attempt.token}\n"
     seen, wait_s, heard = 0, POLL_S, time.monotonic()
     while True:
         try:
-            job, log = client.get_job_info(job_id), client.get_job_logs(job_id)
+            job, log = client.get_job_info(attempt.job_id), client.get_job_logs(attempt.job_id)
         except NO_ANSWER as err:
             if time.monotonic() - heard > UNREACHABLE_S:
-                message = f"lost the Ray cluster while following job {job_id}, which may go on: {err}"
+                message = f"lost the Ray cluster while following job {attempt.job_id}, which may go on: {err}"
                 raise StepError(message, transient=True) from err
             time.sleep(POLL_MOST_S)
             continue
         heard, ended = time.monotonic(), job.status.value in ENDED
+        seen = seen or log.find(first_line) + len(first_line) if first_line in log else 0
         end = len(log) if ended else log.rfind("\n") + 1  # a half-written line waits for its rest
-        fresh = log[seen:end].splitlines()
+        fresh = log[seen:end].splitlines() if seen else []
         for line in fresh:
-            _forward(line)
+            _forward(line, attempt.token)
         lines += fresh
         if ended:
             return job, lines
         wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
-        seen = max(seen, end)
+        seen = max(seen, end) if seen else 0
         time.sleep(wait_s + len(log) / LOG_BYTES_A_S)
 
 
-def _forward(line: str) -> None:
+def _forward(line: str, token: str) -> None:
+    """Log a line of the job with its own level, progress as progress; the result is for the driver alone."""
+    line = ANSI_CODES.sub("", line)
     if line.startswith("PROGRESS "):
         report_progress(**json.loads(line.removeprefix("PROGRESS ")))
-    elif line.strip() and not line.startswith(("RESULT ", ERROR)):
-        LOG.info("%s", line)
+    elif line.strip() and token not in line:
+        level, _, text = line.partition(" ")
+        LOG.log(LEVELS.get(level, logging.INFO), "%s", text if level in LEVELS else line)
 
 
-def _outcome(job_id: str, job: Any, lines: list[str], result_class: type[R]) -> R:
+def _outcome(attempt: Attempt, job: "JobDetails", lines: list[str]) -> str:
+    """The result of an ended job, as JSON. Its status decides; a result that a failed job printed counts for nothing.
+
+    Raises:
+        StepError: it failed, was stopped, or ended without a result.
+    """
     status = job.status.value
-    results = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
-    if results and status != "STOPPED":  # what comes after the result is only the end of the process
-        return result_class.model_validate_json(results[-1])
-    errors = [line.removeprefix("ERROR ") for line in lines if line.startswith(ERROR)]
-    if errors:
-        error = json.loads(errors[-1])
-        raise StepError(f"Ray job {job_id} ended as {status}: {error['message']}", error["transient"])
-    last_lines = "\n".join(lines[-LOG_TAIL_LINES:])
+    if status == "SUCCEEDED" and (result := _last_word(lines, RESULT, attempt.token)):
+        return result
+    name = f"Ray job {attempt.job_id} ended as {status}"
+    if error := _last_word(lines, ERROR, attempt.token):
+        reason = json.loads(error)
+        raise StepError(f"{name}: {reason['message']}", reason["transient"])
     killed = status == "FAILED" and _by_signal(job.driver_exit_code)
-    told = f"Ray job {job_id} ended as {status} ({job.message or 'Ray says no more'}); its last lines:\n{last_lines}"
-    raise StepError(told, transient=killed)
+    tail = "\n".join(lines[-LOG_TAIL_LINES:]) or "(it printed none)"
+    raise StepError(f"{name} ({job.message or 'Ray gives no reason'}); its last lines:\n{tail}", transient=killed)
+
+
+def _last_word(lines: list[str], word: str, token: str) -> str:
+    """The JSON of the last line `WORD TOKEN JSON`; empty if there is none."""
+    start = f"{word} {token} "
+    return next((line.removeprefix(start) for line in reversed(lines) if line.startswith(start)), "")
 
 
 def _by_signal(exit_code: int | None) -> bool:

@@ -22,6 +22,41 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD = "test:only"
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
+
+# Joins connections to a listening socket of our network to a port of the namespace that runs this code.
+BRIDGE = """
+import contextlib, socket, sys, threading
+def pump(source, target):
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+door = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    outer, _ = door.accept()
+    try:
+        inner = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+    except OSError:
+        outer.close()
+        continue
+    for pair in ((outer, inner), (inner, outer)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+"""
+# A web hook that appends the body of every request to a file.
+HOOK = """
+import http.server, sys
+class Hook(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        with open(sys.argv[2], "ab") as log:
+            log.write(self.rfile.read(int(self.headers["Content-Length"])) + b"\\n")
+        self.send_response(200)
+        self.end_headers()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Hook).serve_forever()
+"""
+END_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 CAPTIONS = ("a bright square moves over stripes", "a dark square moves over a checkerboard")
 
 
@@ -179,6 +214,7 @@ def prefect_server(tmp_path_factory) -> Iterator[PrefectServer]:
         "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         "PREFECT_SERVER_UI_ENABLED": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
     }
     command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, home / "server.log", env=server.environment | settings):
@@ -246,3 +282,112 @@ def can(unshare: list[str]) -> bool:
         return subprocess.run([*unshare, "ip", "link", "set", "lo", "up"], capture_output=True).returncode == 0
     except FileNotFoundError:
         return False
+
+
+class Night:
+    """The servers of one installation, which a test may kill and start again."""
+
+    def __init__(self, head, folder: Path) -> None:
+        self.head, self.folder = head, folder
+        self.root = folder / "root"
+        self.root.mkdir()
+        self.hooks = folder / "hooks.jsonl"
+        self.started: list[subprocess.Popen] = []
+        outer, inner = socket.create_server(("127.0.0.1", 0)), free_port()
+        self.start(["python", "-c", BRIDGE, str(outer.fileno()), str(inner)], "bridge", pass_fds=[outer.fileno()])
+        self.port = inner
+        self.api = PrefectServer(folder, outer.getsockname()[1])
+        own_url = {"PREFECT_API_URL": f"http://127.0.0.1:{inner}/api"}
+        self.environment = self.api.environment | head.environment | own_url
+        self.hook_port = free_port()
+        self.start(["python", "-c", HOOK, str(self.hook_port), str(self.hooks)], "hook")
+        self.server = self.start_server()
+        self.cli("prefect", "work-pool", "create", "local-process", "--type", "process")
+        where = {"PYRAMID_ROOT": str(self.root), "PYRAMID_RECIPE": "smoke", "PYRAMID_RAY": head.address}
+        self.cli("prefect", "--no-prompt", "deploy", "--all", **where)
+        self.worker = self.start_worker()
+
+    def start(self, command: list[str], name: str, pass_fds: list[int] | None = None, **extra: str) -> subprocess.Popen:
+        """A process in the namespace of the Ray head."""
+        program = sys.executable if command[0] == "python" else str(BIN / command[0])
+        env = getattr(self, "environment", os.environ) | extra
+        with (self.folder / f"{name}.log").open("a") as log:
+            process = subprocess.Popen(
+                [*self.head.enter, program, *command[1:]],
+                stdout=log, stderr=log, env=env, cwd=self.root, start_new_session=True, pass_fds=pass_fds or (),
+            )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def cli(self, *command: str, **extra: str) -> str:
+        """Output of a command that must succeed."""
+        done = subprocess.run(
+            [*self.head.enter, str(BIN / command[0]), *command[1:]],
+            env=self.environment | extra, cwd=CHECKOUT, capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start_server(self) -> subprocess.Popen:
+        settings = {"PREFECT_SERVER_API_AUTH_STRING": PASSWORD, "PREFECT_SERVER_UI_ENABLED": "false"}
+        settings |= {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES}
+        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        process = self.start(command, "server", **settings)
+        wait_for(self.api.healthy, 180, "Prefect server")
+        return process
+
+    def restart_server(self) -> None:
+        end_group(self.server, 30)
+        self.server = self.start_server()
+
+    def start_worker(self) -> subprocess.Popen:
+        command = ["prefect", "worker", "start", "--pool", "local-process", "--type", "process"]
+        return self.start(command, "worker", PREFECT_WORKER_QUERY_SECONDS="2")
+
+    def run(self, source: Path, **settings: Any) -> str:
+        """Ask for a run of `curate`; its id."""
+        (found,) = self.api.call("POST", "/deployments/filter", {"deployments": {"name": {"any_": ["curate"]}}})
+        body = {"parameters": {"source": str(source), "settings": {"clips.min_frames": 9} | settings}}
+        return self.api.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+
+    def state(self, run_id: str) -> dict:
+        return self.api.call("GET", f"/flow_runs/{run_id}")["state"]
+
+    def ended(self, run_id: str, timeout_s: float = 300) -> dict:
+        """The end state of a run."""
+        what = f"the end of run {run_id}"
+        return wait_for(lambda: (s := self.state(run_id))["type"] in END_STATES and s, timeout_s, what)
+
+    def log(self, run_id: str) -> str:
+        body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
+        return "\n".join(line["message"] for line in self.api.call("POST", "/logs/filter", body))
+
+    def jobs(self) -> dict[str, str]:
+        """Status of each Ray job of the clips step, by submission id."""
+        code = "import json\nfrom ray.job_submission import JobSubmissionClient\n"
+        code += f"jobs = JobSubmissionClient({self.head.address.removeprefix('jobs:')!r}).list_jobs()\n"
+        code += "print('JOBS', json.dumps({j.submission_id: j.status.value for j in jobs if j.submission_id}))"
+        said = subprocess.run(
+            [*self.head.enter, sys.executable, "-c", code], env=self.head.environment, capture_output=True, text=True
+        ).stdout
+        found = json.loads(said.split("JOBS ")[1])
+        return {name: status for name, status in found.items() if name.startswith("pyramid-clips-")}
+
+    def told(self) -> list[str]:
+        """What the web hook was told."""
+        lines = self.hooks.read_text().splitlines() if self.hooks.exists() else []
+        return [json.loads(line)["text"] for line in lines]
+
+    def clips_at_work(self, run_id: str) -> None:
+        """Wait until the clips job of a run has begun."""
+        wait_for(lambda: "clips 0/" in self.log(run_id), 300, "the clips job")
+
+
+@pytest.fixture(scope="module")
+def night(ray_head, tmp_path_factory) -> Iterator[Night]:
+    """A Prefect server, a worker and a Ray head that tests may kill, with a web hook that is told what goes wrong."""
+    night = Night(ray_head, tmp_path_factory.mktemp("night"))
+    night.cli("pyramid", "alerts", "--webhook", f"http://127.0.0.1:{night.hook_port}/hook", "--silence", "60")
+    yield night
+    for process in reversed(night.started):
+        end_group(process, 10)

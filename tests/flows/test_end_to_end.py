@@ -1,8 +1,9 @@
-"""Raw videos to generated clips, run again, and killed on the way. Runs in 4 min on two cores."""
+"""Raw videos to generated clips, run again, and killed on the way. Runs in 6 min on two cores."""
 
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,10 @@ from flows.cli.launch import launch
 launch("data_to_model", {root!r}, "smoke", ["ingest.source={source}"])
 print("IMPORTED", json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
 """
+README = Path(__file__).parents[2] / "README.md"
+COMMANDS = re.findall(r"^uv run pyramid ([^#\n]+)", README.read_text(), re.MULTILINE)
+# Tiny random weights at a tiny size: the same options on the same code.
+TINY = "--height 64 --width 128 --steps 1 --device cpu --set generate.dtype=float32"
 KILL_WITHIN_STEPS = ((0, 6), (6, 12))  # so once early and once late
 
 
@@ -117,3 +122,34 @@ def steps_finished(root: Path) -> int:
     """Steps whose result some run has recorded; a later run records the early ones again, so each name counts once."""
     names = {path.name.split("-", 1)[1] for path in (root / "runs").glob("*/*.json")}
     return len(names)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_readme_run(done, command, prefect_server, tiny_source, released, tmp_path):
+    """Each line of the README on the finished root, with the smoke recipe in place of the demo."""
+    from PIL import Image
+
+    Image.new("RGB", (128, 64), "teal").save(tmp_path / "boat.jpg")
+    given = command.strip().replace("run demo", "run smoke").replace("--seconds 5", "--seconds 0.4")
+    given += " --recipe smoke" if given.startswith("curate") else ""
+    given += f" {TINY}" if "--weights" in given else ""
+    places = {
+        "~/videos": tiny_source,
+        "./mine": done,
+        "./pyramid-demo": done,
+        "~/pyramid-flow-miniflux": released("miniflux"),
+        "~/pyramid-flow-sd3": released("sd3"),
+    }
+    words = [str(places.get(word, word)) for word in shlex.split(given)]
+    code = "import sys; from flows.cli.main import app; sys.argv[0] = 'pyramid'; app()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=prefect_server.environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert ended.stdout.strip()

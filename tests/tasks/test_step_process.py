@@ -33,7 +33,7 @@ def said_by_a_step_that_raises(error: str) -> list[str]:
 def test_a_bug_leaves_its_traceback_and_a_quick_step_few_lines_of_progress():
     lines = said_by_a_step_that_raises("KeyError('uri')")
     assert "Traceback (most recent call last):" in lines
-    assert json.loads(lines[-1].removeprefix("ERROR ")) == {"message": "KeyError: 'uri'", "transient": False}
+    assert json.loads(lines[-1].removeprefix("ERROR - ")) == {"message": "KeyError: 'uri'", "transient": False}
     done = [json.loads(line.removeprefix("PROGRESS "))["done"] for line in lines if line.startswith("PROGRESS ")]
     assert (done[0], done[-1]) == (0, 1000)
     assert len(done) < 10

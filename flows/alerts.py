@@ -1,0 +1,178 @@
+"""Who is told when something goes wrong: events that flows emit, and the Prefect automations that act on them.
+
+`pyramid alerts` sets the automations up on a Prefect server. They are found again by name, so that a second call
+changes them instead of adding others.
+"""
+
+import logging
+import shutil
+from datetime import timedelta
+from uuid import UUID
+
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events import emit_event
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.variables import Variable
+from pydantic import SecretStr
+
+from tasks.running.run import Run, StepResult
+from tasks.tables import storage
+
+LOG = logging.getLogger("pyramid.alerts")
+
+FLOWS = ["curate", "recaption", "extract", "train-vae", "train-dit", "evaluate-and-gate", "generate", "data-to-model"]
+ROWS_FAILED = "pyramid.rows.failed"
+GATE_REFUSED = "pyramid.gate.refused"
+DISK_FILLS = "pyramid.disk.fills"
+MAX_FAILED_SHARE, MIN_FREE_SHARE = 0.1, 0.1  # unless the variables below say otherwise
+FAILED_SHARE_VARIABLE, FREE_SHARE_VARIABLE = "pyramid_max_failed_share", "pyramid_min_free_share"
+HEARTBEAT = "prefect.flow-run.heartbeat"
+SILENCE_S = 180
+BLOCK = "pyramid-alerts"
+CRASH_DETECTION = "pyramid: runs whose process is gone are Crashed"
+
+
+def watch_step(run: Run, result: StepResult) -> None:
+    """Emit events about what a step left behind: many failed rows, or a disk that fills."""
+    root = {"prefect.resource.id": f"pyramid.root.{run.root}", "prefect.resource.name": run.root}
+    failed_share = result.num_failed / result.num_new if result.num_new else 0.0
+    if failed_share > _limit(FAILED_SHARE_VARIABLE, MAX_FAILED_SHARE):
+        reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(result.errors.items()))
+        text = f"{result.step}: {result.num_failed} of {result.num_new} new rows failed in {run.root} ({reasons})"
+        emit_event(ROWS_FAILED, root, payload={"text": text})
+    if storage.is_local(run.root):
+        disk = shutil.disk_usage(run.root)
+        if disk.free / disk.total < _limit(FREE_SHARE_VARIABLE, MIN_FREE_SHARE):
+            text = f"{disk.free / 2**30:.1f} of {disk.total / 2**30:.0f} GiB are free on the disk that holds {run.root}"
+            emit_event(DISK_FILLS, root, payload={"text": text})
+
+
+def tell_refusal(run: Run, note: str) -> None:
+    """Emit the event that the gate refused a trained model."""
+    root = {"prefect.resource.id": f"pyramid.root.{run.root}", "prefect.resource.name": run.root}
+    emit_event(GATE_REFUSED, root, payload={"text": f"the gate refused the trained model in {run.root}: {note}"})
+
+
+def _limit(variable: str, default: float) -> float:
+    """A share that `pyramid alerts` stored on the server; the default where it stored none."""
+    value = Variable.get(variable, default=default)
+    assert isinstance(value, int | float), f"the Prefect variable {variable} is {value!r} and no number"
+    return float(value)
+
+
+def set_up_alerts(
+    webhook: str = "",
+    block: str = "",
+    max_failed_share: float = MAX_FAILED_SHARE,
+    min_free_share: float = MIN_FREE_SHARE,
+    silence_s: int = SILENCE_S,
+) -> list[str]:
+    """Create or update the automations on the server of PREFECT_API_URL; returns their names.
+
+    Args:
+        webhook: URL that gets a POST with the JSON `{"text": …}`, as Slack, Mattermost and Google Chat take it; it is
+            stored as a secret of the server. Empty: nobody is told.
+        block: in place of a URL, a block of Prefect that exists already, `TYPE/NAME`, e.g. `slack-webhook/ops`.
+        max_failed_share: of the new rows of a step; more failed ones are told.
+        min_free_share: of the disk that holds the root; less is told.
+        silence_s: a run without a heartbeat for so long is Crashed; runs of our deployments send one every 30 s.
+
+    Raises:
+        ValueError: both a URL and a block are given, or there is no such block.
+    """
+    if webhook and block:
+        raise ValueError("give either a webhook or a block, not both")
+    Variable.set(FAILED_SHARE_VARIABLE, max_failed_share, overwrite=True)
+    Variable.set(FREE_SHARE_VARIABLE, min_free_share, overwrite=True)
+    with get_client(sync_client=True) as client:
+        automations = [_crash_detection(silence_s)]
+        if webhook or block:
+            automations += _alerts(client, webhook, block)
+        for automation in automations:
+            _upsert(client, automation)
+    return [automation.name for automation in automations]
+
+
+def _upsert(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    earlier = client.read_automations_by_name(automation.name)
+    if earlier:
+        client.update_automation(earlier[0].id, automation)
+    else:
+        client.create_automation(automation)
+
+
+def _crash_detection(silence_s: int) -> AutomationCore:
+    """A run of ours that beat and then fell silent without an end state has lost its process."""
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
+    waits = {f"prefect.flow-run.{state}" for state in ("AwaitingRetry", "Paused", "Suspended", "Scheduled")}
+    trigger = EventTrigger(
+        posture=Posture.Proactive,
+        after={HEARTBEAT},
+        expect={HEARTBEAT} | ends | waits,
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related=_our_flows(),
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=timedelta(seconds=silence_s),
+    )
+    message = f"no sign of life for {silence_s} s: the process of this run is gone. A run of the same flow goes on."
+    crash = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
+    return AutomationCore(name=CRASH_DETECTION, trigger=trigger, actions=[crash])
+
+
+def _alerts(client: SyncPrefectClient, webhook: str, block: str) -> list[AutomationCore]:
+    run_text = "flow_run.name ~ ' (' ~ flow.name ~ ') is ' ~ flow_run.state.name ~ ': ' ~ flow_run.state.message"
+    own_text = "event.payload.text"
+    runs, roots = "prefect.flow-run.*", "pyramid.root.*"
+    watched = (
+        ("a run failed", ["prefect.flow-run.Failed", "prefect.flow-run.Crashed"], runs, run_text),
+        ("a run is late", ["prefect.flow-run.Late"], runs, run_text),
+        ("many rows failed", [ROWS_FAILED], roots, own_text),
+        ("the gate refused a model", [GATE_REFUSED], roots, own_text),
+        ("a disk fills", [DISK_FILLS], roots, own_text),
+    )
+    kind, block_id = _sender(client, webhook, block)
+    return [
+        AutomationCore(
+            name=f"pyramid: {name}",
+            trigger=EventTrigger(
+                posture=Posture.Reactive,
+                expect=set(events),
+                match={"prefect.resource.id": resource},
+                match_related=_our_flows() if resource == runs else {},
+                for_each={"prefect.resource.id"},
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[_tell(kind, block_id, name, text)],
+        )
+        for name, events, resource, text in watched
+    ]
+
+
+def _our_flows() -> dict[str, str | list[str]]:
+    return {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
+
+
+def _sender(client: SyncPrefectClient, webhook: str, block: str) -> tuple[str, UUID]:
+    """Kind (`call-webhook` or `send-notification`) and id of the block that tells."""
+    if webhook:
+        Webhook(method="POST", url=SecretStr(webhook)).save(BLOCK, overwrite=True)
+        block = f"webhook/{BLOCK}"
+    kind, _, name = block.partition("/")
+    try:
+        document = client.read_block_document_by_name(name, kind)
+    except ObjectNotFound as err:
+        raise ValueError(f"the server has no block {block!r}: make it first, see `prefect block type ls`") from err
+    return "call-webhook" if kind == "webhook" else "send-notification", document.id
+
+
+def _tell(kind: str, block_id: UUID, name: str, text: str) -> CallWebhook | SendNotification:
+    """An action that sends a text; text: a Jinja expression over the event, its flow run and its flow."""
+    if kind == "call-webhook":
+        return CallWebhook(block_document_id=block_id, payload=f'{{"text": {{{{ ({text}) | tojson }}}}}}')
+    return SendNotification(block_document_id=block_id, subject=f"pyramid: {name}", body=f"{{{{ {text} }}}}")

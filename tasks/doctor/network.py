@@ -59,12 +59,14 @@ def _token_file(path: Path) -> str:
 
 
 def _token_use(mode: str, place: str) -> str:
+    """What Ray 2.60 does: an embedded Ray always uses a token, a cluster if the mode or a token file is there."""
     if mode == "token":
         return f"RAY_AUTH_MODE=token, with the token in {place}"
-    setting = f"RAY_AUTH_MODE is {mode}" if mode else "RAY_AUTH_MODE is not set"
+    if mode:
+        return f"RAY_AUTH_MODE is {mode}: a cluster asks for no token"
     if place:
-        return f"a token is in {place}, but {setting}, so it is not used"
-    return f"{setting}, and there is no token: Ray asks for none"
+        return f"RAY_AUTH_MODE is not set; the token in {place} is used"
+    return "RAY_AUTH_MODE is not set; an embedded Ray makes a token of its own"
 
 
 def check_prefect() -> Check:

@@ -1,12 +1,13 @@
 """Ports and servers: what is taken, locked or silent is named, with what to do."""
 
 import http.server
+import json
 import socket
 import threading
 
 import pytest
 
-from tasks.doctor.network import check_mlflow, check_port, check_prefect, check_ray_auth
+from tasks.doctor.network import check_mlflow, check_port, check_prefect, check_prefect_leases, check_ray_auth
 
 
 def test_a_port_that_is_taken_is_reported_with_what_it_is_for():
@@ -34,9 +35,9 @@ def test_ray_without_a_token_is_reported(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("mode", "has_token", "words"),
     [
-        ("", True, "a token is in RAY_AUTH_TOKEN_PATH, but RAY_AUTH_MODE is not set, so it is not used"),
-        ("disabled", True, "a token is in RAY_AUTH_TOKEN_PATH, but RAY_AUTH_MODE is disabled, so it is not used"),
-        ("", False, "RAY_AUTH_MODE is not set, and there is no token: Ray asks for none"),
+        ("", True, "RAY_AUTH_MODE is not set; the token in RAY_AUTH_TOKEN_PATH is used"),
+        ("disabled", True, "RAY_AUTH_MODE is disabled: a cluster asks for no token"),
+        ("", False, "RAY_AUTH_MODE is not set; an embedded Ray makes a token of its own"),
         ("token", True, "RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN_PATH"),
     ],
 )
@@ -82,3 +83,41 @@ def test_servers_are_asked_whether_they_answer(server, monkeypatch, tmp_path):
 
 def test_a_remote_root_needs_an_mlflow_server():
     assert check_mlflow("s3://bucket/root").status == "fail"
+
+
+class Settings(http.server.BaseHTTPRequestHandler):
+    """A Prefect server that shows where it keeps its leases."""
+
+    module = ""
+
+    def do_GET(self):
+        body = json.dumps({"server": {"concurrency": {"lease_storage": self.module}}}).encode()
+        self.send_response(200 if self.headers["Authorization"] else 401)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("storage", "password", "status", "words"),
+    [
+        ("filesystem", "user:word", "ok", "runs survive a restart"),
+        ("memory", "user:word", "warn", "in memory: a restart of the server ends every run"),
+        ("filesystem", "", "warn", "does not show its settings"),
+    ],
+)
+def test_leases_that_a_restart_would_lose_are_reported(monkeypatch, storage, password, status, words):
+    Settings.module = f"prefect.server.concurrency.lease_storage.{storage}"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Settings)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", password)
+    try:
+        check = check_prefect_leases()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert check.status == status
+    assert words in check.facts

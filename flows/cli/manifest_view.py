@@ -59,6 +59,9 @@ def print_rows(root: str, table: str, rows: "pa.Table", every_column: bool) -> N
 
     from tasks.tables.schemas import BLOB_COLUMNS
 
+    if not rows.num_rows:
+        Console().print(f"no row of {table} matches", highlight=False)
+        return
     blobs = BLOB_COLUMNS.get(table, ())
     names = rows.column_names if every_column else _telling_columns(rows)
     columns = [[escape(_cell(value, root, name in blobs)) for value in rows[name].to_pylist()] for name in names]

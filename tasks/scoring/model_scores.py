@@ -101,17 +101,17 @@ class ModelScoresConfig(Config):
 
 @dataclass(frozen=True)
 class Job:
-    """Rows that clips must have, and the actors that compute the missing ones."""
+    """Work on Ray, the items whose rows must exist, and a check of the weights.
 
-    table: Literal["scores", "embeddings"]
-    version: str
+    Args:
+        work: computes the rows of missing items; `done_table` is `scores` or `embeddings`.
+        wanted: an item for each row that must exist.
+        check: raises StepError when the weights cannot be used.
+    """
+
+    work: PerItemWork
     wanted: list[Item]
-    config: FrameModelConfig
-    worker: Callable[..., Worker]
-    worker_args: dict[str, Any]
-    check: Callable[[], object]  # raises StepError where the weights do not serve
-    block_size: int
-    num_gpus: float = 0.0
+    check: Callable[[], object]
 
 
 class FrameScorer:
@@ -157,8 +157,9 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
     """
     plan = []
     for job in _jobs(run, config, clips):
-        id_column = ID_COLUMNS[job.table]
-        todo = pending(run.root, job.table, [item[id_column] for item in job.wanted], run.retry_failed)
+        table = job.work.done_table
+        id_column = ID_COLUMNS[table]
+        todo = pending(run.root, table, [item[id_column] for item in job.wanted], run.retry_failed)
         plan.append((job, todo.items(job.wanted, id_column)))
     for job, items in plan:
         if items:
@@ -168,44 +169,29 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
 
 def run_planned(run: Run, plan: Plan) -> list[StepResult]:
     """Compute the pending items on Ray, one job after another."""
-    results = [_run_job(run, job, items) for job, items in plan]
+    results = [run_blocks(run, job.work, items, len(job.wanted) - len(items)) for job, items in plan]
     for job, _ in plan:
-        if job.table == "embeddings" and job.wanted:
-            made = lineage(run, STEP, job.version, job.config)
+        if job.work.done_table == "embeddings" and job.wanted:
+            made = lineage(run, STEP, job.work.version, job.work.config)
             embeddings.make_newest_source(run, job.wanted[0]["embedding_id"], made)
     return results
 
 
 def wanted_score_ids(plan: Plan) -> list[str]:
     """Ids of all scores of a plan, done before or not."""
-    return [item["score_id"] for job, _ in plan if job.table == "scores" for item in job.wanted]
-
-
-def _run_job(run: Run, job: Job, items: Sequence[Item]) -> StepResult:
-    work = PerItemWork(
-        step=STEP,
-        version=job.version,
-        config=job.config,
-        worker=job.worker,
-        done_table=job.table,
-        worker_args=job.worker_args,
-        block_size=job.block_size,
-        num_cpus=job.config.num_cpus,
-        num_gpus=job.num_gpus,
-    )
-    return run_blocks(run, work, items, len(job.wanted) - len(items))
+    return [item["score_id"] for job, _ in plan if job.work.done_table == "scores" for item in job.wanted]
 
 
 def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job]:
-    found = []
+    jobs = []
     if config.text_area:
-        found.append(_text_area(config.text_area, clips))
+        jobs.append(_text_area(config.text_area, clips))
     if config.nsfw:
-        found.append(_nsfw(config.nsfw, clips))
-    found += [_classifier(run, name, one, clips) for name, one in config.classifiers.items()]
+        jobs.append(_nsfw(config.nsfw, clips))
+    jobs += [_classifier(run, name, classifier, clips) for name, classifier in config.classifiers.items()]
     if config.embeddings:
-        found += _embedding_jobs(run, config.embeddings, clips)
-    return found
+        jobs += _embedding_jobs(run, config.embeddings, clips)
+    return jobs
 
 
 def _text_area(config: TextAreaConfig, clips: Clips) -> Job:
@@ -224,33 +210,64 @@ def _packaged(
     facts: ScorerFacts, config: FrameModelConfig, clips: Clips, weights: list[str], load: Callable[[], Any]
 ) -> Job:
     """Job of a model whose weights are part of a Python package."""
-    scorer = facts.name
-    wanted = _wanted(scorer, config, clips, [score_models.file_hash(path, f"scores.{scorer}") for path in weights])
-    args = {"scorer": scorer, "load": load, "config": config, "reduce": facts.of_frames}
-    return Job("scores", VERSION, wanted, config, FrameScorer, args, load, config.block_size)
+    hashes = [score_models.file_hash(path, f"scores.{facts.name}") for path in weights]
+    return _frame_job(facts.name, config, clips, hashes, load, facts.of_frames, load)
 
 
 def _classifier(run: Run, name: str, config: ClassifierConfig, clips: Clips) -> Job:
     setting = f"scores.classifiers.{name}"
     uri = score_models.classifier_folder(run, config.model, setting)
-    wanted = _wanted(name, config, clips, score_models.model_hash(run, uri))
     load = partial(score_models.load_classifier, uri, config.label, **config.placement())
 
     def check() -> None:
         with score_models.tried(f"the classifier {config.model!r}", setting):
             load(device="cpu")
 
-    args = {"scorer": name, "load": load, "config": config, "reduce": config.reduce}
-    return Job("scores", VERSION, wanted, config, FrameScorer, args, check, config.block_size, config.num_gpus)
+    weights_hash = score_models.model_hash(run, uri)
+    return _frame_job(name, config, clips, weights_hash, load, config.reduce, check)
 
 
-def _wanted(scorer: str, config: FrameModelConfig, clips: Clips, weights_hash: object) -> list[Item]:
-    """One item a clip."""
+def _frame_job(
+    scorer: str,
+    config: FrameModelConfig,
+    clips: Clips,
+    weights_hash: str | list[str],
+    load: Callable[[], Any],
+    reduce: str | None,
+    check: Callable[[], object],
+) -> Job:
+    """Job of a model that scores each sampled frame: an item for each clip. load, reduce: see `FrameScorer`."""
     settings = identity(config)
-    return [
+    wanted = [
         {"score_id": content_id(clip["clip_id"], scorer, settings, weights_hash, VERSION), "scorer": scorer, **clip}
         for clip in clips
     ]
+    args = {"scorer": scorer, "load": load, "config": config, "reduce": reduce}
+    num_gpus = config.num_gpus if isinstance(config, TorchModelConfig) else 0.0
+    return Job(_work(VERSION, config, "scores", FrameScorer, args, config.block_size, num_gpus), wanted, check)
+
+
+def _work(
+    version: str,
+    config: FrameModelConfig,
+    table: Literal["scores", "embeddings"],
+    worker: Callable[..., Worker],
+    worker_args: dict[str, Any],
+    block_size: int,
+    num_gpus: float,
+) -> PerItemWork:
+    """Work of this step whose actors reserve the CPUs of the config."""
+    return PerItemWork(
+        step=STEP,
+        version=version,
+        config=config,
+        worker=worker,
+        done_table=table,
+        worker_args=worker_args,
+        block_size=block_size,
+        num_cpus=config.num_cpus,
+        num_gpus=num_gpus,
+    )
 
 
 def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> list[Job]:
@@ -272,29 +289,28 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
             with score_models.tried("the aesthetic head", f"{setting}.aesthetic_head"):
                 score_models.load_aesthetic_head(head, score_models.clip_dim(uri))
 
-    embed = Job(
-        "embeddings",
+    embed = _work(
         embeddings.VERSION,
-        [{"embedding_id": ids[clip["clip_id"]], **clip} for clip in clips],
         plain,
+        "embeddings",
         embeddings.Embedder,
         {"uri": uri, "model_hash": model_hash, "config": plain},
-        check_model,
         config.block_size,
         config.num_gpus,
     )
-    read_off = Job(
-        "scores",
+    read_off = _work(
         embedding_scores.VERSION,
-        embedding_scores.wanted_scores(config, ids, head_hash, captions),
         config,
+        "scores",
         embedding_scores.EmbeddingScorer,
         {"root": run.root, "uri": uri, "head": head, "config": config},
-        check_head,
         embedding_scores.BLOCK_SIZE,
         config.num_gpus if config.with_text else 0.0,
     )
-    return [embed, read_off]
+    return [
+        Job(embed, [{"embedding_id": ids[clip["clip_id"]], **clip} for clip in clips], check_model),
+        Job(read_off, embedding_scores.wanted_scores(config, ids, head_hash, captions), check_head),
+    ]
 
 
 def _captions(run: Run, config: EmbeddingScoresConfig, clip_ids: Sequence[str]) -> dict[str, str]:

@@ -1,14 +1,14 @@
-"""What the report says about text, training, evaluation and generation: read from the tables, shaped for the page."""
+"""The sections of the report on text, training, evaluation and generation, made from rows of the tables."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow.compute as pc
 
 from tasks.encoding.text_features import TextFeaturesResult
+from tasks.models.gate import Check
 from tasks.models.registry import Champion, RegistryError, champion
 from tasks.report.figures import Series, line_chart, smoothed
 from tasks.report.media import MediaBudget
@@ -16,11 +16,24 @@ from tasks.report.run import Records, loads
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import verdicts_of
 from tasks.tables.newest import newest_first
+from tasks.tables.rows import CaptionRow, EvaluationRow, GenerationRow, ModelRow, TextFeatureRow, as_rows
 
+Figure = tuple[str, object]  # name and value, as the page lists them
+Curve = Sequence[Mapping[str, float]]  # points of a training: step, loss and other columns
 CURVE_SIDE_COLUMNS = ("step", "lr", "grad_norm", "elapsed_s")
 MAX_EVALUATIONS = 4
 UNTRAINED = "_untrained"
 SHORT_LIST = 8
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder with features in the table."""
+
+    hash: str
+    num_texts: int
+    dim: int | None  # width of its features; None: no row has a shape
+    about: str
 
 
 @dataclass(frozen=True)
@@ -29,30 +42,30 @@ class TextFacts:
 
     captions_by_kind: Counter[str]
     num_features: int
-    encoders: list[dict[str, Any]] = field(default_factory=list)
+    encoders: list[TextEncoder] = field(default_factory=list)
 
 
 def text_facts(root: str, records: Records) -> TextFacts:
-    """Captions by kind, and the encoders behind the text features with what their folders say of them."""
+    """Number of captions by kind, and of text features by encoder. records: results of the steps that encoded them."""
     ok = pc.field("status") == "ok"
     kinds = Counter(read_table(root, "captions", ["kind"], where=ok)["kind"].to_pylist())
-    rows = read_table(root, "text_features", ["encoder_hash", "shape"], where=ok).to_pylist()
+    rows = as_rows(read_table(root, "text_features", ["encoder_hash", "shape"], where=ok), TextFeatureRow)
     by_encoder = Counter(row["encoder_hash"] for row in rows)
     widths = {row["encoder_hash"]: row["shape"][-1] for row in rows if row["shape"]}
     results = {result.encoder_hash: result for _, result in records if isinstance(result, TextFeaturesResult)}
     encoders = [
-        {"hash": hash_, "num_texts": count, "dim": widths.get(hash_), "about": encoder_about(results.get(hash_))}
+        TextEncoder(hash_, count, widths.get(hash_), encoder_about(results.get(hash_)))
         for hash_, count in by_encoder.most_common()
     ]
     return TextFacts(kinds, len(rows), encoders)
 
 
 def encoder_about(result: TextFeaturesResult | None) -> str:
-    """One sentence on a text encoder, from the result of the step that used it."""
+    """Where the weights of a text encoder come from, by the result of the step that used it."""
     if result is None:
         return "no record of it under runs/"
     if result.random_init:
-        return "random weights, made for this run: it tells texts apart and knows nothing of their meaning"
+        return "random weights, made for this run: features differ between texts and carry no meaning"
     return f"weights from {result.encoder}"
 
 
@@ -78,21 +91,21 @@ class Gain:
 class Training:
     """One trained model."""
 
-    row: dict[str, Any]
+    row: ModelRow
     name: str
     charts: list[Chart]
     gains: list[Gain]
-    figures: list[tuple[str, Any]]
-    settings: list[tuple[str, Any]]
+    figures: list[Figure]
+    settings: list[Figure]
 
 
 def trainings(root: str) -> list[Training]:
     """Every trained model, the newest first."""
     rows = newest_first(read_table(root, "models", where=pc.field("status") == "ok"))
-    return [_training(row) for row in rows.to_pylist()]
+    return [_training(row) for row in as_rows(rows, ModelRow)]
 
 
-def _training(row: dict[str, Any]) -> Training:
+def _training(row: ModelRow) -> Training:
     metrics = {name: value for name, value in loads(row["metrics"]).items() if not isinstance(value, dict | list)}
     paired = [name for name in metrics if f"{name}{UNTRAINED}" in metrics]
     gains = [Gain(name, metrics[f"{name}{UNTRAINED}"], metrics[name]) for name in paired]
@@ -101,10 +114,10 @@ def _training(row: dict[str, Any]) -> Training:
     return Training(row, name, charts(row), gains, rest, flat_figures(loads(row["config"])))
 
 
-def charts(row: dict[str, Any]) -> list[Chart]:
-    """Loss with its validation, and one small chart a further column of the curve."""
-    curve = loads(row["curve"]) or []
-    found = []
+def charts(row: ModelRow) -> list[Chart]:
+    """A chart of training and validation loss, and one small chart for each further column of the curve."""
+    curve: Curve = loads(row["curve"]) or []
+    drawn = []
     loss, val = _column(curve, "loss"), _column(curve, "val_loss")
     if loss or val:
         series = [
@@ -113,43 +126,41 @@ def charts(row: dict[str, Any]) -> list[Chart]:
             Series("validation loss", val, "dots", 2),
         ]
         legend = [("training loss", "c1")] * bool(loss) + [("validation loss", "c2")] * bool(val)
-        found.append(Chart("loss", line_chart(series, log=True), legend))
+        drawn.append(Chart("loss", line_chart(series, log=True), legend))
     names = dict.fromkeys(name for point in curve for name in point)
     for name in names:
         if name not in (*CURVE_SIDE_COLUMNS, "loss", "val_loss") and len(points := _column(curve, name)) > 1:
             kind = "dots" if len(points) <= 20 else "line"
             chart = line_chart([Series(name, points, kind, 2 if name.startswith("val_") else 1)], height=150, width=360)
-            found.append(Chart(name, chart, []))
-    return found
+            drawn.append(Chart(name, chart, []))
+    return drawn
 
 
-def _column(curve: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [
-        (point["step"], point[name])
-        for point in curve
-        if isinstance(point.get(name), int | float) and math.isfinite(point[name])
-    ]
+def _column(curve: Curve, name: str) -> list[tuple[float, float]]:
+    """(step, value) of the points of a curve that have a finite value."""
+    pairs = ((point["step"], point.get(name)) for point in curve)
+    return [(step, value) for step, value in pairs if isinstance(value, int | float) and math.isfinite(value)]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip that an evaluation made or looked at, as a data URI, with the training clip it belongs to if any."""
+    """A clip of an evaluation as a data URI, with the training clip of the same caption if there is one."""
 
     words: str
     video: str
     training_video: str = ""
-    shape: str = ""  # CSS aspect ratio, "" where it does not matter
+    shape: str = ""  # CSS aspect ratio; "": not set
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A verdict of the gate with what it was based on."""
+    """A verdict of the gate, with its checks, figures and clips."""
 
-    row: dict[str, Any]
+    row: EvaluationRow
     candidate: str  # trained | untrained
     is_champion: bool
-    checks: list[dict[str, Any]]
-    figures: list[tuple[str, Any]]
+    checks: list[tuple[Check, str]]  # with the relation to the limit, see `sign`
+    figures: list[Figure]
     samples: list[Sample]
     reconstructions: list[Sample]
     psnr: float | None  # of the VAE on held-out clips, dB
@@ -158,44 +169,44 @@ class Evaluation:
 
 def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     """Every verdict, the newest first; videos for the newest few."""
-    rows = newest_first(read_table(root, "evaluations", where=pc.field("status") == "ok")).to_pylist()
+    rows = as_rows(newest_first(read_table(root, "evaluations", where=pc.field("status") == "ok")), EvaluationRow)
     if not rows:
         return []
-    best, uri_of = known_champion(root), clip_uris(root)
+    best, uri_of = reachable_champion(root), clip_uris(root)
     chosen = verdicts_of(root)
     buckets = dict(zip(chosen["clip_id"].to_pylist(), chosen["bucket"].to_pylist(), strict=True))
-    found = []
+    lines = []
     for number, row in enumerate(rows):
         metrics = loads(row["metrics"])
         with_videos = number < MAX_EVALUATIONS
         samples = [
             Sample(
-                shown["prompt"],
-                budget.video(shown["uri"]),
-                optional_video(uri_of.get(shown["clip_id"]), budget),
-                bucket_shape(buckets.get(shown["clip_id"]) or ""),
+                sample["prompt"],
+                budget.video(sample["uri"]),
+                optional_video(uri_of.get(sample["clip_id"]), budget),
+                bucket_shape(buckets.get(sample["clip_id"]) or ""),
             )
-            for shown in metrics.get("samples", ())
+            for sample in metrics.get("samples", ())
             if with_videos
         ]
         restored = [
-            Sample(f"{shown['psnr']:.1f} dB", budget.video(shown["uri"]))
-            for shown in metrics.get("reconstructions", ())
-            if number == 0  # the same VAE in all of them, as a rule
+            Sample(f"{pair['psnr']:.1f} dB", budget.video(pair["uri"]))
+            for pair in metrics.get("reconstructions", ())
+            if number == 0  # all evaluations usually have the same VAE
         ]
         evaluation = Evaluation(
             row,
             metrics.get("candidate", ""),
             best is not None and best.evaluation_id == row["evaluation_id"],
-            [check | {"sign": sign(check)} for check in loads(row["checks"]) or ()],
+            [(check, sign(check)) for check in checks_of(row)],
             flat_figures(metrics),
             samples,
             restored,
             metrics.get("vae_psnr"),
             metrics.get("vae_psnr_untrained"),
         )
-        found.append(evaluation)
-    return found
+        lines.append(evaluation)
+    return lines
 
 
 def bucket_shape(bucket: str) -> str:
@@ -204,8 +215,8 @@ def bucket_shape(bucket: str) -> str:
     return f"{rest.partition('x')[0]}/{height}" if rest else ""
 
 
-def known_champion(root: str) -> Champion | None:
-    """The champion; None also when this machine does not know where the registry of a remote root is."""
+def reachable_champion(root: str) -> Champion | None:
+    """The champion; None if there is none, or if the registry of a remote root cannot be reached from this machine."""
     try:
         return champion(root)
     except RegistryError:
@@ -213,57 +224,64 @@ def known_champion(root: str) -> Champion | None:
 
 
 def clip_uris(root: str) -> dict[str, str]:
-    """Media URI by clip id."""
+    """URI of the media file by clip id."""
     rows = read_table(root, "clips", ["clip_id", "uri"], where=pc.field("status") == "ok")
     return dict(zip(rows["clip_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
 
 
 def optional_video(uri: str | None, budget: MediaBudget) -> str:
-    """A video that may not be there at all, which is nothing to complain about."""
+    """A video as a data URI; "" without a URI, which does not count as missing."""
     return budget.video(uri) if uri else ""
 
 
-def sign(check: dict[str, Any]) -> str:
-    """Which side of its limit a value had to be on, told from the verdict."""
-    value, limit = check.get("value"), check.get("limit")
-    if value is None or limit is None:
+def checks_of(row: EvaluationRow) -> list[Check]:
+    """The checks of a verdict."""
+    return [Check.model_validate(check) for check in loads(row["checks"]) or ()]
+
+
+def sign(check: Check) -> str:
+    """The relation that a check requires, "≤" or "≥", derived from its verdict; "" without a value."""
+    if check.value is None:
         return ""
-    return "≤" if (value <= limit) == bool(check.get("passed")) else "≥"
+    return "≤" if (check.value <= check.limit) == check.passed else "≥"
 
 
-def flat_figures(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Numbers and texts of nested JSON as (dotted name, value), short lists in one line; longer ones are left out."""
-    found: list[tuple[str, Any]] = []
+def flat_figures(figures: Mapping[str, object], prefix: str = "") -> list[Figure]:
+    """Numbers and texts of nested JSON as (dotted name, value); lists of up to SHORT_LIST values as one text.
+
+    Longer lists and lists of objects are left out.
+    """
+    flat: list[Figure] = []
     for name, value in figures.items():
         if isinstance(value, dict):
-            found += flat_figures(value, f"{prefix}{name}.")
+            flat += flat_figures(value, f"{prefix}{name}.")
         elif not isinstance(value, list):
-            found.append((prefix + name, value))
-        elif len(value) <= SHORT_LIST and not any(isinstance(one, dict | list) for one in value):
-            found.append((prefix + name, ", ".join(map(str, value)) or "none"))
-    return found
+            flat.append((prefix + name, value))
+        elif len(value) <= SHORT_LIST and not any(isinstance(entry, dict | list) for entry in value):
+            flat.append((prefix + name, ", ".join(map(str, value)) or "none"))
+    return flat
 
 
 @dataclass(frozen=True)
 class GenerationCard:
-    """A generated clip, beside the training clip of the same prompt where there is one."""
+    """A generated clip, with the training clip whose caption equals its prompt if there is one."""
 
-    row: dict[str, Any]
+    row: GenerationRow
     video: str
-    settings: list[tuple[str, Any]]
-    timings: list[tuple[str, Any]]
+    settings: list[Figure]
+    timings: list[Figure]
     training_clip: str  # clip id, "" when no caption equals the prompt
     training_video: str
     shape: str  # CSS aspect ratio
 
 
 def generation_cards(root: str, budget: MediaBudget, max_media: int) -> tuple[list[GenerationCard], int]:
-    """The newest generated clips, those that have a training clip beside them first, and how many there are."""
-    rows = newest_first(read_table(root, "generations", where=pc.field("status") == "ok")).to_pylist()
+    """The newest generated clips, at most `max_media`, those with a training clip first; the number of all."""
+    rows = as_rows(newest_first(read_table(root, "generations", where=pc.field("status") == "ok")), GenerationRow)
     if not rows:
         return [], 0
     ok = pc.field("status") == "ok"
-    captions = read_table(root, "captions", ["clip_id", "text"], where=ok).to_pylist()
+    captions = as_rows(read_table(root, "captions", ["clip_id", "text"], where=ok), CaptionRow)
     clip_of = {row["text"].strip(): row["clip_id"] for row in captions}
     uri_of = clip_uris(root)
     cards = []

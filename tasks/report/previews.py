@@ -1,24 +1,28 @@
-"""What a run did, as short Markdown pages with their pictures inside: Prefect shows them beside the run."""
+"""Results of a run as short Markdown pages with their pictures inside, which Prefect shows beside the run."""
 
 import base64
 import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
 from tasks.inspecting.table_stats import compact
 from tasks.report.curation import bucket_lines, read_curation, split_lines
 from tasks.report.funnel import funnel, read_intake
-from tasks.report.models import charts
+from tasks.report.models import charts, checks_of
 from tasks.report.run import length, step_records
 from tasks.report.selection import ScoreFigure, newest_select_result, score_figures, thresholds_of
 from tasks.selecting.splits import SPLITS
 from tasks.tables import storage
 from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, newest_first
+from tasks.tables.rows import EvaluationRow, GenerationRow, ModelRow, as_rows
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_CLIPS, SHEET_COLUMNS = 24, 6
 THUMB_H, THUMB_W = 72, 128
@@ -34,7 +38,7 @@ svg .limit { stroke: #d9622b; stroke-dasharray: 4 3 } .bar { fill: #3b7dd8 } .ba
 
 
 def curation_page(root: str) -> str:
-    """What became of files and clips, what each rule drops, splits and buckets, score histograms, and kept clips."""
+    """Counts of files and clips, drop reasons, splits, buckets, histograms of scores, and frames of kept clips."""
     curation, intake = read_curation(root), read_intake(root)
     thresholds = thresholds_of(newest_select_result(curation, step_records(root)))
     lines = (
@@ -43,29 +47,29 @@ def curation_page(root: str) -> str:
     rules = ((rule.reason, rule.alone, rule.in_order, rule.only) for rule in curation.rules)
     splits = ((line.split, line.num_videos, line.num_clips, length(line.seconds)) for line in split_lines(curation))
     buckets = ((line.bucket, line.aspect, *line.splits.values()) for line in bucket_lines(curation))
-    figures = [_score_section(one) for one in score_figures(curation, thresholds)]
+    figures = [_score_section(figure) for figure in score_figures(curation, thresholds)]
     kept = curation.kept()
-    shown = kept["uri"].slice(0, MAX_CLIPS).to_pylist()
-    sheet = picture("kept clips", sheet_uri([[frame] for uri in shown for frame in frames_of(uri, 1)], SHEET_COLUMNS))
+    uris = kept["uri"].slice(0, MAX_CLIPS).to_pylist()
+    sheet = picture("kept clips", sheet_uri([[frame] for uri in uris for frame in frames_of(uri, 1)], SHEET_COLUMNS))
     parts = [
         f"# {curation.num_kept} of {curation.num_judged} clips kept",
         table(("after", "remaining", "lost", "why"), lines),
         table(("dropped because", "clips", "not by a rule above", "no other reason"), rules) if curation.rules else "",
-        table(("split", "videos", "clips", "length"), splits) if shown else "",
-        table(("bucket", "aspect", *SPLITS), buckets) if shown else "",
+        table(("split", "videos", "clips", "length"), splits) if uris else "",
+        table(("bucket", "aspect", *SPLITS), buckets) if uris else "",
     ]
-    heading = f"## Kept clips ({len(shown)} of {kept.num_rows})"
-    return page([*parts, "## Scores", *figures, heading, sheet if shown else "none"])
+    heading = f"## Kept clips ({len(uris)} of {kept.num_rows})"
+    return page([*parts, "## Scores", *figures, heading, sheet if uris else "none"])
 
 
-def _score_section(one: ScoreFigure) -> str:
-    limits = "".join(f"; {limit.words}: drops {limit.num_dropped}" for limit in one.limits)
-    return f"**{one.name}** (mean {one.mean}{limits})\n\n{picture(one.name, svg_uri(one.svg))}"
+def _score_section(score: ScoreFigure) -> str:
+    limits = "".join(f"; {limit.words}: drops {limit.num_dropped}" for limit in score.limits)
+    return f"**{score.name}** (mean {score.mean}{limits})\n\n{picture(score.name, svg_uri(score.svg))}"
 
 
 def training_page(root: str, model_id: str) -> str:
     """Curves and final figures of a trained model."""
-    rows = read_table(root, "models", where=pc.field("model_id") == model_id).to_pylist()
+    rows = as_rows(read_table(root, "models", where=pc.field("model_id") == model_id), ModelRow)
     if not rows:
         return f"There is no model {model_id}."
     row = rows[0]
@@ -76,15 +80,14 @@ def training_page(root: str, model_id: str) -> str:
 
 
 def verdict_page(root: str, evaluation_id: str) -> str:
-    """The gate's checks one by one, and what the model made."""
-    rows = read_table(root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()
+    """The checks of the gate, and frames of the clips that the model sampled."""
+    rows = as_rows(read_table(root, "evaluations", where=pc.field("evaluation_id") == evaluation_id), EvaluationRow)
     if not rows or rows[0]["status"] != "ok":
         return f"There is no evaluation {evaluation_id}."
     row = rows[0]
-    checks = json.loads(row["checks"])
     lines = [
-        ("passed" if check["passed"] else "**failed**", check["rule"], figure(check["value"]), figure(check["limit"]))
-        for check in checks
+        ("passed" if check.passed else "**failed**", check.rule, figure(check.value), figure(check.limit))
+        for check in checks_of(row)
     ]
     samples = json.loads(row["metrics"]).get("samples", [])
     clips = [clip_section(sample["prompt"], sample["uri"]) for sample in samples]
@@ -93,10 +96,10 @@ def verdict_page(root: str, evaluation_id: str) -> str:
 
 
 def generations_page(root: str, weights_hash: str) -> str:
-    """The newest clips that these weights made: prompt, frames, path."""
+    """The newest clips generated with these weights: prompt, frames, path."""
     where = (pc.field("weights_hash") == weights_hash) & (pc.field("status") == "ok")
     rows = read_table(root, "generations", ["prompt", "uri", "seed", *ORDER], where=where)
-    newest = newest_first(rows).slice(0, MAX_CLIPS).to_pylist()
+    newest = as_rows(newest_first(rows).slice(0, MAX_CLIPS), GenerationRow)
     sections = [clip_section(row["prompt"], row["uri"], f"seed {row['seed']}") for row in newest]
     return page([f"# Clips of model {weights_hash[:8]}", *sections])
 
@@ -107,8 +110,11 @@ def clip_section(prompt: str, uri: str, remark: str = "") -> str:
     return f"**{prompt}** {remark}\n\n{picture(prompt, strip)}\n\n`{uri}`"
 
 
-def frames_of(uri: str, num: int) -> list[Any]:
-    """So many frames spread over a clip, or a lone picture, uint8 (h w c), of thumbnail size; none if unreadable."""
+def frames_of(uri: str, num: int) -> "list[np.ndarray]":
+    """`num` frames spread over a clip, or the one picture of a PNG, uint8 (h w c), of thumbnail size.
+
+    An empty list if the file is missing or cannot be decoded.
+    """
     from pyramid_model.video.video import VideoError, clip_length, read_clip
 
     if uri.endswith(".png"):
@@ -121,7 +127,7 @@ def frames_of(uri: str, num: int) -> list[Any]:
         return []
 
 
-def _thumbnail(uri: str) -> Any:
+def _thumbnail(uri: str) -> "np.ndarray":
     """A picture at thumbnail size, uint8 (h w c)."""
     import numpy as np
     from PIL import Image, ImageOps
@@ -130,8 +136,8 @@ def _thumbnail(uri: str) -> Any:
         return np.array(ImageOps.fit(image.convert("RGB"), (THUMB_W, THUMB_H)))
 
 
-def sheet_uri(cells: Sequence[Sequence[Any]], columns: int) -> str:
-    """Frames side by side, cells in rows of `columns`, as one JPEG data URI; "" for no frames."""
+def sheet_uri(cells: "Sequence[Sequence[np.ndarray]]", columns: int) -> str:
+    """Frames side by side as one JPEG data URI, `columns` cells a row; "" without frames."""
     from PIL import Image
 
     tiles = [frame for cell in cells for frame in cell]
@@ -147,7 +153,7 @@ def sheet_uri(cells: Sequence[Sequence[Any]], columns: int) -> str:
 
 
 def svg_uri(svg: str) -> str:
-    """A figure of the report as a picture of its own, with the style that the report's page would give it."""
+    """A figure of the report as an SVG data URI that contains its own style."""
     head, rest = svg.split(">", 1)
     width, height = head.split('viewBox="0 0 ')[1].split('"')[0].split()
     head = head.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"', 1)
@@ -155,21 +161,21 @@ def svg_uri(svg: str) -> str:
 
 
 def picture(name: str, uri: str) -> str:
-    """A Markdown image, or a remark when there is none."""
+    """A Markdown image; without a URI a remark."""
     return f"![{name.replace(']', ' ')}]({uri})" if uri else "(no picture)"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def figure(value: Any) -> str:
-    """A number for people, anything else as it is."""
+def figure(value: object) -> str:
+    """A finite number as compact text, any other value as `str` gives it."""
     return compact(value) if isinstance(value, int | float) and math.isfinite(value) else str(value)
 
 
 def page(parts: Iterable[str]) -> str:
-    """Parts with a blank line between them."""
+    """The parts that are not empty, with a blank line between them."""
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,4 +1,4 @@
-"""Step report: everything in the tables on one HTML page, self-contained, readable from disk without a network."""
+"""Step report: one HTML page about all tables, self-contained, readable from disk without a network."""
 
 import json
 import re
@@ -57,19 +57,19 @@ class ReportConfig(Config):
 
 
 class ReportResult(StepResult):
-    """Where the report is."""
+    """Result of the report step."""
 
     uri: str = Field(description="path of the page")
 
 
 @step
 def report(run: Run, config: ReportConfig) -> ReportResult:
-    """Write `<root>/report.html`, unless the page there was made from the same versions, clip files and settings."""
+    """Write `<root>/report.html`, unless the existing page was made from the same versions, clip files and settings."""
     uri = storage.join(run.root, "report.html")
     versions = {table: version for table in SCHEMAS if (version := table_version(run.root, table)) >= 0}
     made_from = {"versions": versions, "params_hash": params_hash(config), "report_version": VERSION}
     before = page_facts(uri)
-    # What the page says of its own clips is enough to look at their files again: no table is read for that.
+    # The page lists its own clips, so their files are checked without reading a table.
     if before and {**before, "files": None} == {**made_from, "files": None} and is_unchanged(before["files"]):
         return ReportResult(step="report", num_in=1, num_done=1, note="nothing new", uri=uri)
     report_progress("report", 0, 1)
@@ -87,20 +87,20 @@ def report(run: Run, config: ReportConfig) -> ReportResult:
 
 
 def page_facts(uri: str) -> dict[str, Any] | None:
-    """What an existing page was made from; None when there is none or it is not ours."""
+    """Versions, settings and files that an existing page was made from; None if it is missing or another program's."""
     try:
-        found = FACTS.search(storage.read_bytes(uri))
-        return json.loads(found[1]) if found else None
+        match = FACTS.search(storage.read_bytes(uri))
+        return json.loads(match[1]) if match else None
     except (FileNotFoundError, ValueError):
         return None
 
 
-def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> bytes:
-    """The page. Videos are taken in the order of their worth: generated, evaluated, then clips."""
+def render(root: str, config: ReportConfig, made_from: Mapping[str, object]) -> bytes:
+    """The page as HTML. Generated videos get room first, then those of evaluations, then clips."""
     curation = read_curation(root)
     records = report_data.step_records(root)
     facts = curation_facts(root, config, curation, records)
-    # The rest is figures and text, the style and the script among it.
+    # A tenth and TEXT_BYTES are for figures and text, including style and script.
     budget = MediaBudget(config.max_bytes * 9 // 10 - len(facts["listing"].text.encode()) - TEXT_BYTES)
     generations, num_generations = report_models.generation_cards(root, budget, config.max_media)
     evaluations = report_models.evaluations(root, budget)
@@ -149,15 +149,15 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, Any]) -> byt
 
 
 def curation_facts(root: str, config: ReportConfig, curation: Curation, records: report_data.Records) -> dict[str, Any]:
-    """What the page says of clips and how they were chosen, by the names of its template."""
+    """Values for the template about clips and their selection, by name."""
     result = newest_select_result(curation, records)
     thresholds = thresholds_of(result)
     duplicates = read_duplicates(root, curation)
     examples = rule_examples(curation, thresholds, duplicates)
-    groups = [[one.clip["clip_id"] for one in group.members[:MAX_MEMBERS]] for group in duplicates.on_page]
-    sides = [[clip.clip_id for clip in side] for one in examples for side in (one.dropped, one.kept)]
+    groups = [[member.clip["clip_id"] for member in group.members[:MAX_MEMBERS]] for group in duplicates.on_page]
+    sides = [[clip.clip_id for clip in side] for example in examples for side in (example.dropped, example.kept)]
     chosen = preview_clips(curation, [*groups, *sides], config.max_media)
-    found_labels = labels(root)
+    label_by_clip = labels(root)
     intake = read_intake(root)
     return {
         "curation": curation,
@@ -168,11 +168,11 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
         "buckets": bucket_lines(curation),
         "sources": sources(root, curation),
         "score_figures": score_figures(curation, thresholds),
-        "label_figures": label_figures(curation, found_labels),
+        "label_figures": label_figures(curation, label_by_clip),
         "examples": examples,
         "duplicates": duplicates,
         "files": file_states(curation, chosen),
-        "listing": listing(curation, chosen, found_labels, config.max_listed, config.max_bytes // 2),
+        "listing": listing(curation, chosen, label_by_clip, config.max_listed, config.max_bytes // 2),
     }
 
 
@@ -187,14 +187,14 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=shown_number, size=file_size, short=lambda text: text[:8], length_s=report_data.length, largest=largest
+        number=number_text, size=file_size, short=lambda text: text[:8], length_s=report_data.length, largest=largest
     )
     environment.globals.update(max_sources=MAX_SOURCES, max_files=MAX_FILES, max_members=MAX_MEMBERS)
     return environment
 
 
-def shown_number(value: Any) -> str:
-    """A figure for the page; texts and truth values as they are."""
+def number_text(value: object) -> str:
+    """A number as compact text, "–" for None; other values as `str` gives them."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     return compact(value)

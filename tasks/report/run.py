@@ -1,4 +1,4 @@
-"""What the report says of a run as a whole: its figures, its steps, its place in the pipeline."""
+"""The sections of the report on a run as a whole: key figures, steps, and the picture of the pipeline."""
 
 import json
 from collections import Counter, defaultdict
@@ -48,38 +48,38 @@ class Tile:
 
 
 def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
-    """The figures that sum a run up, as far as it has come."""
+    """The key figures of a root, those of steps that have run."""
     ok = pc.field("status") == "ok"
     seconds = read_table(root, "videos", ["duration_s"], where=ok)["duration_s"].drop_null().to_pylist()
-    found = [Tile("footage", length(sum(seconds)))]
+    figures = [Tile("footage", length(sum(seconds)))]
     if curation.num_judged:
-        found.append(Tile("clips kept", f"{curation.num_kept:,} of {curation.num_judged:,}"))
-        found.append(Tile("footage kept", length(total_s(curation.kept()))))
+        figures.append(Tile("clips kept", f"{curation.num_kept:,} of {curation.num_judged:,}"))
+        figures.append(Tile("footage kept", length(total_s(curation.kept()))))
     for row in newest_first(read_table(root, "evaluations", where=ok)).slice(0, 1).to_pylist():
         metrics = loads(row["metrics"])
         for name, label, unit in (("vae_psnr", "held-out PSNR of the VAE", " dB"), ("val_loss", "validation loss", "")):
             if isinstance(value := metrics.get(name), int | float):
                 untrained = metrics.get(f"{name}_untrained")
                 beside = f", untrained {compact(untrained)}{unit}" if isinstance(untrained, int | float) else ""
-                found.append(Tile(label + beside, compact(value) + unit))
-        found.append(Tile("newest verdict of the gate", *(("passed", "ok") if row["passed"] else ("failed", "bad"))))
-    return [*found, Tile("failed rows", compact(num_failed), "bad" if num_failed else "")]
+                figures.append(Tile(label + beside, compact(value) + unit))
+        figures.append(Tile("newest verdict of the gate", *(("passed", "ok") if row["passed"] else ("failed", "bad"))))
+    return [*figures, Tile("failed rows", compact(num_failed), "bad" if num_failed else "")]
 
 
 def length(seconds: float) -> str:
-    """A length of footage for people."""
+    """A length of footage as text, in s, min or h."""
     if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 Records = list[tuple[str, StepResult]]
-# Steps of whose results the report says more than the counts; of all others it reads the counts alone.
+# Steps whose results are read in full; of other steps only the fields of StepResult are read.
 RESULTS: dict[str, type[StepResult]] = {"select": SelectResult, "text_features": TextFeaturesResult}
 
 
 def step_records(root: str) -> Records:
-    """(run_id, result) of the newest runs, in the order of time, from `<root>/runs/<run_id>/<ms>-<step>.json`."""
+    """(run_id, result) of the newest runs, the oldest first, from `<root>/runs/<run_id>/<ms>-<step>.json`."""
     fs, path = storage.filesystem(storage.join(root, "runs"))
     folders = sorted(fs.ls(path, detail=False))[-MAX_RUNS:] if fs.exists(path) else []
     return [
@@ -90,36 +90,37 @@ def step_records(root: str) -> Records:
 
 
 def _read_result(record: str | bytes) -> StepResult:
-    """The result that a record holds."""
+    """The result of a step, from the JSON of its record."""
     counts = StepResult.model_validate_json(record, extra="ignore")
     return RESULTS[counts.step].model_validate_json(record) if counts.step in RESULTS else counts
 
 
 def step_lines(records: Records) -> list[StepResult]:
-    """The last run of each step that had work to do (or the last one, if none had), in the order of first runs."""
+    """Result of each step in its last run with work to do (in its last run, if none had work), by first appearance."""
     by_step: dict[str, dict[str, list[StepResult]]] = defaultdict(lambda: defaultdict(list))
     for run_id, result in records:
         by_step[result.step][run_id].append(result)
     lines = []
     for step, runs in by_step.items():
         if step != "report":
-            working = [found for found in runs.values() if any(one.num_new for one in found)] or list(runs.values())
+            all_runs = list(runs.values())
+            working = [results for results in all_runs if any(result.num_new for result in results)] or all_runs
             lines.append(merged(working[-1], working[-1][-1].note))
     return lines
 
 
 def pipeline_nodes(root: str, tables: Sequence[TableFacts], curation: Curation, records: Records) -> list[Node]:
-    """Counts for the pipeline picture; 0 for a step that ran and found nothing."""
+    """Boxes of the pipeline picture with their counts; 0 for a step that ran without results, None before it ran."""
     ran = {result.step for _, result in records}
-    facts = {one.table: one for one in tables}
+    by_table = {facts.table: facts for facts in tables}
     models = Counter((row["kind"], row["status"]) for row in read_table(root, "models", ["kind", "status"]).to_pylist())
     nodes = []
     for name, label in LABELS.items():
         if name in ("vae", "dit"):
             statuses = Counter({status: count for (kind, status), count in models.items() if kind == name})
         else:
-            statuses = facts[name].statuses if name in facts else Counter()
-        count = statuses["ok"] if statuses or name in facts or name in ran else None
+            statuses = by_table[name].statuses if name in by_table else Counter()
+        count = statuses["ok"] if statuses or name in by_table or name in ran else None
         if name == "selections" and count:
             nodes.append(Node(name, label, curation.num_kept, *_dropped(curation)))
         else:
@@ -133,7 +134,7 @@ def _dropped(curation: Curation) -> tuple[str, str]:
 
 
 def _detail(root: str, name: str, statuses: Counter[str]) -> tuple[str, str]:
-    """Small print of a box, and its mood."""
+    """(detail, mood) of a box."""
     if statuses["failed"]:
         return f"{statuses['failed']:,} failed", "bad"
     if statuses["skipped"]:
@@ -145,5 +146,5 @@ def _detail(root: str, name: str, statuses: Counter[str]) -> tuple[str, str]:
 
 
 def loads(text: str | None) -> Any:
-    """A JSON column; empty when the row has none."""
+    """Value of a JSON column; an empty dict when the column is empty or null."""
     return json.loads(text) if text else {}

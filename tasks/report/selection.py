@@ -1,4 +1,4 @@
-"""What the report says about scores and the rules that judge them."""
+"""The sections of the report on scores and on the rules of the selection."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, so pyright does not know them.
@@ -16,10 +16,14 @@ from tasks.report.duplicates import Duplicates
 from tasks.report.figures import Threshold, histogram_figure
 from tasks.report.run import Records
 from tasks.selecting.select_config import Bounds, SelectResult
+from tasks.tables.drop_reasons import DUPLICATE, HIGH, LOW, MISSING, TOO_FEW_FRAMES, TOO_SHORT
 
-REASONS = {"above": "low", "below": "high"}  # what a clip beyond a limit is called
-MAX_SAMPLES = 6  # clips shown a rule and side of its limit
-FIGURES = {"too_few_frames": "num_frames", "too_short": "duration_s"}  # what decides in rules that are no score's limit
+SUFFIXES = {"above": LOW, "below": HIGH}  # of the drop reason of a limit, by the side of it on which clips pass
+MAX_SAMPLES = 6  # clips for each rule and side of its limit
+FIGURES = {
+    TOO_FEW_FRAMES: "num_frames",
+    TOO_SHORT: "duration_s",
+}  # what rules that are no limit on a score compare
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class ScoreFigure:
     """Histogram of one scorer."""
 
     name: str
-    measures: str  # "" where only its user knows
+    measures: str  # what the score is; "" for scorers that a recipe defines
     svg: str
     mean: str
     count: int
@@ -46,34 +50,34 @@ class ScoreFigure:
 
 
 def score_figures(curation: Curation, thresholds: dict[str, list[Threshold]]) -> list[ScoreFigure]:
-    """A histogram a scorer with numbers, with the limits of the selection and what each of them drops.
+    """A histogram for each scorer with numbers, with the limits of the selection and the clips that each drops.
 
-    Figures of the clip itself are drawn where they have limits; its length always.
+    Figures of the clip itself are included if they have limits; its length always is.
     """
     dropped_by = {rule.reason: rule.alone for rule in curation.rules}
     kept = curation.clips.filter(pc.fill_null(curation.clips["keep"], True))
     figures = []
     measured = ["duration_s", *(name for name in thresholds if name in curation.clips.column_names)]
     for name in dict.fromkeys([*measured, *curation.scorers]):
-        found = histogram(name, finite_values(curation.clips[name]))
-        if found is None:
+        bins = histogram(name, finite_values(curation.clips[name]))
+        if bins is None:
             continue
         bounds = thresholds.get(name, [])
-        limits = [Limit(one.words, f"{name}_{REASONS[one.keeps]}", 0) for one in bounds]
-        if f"{name}_missing" in dropped_by:
-            limits.append(Limit("no value", f"{name}_missing", 0))
+        limits = [Limit(bound.words, name + SUFFIXES[bound.keeps], 0) for bound in bounds]
+        if name + MISSING in dropped_by:
+            limits.append(Limit("no value", name + MISSING, 0))
         limits = [replace(limit, num_dropped=dropped_by.get(limit.reason, 0)) for limit in limits]
-        of_kept = counts_within(finite_values(kept[name]), found.edges)
-        svg = histogram_figure(found, of_kept, bounds)
-        count = sum(found.counts)
+        of_kept = counts_within(finite_values(kept[name]), bins.edges)
+        svg = histogram_figure(bins, of_kept, bounds)
+        count = sum(bins.counts)
         without = curation.clips.num_rows - count
-        said = score_label(name), svg, compact(found.mean)
-        figures.append(ScoreFigure(name, *said, count, max(found.counts), without, limits))
+        mean, tallest = compact(bins.mean), max(bins.counts)
+        figures.append(ScoreFigure(name, score_label(name), svg, mean, count, tallest, without, limits))
     return figures
 
 
 def newest_select_result(curation: Curation, records: Records) -> SelectResult | None:
-    """Result of the step that made the newest selection; None when its record is gone."""
+    """Result of the step that made the newest selection; None if its record is missing."""
     results = [result for _, result in records if isinstance(result, SelectResult)]
     return next((result for result in reversed(results) if result.selection == curation.selection), None)
 
@@ -100,16 +104,16 @@ def label_figures(curation: Curation, labels: dict[str, dict[str, str]]) -> list
     """Counts of the labels that each scorer gave the current clips. labels: scorer -> clip id -> label."""
     keep = dict(zip(curation.clips["clip_id"].to_pylist(), curation.keep, strict=True))
     figures = []
-    for scorer, found in labels.items():
-        every = Counter(label for clip_id, label in found.items() if clip_id in keep)
-        kept = Counter(label for clip_id, label in found.items() if keep.get(clip_id, False) is not False)
+    for scorer, by_clip in labels.items():
+        every = Counter(label for clip_id, label in by_clip.items() if clip_id in keep)
+        kept = Counter(label for clip_id, label in by_clip.items() if keep.get(clip_id, False) is not False)
         figures.append(LabelFigure(scorer, [(name, count, kept[name]) for name, count in every.most_common()]))
     return figures
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip as an example of what a rule does."""
+    """A clip as an example for a rule."""
 
     clip_id: str
     words: str  # its value, "" for a rule without one
@@ -120,8 +124,8 @@ class RuleExamples:
     """Clips on both sides of a rule, nearest to its limit first where a figure decides."""
 
     reason: str
-    limit: str  # "≥ 1.25", "" for a rule that is no limit of a score
-    order: str  # what is said of the order of the clips
+    limit: str  # "≥ 1.25"; "" for a rule that is no limit on a score
+    order: str  # phrase about the order of the clips
     dropped: list[Sample]
     kept: list[Sample]
     about_kept: str = "kept"
@@ -132,12 +136,12 @@ def rule_examples(
 ) -> list[RuleExamples]:
     """Examples for every rule that dropped a clip.
 
-    Kept ones have passed all rules; beside duplicates they are those that are kept instead.
+    Kept examples pass all rules; beside duplicates they are the clips that are kept instead.
     """
     limits = {
-        f"{scorer}_{REASONS[one.keeps]}": (scorer, one)
-        for scorer, found in thresholds.items()
-        for one in found
+        scorer + SUFFIXES[threshold.keeps]: (scorer, threshold)
+        for scorer, of_scorer in thresholds.items()
+        for threshold in of_scorer
         if scorer in curation.clips.column_names
     }
     examples = []
@@ -153,24 +157,25 @@ def rule_examples(
             within = _samples(_first(curation.kept(), figure, near), figure)
             examples.append(RuleExamples(rule.reason, words, ", nearest to the limit", beyond, within))
             continue
-        shown = _samples(dropped.slice(0, MAX_SAMPLES))
-        if rule.reason.startswith("duplicate_"):
-            kept, said = _kept_instead(shown, rule.reason.removeprefix("duplicate_"), duplicates), "kept instead"
+        first = _samples(dropped.slice(0, MAX_SAMPLES))
+        if rule.reason.startswith(DUPLICATE):
+            kept = _kept_instead(first, rule.reason.removeprefix(DUPLICATE), duplicates)
+            examples.append(RuleExamples(rule.reason, "", "", first, kept, "kept instead"))
         else:
-            kept, said = _samples(curation.kept().slice(0, MAX_SAMPLES)), "kept"
-        examples.append(RuleExamples(rule.reason, "", "", shown, kept, said))
+            kept = _samples(curation.kept().slice(0, MAX_SAMPLES))
+            examples.append(RuleExamples(rule.reason, "", "", first, kept))
     return examples
 
 
 def _kept_instead(dropped: Sequence[Sample], method: str, duplicates: Duplicates) -> list[Sample]:
-    """The clips that are kept of the groups of these, each once."""
+    """The kept clips of the groups of the dropped clips, each once."""
     kept_of = {}
     for group in duplicates.groups:
         if group.method == method:
-            kept = next((one.clip["clip_id"] for one in group.members if one.clip["keep"]), "")
-            kept_of |= {one.clip["clip_id"]: kept for one in group.members}
-    found = dict.fromkeys(kept_of.get(sample.clip_id, "") for sample in dropped)
-    return [Sample(clip_id, "") for clip_id in found if clip_id]
+            kept = next((member.clip["clip_id"] for member in group.members if member.clip["keep"]), "")
+            kept_of |= {member.clip["clip_id"]: kept for member in group.members}
+    clip_ids = dict.fromkeys(kept_of.get(sample.clip_id, "") for sample in dropped)
+    return [Sample(clip_id, "") for clip_id in clip_ids if clip_id]
 
 
 def _first(clips: pa.Table, scorer: str, order: str) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tasks.models.gate import Check
 from tasks.report.models import bucket_shape, flat_figures, sign
 
 
@@ -18,4 +19,4 @@ def test_a_training_clip_is_shown_in_the_shape_of_its_bucket():
     ("value", "limit", "passed", "expected"), [(0.5, 0.9, True, "≤"), (2, 1, True, "≥"), (1.0, 0.9, False, "≤")]
 )
 def test_the_side_of_a_limit_is_told_from_the_verdict(value, limit, passed, expected):
-    assert sign({"value": value, "limit": limit, "passed": passed}) == expected
+    assert sign(Check(name="loss", value=value, limit=limit, passed=passed, rule="")) == expected

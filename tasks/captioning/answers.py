@@ -1,6 +1,6 @@
-"""Answers that were paid for, kept as files: a step that is killed before its rows are committed asks nothing twice.
+"""Files of model answers. A step that is killed before it commits its rows does not pay for the same answers again.
 
-One JSON file an answer, named by what was asked: `<root>/cache/<folder>/<two digits>/<key>.json`.
+One JSON file per answer, named by a hash of the question: `<root>/cache/<folder>/<two digits>/<key>.json`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from tasks.tables import storage
 CAPTIONS, REWRITES = "captions", "rewrites"
 
 
-class KeptAnswer(Config):
-    """An answer, and which row came of it (`captions` only: prompts may be asked for again at any time)."""
+class StoredAnswer(Config):
+    """Content of a file: an answer and, in the folder `captions`, the id and attempt of the row made from it."""
 
     answer: Answer
     row_id: str = ""
@@ -24,10 +24,12 @@ class KeptAnswer(Config):
 
 
 @dataclass(frozen=True)
-class Keyed:
-    """A question by its identity, and the row that it is asked for.
+class KeyedQuestion:
+    """A question, identified by a key.
 
-    make: gives the question itself, if it has to be asked; may raise NoAnswer where its frames cannot be read.
+    key: hash of everything that determines the answer.
+    make: builds the question; called only if no file has the answer. Raises NoAnswer if the frames cannot be read.
+    row_id, attempt: of the row that is made from the answer.
     """
 
     key: str
@@ -37,74 +39,78 @@ class Keyed:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a question came to; `asked`: now, and not read from a file."""
+class Reply:
+    """Answer to a question, or why there is none. asked: the model was asked, so the answer is not from a file."""
 
     answer: Answer | NoAnswer
     asked: bool
 
 
 class AnswerFiles:
-    """The kept answers of one root."""
+    """The answer files in one folder of `<root>/cache`."""
 
     def __init__(self, root: str, folder: str):
         self.folder = storage.join(root, "cache", folder)
 
     def uri(self, key: str) -> str:
-        """Where the answer of a question is kept."""
+        """Path or URI of the file for a key."""
         return storage.join(self.folder, key[:2], f"{key}.json")
 
     def read(self, key: str) -> Answer | None:
-        """A kept answer; None where there is none, or its file is damaged."""
+        """The stored answer; None if the file is missing or damaged."""
         try:
-            return KeptAnswer.model_validate_json(storage.read_bytes(self.uri(key))).answer
+            return StoredAnswer.model_validate_json(storage.read_bytes(self.uri(key))).answer
         except (FileNotFoundError, ValidationError):
             return None
 
     def forget(self, key: str) -> None:
-        """Let an answer that is of no use be asked for again."""
+        """Delete a stored answer, so that the model is asked again."""
         fs, path = storage.filesystem(self.uri(key))
         if fs.exists(path):
             fs.rm_file(path)
 
-    def ask(self, questions: Sequence[Keyed], answerer: Answerer) -> list[Found]:
-        """Answers in order: kept ones from their files, the others from the model, each kept as soon as it is there.
+    def ask(self, questions: Sequence[KeyedQuestion], answerer: Answerer) -> list[Reply]:
+        """One reply per question, in order: from its file, or from the model. New answers are stored as they arrive.
 
-        Keys must differ.
+        No two questions may have the same key.
         """
-        found: dict[str, Found] = {}
-        new: list[Keyed] = []
-        made: list[Question] = []
-        for asked in questions:
-            if kept := self.read(asked.key):
-                found[asked.key] = Found(kept, asked=False)
+        replies: dict[str, Reply] = {}
+        unanswered: list[KeyedQuestion] = []
+        prompts: list[Question] = []
+        for question in questions:
+            if answer := self.read(question.key):
+                replies[question.key] = Reply(answer, asked=False)
                 continue
             try:
-                made.append(asked.make())
-                new.append(asked)
+                prompts.append(question.make())
+                unanswered.append(question)
             except NoAnswer as err:
-                found[asked.key] = Found(err, asked=False)
+                replies[question.key] = Reply(err, asked=False)
 
-        def keep(position: int, answer: Answer) -> None:
-            asked = new[position]
-            record = KeptAnswer(answer=answer, row_id=asked.row_id, attempt=asked.attempt)
-            storage.write_bytes(self.uri(asked.key), record.model_dump_json().encode())
+        def store(position: int, answer: Answer) -> None:
+            question = unanswered[position]
+            content = StoredAnswer(answer=answer, row_id=question.row_id, attempt=question.attempt)
+            storage.write_bytes(self.uri(question.key), content.model_dump_json().encode())
 
-        answers = answerer.answer(made, keep) if made else []
-        found |= {asked.key: Found(answer, asked=True) for asked, answer in zip(new, answers, strict=True)}
-        return [found[asked.key] for asked in questions]
+        answers = answerer.answer(prompts, store) if prompts else []
+        for question, answer in zip(unanswered, answers, strict=True):
+            replies[question.key] = Reply(answer, asked=True)
+        return [replies[question.key] for question in questions]
 
 
 def spent_answers(root: str, committed: dict[str, int]) -> list[str]:
-    """Files of answers whose caption is in the table. committed: caption id -> highest attempt."""
+    """Answer files that are no longer needed, since their caption is in the table.
+
+    committed: caption id -> highest attempt in the table.
+    """
     fs, top = storage.filesystem(storage.join(root, "cache", CAPTIONS))
     spent = []
     for path in sorted(fs.find(top)) if fs.exists(top) else []:
         try:
-            kept = KeptAnswer.model_validate_json(fs.cat_file(path))
+            stored = StoredAnswer.model_validate_json(fs.cat_file(path))
         except ValidationError:
-            spent.append(path)  # half-written, or of another version: nothing reads it
+            spent.append(path)  # incomplete, or written by another version: no code can read it
             continue
-        if committed.get(kept.row_id, 0) >= kept.attempt:
+        if committed.get(stored.row_id, 0) >= stored.attempt:
             spent.append(path)
     return spent

@@ -1,16 +1,13 @@
-"""Captions of clips: sentences that people wrote for spans of the source videos, matched to clips by time, and those
-that a model writes (`tasks.captioning.writing`).
-"""
+"""Step `captions`: captions by people, matched to clips by time (`human`), and captions by a model (`writing`)."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.captioning.config import HUMAN, REWRITTEN, VERSION, CaptionsConfig, CaptionsResult, Usage
-from tasks.captioning.human import _match
+from tasks.captioning.config import HUMAN, REWRITTEN, VERSION, CaptionItem, CaptionsConfig, CaptionsResult, Usage
+from tasks.captioning.human import match_captions
 from tasks.captioning.writing import CLIP_COLUMNS, Parent, find_writer, wanted_items, write_captions
 from tasks.running.run import Run, StepResult, lineage, merged
 from tasks.running.step import step
@@ -18,50 +15,52 @@ from tasks.tables.appending import append_again
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, in_order, newest_by
+from tasks.tables.rows import CaptionRow, ClipRow, as_rows
 
 
 @step
 def captions(run: Run, config: CaptionsConfig) -> CaptionsResult:
-    """Give every selected clip its captions; a clip that gets none becomes a skipped or failed row.
+    """Give every selected clip its captions; a clip without a caption gets a skipped or failed row.
 
     Raises:
-        StepError: a caption file is named and missing, or cannot be read; a model or endpoint is not there.
+        StepError: a caption file is missing or cannot be read; a model or an endpoint is not available.
     """
     columns = ("clip_id", "video_id", "start_s", "end_s", *(CLIP_COLUMNS if config.by_model else ()))
-    clips = selected_clips(run.root, config.selection, columns=columns).to_pylist()
+    clips = as_rows(selected_clips(run.root, config.selection, columns=columns), ClipRow)
     results: list[StepResult] = []
-    wanted: list[dict[str, Any]] = []
+    wanted: list[CaptionItem] = []
     if HUMAN in config.kinds:
-        items, result = _match(run, config, clips)
+        items, result = match_captions(run, config, clips)
         wanted, results = [*wanted, *items], [*results, result]
     if config.by_model:
-        items, found = _write(run, config, clips)
-        wanted, results = [*wanted, *items], [*results, *found]
-    named = {kind: sorted({item["decided_by"] for item in wanted if item["kind"] == kind}) for kind in config.kinds}
-    written = ";".join(f"{kind}:{','.join(filter(None, hashes))}" for kind, hashes in named.items())
-    together = results[0] if len(results) == 1 else merged(results)
+        items, of_models = _write(run, config, clips)
+        wanted, results = [*wanted, *items], [*results, *of_models]
+    hashes = {kind: sorted({item["decided_by"] for item in wanted if item["kind"] == kind}) for kind in config.kinds}
+    captions_id = ";".join(f"{kind}:{','.join(filter(None, of_kind))}" for kind, of_kind in hashes.items())
+    total = results[0] if len(results) == 1 else merged(results)
     usage = _usage(run, wanted) if config.by_model else None
-    note = together.note
-    if usage and together.num_new:
+    note = total.note
+    if usage and total.num_new:
         tokens = f"{usage.num_prompt_tokens} prompt and {usage.num_completion_tokens} answer tokens"
         note = f"{tokens}, {usage.cost_usd:.4g} USD"
-    back = 0
-    for overruled in _overruled(run, sorted(wanted, key=lambda item: config.kinds.index(item["kind"]))):
-        back += append_again(run.root, "captions", overruled, lineage(run, "captions", VERSION, config))
-    if back and note == together.note:
-        note = f"{back} clips are back to captions that were made before"
-    return CaptionsResult(**dict(together, note=note), captions=written, usage=usage)
+    num_restored = 0
+    for caption_ids in _captions_to_restore(run, sorted(wanted, key=lambda item: config.kinds.index(item["kind"]))):
+        num_restored += append_again(run.root, "captions", caption_ids, lineage(run, "captions", VERSION, config))
+    if num_restored and note == total.note:
+        note = f"{num_restored} clips use captions of an earlier run again"
+    return CaptionsResult(**dict(total, note=note), captions=captions_id, usage=usage)
 
 
-def _write(
-    run: Run, config: CaptionsConfig, clips: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], list[StepResult]]:
-    """Captions that a model writes: what is wanted, and what was done. Rewritten ones need the others first."""
+def _write(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -> tuple[list[CaptionItem], list[StepResult]]:
+    """Write captions by a model: the wanted captions, and the results. Rewritten captions come last.
+
+    A rewritten caption is made from a caption of another kind, which may come from this run.
+    """
     writer = find_writer(run, config)
-    wanted: list[dict[str, Any]] = []
+    wanted: list[CaptionItem] = []
     results = []
-    seeing = [kind for kind in config.by_model if kind != REWRITTEN]
-    for kinds in filter(None, (seeing, [REWRITTEN] if REWRITTEN in config.by_model else [])):
+    from_frames = [kind for kind in config.by_model if kind != REWRITTEN]
+    for kinds in filter(None, (from_frames, [REWRITTEN] if REWRITTEN in config.by_model else [])):
         parents = _parents(run, config, wanted) if kinds == [REWRITTEN] else {}
         items = wanted_items(config, kinds, writer, clips, parents)
         results.append(write_captions(run, config, items, writer))
@@ -69,39 +68,40 @@ def _write(
     return wanted, results
 
 
-def _parents(run: Run, config: CaptionsConfig, written: Sequence[Mapping[str, Any]]) -> dict[str, Parent]:
-    """By clip id, the newest good caption to rewrite: of this very run, if it makes that kind."""
+def _parents(run: Run, config: CaptionsConfig, written: Sequence[CaptionItem]) -> dict[str, Parent]:
+    """By clip id, the newest good caption to rewrite; only those among `written`, if this run writes that kind."""
     good = (pc.field("status") == "ok") & (pc.field("kind") == config.rewrite_from)
     rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", *ORDER], where=good)
-    here = {item["caption_id"] for item in written}
+    written_ids = {item["caption_id"] for item in written}
     return {
         row["clip_id"]: Parent(row["caption_id"], row["text"])
-        for row in in_order(rows).to_pylist()
-        if config.rewrite_from not in config.by_model or row["caption_id"] in here
+        for row in as_rows(in_order(rows), CaptionRow)
+        if config.rewrite_from not in config.by_model or row["caption_id"] in written_ids
     }
 
 
-def _usage(run: Run, wanted: Iterable[Mapping[str, Any]]) -> Usage:
-    """What the captions that this run made have cost, whoever paid; those of earlier runs count nothing."""
+def _usage(run: Run, wanted: Iterable[CaptionItem]) -> Usage:
+    """Tokens and cost of the captions that this run made, also of answers that an earlier run paid for."""
     ids = pa.array([item["caption_id"] for item in wanted], pa.string())
     names = ("quality", "num_prompt_tokens", "num_completion_tokens", "cost_usd")
     made = pc.field("caption_id").isin(ids) & (pc.field("run_id") == run.run_id)
-    rows = [row for row in read_table(run.root, "captions", names, where=made).to_pylist() if row["quality"]]
-    facts = [json.loads(row["quality"]) for row in rows]
-    asked = sum(fact["num_asked"] for fact in facts)
+    rows = [row for row in as_rows(read_table(run.root, "captions", names, where=made), CaptionRow) if row["quality"]]
+    qualities = [json.loads(row["quality"]) for row in rows]
+    num_asked = sum(quality["num_asked"] for quality in qualities)
     return Usage(
-        num_asked=asked,
-        num_kept=sum(fact["num_answers"] for fact in facts) - asked,
+        num_asked=num_asked,
+        num_kept=sum(quality["num_answers"] for quality in qualities) - num_asked,
         num_prompt_tokens=sum(row["num_prompt_tokens"] or 0 for row in rows),
         num_completion_tokens=sum(row["num_completion_tokens"] or 0 for row in rows),
         cost_usd=sum(row["cost_usd"] or 0 for row in rows),
     )
 
 
-def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Ids of captions to append again so that they count: first as newest of their kind, then as newest of their clip.
+def _captions_to_restore(run: Run, wanted: Sequence[CaptionItem]) -> tuple[list[str], list[str]]:
+    """Ids of captions to append again so that they count: first those of a kind, then one per clip.
 
-    Per clip one caption shall be the newest of all kinds: the first in `wanted`, but a good one before failed ones.
+    Of each clip and kind, the wanted caption must be the newest row. Of all captions of a clip, the newest must be the
+    first one in `wanted` that is good; if none is good, the first one.
     """
     rows = read_table(run.root, "captions", ["clip_id", "kind", "caption_id", "status", *ORDER])
     good = set(rows.filter(pc.field("status") == "ok")["caption_id"].to_pylist())
@@ -109,11 +109,13 @@ def _overruled(run: Run, wanted: Sequence[Mapping[str, Any]]) -> tuple[list[str]
         set(newest_by(rows, keys)["caption_id"].to_pylist()) for keys in (["clip_id", "kind"], ["clip_id"])
     )
     preferred: dict[str, str] = {}
-    for item in sorted(wanted, key=lambda item: item["caption_id"] not in good):  # equals keep their order
+    for item in sorted(wanted, key=lambda item: item["caption_id"] not in good):  # a stable sort
         preferred.setdefault(item["clip_id"], item["caption_id"])
     of_kind = {item["caption_id"]: item["clip_id"] for item in wanted if item["caption_id"] not in newest_of_kind}
-    back = set(of_kind.values())
+    changed_clips = set(of_kind.values())
     of_clip = [
-        caption_id for clip_id, caption_id in preferred.items() if clip_id in back or caption_id not in newest_of_clip
+        caption_id
+        for clip_id, caption_id in preferred.items()
+        if clip_id in changed_clips or caption_id not in newest_of_clip
     ]
     return [caption_id for caption_id in of_kind if caption_id not in of_clip], of_clip

@@ -1,4 +1,6 @@
-"""Settings of the captions step, and the kinds of captions."""
+"""Settings, work items and result of the captions step."""
+
+from typing import TypedDict
 
 from pydantic import Field, model_validator
 
@@ -14,6 +16,18 @@ REWRITTEN, STRUCTURED = "rewritten", "structured"
 
 VERSION = "1"
 HUMAN = "human"
+
+
+class CaptionItem(TypedDict):
+    """A caption that a run wants, as the step's work item; each way to get captions adds keys of its own.
+
+    decided_by: hash of the settings and files that determine the caption, besides the clip.
+    """
+
+    caption_id: str
+    clip_id: str
+    kind: str
+    decided_by: str
 
 
 class CaptionsConfig(Config):
@@ -46,30 +60,30 @@ class CaptionsConfig(Config):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds that are asked for, the preferred one first."""
+        """The wanted kinds, the preferred one first."""
         return (self.kind,) if isinstance(self.kind, str) else self.kind
 
     @property
     def by_model(self) -> tuple[str, ...]:
-        """Those that a model writes."""
+        """The wanted kinds that a model writes."""
         return tuple(kind for kind in self.kinds if kind != HUMAN)
 
     @model_validator(mode="after")
     def _check(self) -> "CaptionsConfig":
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"kind {list(self.kinds)}: name at least one kind, and each once")
+            raise ValueError(f"kind {list(self.kinds)}: give at least one kind, and each kind once")
         if self.by_model and (self.local is None) == (self.endpoint is None):
             raise ValueError(
                 f"{', '.join(self.by_model)} captions are written by a model: set one of captions.local.name (in Ray "
                 "actors) and captions.endpoint with base_url and model (an OpenAI-compatible server)"
             )
         if self.rewrite_from == REWRITTEN:
-            raise ValueError("rewrite_from 'rewritten': name the kind of caption that is rewritten, such as dense")
+            raise ValueError("rewrite_from 'rewritten': give the kind of the captions to rewrite, such as dense")
         return self
 
 
 class Usage(Config):
-    """What a model was asked for in a run, and what that cost."""
+    """Answers, tokens and cost of the captions that a run made with a model."""
 
     num_asked: int = Field(description="answers that were requested")
     num_kept: int = Field(description="answers of an earlier run that were used again")
@@ -79,7 +93,7 @@ class Usage(Config):
 
 
 class CaptionsResult(StepResult):
-    """What the captions step hands on."""
+    """Result of the captions step."""
 
     captions: str = Field(description="which captions, as `captions` of later steps takes it: kind:hash,hash;kind:hash")
     usage: Usage | None = Field(None, description="None if no model writes captions")

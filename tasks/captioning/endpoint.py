@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat protocol (vLLM, a cloud) as a model that answers."""
+"""Questions to a server with OpenAI's chat API, such as vLLM or a cloud service."""
 
 import asyncio
 import base64
@@ -10,23 +10,28 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
 from tasks.running.errors import StepError
 
-# Of an endpoint's settings (and a local model's), those that change what is written, and not where or at what price.
+if TYPE_CHECKING:
+    import openai
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+# Settings of an endpoint or of a local model that can change the text; the others change speed, place or price.
 DECIDING = {"max_new_tokens", "temperature", "seed", "dtype", "json_schema", "extra"}
-NO_KEY = "none"  # servers of one's own ask for no key; the protocol's client wants one
+NO_KEY = "none"  # sent to servers that need no key, since the client requires a value
 HEALTH_TIMEOUT_S = 20.0
-ILL_FORMED_TRIES = 2  # a second try where the body is no answer of the protocol
-FIRST_GUESS_TOKENS = 2000.0  # of a prompt with frames, until the server has counted one
+ILL_FORMED_TRIES = 2  # requests until a reply is a chat completion
+FIRST_GUESS_TOKENS = 2000.0  # tokens of a prompt with frames, until the server reports a count
 
 
 class EndpointConfig(Decoding):
-    """Which server, which of its models, how fast, and at what price."""
+    """A server, one of its models, limits on the requests, and prices."""
 
     base_url: str = Field(description="address of the API with its version, e.g. http://localhost:8000/v1")
     model: str = Field(description="name of the model on the server")
@@ -59,14 +64,16 @@ class EndpointConfig(Decoding):
     @classmethod
     def _url(cls, url: str) -> str:
         if not re.match(r"https?://[^/\s]+", url):
-            raise ValueError("give an address such as http://localhost:8000/v1")
+            raise ValueError("give a URL such as http://localhost:8000/v1")
         return url.rstrip("/")
 
     @field_validator("api_key_env")
     @classmethod
     def _name(cls, name: str) -> str:
         if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError("this is no name of an environment variable: put the key into one, and its name here")
+            raise ValueError(
+                "this is no name of an environment variable: store the key in a variable and give its name"
+            )
         return name
 
     def api_key(self) -> str:
@@ -85,20 +92,20 @@ class EndpointConfig(Decoding):
         return key
 
     def cost_usd(self, num_prompt_tokens: int, num_completion_tokens: int) -> float:
-        """What so many tokens cost."""
+        """Cost of these numbers of tokens."""
         prompt = num_prompt_tokens * self.usd_per_million_prompt_tokens
         return (prompt + num_completion_tokens * self.usd_per_million_completion_tokens) / 1e6
 
 
 class Pace:
-    """An amount a minute, without bursts: each taker is told when its turn comes."""
+    """Rate limiter without bursts. per_minute: allowed amount; None: no limit."""
 
     def __init__(self, per_minute: float | None):
         self.per_minute = per_minute
-        self.free_at = 0.0  # when all that was taken has been paid off
+        self.free_at = 0.0  # time at which the taken amounts fit into the rate
 
     def take(self, amount: float, now: float) -> float:
-        """Seconds to wait before an amount may be used; `now` in seconds of a clock that never goes back."""
+        """Take an amount; returns the seconds to wait before it is used. now: seconds of a monotonic clock."""
         if not self.per_minute:
             return 0.0
         start = max(now, self.free_at)
@@ -106,14 +113,14 @@ class Pace:
         return start - now
 
     def correct(self, amount: float) -> None:
-        """So much more (or less, if negative) was used than had been taken."""
+        """Correct an estimate. amount: used minus taken."""
         if self.per_minute:
             self.free_at += 60 * amount / self.per_minute
 
 
 @dataclass
 class Limits:
-    """The limits of one actor, for as long as it lives."""
+    """Rate limits of one actor. prompt_tokens: estimate for the next prompt with frames."""
 
     requests: Pace
     tokens: Pace
@@ -121,63 +128,70 @@ class Limits:
 
 
 class Endpoint:
-    """A model behind an endpoint; answers a list of questions at once, within its share of the limits."""
+    """A model behind an endpoint, which answers questions concurrently.
+
+    num_sharing: number of actors that share the limits of the config.
+    """
 
     def __init__(self, config: EndpointConfig, num_sharing: int = 1):
         self.config, self.key, self.num_sharing = config, config.api_key(), num_sharing
         self.limits = Limits(self._share(config.requests_per_minute), self._share(config.tokens_per_minute))
-        self.any_answer, self.num_faults = False, 0
+        self.any_answer, self.num_failures = False, 0
 
     def _share(self, per_minute: float | None) -> Pace:
         return Pace(per_minute / self.num_sharing if per_minute else None)
 
     def answer(self, questions: Sequence[Question], keep: Keep) -> list[Answer | NoAnswer]:
-        """One answer a question, in order; `keep(position, answer)` is called for each as soon as it is there.
+        """One answer per question, in order; calls `keep(position, answer)` for each as soon as it arrives.
 
-        A question that the server refuses, or fails at while it answers others, gets a `NoAnswer`.
+        A question that the server refuses, or that fails while others are answered, gets a `NoAnswer`.
 
         Raises:
-            StepError: the server cannot be reached, refuses key or model, or answers none of several questions (one
-                alone may be at fault itself). What was kept until then stays. Transient where the same may go well
-                later.
+            StepError: the server cannot be reached, refuses the key or the model, or answers none of several
+                questions (a single failure may be caused by the question). Answers passed to `keep` remain valid.
+                Transient if a later attempt may succeed.
         """
-        with ThreadPoolExecutor(1) as own:  # whoever asks may have an event loop already, as a notebook does
-            answers = own.submit(asyncio.run, self._answer_all(questions, keep)).result()
-        faults = [answer for answer in answers if isinstance(answer, NoAnswer)]
-        self.any_answer |= len(faults) < len(answers)
-        self.num_faults += len(faults)
-        if faults and not self.any_answer and self.num_faults > 1:
+        with ThreadPoolExecutor(1) as thread:  # the calling thread may already run an event loop, as in a notebook
+            answers = thread.submit(asyncio.run, self._answer_all(questions, keep)).result()
+        failures = [answer for answer in answers if isinstance(answer, NoAnswer)]
+        self.any_answer |= len(failures) < len(answers)
+        self.num_failures += len(failures)
+        if failures and not self.any_answer and self.num_failures > 1:
             raise StepError(
-                f"{self.config.base_url} has answered none of {self.num_faults} questions, first: {faults[0]}",
-                transient=faults[0].kind == "server_error",
+                f"{self.config.base_url} has answered none of {self.num_failures} questions, first: {failures[0]}",
+                transient=failures[0].kind == "server_error",
             )
         return answers
 
     async def _answer_all(self, questions: Sequence[Question], keep: Keep) -> list[Answer | NoAnswer]:
-        at_once = asyncio.Semaphore(max(1, self.config.max_concurrency // self.num_sharing))
-        stopped: list[StepError] = []
+        slots = asyncio.Semaphore(max(1, self.config.max_concurrency // self.num_sharing))
+        errors: list[StepError] = []
         async with _client(self.config, self.key, self.limits) as client:
 
-            async def one(position: int, question: Question) -> Answer | NoAnswer:
-                async with at_once:
-                    if stopped:
+            async def answer_one(position: int, question: Question) -> Answer | NoAnswer:
+                async with slots:
+                    if errors:
                         return NoAnswer("stopped", "not asked")
                     try:
                         answer = await self._answer(client, question)
                     except StepError as err:
-                        stopped.append(err)  # what is under way is paid for: it may end, and is kept
+                        errors.append(
+                            err
+                        )  # requests in progress are paid for: they may finish, and their answers are kept
                         raise
                 if isinstance(answer, Answer):
                     keep(position, answer)
                 return answer
 
-            answers = await asyncio.gather(*(one(*each) for each in enumerate(questions)), return_exceptions=True)
-        for answer in (*stopped, *answers):
+            answers = await asyncio.gather(
+                *(answer_one(*numbered) for numbered in enumerate(questions)), return_exceptions=True
+            )
+        for answer in (*errors, *answers):
             if isinstance(answer, BaseException) and not isinstance(answer, NoAnswer):
                 raise answer
         return [answer for answer in answers if isinstance(answer, (Answer, NoAnswer))]
 
-    async def _answer(self, client: Any, question: Question) -> Answer | NoAnswer:
+    async def _answer(self, client: "AsyncOpenAI", question: Question) -> Answer | NoAnswer:
         import openai
 
         guess = self.limits.prompt_tokens if question.frames is not None else len(question.instruction) / 4
@@ -188,7 +202,9 @@ class Endpoint:
         except openai.APIStatusError as err:
             return _refused_question(err, self.config)
         except openai.APIConnectionError as err:  # timeouts too
-            await asyncio.to_thread(check_endpoint, self.config)  # is it this question, or is nobody there?
+            await asyncio.to_thread(
+                check_endpoint, self.config
+            )  # raises if the server is down; else this question failed
             return NoAnswer(
                 "server_error", f"no answer within {self.config.timeout_s:g} s: {_sentence(err, self.config)}"
             )
@@ -198,8 +214,8 @@ class Endpoint:
                 self.limits.prompt_tokens = answer.num_prompt_tokens
         return answer
 
-    async def _well_formed(self, client: Any, question: Question) -> Answer | NoAnswer:
-        """The answer; asked once more where what comes back is no completion."""
+    async def _well_formed(self, client: "AsyncOpenAI", question: Question) -> Answer | NoAnswer:
+        """The answer; a reply that is no chat completion is requested again."""
         for _ in range(ILL_FORMED_TRIES):
             with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
                 reply = await client.chat.completions.create(**self._request(question))
@@ -208,14 +224,15 @@ class Endpoint:
         return NoAnswer("server_error", "the server's reply is no chat completion")
 
     def _request(self, question: Question) -> dict[str, Any]:
+        """Arguments of the client's `chat.completions.create`."""
         from pyramid_model.video.video import jpeg
 
         config = self.config
         images = [] if question.frames is None else [base64.b64encode(jpeg(frame)) for frame in question.frames]
-        parts: list[dict[str, Any]] = [
+        parts: list[dict[str, object]] = [
             {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image.decode()}"}} for image in images
         ]
-        request: dict[str, Any] = {
+        request: dict[str, object] = {
             "model": config.model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question.instruction}]}],
             "max_tokens": config.max_new_tokens,
@@ -223,16 +240,16 @@ class Endpoint:
             "seed": config.seed + question.seed,
         }
         if question.schema and config.json_schema:
-            wanted = {"name": "caption", "schema": dict(question.schema)}
-            request["response_format"] = {"type": "json_schema", "json_schema": wanted}
+            schema = {"name": "caption", "schema": dict(question.schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request | ({"extra_body": config.extra} if config.extra else {})
 
 
-def _client(config: EndpointConfig, key: str, limits: Limits | None = None) -> Any:
-    """The protocol's client, which retries by itself: with growing pauses, and as a `Retry-After` says."""
+def _client(config: EndpointConfig, key: str, limits: Limits | None = None) -> "AsyncOpenAI":
+    """The API client. It retries with growing pauses, or after the pause of a `Retry-After` header."""
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    async def wait_for_turn(_request: Any) -> None:
+    async def wait_for_turn(_request: object) -> None:
         if limits:
             await asyncio.sleep(limits.requests.take(1, time.monotonic()))
 
@@ -245,8 +262,8 @@ def _client(config: EndpointConfig, key: str, limits: Limits | None = None) -> A
     )
 
 
-def _read(reply: Any) -> Answer | None:
-    """The answer in a reply; None where it is no completion."""
+def _read(reply: "ChatCompletion") -> Answer | None:
+    """The answer in a reply; None if the reply is no chat completion."""
     choice = next(iter(getattr(reply, "choices", None) or ()), None)
     message = getattr(choice, "message", None)
     if choice is None or message is None:
@@ -263,48 +280,48 @@ def _read(reply: Any) -> Answer | None:
     )
 
 
-def _refused_question(err: Any, config: EndpointConfig) -> NoAnswer:
-    """What an HTTP error says about one question.
+def _refused_question(err: "openai.APIStatusError", config: EndpointConfig) -> NoAnswer:
+    """NoAnswer for an HTTP error that concerns one question.
 
     Raises:
-        StepError: it says something about all of them.
+        StepError: the error concerns all questions.
     """
     if err.status_code in (401, 403, 404):
-        raise StepError(_told(err, config))
+        raise StepError(_permanent_error(err, config))
     if err.status_code == 429:
         raise StepError(
-            f"{config.base_url} still says 429 after {config.max_retries} retries ({_sentence(err, config)}): lower "
-            "requests_per_minute, tokens_per_minute or max_concurrency, or look at the quota",
+            f"{config.base_url} still answers 429 after {config.max_retries} retries ({_sentence(err, config)}): lower "
+            "requests_per_minute, tokens_per_minute or max_concurrency, or check the quota of the account",
             transient=True,
         )
     kind = "server_error" if err.status_code >= 500 else "bad_request"
-    return NoAnswer(kind, f"the server says {err.status_code}: {_sentence(err, config)}")
+    return NoAnswer(kind, f"the server answers {err.status_code}: {_sentence(err, config)}")
 
 
-def _told(err: Any, config: EndpointConfig) -> str:
-    """A sentence for an HTTP error that no retry mends."""
+def _permanent_error(err: "openai.APIStatusError", config: EndpointConfig) -> str:
+    """Message for an HTTP error that occurs again at every retry."""
     if err.status_code in (401, 403):
         key = f"the key in {config.api_key_env}" if config.api_key_env else "a request without a key (api_key_env)"
         return f"{config.base_url} refuses {key} ({err.status_code}: {_sentence(err, config)})"
     return (
-        f"{config.base_url} knows no model {config.model!r}, or is no address of this protocol "
-        f"({err.status_code}: {_sentence(err, config)}): correct `model`, or `base_url`, which mostly ends in /v1"
+        f"{config.base_url} has no model {config.model!r}, or is no URL of the chat API "
+        f"({err.status_code}: {_sentence(err, config)}): correct `model`, or `base_url`, which usually ends in /v1"
     )
 
 
 def _sentence(err: BaseException, config: EndpointConfig) -> str:
-    """The first words of a server's error, without the key that it may repeat."""
+    """Start of the message of a server's error. The key is replaced, since some servers repeat it."""
     key = config.api_key()
     text = str(err) if key == NO_KEY else str(err).replace(key, "…")
     return " ".join(text.split())[:300]
 
 
 def check_endpoint(config: EndpointConfig) -> None:
-    """Ask the server for its list of models, before any work; a server without such a list is taken as it is.
+    """Check server and key before any work, by a request for the list of models. A missing list is no error.
 
     Raises:
         ValueError: the key's variable is not set.
-        StepError: nobody answers (transient), or the key is refused.
+        StepError: no server answers (transient), or the server refuses the key.
     """
     import openai
 
@@ -313,16 +330,17 @@ def check_endpoint(config: EndpointConfig) -> None:
         with openai.OpenAI(api_key=key, base_url=config.base_url, timeout=HEALTH_TIMEOUT_S, max_retries=1) as client:
             client.models.list()
     except openai.APIConnectionError as err:
-        why = _sentence(err.__cause__ or err, config)
+        reason = _sentence(err.__cause__ or err, config)
         raise StepError(
-            f"nobody answers at {config.base_url} ({why}): start the server, or correct base_url", transient=True
+            f"no server answers at {config.base_url} ({reason}): start the server, or correct base_url", transient=True
         ) from err
     except openai.APIStatusError as err:
         if err.status_code in (401, 403):
-            raise StepError(_told(err, config)) from err
+            raise StepError(_permanent_error(err, config)) from err
         if err.status_code == 429 or err.status_code >= 500:
             raise StepError(
-                f"{config.base_url} is up and cannot work ({err.status_code}: {_sentence(err, config)})", transient=True
+                f"{config.base_url} is running but cannot answer ({err.status_code}: {_sentence(err, config)})",
+                transient=True,
             ) from err
     except json.JSONDecodeError as err:
-        raise StepError(f"{config.base_url} does not speak OpenAI's protocol: correct base_url") from err
+        raise StepError(f"{config.base_url} does not have OpenAI's chat API: correct base_url") from err

@@ -1,44 +1,76 @@
-"""Captions that came with the videos: sidecar CSVs and lists, matched to clips by time."""
+"""Captions that came with the videos, in sidecar CSV files and in lists, matched to clips by time."""
 
 import csv
 import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 import pyarrow.compute as pc
 
-from tasks.captioning.config import HUMAN, VERSION, CaptionsConfig
+from tasks.captioning.config import HUMAN, VERSION, CaptionItem, CaptionsConfig
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
-from tasks.running.work import Item, PerItemWork, Produced
+from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.sources.card import cards_of, read_card
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, content_id, ok_row, read_table
 from tasks.tables.newest import ORDER, in_order
 from tasks.tables.pending import pending
+from tasks.tables.rows import ClipRow, SourceRow, as_rows
 
 COLUMNS = ("file", "start_s", "end_s", "text")
 
 
 @dataclass(frozen=True)
 class Span:
-    """A caption of a stretch of a video, seconds."""
+    """A caption of a span of a video, in seconds."""
 
     start_s: float
     end_s: float
     text: str
 
 
+class SpanColumns(TypedDict):
+    """A Span as JSON."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+class ListedSpan(TypedDict):
+    """A caption in `sources.annotations`. Times in seconds; None: from the start, or to the end, of the video."""
+
+    start_s: float | None
+    end_s: float | None
+    text: str
+
+
+class HumanItem(CaptionItem):
+    """Work item of `CaptionMatcher`: a clip, and where the captions of its video are.
+
+    file: name of the video in the sidecar file.
+    sidecar: URI of the sidecar file; "" if there is none.
+    listed: captions from a list that overlap the clip; None if no list describes the video.
+    """
+
+    start_s: float
+    end_s: float
+    file: str
+    sidecar: str
+    listed: list[SpanColumns] | None
+
+
 def read_sidecar(uri: str) -> dict[str, list[Span]]:
-    """Spans by file from a CSV with the columns file, start_s, end_s, text.
+    """Spans by file, from a CSV with the columns file, start_s, end_s, text.
 
     Raises:
-        StepError: no CSV of that form; the message names the line.
+        StepError: the file does not have this form; the message gives the line.
     """
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
@@ -61,7 +93,7 @@ def read_sidecar(uri: str) -> dict[str, list[Span]]:
 
 
 def best_caption(spans: Sequence[Span], start_s: float, end_s: float) -> tuple[str, float]:
-    """The caption that covers most of [start_s, end_s], and the share of it that is covered ("" and 0 if none does)."""
+    """The caption that covers most of [start_s, end_s], and the share that it covers; "" and 0 if none overlaps."""
 
     def covered(span: Span) -> float:
         return min(span.end_s, end_s) - max(span.start_s, start_s)
@@ -80,11 +112,11 @@ class CaptionMatcher:
         self.spans = {uri: read_sidecar(uri) for uri in sidecars}
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row a clip."""
+        """One row per clip."""
         return Produced({"captions": [self.caption(item) for item in items]})
 
-    def caption(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """The row of one clip: ok with a text, or skipped with the reason."""
+    def caption(self, item: Item) -> Row:
+        """Row of one clip: ok with a text, or skipped with the reason. item: a HumanItem with its attempt."""
         columns = {
             "caption_id": item["caption_id"],
             "clip_id": item["clip_id"],
@@ -92,23 +124,25 @@ class CaptionMatcher:
             "language": self.config.language,
             "prompt_hash": item["decided_by"],
         }
-        if not item["sidecar"] and item["said"] is None:
-            why = "no_sidecar", f"{item['file']}: its folder has no source.yaml with `captions`, and none was given"
-            return bad_row(item, why, status="skipped", **columns)
-        said = [Span(**span) for span in item["said"] or ()]
-        spans = self.spans[item["sidecar"]].get(item["file"], []) if item["sidecar"] else said
+        if not item["sidecar"] and item["listed"] is None:
+            error = "no_sidecar", f"{item['file']}: its folder has no source.yaml with `captions`, and none was given"
+            return bad_row(item, error, status="skipped", **columns)
+        listed = [Span(**span) for span in item["listed"] or ()]
+        spans = self.spans[item["sidecar"]].get(item["file"], []) if item["sidecar"] else listed
         text, share = best_caption(spans, item["start_s"], item["end_s"])
         if share < self.config.min_overlap:
             span = f"{item['file']} from {item['start_s']:.2f} to {item['end_s']:.2f} s"
-            why = "no_caption", f"no caption covers {self.config.min_overlap:.0%} of {span} (best: {share:.0%})"
-            return bad_row(item, why, status="skipped", **columns)
+            error = "no_caption", f"no caption covers {self.config.min_overlap:.0%} of {span} (best: {share:.0%})"
+            return bad_row(item, error, status="skipped", **columns)
         return ok_row(item, text=text, **columns)
 
 
-def _match(
-    run: Run, config: CaptionsConfig, clips: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], StepResult]:
-    """Captions that people wrote: what is wanted, and what was done."""
+def match_captions(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -> tuple[list[HumanItem], StepResult]:
+    """Give clips the captions that people wrote; returns the wanted captions and the result.
+
+    Raises:
+        StepError: a caption file is missing or cannot be read.
+    """
     files = _source_files(run, {clip["video_id"] for clip in clips}, config.sidecar)
     wanted = [_item(clip, files[clip["video_id"]], config) for clip in clips]
     todo = pending(run.root, "captions", [item["caption_id"] for item in wanted], run.retry_failed)
@@ -126,30 +160,36 @@ def _match(
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """Where the captions of a video stand: its name in the sidecar file, the file, and a hash of its bytes."""
+class CaptionSource:
+    """Where the captions of a video are.
+
+    file: name of the video in the sidecar file.
+    sidecar: URI of the sidecar file; "" if there is none.
+    text_hash: hash of the bytes of the sidecar file; "annotations" for captions from a list.
+    annotations: `sources.annotations` of the video, JSON of ListedSpan; only if there is no sidecar file.
+    """
 
     file: str
     sidecar: str = ""
     text_hash: str = ""
-    annotations: str = ""  # JSON: what the list said that named the file; only where there is no sidecar file
+    annotations: str = ""
 
 
-def _said(annotations: str, start_s: float, end_s: float) -> list[dict[str, Any]]:
-    """Spans of a list that touch a stretch of the video; one without times is about all of it."""
-    spans = [
+def _listed_spans(annotations: str, start_s: float, end_s: float) -> list[SpanColumns]:
+    """Captions of a list that overlap [start_s, end_s] of the video; one without times is about the whole video."""
+    spans: list[SpanColumns] = [
         {
-            "start_s": start_s if one["start_s"] is None else one["start_s"],
-            "end_s": end_s if one["end_s"] is None else one["end_s"],
-            "text": one["text"],
+            "start_s": start_s if listed["start_s"] is None else listed["start_s"],
+            "end_s": end_s if listed["end_s"] is None else listed["end_s"],
+            "text": listed["text"],
         }
-        for one in json.loads(annotations)
+        for listed in cast("list[ListedSpan]", json.loads(annotations))
     ]
     return [span for span in spans if span["text"] and span["start_s"] < end_s and span["end_s"] > start_s]
 
 
-def _item(clip: Mapping[str, Any], source: SourceFile, config: CaptionsConfig) -> dict[str, Any]:
-    # The bytes of the caption file are part of it: an edited file gives new captions.
+def _item(clip: ClipRow, source: CaptionSource, config: CaptionsConfig) -> HumanItem:
+    # The hash covers the bytes of the caption file: an edited file gives new captions.
     decided_by = content_id(source.text_hash, config.min_overlap, config.language) if source.text_hash else ""
     return {
         "caption_id": content_id(clip["clip_id"], HUMAN, decided_by, *filter(None, [source.annotations])),
@@ -159,44 +199,46 @@ def _item(clip: Mapping[str, Any], source: SourceFile, config: CaptionsConfig) -
         "end_s": clip["end_s"],
         "file": source.file,
         "sidecar": source.sidecar,
-        "said": _said(source.annotations, clip["start_s"], clip["end_s"]) if source.annotations else None,
+        "listed": _listed_spans(source.annotations, clip["start_s"], clip["end_s"]) if source.annotations else None,
         "decided_by": decided_by,
     }
 
 
-def _source_files(run: Run, video_ids: set[str], sidecar: str) -> dict[str, SourceFile]:
-    """Per video, the copy of it (equal bytes may have several names) that a caption file can know."""
+def _source_files(run: Run, video_ids: set[str], sidecar: str) -> dict[str, CaptionSource]:
+    """Caption source by video id; of several files with the same bytes, one that has captions."""
     if sidecar and not storage.exists(sidecar):
         raise StepError(f"there is no caption file {sidecar}: set captions.sidecar to a CSV, or leave it empty")
     names = ["video_id", "uri", "path", "card", "annotations", *ORDER]
     rows = read_table(run.root, "sources", names, where=pc.field("status") == "ok")
-    rows = in_order(rows).to_pylist()  # of what two lists say of a video, the newer counts
-    sidecars = {"": sidecar}  # by source.yaml
+    rows = as_rows(in_order(rows), SourceRow)  # if two lists describe a video, the newer row counts
+    sidecars = {"": sidecar}  # by URI of the source.yaml
     hashes = {"": ""}
-    found: dict[str, SourceFile] = {}
+    sources: dict[str, CaptionSource] = {}
     for card, row in zip(cards_of(rows), rows, strict=True):
-        if row["video_id"] not in video_ids or (row["video_id"] in found and found[row["video_id"]].sidecar):
+        video_id = row["video_id"]
+        older = sources.get(video_id)
+        if video_id not in video_ids or (older and older.sidecar):
             continue
         if card not in sidecars:
-            sidecars[card] = sidecar or _named_sidecar(card)
+            sidecars[card] = sidecar or _sidecar_of(card)
         uri = sidecars[card]
         if uri not in hashes:
             hashes[uri] = content_id(storage.read_bytes(uri))
-        said = "" if uri else row["annotations"] or ""
-        before = found.get(row["video_id"])
-        if said or not (before and before.annotations) or uri:
-            # One hash for all lists: a later step names those captions that count by it.
-            found[row["video_id"]] = SourceFile(row["path"], uri, "annotations" if said else hashes[uri], said)
-    return {video_id: found.get(video_id, SourceFile(f"video {video_id}")) for video_id in video_ids}
+        annotations = "" if uri else row["annotations"] or ""
+        if annotations or not (older and older.annotations) or uri:
+            # The same hash for all lists: later steps select captions by it.
+            text_hash = "annotations" if annotations else hashes[uri]
+            sources[video_id] = CaptionSource(row["path"], uri, text_hash, annotations)
+    return {video_id: sources.get(video_id, CaptionSource(f"video {video_id}")) for video_id in video_ids}
 
 
-def _named_sidecar(card: str) -> str:
-    """The caption file that a source.yaml names; empty if it names none."""
+def _sidecar_of(card: str) -> str:
+    """URI of the caption file that a source.yaml names; "" if it names none."""
     try:
         name = read_card(card).captions
     except FileNotFoundError:
-        raise StepError(f"{card} is gone, which named the captions of its videos: put it back") from None
+        raise StepError(f"{card} is missing, which named the caption file of its videos: restore it") from None
     uri = storage.join(os.path.dirname(card), name) if name else ""
     if uri and not storage.exists(uri):
-        raise StepError(f"{card} names the caption file {name!r}, which is not there: correct `captions` in it")
+        raise StepError(f"{card} names the caption file {name!r}, which does not exist: correct `captions` in it")
     return uri

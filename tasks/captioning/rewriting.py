@@ -1,4 +1,4 @@
-"""Prompts that a language model makes fuller before clips are generated from them."""
+"""Rewriting of prompts: a language model adds detail before clips are generated."""
 
 import logging
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 from pyramid_model.captioning.instructions import PROMPT_INSTRUCTIONS, filled
 from pyramid_model.captioning.quality import judge, without_thoughts
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
-from tasks.captioning.answers import REWRITES, AnswerFiles, Keyed
+from tasks.captioning.answers import REWRITES, AnswerFiles, KeyedQuestion
 from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
 from tasks.running.errors import StepError
 from tasks.tables.delta import content_id
@@ -21,7 +21,7 @@ Mode = Literal["normal", "director"]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A prompt, what was made of it (empty: nothing, it stays as it is), and then why."""
+    """A prompt, its longer form, and if `text` is empty, the reason why the prompt is used unchanged."""
 
     prompt: str
     text: str = ""
@@ -29,47 +29,47 @@ class Rewrite:
 
 
 def rewrite_prompts(root: str, prompts: Sequence[str], mode: Mode, config: EndpointConfig) -> list[Rewrite]:
-    """Each prompt with its fuller form; the same ones for the same prompts, since answers are kept under the root.
+    """Rewrite each prompt. Answers are stored under the root, so the same prompts always get the same texts.
 
-    Where the endpoint fails, or gives nothing of use, a prompt stays as it is and the log says why.
+    If the endpoint fails or its answer cannot be used, the prompt is used unchanged, and the log gives the reason.
 
     Args:
-        root: where answers are kept.
-        prompts: no two alike.
-        mode: normal: a full description; director: what the camera does, step by step.
-        config: who rewrites.
+        root: folder or URI in which the answers are stored.
+        prompts: all different.
+        mode: normal: a full description; director: camera movements, step by step.
+        config: the model that rewrites.
 
     Raises:
         ValueError: the variable that holds the key is not set.
     """
     files = AnswerFiles(root, REWRITES)
-    keyed = [_keyed(prompt, mode, config) for prompt in prompts]
-    config.api_key()
+    questions = [_question(prompt, mode, config) for prompt in prompts]
+    config.api_key()  # raises if the variable is not set
     try:
-        if any(files.read(one.key) is None for one in keyed):
+        if any(files.read(question.key) is None for question in questions):
             check_endpoint(config)
-        answers = [found.answer for found in files.ask(keyed, Endpoint(config))]
+        answers = [reply.answer for reply in files.ask(questions, Endpoint(config))]
     except StepError as err:
-        answers = [files.read(one.key) or NoAnswer("endpoint", str(err)) for one in keyed]
+        answers = [files.read(question.key) or NoAnswer("endpoint", str(err)) for question in questions]
     rewrites = []
-    for prompt, one, answer in zip(prompts, keyed, answers, strict=True):
+    for prompt, question, answer in zip(prompts, questions, answers, strict=True):
         rewrites.append(_rewrite(prompt, answer))
         if rewrites[-1].reason:
-            files.forget(one.key)
-            LOGGER.warning("the prompt %r stays as it is: %s", prompt, rewrites[-1].reason)
+            files.forget(question.key)
+            LOGGER.warning("the prompt %r is used unchanged: %s", prompt, rewrites[-1].reason)
     return rewrites
 
 
-def _keyed(prompt: str, mode: Mode, config: EndpointConfig) -> Keyed:
+def _question(prompt: str, mode: Mode, config: EndpointConfig) -> KeyedQuestion:
     instruction = filled(PROMPT_INSTRUCTIONS[mode], prompt)
     decoding = config.model_dump(mode="json", include=DECIDING)
     key = content_id("rewrite", VERSION, [config.model, config.revision], decoding, instruction)
-    return Keyed(key, lambda: Question(instruction))
+    return KeyedQuestion(key, lambda: Question(instruction))
 
 
 def _rewrite(prompt: str, answer: Answer | NoAnswer) -> Rewrite:
     if isinstance(answer, NoAnswer):
         return Rewrite(prompt, reason=str(answer))
     judged = judge(answer.model_copy(update={"text": without_thoughts(answer.text)}), language="")
-    kind, why = judged.fault
-    return Rewrite(prompt, reason=why) if kind else Rewrite(prompt, judged.text)
+    error_type, reason = judged.fault
+    return Rewrite(prompt, reason=reason) if error_type else Rewrite(prompt, judged.text)

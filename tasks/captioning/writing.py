@@ -1,34 +1,37 @@
-"""Captions written by a model: what is wanted, who writes it, and the row of each."""
+"""Captions by a model: the wanted captions, the model, and the rows made from its answers."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyramid_model.captioning.instructions import asked_again, filled, instruction_for
 from pyramid_model.captioning.quality import Judged, judge, without_thoughts
 from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Question
 from pyramid_model.captioning.structured import SCHEMA, StructureError, as_prose, read_structured
 from pyramid_model.config import Config
-from tasks.captioning.answers import CAPTIONS, AnswerFiles, Found, Keyed
-from tasks.captioning.config import REWRITTEN, STRUCTURED
+from tasks.captioning.answers import CAPTIONS, AnswerFiles, KeyedQuestion, Reply
+from tasks.captioning.config import REWRITTEN, STRUCTURED, CaptionItem
 from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
 from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
-from tasks.running.work import Item, PerItemWork, Produced
+from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.pending import pending
+from tasks.tables.rows import ClipRow
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tasks.captioning.config import CaptionsConfig
 
-VERSION = "1"  # of what is made of an answer
+VERSION = "1"  # of the way from an answer to a row
 CLIP_COLUMNS = ("uri", "height", "width", "num_frames", "fps_num", "fps_den")
 
 
 class Writer(Config):
-    """The model that writes: its name, what tells one state of it from another, and where it is."""
+    """A model that writes captions: its name, its revision or the hash of its files, and its settings."""
 
     model: str
     revision: str
@@ -37,26 +40,26 @@ class Writer(Config):
 
     @property
     def endpoint(self) -> EndpointConfig | None:
-        """Its settings, where it is behind an endpoint."""
+        """Settings of the endpoint; None for a local model."""
         return self.config if isinstance(self.config, EndpointConfig) else None
 
 
 def find_writer(run: Run, config: "CaptionsConfig") -> Writer:
-    """The model that a config names; a local one is fetched if need be.
+    """The model of a config. A local model is downloaded if it is missing.
 
     Raises:
         StepError: there is no such model.
     """
     if config.endpoint:
         return Writer(model=config.endpoint.model, revision=config.endpoint.revision, config=config.endpoint)
-    assert config.local, "the config was checked"
+    assert config.local, "the config requires one of `local` and `endpoint`"
     folder = prepare_vision_model(run, config.local)
     return Writer(model=config.local.name, revision=folder.hash, uri=folder.uri, config=config.local)
 
 
-def answer_settings(config: "CaptionsConfig", kind: str, writer: Writer) -> dict[str, Any]:
-    """Everything, beside the clip, that decides what the model answers."""
-    # A local model is the hash of its files, wherever they lie.
+def answer_settings(config: "CaptionsConfig", kind: str, writer: Writer) -> dict[str, object]:
+    """Everything that determines the answer of the model, besides the clip."""
+    # A local model is identified by the hash of its files, in whatever folder they are.
     name = writer.model if writer.endpoint else ""
     return {
         "model": [name, writer.revision],
@@ -67,58 +70,80 @@ def answer_settings(config: "CaptionsConfig", kind: str, writer: Writer) -> dict
 
 
 def decided_by(config: "CaptionsConfig", kind: str, writer: Writer) -> str:
-    """Hash of what decides a caption of that kind: the model's settings, and what is made of its answer."""
-    made_of = {"language": config.language, "max_repetition": config.max_repetition}
-    return content_id(answer_settings(config, kind, writer), made_of, VERSION)
+    """Hash of what determines a caption of that kind, besides the clip: model, settings, and limits on answers."""
+    limits = {"language": config.language, "max_repetition": config.max_repetition}
+    return content_id(answer_settings(config, kind, writer), limits, VERSION)
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The caption that another one is made from."""
+    """The caption that a rewritten caption is made from."""
 
     caption_id: str
     text: str
+
+
+class ModelItem(CaptionItem):
+    """Work item of `CaptionWriter`: columns of the clip, hash of the question, and caption to rewrite ("" if none)."""
+
+    uri: str
+    height: int
+    width: int
+    num_frames: int
+    fps_num: int
+    fps_den: int
+    answer_key: str
+    parent_caption_id: str
+    parent_text: str
 
 
 def wanted_items(
     config: "CaptionsConfig",
     kinds: Sequence[str],
     writer: Writer,
-    clips: Sequence[Mapping[str, Any]],
+    clips: Sequence[ClipRow],
     parents: Mapping[str, Parent],
-) -> list[dict[str, Any]]:
-    """One item a clip and kind; those of a clip follow each other, so that its frames are read once.
+) -> list[ModelItem]:
+    """One item per clip and kind. The items of a clip are consecutive, so that its frames are read once.
 
-    parents: by clip id, of rewritten captions only.
+    parents: captions to rewrite by clip id; used for rewritten captions only.
     """
-    items = []
+    items: list[ModelItem] = []
     hashes = {kind: decided_by(config, kind, writer) for kind in kinds}
     settings = {kind: answer_settings(config, kind, writer) for kind in kinds}
     for clip in clips:
         for kind in kinds:
-            item = {name: clip[name] for name in ("clip_id", *CLIP_COLUMNS)} | {"kind": kind}
             parent = parents.get(clip["clip_id"]) if kind == REWRITTEN else None
-            made_from = [parent.caption_id if parent else ""] if kind == REWRITTEN else []
-            item |= {
-                "caption_id": content_id(clip["clip_id"], kind, hashes[kind], *made_from),
-                "decided_by": hashes[kind],
-                "answer_key": content_id("answer", settings[kind], clip["clip_id"], *made_from),
-                "parent_caption_id": parent.caption_id if parent else "",
-                "parent_text": parent.text if parent else "",
-            }
-            items.append(item)
+            parent_ids = [parent.caption_id if parent else ""] if kind == REWRITTEN else []
+            items.append(
+                {
+                    "caption_id": content_id(clip["clip_id"], kind, hashes[kind], *parent_ids),
+                    "clip_id": clip["clip_id"],
+                    "kind": kind,
+                    "decided_by": hashes[kind],
+                    "uri": clip["uri"],
+                    "height": clip["height"],
+                    "width": clip["width"],
+                    "num_frames": clip["num_frames"],
+                    "fps_num": clip["fps_num"],
+                    "fps_den": clip["fps_den"],
+                    "answer_key": content_id("answer", settings[kind], clip["clip_id"], *parent_ids),
+                    "parent_caption_id": parent.caption_id if parent else "",
+                    "parent_text": parent.text if parent else "",
+                }
+            )
     return items
 
 
-def write_captions(run: Run, config: "CaptionsConfig", items: Sequence[dict[str, Any]], writer: Writer) -> StepResult:
-    """Write the captions among `items` that are not there yet.
+def write_captions(run: Run, config: "CaptionsConfig", items: Sequence[ModelItem], writer: Writer) -> StepResult:
+    """Write those captions of `items` that are not in the table yet.
 
     Raises:
-        StepError: the endpoint is down or refuses us (asked before any work), or the step stopped.
+        StepError: the endpoint is down or refuses the key (checked before any work), or the step stopped.
     """
     todo = pending(run.root, "captions", [item["caption_id"] for item in items], run.retry_failed)
-    left = todo.items(items, "caption_id")
-    if left and writer.endpoint:
+    pending_items = todo.items(items, "caption_id")
+    if pending_items and writer.endpoint:
         check_endpoint(writer.endpoint)
     local = None if writer.endpoint else config.local
     work = PerItemWork(
@@ -133,11 +158,11 @@ def write_captions(run: Run, config: "CaptionsConfig", items: Sequence[dict[str,
         num_gpus=local.num_gpus if local else 0,
         max_actors=writer.endpoint.num_actors if writer.endpoint else None,
     )
-    return run_blocks(run, work, left, todo.num_done)
+    return run_blocks(run, work, pending_items, todo.num_done)
 
 
 class CaptionWriter:
-    """Actor: asks the model about a block of clips, and makes a row of each answer."""
+    """Actor: asks the model about a block of clips and makes a row from each answer."""
 
     def __init__(self, config: "CaptionsConfig", writer: Writer, root: str):
         self.config, self.writer = config, writer
@@ -145,71 +170,69 @@ class CaptionWriter:
         self.answerer = load_answerer(writer)
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row an item."""
-        shown = FramesOfClip(self.config)
-        asked = [item for item in items if item["kind"] != REWRITTEN or item["parent_text"]]
-        first = self.files.ask([self._keyed(item, shown) for item in asked], self.answerer)
-        found: dict[str, list[Found]] = {item["caption_id"]: [one] for item, one in zip(asked, first, strict=True)}
-        self._ask_again(asked, found, shown)
-        return Produced({"captions": [self.row(item, found.get(item["caption_id"], [])) for item in items]})
+        """One row per item."""
+        frames_of = FramesOfClip(self.config)
+        answerable = [item for item in items if item["kind"] != REWRITTEN or item["parent_text"]]
+        first_replies = self.files.ask([self._question(item, frames_of) for item in answerable], self.answerer)
+        replies = {item["caption_id"]: [reply] for item, reply in zip(answerable, first_replies, strict=True)}
+        self._ask_again(answerable, replies, frames_of)
+        return Produced({"captions": [self.row(item, replies.get(item["caption_id"], [])) for item in items]})
 
-    def _keyed(self, item: Mapping[str, Any], shown: "FramesOfClip", problem: tuple[str, str] = ("", "")) -> Keyed:
-        """The question about a clip; with (answer, problem), the second one after an answer of no use."""
+    def _question(self, item: Item, frames_of: "FramesOfClip", problem: tuple[str, str] = ("", "")) -> KeyedQuestion:
+        """The question about a clip. problem: (answer, reason) of a first answer that could not be used."""
         kind = item["kind"]
         instruction = instruction_for(kind, self.config.instructions.get(kind, ""))
         if kind == REWRITTEN:
             instruction = filled(instruction, item["parent_text"])
-        answer, why = problem
-        if why:
-            instruction = asked_again(instruction, answer, why)
-        again = [answer] if why else []
-        retry = item["attempt"] - 1  # a retry asks anew, and draws other words
-        key = content_id(item["answer_key"], again, retry) if again or retry else item["answer_key"]
+        answer, reason = problem
+        if reason:
+            instruction = asked_again(instruction, answer, reason)
+        rejected = [answer] if reason else []
+        retry = item["attempt"] - 1  # a retry asks the model again, with another seed
+        key = content_id(item["answer_key"], rejected, retry) if rejected or retry else item["answer_key"]
 
         def make() -> Question:
-            frames, fps = (None, 1.0) if kind == REWRITTEN else shown(item)
+            frames, fps = (None, 1.0) if kind == REWRITTEN else frames_of(item)
             return Question(instruction, frames, fps, SCHEMA if kind == STRUCTURED else None, seed=retry)
 
-        return Keyed(key, make, item["caption_id"], item["attempt"])
+        return KeyedQuestion(key, make, item["caption_id"], item["attempt"])
 
-    def _ask_again(
-        self, items: Sequence[Mapping[str, Any]], found: dict[str, list[Found]], shown: "FramesOfClip"
-    ) -> None:
-        """Once more, where a structured caption came back as something else; adds to `found`."""
-        ill: list[tuple[Mapping[str, Any], str, str]] = []
+    def _ask_again(self, items: Sequence[Item], replies: dict[str, list[Reply]], frames_of: "FramesOfClip") -> None:
+        """Ask once more for structured captions whose answer has another form; adds to `replies`."""
+        malformed: list[tuple[Item, str, str]] = []
         for item in items:
-            answer = found[item["caption_id"]][0].answer
+            answer = replies[item["caption_id"]][0].answer
             if item["kind"] != STRUCTURED or not isinstance(answer, Answer) or judge(answer).fault[0] == "refused":
                 continue
             try:
                 read_structured(without_thoughts(answer.text))
             except StructureError as err:
-                ill.append((item, answer.text, str(err)))
-        keyed = [self._keyed(item, shown, (answer, why)) for item, answer, why in ill]
-        for (item, _, _), second in zip(ill, self.files.ask(keyed, self.answerer), strict=True):
-            found[item["caption_id"]].append(second)
+                malformed.append((item, answer.text, str(err)))
+        questions = [self._question(item, frames_of, (answer, reason)) for item, answer, reason in malformed]
+        for (item, _, _), reply in zip(malformed, self.files.ask(questions, self.answerer), strict=True):
+            replies[item["caption_id"]].append(reply)
 
-    def row(self, item: Mapping[str, Any], found: Sequence[Found]) -> dict[str, Any]:
-        """Row of one caption, from the answers that it took."""
-        columns = self._columns(item, found)
-        if not found:
+    def row(self, item: Item, replies: Sequence[Reply]) -> Row:
+        """Row of one caption, from the replies to its questions. item: a ModelItem with its attempt."""
+        columns = self._columns(item, replies)
+        if not replies:
             kind = self.config.rewrite_from
-            why = "no_parent", f"the clip has no caption of the kind {kind!r} to rewrite (captions.rewrite_from)"
-            return bad_row(item, why, status="skipped", **columns)
-        last = found[-1].answer
+            error = "no_parent", f"the clip has no caption of the kind {kind!r} to rewrite (captions.rewrite_from)"
+            return bad_row(item, error, status="skipped", **columns)
+        last = replies[-1].answer
         if isinstance(last, NoAnswer):
             return bad_row(item, last, **columns)
         judged, structured = self._judged(item["kind"], last)
-        quality = dict(judged.facts) | {"num_asked": sum(one.asked for one in found), "num_answers": len(found)}
+        quality = dict(judged.facts) | {"num_asked": sum(reply.asked for reply in replies), "num_answers": len(replies)}
         if judged.fault[0]:
             columns |= {"quality": json.dumps(quality | {"answer": last.text[:2000]}), "language": judged.language}
             return bad_row(item, judged.fault, **columns)
-        spoken = judged.language or self.config.language
-        columns |= {"quality": json.dumps(quality), "language": spoken, "json": structured}
+        language = judged.language or self.config.language
+        columns |= {"quality": json.dumps(quality), "language": language, "json": structured}
         return ok_row(item, text=judged.text, **columns)
 
     def _judged(self, kind: str, answer: Answer) -> tuple[Judged, str | None]:
-        """What an answer is worth, and its object as JSON where it has to be one."""
+        """The judgement of an answer and, for a structured caption, its JSON object."""
         limits = {"language": self.config.language, "max_repetition": self.config.max_repetition}
         answer = answer.model_copy(update={"text": without_thoughts(answer.text)})
         if kind != STRUCTURED:
@@ -225,9 +248,9 @@ class CaptionWriter:
         facts = dict(judged.facts) | {"repaired": repaired}
         return Judged(judged.text, judged.language, judged.fault, facts), json.dumps(fields, ensure_ascii=False)
 
-    def _columns(self, item: Mapping[str, Any], found: Sequence[Found]) -> dict[str, Any]:
-        """What the row says whether or not it came about. Tokens and cost are those of all answers that it took."""
-        answers = [one.answer for one in found if isinstance(one.answer, Answer)]
+    def _columns(self, item: Item, replies: Sequence[Reply]) -> Row:
+        """Columns of good and of bad rows. Tokens and cost are summed over all answers."""
+        answers = [reply.answer for reply in replies if isinstance(reply.answer, Answer)]
         prompt = sum(answer.num_prompt_tokens for answer in answers)
         completion = sum(answer.num_completion_tokens for answer in answers)
         endpoint = self.writer.endpoint
@@ -244,15 +267,15 @@ class CaptionWriter:
 
 
 class FramesOfClip:
-    """Reads the frames of a clip; those of the last one are kept, since several kinds look at the same."""
+    """Reads the frames of a clip. It caches those of the last clip, since all kinds of caption use the same frames."""
 
     def __init__(self, config: "CaptionsConfig"):
         self.sampling = config.frames
         self.clip_id = ""
-        self.frames: tuple[Any, float] = (None, 1.0)
+        self.frames: tuple[np.ndarray | None, float] = (None, 1.0)
 
-    def __call__(self, item: Mapping[str, Any]) -> tuple[Any, float]:
-        """Frames (t h w 3), and how many of them there are a second.
+    def __call__(self, item: Item) -> "tuple[np.ndarray | None, float]":
+        """Frames, uint8 RGB (t h w 3), and their frame rate.
 
         Raises:
             NoAnswer: the file is missing or damaged.
@@ -272,7 +295,7 @@ class FramesOfClip:
 
 
 def load_answerer(writer: Writer) -> Answerer:
-    """The model itself, in this process or behind its endpoint."""
+    """The model, loaded in this process or behind its endpoint."""
     if isinstance(writer.config, EndpointConfig):
         return Endpoint(writer.config, writer.config.num_actors)
     import torch

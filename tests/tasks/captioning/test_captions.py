@@ -98,7 +98,7 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     chat_server.close()
     again = captions(squares, config)  # nothing new: nobody is asked
     assert (again.num_new, again.num_done, again.note) == (0, 30, "nothing new")
-    with pytest.raises(StepError, match="nobody answers at") as stopped:
+    with pytest.raises(StepError, match="no server answers at") as stopped:
         captions(squares, by_endpoint(chat_server, "short", max_repetition=0.1))
     assert stopped.value.transient
 
@@ -198,7 +198,7 @@ def test_a_local_model_writes_under_the_hash_of_its_files(ray_local, squares, wr
 def test_a_kind_that_a_model_writes_needs_a_model_and_is_named_once():
     with pytest.raises(ValueError, match=r"written by a model: set one of captions\.local\.name"):
         CaptionsConfig(kind="dense")
-    with pytest.raises(ValueError, match="each once"):
+    with pytest.raises(ValueError, match="each kind once"):
         CaptionsConfig(kind=("human", "human"))
 
 
@@ -211,6 +211,6 @@ def test_captions_are_what_the_present_settings_decided(ray_local, squares, tmp_
         assert sorted(captions_of(squares.root, CLIPS).values()) == expected
         assert sorted(captions_of(squares.root, CLIPS, result.captions).values()) == expected
         assert sorted(filter(None, clips_with_scores(squares.root)["caption"].to_pylist())) == expected
-    assert (result.num_new, result.note) == (0, "6 clips are back to captions that were made before")
+    assert (result.num_new, result.note) == (0, "6 clips use captions of an earlier run again")
     again = captions(squares, CaptionsConfig(sidecar=str(sidecar), min_overlap=0.9))
     assert (again.num_new, again.note) == (0, "nothing new")

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
-from tasks.captioning.answers import AnswerFiles, Keyed
+from tasks.captioning.answers import AnswerFiles, KeyedQuestion
 from tasks.captioning.endpoint import Endpoint, EndpointConfig, Pace, check_endpoint
 from tasks.running.errors import StepError
 
@@ -158,11 +158,11 @@ def test_an_endpoint_that_is_down_is_told_before_any_work(chat_server):
     chat_server.models_status = 404  # a server without a list of models is taken as it is
     check_endpoint(config)
     chat_server.models_status = 503
-    with pytest.raises(StepError, match="is up and cannot work") as stopped:
+    with pytest.raises(StepError, match="is running but cannot answer") as stopped:
         check_endpoint(config)
     assert stopped.value.transient
     chat_server.close()
-    with pytest.raises(StepError, match="nobody answers at http") as stopped:
+    with pytest.raises(StepError, match="no server answers at http") as stopped:
         check_endpoint(config)
     assert stopped.value.transient
 
@@ -199,13 +199,13 @@ def test_answers_that_came_before_the_end_of_a_step_are_not_asked_for_again(chat
 
     chat_server.script = dies
     files = AnswerFiles(str(tmp_path), "captions")
-    keyed = [Keyed(f"key-{text}", lambda text=text: Question(text)) for text in "abc"]
+    keyed = [KeyedQuestion(f"key-{text}", lambda text=text: Question(text)) for text in "abc"]
     with pytest.raises(StepError, match="quota used up"):
         files.ask(keyed, Endpoint(endpoint(chat_server, max_concurrency=1)))
     chat_server.script = lambda text, times: chat_server.completion(f"answer to {text}")
     found = files.ask(keyed, Endpoint(endpoint(chat_server)))
     assert [one.answer.text for one in found] == ["answer to a", "answer to b", "answer to c"]
-    assert [one.asked for one in found] == [False, False, True]
+    assert [reply.asked for reply in found] == [False, False, True]
     assert [chat_server.text(body) for body in chat_server.requests] == ["a", "b", "c", "c"]
     Path(files.uri("key-a")).write_text('{"answer": ')
     assert files.read("key-a") is None  # damaged: asked for again

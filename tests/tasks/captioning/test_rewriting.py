@@ -39,10 +39,10 @@ def test_a_prompt_stays_as_it_is_where_nothing_of_use_comes_back(chat_server, tm
     assert (dog.text, cat.text, owl.text) == ("", FULLER, "")
     assert "would not answer" in dog.reason
     assert "crashed" in owl.reason
-    assert "the prompt 'a dog' stays as it is" in caplog.text
+    assert "the prompt 'a dog' is used unchanged" in caplog.text
     chat_server.close()
     dog, cat = rewrite_prompts(str(tmp_path), ["a dog", "a cat"], "normal", rewriter(chat_server))
-    assert "nobody answers" in dog.reason  # a refusal is not kept
+    assert "no server answers" in dog.reason  # a refusal is not kept
     assert cat.text == FULLER
 
 
@@ -63,7 +63,7 @@ def test_clips_are_made_of_rewritten_prompts_and_say_so(ray_local, chat_server, 
     given |= {"prompts": ["a rabbit", "an owl"], "device": "cpu", "dtype": "float32"}
     on = GenerateConfig.model_validate(given | {"rewrite": "normal", "rewriter": rewriter(chat_server)})
     made = generate(run, on)
-    assert (made.num_ok, "prompts stay as they are: the server says 500" in made.note) == (2, True)
+    assert (made.num_ok, "prompts stay as they are: the server answers 500" in made.note) == (2, True)
     rows = {row["prompt"]: row for row in read_table(run.root, "generations").to_pylist()}
     assert {prompt: row["prompt_rewritten"] for prompt, row in rows.items()} == {"a rabbit": FULLER, "an owl": ""}
     assert json.loads(rows["a rabbit"]["settings"])["rewrite"] == "normal"

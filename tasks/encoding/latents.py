@@ -1,13 +1,13 @@
-"""Latents: every selected clip through the VAE encoder, at the size of its bucket, stored raw (not normalised).
+"""Step `latents`: encode every selected clip with the VAE at the size of its bucket. Latents are not normalised.
 
-Clips are read by threads while the VAE works on the ones before.
+Threads read the next clips while the VAE encodes a batch.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -19,11 +19,12 @@ from tasks.running.busy import Busy
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced
+from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import bad_row, content_id, crc32, ok_row
 from tasks.tables.files import check_unchanged
 from tasks.tables.pending import pending
+from tasks.tables.rows import SelectedClipRow, as_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,30 +62,30 @@ class LatentEncoder:
         self.busy = Busy()
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row a clip."""
-        by_bucket: dict[str, list[dict[str, Any]]] = {}
+        """One row per clip."""
+        by_bucket: dict[str, list[Item]] = {}
         for item in items:
             by_bucket.setdefault(item["bucket"], []).append(item)
         size = self.config.batch_size
-        batches = [found[first : first + size] for found in by_bucket.values() for first in range(0, len(found), size)]
+        batches = [clips[start : start + size] for clips in by_bucket.values() for start in range(0, len(clips), size)]
         rows = [row for batch in self._read_ahead(batches) for row in self._rows(batch)]
-        place = {item["latent_id"]: number for number, item in enumerate(items)}
-        rows.sort(key=lambda row: place[row["latent_id"]])
+        position = {item["latent_id"]: number for number, item in enumerate(items)}
+        rows.sort(key=lambda row: position[row["latent_id"]])
         return Produced({"latents": rows}, self.busy.spent("vae"))
 
-    def _read_ahead(self, batches: "list[list[dict[str, Any]]]") -> "Iterator[list[Read]]":
-        """Batches with their frames; while one is worked on, the clips of the next ones are read."""
-        ahead = 1 + -(-self.config.decode_threads // self.config.batch_size)  # batches
+    def _read_ahead(self, batches: list[list[Item]]) -> "Iterator[list[ReadClip]]":
+        """Batches with their frames. Threads read the next batches while the caller works on one."""
+        num_ahead = 1 + -(-self.config.decode_threads // self.config.batch_size)  # batches
         with ThreadPoolExecutor(self.config.decode_threads, "decode") as threads:
-            waiting: deque[list[Future[Read]]] = deque()
+            waiting: deque[list[Future[ReadClip]]] = deque()
             for batch in batches:
                 waiting.append([threads.submit(_read, item) for item in batch])
-                if len(waiting) > ahead:
+                if len(waiting) > num_ahead:
                     yield [future.result() for future in waiting.popleft()]
             while waiting:
                 yield [future.result() for future in waiting.popleft()]
 
-    def _rows(self, batch: "list[Read]") -> list[dict[str, Any]]:
+    def _rows(self, batch: "list[ReadClip]") -> list[Row]:
         """Rows of the clips of one batch."""
         frames = {read.item["latent_id"]: read.frames for read in batch if read.frames is not None}
         with self.busy:
@@ -92,24 +93,25 @@ class LatentEncoder:
         by_id = dict(zip(frames, latents, strict=True))
         return [self._row(read, by_id.get(read.item["latent_id"])) for read in batch]
 
-    def _row(self, read: "Read", latent: Any) -> dict[str, Any]:
+    def _row(self, read: "ReadClip", latent: "Tensor | None") -> Row:
         from tasks.tables.blobs import tensor_bytes
 
         item, config = read.item, self.config
         columns = {name: item[name] for name in ("latent_id", "clip_id", "bucket")} | {"vae_hash": self.vae_hash}
         if read.error:
             return bad_row(item, read.error, **columns)
+        assert latent is not None, "a clip that was read has a latent"
         if not latent.isfinite().all():
-            why = "not_finite", f"the VAE gives NaN or Inf for clip {item['clip_id']}"
-            return bad_row(item, why, **columns)
+            error = "not_finite", f"the VAE gives NaN or Inf for clip {item['clip_id']}"
+            return bad_row(item, error, **columns)
         data = tensor_bytes(latent, config.dtype)
         stored = {"latent": data, "crc32": crc32(data), "shape": list(latent.shape), "dtype": config.dtype}
         return ok_row(item, **columns, **stored, parts=config.parts, latent_norm=self.latent_norm)
 
     def encode(self, frames: "list[np.ndarray]") -> "list[Tensor]":
-        """What is stored of clips of one size: posterior means, and log-variances if wanted; not normalised.
+        """Posterior means of clips of one size, and the log-variances with `parts: mean,logvar`; not normalised.
 
-        frames: uint8 (t h w 3) each. Returns (c t h w) each, or (2c t h w) with the log-variances behind the means.
+        frames: uint8 (t h w 3) per clip. Returns (c t h w) per clip, or (2c t h w): means, then log-variances.
         """
         import torch
 
@@ -123,48 +125,49 @@ class LatentEncoder:
 
 
 @dataclass(frozen=True)
-class Read:
-    """A clip's frames, uint8 (t h w 3), or why there are none."""
+class ReadClip:
+    """Frames of a clip, uint8 (t h w 3), or the error that prevented reading it."""
 
-    item: dict[str, Any]
+    item: Item
     frames: "np.ndarray | None" = None
     error: Exception | None = None
 
 
-def _read(item: dict[str, Any]) -> Read:
+def _read(item: Item) -> ReadClip:
     from pyramid_model.video.video import VideoError, read_clip
 
     bucket = parse_bucket(item["bucket"])
     size = {"height": bucket.height, "width": bucket.width, "fps": bucket.fps, "num_frames": bucket.num_frames}
     try:
         check_unchanged(item)
-        return Read(item, read_clip(item["uri"], **size))
+        return ReadClip(item, read_clip(item["uri"], **size))
     except (VideoError, ValueError) as err:
-        return Read(item, error=err)
+        return ReadClip(item, error=err)
 
 
 class LatentsResult(StepResult):
-    """What the latents step hands on."""
+    """Result of the latents step."""
 
     vae: str = Field(description="folder of the VAE that encoded the clips")
-    vae_hash: str = Field(description="hash of its weights")
+    vae_hash: str = Field(description="hash of the weights of the VAE")
 
 
 @step
 def latents(run: Run, config: LatentsConfig) -> LatentsResult:
-    """Encode every selected clip that this VAE has not encoded yet.
+    """Encode those selected clips that have no latent of this VAE.
 
     Raises:
         StepError: there is no VAE.
     """
     vae = find_model(run, "vae", config.vae)
-    clips = selected_clips(run.root, config.selection, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()
+    columns = ("clip_id", "uri", "size_bytes", "crc32")
+    clips = as_rows(selected_clips(run.root, config.selection, columns=columns), SelectedClipRow)
     wanted = [
-        clip | {"latent_id": latent_id(clip["clip_id"], vae.hash, clip["bucket"], config.dtype, config.parts)}
+        {**clip, "latent_id": latent_id(clip["clip_id"], vae.hash, clip["bucket"], config.dtype, config.parts)}
         for clip in clips
     ]
     todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
-    # Clips of one bucket follow each other, so that blocks and batches are of one size.
+    # Sorted, so that blocks and batches have clips of one size.
     items = sorted(todo.items(wanted, "latent_id"), key=lambda item: item["bucket"])
     work = PerItemWork(
         step="latents",
@@ -183,13 +186,13 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
 
 
 def _throughput(result: StepResult) -> str:
-    """How fast it went, and how much of the time the VAE had to wait for frames or for the tables."""
+    """Clips per second, and the share of the time in which the VAE worked, not waiting for frames or commits."""
     busy_s, span_s = result.timings["vae_busy_s"], result.timings["vae_span_s"]
     if not span_s:
         return ""
-    return f"{result.num_ok / span_s:.3g} clips a second and actor, VAE at work {busy_s / span_s:.0%} of the time"
+    return f"{result.num_ok / span_s:.3g} clips per second and actor, VAE busy {busy_s / span_s:.0%} of the time"
 
 
 def latent_id(clip_id: str, vae_hash: str, bucket: str, dtype: str, parts: str = "mean") -> str:
-    """Identity of the latent of a clip."""
+    """Id of the latent of a clip: a hash of the clip, the VAE, the size and the stored form."""
     return content_id(clip_id, vae_hash, bucket, dtype, *([] if parts == "mean" else [parts]))

@@ -1,7 +1,6 @@
-"""Text features: what the text encoder makes of every caption and prompt, each distinct text once."""
+"""Step `text_features`: encode every caption and prompt with the text encoder, each distinct text once."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -15,14 +14,17 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced
+from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.tables.appending import append_again
 from tasks.tables.current import captions_by_kind, selected_clips
 from tasks.tables.delta import bad_row, content_id, crc32, ok_row
 from tasks.tables.pending import pending
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 VERSION = "1"
-MAX_TOKENS = 128  # longer texts are cut, as for the released models
+MAX_TOKENS = 128  # longer texts are truncated, as for the released models
 
 
 class TextFeaturesConfig(Config):
@@ -67,27 +69,27 @@ class TextEncoder:
         self.busy = Busy()
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row a text."""
+        """One row per text."""
         with self.busy:
             features = self.encoder.encode([item["text"] for item in items], self.batch_size)
-        rows = [self.row(item, *found) for item, found in zip(items, features, strict=True)]
+        rows = [self.row(item, *embedding) for item, embedding in zip(items, features, strict=True)]
         return Produced({"text_features": rows}, self.busy.spent("encoder"))
 
-    def row(self, item: Mapping[str, Any], embeds: Any, pooled: Any) -> dict[str, Any]:
-        """Row of one text. embeds: valid tokens (n d); pooled: (p)."""
+    def row(self, item: Item, embeds: "Tensor", pooled: "Tensor") -> Row:
+        """Row of one text. embeds: features of the valid tokens (n d); pooled: (p)."""
         from tasks.tables.blobs import tensor_bytes
 
         columns = {name: item[name] for name in ("text_feature_id", "text")} | {"encoder_hash": self.encoder_hash}
         if not (embeds.isfinite().all() and pooled.isfinite().all()):
-            why = "not_finite", f"the text encoder gives NaN or Inf for {item['text']!r}"
-            return bad_row(item, why, **columns)
+            error = "not_finite", f"the text encoder gives NaN or Inf for {item['text']!r}"
+            return bad_row(item, error, **columns)
         data, pooled_data = tensor_bytes(embeds, self.dtype), tensor_bytes(pooled, self.dtype)
         blobs = {"embeds": data, "pooled": pooled_data, "crc32": crc32(data, pooled_data)}
         return ok_row(item, **columns, **blobs, shape=list(embeds.shape), dtype=self.dtype)
 
 
 class TextFeaturesResult(StepResult):
-    """What the text_features step hands on."""
+    """Result of the text_features step."""
 
     encoder: str = Field(description="folder of the text encoder")
     encoder_hash: str = Field(description="hash of its files")
@@ -99,20 +101,20 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
     """Encode the captions of the selected clips, the prompts, and the empty text.
 
     Raises:
-        StepError: there is no caption, or no such encoder.
+        StepError: no selected clip has a caption, or there is no such encoder.
     """
     clip_ids = selected_clips(run.root, config.selection, columns=("clip_id",))["clip_id"].to_pylist()
     captions = captions_by_kind(run.root, clip_ids, config.captions)
-    found = sorted({text for of_clip in captions.values() for text in of_clip.values()})
-    if not found:
+    caption_texts = sorted({text for of_clip in captions.values() for text in of_clip.values()})
+    if not caption_texts:
         raise StepError(
             f"no captions for the {len(clip_ids)} selected clips in {run.root}: run the captions step first"
         )
     tiny = config.model_dump(include={"dim", "num_layers", "vocab_size", "seed"})
-    encoder = prepare_encoder(run, config.encoder, found, tiny)
-    texts = list(dict.fromkeys([NULL_TEXT, *found, *read_prompts(config.prompts, config.prompts_file)]))
+    encoder = prepare_encoder(run, config.encoder, caption_texts, tiny)
+    texts = list(dict.fromkeys([NULL_TEXT, *caption_texts, *read_prompts(config.prompts, config.prompts_file)]))
     wanted = [{"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts]
-    # Texts of about one length meet in a block, so that its batches carry little padding.
+    # Sorted by length, so that batches need little padding.
     wanted.sort(key=lambda item: len(item["text"]))
     todo = pending(run.root, "text_features", [item["text_feature_id"] for item in wanted], run.retry_failed)
     work = PerItemWork(
@@ -132,7 +134,9 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
         num_gpus=config.num_gpus,
     )
     result = run_blocks(run, work, todo.items(wanted, "text_feature_id"), todo.num_done)
-    if newest_encoder_hash(run) != encoder.hash:  # its features were made before: one again makes it the newest
+    if (
+        newest_encoder_hash(run) != encoder.hash
+    ):  # an earlier encoder is used again: a row appended again makes it the newest
         null_id = text_feature_id(NULL_TEXT, encoder.hash, config.dtype)
         append_again(run.root, "text_features", [null_id], lineage(run, "text_features", VERSION, config))
     return TextFeaturesResult(
@@ -141,5 +145,5 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
 
 
 def text_feature_id(text: str, encoder_hash: str, dtype: str) -> str:
-    """Identity of the features of a text."""
+    """Id of the features of a text: a hash of the text, the encoder and the stored form."""
     return content_id(text, encoder_hash, dtype, MAX_TOKENS)

@@ -1,6 +1,6 @@
 """Videos in WebDataset shards: tar files in which `<key>.mp4` lies beside `<key>.json` and `<key>.txt`.
 
-A shard is read in place: a member is found by where its bytes start; nothing is unpacked under a name that it gives.
+A shard is read in place, by the offsets of its members. Nothing is unpacked, so member names cannot overwrite files.
 """
 
 import json
@@ -9,15 +9,15 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
+from tasks.sources.lists import Annotation
 from tasks.tables import storage
 
 VIDEO = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"),
     *(".ogv", ".3gp", ".mxf", ".vob", ".gif"),
 )
-MAX_TEXT_BYTES = 2**20  # of a member that describes a video; longer ones are no captions
+MAX_TEXT_BYTES = 2**20  # of a member that describes a video; longer members are ignored
 TEXT_KEYS = ("caption", "text")
 
 
@@ -26,59 +26,62 @@ class Member:
     """A video in an archive."""
 
     name: str
-    offset: int  # of its first byte in the archive
+    offset: int  # byte in the archive at which the video starts
     size_bytes: int
-    annotations: tuple[dict[str, Any], ...] = ()
-    problem: str = ""  # why it cannot be read
+    annotations: tuple[Annotation, ...] = ()
+    problem: str = ""  # why the member cannot be read; "" if it can
 
 
 def members(uri: str) -> Iterator[Member]:
-    """The videos of an archive in its order, each with what its neighbours say of it; other members are left out.
+    """The videos of an archive in its order, with the annotations of the members that have the same key.
 
     Raises:
-        ValueError: it is no tar file, is compressed, or ends in the middle (after the members that are whole).
+        ValueError: the file is no tar file, is compressed, or is truncated (raised after the complete members).
     """
     fs, path = storage.filesystem(uri)
-    told: dict[str, dict[str, Any]] = {}
-    found: list[tuple[str, tarfile.TarInfo]] = []
+    descriptions: dict[str, dict[str, bytes]] = {}  # by key and suffix
+    videos: list[tuple[str, tarfile.TarInfo]] = []  # (key, member)
     damage = ""
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[arg-type]
             for member in archive:
                 key, suffix = _key(member.name)
                 if suffix in VIDEO:
-                    found.append((key, member))
+                    videos.append((key, member))
                 elif suffix in (".json", ".txt") and member.isreg() and member.size <= MAX_TEXT_BYTES:
                     content = archive.extractfile(member)
-                    told.setdefault(key, {})[suffix] = content.read() if content else b""
+                    descriptions.setdefault(key, {})[suffix] = content.read() if content else b""
     except (tarfile.TarError, OSError, ValueError, EOFError) as err:
         damage = f"{uri} cannot be read as an uncompressed tar file: {type(err).__name__}: {err}"
-    for key, member in found:
-        yield _video(member, told.get(key, {}))
+    for key, member in videos:
+        yield _video(member, descriptions.get(key, {}))
     if damage:
         raise ValueError(damage)
 
 
 def _key(name: str) -> tuple[str, str]:
-    """What the members of one sample share, and the last suffix: the key ends at the first dot of the file's name."""
-    found = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", name, re.DOTALL)
-    return (found[1], PurePosixPath(name).suffix.lower()) if found else (name, "")
+    """(key of the sample, last suffix) of a member. The key ends at the first dot of the file name."""
+    match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", name, re.DOTALL)
+    return (match[1], PurePosixPath(name).suffix.lower()) if match else (name, "")
 
 
-def _video(member: tarfile.TarInfo, told: dict[str, bytes]) -> Member:
+def _video(member: tarfile.TarInfo, description: dict[str, bytes]) -> Member:
     if not member.isreg() or member.issparse():
         return Member(member.name, 0, 0, problem=f"{member.name} is a link or a sparse file in its archive")
-    return Member(member.name, member.offset_data, member.size, _annotations(told))
+    return Member(member.name, member.offset_data, member.size, _annotations(description))
 
 
-def _annotations(told: dict[str, bytes]) -> tuple[dict[str, Any], ...]:
-    """The caption of a whole video and what else is said of it; nothing when no caption is among it."""
+def _annotations(description: dict[str, bytes]) -> tuple[Annotation, ...]:
+    """Caption of the whole video with the other values of the JSON member; empty if there is no caption.
+
+    description: contents of the members with the key of the video, by suffix.
+    """
     try:
-        values = json.loads(told.get(".json", b"{}"))
+        values = json.loads(description.get(".json", b"{}"))
     except (ValueError, RecursionError):
         values = {}
     values = values if isinstance(values, dict) else {}
-    texts = [told.get(".txt", b"").decode("utf-8", "replace"), *(values.get(key) for key in TEXT_KEYS)]
+    texts = [description.get(".txt", b"").decode("utf-8", "replace"), *(values.get(key) for key in TEXT_KEYS)]
     text = next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
     if not text:
         return ()

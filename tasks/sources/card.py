@@ -1,12 +1,13 @@
-"""`source.yaml`: what the owner of a folder of videos says about it - name, licences, splits, captions."""
+"""`source.yaml`: name, licences, splits and captions of a folder of videos, as its owner gives them."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from pyramid_model.config import Config
 from tasks.tables import storage
@@ -29,7 +30,7 @@ class FileCard(Config):
 
 
 class SplitPin(Config):
-    """Puts a file, or a span of it, into a split whatever its hash says."""
+    """Assigns a file, or a span of it, to a split, instead of the split by hash."""
 
     file: str = Field(description="relative to the folder of source.yaml")
     split: Split
@@ -44,7 +45,7 @@ class SplitPin(Config):
 
 
 class SourceCard(Config):
-    """A whole `source.yaml`."""
+    """Content of a `source.yaml`."""
 
     name: str = Field(description="short name, stored in the column `source`")
     license: str = Field("", description="licence of the whole source, as an SPDX expression")
@@ -55,7 +56,7 @@ class SourceCard(Config):
     splits: tuple[SplitPin, ...] = ()
 
     def file(self, path: str) -> FileCard:
-        """What the card says about one file; nothing special if it does not name it."""
+        """Entry of one file; an entry with defaults if the card does not list the file."""
         return next((file for file in self.files if file.path == path), FileCard(path=path))
 
     def license_of(self, path: str) -> str:
@@ -68,51 +69,54 @@ class SourceCard(Config):
 
 
 def card_uri(folder: str) -> str:
-    """Where the card of a folder would lie."""
+    """URI of the card of a folder, whether or not it exists."""
     return f"{folder.rstrip('/')}/{NAME}"
 
 
 def cards_of(sources: Sequence[SourceRow]) -> list[str]:
-    """URI of the source.yaml that describes each row of `sources` (`uri`, `path`, `card`); empty where none does.
+    """URI of the source.yaml of each row of `sources`; "" if there is none.
 
-    A row that does not say, of an older root or of an import, has the one in the folder where its path begins.
+    A row without the column `card`, from an older root or an import, has the card of the folder that its path is
+    relative to, if that exists.
+
+    sources: with the columns `uri`, `path` and `card`.
     """
-    there: dict[str, bool] = {"": False}
-    found = []
+    exists: dict[str, bool] = {"": False}
+    cards = []
     for row in sources:
         if row["card"] is not None:
-            found.append(row["card"])
+            cards.append(row["card"])
             continue
-        place = row["uri"] or ""
-        inside = place.endswith(f"/{row['path']}") and "://" not in place
-        uri = card_uri(place.removesuffix(row["path"])) if inside else ""
-        if uri not in there:
-            there[uri] = storage.exists(uri)
-        found.append(uri if there[uri] else "")
-    return found
+        file = row["uri"] or ""
+        is_local_path = file.endswith(f"/{row['path']}") and "://" not in file
+        uri = card_uri(file.removesuffix(row["path"])) if is_local_path else ""
+        if uri not in exists:
+            exists[uri] = storage.exists(uri)
+        cards.append(uri if exists[uri] else "")
+    return cards
 
 
 def read_card(uri: str) -> SourceCard:
     """Read and check a `source.yaml`.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no YAML, or a key or value in it is wrong; the message names each.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is no YAML, or keys or values in it are wrong; the message lists them.
     """
     try:
-        given = yaml.safe_load(storage.read_bytes(uri))
+        content = yaml.safe_load(storage.read_bytes(uri))
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise ValueError(f"{uri} is not YAML: {err}") from err
-    if not isinstance(given, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{uri} must be a mapping with the keys {', '.join(SourceCard.model_fields)}")
     try:
-        return SourceCard.model_validate({"name": PurePosixPath(uri).parent.name} | given)
+        return SourceCard.model_validate({"name": PurePosixPath(uri).parent.name} | content)
     except ValidationError as err:
         raise ValueError(f"{uri} is wrong: " + "; ".join(map(_problem, err.errors()))) from None
 
 
-def _problem(problem: Mapping[str, Any]) -> str:
-    """One thing that is wrong: the key, the value, and what would be right."""
+def _problem(problem: ErrorDetails) -> str:
+    """Sentence about one wrong key or value."""
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"there is no key {name!r}.{_nearest(problem['loc'])}"
@@ -122,7 +126,7 @@ def _problem(problem: Mapping[str, Any]) -> str:
 
 
 def _nearest(loc: Sequence[str | int]) -> str:
-    """The key that was probably meant, and all keys of that part of the card."""
+    """The most similar key, as a suggestion, and all keys of that part of the card."""
     *outer, last = loc
     part = str(outer[0]) if outer else NAME
     keys = list({"files": FileCard, "splits": SplitPin}.get(part, SourceCard).model_fields)

@@ -1,8 +1,8 @@
-"""Reading files once for their ids, wherever they lie: politely from web hosts, with retries, and with a copy if asked.
+"""Reading of source files: hashes, optional local copies, and downloads from web hosts with rate limits and retries.
 
-A web host is asked at most so often and for so many bytes a second by all actors together, since they share a
-`HostBudget`; a host that asks for a pause (`Retry-After`) gets it from all of them. A download that breaks off goes on
-where it was, from hosts that can tell whether the file is still the same.
+All actors share a `HostBudget`, which limits requests and bytes per second of each host. If a host asks for a pause
+(`Retry-After`), all actors wait. An interrupted download continues where it stopped, if the host gives a strong
+validator for the file.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
@@ -23,16 +23,20 @@ from pyramid_model.config import Config
 from tasks.tables import storage
 from tasks.tables.host_budget import Budget, HostBudget, host_of, own_budget, waiting_for_turns
 
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, StreamReader
+
 T = TypeVar("T")
+Attempt = Callable[[], Coroutine[Any, Any, T]]
 
 CHUNK_BYTES = 4 * 2**20
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers after which another try may succeed
-PART, NO_SUCH_PART = 206, 416
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which a retry may succeed
+PART, NO_SUCH_PART = 206, 416  # HTTP statuses of answers to range requests
 USER_AGENT = "pyramid-pipeline"
 
 
 class FetchConfig(Config):
-    """How files are fetched from web hosts; nothing here changes what is found."""
+    """How files are fetched from web hosts; none of these settings changes the content of a file."""
 
     requests_per_s: float = Field(4, gt=0, description="most requests a second to one host, of all actors together")
     bytes_per_s: float = Field(50e6, gt=0, description="most bytes a second from one host, of all actors together")
@@ -48,20 +52,20 @@ class FetchConfig(Config):
     timeout_s: float = Field(60, gt=0, description="a connection without data for this time counts as lost")
 
     def own_budget(self) -> HostBudget:
-        """The budget of this process, at these rates."""
+        """The budget of this process, with these rates."""
         return own_budget(self.requests_per_s, self.bytes_per_s)
 
 
 class FetchError(Exception):
-    """A file that could not be fetched; `kind` is the error_type of its row."""
+    """A file cannot be fetched. `kind` is the error_type of its row."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
         self.kind = kind
 
 
-class Busy(Exception):
-    """The host may answer later; `wait_s` is what it asked for, 0 if it did not say."""
+class RetryableError(Exception):
+    """A try failed and another may succeed. `wait_s`: pause that the host asks for, 0 if it does not."""
 
     def __init__(self, message: str, wait_s: float = 0.0):
         super().__init__(message)
@@ -69,19 +73,23 @@ class Busy(Exception):
 
 
 def is_web(uri: str) -> bool:
-    """Whether a file comes from a web host, which may be slow, busy, and a stranger's."""
+    """Whether a URI is a URL of a web host (http or https)."""
     return uri.startswith(("http://", "https://"))
 
 
 class Sink:
-    """What becomes of the bytes of a file: their hashes, their number, and a local copy."""
+    """Consumes the bytes of a file: computes hashes and size, and writes a local copy.
+
+    path: existing file for the copy; "": no copy.
+    sums: names of hashes besides that of the video id, such as sha256.
+    """
 
     def __init__(self, path: str = "", sums: tuple[str, ...] = ()):
         self.path, self.sums = path, sums
         self.restart()
 
     def restart(self, validator: str = "") -> None:
-        """Forget what came: the file begins anew. validator: of what comes now, to go on with it later."""
+        """Discard all bytes and start the file again. validator: of the file that follows, for resuming it."""
         self.size_bytes, self.validator = 0, validator
         self._digest = hashlib.blake2b(digest_size=16)
         self._sums = {name: hashlib.new(name, usedforsecurity=False) for name in self.sums}
@@ -89,7 +97,7 @@ class Sink:
             os.truncate(self.path, 0)
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes."""
+        """Consume the next bytes."""
         self.size_bytes += len(chunk)
         for digest in (self._digest, *self._sums.values()):
             digest.update(chunk)
@@ -99,7 +107,7 @@ class Sink:
 
     @property
     def resumable(self) -> bool:
-        """Whether what came can be gone on with."""
+        """Whether an interrupted download can continue after these bytes."""
         return bool(self.size_bytes and self.validator)
 
     @property
@@ -108,15 +116,15 @@ class Sink:
         return self._digest.hexdigest()
 
     def sum(self, name: str) -> str:
-        """One of the other hashes that were asked for, as hex."""
+        """One of the hashes named in `sums`, as hex."""
         return self._sums[name].hexdigest()
 
 
 def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = None) -> None:
-    """The bytes of a file on any file system, or of a part of it, piece by piece.
+    """Read a file on any file system, or a part of it, into the sink.
 
     Raises:
-        FileNotFoundError: there is none; other exceptions are those of its file system.
+        FileNotFoundError: the file does not exist. Other exceptions come from its file system.
     """
     sink.restart()
     for piece in storage.read_pieces(uri, start, size_bytes):
@@ -124,88 +132,88 @@ def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = Non
 
 
 def fetch(url: str, sink: Sink, config: FetchConfig, budget: Budget, limit_s: float = math.inf) -> None:
-    """The bytes behind a URL, in as many tries as it takes, up to `config.tries`, and `limit_s` seconds in all.
+    """Download a URL into the sink, with at most `config.tries` tries and `limit_s` seconds in all.
 
-    A try goes on where the one before broke off, if a strong validator of the host says that the file is the same.
+    A try continues where the one before stopped, if the strong validator of the host shows that the file is unchanged.
 
     Raises:
-        FetchError: `missing`, `refused`, `busy` (asks for too long a wait), `too_large`, `unreachable` (no try
-            succeeded), `timeout`, or `unreadable` (anything else).
+        FetchError: its kind is `missing`, `refused`, `busy` (the host asks for too long a pause), `too_large`,
+            `unreachable` (no try succeeded), `timeout`, or `unreadable` (all others).
     """
     sink.restart()
     try:
-        _persistently(lambda: _get(url, sink, config, budget), host_of(url), config, budget, limit_s)
+        _with_retries(lambda: _get(url, sink, config, budget), host_of(url), config, budget, limit_s)
     except TimeoutError as err:
-        came = f"{sink.size_bytes} bytes of {url} came in {limit_s:.0f} s, and it did not end"
-        raise FetchError("timeout", f"{came} (ray.no_progress_timeout_s). Later: --retry-failed") from err
+        progress = f"{sink.size_bytes} bytes of {url} arrived in {limit_s:.0f} s, and the file is not complete"
+        raise FetchError("timeout", f"{progress} (ray.no_progress_timeout_s). Later: --retry-failed") from err
 
 
 def look(url: str, num_bytes: int, config: FetchConfig, budget: Budget) -> "Look":
-    """The beginning of a file, by one request.
+    """Read the beginning of a file of a web host with one request.
 
     Raises:
         FetchError: as `fetch`.
     """
-    return _persistently(lambda: _look(url, num_bytes, config, budget), host_of(url), config, budget)
+    return _with_retries(lambda: _look(url, num_bytes, config, budget), host_of(url), config, budget)
 
 
-def _persistently(
-    attempt: Callable[[], Coroutine[Any, Any, T]],
+def _with_retries(
+    attempt: Attempt[T],
     host: str,
     config: FetchConfig,
     budget: Budget,
     limit_s: float = math.inf,
 ) -> T:
-    """What an attempt gives, made again while the trouble may pass.
+    """Result of an attempt, which is retried after a RetryableError.
 
     Raises:
-        FetchError: it does not pass, or no try will help.
+        FetchError: the last try failed, or no retry can succeed.
         TimeoutError: all tries together took longer than `limit_s`.
     """
     deadline = time.monotonic() + limit_s
     for number in range(config.tries):
         try:
             return asyncio.run(_until(deadline, attempt))
-        except Busy as err:
+        except RetryableError as err:
             if err.wait_s > config.max_wait_s:
                 asks = f"{err} and asks to wait {err.wait_s:.0f} s, longer than ingest.fetch.max_wait_s"
                 raise FetchError("busy", f"{asks}. Later: --retry-failed") from err
             if number == config.tries - 1:
                 raise FetchError("unreachable", f"{err} ({config.tries} tries). Later: --retry-failed") from err
             if err.wait_s:
-                budget.hold(host, err.wait_s)  # the next try waits with all others of this host
+                budget.hold(host, err.wait_s)  # all requests to this host wait, and so does the next try
             else:
                 time.sleep(min(config.backoff_s * 2**number, max(0.0, deadline - time.monotonic())))
     raise AssertionError("the last try returns or raises")
 
 
-async def _until(deadline: float, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """An attempt that is over at a time of the monotonic clock.
+async def _until(deadline: float, attempt: Attempt[T]) -> T:
+    """Result of an attempt that may last until `deadline`, a time of the monotonic clock.
 
     Raises:
-        TimeoutError: it was not done by then.
+        TimeoutError: the attempt was not done by then.
     """
-    left_s = deadline - time.monotonic()
-    async with asyncio.timeout(None if left_s == math.inf else left_s):
+    timeout_s = deadline - time.monotonic()
+    async with asyncio.timeout(None if timeout_s == math.inf else timeout_s):
         return await attempt()
 
 
 async def _get(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
-    """One try, from where the sink is.
+    """One try, which continues after the bytes in the sink.
 
     Raises:
-        Busy: another may succeed.
-        FetchError: no other will.
+        RetryableError: another try may succeed.
+        FetchError: every try would fail.
     """
-    asked = {"Range": f"bytes={sink.size_bytes}-", "If-Range": sink.validator} if sink.resumable else {}
-    async with _answer(url, asked, config, budget) as answer:
-        if answer.status == PART and asked:
-            if not _goes_on(answer.headers, sink):
+    range_headers = {"Range": f"bytes={sink.size_bytes}-", "If-Range": sink.validator} if sink.resumable else {}
+    async with _answer(url, range_headers, config, budget) as answer:
+        if answer.status == PART and range_headers:
+            if not _continues(answer.headers, sink):
                 sink.restart()
-                raise Busy(f"{url} answers with another part than the one that is missing")
+                raise RetryableError(f"{url} answers with another part of the file than requested")
         elif answer.status == NO_SUCH_PART:
             sink.restart()
-            raise Busy(f"{url} has no more than what came, and it broke off there")
+            raise RetryableError(f"{url} ends where the interrupted download stopped")
         else:
             _check_answer(url, answer.status, answer.headers)
             sink.restart(strong_validator(answer.headers))
@@ -214,32 +222,38 @@ async def _get(url: str, sink: Sink, config: FetchConfig, budget: Budget) -> Non
 
 @dataclass(frozen=True)
 class Look:
-    """The beginning of a file of a web host."""
+    """Beginning of a file of a web host. is_html: the host calls it an HTML page."""
 
     head: bytes
-    is_html: bool  # by what the host says
+    is_html: bool
 
 
 async def _look(url: str, num_bytes: int, config: FetchConfig, budget: Budget) -> Look:
     async with _answer(url, {"Range": f"bytes=0-{num_bytes - 1}"}, config, budget) as answer:
         if answer.status == NO_SUCH_PART:
-            return Look(b"", False)  # it is empty
+            return Look(b"", False)  # the file is empty
         _check_answer(url, answer.status, answer.headers)
         head = b""
         async for chunk in answer.content.iter_chunked(num_bytes):
             head += chunk
-            if len(head) >= num_bytes:  # a host may send more than the part that was asked for
+            if len(head) >= num_bytes:  # a host may ignore the requested range
                 break
         return Look(head[:num_bytes], answer.content_type == "text/html" and "Content-Type" in answer.headers)
 
 
 @asynccontextmanager
-async def _answer(url: str, headers: Mapping[str, str], config: FetchConfig, budget: Budget) -> AsyncIterator[Any]:
-    """What a host answers to one request, with its troubles sorted into Busy and FetchError."""
+async def _answer(
+    url: str, headers: Mapping[str, str], config: FetchConfig, budget: Budget
+) -> "AsyncIterator[ClientResponse]":
+    """Answer of a host to one request, with its errors as RetryableError or FetchError."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=config.timeout_s, sock_read=config.timeout_s)
-    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}  # the bytes as they lie there
+    headers = {
+        "User-Agent": USER_AGENT,
+        "Accept-Encoding": "identity",
+        **headers,
+    }  # identity: the stored bytes, uncompressed
     turns = [waiting_for_turns(budget)]
     try:
         async with (
@@ -248,31 +262,33 @@ async def _answer(url: str, headers: Mapping[str, str], config: FetchConfig, bud
         ):
             yield answer
     except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as err:
-        raise Busy(f"{type(err).__name__}: {err}") from err
-    except (aiohttp.ClientError, ValueError) as err:  # no URL, too many redirects, no HTTP
+        raise RetryableError(f"{type(err).__name__}: {err}") from err
+    except (aiohttp.ClientError, ValueError) as err:  # an invalid URL, too many redirects, or no HTTP
         raise FetchError("unreadable", f"{type(err).__name__}: {err}") from err
 
 
 def strong_validator(headers: Mapping[str, str]) -> str:
-    """The ETag of an answer where equal ones mean equal bytes; empty where it has none."""
+    """ETag of an answer, if equal tags guarantee equal bytes; else ""."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else ""
 
 
-def _goes_on(headers: Mapping[str, str], sink: Sink) -> bool:
-    """Whether a part of a file begins where the sink stands, and is of the same file."""
-    begins = headers.get("Content-Range", "").startswith(f"bytes {sink.size_bytes}-")
-    return begins and headers.get("ETag", sink.validator) == sink.validator
+def _continues(headers: Mapping[str, str], sink: Sink) -> bool:
+    """Whether a part of a file starts after the bytes in the sink and belongs to the same file."""
+    starts_there = headers.get("Content-Range", "").startswith(f"bytes {sink.size_bytes}-")
+    return starts_there and headers.get("ETag", sink.validator) == sink.validator
 
 
-async def _take(content: Any, host: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
-    """Bytes into the sink; while we wait, the connection fills its buffer and the host waits as well."""
-    unbooked = 0  # chunks are as small as they arrive, and booking each would take longer than reading it
+async def _take(content: "StreamReader", host: str, sink: Sink, config: FetchConfig, budget: Budget) -> None:
+    """Write the bytes of an answer into the sink at the rate of the budget."""
+    unbooked = 0  # bytes; chunks may be small, and booking each would take longer than reading it
     try:
         async for chunk in content.iter_chunked(CHUNK_BYTES):
             sink.write(chunk)
             if sink.size_bytes > config.max_bytes:
-                raise FetchError("too_large", f"more than {config.max_bytes:.0f} bytes came (ingest.fetch.max_bytes)")
+                raise FetchError(
+                    "too_large", f"more than {config.max_bytes:.0f} bytes arrived (ingest.fetch.max_bytes)"
+                )
             unbooked += len(chunk)
             if unbooked >= CHUNK_BYTES:
                 await asyncio.sleep(budget.reserve(host, num_bytes=unbooked))
@@ -281,20 +297,20 @@ async def _take(content: Any, host: str, sink: Sink, config: FetchConfig, budget
         budget.reserve(host, num_bytes=unbooked)
 
 
-def _check_answer(url: str, status: int, headers: Any) -> None:
-    """Sort out the answers that bring no file."""
+def _check_answer(url: str, status: int, headers: Mapping[str, str]) -> None:
+    """Raise RetryableError or FetchError for a status that is an error."""
     if status < 400:
         return
     answer = f"{url} answers {status}"
     if status in TRANSIENT:
-        raise Busy(answer, retry_after_s(headers.get("Retry-After", "")))
+        raise RetryableError(answer, retry_after_s(headers.get("Retry-After", "")))
     if status in (404, 410):
         raise FetchError("missing", answer)
     raise FetchError("refused" if status in (401, 403, 407, 451) else "unreadable", answer)
 
 
 def retry_after_s(value: str) -> float:
-    """Seconds of a Retry-After header, which holds seconds or a date; 0 when it holds neither."""
+    """Seconds of a Retry-After header, which has seconds or a date; 0 for any other value."""
     if value.isdigit():
         return float(value)
     try:

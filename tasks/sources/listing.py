@@ -1,4 +1,4 @@
-"""Which files a source names: a folder is walked, a list is read, a file is itself."""
+"""The files of a source: all files of a folder, the entries of a list, the videos of an archive, or one file."""
 
 import functools
 import os
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from tasks.sources.archives import members
 from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
-from tasks.sources.lists import HEAD_BYTES, BadEntry, Entry, is_page, list_kind, read_list
+from tasks.sources.lists import HEAD_BYTES, Annotation, BadEntry, Entry, is_page, list_kind, read_list
 from tasks.tables import storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
@@ -24,42 +24,42 @@ NON_MEDIA = (
     *IMAGES,
 )
 WEB = FetchConfig()
-LOOKS = 16  # files looked at together, since an object store takes its time to answer
-SHARD = ".tar"  # in a folder its members count, not itself
-PACKED = (".tar.gz", ".tgz")  # shards that must be unpacked before their members can be found
+LOOKS = 16  # files whose size is requested at once, since object stores answer slowly
+SHARD = ".tar"  # suffix of archives; in a folder, the videos in an archive count
+PACKED = (".tar.gz", ".tgz")  # suffixes of compressed archives, which are an error: they must be unpacked first
 SHARDS = "WebDataset shards"
-# What a root holds (docs/tables.md): what we wrote is no source.
+# Entries of a root (docs/tables.md): files that the pipeline wrote are no source.
 OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that may be a video, or an entry of which it is known already that it is none."""
+    """A file that may be a video, or an entry of a source that cannot be one."""
 
     uri: str
     path: str  # relative to the folder of the source
-    size_bytes: int = 0  # 0 also where the file cannot be looked at: reading it will tell why
+    size_bytes: int = 0  # 0 also if the size is unknown; reading the file gives the error
     mtime_ns: int = 0
-    error_type: str = ""  # empty: it is to be read
+    error_type: str = ""  # empty: the file can be read
     error: str = ""
-    annotations: tuple[dict[str, Any], ...] = ()  # what a list says of it, as `tasks.sources.lists.Entry`
+    annotations: tuple[Annotation, ...] = ()
     sha256: str = ""
     md5: str = ""
-    archive: str = ""  # the tar file that holds it, from this byte on
-    offset: int = 0
+    archive: str = ""  # URI of the tar file that contains it
+    offset: int = 0  # byte in the archive at which it starts
 
     @property
     def place(self) -> str:
-        """Where it lies in the tree of folders; an archive counts as a folder."""
+        """Its path in the tree of folders; an archive counts as a folder."""
         return f"{self.archive}/{self.uri.removeprefix('tar://').partition('::')[0]}" if self.archive else self.uri
 
 
 class Source(NamedTuple):
-    """What a source turned out to be."""
+    """Folder and files of a source. form: kind of the source, for messages."""
 
     folder: str
     files: list[SourceFile]
-    form: str  # as people call it
+    form: str
 
 
 def source_files(
@@ -69,28 +69,29 @@ def source_files(
     media_root: str = "",
     web: FetchConfig = WEB,
 ) -> Source:
-    """The folder of a source, the files that it names, and what it was taken for.
+    """The folder, the files and the kind of a source.
 
     Args:
-        source: a folder (walked with its subfolders), a list (see `lists`), or one file; a path or fsspec URI.
-        root: where our own tables and media lie; they are left out when the source contains them.
-        non_media: suffixes of files in folders that are no candidates; nor are hidden files.
-        media_root: where the relative names of a list start; empty: at the folder of the list.
-        web: how often a web host is asked, and how patiently.
+        source: a folder (with its subfolders), a list (see `lists`), an archive, or one file; path or fsspec URI.
+        root: of the tables and media; these are left out if the source contains them.
+        non_media: suffixes of files in folders that are left out; hidden files are left out, too.
+        media_root: folder that the relative names of a list start from; empty: the folder of the list.
+        web: limits for requests to web hosts.
 
     Raises:
-        ValueError: the source is not there, cannot be reached, or names no file.
+        ValueError: the source does not exist, cannot be reached, or contains no file.
     """
     if not source:
         raise ValueError("no source is given: name a folder of videos with --source or in ingest.source")
     if storage.is_local(source):
         source = str(Path(source.removeprefix("file://")).expanduser().resolve())
-    seen = _web_look(source, web) if is_web(source) else None
-    if not seen and not _reachable(source, "exists"):
+    beginning = _web_look(source, web) if is_web(source) else None
+    if not beginning and not _reachable(source, "exists"):
         raise _no_source(source)
-    is_folder = _reachable(source, "isdir") if not seen or seen.is_html else False
-    folder, found, form = _found(source, is_folder, seen.head if seen else None, root, non_media, media_root)
-    return Source(printable(folder), found, form)
+    is_folder = _reachable(source, "isdir") if not beginning or beginning.is_html else False
+    head = beginning.head if beginning else None
+    folder, files, form = _contents(source, is_folder, head, root, non_media, media_root)
+    return Source(printable(folder), files, form)
 
 
 def _no_source(source: str) -> ValueError:
@@ -98,7 +99,7 @@ def _no_source(source: str) -> ValueError:
 
 
 def _web_look(source: str, web: FetchConfig) -> Look:
-    """What one request tells of a source: how it begins, and whether it may be an index of files."""
+    """Beginning of a source on a web host. An HTML page may be an index of files."""
     try:
         return look(source, HEAD_BYTES, web, web.own_budget())
     except FetchError as err:
@@ -108,7 +109,11 @@ def _web_look(source: str, web: FetchConfig) -> Look:
 
 
 def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
-    """What a file system answers about the source as a whole; each has exceptions of its own."""
+    """Whether a source exists, or is a folder.
+
+    Raises:
+        ValueError: its file system cannot be reached; each has its own exceptions.
+    """
     try:
         fs, path = storage.filesystem(source)
         return getattr(fs, question)(path)
@@ -118,47 +123,49 @@ def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
         ) from err
 
 
-def _found(
+def _contents(
     source: str, is_folder: bool, head: bytes | None, root: str, non_media: tuple[str, ...], media_root: str
 ) -> Source:
     if is_folder:
-        walked = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
-        found = _with_members(walked)
-        if not found:
+        candidates = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
+        files = _with_members(candidates)
+        if not files:
             raise ValueError(
-                f"source {source!r} holds no video: no file in it or below is a candidate "
-                f"(hidden files and .{', .'.join(non_media[:4])}, … do not count). Set ingest.source"
+                f"source {source!r} holds no video: no file in it or in its subfolders can be one "
+                f"(hidden files and .{', .'.join(non_media[:4])}, … are left out). Set ingest.source"
             )
-        return Source(source, found, SHARDS if any(file.archive for file in found) else "a folder")
+        return Source(source, files, SHARDS if any(file.archive for file in files) else "a folder")
     folder = source.rpartition("/")[0]
     kind = list_kind(source, head)
-    if kind == "tar" or source.lower().endswith((SHARD, *PACKED)):  # a damaged one does not show what it is
-        found = list(_members(_look(source, PurePosixPath(source).name)))
-        if not found:
-            raise ValueError(f"archive {source!r} holds no video: none of its members has the suffix of one")
-        return Source(folder, found, SHARDS)
+    if kind == "tar" or source.lower().endswith((SHARD, *PACKED)):  # a damaged archive is not detected by its content
+        files = list(_members(_look(source, PurePosixPath(source).name)))
+        if not files:
+            raise ValueError(f"archive {source!r} holds no video: no member has the suffix of a video")
+        return Source(folder, files, SHARDS)
     if not kind:
         return Source(folder, [_look(source, PurePosixPath(source).name)], "one file")
     form, entries = read_list(source, kind)
     media = MediaFolder(_media_folder(media_root) or folder, form.from_dataset)
-    found = _with_members(_listed(source, folder, entries, media))
-    if not found:
-        raise ValueError(f"list {source!r} names no file: write one path or URI a line (ingest.source)")
-    return Source(folder, found, f"{form.name} ({kind.upper()})")
+    files = _with_members(_listed(source, folder, entries, media))
+    if not files:
+        raise ValueError(f"list {source!r} names no file: write one path or URI per line (ingest.source)")
+    return Source(folder, files, f"{form.name} ({kind.upper()})")
 
 
 def _media_folder(media_root: str) -> str:
     """media_root as an absolute folder.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: the folder does not exist.
     """
     if not media_root:
         return ""
     if storage.is_local(media_root):
         media_root = str(Path(media_root.removeprefix("file://")).expanduser().resolve())
     if not _reachable(media_root, "isdir"):
-        raise ValueError(f"media_root {media_root!r} is no folder: name that of the videos with ingest.media_root")
+        raise ValueError(
+            f"media_root {media_root!r} is not a folder: set ingest.media_root to the folder of the videos"
+        )
     return media_root.rstrip("/")
 
 
@@ -169,12 +176,12 @@ def _is_candidate(path: str, non_media: tuple[str, ...]) -> bool:
 
 
 def _with_members(files: Iterable[SourceFile]) -> list[SourceFile]:
-    """The files, and in place of each archive the videos in it."""
-    return [one for file in files for one in (_members(file) if file.uri.lower().endswith(SHARD) else [file])]
+    """The files, with each archive replaced by the videos in it."""
+    return [video for file in files for video in (_members(file) if file.uri.lower().endswith(SHARD) else [file])]
 
 
 def _members(archive: SourceFile) -> Iterator[SourceFile]:
-    """The videos of a WebDataset shard; what is wrong with it comes after those that could be found."""
+    """The videos of a WebDataset shard, then an entry with an error if the shard is damaged."""
     if archive.error_type:
         yield archive
         return
@@ -186,24 +193,23 @@ def _members(archive: SourceFile) -> Iterator[SourceFile]:
             elif member.problem:
                 yield _bad(uri, path, "not_a_file", member.problem)
             else:
-                times = {"size_bytes": member.size_bytes, "mtime_ns": archive.mtime_ns}
-                where = {"archive": archive.uri, "offset": member.offset}
-                yield SourceFile(uri, path, **times, **where, annotations=member.annotations)
+                file = SourceFile(uri, path, member.size_bytes, archive.mtime_ns, annotations=member.annotations)
+                yield replace(file, archive=archive.uri, offset=member.offset)
     except ValueError as err:
         yield _bad(archive.uri, archive.path, "bad_archive", str(err))
 
 
 def printable(name: str) -> str:
-    """A name that any table can hold: a byte that is not UTF-8, or is NUL, is written as `\\x` and two digits."""
+    """A name without invalid characters: bytes that are not UTF-8, and NUL, become `\\x` and two hex digits."""
     try:
         raw = os.fsencode(name)
-    except UnicodeEncodeError:  # half a character, which JSON can spell and no file name can hold
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can contain and no file name can
         raw = name.encode("utf-8", "backslashreplace")
     return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 
 def _walk(source: str, root: str) -> Iterator[SourceFile]:
-    """Every file below a folder, in the order of the paths."""
+    """Every file in a folder and its subfolders, in the order of the paths."""
     unreadable: dict[str, OSError] = {}
     tree = _local_tree(source, root, unreadable) if storage.is_local(source) else _remote_tree(source, root)
     for uri in sorted([*tree, *unreadable]):
@@ -215,24 +221,25 @@ def _walk(source: str, root: str) -> Iterator[SourceFile]:
 
 
 def _local_tree(folder: str, root: str, unreadable: dict[str, OSError]) -> Iterator[str]:
-    """Paths of the files in a folder and below it, also behind links, each folder once; never our own files.
+    """Paths of the files in a folder and its subfolders, without the files of the root.
 
-    A folder that may not be opened lands in `unreadable`. Links come last, so that a folder keeps its own name.
+    Links to folders are followed, and each folder is visited once. Links are visited last, so that files get
+    the path of their own folder. Folders that cannot be opened are added to `unreadable`, with the error.
     """
 
-    def refused(err: OSError) -> None:
+    def on_error(err: OSError) -> None:
         if not _is_own(os.path.realpath(err.filename), root):
             unreadable[err.filename] = err
 
-    seen: set[str] = set()
+    visited: set[str] = set()  # real paths
     tops = [folder]
     for top in tops:
-        for parent, folders, names in os.walk(top, onerror=refused):
+        for parent, folders, names in os.walk(top, onerror=on_error):
             real = os.path.realpath(parent)
-            if real in seen or _is_own(real, root):
+            if real in visited or _is_own(real, root):
                 folders.clear()
                 continue
-            seen.add(real)
+            visited.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
             for name in names:
@@ -255,19 +262,19 @@ def _bad(uri: str, path: str, error_type: str, error: str) -> SourceFile:
 
 
 def _look(uri: str, path: str) -> SourceFile:
-    """A file with size and time of change, or why it can be none."""
+    """A file with its size and time of change, or the error that it has."""
     if printable(uri) != uri:
         return _bad(uri, path, "bad_name", "the name is not UTF-8, or holds NUL: rename the file or the folder")
     try:
-        if is_web(uri):  # asked only once, when it is fetched: what a URL gave is taken to stay
-            urlsplit(uri)  # raises where it is none
+        if is_web(uri):  # requested only once, for the download: the content of a URL is assumed not to change
+            urlsplit(uri)  # raises ValueError for an invalid URL
             return SourceFile(uri, path)
         return _look_local(uri, path) if _is_path(uri) else _look_remote(uri, path)
     except OSError:
         return SourceFile(uri, path)
-    except (ValueError, ImportError) as err:  # no URL, an unknown scheme, or one whose package is not installed
+    except (ValueError, ImportError) as err:  # an invalid URL, an unknown scheme, or a missing package
         return _bad(uri, path, "bad_uri", f"{type(err).__name__}: {err}")
-    except Exception as err:  # each file system has its own
+    except Exception as err:  # each file system has its own exceptions
         return _bad(uri, path, "unreadable", f"{type(err).__name__}: {err}")
 
 
@@ -277,12 +284,14 @@ def _is_path(uri: str) -> bool:
 
 def _look_local(uri: str, path: str) -> SourceFile:
     if "::" in uri:
-        return _bad(uri, path, "bad_name", "'::' in a path would be read as a chain of file systems: rename it")
-    found = os.stat(uri)
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+        return _bad(
+            uri, path, "bad_name", "'::' in a path means a chain of file systems: rename the file or the folder"
+        )
+    status = os.stat(uri)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
         return _bad(uri, path, "not_a_file", f"{uri} is {kind}, not a file")
-    return SourceFile(uri, path, found.st_size, found.st_mtime_ns)
+    return SourceFile(uri, path, status.st_size, status.st_mtime_ns)
 
 
 def _look_remote(uri: str, path: str) -> SourceFile:
@@ -290,13 +299,13 @@ def _look_remote(uri: str, path: str) -> SourceFile:
     size_bytes = fs.size(name) or 0
     try:
         return SourceFile(uri, path, size_bytes, int(fs.modified(name).timestamp() * 1e9))
-    except NotImplementedError:  # HTTP tells no time: a file replaced by one of the same size is not noticed
+    except NotImplementedError:  # HTTP gives no time: a new file of the same size is not noticed
         return SourceFile(uri, path, size_bytes)
 
 
 def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "MediaFolder") -> Iterator[SourceFile]:
-    """The files of a list, in its order; what it says of one file in several rows comes together."""
-    found: dict[str, SourceFile] = {}
+    """The files of a list: first those with annotations, then the others. The annotations of a file are merged."""
+    annotated: dict[str, SourceFile] = {}  # by URI
     others: list[SourceFile] = []
     with ThreadPoolExecutor(LOOKS) as pool:
         files = list(pool.map(lambda entry: _entry_file(uri, folder, entry, media), entries))
@@ -304,9 +313,9 @@ def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "
         if not file.annotations:
             others.append(file)
             continue
-        before = found.get(file.uri)
-        found[file.uri] = replace(file, annotations=before.annotations + file.annotations) if before else file
-    yield from found.values()
+        before = annotated.get(file.uri)
+        annotated[file.uri] = replace(file, annotations=before.annotations + file.annotations) if before else file
+    yield from annotated.values()
     yield from others
 
 
@@ -314,18 +323,18 @@ def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFol
     if isinstance(entry, BadEntry):
         return _bad(f"{uri}#{entry.text}", entry.text, "bad_entry", entry.reason)
     if not storage.is_local(uri) and any(map(_is_of_this_machine, (entry.name, entry.url))):
-        elsewhere = f"{uri} comes from elsewhere and may not name files of this machine: copy the list here first"
-        return _bad(f"{uri}#{entry.name}", entry.name, "bad_entry", elsewhere)
+        error = f"{uri} is not on this machine, so it may not name files of this machine: copy the list here first"
+        return _bad(f"{uri}#{entry.name}", entry.name, "bad_entry", error)
     full = media.find(entry.name)
     if not full and is_page(entry.url):
-        missing = (
-            f"no {entry.name}.mp4 under {media.folder} (ingest.media_root), and {entry.url} is a page, from which no "
-            "file can be fetched: download the video yourself"
+        error = (
+            f"no {entry.name}.mp4 under {media.folder} (ingest.media_root), and {entry.url} is a web page, not a video "
+            "file: download the video yourself"
         )
-        return _bad(entry.url, entry.name, "not_downloaded", missing)
+        return _bad(entry.url, entry.name, "not_downloaded", error)
     full = full or entry.url or _absolute(entry.name, media.folder)
-    inside = full.startswith(f"{folder}/")
-    file = _look(full, full.removeprefix(f"{folder}/") if inside else PurePosixPath(full).name)
+    is_inside = full.startswith(f"{folder}/")
+    file = _look(full, full.removeprefix(f"{folder}/") if is_inside else PurePosixPath(full).name)
     return replace(file, annotations=entry.annotations, sha256=entry.sha256, md5=entry.md5)
 
 
@@ -334,18 +343,18 @@ def _is_of_this_machine(name: str) -> bool:
 
 
 class MediaFolder:
-    """Where the relative names of a list lead to.
+    """Finds the files that the relative names of a list mean.
 
     Args:
         folder: media_root, or the folder of the list.
-        anywhere: names of published data sets are also found in subfolders, and without their suffix.
+        anywhere: also look in subfolders and for names without suffix, as for lists of published data sets.
     """
 
     def __init__(self, folder: str, anywhere: bool):
         self.folder, self.anywhere = folder, anywhere and not is_web(folder)
 
     def find(self, name: str) -> str:
-        """The file of that name; empty when it is one of a data set and not there."""
+        """Path or URI of a named file; "" if `anywhere` is set and no single file has that name."""
         direct = _absolute(name, self.folder)
         if not self.anywhere or printable(name) != name or "://" in name or name.startswith(("/", "~")):
             return direct
@@ -356,29 +365,29 @@ class MediaFolder:
 
     @functools.cached_property
     def _below(self) -> dict[str, str]:
-        """Every file below the folder by its URI, its name, and its name without the suffix and with a slash.
+        """URI of every file in the folder and its subfolders, by URI, by name, and by name without suffix plus a slash.
 
-        Two files of one name have none: which of them is meant cannot be told.
+        A name that several files have maps to "", since it is ambiguous.
         """
         fs, top = storage.filesystem(self.folder)
-        found: dict[str, str] = {}
+        uris: dict[str, str] = {}
         for path in fs.find(top) if fs.isdir(top) else []:
             name, uri = PurePosixPath(path), path if storage.is_local(self.folder) else fs.unstrip_protocol(path)
             if name.suffix[1:].lower() not in NON_MEDIA and printable(uri) == uri:
                 for key in (uri, name.name, f"{name.stem}/"):
-                    found[key] = "" if key in found else uri
-        return found
+                    uris[key] = "" if key in uris else uri
+        return uris
 
 
 def _absolute(entry: str, folder: str) -> str:
-    """Path or URI of an entry, without `~` and `..`: one file has one name."""
+    """Absolute path or URI of an entry, without `~` and `..`, so that equal files have equal names."""
     if printable(entry) != entry:
         return entry
     entry = os.path.expanduser(entry.removeprefix("file://"))
     uri = entry if "://" in entry or entry.startswith("/") else f"{folder}/{entry}"
-    climbs = ".." in uri.split("/")
+    has_parents = ".." in uri.split("/")
     if "://" in uri:
         scheme, _, rest = uri.partition("://")
-        return f"{scheme}://{posixpath.normpath(rest)}" if climbs else uri
+        return f"{scheme}://{posixpath.normpath(rest)}" if has_parents else uri
     parent, name = os.path.split(uri)
-    return os.path.join(os.path.realpath(parent) if climbs else os.path.normpath(parent), name)
+    return os.path.join(os.path.realpath(parent) if has_parents else os.path.normpath(parent), name)

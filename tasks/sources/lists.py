@@ -1,6 +1,6 @@
-"""Lists of videos: what kind a file is, told by its content, and the entries it has with what they say of each video.
+"""Lists of videos: detection of their format from their content, and their entries.
 
-A list is text, CSV, TSV, JSON lines or Parquet; which format its rows have is told by its columns.
+A list is text, CSV, TSV, JSON lines or Parquet. The columns determine the format of the rows.
 """
 
 import ast
@@ -18,49 +18,60 @@ from typing import Any
 from tasks.tables import storage
 
 HEAD_BYTES = 64 * 2**10
-LISTS = (".txt", ".csv", ".tsv", ".jsonl")  # are lists whatever they contain
-MAX_LITERAL = 2**20  # characters of a Python literal in a cell
-OWN_KEYS = ("start_s", "end_s", "sha256", "md5")  # columns with a meaning of their own in every format
-VIDEO_HOSTS = ("youtube.com", "youtu.be")  # they serve pages, not files
+LISTS = (".txt", ".csv", ".tsv", ".jsonl")  # suffixes of files that are lists whatever they contain
+MAX_LITERAL = 2**20  # most characters of a Python literal in a cell
+OWN_KEYS = ("start_s", "end_s", "sha256", "md5")  # columns that have the same meaning in every format
+VIDEO_HOSTS = ("youtube.com", "youtu.be")  # their URLs lead to pages, not to files
+
+# Caption of a video or of a span of it: "start_s" and "end_s" (None: of the whole video), "text", and other columns.
+Annotation = dict[str, object]
+Row = Mapping[str, Any]  # cells by column
+NumberedRows = Iterator[tuple[str, "Row | BadEntry"]]  # (place in the list, row)
+Rows = tuple[Sequence[str], NumberedRows]  # (column names, rows)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a list says of one video."""
+    """One video of a list, with its annotations."""
 
-    name: str  # path or URI, as written
-    annotations: tuple[dict[str, Any], ...] = ()  # {"start_s", "end_s", "text", …}; no times: the whole video
+    name: str  # path or URI, as in the list
+    annotations: tuple[Annotation, ...] = ()
     sha256: str = ""
     md5: str = ""
-    url: str = ""  # where the video was published, when `name` is only its name
+    url: str = ""  # page or file of the published video, if `name` is only a name
 
 
 @dataclass(frozen=True)
 class BadEntry:
-    """An entry of a list that names no file."""
+    """An entry of a list without a usable file name."""
 
     text: str
     reason: str
 
 
-Row = Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class RowFormat:
-    """A known set of columns."""
+    """Format of the rows of a list.
+
+    columns: a list with all of these columns has this format.
+    media: columns with the path, URI or name of the video; the first one with a value counts.
+    entry: makes an entry from a row; None if the row names no video.
+    from_dataset: the format of a published data set, whose files may be anywhere below media_root.
+    """
 
     name: str
-    columns: frozenset[str]  # that it is told by
-    media: tuple[str, ...]  # those of them that name the video
-    entry: Callable[[Row], Entry | None]  # None: the row names nothing
-    from_dataset: bool = True  # of a published data set, whose files may lie anywhere below media_root
+    columns: frozenset[str]
+    media: tuple[str, ...]
+    entry: Callable[[Row], Entry | None]
+    from_dataset: bool = True
 
 
 def list_kind(uri: str, head: bytes | None = None) -> str:
-    """What a file is, by its first bytes: `parquet`, `tar`, `jsonl`, `csv`, `tsv` or `txt`; empty: itself a video.
+    """Kind of a file by its first bytes: `parquet`, `tar`, `jsonl`, `csv`, `tsv`, `txt`, or "" for a single video.
 
-    Text that is no table is a list only when its name says so. head: its first HEAD_BYTES, where they are known.
+    Text without the columns of a table is a list only if the suffix of the file is in LISTS.
+
+    head: the first HEAD_BYTES of the file; None: they are read.
     """
     head = _head(uri) if head is None else head
     if head[:4] == b"PAR1":
@@ -73,7 +84,7 @@ def list_kind(uri: str, head: bytes | None = None) -> str:
     except UnicodeDecodeError as err:
         if suffix in LISTS:
             return suffix[1:]
-        if len(head) < HEAD_BYTES or err.start < HEAD_BYTES - 4:  # else a character is cut by the end of the head
+        if len(head) < HEAD_BYTES or err.start < HEAD_BYTES - 4:  # else the end of the head splits a character
             return ""
         text = head[: err.start].decode("utf-8-sig")
     if "\0" in text and suffix not in LISTS:
@@ -83,7 +94,7 @@ def list_kind(uri: str, head: bytes | None = None) -> str:
         return "jsonl" if suffix in LISTS or _json_row(first) else ""
     for kind, delimiter in (("csv", ","), ("tsv", "\t")):
         if row_format(_names(first, delimiter)):
-            # A list of paths may begin with a file that is called "path"; a table has more columns, or says so.
+            # A .txt list of paths may start with a file called "path"; such a file is a table only with a delimiter.
             return kind if suffix != ".txt" or delimiter in first else "txt"
     return suffix[1:] if suffix in LISTS else ""
 
@@ -94,14 +105,14 @@ def _suffix(uri: str) -> str:
 
 
 def _head(uri: str) -> bytes:
-    """The first bytes of a regular file; none when it cannot be read, which its own row will tell."""
+    """First bytes of a regular file; empty if it cannot be read: reading it later gives its row the error."""
     try:
         fs, path = storage.filesystem(uri)
         if storage.is_local(uri) and not stat.S_ISREG(os.stat(path).st_mode):
             return b""
         with fs.open(path, "rb", block_size=HEAD_BYTES) as file:
             data = file.read(HEAD_BYTES)
-    except Exception:  # each file system has its own
+    except Exception:  # each file system has its own exceptions
         return b""
     assert isinstance(data, bytes), "opened in binary mode"
     return data
@@ -115,10 +126,10 @@ def _names(line: str, delimiter: str) -> list[str]:
 
 
 def read_list(uri: str, kind: str) -> tuple[RowFormat, Iterator[Entry | BadEntry]]:
-    """The format of a list, and its entries.
+    """The format and the entries of a list. kind: one of `list_kind`, but not `tar`.
 
     Raises:
-        ValueError: it cannot be read, or its columns name no videos.
+        ValueError: the list cannot be read, or no column names videos.
     """
     if kind == "parquet":
         names, rows = _parquet_rows(uri)
@@ -128,23 +139,23 @@ def read_list(uri: str, kind: str) -> tuple[RowFormat, Iterator[Entry | BadEntry
         names, rows = read(text, uri)
     form = row_format(names)
     if form is None:
-        also = "; ".join(f"{', '.join(sorted(one.columns))} of {one.name}" for one in FORMATS if one.from_dataset)
-        wrong = f"list {uri} has no column 'uri' or 'path': its first line is {list(names)}"
-        raise ValueError(f"{wrong}. Also read: {also}")
-    return form, (_entry(form, row, f"list {uri}, {where}") for where, row in rows)
+        others = "; ".join(f"{', '.join(sorted(form.columns))} of {form.name}" for form in FORMATS if form.from_dataset)
+        error = f"list {uri} has no column 'uri' or 'path': its first line is {list(names)}"
+        raise ValueError(f"{error}. Other known columns: {others}")
+    return form, (_entry(form, row, f"list {uri}, {place}") for place, row in rows)
 
 
-def _entry(form: RowFormat, row: Row | BadEntry, where: str) -> Entry | BadEntry:
+def _entry(form: RowFormat, row: Row | BadEntry, place: str) -> Entry | BadEntry:
     if isinstance(row, BadEntry):
         return row
-    form = row_format(list(row)) or form  # lines of JSON may differ
+    form = row_format(list(row)) or form  # JSON lines may have different keys
     text = ",".join(_text(value) for value in row.values())
     try:
         entry = form.entry(row)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as err:
-        return BadEntry(text, f"{where}: {err}; expected a row of {form.name}")
+        return BadEntry(text, f"{place}: {err}; expected a row of {form.name}")
     column = next((name for name in form.media if name in row), form.media[0])
-    return entry or BadEntry(text, f"{where}: the column {column!r} is empty, or no text")
+    return entry or BadEntry(text, f"{place}: the column {column!r} is empty, or is no text")
 
 
 def _list_text(uri: str) -> str:
@@ -154,9 +165,6 @@ def _list_text(uri: str) -> str:
         raise ValueError(f"list {uri} is not UTF-8 ({err.reason} at byte {err.start}): save it as UTF-8") from err
     except OSError as err:
         raise ValueError(f"list {uri} cannot be read: {err.strerror or err}") from err
-
-
-Rows = tuple[Sequence[str], Iterator[tuple[str, Row | BadEntry]]]  # column names; (where it stands, row)
 
 
 def _text_rows(text: str, _: str) -> Rows:
@@ -176,14 +184,14 @@ def _csv_rows(text: str, uri: str, delimiter: str = ",") -> Rows:
     except csv.Error as err:
         raise ValueError(f"list {uri}, line 1: {err}") from err
 
-    def rows() -> Iterator[tuple[str, Row | BadEntry]]:
+    def rows() -> NumberedRows:
         while True:
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as err:
-                number = reader.reader.line_num  # the DictReader's own still stands at the line before
+                number = reader.reader.line_num  # the DictReader's own line_num is that of the line before
                 yield "", BadEntry(f"line {number}", f"list {uri}, line {number}: {err}")
                 continue
             yield f"line {reader.line_num}", row
@@ -200,16 +208,16 @@ def _json_rows(text: str, uri: str) -> Rows:
     first = list(lines[0][2]) if lines else ["path"]
     names = next((list(row) for _, _, row in lines if row_format(list(row))), first)
 
-    def rows() -> Iterator[tuple[str, Row | BadEntry]]:
+    def rows() -> NumberedRows:
         for number, line, row in lines:
-            wanted = f'list {uri}, line {number}: expected {{"uri": "…"}} or {{"path": "…"}}, got {line!r}'
-            yield f"line {number}", row if row_format(list(row)) else BadEntry(line, wanted)
+            error = f'list {uri}, line {number}: expected {{"uri": "…"}} or {{"path": "…"}}, got {line!r}'
+            yield f"line {number}", row if row_format(list(row)) else BadEntry(line, error)
 
     return names, rows()
 
 
-def _json_row(line: str) -> dict[str, Any]:
-    """A line as an object; empty when it is none."""
+def _json_row(line: str) -> dict[str, object]:
+    """The JSON object of a line; empty if the line is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -228,7 +236,7 @@ def _parquet_rows(uri: str) -> Rows:
     except (pa.ArrowInvalid, OSError) as err:
         raise ValueError(f"list {uri} cannot be read as Parquet: {err}") from err
 
-    def rows() -> Iterator[tuple[str, Row | BadEntry]]:
+    def rows() -> NumberedRows:
         with fs.open(path, "rb") as file:
             batches = pq.ParquetFile(file).iter_batches(batch_size=4096)
             for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
@@ -238,22 +246,22 @@ def _parquet_rows(uri: str) -> Rows:
 
 
 def row_format(names: Sequence[str]) -> RowFormat | None:
-    """The first known format whose columns are all there; None for a table that names no videos."""
-    there = set(names)
-    return next((form for form in FORMATS if form.columns <= there), None)
+    """The first known format whose columns are all among `names`; None for a table without a column of videos."""
+    columns = set(names)
+    return next((form for form in FORMATS if form.columns <= columns), None)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value.strip() if isinstance(value, str) else "" if value is None else str(value)
 
 
 def _media(row: Row, names: Sequence[str]) -> str:
-    """The first of these columns that names something."""
+    """Text of the first of these columns that has one; "" if none has."""
     return next((row[name].strip() for name in names if isinstance(row.get(name), str) and row[name].strip()), "")
 
 
 def _plain(row: Row, media: Sequence[str], text: Sequence[str] = ()) -> Entry | None:
-    """An entry of a format with one row a caption; columns without a meaning of their own are kept as they are."""
+    """Entry of a format with one caption per row. Columns without a meaning of their own go into the annotation."""
     name = _media(row, media)
     if not name:
         return None
@@ -272,18 +280,18 @@ def _seconds(value: Any, key: str) -> float | None:
         return None
     seconds = float(value)
     if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"{key} = {value!r} is no time in seconds")
+        raise ValueError(f"{key} = {value!r} is not a time in seconds")
     return seconds
 
 
-def _span(start_s: float | None, end_s: float | None) -> dict[str, Any]:
+def _span(start_s: float | None, end_s: float | None) -> Annotation:
     if start_s is not None and end_s is not None and start_s >= end_s:
         raise ValueError(f"start_s {start_s:g} is not before end_s {end_s:g}")
     return {"start_s": start_s, "end_s": end_s}
 
 
-def _value(value: Any) -> Any:
-    """A cell as JSON holds it: numbers as numbers."""
+def _value(value: object) -> object:
+    """A cell as a JSON value; text that is a number becomes a number."""
     if isinstance(value, str):
         try:
             number = float(value)
@@ -298,7 +306,7 @@ def _value(value: Any) -> Any:
 
 
 def _panda(row: Row) -> Entry | None:
-    """Panda-70M: one row a video, with Python lists of spans, of captions and of scores."""
+    """Entry of Panda-70M: one row per video, with Python lists of spans, captions and scores."""
     name, url = _text(row.get("videoID")), _text(row.get("url"))
     url = url if "://" in url else ""
     if not name:
@@ -307,41 +315,41 @@ def _panda(row: Row) -> Entry | None:
     scores = _literal(row["matching_score"], "matching_score") if row.get("matching_score") else [None] * len(texts)
     if not len(spans) == len(texts) == len(scores):
         raise ValueError(f"{len(spans)} timestamps, {len(texts)} captions and {len(scores)} matching scores")
-    found = []
+    annotations = []
     for (start, end), text, score in zip(spans, texts, scores, strict=True):
         span = _span(clock_seconds(start), clock_seconds(end)) | {"text": str(text).strip()}
-        found.append(span | ({} if score is None else {"matching_score": float(score)}))
-    return Entry(name, tuple(found), url=url)
+        annotations.append(span | ({} if score is None else {"matching_score": float(score)}))
+    return Entry(name, tuple(annotations), url=url)
 
 
-def _literal(value: Any, column: str) -> list:
-    """A list that is written as Python writes it (or is one already, in Parquet); nothing in it is evaluated."""
+def _literal(value: object, column: str) -> list:
+    """A list, written as a Python literal or already a list (in Parquet); no code is evaluated."""
     if isinstance(value, str):
         if len(value) > MAX_LITERAL:
-            raise ValueError(f"{column} has {len(value)} characters")
+            raise ValueError(f"{column} has {len(value)} characters, more than {MAX_LITERAL}")
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError) as err:
-            raise ValueError(f"{column} = {value[:80]!r} is no list as Python writes it") from err
+            raise ValueError(f"{column} = {value[:80]!r} is not a Python list") from err
     if not isinstance(value, list):
-        raise ValueError(f"{column} is no list")
+        raise ValueError(f"{column} is not a list")
     return value
 
 
 def clock_seconds(text: str) -> float:
-    """Seconds of "h:mm:ss.fff".
+    """Seconds of a time "h:mm:ss.fff".
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: the text does not have this form.
     """
     hours, minutes, seconds = str(text).split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 def is_page(url: str) -> bool:
-    """Whether a URL belongs to a site that shows videos in pages, from which no file can be fetched."""
+    """Whether a URL is one of VIDEO_HOSTS, whose URLs lead to pages: no video file can be fetched there."""
     host = url.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0].lower()
-    return any(host == one or host.endswith(f".{one}") for one in VIDEO_HOSTS)
+    return any(host == site or host.endswith(f".{site}") for site in VIDEO_HOSTS)
 
 
 def _listed(row: Row) -> Entry | None:

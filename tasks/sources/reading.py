@@ -1,4 +1,4 @@
-"""A source file on this machine, for as long as it is decoded."""
+"""Local access to a source file while it is decoded."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ from tasks.tables import storage
 def reading_source(uri: str, folder: str) -> Iterator[str]:
     """A local path with the content of a source file: the file itself, or a copy that is removed afterwards.
 
-    The copy lies below `folder`, so that whoever owns that can remove it when this process is killed.
+    The copy is in `folder`, so that the owner of the folder can remove it if this process is killed.
 
     Raises:
-        VideoError: it cannot be fetched. What is wrong with a local file shows when that is opened.
+        VideoError: the file cannot be fetched. A damaged local file raises an error only when it is opened.
     """
     with contextlib.ExitStack() as stack:
         try:
             path = uri if os.path.exists(uri) else stack.enter_context(storage.reading(uri, folder))
         except FileNotFoundError as err:
             raise VideoError("missing", f"{uri} is missing") from err
-        except Exception as err:  # each file system has its own
+        except Exception as err:  # each file system has its own exceptions
             raise VideoError("unreadable", f"{uri} cannot be fetched: {err}") from err
         yield path

@@ -105,6 +105,13 @@ class ClipRow(CommonRow):
     crop: list[int]
 
 
+class SelectedClipRow(ClipRow):
+    """A row of `tasks.tables.current.selected_clips`: a clip with its newest verdict."""
+
+    bucket: str
+    split: str
+
+
 class ScoreRow(CommonRow):
     """A row of `scores`."""
 

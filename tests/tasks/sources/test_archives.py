@@ -55,7 +55,7 @@ def test_a_shard_is_told_by_its_content_and_may_lie_in_folders_and_lists(tmp_pat
     assert list(found_in(str(tmp_path / "copy.shard"))) == ["copy.shard/1.mp4"]
     assert list(found_in(str(tmp_path / "list.txt"))) == ["s.tar/1.mp4"]
     assert list(found_in(str(tmp_path / "in"))) == ["b.mp4", "t.tar/2.mp4"]
-    with pytest.raises(ValueError, match="holds no video: none of its members has the suffix of one"):
+    with pytest.raises(ValueError, match="holds no video: no member has the suffix of a video"):
         source_files(shard(tmp_path / "texts.tar", {"a.txt": b"x"}), "/elsewhere")
 
 

@@ -228,7 +228,7 @@ def test_trouble_that_stays_is_told_by_kind(host, name, kind, reason, tries):
 
 
 def test_a_file_without_end_is_given_up(host):
-    with pytest.raises(FetchError, match=r"more than 1000 bytes came \(ingest\.fetch\.max_bytes\)"):
+    with pytest.raises(FetchError, match=r"more than 1000 bytes arrived \(ingest\.fetch\.max_bytes\)"):
         fetched(f"{host}/slow.mp4", FetchConfig(max_bytes=1000))
 
 
@@ -244,8 +244,8 @@ def test_a_host_that_never_ends_nor_falls_silent_costs_its_own_file_only(host, t
     drip, broken, plain = worker(items).rows["sources"]
     assert (drip["error_type"], broken["error_type"], plain["status"]) == ("timeout", "timeout", "ok")
     assert re.fullmatch(
-        rf"[1-9]\d+ bytes of {host}/drip.mp4 came in 2 s, and it did not end \(ray.no_progress_timeout_s\)\. "
-        r"Later: --retry-failed",
+        rf"[1-9]\d+ bytes of {host}/drip.mp4 arrived in 2 s, and the file is not complete "
+        r"\(ray.no_progress_timeout_s\)\. Later: --retry-failed",
         drip["error"],
     )
     assert [copy.read_bytes() for copy in (tmp_path / "media").iterdir()] == [BODY]
@@ -300,7 +300,7 @@ def test_a_list_of_urls_is_fetched_once_and_kept(ray_local, host, tmp_path):
     config = IngestConfig(source=str(tmp_path / "list.csv"), fetch=QUICK)
     first = ingest(run, config)
     assert (first.num_ok, first.errors) == (2, {"missing": 1, "checksum": 1})
-    assert first.note.startswith("read as a list (CSV); 1 of the files have the bytes of another")
+    assert first.note.startswith("read as a list (CSV); 1 of the files have the same bytes as another")
     rows = {row["uri"]: row for row in read_table(run.root, "sources").to_pylist()}
     row = rows[f"{host}/plain.mp4"]
     assert (row["size_bytes"], row["source"], row["license"]) == (len(BODY), "squares", "CC0-1.0")

@@ -178,7 +178,7 @@ def test_a_file_is_not_used_while_nobody_can_tell_what_its_card_says(tmp_path):
     found = source_files(str(tmp_path / "list.txt"), "/elsewhere")
     [item] = _rows(found.folder, found.files, {})
     assert (item["path"], item["error_type"]) == ("held_out.mp4", "unreadable")
-    assert item["error"].startswith("whether there is a noanswer://b/source.yaml cannot be told: RuntimeError")
+    assert item["error"].startswith("whether noanswer://b/source.yaml exists cannot be determined: RuntimeError")
     assert item["size_bytes"] == hash_file(item["uri"])[2]  # the file itself could be read
 
 
@@ -251,8 +251,8 @@ def test_one_file_is_a_source(tmp_path):
     [
         ("", "no source is given: name a folder of videos with --source or in ingest.source"),
         ("{}/nowhere", "nowhere' does not exist: give a folder of videos, a list, or a file"),
-        ("{}/empty", "holds no video: no file in it or below is a candidate"),
-        ("{}/empty.txt", "names no file: write one path or URI a line"),
+        ("{}/empty", "holds no video: no file in it or in its subfolders can be one"),
+        ("{}/empty.txt", "names no file: write one path or URI per line"),
         ("{}/wrong.csv", "has no column 'uri' or 'path': its first line is \\['name'\\]"),
         ("{}/wrong.jsonl", "has no column 'uri' or 'path': its first line is \\['image'\\]"),
         ("{}/utf16.txt", r"list .*utf16.txt is not UTF-8 \(invalid start byte at byte 0\): save it as UTF-8"),
@@ -345,7 +345,7 @@ def test_a_pin_on_a_file_that_is_not_there_is_an_error_not_a_leak(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(b"x")
     (tmp_path / "in" / "source.yaml").write_text("splits: [{file: A.mp4, split: val}]")
-    with pytest.raises(ValueError, match=r"source\.yaml pins the splits of files that are not there: A\.mp4"):
+    with pytest.raises(ValueError, match=r"source\.yaml pins the splits of files that do not exist: A\.mp4"):
         ingest(run_in(tmp_path), IngestConfig(source=str(tmp_path / "in")))
 
 

@@ -72,7 +72,7 @@ def test_panda_csv_gives_spans_and_says_what_cannot_be_fetched(tmp_path):
     reasons = " ".join(file.error for file in files)
     assert "no gone.mp4 under" in reasons
     assert "2 timestamps, 1 captions and 1 matching scores" in reasons
-    assert """timestamp = "__import__('os').system('true')" is no list as Python writes it""" in reasons
+    assert """timestamp = "__import__('os').system('true')" is not a Python list""" in reasons
 
 
 def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
@@ -192,7 +192,7 @@ def test_an_edited_list_describes_known_files_anew_without_reading_them(ray_loca
     result = ingest(run, IngestConfig(source=str(folder)))
     assert (result.num_copies, result.note) == (
         1,
-        "1 of the files have the bytes of another, such as b.mp4 those of a.mp4",
+        "1 of the files have the same bytes as another, such as b.mp4 and a.mp4",
     )
 
 

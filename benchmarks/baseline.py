@@ -1,7 +1,7 @@
-"""Sampling in the straightforward way, kept to compare ours with: the same weights, the same result, none of the care.
+"""A straightforward implementation of sampling, as a baseline for ours: same weights and result, no optimisation.
 
-What is straightforward about it stands in `Habits`; the jump noise is in `LoopNoise`, the VAE's in
-`plain_convolutions`, the rest in `sample`.
+`Habits` lists its techniques in the DiT. `LoopNoise` draws the jump noise, `plain_convolutions` replaces the VAE's
+convolutions, and `sample` has the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QKV = tuple[Tensor, Tensor, Tensor]
 
 @contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """Inside, the VAE convolves by torch's conv3d on padded frames."""
+    """Context in which the VAE's convolutions are torch's conv3d on padded frames."""
     ours = conv.causal_conv3d
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], num_zeros: int) -> Tensor:
@@ -51,10 +51,10 @@ def plain_convolutions() -> Iterator[None]:
 
 
 class LoopNoise(Noise):
-    """Draws the jump's noise block by block, each of its 2x2 values from a multivariate normal."""
+    """Noise that draws each 2x2 block of the jump noise from a multivariate normal, in a loop."""
 
     def block(self, *shape: int, gamma: float) -> Tensor:
-        """As `Noise.block`, from torch's global generator."""
+        """Same as `Noise.block`, with torch's global generator."""
         b, c, t, h, w = shape
         normal = MultivariateNormal(torch.zeros(4), covariance_matrix=block_covariance(gamma))
         drawn = torch.stack([normal.sample() for _ in range(b * c * t * (h // 2) * (w // 2))])
@@ -63,9 +63,9 @@ class LoopNoise(Noise):
 
 
 def block_covariance(gamma: float) -> Tensor:
-    """Of the four values of a block, float32; positive definite, if need be by a little on the diagonal.
+    """Covariance of the four values of a block, (4 4) float32; made positive definite by a small diagonal if needed.
 
-    At gamma = 1/3 it is singular, and whether float32 finds a Cholesky factor depends on the machine's rounding.
+    At gamma = 1/3 it is singular, and rounding decides whether float32 has a Cholesky factor.
     """
     covariance = (1 + gamma) * torch.eye(4) - gamma * torch.ones(4, 4)
     return covariance + 1e-6 * torch.eye(4) if torch.linalg.cholesky_ex(covariance).info else covariance
@@ -73,13 +73,13 @@ def block_covariance(gamma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Habits:
-    """What is done in the straightforward way.
+    """Which techniques are straightforward.
 
-    dense_mask: one attention call over all tokens, with a mask over every pair, made anew for each call; otherwise a
-        call a frame over the tokens that it may see, without a mask.
-    new_layout: positions and rotations made anew for each call; otherwise once for each shape.
-    wide_modulation: modulations written out for every token; otherwise broadcast.
-    real_rotation: queries and keys turned by products of real numbers; otherwise of complex ones.
+    dense_mask: one attention call over all tokens with a mask over all pairs, which each call builds again; otherwise
+        one call for each frame over the tokens that it attends to, without a mask.
+    new_layout: each call computes positions and rotations again; otherwise once for each shape.
+    wide_modulation: modulation vectors are copied to every token; otherwise broadcast.
+    real_rotation: queries and keys are rotated by products of real numbers; otherwise of complex numbers.
     """
 
     dense_mask: bool = True
@@ -92,14 +92,14 @@ NONE = Habits(False, False, False, False)
 
 
 class Straightforward:
-    """Called as a DiT with one column, and computes the same from the DiT's weights."""
+    """Straightforward forward pass of a DiT for one column, with the DiT's weights and the same result."""
 
     def __init__(self, dit: MiniFlux | MMDiT, habits: Habits):
         self.dit, self.config, self.habits = dit, dit.config, habits
         self.rotations: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, columns: list[list[Tensor]], timestep: Tensor, text: TextFeatures) -> list[Tensor]:
-        """As `DiT.forward`, for one column."""
+        """Same as `DiT.forward`, for one column."""
         ((*history, noisy),) = columns
         clips, dit, num_text = [*history, noisy], self.dit, text.mask.shape[1]
         sizes = tuple(size_of(clip) for clip in clips)
@@ -139,7 +139,7 @@ class Straightforward:
 
 @dataclass(frozen=True)
 class Call:
-    """What the layers of one call share. lengths: tokens of the text and of each frame."""
+    """Values that all layers of one call use. lengths: number of tokens of the text and of each frame."""
 
     lengths: list[int]
     text_mask: Tensor
@@ -152,7 +152,7 @@ class Call:
         return list(wide.contiguous().chunk(num, dim=-1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Joined queries, keys and values (b h n d) -> what each token found (b n h*d)."""
+        """Attention: queries, keys and values of the joined sequence (b h n d) -> output (b n h*d)."""
         q, k = (self._turned(x) for x in (q, k))
         found = self._masked(q, k, v) if self.habits.dense_mask else self._by_frame(q, k, v)
         return rearrange(found, "b h n d -> b n (h d)")
@@ -168,7 +168,7 @@ class Call:
         num_image = sum(self.lengths[1:])
         time = torch.cat([torch.full((n,), max(0, i - 1)) for i, n in enumerate(self.lengths)])
         real = F.pad(self.text_mask, (0, num_image), value=True)
-        mask = (real[:, :, None] == real[:, None, :]) & (time[:, None] >= time)  # padding sees padding only
+        mask = (real[:, :, None] == real[:, None, :]) & (time[:, None] >= time)  # padding attends to padding only
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
 
     def _by_frame(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def transform(dit: MiniFlux | MMDiT, image: Tensor, text: Tensor, cond: Tensor, 
 def double_block(
     block: DoubleBlock | LastBlock, image: Tensor, text: Tensor, cond: Tensor, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """Image and text tokens, each (b n d), after a block; the last one of an MMDiT leaves the text as it is."""
+    """Image and text tokens, each (b n d), after a block; the last block of an MMDiT does not change the text."""
     shift, scale, *image_rest = call.modulations(block.image.modulation(cond), image, 6)
     image_qkv = qkv(block.image, modulated(image, shift, scale))
     last = isinstance(block, LastBlock)
@@ -242,7 +242,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def padded(text: TextFeatures) -> TextFeatures:
-    """The same prompts with 128 tokens each, as the published code has them."""
+    """The same prompts padded to 128 tokens, as in the published code."""
     no_row = TextFeatures(
         text.embeds.new_zeros(0, MAX_TOKENS, text.embeds.shape[2]),
         text.mask.new_zeros(0, MAX_TOKENS),
@@ -259,7 +259,7 @@ def sample(
     sampling: Sampling,
     noise: Noise,
 ) -> Tensor:
-    """Normalised latents (b c t h w) of whole clips; arguments as in `sample_video`. Every scale counts, 1 included."""
+    """Normalised latents (b c t h w) of whole clips; arguments as in `sample_video`. Every scale is applied."""
     schedule, config, rows = Schedule(sampling.pyramid), sampling.pyramid, padded(negative).concat(padded(text))
     start = noise_pyramid(
         noise.normal(text.mask.shape[0], dit.config.latent_channels, *sampling.size), config.num_stages

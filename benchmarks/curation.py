@@ -1,11 +1,11 @@
-"""What videos to clips costs beside the least that it could cost, on footage made from `datasets/sample`.
+"""CPU cost of cutting videos into clips, compared with lower bounds, on footage made from `datasets/sample`.
 
     uv run python benchmarks/curation.py            # everything; ten minutes on two cores
-    uv run python benchmarks/curation.py --quick    # shorter footage, fewer repetitions: shows that it runs
+    uv run python benchmarks/curation.py --quick    # shorter footage, fewer repetitions: a test of the script
     uv run python benchmarks/curation.py --only detection pass
 
-Times are CPU seconds of all threads. Each ratio is the median of runs that take turns, so that other work on the
-machine slows both sides alike.
+Times are CPU seconds of all threads. Each ratio is the median of alternating runs, so that other work on the
+machine slows both sides equally.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured."""
+    """Amount of footage and number of repetitions."""
 
     shot_frames: int  # of each of the eight sample files
     runs: int
@@ -97,7 +97,7 @@ def cpu_s(call: Callable[[], Any]) -> float:
 
 
 def taking_turns(first: Callable[[], float], second: Callable[[], float], runs: int) -> tuple[float, float, float]:
-    """Median seconds of both and the median of their ratios, first to second; one run of each warms up."""
+    """Median seconds of both calls and the median of their ratios, first to second; one run of each warms up."""
     first(), second()
     pairs = [(first(), second()) for _ in range(runs)]
     ones, others = zip(*pairs, strict=True)
@@ -122,7 +122,7 @@ def detection(path: Path, num_frames: int, effort: Effort) -> Iterator[Figure]:
 
 
 def source_item(path: Path, number: int = 0) -> dict[str, Any]:
-    """What the clips step hands to a worker for a file."""
+    """Item that the clips step gives to a worker for a file."""
     columns = {"uri": str(path), "path": path.name, "size_bytes": path.stat().st_size, "source": "", "license": ""}
     return {"video_id": content_id(str(path), number), "attempt": 1, "known": [], **columns}
 
@@ -134,7 +134,7 @@ def cut(path: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def decode_and_encode(path: Path, folder: Path, spans: Sequence[tuple[int, int]]) -> None:
-    """The least that cutting at known places takes: decode all frames, encode those of the clips."""
+    """Lower bound for cutting at given frames: decode all frames, encode those of the clips."""
     ends = dict(spans)
     writer, first_pts, end = None, 0, 0
     config = ClipsConfig()
@@ -154,7 +154,7 @@ def decode_and_encode(path: Path, folder: Path, spans: Sequence[tuple[int, int]]
 
 
 def whole_pass(path: Path, num_frames: int, effort: Effort, folder: Path) -> Iterator[Figure]:
-    """Probing, cutting, encoding and scoring beside decoding and encoding alone."""
+    """The whole pass (probe, detect cuts, encode, score) compared with decoding and encoding alone."""
     spans = [(row["start_frame"], row["end_frame"]) for row in cut(path, folder)]
     whole_s, bare_s, ratio = taking_turns(
         lambda: cpu_s(lambda: cut(path, folder)),
@@ -172,7 +172,7 @@ def cut_cpu_s(path: Path, folder: Path) -> float:
 
 
 def two_workers(path: Path, num_frames: int, effort: Effort, folder: Path) -> Iterator[Figure]:
-    """Whether a second process makes the first one slower."""
+    """CPU time of two processes compared with one: whether a second process slows the first."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as one, ProcessPoolExecutor(2, mp_context=spawn) as two:
 
@@ -186,7 +186,7 @@ def two_workers(path: Path, num_frames: int, effort: Effort, folder: Path) -> It
 
 
 def finished_root(root: Path, num_clips: int) -> Run:
-    """A root whose clips are all cut and scored, as the steps would have left it; ten clips a video, no media."""
+    """Tables of a root with all clips cut and scored, as the steps write them; ten clips for each video, no media."""
     run = Run(root=str(root))
     done = lineage(run, "clips", VERSION, ClipsConfig())
     for first in range(0, num_clips // 10, 16):
@@ -265,7 +265,7 @@ def memory(effort: Effort, folder: Path) -> Iterator[Figure]:
 
 
 def measured(only: Sequence[str], effort: Effort, folder: Path) -> Iterator[Figure]:
-    """The figures asked for, as they come."""
+    """Yield the requested figures as they are measured."""
     path = folder / "film.mp4"
     num_frames = film(path, (720, 1280), effort.shot_frames) if {"detection", "pass", "workers"} & set(only) else 0
     parts: dict[str, Callable[[], Iterator[Figure]]] = {
@@ -283,7 +283,7 @@ def main() -> None:
     """Parse the command line and print."""
     names = ("detection", "pass", "workers", "rerun", "memory")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="little footage, one run each: shows that it works")
+    parser.add_argument("--quick", action="store_true", help="little footage, one run of each: a test of the script")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the parts")
     options = parser.parse_args()
     console = Console(width=150 if not sys.stdout.isatty() else None)

@@ -1,10 +1,10 @@
-"""The clips step under fire: damaged videos, an actor killed, its driver killed again and again, and nothing is lost.
+"""Fault test of the clips step: damaged videos, a killed actor and several killed drivers must lose no row.
 
     uv run python benchmarks/faults.py                            # 200 videos, 30 of them damaged; minutes
     uv run python benchmarks/faults.py --videos 40 --damaged 9
 
-An undisturbed run, one video after the other, says what has to come out. The run under fire starts the step as often as
-it is killed; then its tables and media are compared with what has to come out, row by row and frame by frame.
+A run without faults, one video after the other, gives the expected result. The run with faults starts the step again
+each time it is killed. Then its tables and media are compared with the expected ones, row by row and frame by frame.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from tasks.tables.schemas import ID_COLUMNS
 
 CONFIG = ClipsConfig(min_frames=8, max_frames=20, margin_frames=0)
 HEIGHT, WIDTH, FPS, SHOTS = 64, 96, 24, (14, 18)
-ENCODER_NOISE = 1.0  # mean difference of a frame, of 255; 0.3 was seen
+ENCODER_NOISE = 1.0  # allowed mean difference of a frame, of 255; 0.3 was measured
 TABLES = ("clips", "scores", "videos")
 
 
 def flipped(data: bytes, seed: int) -> bytes:
-    """Some bits of the pictures turned over."""
+    """Copy of the bytes with some bits of the pictures flipped."""
     damaged = bytearray(data)
     start = data.index(b"mdat") + 500
     for position in np.random.default_rng(seed).integers(start, len(data), 60):
@@ -60,7 +60,7 @@ DAMAGE: tuple[Callable[[bytes, int], bytes], ...] = (
 
 
 def shoot(path: Path, seed: int) -> None:
-    """A video of two shots, each a texture of its own that moves."""
+    """Write a video of two shots, each with its own moving texture."""
     random = np.random.default_rng(seed)
     with open_video(str(path), FPS) as video:
         for length in SHOTS:
@@ -70,7 +70,7 @@ def shoot(path: Path, seed: int) -> None:
 
 
 def make_footage(folder: Path, num_videos: int, num_damaged: int) -> None:
-    """So many videos, the damaged ones spread among them, every kind of damage in turn."""
+    """Write the videos; damaged ones are spread among them, and the kinds of damage alternate."""
     folder.mkdir(parents=True)
     for number in range(num_videos):
         path = folder / f"{number:03}.mp4"
@@ -98,7 +98,7 @@ def sources(folder: Path) -> list[dict[str, Any]]:
 
 
 def undisturbed(folder: Path, media: Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows by table of a run that nothing disturbs, one video after the other."""
+    """Rows by table of a run without faults, one video after the other."""
     media.mkdir(parents=True)
     worker = VideoWorker(CONFIG.model_dump(mode="json"), str(media))
     try:
@@ -108,13 +108,13 @@ def undisturbed(folder: Path, media: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def driver(root: str) -> StepResult:
-    """One run of the step; what the killed processes execute."""
+    """One run of the step; the processes that are killed execute this."""
     return clips(Run(root=root, ray=RayConfig(num_cpus=2)), CONFIG)
 
 
 @dataclass(frozen=True)
 class Blow:
-    """Somebody is killed when this share of the videos is done."""
+    """A kill, which happens when this share of the videos is done."""
 
     share: float
     kill: signal.Signals
@@ -130,7 +130,7 @@ BLOWS = (
 
 
 def under_fire(root: str, num_videos: int, blows: Sequence[Blow] = BLOWS) -> Iterator[str]:
-    """Run the step until it ends by itself, dealing the blows on the way; yields what happens, in words."""
+    """Run the step until it completes, and kill actors and drivers on the way; yields a message for each event."""
     waiting = list(blows)
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; faults.driver({root!r})"
     while True:
@@ -161,7 +161,7 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def _runs(one: psutil.Process, what: str) -> bool:
-    """Whether the command line of a process that may have ended names something."""
+    """Whether the command line of a process contains a text; False if the process has ended."""
     try:
         return what in " ".join(one.cmdline())
     except psutil.Error:
@@ -169,7 +169,7 @@ def _runs(one: psutil.Process, what: str) -> bool:
 
 
 def _strike(blow: Blow, process: subprocess.Popen, family: dict[int, psutil.Process]) -> bool:
-    """Deal a blow; False while its victim is not there."""
+    """Kill the process of a blow; False if it does not run yet."""
     if blow.victim == "driver":
         process.send_signal(blow.kill)
         process.wait()
@@ -182,7 +182,7 @@ def _strike(blow: Blow, process: subprocess.Popen, family: dict[int, psutil.Proc
 
 
 def _buried(family: dict[int, psutil.Process], patience_s: float = 60) -> Iterator[str]:
-    """Wait until the decoding processes of a driver are gone; Ray sees to its own."""
+    """Wait until the decoding processes of a driver have ended; Ray ends its own processes."""
     decoders = [one for one in family.values() if _runs(one, "tasks.running.isolated")]
     _, alive = psutil.wait_procs(decoders, timeout=patience_s)
     for one in alive:
@@ -190,9 +190,9 @@ def _buried(family: dict[int, psutil.Process], patience_s: float = 60) -> Iterat
 
 
 def unlike(ours: Path, theirs: Path) -> str:
-    """How the pictures of a clip differ from those of the undisturbed run, in words; empty when they do not.
+    """Message on how the pictures of a clip differ from those of the run without faults; empty if they do not.
 
-    x264 does not always give the same bytes for the same frames: what it spends on a small picture varies a little.
+    Files are not compared, since x264 does not always give the same bytes for the same frames.
     """
     if not ours.exists():
         return "is missing"
@@ -203,13 +203,13 @@ def unlike(ours: Path, theirs: Path) -> str:
 
 
 def pictures(path: Path) -> np.ndarray:
-    """Brightness of the frames of a file, (t h w) int."""
+    """Luma of the frames of a file, (t h w) int."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="gray") for frame in container.decode(video=0)]).astype(int)
 
 
 def differences(root: str, expected: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """What tables and media of a root have otherwise than they should, in words; empty when all is well."""
+    """Differences between tables and media of a root and the expected ones, as messages; empty if there are none."""
     found = []
     for table in TABLES:
         id_column = ID_COLUMNS[table]
@@ -236,7 +236,7 @@ def differences(root: str, expected: dict[str, list[dict[str, Any]]]) -> list[st
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run under fire."""
+    """Result of a run with faults."""
 
     differences: list[str]
     statuses: Counter[str]
@@ -246,7 +246,7 @@ class Outcome:
 
 
 def run_under_fire(folder: Path, num_videos: int, num_damaged: int, blows: Sequence[Blow] = BLOWS) -> Outcome:
-    """Make the footage, run undisturbed and under fire, and compare."""
+    """Write the footage, run without and with faults, and compare."""
     make_footage(folder / "footage", num_videos, num_damaged)
     expected = undisturbed(folder / "footage", folder / "undisturbed")
     run = Run(root=str(folder / "root"))
@@ -262,10 +262,10 @@ def run_under_fire(folder: Path, num_videos: int, num_damaged: int, blows: Seque
 
 
 def main() -> None:
-    """Parse the command line, run, print; exit code 1 when something was lost or doubled."""
+    """Parse the command line, run, print; exit code 1 if a row was lost or duplicated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=200, help="how many")
-    parser.add_argument("--damaged", type=int, default=30, help="how many of them are damaged")
+    parser.add_argument("--videos", type=int, default=200, help="number of videos")
+    parser.add_argument("--damaged", type=int, default=30, help="number of damaged videos among them")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="pyramid-faults-") as folder:
@@ -273,7 +273,8 @@ def main() -> None:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(found.statuses.items()))
     print(f"{options.videos} videos: {counts}; {found.num_clips} clips; {found.left_to_do} left; {found.wall_s:.0f} s")
     print(
-        *found.differences or ["no row lost, none doubled, every clip shows what it does in the undisturbed run"],
+        *found.differences
+        or ["no row lost or duplicated; every clip shows the same pictures as in the run without faults"],
         sep="\n",
     )
     sys.exit(bool(found.differences or found.left_to_do or sum(found.statuses.values()) != options.videos))

@@ -1,10 +1,10 @@
-"""Latents and text features: how fast they are read, and how much of the time their models are at work.
+"""Latents and text features: speed of reading, and utilisation of the models that compute them.
 
     uv run python benchmarks/features.py            # about three minutes on one thread
     uv run python benchmarks/features.py --quick    # about one
 
-Everything runs on CPU with small models on made-up clips, in a folder that is removed afterwards. Times are process CPU
-time, except where waiting is what is measured.
+Everything runs on the CPU with small models on synthetic clips, in a temporary folder. Times are process CPU time,
+except where waiting is measured.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def reading(root: Path, repeats: int) -> Iterator[Line]:
-    """CPU time of a random row of 2 MB, page cache hot."""
+    """CPU time to read a random row of 2 MB from the page cache."""
     ids = [content_id("latent", number) for number in range(96)]
     for first in range(0, len(ids), 8):
         append_block(
@@ -117,7 +117,7 @@ def latent_row(row_id: str) -> dict:
 
 
 def cpu_time(function: Callable[[], object]) -> float:
-    """Seconds of CPU of this process, the lesser of two calls."""
+    """CPU seconds of this process for a call, the smaller of two."""
     return min(_cpu_time_once(function) for _ in range(2))
 
 
@@ -131,7 +131,7 @@ def _cpu_time_once(function: Callable[[], object]) -> float:
 
 
 def texts(folder: Path, count: int) -> Iterator[Line]:
-    """Tokens that the encoder works on, beside those that are kept."""
+    """Number of tokens that the encoder computes, compared with the number of valid tokens."""
     found = sorted(make_texts(count), key=len)
     build_tiny_text_encoder(found, folder, dim=64, num_layers=2, vocab_size=256)
     encoder = load_text_encoder(folder)
@@ -142,13 +142,13 @@ def texts(folder: Path, count: int) -> Iterator[Line]:
 
 
 def make_texts(count: int) -> list[str]:
-    """Made-up captions of 5 to 60 words."""
+    """Synthetic captions of 5 to 60 words."""
     generator = np.random.default_rng(0)
     return [" ".join(generator.choice(WORDS, generator.integers(5, 60))) for _ in range(count)]
 
 
 def tokens_encoded(encoder: TextEncoder, blocks: list[list[str]]) -> tuple[int, int]:
-    """(tokens that T5 saw, valid tokens)."""
+    """(tokens that T5 computed, valid tokens)."""
     seen = []
     hook = encoder.t5.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
@@ -160,7 +160,7 @@ def tokens_encoded(encoder: TextEncoder, blocks: list[list[str]]) -> tuple[int, 
 
 @torch.no_grad()
 def encoder_seconds(encoder: TextEncoder, found: list[str], length: int | None) -> float:
-    """CPU seconds of encoding, padded to a length or as we do it."""
+    """CPU seconds of encoding, with padding to a fixed length or with our batches."""
     if length is None:
         return cpu_time(lambda: encoder.encode(found))
     batch = encoder.tokenizer(found, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -171,7 +171,7 @@ def encoder_seconds(encoder: TextEncoder, found: list[str], length: int | None) 
 
 
 def extraction(folder: Path, count: int) -> Iterator[Line]:
-    """How busy the VAE is, what one per cent of new clips cost, and how fast batches come."""
+    """Utilisation of the VAE, cost of one per cent of new clips, and speed of loading batches."""
     folder.mkdir()
     vae = make_vae(folder / "vae")
     run = Run(root=str(folder / "root"), ray=RayConfig(num_cpus=2), run_id="benchmark")
@@ -202,7 +202,7 @@ def make_vae(folder: Path) -> ModelFolder:
 
 
 def add_clips(run: Run, numbers: range, folder: Path) -> None:
-    """Selected clips with a caption each, as the curation would leave them."""
+    """Add selected clips with one caption each to the tables, as curation writes them."""
     rows: dict[str, list[dict]] = {"sources": [], "videos": [], "clips": [], "selections": []}
     known = folder / "captions.csv"
     lines = known.read_text().splitlines() if known.exists() else ["file,start_s,end_s,text"]
@@ -228,7 +228,7 @@ def add_clips(run: Run, numbers: range, folder: Path) -> None:
 
 
 def moving_noise(seed: int) -> np.ndarray:
-    """A blurred random picture that slides; (t h w 3) uint8."""
+    """Frames of a blurred random picture that moves, (t h w 3) uint8."""
     import cv2
 
     picture = np.random.default_rng(seed).integers(0, 255, (SIZE, SIZE + NUM_FRAMES, 3), np.uint8)
@@ -237,7 +237,7 @@ def moving_noise(seed: int) -> np.ndarray:
 
 
 def busy(run: Run, vae: ModelFolder, count: int) -> Iterator[Line]:
-    """The actor's own work, without Ray: reading, encoding, rows; and batches against single clips."""
+    """Work of the actor without Ray: reading, encoding, making rows; batches compared with single clips."""
     from tasks.tables.current import selected_clips
 
     clips = selected_clips(run.root, columns=("clip_id", "uri", "size_bytes", "crc32")).to_pylist()[:count]
@@ -260,7 +260,7 @@ def busy(run: Run, vae: ModelFolder, count: int) -> Iterator[Line]:
 
 
 def loading(run: Run, encoder_uri: str, vae_uri: str) -> Iterator[Line]:
-    """CPU time of a batch beside that of a training step of a small DiT on it."""
+    """CPU time to load a batch, compared with a training step of a small DiT on it."""
     config = TrainDiTConfig(
         model=MiniFluxConfig(
             num_double_blocks=1,

@@ -1,4 +1,4 @@
-"""Operations of the released DiTs for a whole clip, by what is kept of the history. Counted, not measured: 3 seconds.
+"""Operations of the released DiTs for a whole clip, for different uses of the KV cache. Computed, not measured; 3 s.
 
 uv run python benchmarks/operations.py
 """
@@ -18,8 +18,8 @@ CLIPS = {"5 s, 768x1280 px": (16, 96, 160), "10 s, 768x1280 px": (31, 96, 160), 
 FIRST_STEPS, STEPS = (20, 20, 20), (10, 10, 10)
 WAYS = {
     "one dense mask": {"dense": True},
-    "only pairs that may meet": {},
-    "oldest frames kept (exact)": {"reuse": Reuse(across_units=True)},
+    "only unmasked pairs": {},
+    "oldest frames cached (exact)": {"reuse": Reuse(across_units=True)},
     "history every 5 steps": {"reuse": Reuse(refresh_every=5)},
     "history once a stage": {"reuse": Reuse(refresh_every=None)},
     "both": {"reuse": Reuse(across_units=True, refresh_every=None)},
@@ -27,7 +27,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Print PFLOP, and in brackets how many times fewer than with one dense mask."""
+    """Print PFLOP, and in brackets the ratio to one dense mask."""
     title = f"PFLOP of the DiT, steps {FIRST_STEPS} then {STEPS}, guided, {MAX_TOKENS} text tokens"
     out = Table("model", "clip", *WAYS, title=title)
     for column in out.columns[2:]:

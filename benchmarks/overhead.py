@@ -1,6 +1,6 @@
-"""How much of the demo's time is orchestration: demo wall time minus the time in actor calls and training, itemised.
+"""Orchestration overhead of the demo: its wall time minus the time in actor calls and training, by item.
 
-    uv run python benchmarks/overhead.py                       # the demo in a fresh folder, again, then --help
+    uv run python benchmarks/overhead.py                       # the demo in a new folder, a second run, then --help
     uv run python benchmarks/overhead.py --read pyramid-demo   # only the table, from a demo that was run before
 
 The figures come from `<root>/runs/<run_id>/*.json`, which every step writes; the wall times are measured here.
@@ -37,7 +37,7 @@ def timed(*arguments: str) -> float:
 
 
 def runs(root: Path) -> list[list[tuple[float, StepResult]]]:
-    """Runs of a root, oldest first: (start, epoch seconds; result) of each of their steps in the order of time."""
+    """Runs of a root, oldest first; each is a list of (start in epoch seconds, result) of its steps by time."""
     found = []
     for folder in sorted((root / "runs").iterdir()):
         files = sorted(folder.glob("*.json"))
@@ -46,7 +46,7 @@ def runs(root: Path) -> list[list[tuple[float, StepResult]]]:
 
 
 def step_table(run: list[tuple[float, StepResult]]) -> tuple[Table, Counter[str]]:
-    """One line a step, and the sums of its columns by name."""
+    """Table with one line for each step, and the sums of its columns by name."""
     names = list(dict.fromkeys(name for _, result in run for name in result.timings))
     columns = ["wall", "busy", *names, "rest"]
     table = Table("step", *(name.removesuffix("_s").replace("_", " ") for name in columns), title="seconds by step")
@@ -64,7 +64,7 @@ def step_table(run: list[tuple[float, StepResult]]) -> tuple[Table, Counter[str]
 
 
 def overhead_table(wall_s: float, sums: Counter[str]) -> Table:
-    """Where the time outside of actor calls and training went."""
+    """Table of the time outside actor calls and training, by item."""
     table = Table("item", "seconds", "share of wall", title="overhead")
     items = {name: seconds for name, seconds in sums.items() if name not in ("wall", "busy", "rest")}
     items["rest of the steps: reading tables, committing, MLflow"] = sums["rest"]
@@ -80,7 +80,7 @@ def overhead_table(wall_s: float, sums: Counter[str]) -> Table:
 
 
 def verdict(console: Console, name: str, value: float, limit: float, shown: str, limit_shown: str) -> None:
-    """One line: figure, limit, whether it holds."""
+    """Line with a figure, its limit, and whether it is met."""
     reached = "reached" if value <= limit else "[red]not reached[/]"
     console.print(f"{name}: {shown}; at most {limit_shown}: {reached}", highlight=False)
 
@@ -97,7 +97,7 @@ def measure(console: Console, root: Path, again: bool) -> None:
 
 
 def show(console: Console, run: list[tuple[float, StepResult]], wall_s: float) -> None:
-    """Both tables of one run and the figure to reach."""
+    """Print both tables of one run and compare the overhead with its target."""
     steps, sums = step_table(run)
     console.print(steps, overhead_table(wall_s, sums))
     share = 1 - sums["busy"] / wall_s
@@ -115,7 +115,7 @@ def main() -> None:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     console.print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {load}, Python {platform.python_version()}\n")
     if options.read:
-        # The first run that did something; what came before its first step and after its last one is not recorded.
+        # The first run that did work; the time before its first step and after its last step is not recorded.
         run = max(runs(options.read), key=lambda steps: sum(result.num_new for _, result in steps))
         console.print("wall: from the start of the first step to the end of the last one")
         show(console, run, run[-1][0] + run[-1][1].wall_s - run[0][0])

@@ -2,9 +2,9 @@
 
     uv run python benchmarks/released_size.py --peak-tflops 989              # an H100 or H200; 384p, 5 s, miniFLUX
     uv run python benchmarks/released_size.py --peak-tflops 989 --clip 768p --model mmdit --compile
-    uv run python benchmarks/released_size.py --tiny                         # shows on a CPU that it runs
+    uv run python benchmarks/released_size.py --tiny                         # a test of the script on a CPU
 
-Each line switches one thing. Sampling is timed over whole clips, after a first clip of two units that warms up.
+Each line changes one setting. Sampling is timed over whole clips, after a warm-up clip of two units.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STEPS = ((20, 20, 20), (10, 10, 10))
 
 @dataclass(frozen=True)
 class Measured:
-    """One run. peak_bytes: most memory of the device, weights included; 0 on a CPU, which does not tell."""
+    """One run. peak_bytes: peak memory of the device with weights; 0 on a CPU, where it is not measured."""
 
     seconds: float
     peak_bytes: int
@@ -55,8 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", choices=list(CLIPS), default="384p")
     parser.add_argument("--model", choices=list(MODELS), default="miniflux")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device in bfloat16, for the MFU")
-    parser.add_argument("--compile", action="store_true", help="also with compiled blocks")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=0.0, help="peak TFLOP/s of the device in bfloat16, for the MFU"
+    )
+    parser.add_argument("--compile", action="store_true", help="also measure compiled blocks")
     parser.add_argument("--tiny", action="store_true", help="tiny models and a tiny clip")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,7 +74,7 @@ def main() -> None:
 
 @torch.no_grad()
 def sampling_table(config: DiTConfig, size: Size, device: torch.device, peak_flops: float, compiled: bool) -> Table:
-    """One line a way of keeping history."""
+    """Table with one line for each use of the KV cache."""
     with device:
         torch.set_default_dtype(torch.bfloat16)
         dit = (MMDiT(config) if isinstance(config, MMDiTConfig) else MiniFlux(config)).eval()  # pyright: ignore
@@ -118,7 +120,7 @@ def features(config: DiTConfig, num_tokens: int, device: torch.device) -> TextFe
 
 @torch.no_grad()
 def decoding_table(config: VAEConfig, size: Size, device: torch.device, peak_flops: float) -> Table:
-    """One line a way of cutting a clip for the decoder."""
+    """Table with one line for each division of a clip for the decoder."""
     with device:
         vae = CausalVideoVAE(config).bfloat16().eval()
         latents = torch.randn(1, config.latent_channels, *size, dtype=torch.bfloat16)
@@ -135,7 +137,7 @@ def decoding_table(config: VAEConfig, size: Size, device: torch.device, peak_flo
 
 
 def measure(call: Callable[[], object], device: torch.device) -> Measured:
-    """Run once; on a GPU until it has finished."""
+    """Run once; on a GPU, wait until it has finished."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

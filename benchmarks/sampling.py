@@ -1,10 +1,10 @@
-"""How long sampling takes, item by item: the straightforward way (`baseline.py`) and ours, as ratios.
+"""Time of sampling, item by item: a straightforward implementation (`baseline.py`), ours, and their ratio.
 
     uv run python benchmarks/sampling.py            # about eight minutes on one thread
     uv run python benchmarks/sampling.py --quick    # fewer repeats and the tiny clip alone: about 20 seconds
 
-Two kinds of clip: a tiny one, where Python's own time counts, and one with the tokens of 768x1280 px and a narrow
-model, where attention over many tokens counts. Both sides of an item take turns; figures are medians.
+There are two clips: a tiny one, where Python overhead dominates, and one with the tokens of 768x1280 px and a narrow
+model, where attention over many tokens dominates. Runs of both sides of an item alternate; figures are medians.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from pyramid_model.train.flops import Flops, Reuse, call_flops, generation_flops
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 
 PYRAMID = PyramidConfig()
-NUM_TEXT, NUM_NEGATIVE = 24, 12  # tokens of a caption of one sentence, and of a short negative prompt
+NUM_TEXT, NUM_NEGATIVE = 24, 12  # number of tokens of a caption of one sentence, and of a short negative prompt
 AGREE = 1e-4
 Run = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is sampled.
+    """A clip to sample.
 
-    name: as printed. config: of the DiT. size: t, h, w in latents. first_steps, steps: of each stage. vae: of the VAE,
-    where frames are made, too.
+    name: label in the output. config: config of the DiT. size: t, h, w in latents. first_steps, steps: steps of each
+    stage for the first and for later units. vae: config of the VAE, if the clip is also decoded.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Clip:
 
     @property
     def sampling(self) -> Sampling:
-        """How it is sampled; guidance is on in all units."""
+        """Settings of the sampler; guidance is on in all units."""
         return Sampling(PYRAMID, self.size, self.first_steps, self.steps, [7.0] + [5.0] * (self.size[0] - 1))
 
 
@@ -86,7 +86,7 @@ WIDE = Clip(
 
 @dataclass(frozen=True)
 class Item:
-    """Two ways to the same end. flops: the operations that each counts, where they tell the difference."""
+    """Two computations with the same result. flops: operations of each, if they are known."""
 
     name: str
     straightforward: Run
@@ -103,7 +103,7 @@ class Times:
 
 
 class Bench:
-    """A model with random weights and what it is called with: the last unit of a clip."""
+    """A model with random weights and its inputs for the last unit of a clip."""
 
     def __init__(self, clip: Clip):
         self.clip = clip
@@ -131,7 +131,7 @@ class Bench:
         return [*history_clips(past, stage, unit, PYRAMID.frames_per_unit), pyramid[stage][:, :, unit:]]
 
     def call(self, dit: Callable[..., list[Tensor]], text: TextFeatures, stage: int = -1) -> Run:
-        """A call for every row of the text."""
+        """One call of the model with all rows of the text."""
         rows = text.mask.shape[0]
         column = [clip.expand(rows, -1, -1, -1, -1) for clip in self.column(stage % PYRAMID.num_stages)]
         return lambda: dit([column], torch.full((rows,), 400.0), text)[0]
@@ -142,14 +142,14 @@ class Bench:
         return call_flops(self.clip.config, [column], text.mask.shape[1], text.mask.shape[0], dense)
 
     def sample(self, straightforward: bool, reuse: HistoryReuse | None = None) -> Tensor:
-        """A whole clip, in the straightforward way or in ours."""
+        """Latents of a whole clip, from the straightforward implementation or ours."""
         clip, noise = self.clip, (LoopNoise if straightforward else Noise)(Generator().manual_seed(0))
         if straightforward:
             return sample(Straightforward(self.dit, Habits()), self.text, self.negative, clip.sampling, noise)
         return sample_video(self.dit, self.text, self.negative, clip.sampling, noise, reuse=reuse)
 
     def frames(self, straightforward: bool) -> Tensor:
-        """A whole clip and its frames, as they come from the VAE: window 1 as published, or the window of a request."""
+        """Sample and decode a whole clip: with window 1 as published, or with the window of a request."""
         assert self.vae is not None
         latents = self.sample(straightforward)
         with plain_convolutions() if straightforward else contextlib.nullcontext():
@@ -157,12 +157,12 @@ class Bench:
 
 
 def items(bench: Bench) -> list[Item]:
-    """What is measured: single habits in otherwise equal code, then calls and the whole clip as users make them."""
+    """Items to measure: single habits in otherwise equal code, then calls and the whole clip as users run them."""
     return [*habits(bench), *as_users_call(bench)]
 
 
 def habits(bench: Bench) -> list[Item]:
-    """One habit at a time. Both sides of the DiT's items are `Straightforward`, with that habit and without."""
+    """Items for one habit each. Both sides of the DiT's items are `Straightforward`, with and without the habit."""
     clip, text, none = bench.clip, bench.text, Straightforward(bench.dit, NONE)
     without = bench.call(none, text)
     shape = (1, clip.config.latent_channels, 1, *clip.size[1:])
@@ -196,7 +196,7 @@ def habits(bench: Bench) -> list[Item]:
 
 
 def as_users_call(bench: Bench) -> list[Item]:
-    """Everything straightforward at once, and ours."""
+    """Items that compare the whole straightforward implementation with ours."""
     clip, both = bench.clip, bench.negative.concat(bench.text)
     plain, long = Straightforward(bench.dit, Habits()), padded(bench.negative).concat(padded(bench.text))
     one_by_one = [bench.call(bench.dit, text) for text in (bench.negative, bench.text)]
@@ -238,7 +238,7 @@ def as_users_call(bench: Bench) -> list[Item]:
 
 @torch.no_grad()
 def measure(item: Item, repeats: int, budget_s: float) -> tuple[Times, Times]:
-    """Both sides in turns: `repeats` times, and more while the budget lasts. The first turn warms up."""
+    """Times of both sides in alternating runs: `repeats` runs, and more within the budget. The first one warms up."""
     sides = (item.straightforward, item.ours)
     found: tuple[list[Times], list[Times]] = ([], [])
     started = time.perf_counter()
@@ -255,7 +255,7 @@ def measure(item: Item, repeats: int, budget_s: float) -> tuple[Times, Times]:
 
 @torch.no_grad()
 def largest_difference(bench: Bench) -> float:
-    """Between straightforward and ours, over a guided call of the last unit at each stage, as they are measured."""
+    """Largest difference between straightforward output and ours, over a guided call at each stage of the last unit."""
     plain, both = Straightforward(bench.dit, Habits()), bench.negative.concat(bench.text)
     sides = ((plain, padded(bench.negative).concat(padded(bench.text))), (bench.dit, both))
     calls = [[bench.call(dit, text, stage)() for dit, text in sides] for stage in range(PYRAMID.num_stages)]
@@ -263,7 +263,7 @@ def largest_difference(bench: Bench) -> float:
 
 
 def table(bench: Bench, repeats: int, budget_s: float) -> Table:
-    """One line an item."""
+    """Table with one line for each item."""
     columns = ["straightforward s", "ours s", "ratio", "CPU s", "ours CPU s", "CPU ratio", "operations ratio"]
     out = Table("item", *columns, title=bench.clip.name)
     for column in out.columns[1:]:
@@ -280,9 +280,9 @@ def table(bench: Bench, repeats: int, budget_s: float) -> Table:
 
 
 def main() -> None:
-    """Parse the command line, check that both ways agree, measure and print."""
+    """Parse the command line, check that both implementations agree, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few repeats, and the tiny clip alone")
+    parser.add_argument("--quick", action="store_true", help="few repeats, and only the tiny clip")
     options = parser.parse_args()
     console = Console(width=170 if not sys.stdout.isatty() else None)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())

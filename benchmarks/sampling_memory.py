@@ -1,10 +1,9 @@
-"""Memory that the released transformers need while sampling: the straightforward way (`baseline.py`) and ours.
+"""Memory that the released transformers need while sampling: a straightforward implementation (`baseline.py`) and ours.
 
     uv run python benchmarks/sampling_memory.py     # about a minute; no GPU, and nothing is computed
 
-The real code runs on tensors that know their sizes only (`pyramid_model/generate/peak_memory.py`): the last unit of a
-clip at the finest stage, both rows of guidance, bfloat16, besides the weights. Memory that an allocator holds back is
-not seen.
+The real code runs on tensors without data (`pyramid_model/generate/peak_memory.py`): the last unit of a clip at the
+finest stage, with guidance, in bfloat16. The figures exclude the weights and memory that the allocator reserves.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ PYRAMID, ROWS, GIB = PyramidConfig(), 2, 2**30
 
 
 def main() -> None:
-    """Print one line a model and clip."""
+    """Print one line for each model and clip."""
     columns = ("straightforward", "ours, nothing kept", "ours", "ratio")
     table = Table("peak besides the weights, GiB", *columns)
     for column in table.columns[1:]:
@@ -48,14 +47,16 @@ def main() -> None:
 
 @torch.no_grad()
 def peaks(config: DiTConfig, size: Size) -> tuple[int, int, int]:
-    """Bytes of the last call of a clip: straightforward, ours without memory of history, ours."""
+    """Peak bytes of the last call of a clip: straightforward, ours without KV cache, ours."""
     with (mode := FakeTensorMode(allow_non_fake_inputs=True)):
         dit = build(config)
         embeds, pooled = (
             torch.zeros(ROWS, n, dtype=torch.bfloat16) for n in (MAX_TOKENS * config.text_dim, config.pooled_dim)
         )
         clips, timestep = last_column(config, size), torch.zeros(ROWS, dtype=torch.bfloat16)
-    mask = torch.ones(ROWS, MAX_TOKENS, dtype=torch.bool)  # the layout of tokens goes by it, so it must be real
+    mask = torch.ones(
+        ROWS, MAX_TOKENS, dtype=torch.bool
+    )  # the layout of the tokens depends on its values, so it must have data
     text = TextFeatures(embeds.unflatten(1, (MAX_TOKENS, -1)), mask, pooled)
     assert text.lengths == (MAX_TOKENS,) * ROWS
     with mode:
@@ -88,7 +89,7 @@ def _call(dit: HistoryReuse, clips: list[Tensor], timestep: Tensor, text: TextFe
 
 
 def _whole_stage(dit: HistoryReuse, clips: list[Tensor], timestep: Tensor, text: TextFeatures) -> None:
-    """Ten steps, so that as much is kept as may be."""
+    """All ten steps of a stage, so that the KV cache has its full size."""
     for step in range(10):
         dit.velocity(clips, timestep, text, PYRAMID.num_stages - 1, step, 10)
 

@@ -1,4 +1,4 @@
-"""What finding duplicates and selecting cost by the number of clips: made-up scores and hashes in real tables.
+"""Cost of finding duplicates and selecting, by the number of clips: synthetic scores and hashes in real tables.
 
 uv run python benchmarks/selecting.py               # 100,000 clips
 uv run python benchmarks/selecting.py --clips 10000
@@ -25,11 +25,11 @@ from tasks.tables.schemas import SCHEMAS
 CLIPS_PER_VIDEO = 10
 SCORERS = [f"score{number}" for number in range(10)]
 HASHES = 20  # of a clip of five seconds
-COPIES = 0.05  # share of the clips that repeat one of another video
+COPIES = 0.05  # share of the clips that are copies of a clip of another video
 
 
 def write_rows(root: str, table: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
-    """Append good rows; columns that are not given stay empty."""
+    """Append ok rows; missing columns are empty."""
     count = len(next(iter(columns.values())))
     common = {"status": ["ok"] * count, "attempt": [1] * count, "created_at": [datetime.now(UTC)] * count}
     full = common | dict(columns)
@@ -41,7 +41,7 @@ def write_rows(root: str, table: str, columns: Mapping[str, Sequence[Any] | np.n
 
 
 def made_hashes(rng: np.random.Generator, num_clips: int) -> list[list[str]]:
-    """Hashes of clips whose frames differ from each other in about 12 % of the bits, and copies of some in 6 %."""
+    """Hashes of clips whose frames differ in about 12 % of the bits, and of copies of some clips that differ in 6 %."""
     hashes = np.repeat(rng.integers(0, 256, (num_clips, 1, 32), np.uint8), HASHES, axis=1)
     chosen = rng.choice(num_clips, 2 * int(num_clips * COPIES), replace=False)
     originals, copies = np.split(chosen, 2)
@@ -58,7 +58,7 @@ def flips(rng: np.random.Generator) -> np.ndarray:
 
 
 def make_tables(root: str, num_clips: int) -> None:
-    """Clips of 2 to 16 s from two sources, with ten scores each."""
+    """Write tables of clips of 2 to 16 s from two sources, with ten scores for each clip."""
     rng = np.random.default_rng(0)
     number = np.arange(num_clips)
     ids = [content_id("clip", int(one)) for one in number]

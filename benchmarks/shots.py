@@ -1,12 +1,12 @@
-"""Precision and recall of every way to find cuts, on videos with labelled cuts.
+"""Precision and recall of all methods of shot detection, on videos with labelled cuts.
 
-    uv run python benchmarks/shots.py                       # the shared assets beside the repository, else the sample
-    uv run python benchmarks/shots.py FOLDER                # cuts.json and transitions.json, and the videos they name
+    uv run python benchmarks/shots.py                       # labelled videos beside the repository, else the sample
+    uv run python benchmarks/shots.py FOLDER                # a folder with cuts.json, transitions.json and the videos
     uv run python benchmarks/shots.py --method adaptive
 
-A cut that is at most one frame off is a hit. Inside a gradual transition, and where the labels say `ignore`, cuts count
-neither way. `gradual` is the share of the frames of labelled transitions that no clip would contain, `lost` the share
-of all other frames that none would contain either. CPU time is that of detection with decoding.
+A cut at most one frame from a label is a hit. Cuts inside a gradual transition or a span labelled `ignore` do not
+count. `gradual` is the share of frames of labelled transitions that no clip would contain; `lost` is that share of all
+other frames. CPU time is that of detection with decoding.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of one video."""
+    """Labels of one video."""
 
     path: Path
     cuts: list[int]
@@ -43,7 +43,7 @@ class Labels:
 
 @dataclass
 class Score:
-    """Counts of one video or of several."""
+    """Counts for one video or the sum for several."""
 
     hits: int = 0
     missed: int = 0
@@ -55,12 +55,12 @@ class Score:
     seconds: float = 0.0
 
     def add(self, other: "Score") -> None:
-        """Count `other` in."""
+        """Add the counts of `other`."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
     def row(self) -> list[str]:
-        """For the table."""
+        """Cells of the table."""
         shares = [
             (self.hits, self.hits + self.false),
             (self.hits, self.hits + self.missed),
@@ -90,7 +90,7 @@ def read_labels(folder: Path) -> list[Labels]:
 
 
 def score(labels: Labels, config: ShotsConfig) -> Score:
-    """Compare what is found with what is labelled."""
+    """Compare detected shots with labels."""
     started = time.process_time()
     shots = find_shots(str(labels.path), config)
     seconds = time.process_time() - started

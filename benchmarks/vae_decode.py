@@ -1,11 +1,11 @@
-"""What decoding takes: whole, in windows of time, in tiles; arithmetic, seconds and memory side by side.
+"""Cost of decoding a clip whole, in windows of time, and in tiles: operations, seconds and memory.
 
     uv run python benchmarks/vae_decode.py                  # all tables, minutes on an idle machine
-    uv run python benchmarks/vae_decode.py --skip-released  # only what is timed here
+    uv run python benchmarks/vae_decode.py --skip-released  # only the tables that are timed
 
-The first table times a narrow VAE on the CPU. Its ratios to the first row are what counts, and they are ratios of
-process CPU time: wall time on a busy machine says little. The second one is the released VAE at 768p in bfloat16, as a
-GPU runs it, without a GPU and without computing anything.
+The first table times a narrow VAE on the CPU. Compare its ratios to the first row; they are ratios of process CPU time,
+since wall time depends on other work on the machine. The last table has operations and memory of the released VAE at
+768p in bfloat16, from the real code on tensors without data.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Way = tuple[str, int | None, Tile | None]  # name, latent frames at a time, tile
 
 
 def ways(height: int, width: int, tiles: tuple[int, ...]) -> list[Way]:
-    """Ways to decode; the published pipeline has the two with square tiles. Fitting ones may be the same."""
+    """Ways to decode: the published pipeline's square tiles, and tiles that divide the picture; they may be equal."""
     rows: list[Way] = [("whole", None, None), ("window 2", 2, None), ("window 1", 1, None)]
     for window, largest in zip((1, 2), tiles, strict=False):
         for kind, tile in (("", Tile(largest, largest)), ("fitting ", Tile.fitting(height, width, largest))):
@@ -53,13 +53,13 @@ def ways(height: int, width: int, tiles: tuple[int, ...]) -> list[Way]:
 
 
 def streamed(vae: CausalVideoVAE, latents: Tensor) -> None:
-    """Decode a latent frame at a time, each to uint8 before the next; whoever takes the frames holds none back."""
+    """Decode one latent frame at a time to uint8 and drop it, as when frames are streamed to a file."""
     for part in vae.decode_stream(latents.split(1, dim=2)):
         uint8_pixels(part)
 
 
 def cpu_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Least CPU seconds of each call; the calls take turns, so that a slow spell hits all of them."""
+    """Least CPU seconds of each call; the calls alternate, so that other work slows all of them equally."""
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(REPEATS):
         for own, call in zip(seconds, calls, strict=True):
@@ -70,7 +70,7 @@ def cpu_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def narrow_table() -> Table:
-    """Ways to decode with the narrow VAE."""
+    """Table of the ways to decode with the narrow VAE."""
     torch.manual_seed(0)
     vae = CausalVideoVAE(NARROW).eval()
     num_frames, height, width = SMALL
@@ -95,7 +95,7 @@ def narrow_table() -> Table:
 
 
 def convolution_table() -> Table:
-    """The CPU's sum of 2-D convolutions against the 3-D one."""
+    """Table that compares a sum of 2-D convolutions with a 3-D convolution on the CPU."""
     table = _table("channels", "frames, px", "conv3d, CPU s", "by taps, CPU s", "ratio", title="one causal convolution")
     for channels, side in ((8, 64), (32, 32), (128, 16)):
         x, weight, bias = (
@@ -115,7 +115,7 @@ def convolution_table() -> Table:
 
 
 def released_table() -> Table:
-    """Arithmetic and peak memory of the released VAE at 768p; the weights, 0.7 GB, come on top."""
+    """Table of operations and peak memory of the released VAE at 768p, without the 0.7 GB of weights."""
     table = _table(
         *("way", "FLOPs, PF", "ratio", *(f"peak of {n} frames, GB" for n in LENGTHS)),
         title=f"released VAE, {HEIGHT}x{WIDTH} px, bfloat16, CUDA path; FLOPs of {LENGTHS[0]} frames",
@@ -135,14 +135,14 @@ def released_table() -> Table:
 
 
 def released_peak(vae: CausalVideoVAE, num_frames: int, window: int | None, tile: Tile | None) -> int:
-    """Bytes of a decode. Tiles come one by one, so four of them are run and the rest of the frames is added."""
+    """Peak bytes of decoding. Tiles are decoded one by one, so only four are run, and the other frames are added."""
     latents = _latents(num_frames, HEIGHT, WIDTH)
     if tile is None:
         return peak_bytes(lambda: vae.decode(latents, window))
     height, width = (tile.height * 3 // 2, tile.width * 3 // 2)  # two tiles a side, three quarters of a tile each
     peak = peak_bytes(lambda: vae.decode(_latents(num_frames, height, width), window, tile=tile))
     columns = len(range(0, WIDTH, tile.width * 3 // 4))
-    edges = (columns - 2) * tile.width * tile.height // 4  # kept of each tile, to blend the next row into
+    edges = (columns - 2) * tile.width * tile.height // 4  # part of each tile that is kept to blend with the next row
     return peak + num_frames * 3 * 2 * (HEIGHT * WIDTH - height * width + edges)
 
 
@@ -161,7 +161,7 @@ def _table(*columns: str, title: str) -> Table:
 def main() -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skip-released", action="store_true", help="do not work out the memory of the released VAE")
+    parser.add_argument("--skip-released", action="store_true", help="do not compute the memory of the released VAE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=140 if not sys.stdout.isatty() else None)

@@ -79,10 +79,10 @@ def overhead_table(wall_s: float, sums: Counter[str]) -> Table:
     return table
 
 
-def verdict(console: Console, name: str, value: float, limit: float, shown: str, limit_shown: str) -> None:
+def verdict(console: Console, name: str, value: float, limit: float, figure: str, limit_shown: str) -> None:
     """Line with a figure, its limit, and whether it is met."""
     reached = "reached" if value <= limit else "[red]not reached[/]"
-    console.print(f"{name}: {shown}; at most {limit_shown}: {reached}", highlight=False)
+    console.print(f"{name}: {figure}; at most {limit_shown}: {reached}", highlight=False)
 
 
 def measure(console: Console, root: Path, again: bool) -> None:
@@ -92,8 +92,8 @@ def measure(console: Console, root: Path, again: bool) -> None:
     if again:
         rerun_s = timed("demo", "--root", str(root))
         new = sum(result.num_new for _, result in runs(root)[-1])
-        shown = f"{rerun_s:.1f} s, {new} new rows"
-        verdict(console, "the same again", rerun_s, RERUN_LIMIT_S, shown, f"{RERUN_LIMIT_S:g} s")
+        figure = f"{rerun_s:.1f} s, {new} new rows"
+        verdict(console, "the same again", rerun_s, RERUN_LIMIT_S, figure, f"{RERUN_LIMIT_S:g} s")
 
 
 def show(console: Console, run: list[tuple[float, StepResult]], wall_s: float) -> None:
@@ -125,8 +125,8 @@ def main() -> None:
     if not options.skip_help:
         seconds = [timed("--help") for _ in range(HELP_RUNS)]
         median = statistics.median(seconds)
-        shown = f"{median:.2f} s (median of {HELP_RUNS}, {min(seconds):.2f} to {max(seconds):.2f})"
-        verdict(console, "pyramid --help", median, HELP_LIMIT_S, shown, f"{HELP_LIMIT_S:g} s")
+        figure = f"{median:.2f} s (median of {HELP_RUNS}, {min(seconds):.2f} to {max(seconds):.2f})"
+        verdict(console, "pyramid --help", median, HELP_LIMIT_S, figure, f"{HELP_LIMIT_S:g} s")
 
 
 if __name__ == "__main__":

@@ -26,35 +26,39 @@ def without_model() -> str:
     """Scorers that need no model."""
     names = ("scorer", "value", "range; how to read it", "better", "sample videos: least, median, most", "in `details`")
     rows = [
-        (_code(one.name), _value(one), _range(one), one.better, _sample(one), _details(one))
-        for one in SCORER_FACTS.values()
-        if not one.weights
+        (_code(scorer.name), _value(scorer), _range(scorer), scorer.better, _sample(scorer), _details(scorer))
+        for scorer in SCORER_FACTS.values()
+        if not scorer.weights
     ]
     return _table(names, rows)
 
 
 def costs() -> str:
     """What scorers without a model read, and what they cost."""
-    rows = [(_code(one.name), one.reads, one.cost, one.source) for one in SCORER_FACTS.values() if not one.weights]
-    return _table(("scorer", "reads", "CPU, ms a frame", "source"), rows)
+    rows = [
+        (_code(scorer.name), scorer.reads, scorer.cost, scorer.source)
+        for scorer in SCORER_FACTS.values()
+        if not scorer.weights
+    ]
+    return _table(("scorer", "reads", "CPU, ms for each frame", "source"), rows)
 
 
 def with_model() -> str:
     """Scorers that need a model."""
-    names = ("score", "what it says", "range; how to read it", "better", "value; in `details`", "needs", "model")
+    names = ("score", "value", "range; how to read it", "better", "of the frames; in `details`", "needs", "model")
     own = {setting: f"as named in `{setting}`" for setting in NAMED_BY_RECIPE}
     rows = [
         (
-            own.get(one.name, _code(one.name)),
-            _value(one),
-            _range(one),
-            one.better,
-            _of_frames(one),
-            _needs(one),
-            one.weights,
+            own.get(scorer.name, _code(scorer.name)),
+            _value(scorer),
+            _range(scorer),
+            scorer.better,
+            _of_frames(scorer),
+            _needs(scorer),
+            scorer.weights,
         )
-        for one in [*SCORER_FACTS.values(), *NAMED_BY_RECIPE.values()]
-        if one.weights
+        for scorer in [*SCORER_FACTS.values(), *NAMED_BY_RECIPE.values()]
+        if scorer.weights
     ]
     return _table(names, rows)
 
@@ -70,31 +74,35 @@ def _code(name: str) -> str:
     return f"`{name}`"
 
 
-def _value(one: ScorerFacts) -> str:
-    return f"{one.measures}, {one.unit}" if one.unit else one.measures
+def _value(scorer: ScorerFacts) -> str:
+    return f"{scorer.measures}, {scorer.unit}" if scorer.unit else scorer.measures
 
 
-def _range(one: ScorerFacts) -> str:
-    return "; ".join(filter(None, (one.range_text, one.reading)))
+def _range(scorer: ScorerFacts) -> str:
+    return "; ".join(filter(None, (scorer.range_text, scorer.reading)))
 
 
-def _sample(one: ScorerFacts) -> str:
-    return ", ".join(f"{value:g}" for value in one.sample) if one.sample else ""
+def _sample(scorer: ScorerFacts) -> str:
+    return ", ".join(f"{value:g}" for value in scorer.sample) if scorer.sample else ""
 
 
-def _details(one: ScorerFacts) -> str:
-    return "; ".join(f"`{name}`: {meaning}" for name, meaning in one.details.items())
+def _details(scorer: ScorerFacts) -> str:
+    return "; ".join(f"`{name}`: {meaning}" for name, meaning in scorer.details.items())
 
 
-def _of_frames(one: ScorerFacts) -> str:
-    chosen = f"{one.of_frames} of the frames" if one.of_frames else ""
-    others = ", ".join(f"`{name}`" for name in one.details)
+def _of_frames(scorer: ScorerFacts) -> str:
+    chosen = f"{scorer.of_frames} of the frames" if scorer.of_frames else ""
+    others = ", ".join(f"`{name}`" for name in scorer.details)
     return "; ".join(filter(None, (chosen, others)))
 
 
-def _needs(one: ScorerFacts) -> str:
-    needs = [one.reads, *(["text"] if one.needs_text else []), *(["a GPU is of use"] if one.can_use_gpu else [])]
-    return ", ".join(needs) + (f"; CPU {one.cost} ms a frame" if one.cost else "")
+def _needs(scorer: ScorerFacts) -> str:
+    needs = [
+        scorer.reads,
+        *(["text"] if scorer.needs_text else []),
+        *(["can use a GPU"] if scorer.can_use_gpu else []),
+    ]
+    return ", ".join(needs) + (f"; CPU {scorer.cost} ms for each frame" if scorer.cost else "")
 
 
 if __name__ == "__main__":

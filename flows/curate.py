@@ -64,12 +64,12 @@ def curate(
     ingested = ingest_sources(run, plan.ingest)
     cut = cut_clips(run, plan.clips)
     plan = with_clips(plan, cut)
-    done = Curated(
+    curated = Curated(
         ingest=ingested,
         clips=cut,
         scores=score_clips(run, plan.scores),
         duplicates=find_duplicates(run, plan.duplicates),
         select=select_clips(run, plan.select),
     )
-    publish_curation(run, done.select)
-    return done
+    publish_curation(run, curated.select)
+    return curated

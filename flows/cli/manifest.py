@@ -245,8 +245,8 @@ def export(
             typer.echo(_export_dataset(root, form, output, where, shard_mb))
             return
         if form not in ("csv", "jsonl"):
-            known = f"csv or jsonl for rows (Parquet with --output), {', '.join(DATASETS)} for clips"
-            raise TableError(f"there is no format {form!r}: {known}")
+            formats = f"csv or jsonl for rows (Parquet with --output), {', '.join(DATASETS)} for clips"
+            raise TableError(f"there is no format {form!r}: {formats}")
         if table is None:
             raise TableError("name the table to export, or clips-with-scores; or a data set with --format webdataset")
         schema, batches = export.export_rows(root, table, _filters(where), _names(columns), version)

@@ -138,13 +138,13 @@ def print_duplicates(root: str, version: int | None) -> None:
     from tasks.selecting.duplicates import num_equal_files
 
     rows = []
-    for one in duplicate_stats(root, version):
-        counts = [f"{count:,}" for count in (one.num_groups, one.num_clips, one.num_extra)]
-        sizes = ", ".join(f"{count:,} of {size}" for size, count in sorted(one.sizes.items())[:6])
-        more = ", …" if len(one.sizes) > 6 else ""
-        drawn = one.similarity
+    for stats in duplicate_stats(root, version):
+        counts = [f"{count:,}" for count in (stats.num_groups, stats.num_clips, stats.num_extra)]
+        sizes = ", ".join(f"{count:,} of {size}" for size, count in sorted(stats.sizes.items())[:6])
+        more = ", …" if len(stats.sizes) > 6 else ""
+        drawn = stats.similarity
         similarities = [drawn.spark, compact(drawn.edges[0]), compact(drawn.edges[-1])] if drawn else ["", "", ""]
-        rows.append([one.method, *counts, sizes + more, *similarities])
+        rows.append([stats.method, *counts, sizes + more, *similarities])
     names = ["method", "groups", "clips", "extra", "sizes", "similarity", "least", "most"]
     print_grid(names, rows, right=("groups", "clips", "extra", "least", "most"))
     if files := num_equal_files(root):
@@ -156,12 +156,12 @@ def print_selections(root: str) -> None:
     from tasks.inspecting.curation_stats import selection_stats
     from tasks.selecting.splits import SPLITS
 
-    for one in selection_stats(root):
-        name = f"newest selection, set {one.name}" if one.name else "newest selection"
-        print(f"{name}: {one.kept:,} of {one.judged:,} clips kept")
-        rules = [[rule.reason, f"{rule.alone:,}", f"{rule.in_order:,}", f"{rule.only:,}"] for rule in one.rules]
+    for selection in selection_stats(root):
+        name = f"newest selection, set {selection.name}" if selection.name else "newest selection"
+        print(f"{name}: {selection.kept:,} of {selection.judged:,} clips kept")
+        rules = [[rule.reason, f"{rule.alone:,}", f"{rule.in_order:,}", f"{rule.only:,}"] for rule in selection.rules]
         print_grid(["drop reason", "alone", "in order", "only rule"], rules, right=("alone", "in order", "only rule"))
-        for column, counts in one.shares.items():
+        for column, counts in selection.shares.items():
             ordered = sorted(counts.items(), key=lambda pair: -pair[1].total())
             rows = [[value, f"{of.total():,}", *(f"{of[split]:,}" for split in SPLITS)] for value, of in ordered]
             print_grid([column, "kept", *SPLITS], rows, right=("kept", *SPLITS))
@@ -190,9 +190,9 @@ def print_score_shifts(shifts: "list[ScoreShift]") -> None:
     from tasks.inspecting.table_stats import compact
 
     rows = []
-    for one in shifts:
-        name = [one.scorer, f"{one.distance:.2f}", f"{one.num_changed:,}"]
-        for when, part, median in zip(("before", "after"), (one.before, one.after), one.medians, strict=True):
+    for shift in shifts:
+        name = [shift.scorer, f"{shift.distance:.2f}", f"{shift.num_changed:,}"]
+        for when, part, median in zip(("before", "after"), (shift.before, shift.after), shift.medians, strict=True):
             figures = [part.spark, compact(part.mean), compact(median)] if part else ["", "", ""]
             rows.append([*name, when, f"{sum(part.counts):,}" if part else "0", *figures])
             name = ["", "", ""]

@@ -1,7 +1,7 @@
-"""Who is told when something goes wrong: events that flows emit, and the Prefect automations that act on them.
+"""Alerts: events that flows emit, and Prefect automations that send messages about them.
 
-`pyramid alerts` sets the automations up on a Prefect server. They are found again by name, so that a second call
-changes them instead of adding others.
+`pyramid alerts` creates the automations on a Prefect server. Each has a fixed name, so a second call updates them
+instead of adding others.
 """
 
 import logging
@@ -28,7 +28,7 @@ FLOWS = ["curate", "recaption", "extract", "train-vae", "train-dit", "evaluate-a
 ROWS_FAILED = "pyramid.rows.failed"
 GATE_REFUSED = "pyramid.gate.refused"
 DISK_FILLS = "pyramid.disk.fills"
-MAX_FAILED_SHARE, MIN_FREE_SHARE = 0.1, 0.1  # unless the variables below say otherwise
+MAX_FAILED_SHARE, MIN_FREE_SHARE = 0.1, 0.1  # defaults; the Prefect variables below override them
 FAILED_SHARE_VARIABLE, FREE_SHARE_VARIABLE = "pyramid_max_failed_share", "pyramid_min_free_share"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 SILENCE_S = 180
@@ -37,7 +37,7 @@ CRASH_DETECTION = "pyramid: runs whose process is gone are Crashed"
 
 
 def watch_step(run: Run, result: StepResult) -> None:
-    """Emit events about what a step left behind: many failed rows, or a disk that fills."""
+    """Emit an event if many new rows of a step failed, and one if the root's disk is nearly full."""
     root = {"prefect.resource.id": f"pyramid.root.{run.root}", "prefect.resource.name": run.root}
     failed_share = result.num_failed / result.num_new if result.num_new else 0.0
     if failed_share > _limit(FAILED_SHARE_VARIABLE, MAX_FAILED_SHARE):
@@ -51,16 +51,16 @@ def watch_step(run: Run, result: StepResult) -> None:
             emit_event(DISK_FILLS, root, payload={"text": text})
 
 
-def tell_refusal(run: Run, note: str) -> None:
+def emit_refusal(run: Run, note: str) -> None:
     """Emit the event that the gate refused a trained model."""
     root = {"prefect.resource.id": f"pyramid.root.{run.root}", "prefect.resource.name": run.root}
     emit_event(GATE_REFUSED, root, payload={"text": f"the gate refused the trained model in {run.root}: {note}"})
 
 
 def _limit(variable: str, default: float) -> float:
-    """A share that `pyramid alerts` stored on the server; the default where it stored none."""
+    """A share that `pyramid alerts` stored on the server, or the default."""
     value = Variable.get(variable, default=default)
-    assert isinstance(value, int | float), f"the Prefect variable {variable} is {value!r} and no number"
+    assert isinstance(value, int | float), f"the Prefect variable {variable} is {value!r}, not a number"
     return float(value)
 
 
@@ -74,12 +74,12 @@ def set_up_alerts(
     """Create or update the automations on the server of PREFECT_API_URL; returns their names.
 
     Args:
-        webhook: URL that gets a POST with the JSON `{"text": …}`, as Slack, Mattermost and Google Chat take it; it is
-            stored as a secret of the server. Empty: nobody is told.
-        block: in place of a URL, a block of Prefect that exists already, `TYPE/NAME`, e.g. `slack-webhook/ops`.
-        max_failed_share: of the new rows of a step; more failed ones are told.
-        min_free_share: of the disk that holds the root; less is told.
-        silence_s: a run without a heartbeat for so long is Crashed; runs of our deployments send one every 30 s.
+        webhook: URL that gets a POST with the JSON `{"text": …}`, which Slack, Mattermost and Google Chat accept;
+            the server stores it as a secret. Empty: no message is sent.
+        block: an existing Prefect block in place of a URL, `TYPE/NAME`, e.g. `slack-webhook/ops`.
+        max_failed_share: a message is sent if a larger share of a step's new rows failed.
+        min_free_share: a message is sent if a smaller share of the root's disk is free.
+        silence_s: a run without a heartbeat for this time becomes Crashed; runs of our deployments send one every 30 s.
 
     Raises:
         ValueError: both a URL and a block are given, or there is no such block.
@@ -106,7 +106,7 @@ def _upsert(client: SyncPrefectClient, automation: AutomationCore) -> None:
 
 
 def _crash_detection(silence_s: int) -> AutomationCore:
-    """A run of ours that beat and then fell silent without an end state has lost its process."""
+    """Automation that sets a run to Crashed if its heartbeats stop before it reaches a final state."""
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling")}
     waits = {f"prefect.flow-run.{state}" for state in ("AwaitingRetry", "Paused", "Suspended", "Scheduled")}
     trigger = EventTrigger(
@@ -119,7 +119,7 @@ def _crash_detection(silence_s: int) -> AutomationCore:
         threshold=1,
         within=timedelta(seconds=silence_s),
     )
-    message = f"no sign of life for {silence_s} s: the process of this run is gone. A run of the same flow goes on."
+    message = f"no heartbeat for {silence_s} s: the process of this run is gone. A new run of the same flow continues."
     crash = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
     return AutomationCore(name=CRASH_DETECTION, trigger=trigger, actions=[crash])
 
@@ -148,7 +148,7 @@ def _alerts(client: SyncPrefectClient, webhook: str, block: str) -> list[Automat
                 threshold=1,
                 within=timedelta(0),
             ),
-            actions=[_tell(kind, block_id, name, text)],
+            actions=[_message(kind, block_id, name, text)],
         )
         for name, events, resource, text in watched
     ]
@@ -159,7 +159,7 @@ def _our_flows() -> dict[str, str | list[str]]:
 
 
 def _sender(client: SyncPrefectClient, webhook: str, block: str) -> tuple[str, UUID]:
-    """Kind (`call-webhook` or `send-notification`) and id of the block that tells."""
+    """Kind of action (`call-webhook` or `send-notification`) and id of the block that sends messages."""
     if webhook:
         Webhook(method="POST", url=SecretStr(webhook)).save(BLOCK, overwrite=True)
         block = f"webhook/{BLOCK}"
@@ -167,12 +167,12 @@ def _sender(client: SyncPrefectClient, webhook: str, block: str) -> tuple[str, U
     try:
         document = client.read_block_document_by_name(name, kind)
     except ObjectNotFound as err:
-        raise ValueError(f"the server has no block {block!r}: make it first, see `prefect block type ls`") from err
+        raise ValueError(f"the server has no block {block!r}: create it first, see `prefect block type ls`") from err
     return "call-webhook" if kind == "webhook" else "send-notification", document.id
 
 
-def _tell(kind: str, block_id: UUID, name: str, text: str) -> CallWebhook | SendNotification:
-    """An action that sends a text; text: a Jinja expression over the event, its flow run and its flow."""
+def _message(kind: str, block_id: UUID, name: str, text: str) -> CallWebhook | SendNotification:
+    """Action that sends a message. text: a Jinja expression of the event, its flow run and its flow."""
     if kind == "call-webhook":
         return CallWebhook(block_document_id=block_id, payload=f'{{"text": {{{{ ({text}) | tojson }}}}}}')
     return SendNotification(block_document_id=block_id, subject=f"pyramid: {name}", body=f"{{{{ {text} }}}}")

@@ -51,7 +51,7 @@ def durable(step: StepFunction[C, R]) -> Task[[Run, C], R]:
             with slot:
                 result = step(run, config)
         except BaseException:
-            # A worker that ends, or a server that restarts, ends this process, too: the job goes on without it.
+            # This process also ends when its worker ends or the server restarts; then the Ray job must continue.
             if run.ray.address.startswith("jobs:") and is_cancelled():
                 stop_step(step.__name__, run, config)
             raise

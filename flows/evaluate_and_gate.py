@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.events import emit_event
 
-from flows.alerts import tell_refusal
+from flows.alerts import emit_refusal
 from flows.artifacts import publish_verdict
 from flows.durable import durable, flow_run_name, prepare
 from flows.recipe import Recipe, replaced
@@ -58,7 +58,7 @@ def evaluate_and_gate(
     trained = judge(run, replaced(plan.evaluate, candidate="trained"))
     publish_verdict(run, trained)
     if not trained.passed:
-        tell_refusal(run, trained.note)
+        emit_refusal(run, trained.note)
         return Judgement(trained)
     champion = promote(run, RegisterConfig(evaluation_id=trained.evaluation_id))
     # Also emitted for a model that is champion already, since the run that promoted it may have died before emitting.

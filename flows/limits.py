@@ -1,4 +1,4 @@
-"""One run of a step at a time on one root, whichever deployment or command asks for it."""
+"""Limits each step to one run at a time on a root, for all deployments and commands together."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
 LOG = logging.getLogger("pyramid.limits")
-LEASE_S = 120.0  # a killed run holds its slot for so long; a live one renews its lease
+LEASE_S = 120.0  # s; the slot of a killed run is free after this time; a live run renews its lease
 
 
 def limit_name(step: str, root: str) -> str:
@@ -24,8 +24,8 @@ def limit_name(step: str, root: str) -> str:
 def one_at_a_time(step: str, root: str) -> Iterator[None]:
     """Wait until no other run of this server works on the same step of the same root, then hold the slot.
 
-    A server that cannot be reached for a while takes the slot away, but never ends the step: a step that runs twice
-    wastes time and doubles no row.
+    If the server cannot be reached for a while, the slot is lost, but the step continues: two runs of a step waste time
+    but write no row twice.
     """
     name = limit_name(step, root)
     with get_client(sync_client=True) as client:
@@ -38,12 +38,12 @@ def one_at_a_time(step: str, root: str) -> Iterator[None]:
 
 
 def has_server() -> bool:
-    """Whether a Prefect server is configured that other runs use, too; the temporary server of a command has no URL."""
+    """Whether a shared Prefect server is configured; the temporary server of a command has no URL."""
     return bool(PREFECT_API_URL.value())
 
 
 def is_cancelled() -> bool:
-    """Whether somebody cancelled the flow run that this process works on; no when the server does not answer."""
+    """Whether the flow run of this process was cancelled; False if the server does not answer."""
     with contextlib.suppress(Exception), get_client(sync_client=True) as client:
         state = client.read_flow_run(UUID(str(flow_run.root_flow_run_id))).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())

@@ -88,7 +88,7 @@ def test_after_a_sigkill_of_the_worker_its_job_goes_on_and_the_next_run_joins_it
         night.worker.wait(20)
         night.worker = night.start_worker()
         state = night.ended(first, timeout_s=240)  # nothing tells that it has ended but its silence
-        assert (state["type"], state["message"].partition(":")[0]) == ("CRASHED", "no sign of life for 60 s")
+        assert (state["type"], state["message"].partition(":")[0]) == ("CRASHED", "no heartbeat for 60 s")
         assert night.jobs() == before
 
         second = night.run(many, **{"clips.crf": 33})

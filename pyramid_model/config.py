@@ -213,7 +213,7 @@ class MMDiTConfig(DiTConfig):
     pooled_dim: int = Field(2048, ge=1, description="width of the pooled text vector (CLIP-L and CLIP-G: 768 + 1280)")
     num_blocks: int = Field(24, ge=1, description="blocks with separate weights for image and text tokens")
     position_grid: int = Field(
-        192, ge=1, description="side of the position table in patches, which is the largest size of a picture"
+        192, ge=1, description="side of the position table, in patches; larger pictures are not possible"
     )
     position_base: int = Field(64, ge=1, description="largest position along a side of the table; the smallest is 0")
 

@@ -27,7 +27,7 @@ class ScoresConfig(ModelScoresConfig):
     clips: str = Field(
         "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
     )
-    scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=", ".join(SCORERS))
+    scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=f"scorers without a model: {', '.join(SCORERS)}")
     block_size: int = Field(32, ge=1, description="scores in a block, which is computed and committed together")
 
     @field_validator("scorers")

@@ -62,7 +62,12 @@ class DuplicatesConfig(Config):
     min_share: float = Field(
         0.6, gt=0, le=1, description="phash: share of a clip's frames that must match a frame of the other one"
     )
-    eps: float = Field(0.05, gt=0, lt=1, description="semantic: two clips are similar from a cosine of 1 - eps on")
+    eps: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="semantic: two clips are similar if the cosine of their features is at least 1 - eps",
+    )
     num_clusters: int | None = Field(
         None,
         ge=1,

@@ -172,9 +172,11 @@ class SelectConfig(Config):
     )
     max_per_video: int | None = Field(None, ge=1, description="most training clips of one video")
     max_clips: int | None = Field(None, ge=1, description="most training clips")
-    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the videos without split pins")
-    test_fraction: float = Field(0.0, ge=0, lt=1, description="share of test videos, likewise")
-    min_val_clips: int = Field(1, ge=0, description="with fewer, a flow stops before training")
+    val_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of the videos without a pinned split that go to the validation split"
+    )
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="the same share for the test split")
+    min_val_clips: int = Field(1, ge=0, description="least validation clips; with fewer, a run stops before training")
 
     @model_validator(mode="before")
     @classmethod

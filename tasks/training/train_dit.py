@@ -57,14 +57,14 @@ class TrainDiTConfig(TrainingConfig):
     optim: DiTOptimConfig = DiTOptimConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     captions: str = Field(
         "",
-        description="which captions: output of the captions step, or kinds such as dense;short; empty: the newest of "
-        "each clip, or of each kind that has a weight",
+        description="captions to use, as an output of the captions step or kinds such as dense;short; empty: the "
+        "newest of each clip, or of each kind that has a weight",
         json_schema_extra=NOT_IDENTITY,
     )
     caption_weights: dict[Kind, float] = Field(
         {},
-        description="how often captions of a kind are drawn, e.g. {dense: 0.7, short: 0.2, human: 0.1}, among those "
-        "that a clip has; empty: always the first of `captions`",
+        description="weights by which a caption is drawn from the kinds that a clip has, e.g. {dense: 0.7, short: 0.2, "
+        "human: 0.1}; empty: always the first kind of `captions`",
     )
     vae: str = Field(
         "",

@@ -1,11 +1,11 @@
-"""Videos to clips: every video is decoded once; that pass finds its cuts, encodes its clips and scores them."""
+"""Step `clips`: decode every video once, find its cuts, encode its clips, and score them."""
 
 import math
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import pyarrow.compute as pc
 from pydantic import Field
@@ -17,19 +17,20 @@ from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, params_hash
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced
+from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.tables import storage
 from tasks.tables.appending import append_again
 from tasks.tables.delta import bad_row, read_table
 from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.rows import ClipRow, ScoreRow, SourceRow, VideoRow, as_rows
 
 VERSION = "2"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")
-SALVAGED = "salvaged: "  # what the remark on a damaged video that gave clips begins with
-MAX_BLOCK = 16  # videos; fewer while there are few, so that every actor has some
-LEAST_S = 20.0  # seconds that every video of a block has, however long those before it took
-# About two minutes of 1080p: a block commits within minutes, on a slow core too. A larger video has a block to itself,
-# and as much more time.
+SALVAGED = "salvaged: "  # start of the column `error` of a damaged video from which clips were made
+MAX_BLOCK = 16  # videos; fewer if there are few videos, so that every actor gets some
+LEAST_S = 20.0  # seconds that every video of a block gets, however long the others took
+# About two minutes of 1080p, so that a block is committed within minutes even on a slow core. A larger video is a block
+# of its own and gets proportionally more time.
 MAX_BLOCK_BYTES = 128 * 2**20
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
@@ -67,36 +68,58 @@ class ClipsConfig(ClipRules):
     )
 
 
-class VideoWorker:
-    """Actor: has its videos cut in a child process, and turns a crash or a hang of that into a row.
+class VideoFile(TypedDict):
+    """A file of a video: SOURCE_COLUMNS of its row in `sources`."""
 
-    block_timeout_s: a block ends within it, since the pipeline's patience ends soon after.
+    video_id: str
+    uri: str
+    path: str
+    size_bytes: int
+    source: str
+    license: str
+
+
+class VideoItem(VideoFile):
+    """Work item of `VideoWorker`. committed_ids: clips and scores of the video that are in their tables already."""
+
+    attempt: int
+    committed_ids: list[str]
+
+
+class VideoWorker:
+    """Actor: cuts videos in a child process. If the child crashes or hangs, the video gets a failed row.
+
+    Args:
+        config: a ClipsConfig as JSON.
+        media: URI of the folder of clips.
+        block_timeout_s: longest time for a block, which must end within `ray.no_progress_timeout_s`.
     """
 
-    def __init__(self, config: dict[str, Any], media: str, block_timeout_s: float = math.inf):
+    def __init__(self, config: Mapping[str, object], media: str, block_timeout_s: float = math.inf):
         self.config, self.media, self.block_timeout_s = config, media, block_timeout_s
-        max_bytes = int(ClipsConfig.model_validate(config).max_memory_gb * 2**30)
+        self.settings = ClipsConfig.model_validate(config)
+        max_bytes = int(self.settings.max_memory_gb * 2**30)
         self.child = Isolated("tasks.cutting.video_pass:cut_video", max_bytes=max_bytes)
 
     def __call__(self, items: list[Item]) -> Produced:
-        """Rows of clips, scores and videos."""
-        rows: dict[str, list[dict[str, Any]]] = {"clips": [], "scores": [], "videos": []}
+        """Rows of `clips`, `scores` and `videos`. items: VideoItems."""
+        rows: dict[str, list[Row]] = {"clips": [], "scores": [], "videos": []}
         deadline = time.monotonic() + self.block_timeout_s
         for num_after, item in zip(reversed(range(len(items))), items, strict=True):
-            limit_s = self.config["timeout_s"] * num_portions(item)
+            limit_s = self.settings.timeout_s * num_portions(item)
             timeout_s = min(limit_s, share_s(deadline - time.monotonic(), num_after))
-            for table, found in self._cut(item, timeout_s).items():
-                rows[table] += found
+            for table, new_rows in self._cut(item, timeout_s).items():
+                rows[table] += new_rows
         return Produced(rows)
 
-    def _cut(self, item: dict[str, Any], timeout_s: float) -> dict[str, list[dict[str, Any]]]:
-        # Beside the clips, so that finished ones appear by a rename; vacuum knows the prefix.
+    def _cut(self, item: Item, timeout_s: float) -> dict[str, list[Row]]:
+        # On the disk of the clips, so that a rename completes a clip. `vacuum` deletes old folders with this prefix.
         folder = storage.filesystem(self.media)[1] if storage.is_local(self.media) else None
         staging = tempfile.mkdtemp(prefix=".writing-", dir=folder)
         try:
             return self.child.call(timeout_s, item=item, config=self.config, media=self.media, staging=staging)
         except Crashed as err:
-            problem = ("decoder_crashed", f"the decoding process was lost: {err}")
+            problem = ("decoder_crashed", f"the decoding process ended: {err}")
         except TimedOut:
             problem = ("timeout", f"not done after {timeout_s:.3g} s (clips.timeout_s, ray.no_progress_timeout_s)")
         except TookTooMuch as err:
@@ -108,25 +131,29 @@ class VideoWorker:
         return {"videos": [bad_row(item, problem, **columns)]}
 
 
-def num_portions(item: Mapping[str, Any]) -> int:
-    """How many times as long as a small video this one may take."""
+def num_portions(item: Item | VideoItem) -> int:
+    """Number of portions of MAX_BLOCK_BYTES in a video, by which its time limit is multiplied."""
     return max(1, math.ceil(item["size_bytes"] / MAX_BLOCK_BYTES))
 
 
 def share_s(left_s: float, num_after: int) -> float:
-    """Seconds that one video of a block may take: one that hangs leaves its time to each of the `num_after` others."""
+    """Time limit of one video of a block, seconds: `left_s` minus LEAST_S for each of the `num_after` later videos."""
     return max(LEAST_S, left_s - num_after * LEAST_S)
 
 
 class ClipsResult(StepResult):
-    """What the clips step hands on."""
+    """Result of the clips step."""
 
-    clips: str = Field(description="hash of the settings, in `videos.params_hash`: names the clips of this run")
+    clips: str = Field(description="hash of the settings, in `videos.params_hash`: identifies the clips of this run")
 
 
 @step
 def clips(run: Run, config: ClipsConfig) -> ClipsResult:
-    """Cut every ingested video at its shots into clips, unless that was done with these settings before."""
+    """Cut every ingested video into clips, unless it was cut with these settings before.
+
+    Raises:
+        ValueError: weights or a package of TransNetV2 are missing.
+    """
     sources = _sources(run)
     attempts, to_restore = _pending(run, list(sources), config)
     restored = append_again(run.root, "videos", to_restore, lineage(run, "clips", VERSION, config), _made_alike(config))
@@ -136,10 +163,10 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
     patience_s = run.ray.no_progress_timeout_s * max((num_portions(item) for item in items), default=1)
     if attempts and config.shots.method == "transnetv2":
         from pyramid_model.shots.transnet import (
-            load_network,  # OpenCV, which other readers of these settings do without
+            load_network,  # imports OpenCV, which other users of the settings do not need
         )
 
-        load_network(config.shots.weights)  # a missing package or file is said once, before any video is tried
+        load_network(config.shots.weights)  # raises for a missing package or file, before any video is decoded
     if attempts and storage.is_local(media):
         storage.filesystem(media)[0].makedirs(storage.filesystem(media)[1], exist_ok=True)
     work = PerItemWork(
@@ -157,87 +184,97 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
         max_block_bytes=MAX_BLOCK_BYTES,
         patience_s=patience_s,
     )
-    result = run_blocks(run, work, items, num_done)
-    note = f"{restored} videos are back to clips that were made before" if restored else result.note
+    result = run_blocks(run, work, [dict(item) for item in items], num_done)
+    note = f"{restored} videos use clips of an earlier run again" if restored else result.note
     return ClipsResult(**dict(result, note=note), clips=params_hash(config))
 
 
-def _sources(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """The files of every video, the newest first, by video id; our own copy of a file before the file itself."""
+def _sources(run: Run) -> dict[str, list[VideoFile]]:
+    """Files by video id, the newest first; the copy of a file under `media/sources` before the file itself."""
     rows = read_table(run.root, "sources", [*SOURCE_COLUMNS, "copy"], where=pc.field("status") == "ok")
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in reversed(rows.to_pylist()):
-        copy = row.pop("copy")
-        found.setdefault(row["video_id"], []).extend([row | {"uri": copy}, row] if copy else [row])
-    return found
+    files: dict[str, list[VideoFile]] = {}
+    for row in reversed(as_rows(rows, SourceRow)):
+        uris = [row["copy"], row["uri"]] if row["copy"] else [row["uri"]]
+        for uri in uris:
+            file: VideoFile = {
+                "video_id": row["video_id"],
+                "uri": uri,
+                "path": row["path"],
+                "size_bytes": row["size_bytes"],
+                "source": row["source"],
+                "license": row["license"],
+            }
+            files.setdefault(row["video_id"], []).append(file)
+    return files
 
 
 def _pending(run: Run, wanted: Sequence[str], settings: ClipsConfig) -> tuple[dict[str, int], list[str]]:
-    """What these settings still have to do.
+    """Videos that have to be cut with these settings, and videos whose rows have to be appended again.
 
     Returns:
-        (video id -> attempt) of the videos to cut, and the ids of those that were cut with these settings before, but
-        whose newest row is of other settings.
+        (attempt by video id of the videos to cut, ids of videos that were cut with these settings before, but whose
+        newest row is of other settings).
     """
     names = ["video_id", "status", "params_hash", *ORDER]
     attempts = read_table(run.root, "videos", [*names, "step_version", "error"], latest=False)
-    newest, ours = (
-        {row["video_id"]: row for row in newest_by(rows.select(names), ["video_id"]).to_pylist()}
+    newest, of_settings = (
+        {row["video_id"]: row for row in as_rows(newest_by(rows.select(names), ["video_id"]), VideoRow)}
         for rows in (attempts, attempts.filter(_made_alike(settings)))
     )
     to_cut: dict[str, int] = {}
     to_restore = []
     for video_id in wanted:
-        last, done = newest.get(video_id, {"attempt": 0}), ours.get(video_id)
+        last, done = newest.get(video_id), of_settings.get(video_id)
         if done is None or (run.retry_failed and done["status"] == "failed"):
-            to_cut[video_id] = last["attempt"] + 1
+            to_cut[video_id] = last["attempt"] + 1 if last else 1
         elif done != last or done["params_hash"] != params_hash(settings):
             to_restore.append(video_id)
     return to_cut, to_restore
 
 
 def _made_alike(settings: ClipsConfig) -> pc.Expression:
-    """Rows of `videos` whose clips these settings would give too.
+    """Rows of `videos` whose clips are those that these settings give.
 
-    A sound video gives the same clips whether or not damaged ones are salvaged.
+    `salvage` does not change the clips of an undamaged video.
     """
     other = ClipsConfig.model_validate(settings.model_dump() | {"salvage": not settings.salvage})
     salvaged = pc.starts_with(pc.field("error"), SALVAGED)  # pyright: ignore[reportAttributeAccessIssue]
-    sound = (pc.field("status") == "ok") & ~salvaged
-    alike = (pc.field("params_hash") == params_hash(other)) & sound
+    undamaged = (pc.field("status") == "ok") & ~salvaged
+    alike = (pc.field("params_hash") == params_hash(other)) & undamaged
     return (pc.field("step_version") == VERSION) & ((pc.field("params_hash") == params_hash(settings)) | alike)
 
 
-def _items(run: Run, sources: Mapping[str, list[dict[str, Any]]], attempts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Work for the actors, the largest files first so that none of them comes last and alone.
+def _items(run: Run, sources: Mapping[str, list[VideoFile]], attempts: Mapping[str, int]) -> list[VideoItem]:
+    """Work items, the largest files first, so that no large file is cut alone at the end.
 
-    Clips and scores are committed before the row of their video: those that a killed run left are `known`.
+    A killed run may have committed clips and scores of a video without the row of the video: these are not appended
+    again.
     """
     if not attempts:
         return []
-    known = _known(run, attempts)
-    items = [
-        _present(sources[video_id]) | {"attempt": attempt, "known": known.get(video_id, [])}
+    committed = _committed_ids(run, attempts)
+    items: list[VideoItem] = [
+        {**_existing_file(sources[video_id]), "attempt": attempt, "committed_ids": committed.get(video_id, [])}
         for video_id, attempt in attempts.items()
     ]
     return sorted(items, key=lambda item: (-item["size_bytes"], item["video_id"]))
 
 
-def _present(files: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The newest of the files with the same bytes that is still there."""
+def _existing_file(files: Sequence[VideoFile]) -> VideoFile:
+    """The first file that exists; the first of all if none exists."""
     return next((file for file in files if len(files) > 1 and storage.exists(file["uri"])), files[0])
 
 
-def _known(run: Run, video_ids: Iterable[str]) -> dict[str, list[str]]:
-    """Committed clip and score ids by video id."""
+def _committed_ids(run: Run, video_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Ids of committed clips and scores by video id."""
     of_videos = pc.field("video_id").isin(list(video_ids))
-    rows = read_table(run.root, "clips", ["clip_id", "video_id"], where=of_videos).to_pylist()
+    rows = as_rows(read_table(run.root, "clips", ["clip_id", "video_id"], where=of_videos), ClipRow)
     video_of = {row["clip_id"]: row["video_id"] for row in rows}
-    known: dict[str, list[str]] = {}
+    ids: dict[str, list[str]] = {}
     for clip_id, video_id in video_of.items():
-        known.setdefault(video_id, []).append(clip_id)
+        ids.setdefault(video_id, []).append(clip_id)
     if video_of:
         of_clips = pc.field("clip_id").isin(list(video_of))
-        for row in read_table(run.root, "scores", ["score_id", "clip_id"], where=of_clips).to_pylist():
-            known[video_of[row["clip_id"]]].append(row["score_id"])
-    return known
+        for row in as_rows(read_table(run.root, "scores", ["score_id", "clip_id"], where=of_clips), ScoreRow):
+            ids[video_of[row["clip_id"]]].append(row["score_id"])
+    return ids

@@ -1,6 +1,6 @@
-"""Which frames of a shot become clips, decided while the frames stream by.
+"""Division of shots into clips, on a stream of frames.
 
-Only counts matter here: the items that pass through may be anything, one a frame.
+Only the number of frames matters here, so an item of the stream may be of any type; it stands for one frame.
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ class ClipRules(Config):
     def _min_below_max(self) -> "ClipRules":
         if self.min_frames > self.max_frames:
             raise ValueError(
-                f"min_frames {self.min_frames} is above max_frames {self.max_frames}: no clip could be both; "
+                f"min_frames {self.min_frames} is above max_frames {self.max_frames}: no length would be allowed; "
                 "set clips.min_frames or clips.max_frames"
             )
         return self
@@ -44,31 +44,31 @@ class ClipRules(Config):
     def _overlap_below_min(self) -> "ClipRules":
         if self.overlap_frames >= self.min_frames:
             raise ValueError(
-                f"overlap_frames {self.overlap_frames} is not below min_frames {self.min_frames}: a clip could be all "
-                "overlap; set clips.overlap_frames or clips.min_frames"
+                f"overlap_frames {self.overlap_frames} is not below min_frames {self.min_frames}: a clip could be "
+                "overlap only; set clips.overlap_frames or clips.min_frames"
             )
         return self
 
 
 def next_length(remaining: int, rules: ClipRules) -> int:
-    """Length of the next clip when `remaining` frames of the shot are left; 0 when they are too few.
+    """Length of the next clip when `remaining` frames of the shot remain; 0 if they are too few for a clip.
 
-    A remainder shorter than min_frames is avoided by shortening the clip before it, where that stays long enough.
-    The clip after this one begins with the last `overlap_frames` of it.
+    If the remainder after a clip of max_frames were shorter than min_frames, the clip is shortened, unless it would be
+    shorter than min_frames itself. The following clip starts with the last `overlap_frames` frames of this one.
     """
     if remaining <= rules.max_frames:
         return remaining if remaining >= rules.min_frames else 0
-    beyond = rules.min_frames - rules.overlap_frames  # what the clip after it needs beside the frames it shares
+    beyond = rules.min_frames - rules.overlap_frames  # frames that the following clip needs besides the shared ones
     if rules.min_frames + beyond <= remaining < rules.max_frames + beyond:
         return min(rules.max_frames, remaining - beyond)
     return rules.max_frames
 
 
 class ShotSplitter(Generic[T]):
-    """Splits the frames of one shot into clips, holding back only those whose clip is not yet certain.
+    """Splits the frames of one shot into consecutive clips. Yields a frame as soon as its clip is certain.
 
-    Clips come one after the other: an item that two of them share comes again with the second one. About
-    2 * min_frames items are held, max_frames at most: memory does not grow with the shot.
+    A frame that two clips share is yielded twice. The splitter stores about 2 * min_frames frames, and at most
+    max_frames, so memory does not grow with the length of the shot.
     """
 
     def __init__(self, rules: ClipRules):
@@ -78,20 +78,20 @@ class ShotSplitter(Generic[T]):
         self._shared: deque[T] = deque(maxlen=rules.overlap_frames)  # its newest released items
 
     def add(self, item: T) -> Iterator[tuple[T, bool]]:
-        """Take the next frame of the shot; yields (item, whether it is the last of its clip) as they become certain."""
+        """Add the next frame of the shot; yields (frame, is_last of its clip) for frames whose clip is now certain."""
         self._held.append(item)
-        rules, known = self.rules, self._released + len(self._held)
+        rules, num_frames = self.rules, self._released + len(self._held)
         beyond = rules.min_frames - rules.overlap_frames
-        if known >= rules.max_frames + beyond:
+        if num_frames >= rules.max_frames + beyond:
             yield from self._release(rules.max_frames)
-        elif known >= rules.min_frames:
-            # However the shot goes on, its next clip has at least this many frames.
+        elif num_frames >= rules.min_frames:
+            # The current clip has at least this many frames, however long the shot is.
             certain = max(rules.min_frames, rules.max_frames - beyond + 1)
             while self._released < certain - 1 and len(self._held) > 1:
                 yield self._next(), False
 
     def end(self) -> Iterator[tuple[T, bool]]:
-        """The shot is over: yields what is left of its clips and forgets a remainder that is too short."""
+        """End the shot: yields the remaining frames of its clips. A remainder that is too short is discarded."""
         while length := next_length(self._released + len(self._held), self.rules):
             yield from self._release(length)
         self._held.clear()
@@ -103,7 +103,7 @@ class ShotSplitter(Generic[T]):
         return item
 
     def _release(self, length: int) -> Iterator[tuple[T, bool]]:
-        """Complete the current clip with `length` frames in all."""
+        """Yield the rest of the current clip, which has `length` frames in all."""
         while self._released < length:
             yield self._next(), self._released == length
         self._released = 0
@@ -112,7 +112,7 @@ class ShotSplitter(Generic[T]):
 
 
 class Streamed(Protocol):
-    """What planning needs to know of a frame."""
+    """Properties of a frame that planning uses."""
 
     is_corrupt: bool
     is_blended: bool  # with the frames of another shot
@@ -123,40 +123,40 @@ F = TypeVar("F", bound=Streamed)
 
 
 def plan_clips(frames: Iterable[F], rules: ClipRules) -> Iterator[tuple[int, F, bool]]:
-    """The frames that belong to clips, each as (index of its shot, frame, whether it is the last of its clip).
+    """Frames of clips, each as (index of the shot, frame, is_last of its clip).
 
-    Frames next to a cut or to blended ones are left out as `margin_frames` says; a blended or corrupt frame ends a clip
-    and is in none. A frame that two clips share comes twice.
+    `margin_frames` frames next to a cut or to blended frames are left out. A blended or corrupt frame ends a clip and
+    belongs to none. A frame that two clips share is yielded twice.
     """
     shot, skip = 0, 0
     splitter: ShotSplitter[F] = ShotSplitter(rules)
-    margin: deque[F] = deque()  # the newest frames, which may turn out to lie before a cut
+    margin: deque[F] = deque()  # the newest frames, which a cut may follow
 
-    def ended() -> Iterator[tuple[int, F, bool]]:
+    def end_shot() -> Iterator[tuple[int, F, bool]]:
         for item, is_last in splitter.end():
             yield shot, item, is_last
 
-    def added(item: F) -> Iterator[tuple[int, F, bool]]:
-        for certain, is_last in splitter.add(item):
-            yield shot, certain, is_last
+    def add_frame(item: F) -> Iterator[tuple[int, F, bool]]:
+        for frame, is_last in splitter.add(item):
+            yield shot, frame, is_last
 
     for frame in frames:
         if frame.starts_shot or frame.is_blended:
             margin.clear()
-            yield from ended()
+            yield from end_shot()
             shot, skip = shot + frame.starts_shot, rules.margin_frames
         if frame.is_blended:
             continue
         if frame.is_corrupt:
             while margin:
-                yield from added(margin.popleft())
-            yield from ended()
+                yield from add_frame(margin.popleft())
+            yield from end_shot()
         elif skip:
             skip -= 1
         else:
             margin.append(frame)
             if len(margin) > rules.margin_frames:
-                yield from added(margin.popleft())
+                yield from add_frame(margin.popleft())
     while margin:
-        yield from added(margin.popleft())
-    yield from ended()
+        yield from add_frame(margin.popleft())
+    yield from end_shot()

@@ -1,20 +1,41 @@
-"""Shots of files that nobody has looked at yet: each is decoded in a process that may crash or hang."""
+"""Shots of any video files. A child process decodes them, since a decoder may crash or hang on a damaged file."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypedDict
 
 from pyramid_model.shots.shots import ShotsConfig
 from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
 
-MAX_BYTES = 4 * 2**30  # of memory for one file, as clips.max_memory_gb
+MAX_BYTES = 4 * 2**30  # memory limit of the child process, as clips.max_memory_gb
 
 
-def list_shots(files: Sequence[str], config: ShotsConfig, timeout_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each file as given, with what `shots_of` says of it, or with `error`: why nothing can be said.
+class ShotList(TypedDict, total=False):
+    """Shots of a file, or why there are none; as JSON. Frames are counted from 0 in the order of the decoder.
+
+    cuts: first frame of each new shot.
+    gradual: first and last frame of each dissolve, fade or empty span.
+    fps: frame rate.
+    frames: number of decoded frames.
+    problem: damage of the file, if any.
+    error: why the file cannot be read; then the other keys are missing.
+    setting: what a setting of the method needs and is missing; then the other keys are missing.
+    """
+
+    cuts: Sequence[int]
+    gradual: Sequence[Sequence[int]]
+    fps: float
+    frames: int
+    problem: str
+    error: str
+    setting: str
+
+
+def list_shots(files: Sequence[str], config: ShotsConfig, timeout_s: float) -> Iterator[tuple[str, ShotList]]:
+    """Each file with its shots, or with `error` if it cannot be read. timeout_s: longest time for one file.
 
     Raises:
-        ValueError: the method needs something that is not installed.
+        ValueError: the method needs a package or file that is missing.
     """
     child = Isolated("tasks.cutting.shot_lists:shots_of", max_bytes=MAX_BYTES)
     settings = config.model_dump(mode="json")
@@ -22,30 +43,29 @@ def list_shots(files: Sequence[str], config: ShotsConfig, timeout_s: float) -> I
         for file in files:
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    found = child.call(timeout_s, file=file, config=settings, folder=folder)
+                    shots: ShotList = child.call(timeout_s, file=file, config=settings, folder=folder)
             except Crashed as err:
-                found = {"error": f"decoder_crashed: the decoding process was lost: {err}"}
+                shots = {"error": f"decoder_crashed: the decoding process ended: {err}"}
             except TimedOut:
-                found = {"error": f"timeout: not done after {timeout_s:g} s (--timeout)"}
+                shots = {"error": f"timeout: not done after {timeout_s:g} s (--timeout)"}
             except TookTooMuch as err:
-                found = {"error": f"too_much_memory: decoding it took {err}"}
+                shots = {"error": f"too_much_memory: decoding it took {err}"}
             except OSError as err:
-                found = {"error": f"unreadable: {err.strerror or err}"}
-            if "setting" in found:
-                raise ValueError(found["setting"])
-            yield file, found
+                shots = {"error": f"unreadable: {err.strerror or err}"}
+            if "setting" in shots:
+                raise ValueError(shots["setting"])
+            yield file, shots
     finally:
         child.close()
 
 
-def shots_of(file: str, config: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Shots of a local file or URI, as JSON. What is no local file is copied into `folder` meanwhile.
+def shots_of(file: str, config: Mapping[str, object], folder: str) -> ShotList:
+    """Shots of a local file or URI; the function that the child process runs.
 
-    Returns:
-        `cuts`, the first frame of each new shot; `gradual`, the first and last frame of each dissolve, fade or empty
-        stretch; `fps`; `frames`, how many were decoded; and for a damaged file `problem`. Frames are counted from 0 in
-        the order in which the decoder gives them. For what is no video: `error`. For settings that cannot be met:
-        `setting`, what is missing.
+    Args:
+        file: path or URI.
+        config: a ShotsConfig as JSON.
+        folder: empty local folder for the copy of a remote file.
     """
     import cv2
 
@@ -56,11 +76,17 @@ def shots_of(file: str, config: dict[str, Any], folder: str) -> dict[str, Any]:
     cv2.setNumThreads(1)
     try:
         with reading_source(file, folder) as path:
-            found = find_shots(path, ShotsConfig.model_validate(config))
+            result = find_shots(path, ShotsConfig.model_validate(config))
     except VideoError as err:
         return {"error": f"{err.kind}: {err}"}
     except ValueError as err:
         return {"setting": str(err)}
-    problem = {"problem": f"{found.problem.kind}: {found.problem}"} if found.problem else {}
-    facts = {"cuts": found.cuts, "gradual": found.gradual, "fps": float(found.fps), "frames": found.num_frames}
-    return facts | problem
+    shots: ShotList = {
+        "cuts": result.cuts,
+        "gradual": result.gradual,
+        "fps": float(result.fps),
+        "frames": result.num_frames,
+    }
+    if result.problem:
+        shots["problem"] = f"{result.problem.kind}: {result.problem}"
+    return shots

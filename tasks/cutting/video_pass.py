@@ -1,12 +1,12 @@
-"""One decode pass over one video: cuts, clips and their scores.
+"""The decode pass over one video, which makes its clips and their scores.
 
-Runs in a child process that may crash (`tasks.running.isolated`).
+It runs in a child process, since a decoder may crash (`tasks.running.isolated`).
 """
 
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -24,23 +24,24 @@ from pyramid_model.video.footage import Footage, Integrity, mean_fps
 from pyramid_model.video.frame import Frame, turned
 from pyramid_model.video.probe import VideoProbe
 from pyramid_model.video.video import ClipWriter, VideoError
-from tasks.cutting.clips import SALVAGED, ClipsConfig
+from tasks.cutting.clips import SALVAGED, SOURCE_COLUMNS, ClipsConfig
 from tasks.cutting.planning import ClipRules, plan_clips
+from tasks.running.work import Item, Row
 from tasks.scoring.scores import score_rows, scored_size
 from tasks.sources.reading import reading_source
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.files import file_crc32
 
-ENCODER = "libx264-1"  # enters the clip ids: count up when the same settings give other frames
-Rows = dict[str, list[dict[str, Any]]]
+ENCODER = "libx264-1"  # part of clip ids: count up when the same settings give other frames
+Rows = dict[str, list[Row]]  # by table
 
 
-def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging: str) -> Rows:
-    """Cut one source video; returns its rows for `clips`, `scores` and `videos`, with the media files in place.
+def cut_video(item: Item, config: Mapping[str, object], media: str, staging: str) -> Rows:
+    """Cut one source video and publish its clips; returns its rows of `clips`, `scores` and `videos`.
 
     Args:
-        item: a row of `sources`, with its attempt and with the ids of `known` clips and scores, committed before.
+        item: a `tasks.cutting.clips.VideoItem`.
         config: a ClipsConfig as JSON.
         media: URI of the folder of clips.
         staging: an empty local folder on the file system of `media`; the caller removes it.
@@ -56,7 +57,7 @@ def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging:
         status = "skipped" if err.kind in ("hdr", "no_clips") else "failed"
         return {"clips": [], "scores": [], "videos": [bad_row(item, err, status, **video.columns)]}
     except av.error.FFmpegError as err:
-        if isinstance(err, OSError):  # reading is over by now: the clips cannot be written
+        if isinstance(err, OSError):  # reading is done, so the clips cannot be written
             raise
         problem = ("codec_error", f"its frames cannot be scaled or encoded: {err}")
         return {"clips": [], "scores": [], "videos": [bad_row(item, problem, **video.columns)]}
@@ -68,54 +69,53 @@ def cut_video(item: dict[str, Any], config: dict[str, Any], media: str, staging:
         rows["scores"] += clip.scores
     clip_ids = [row["clip_id"] for row in rows["clips"]]
     done = ok_row(item, **video.columns, clip_ids=clip_ids, error=video.remark)
-    known = set(item["known"])
-    rows["clips"] = [row for row in rows["clips"] if row["clip_id"] not in known]
-    rows["scores"] = [row for row in rows["scores"] if row["score_id"] not in known]
+    committed = set(item["committed_ids"])
+    rows["clips"] = [row for row in rows["clips"] if row["clip_id"] not in committed]
+    rows["scores"] = [row for row in rows["scores"] if row["score_id"] not in committed]
     return rows | {"videos": [done]}
 
 
 class _Damaged(Exception):
-    """A damaged frame was met and nothing is to be salvaged."""
+    """A frame is damaged, and `salvage` is off."""
 
 
 @dataclass
-class ShownFrame:
-    """A frame on its way into a clip."""
+class ScaledFrame:
+    """A frame at the size of the clips."""
 
     index: int
     pts: int
-    end_pts: int  # when the next frame is shown
+    end_pts: int  # time at which the next frame is displayed
     is_corrupt: bool
-    image: Any  # av.VideoFrame, yuv420p, upright, of the clips' size
-    gray: Any  # (h w) uint8, upright and small: for scores
+    image: Any  # av.VideoFrame, yuv420p, upright, at the size of the clips; None once it is encoded
+    gray: Any  # (h w) uint8, upright and small, for scores; None once the clip is scored
     starts_shot: bool = False
     is_blended: bool = False
 
 
 @dataclass(frozen=True)
 class CutClip:
-    """A clip that lies encoded at `path`, not yet at its place."""
+    """An encoded clip at `path` in the staging folder."""
 
     shot: int
-    first: ShownFrame
-    last: ShownFrame
+    first: ScaledFrame
+    last: ScaledFrame
     num_frames: int
-    scores: list[dict[str, Any]]  # its rows of `scores`; the frames they came from would fill the memory
+    scores: Sequence[Row]  # of `scores`; computed at once, since the frames of all clips would need too much memory
     path: str
 
 
 class VideoPass:
-    """The decode pass over one video; what it finds about the video gathers in `columns`."""
+    """The decode pass over one video. It collects the columns of the row of `videos` in `columns`."""
 
-    def __init__(self, item: Mapping[str, Any], config: ClipsConfig, staging: str):
+    def __init__(self, item: Item, config: ClipsConfig, staging: str):
         self.item, self.config, self.staging = item, config, staging
-        kept = ("video_id", "uri", "path", "size_bytes", "source", "license")
-        self.columns: dict[str, Any] = {name: item[name] for name in kept} | {"num_shots": 0, "num_clips": 0}
+        self.columns: Row = {name: item[name] for name in SOURCE_COLUMNS} | {"num_shots": 0, "num_clips": 0}
         self.remark = ""
         self._num_blended = 0
 
     def cut(self) -> list[CutClip]:
-        """Clips of a sound video, or of the sound parts of a damaged one with `salvage`.
+        """Clips of an undamaged video, or with `salvage`, of the undamaged parts of a damaged one.
 
         Raises:
             VideoError: the video gives no clips, with the reason.
@@ -140,8 +140,8 @@ class VideoPass:
         frames = footage.frames()
         clips: list[CutClip] = []
         with contextlib.suppress(_Damaged):
-            clips = list(self._encoded(self._shown(footage, frames)))
-        for _ in frames:  # of a damaged video the rest is only counted
+            clips = list(self._encoded(self._scaled(footage, frames)))
+        for _ in frames:  # the frames after a damaged one are decoded only to be counted
             pass
         integrity = footage.integrity()
         self.columns |= integrity_columns(integrity)
@@ -149,33 +149,33 @@ class VideoPass:
         if integrity.problem and not self.config.salvage:
             raise integrity.problem
         if not clips:
-            raise VideoError("no_clips", self._why_none(integrity.num_frames))
+            raise VideoError("no_clips", self._no_clips_message(integrity.num_frames))
         self.columns["num_clips"] = len(clips)
         return clips
 
-    def _why_none(self, num_frames: int) -> str:
-        """Why no part of a sound video is a clip."""
-        why = f"no clip of {self.config.min_frames} frames or more (clips.min_frames) in the {num_frames} frames of"
-        why += f" {self.columns['num_shots']} shots"
+    def _no_clips_message(self, num_frames: int) -> str:
+        """Message for an undamaged video without a clip."""
+        message = f"no clip of {self.config.min_frames} frames or more (clips.min_frames) in the {num_frames} frames of"
+        message += f" {self.columns['num_shots']} shots"
         if not self._num_blended:
-            return why
+            return message
         blended = f"{self._num_blended} are left out as empty or blended by fades and dissolves"
-        return f"{why}, of which {blended}: clips.shots.find_gradual=false would keep them"
+        return f"{message}, of which {blended}: clips.shots.find_gradual=false would keep them"
 
-    def _shown(self, footage: Footage, frames: Iterator[Frame]) -> Iterator[ShownFrame]:
-        """Frames scaled to the clips' size, each with the verdict whether it starts a shot."""
+    def _scaled(self, footage: Footage, frames: Iterator[Frame]) -> Iterator[ScaledFrame]:
+        """Frames at the size of the clips, each with the verdict whether it starts a shot or is blended."""
         detector = ShotDetector(self.config.shots)
         small_size = analysis_size(footage.probe)
-        waiting: deque[ShownFrame] = deque()
+        waiting: deque[ScaledFrame] = deque()
         self.columns["num_shots"] = 1
 
-        def decided(verdicts: Iterator[Verdict]) -> Iterator[ShownFrame]:
+        def with_verdicts(verdicts: Iterator[Verdict]) -> Iterator[ScaledFrame]:
             for verdict in verdicts:
-                shown = waiting.popleft()
-                shown.starts_shot, shown.is_blended = verdict.starts_shot, verdict.is_blended
+                scaled = waiting.popleft()
+                scaled.starts_shot, scaled.is_blended = verdict.starts_shot, verdict.is_blended
                 self.columns["num_shots"] += verdict.starts_shot
                 self._num_blended += verdict.is_blended
-                yield shown
+                yield scaled
 
         for frame in frames:
             if frame.is_corrupt and not self.config.salvage:
@@ -185,16 +185,16 @@ class VideoPass:
             small = frame.small(*small_size)
             image = self.framing.crop(frame.upright(*self.framing.scaled))
             gray = self._gray(frame, small, image)
-            waiting.append(ShownFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
-            yield from decided(detector.add(small))
+            waiting.append(ScaledFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
+            yield from with_verdicts(detector.add(small))
         if waiting:
             waiting[-1].end_pts = footage.end_pts()
-        yield from decided(detector.end())
+        yield from with_verdicts(detector.end())
 
     def _gray(self, frame: Frame, small: np.ndarray, image: av.VideoFrame) -> np.ndarray:
-        """The miniature that is scored: the one that shot detection saw, or of the picture alone where that is cut out.
+        """Gray image for scores, (h w) uint8: from that of shot detection, or from the cropped picture.
 
-        small: BGR as coded; image: upright, as it will be encoded.
+        small: BGR image for shot detection, not rotated; image: upright, as it is encoded.
         """
         if self.framing.box is None:
             return turned(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), self.probe)
@@ -202,23 +202,22 @@ class VideoPass:
         scaled = frame.scaler.scaled(image, height, width, "bgr24", interpolation=Interpolation.AREA)
         return cv2.cvtColor(scaled.to_ndarray(), cv2.COLOR_BGR2GRAY)
 
-    def _encoded(self, frames: Iterator[ShownFrame]) -> Iterator[CutClip]:
-        """Clips as their last frame passes, each a file in the staging folder."""
+    def _encoded(self, frames: Iterator[ScaledFrame]) -> Iterator[CutClip]:
+        """Encode clips to files in the staging folder; yields each clip after its last frame."""
         writer, clip, path = None, [], ""
         try:
-            for shot, shown, is_last in plan_clips(frames, self._rules()):
+            for shot, scaled, is_last in plan_clips(frames, self._rules()):
                 if writer is None:
-                    path = os.path.join(self.staging, f"{shown.index}.mp4")
-                    writer, clip = self._writer(path, shown.image), []
-                writer.write(shown.image, shown.pts - (clip[0] if clip else shown).pts)
-                # Encoded: what remains of it is its gray miniature, until the clip is scored.
-                frame = replace(shown, image=None)
+                    path = os.path.join(self.staging, f"{scaled.index}.mp4")
+                    writer, clip = self._writer(path, scaled.image), []
+                writer.write(scaled.image, scaled.pts - (clip[0] if clip else scaled).pts)
+                frame = replace(scaled, image=None)  # frees the memory of the encoded picture
                 clip.append(frame)
                 if is_last:
                     writer.close()
                     writer = None
                     fps = self.fps(len(clip), clip[0], frame)
-                    view = ClipView(np.stack([shown.gray for shown in clip]), float(fps), path)
+                    view = ClipView(np.stack([frame.gray for frame in clip]), float(fps), path)
                     scores = score_rows(self.clip_id(clip[0], frame), view)
                     clip[0].gray = frame.gray = None
                     yield CutClip(shot, clip[0], frame, len(clip), scores, path)
@@ -232,11 +231,11 @@ class VideoPass:
         return ClipWriter(path, image.height, image.width, probe.fps, probe.time_base, config.crf, config.preset, color)
 
     def _rules(self) -> ClipRules:
-        """How long clips are; a picture is one whatever the rules for videos say."""
+        """Rules for the lengths of clips; a picture is always a clip of one frame."""
         return ClipRules(min_frames=1, max_frames=2, margin_frames=0) if self.probe.is_image else self.config
 
-    def clip_id(self, first: ShownFrame, last: ShownFrame) -> str:
-        """Identity of the clip from `first` to `last`."""
+    def clip_id(self, first: ScaledFrame, last: ScaledFrame) -> str:
+        """Id of the clip from `first` to `last`: a hash of the video, the span and the encoding."""
         config, base = self.config, self.probe.time_base
         encoding = [ENCODER, config.crf, config.preset, *self.framing.size]
         if self.framing.box:
@@ -244,19 +243,19 @@ class VideoPass:
         span = [first.pts, last.end_pts, base.numerator, base.denominator]
         return content_id(self.item["video_id"], span, encoding)
 
-    def fps(self, num_frames: int, first: ShownFrame, last: ShownFrame) -> Fraction:
-        """Frames a second of a clip."""
+    def fps(self, num_frames: int, first: ScaledFrame, last: ScaledFrame) -> Fraction:
+        """Frame rate of a clip."""
         return mean_fps(num_frames, first.pts, last.pts, self.probe.time_base, self.probe.fps)
 
-    def clip_row(self, clip: CutClip, media: str) -> dict[str, Any]:
-        """The clip's row; its `uri` is where the media file has to go."""
+    def clip_row(self, clip: CutClip, media: str) -> Row:
+        """Row of a clip; the media file has to be published at its `uri`."""
         probe = self.probe
         base = probe.time_base
         height, width = self.framing.size
         clip_id = self.clip_id(clip.first, clip.last)
         fps = self.fps(clip.num_frames, clip.first, clip.last)
         return ok_row(
-            {},  # a first attempt always: a clip is made or not, only its video may fail
+            {},  # always the first attempt: only videos fail, not clips
             clip_id=clip_id,
             video_id=self.item["video_id"],
             shot=clip.shot,
@@ -279,8 +278,8 @@ class VideoPass:
         )
 
 
-def probe_columns(probe: VideoProbe) -> dict[str, Any]:
-    """Columns of `videos` that header and first frame give."""
+def probe_columns(probe: VideoProbe) -> Row:
+    """Columns of `videos` from the header and the first frame."""
     return {
         "container": probe.container,
         "codec": probe.codec,
@@ -307,8 +306,8 @@ def probe_columns(probe: VideoProbe) -> dict[str, Any]:
     }
 
 
-def integrity_columns(integrity: Integrity) -> dict[str, Any]:
-    """Columns of `videos` that decoding gives; they replace what the header said."""
+def integrity_columns(integrity: Integrity) -> Row:
+    """Columns of `videos` from decoding; they replace the values of the header."""
     return {
         "fps_num": integrity.fps.numerator,
         "fps_den": integrity.fps.denominator,
@@ -320,8 +319,10 @@ def integrity_columns(integrity: Integrity) -> dict[str, Any]:
 
 
 def _remark(integrity: Integrity) -> str:
-    """What is worth knowing of a video that is used all the same."""
+    """Column `error` of a video that is used although it has defects; "" if it has none."""
     remarks = [f"{SALVAGED}{integrity.problem}"] if integrity.problem else []
     if integrity.num_pts_repaired:
-        remarks.append(f"{integrity.num_pts_repaired} frames had no time, or one out of order: moved behind the others")
+        remarks.append(
+            f"{integrity.num_pts_repaired} frames had no time, or one out of order: set after the frame before"
+        )
     return "; ".join(remarks)

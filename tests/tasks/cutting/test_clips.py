@@ -58,7 +58,7 @@ def cut(path, tmp_path, config=CONFIG, known=()) -> dict[str, list[dict]]:
     media, staging = tmp_path / "media", tmp_path / "staging"
     media.mkdir(exist_ok=True)
     staging.mkdir(exist_ok=True)
-    item = source(path) | {"attempt": 1, "known": list(known)}
+    item = source(path) | {"attempt": 1, "committed_ids": list(known)}
     return cut_video(item, config.model_dump(mode="json"), str(media), str(staging))
 
 
@@ -190,7 +190,7 @@ def test_other_settings_make_other_clips_and_the_old_ones_come_back_for_nothing(
     spans = current_clips(run.root, ["start_frame", "end_frame"]).to_pylist()
     assert [(row["start_frame"], row["end_frame"]) for row in spans] == [(0, 39), (41, 64)]
     back = clips(run, CONFIG)
-    assert (back.num_new, back.num_done, back.note) == (0, 1, "1 videos are back to clips that were made before")
+    assert (back.num_new, back.num_done, back.note) == (0, 1, "1 videos use clips of an earlier run again")
     assert current_clips(run.root, ["clip_id"]).equals(first)
     # (41, 64) is the same clip under both settings: one row.
     ids = read_table(run.root, "clips", ["clip_id"], latest=False)["clip_id"].to_pylist()
@@ -344,14 +344,14 @@ def test_salvage_keeps_the_sound_part_of_a_truncated_video(footage, tmp_path):
 
 
 def test_a_video_replaced_after_ingest_is_not_taken_for_the_old_one(footage, tmp_path):
-    item = source(footage / "good.mp4", size_bytes=5) | {"attempt": 1, "known": []}
+    item = source(footage / "good.mp4", size_bytes=5) | {"attempt": 1, "committed_ids": []}
     rows = cut_video(item, CONFIG.model_dump(mode="json"), str(tmp_path), str(tmp_path))
     assert [row["error_type"] for row in rows["videos"]] == ["source_changed"]
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9/film.mp4", "gopher://host/film.mp4"])
 def test_a_video_that_cannot_be_fetched_again_is_a_failed_row(footage, tmp_path, uri):
-    item = source(footage / "good.mp4", uri=uri) | {"attempt": 1, "known": []}
+    item = source(footage / "good.mp4", uri=uri) | {"attempt": 1, "committed_ids": []}
     rows = cut_video(item, CONFIG.model_dump(mode="json"), str(tmp_path), str(tmp_path))
     assert [(row["status"], row["error_type"]) for row in rows["videos"]] == [("failed", "unreadable")]
     assert uri in rows["videos"][0]["error"]
@@ -366,7 +366,7 @@ def test_clips_that_are_known_get_no_second_row(footage, tmp_path):
 
 
 def test_of_a_finished_clip_no_frames_stay_in_memory(footage, tmp_path):
-    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    item = source(footage / "good.mp4") | {"attempt": 1, "committed_ids": []}
     cut_clips = VideoPass(item, CONFIG, str(tmp_path)).cut()
     assert [clip.num_frames for clip in cut_clips] == [29, 10, 23]
     for clip in cut_clips:
@@ -400,18 +400,18 @@ def worker_in(tmp_path, **changes) -> VideoWorker:
 
 def test_a_video_that_takes_too_long_becomes_a_row_and_leaves_nothing(footage, tmp_path):
     worker = worker_in(tmp_path, timeout_s=0.05)
-    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    item = source(footage / "good.mp4") | {"attempt": 1, "committed_ids": []}
     rows = worker([item]).rows
     assert [(row["status"], row["error_type"]) for row in rows["videos"]] == [("failed", "timeout")]
     assert os.listdir(tmp_path / "media") == []
-    worker.config["timeout_s"] = 120
+    worker.settings = worker.settings.model_copy(update={"timeout_s": 120})
     assert worker([item]).rows["videos"][0]["status"] == "ok"
     worker.child.close()
 
 
 def test_a_decoder_that_dies_becomes_a_row_and_the_next_video_is_cut(footage, tmp_path):
     worker = worker_in(tmp_path)
-    items = [source(footage / name) | {"attempt": 1, "known": []} for name in ("good.mp4", "turned.mp4")]
+    items = [source(footage / name) | {"attempt": 1, "committed_ids": []} for name in ("good.mp4", "turned.mp4")]
 
     def shoot_down():
         while worker.child._child is None:
@@ -434,7 +434,7 @@ def test_a_full_disk_stops_the_step_and_leaves_nothing_half_written(footage, tmp
     for name in ("media", "staging"):
         (tmp_path / name).mkdir()
     arguments = {
-        "item": source(footage / "good.mp4") | {"attempt": 1, "known": []},
+        "item": source(footage / "good.mp4") | {"attempt": 1, "committed_ids": []},
         "config": CONFIG.model_dump(mode="json"),
         "media": str(tmp_path / "media"),
         "staging": str(tmp_path / "staging"),
@@ -466,14 +466,14 @@ def test_one_bad_video_of_a_block_is_one_failed_row_and_the_other_fifteen_are_cu
         shoot(tmp_path / f"{number:02}.mp4", [12], size=(32 + 2 * number, 64), audio_s=0.1 * number)
     (tmp_path / "07.mp4").write_bytes((tmp_path / "07.mp4").read_bytes().replace(b"avc1", b"zzz9"))
     worker = worker_in(tmp_path)
-    rows = worker([source(path) | {"attempt": 1, "known": []} for path in sorted(tmp_path.glob("*.mp4"))]).rows
+    rows = worker([source(path) | {"attempt": 1, "committed_ids": []} for path in sorted(tmp_path.glob("*.mp4"))]).rows
     worker.child.close()
     assert [row["error_type"] for row in rows["videos"] if row["status"] != "ok"] == ["no_decoder"]
     assert (len(rows["videos"]), len({row["video_id"] for row in rows["clips"]})) == (16, 15)
 
 
 def test_a_video_that_would_fill_the_memory_becomes_a_row(footage, tmp_path):
-    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    item = source(footage / "good.mp4") | {"attempt": 1, "committed_ids": []}
     worker = worker_in(tmp_path, max_memory_gb=0.05)
     [row] = worker([item]).rows["videos"]
     assert (row["status"], row["error_type"]) == ("failed", "too_much_memory")
@@ -493,7 +493,7 @@ def test_videos_that_hang_leave_the_others_of_their_block_their_time():
 
 
 def test_a_film_has_as_much_more_time_as_it_is_larger(footage, tmp_path, monkeypatch):
-    item = source(footage / "good.mp4") | {"attempt": 1, "known": []}
+    item = source(footage / "good.mp4") | {"attempt": 1, "committed_ids": []}
     assert [num_portions(item | {"size_bytes": size}) for size in (0, 1, 2**27, 2**27 + 1, 2**32)] == [1, 1, 1, 2, 32]
     worker = worker_in(tmp_path, timeout_s=0.05)
     assert worker([item]).rows["videos"][0]["error_type"] == "timeout"

@@ -63,7 +63,7 @@ class Footage:
         path = self.folder / name
         video_id = content_id(path.read_bytes())
         item = {"video_id": video_id, "uri": str(path), "path": name, "size_bytes": path.stat().st_size}
-        item |= {"source": "", "license": "", "attempt": 1, "known": []}
+        item |= {"source": "", "license": "", "attempt": 1, "committed_ids": []}
         staging = self.folder / f"staging-{name}"
         staging.mkdir()
         rows = cut_video(item, CUT.model_dump(mode="json"), self.run.media("clips"), str(staging))

@@ -1,19 +1,21 @@
-"""The selected clips with their captions, in the formats of other training code.
+"""Export of the selected clips with their captions in the formats of other training code.
 
 `webdataset`: shards of `<clip_id>.mp4`, `.json` and `.txt`. `pyramid-flow`: the JSON lines of its annotation files.
-`open-sora`: a CSV with a path, a text and figures.
+`open-sora`: a CSV with path, text, size, length and scores.
 """
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 from tasks.running.pipeline import split_blocks
+from tasks.running.work import Item
 from tasks.tables import storage
 from tasks.tables.delta import TableError, content_id, read_table
 from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, select_rows
+from tasks.tables.rows import SelectedClipRow, VideoRow, as_rows
 from tasks.tables.schemas import SCHEMAS
 from tasks.tables.storage import absolute_root
 
@@ -24,6 +26,29 @@ VERDICT = ("keep", "drop_reasons", "bucket", "split", "caption")
 OPEN_SORA = ("path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution")
 
 
+class ExportedClip(SelectedClipRow):
+    """A row of clips-with-scores, with the source and the licence of its video; scores: by scorer, without nulls."""
+
+    caption: str | None
+    source: str
+    license: str
+    scores: dict[str, float]
+
+
+class ShardEntry(TypedDict):
+    """A shard in the index of an export."""
+
+    name: str
+    num_clips: int
+
+
+class ExportIndex(TypedDict):
+    """Content of index.json of an export. export_id: hash of the contents of all shards."""
+
+    export_id: str
+    shards: list[ShardEntry]
+
+
 @dataclass(frozen=True)
 class Exported:
     """Counts of an export."""
@@ -31,7 +56,7 @@ class Exported:
     num_clips: int
     num_without_caption: int
     num_shards: int = 0
-    num_written: int = 0  # shards that this call wrote; the others existed
+    num_written: int = 0  # shards that this call wrote; the others existed before
 
 
 def export_dataset(
@@ -52,38 +77,39 @@ def export_dataset(
     clips = _clips(root, filters)
     output = absolute_root(output)
     captioned = [clip for clip in clips if clip["caption"]]
-    without = len(clips) - len(captioned)
+    num_without = len(clips) - len(captioned)
     if form == "webdataset":
-        return _write_shards(clips, output, shard_bytes, without)
+        return _write_shards(clips, output, shard_bytes, num_without)
     if form == "pyramid-flow":  # each line needs a text
         lines = [json.dumps({"video": clip["uri"], "text": clip["caption"]}, ensure_ascii=False) for clip in captioned]
         storage.write_bytes(output, "".join(f"{line}\n" for line in lines).encode())
-        return Exported(len(captioned), without)
+        return Exported(len(captioned), num_without)
     _write_open_sora(clips, output)
-    return Exported(len(clips), without)
+    return Exported(len(clips), num_without)
 
 
-def _clips(root: str, filters: Sequence[Filter]) -> list[dict[str, Any]]:
-    """Rows of clips-with-scores, with the source and licence of their videos and with `scores` by scorer."""
+def _clips(root: str, filters: Sequence[Filter]) -> list[ExportedClip]:
+    """The selected clips that pass the filters, in the order of their ids."""
     rows = select_rows(root, CLIPS_WITH_SCORES, [Filter("keep", "=", "true"), *filters])
     if not rows.num_rows:
         raise TableError(f"no clip of {root} is selected and passes the filters: pyramid curate selects clips")
     scorers = [name for name in rows.column_names if name not in (*SCHEMAS["clips"].names, *VERDICT)]
-    videos = read_table(root, "videos", ["video_id", "source", "license"]).to_pylist()
-    by_id = {video["video_id"]: video for video in videos}
-    return [
+    videos = as_rows(read_table(root, "videos", ["video_id", "source", "license"]), VideoRow)
+    licences = {video["video_id"]: {"source": video["source"], "license": video["license"]} for video in videos}
+    clips = [
         clip
         | {"scores": {name: clip[name] for name in scorers if clip[name] is not None}}
-        | by_id.get(clip["video_id"], {"source": "", "license": ""})
+        | licences.get(clip["video_id"], {"source": "", "license": ""})
         for clip in rows.sort_by("clip_id").to_pylist()
     ]
+    return cast("list[ExportedClip]", clips)
 
 
-def _fps(clip: Mapping[str, Any]) -> float | None:
+def _fps(clip: ExportedClip) -> float | None:
     return clip["fps_num"] / clip["fps_den"] if clip["fps_num"] and clip["fps_den"] else None
 
 
-def _write_open_sora(clips: Sequence[Mapping[str, Any]], output: str) -> None:
+def _write_open_sora(clips: Sequence[ExportedClip], output: str) -> None:
     scorers = sorted({name for clip in clips for name in clip["scores"]})
     with storage.writing(output) as path, open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, [*OPEN_SORA, *scorers], lineterminator="\n")
@@ -95,55 +121,59 @@ def _write_open_sora(clips: Sequence[Mapping[str, Any]], output: str) -> None:
             table.writerow(row | {"height": height, "width": width, "fps": _fps(clip)} | shape | clip["scores"])
 
 
-def _write_shards(clips: Sequence[Mapping[str, Any]], folder: str, shard_bytes: float, without: int) -> Exported:
-    """Write shards; those of an earlier run of the same export are complete and are not written again."""
+def _write_shards(clips: Sequence[ExportedClip], folder: str, shard_bytes: float, num_without: int) -> Exported:
+    """Write the shards of an export, except those that an earlier run of the same export wrote."""
     samples = [_sample(clip) for clip in clips]
     shards = split_blocks(samples, SHARD_CLIPS, shard_bytes)
     names = [f"clips-{number:06d}.tar" for number in range(len(shards))]
-    plan = {
+    index: ExportIndex = {
         "export_id": content_id(
             [{name: value for name, value in sample.items() if name != "uri"} for sample in samples]
         ),
         "shards": [{"name": name, "num_clips": len(shard)} for name, shard in zip(names, shards, strict=True)],
     }
-    _claim(folder, plan)
+    _claim(folder, index)
     num_written = 0
     for name, shard in zip(names, shards, strict=True):
         if not storage.exists(f"{folder}/{name}"):
             _write_shard(f"{folder}/{name}", shard)
             num_written += 1
-    return Exported(len(clips), without, len(shards), num_written)
+    return Exported(len(clips), num_without, len(shards), num_written)
 
 
-def _claim(folder: str, plan: Mapping[str, Any]) -> None:
-    """Write the plan of the export into the index of the folder; only the same export may continue in a folder.
+def _claim(folder: str, index: ExportIndex) -> None:
+    """Write the index of an export into its folder. If the folder has an index, it must be the same.
 
     Raises:
         TableError: the folder holds another export, or shards without an index.
     """
     uri = f"{folder}/{INDEX}"
     if storage.exists(uri):
-        if json.loads(storage.read_bytes(uri)) != plan:
-            raise TableError(f"{folder} holds another export (other clips, captions or shard sizes): name a new folder")
+        if json.loads(storage.read_bytes(uri)) != index:
+            raise TableError(
+                f"{folder} holds another export (other clips, captions or shard sizes): choose a new folder"
+            )
         return
-    if shards := [shard["name"] for shard in plan["shards"] if storage.exists(f"{folder}/{shard['name']}")]:
-        raise TableError(f"{folder} holds {shards[0]} and no {INDEX}: it is no export of ours, so name a new folder")
-    storage.write_bytes(uri, json.dumps(plan, indent=1).encode())
+    if shards := [shard["name"] for shard in index["shards"] if storage.exists(f"{folder}/{shard['name']}")]:
+        raise TableError(
+            f"{folder} holds {shards[0]} and no {INDEX}: it is no export of this program, so choose a new folder"
+        )
+    storage.write_bytes(uri, json.dumps(index, indent=1).encode())
 
 
-def _sample(clip: Mapping[str, Any]) -> dict[str, Any]:
-    """Contents of a shard for one clip; `json` holds its source, size and scores."""
+def _sample(clip: ExportedClip) -> Item:
+    """Contents of a shard for one clip: `json` has its source, size and scores; `uri` is that of its media file."""
     names = ("clip_id", "video_id", "source", "license", "split", "bucket", "num_frames", "width", "height", "scores")
     span = {f"video_{name}": clip[name] for name in ("start_frame", "end_frame", "start_s", "end_s")}
     facts = {name: clip[name] for name in names} | {"fps": _fps(clip), "text": clip["caption"] or ""} | span
-    about = json.dumps(facts, ensure_ascii=False, sort_keys=True)
+    metadata = json.dumps(facts, ensure_ascii=False, sort_keys=True)
     text = clip["caption"] or ""
     size_bytes = clip["size_bytes"] or 0
-    return {"clip_id": clip["clip_id"], "uri": clip["uri"], "size_bytes": size_bytes, "text": text, "json": about}
+    return {"clip_id": clip["clip_id"], "uri": clip["uri"], "size_bytes": size_bytes, "text": text, "json": metadata}
 
 
-def _write_shard(uri: str, shard: Sequence[Mapping[str, Any]]) -> None:
-    """One tar file, which appears when it is complete; the same samples give the same bytes."""
+def _write_shard(uri: str, shard: Sequence[Item]) -> None:
+    """Write one tar file, which appears when it is complete. The same samples give the same bytes."""
     from webdataset.writer import TarWriter
 
     with storage.writing(uri) as path, open(path, "wb") as file, TarWriter(file, mtime=0, encoder=False) as archive:
@@ -151,7 +181,7 @@ def _write_shard(uri: str, shard: Sequence[Mapping[str, Any]]) -> None:
             try:
                 clip = storage.read_bytes(sample["uri"])
             except FileNotFoundError as err:
-                message = f"clip {sample['clip_id']}: {sample['uri']} is gone (pyramid manifest verify)"
+                message = f"clip {sample['clip_id']}: {sample['uri']} does not exist (pyramid manifest verify)"
                 raise TableError(message) from err
             text = {"txt": sample["text"].encode()} if sample["text"] else {}
             archive.write({"__key__": sample["clip_id"], "mp4": clip, "json": sample["json"].encode()} | text)

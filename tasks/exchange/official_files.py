@@ -1,14 +1,14 @@
-"""Training files of the published Pyramid Flow code, in both directions.
+"""Import and export of the training files of the published Pyramid Flow code.
 
-An annotation has one JSON line a clip, `{"video", "text", "latent", "text_fea"}`. A latent file is a bare tensor
+An annotation has one JSON line per clip, `{"video", "text", "latent", "text_fea"}`. A latent file is a bare tensor
 (1 c t h w), not normalised; a text file is a dict of `prompt_embed` (1 128 d), `prompt_attention_mask` (1 128) and
-`pooled_prompt_embed` (1 p). Both are bfloat16 there; any float type is read.
+`pooled_prompt_embed` (1 p). The published code writes bfloat16; the import reads any float type.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow.compute as pc
 from pydantic import Field
@@ -23,7 +23,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced
+from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.selecting.select import select
 from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS
@@ -55,35 +55,58 @@ class ImportConfig(Config):
 
 
 class UnusableFile(ValueError):
-    """A file that is not what the annotation says; `kind` is a short word to count by."""
+    """A file of the annotation is missing or has the wrong content. `kind` is the error_type of its row."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
         self.kind = kind
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- import ----------------------------------------------------------------------------------------------------------
 
 
 class ImportResult(StepResult):
-    """The models behind the latents and text features that were imported."""
+    """Result of the import: the models that made the latents and text features."""
 
     vae: str = Field(description="folder of the VAE")
     encoder: str = Field(description="folder of the text encoder")
 
 
+class AnnotationLine(TypedDict):
+    """A line of the annotation.
+
+    video, latent, text_fea: URIs of the files.
+    path: of the video, as in the line.
+    number: of the line, from 1.
+    """
+
+    video: str
+    latent: str
+    text_fea: str
+    path: str
+    text: str
+    number: int
+
+
+class ImportItem(AnnotationLine):
+    """Work item of `OfficialReader`."""
+
+    clip_id: str
+    latent_id: str
+
+
 @step
 def import_official(run: Run, config: ImportConfig) -> ImportResult:
-    """Bring clips with ready latents and text features into the tables; a line that cannot be used is a failed row.
+    """Import clips with their latents and text features. A line that cannot be used becomes a failed row.
 
     Raises:
-        ValueError: the annotation is missing, names no clip, or has a line that is no JSON object.
+        ValueError: the annotation is missing or empty, or a line is no JSON object with the expected keys.
         StepError: there is no such VAE or text encoder.
     """
     vae, encoder = find_model(run, "vae", config.vae), find_encoder(run, config.encoder)
     lines = list(_lines(config))
     if not lines:
-        raise ValueError(f"annotation {config.annotation!r} names no clip: give one with lines of JSON")
+        raise ValueError(f"annotation {config.annotation!r} has no lines: give a file with one JSON object per clip")
     wanted = [_item(line, vae, config) for line in lines]
     todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
     work = PerItemWork(
@@ -100,8 +123,12 @@ def import_official(run: Run, config: ImportConfig) -> ImportResult:
     return ImportResult(**dict(result), vae=vae.uri, encoder=encoder.uri)
 
 
-def _lines(config: ImportConfig) -> Iterator[dict[str, Any]]:
-    """Lines of the annotation with URIs in place of paths."""
+def _lines(config: ImportConfig) -> Iterator[AnnotationLine]:
+    """Lines of the annotation, with URIs instead of paths.
+
+    Raises:
+        ValueError: the annotation is missing, or a line has no such keys or a path outside the folder.
+    """
     if not config.annotation or not storage.exists(config.annotation):
         raise ValueError(f"there is no annotation {config.annotation!r}: give a .jsonl file")
     uri = absolute(config.annotation)
@@ -111,11 +138,16 @@ def _lines(config: ImportConfig) -> Iterator[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
-            named = {name: _inside(folder, line[name]) for name in ("latent", "text_fea")}
-            # As in other lists: one on this machine may name any video of it.
-            anywhere = storage.is_local(uri) and line["video"].startswith("/")
-            named["video"] = line["video"] if anywhere else _inside(folder, line["video"])
-            yield named | {"path": line["video"], "text": str(line["text"]), "number": number}
+            # As for other lists, a list on this machine may name any video of the machine.
+            may_be_anywhere = storage.is_local(uri) and line["video"].startswith("/")
+            yield {
+                "latent": _inside(folder, line["latent"]),
+                "text_fea": _inside(folder, line["text_fea"]),
+                "video": line["video"] if may_be_anywhere else _inside(folder, line["video"]),
+                "path": line["video"],
+                "text": str(line["text"]),
+                "number": number,
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise ValueError(
                 f"{uri}, line {number}: expected the keys video, text, latent and text_fea with paths below {folder} "
@@ -124,22 +156,20 @@ def _lines(config: ImportConfig) -> Iterator[dict[str, Any]]:
 
 
 def _inside(folder: str, path: str) -> str:
-    """A path of the annotation; absolute ones must lie in the folder, too."""
+    """URI of a path of the annotation. Absolute paths must be inside the folder, too."""
     return storage.join(folder, path.removeprefix(folder.rstrip("/") + "/"))
 
 
-def _item(line: Mapping[str, Any], vae: ModelFolder, config: ImportConfig) -> dict[str, Any]:
-    """A line as work for an actor. Its files are told apart by name and size; a file that is not there by its name."""
-    sizes = [_size(line[name]) for name in ("video", "latent", "text_fea")]
+def _item(line: AnnotationLine, vae: ModelFolder, config: ImportConfig) -> ImportItem:
+    """A line as a work item. The names and sizes of its files enter the ids."""
+    sizes = [_size(line["video"]), _size(line["latent"]), _size(line["text_fea"])]
     clip_id = content_id(CUT_METHOD, line["video"], line["latent"], line["text_fea"], line["text"], sizes, config.fps)
-    return dict(line) | {
-        "clip_id": clip_id,
-        # The bucket is not known before the latent is read; the clip's own id makes this one unique.
-        "latent_id": latent_id(clip_id, vae.hash, CUT_METHOD, config.dtype),
-    }
+    # The bucket is unknown until the latent is read, so the id has CUT_METHOD in its place; the clip makes it unique.
+    return {**line, "clip_id": clip_id, "latent_id": latent_id(clip_id, vae.hash, CUT_METHOD, config.dtype)}
 
 
 def _size(uri: str) -> int | None:
+    """Size of a file in bytes; None if the file is missing."""
     fs, path = storage.filesystem(uri)
     try:
         return fs.size(path)
@@ -148,7 +178,7 @@ def _size(uri: str) -> int | None:
 
 
 class OfficialReader:
-    """Actor: reads the files of each line and gives the rows of a clip that is ready for training."""
+    """Actor: reads the files of each line and makes all rows that training on the clip needs."""
 
     def __init__(self, vae: ModelFolder, encoder: ModelFolder, config: ImportConfig):
         self.vae, self.encoder, self.config = vae, encoder, config
@@ -158,8 +188,8 @@ class OfficialReader:
         self.latent_norm = json.dumps(settings["latent_norm"]) if settings.get("latent_norm") else ""
 
     def __call__(self, items: list[Item]) -> Produced:
-        """Rows of all tables; that of `latents` says whether a line could be used."""
-        rows: dict[str, list[dict[str, Any]]] = {
+        """Rows of all tables; the row in `latents` has the status of the line. items: ImportItems."""
+        rows: dict[str, list[Row]] = {
             name: [] for name in ("sources", "videos", "clips", "captions", "text_features", "latents")
         }
         for item in items:
@@ -173,43 +203,43 @@ class OfficialReader:
             rows["latents"].append(self._latent_row(item, latent, columns))
             rows["text_features"].append(self._text_row(item, *text))
             caption_id = content_id(item["clip_id"], "human", CUT_METHOD)
-            known = {"caption_id": caption_id, "clip_id": item["clip_id"], "kind": "human", "text": item["text"]}
-            rows["captions"].append(ok_row({}, **known, prompt_hash=CUT_METHOD))
+            caption = {"caption_id": caption_id, "clip_id": item["clip_id"], "kind": "human", "text": item["text"]}
+            rows["captions"].append(ok_row({}, **caption, prompt_hash=CUT_METHOD))
             for table, row in video.items():
                 rows[table].append(ok_row({}, **row))
-        # Lines may share a text or a video.
-        return Produced(
-            {table: list({row[ID_COLUMNS[table]]: row for row in found}.values()) for table, found in rows.items()}
-        )
+        # Lines may have the same text or video: one row per id.
+        by_id = {table: {row[ID_COLUMNS[table]]: row for row in of_table} for table, of_table in rows.items()}
+        return Produced({table: list(unique.values()) for table, unique in by_id.items()})
 
     def _latent(self, uri: str) -> "Tensor":
-        """(c t h w)."""
-        found = _load(uri)
-        shape = getattr(found, "shape", None)
-        if shape is None or len(shape) != 5 or shape[0] != 1 or not found.is_floating_point():
-            raise UnusableFile("bad_latent", f"{uri} holds {_described(found)}, expected floats (1 c t h w)")
+        """Latent of a file, (c t h w)."""
+        content = _load(uri)
+        shape = getattr(content, "shape", None)
+        if shape is None or len(shape) != 5 or shape[0] != 1 or not content.is_floating_point():
+            raise UnusableFile("bad_latent", f"{uri} holds {_described(content)}, expected floats (1 c t h w)")
         if shape[1] != self.channels:
             raise UnusableFile(
                 "other_vae", f"{uri} has {shape[1]} channels and the VAE {self.vae.uri} makes {self.channels}"
             )
-        if not found.isfinite().all():
+        if not content.isfinite().all():
             raise UnusableFile("not_finite", f"{uri} has NaN or Inf")
-        return found[0]
+        return content[0]
 
     def _text(self, uri: str) -> "tuple[Tensor, Tensor]":
-        """(embeds (n d) of the valid tokens, pooled (p))."""
-        found = _load(uri)
+        """Text features of a file: (embeds (n d) of the valid tokens, pooled (p))."""
+        content = _load(uri)
         try:
             embeds, mask, pooled = (
-                found[name][0] for name in ("prompt_embed", "prompt_attention_mask", "pooled_prompt_embed")
+                content[name][0] for name in ("prompt_embed", "prompt_attention_mask", "pooled_prompt_embed")
             )
             embeds = embeds[mask.bool()]
         except (KeyError, TypeError, IndexError, AttributeError) as err:
             raise UnusableFile(
-                "bad_text", f"{uri} holds {_described(found)}, expected prompt_embed, prompt_attention_mask and pooled"
+                "bad_text",
+                f"{uri} holds {_described(content)}, expected prompt_embed, prompt_attention_mask and pooled",
             ) from err
         if embeds.ndim != 2 or pooled.ndim != 1:
-            shapes = tuple(found["prompt_embed"].shape), tuple(found["pooled_prompt_embed"].shape)
+            shapes = tuple(content["prompt_embed"].shape), tuple(content["pooled_prompt_embed"].shape)
             raise UnusableFile(
                 "bad_text", f"{uri} holds tensors {shapes[0]} and {shapes[1]}, expected (1 n d) and (1 p)"
             )
@@ -217,33 +247,33 @@ class OfficialReader:
         if widths != self.dims:
             raise UnusableFile(
                 "other_encoder",
-                f"{uri} has {widths[0]} values a token and {widths[1]} pooled, and the text encoder {self.encoder.uri} "
-                f"gives {self.dims[0]} and {self.dims[1]}: name the one that made it",
+                f"{uri} has {widths[0]} values per token and {widths[1]} pooled, and the text encoder "
+                f"{self.encoder.uri} gives {self.dims[0]} and {self.dims[1]}: set the encoder that made the file",
             )
         if not len(embeds) or not (embeds.isfinite().all() and pooled.isfinite().all()):
             raise UnusableFile("bad_text", f"{uri} has no valid token, or NaN or Inf")
         return embeds, pooled
 
-    def _video(self, item: Mapping[str, Any], latent: "Tensor") -> dict[str, dict[str, Any]]:
-        """Rows of the video and of its one clip."""
+    def _video(self, item: Item, latent: "Tensor") -> dict[str, Row]:
+        """Rows of the video, of its source, and of its one clip, by table."""
         try:
             video_id, _, size_bytes = hash_file(item["video"])
         except OSError as err:
             raise UnusableFile("missing", f"{item['video']} cannot be read: {err.strerror or err}") from err
         _, t, h, w = latent.shape
         num_frames, (num, den) = TIME_FACTOR * (t - 1) + 1, self.config.fps.as_integer_ratio()
-        same = {"video_id": video_id, "uri": item["video"], "size_bytes": size_bytes}
+        file = {"video_id": video_id, "uri": item["video"], "size_bytes": size_bytes}
         shape = {"height": SPACE_FACTOR * h, "width": SPACE_FACTOR * w, "fps_num": num, "fps_den": den}
         span = {"start_frame": 0, "end_frame": num_frames, "start_s": 0.0, "end_s": num_frames / self.config.fps}
         clip = {"clip_id": item["clip_id"], "num_frames": num_frames, "shot": 0, "cut_method": CUT_METHOD}
-        named = {"path": item["path"], "source": PurePosixPath(self.config.annotation).stem}
+        origin = {"path": item["path"], "source": PurePosixPath(self.config.annotation).stem}
         return {
-            "sources": {"source_id": content_id(item["video"], size_bytes)} | same | named,
-            "videos": same | named | shape | {"num_frames": num_frames, "num_clips": 1, "clip_ids": [item["clip_id"]]},
-            "clips": same | shape | span | clip,
+            "sources": {"source_id": content_id(item["video"], size_bytes)} | file | origin,
+            "videos": file | origin | shape | {"num_frames": num_frames, "num_clips": 1, "clip_ids": [item["clip_id"]]},
+            "clips": file | shape | span | clip,
         }
 
-    def _latent_row(self, item: Mapping[str, Any], latent: "Tensor", columns: Mapping[str, Any]) -> dict[str, Any]:
+    def _latent_row(self, item: Item, latent: "Tensor", columns: Row) -> Row:
         from tasks.tables.blobs import tensor_bytes
 
         _, t, h, w = latent.shape
@@ -253,7 +283,7 @@ class OfficialReader:
         stored = {"latent": data, "crc32": crc32(data), "shape": list(latent.shape), "dtype": self.config.dtype}
         return ok_row(item, **columns, **stored, bucket=bucket, parts="mean", latent_norm=self.latent_norm)
 
-    def _text_row(self, item: Mapping[str, Any], embeds: "Tensor", pooled: "Tensor") -> dict[str, Any]:
+    def _text_row(self, item: Item, embeds: "Tensor", pooled: "Tensor") -> Row:
         from tasks.tables.blobs import tensor_bytes
 
         dtype = self.config.dtype
@@ -272,7 +302,7 @@ class OfficialReader:
 
 
 def _load(uri: str) -> Any:
-    """What `torch.save` wrote; tensors and containers of them only, never code."""
+    """Content of a file of `torch.save`: tensors and containers of tensors. Code in the file is never run."""
     import pickle
 
     import torch
@@ -283,31 +313,35 @@ def _load(uri: str) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)  # pyright: ignore[reportArgumentType]
     except FileNotFoundError as err:
         raise UnusableFile("missing", f"{uri} is missing") from err
-    except pickle.UnpicklingError as err:  # torch's own words advise to run the code in it
-        raise UnusableFile("unreadable", f"{uri} is no file of tensors: it is damaged, or holds code") from err
+    except pickle.UnpicklingError as err:  # torch's message advises to run the code in the file
+        raise UnusableFile("unreadable", f"{uri} is no file of tensors: it is damaged, or contains code") from err
     except (OSError, RuntimeError, EOFError) as err:
         raise UnusableFile("unreadable", f"{uri} is no file of tensors: {str(err).splitlines()[0]}") from err
 
 
-def _described(found: Any) -> str:
-    shape = getattr(found, "shape", None)
-    return f"a tensor {tuple(shape)}" if shape is not None else f"a {type(found).__name__}"
+def _described(content: object) -> str:
+    shape = getattr(content, "shape", None)
+    return f"a tensor {tuple(shape)}" if shape is not None else f"a {type(content).__name__}"
 
 
 def select_imported(run: Run, val_fraction: float) -> SelectResult:
-    """Select every clip that has latents of its own size, the imported ones among them."""
+    """Select every clip that has a latent in the bucket of its own size, which all imported clips have.
+
+    Raises:
+        StepError: there is no latent.
+    """
     rows = read_table(run.root, "latents", ["bucket"], where=pc.field("status") == "ok")
     buckets = tuple(sorted(set(rows["bucket"].to_pylist())))
     if not buckets:
-        raise StepError(f"not one line could be used: pyramid manifest show {run.root} latents names the reasons")
+        raise StepError(f"no line could be used: `pyramid manifest show {run.root} latents` shows the reasons")
     return select(run, SelectConfig(buckets=buckets, val_fraction=val_fraction))
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- export ----------------------------------------------------------------------------------------------------------
 
 
 def export_official(run: Run, folder: str, selection: str = "", vae: str = "", encoder: str = "") -> StepResult:
-    """Write latents, text features and one annotation a split into a folder; files that are there are kept.
+    """Write latents, text features and one annotation per split into a folder. Existing files are not written again.
 
     Raises:
         StepError: there is no VAE, no text encoder, or no clip with both a latent and a caption.
@@ -323,8 +357,8 @@ def export_official(run: Run, folder: str, selection: str = "", vae: str = "", e
         lines = []
         for position, pair in enumerate(reader.pairs):
             latent, text = f"latents/{pair.latent_id}.pt", f"text/{pair.text_feature_id}.pt"
-            there = all(storage.exists(storage.join(folder, name)) for name in (latent, text))
-            if there or _write_pair(reader, position, storage.join(folder, latent), storage.join(folder, text)):
+            exists = all(storage.exists(storage.join(folder, name)) for name in (latent, text))
+            if exists or _write_pair(reader, position, storage.join(folder, latent), storage.join(folder, text)):
                 lines.append({"video": pair.uri, "text": pair.text, "latent": latent, "text_fea": text})
             done += 1
             report_progress("export", done, total)
@@ -332,12 +366,12 @@ def export_official(run: Run, folder: str, selection: str = "", vae: str = "", e
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             storage.write_bytes(storage.join(folder, f"{split}.jsonl"), content.encode())
         num_bad += len(reader.bad)
-    note = f"{total - num_bad} clips in {folder}" + (f"; {num_bad} damaged ones left out" if num_bad else "")
+    note = f"{total - num_bad} clips in {folder}" + (f"; {num_bad} damaged clips left out" if num_bad else "")
     return StepResult(step="export", num_in=total, num_ok=total - num_bad, num_failed=num_bad, note=note)
 
 
 def _write_pair(reader: PairReader, position: int, latent_uri: str, text_uri: str) -> bool:
-    """Write the two files of a pair; False when one of its blobs is damaged."""
+    """Write the two files of a pair; returns False if one of its blobs is damaged."""
     import torch
     from torch.nn import functional as F
 

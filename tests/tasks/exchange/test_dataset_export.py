@@ -109,7 +109,7 @@ def test_a_clip_whose_file_is_gone_is_named_and_leaves_no_shard(root, tmp_path):
     append_block(other, "clips", [moved], "1", Lineage("", "", "", "", ""))
     verdict = {"selection_id": "0" * 32, "clip_id": row["clip_id"], "keep": True}
     append_block(other, "selections", [ok_row({}, **verdict)], "1", Lineage("", "", "", "p", ""))
-    with pytest.raises(TableError, match=rf"clip {row['clip_id']}: /gone\.mp4 is gone"):
+    with pytest.raises(TableError, match=rf"clip {row['clip_id']}: /gone\.mp4 does not exist"):
         export_dataset(other, "webdataset", str(tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.json"]
 

@@ -85,8 +85,8 @@ class _AllToAll(torch.autograd.Function):
         return all_to_all(x, send, receive, group)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return all_to_all(grad, *ctx.sizes), None, None, None
+    def backward(ctx, *grad_outputs: Tensor):
+        return all_to_all(grad_outputs[0], *ctx.sizes), None, None, None
 
 
 def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
@@ -111,6 +111,6 @@ class _Gather(torch.autograd.Function):
         return torch.cat([piece[:, :size] for piece, size in zip(pieces, sizes, strict=True)], dim=1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, *grad_outputs: Tensor):
         start, stop = ctx.share
-        return ctx.ranks * grad[:, start:stop], None, None
+        return ctx.ranks * grad_outputs[0][:, start:stop], None, None

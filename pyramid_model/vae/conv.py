@@ -170,7 +170,9 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)):
         super().__init__(in_channels, out_channels, kernel, stride)
 
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a causal convolution needs the past
+        self, x: Tensor, chunk: Chunk
+    ) -> Tensor:
         """x: (b c t h w) -> (b o t' h' w'); a stride-2 step in time takes 1 + 2m frames to 1 + m."""
         num_past = self.kernel_size[0] - self.stride[0]
         joined = chunk.with_past(self, x, num_past) if num_past else x

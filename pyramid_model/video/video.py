@@ -102,8 +102,8 @@ def _nearest(
     """Indices of the frames that `read_clip` reads, (num_frames,). times: of all frames, seconds, (n,)."""
     times = times - times[0]
     step = 1 / (fps or header.fps)
+    first = int(np.searchsorted(times, start_s - step / 2))
     if fps is None:
-        first = int(np.searchsorted(times, start_s - step / 2))
         available = len(times) - first
     else:
         last_s = times[-1] + 0.5 / header.fps  # until then the last frame is displayed and is the nearest

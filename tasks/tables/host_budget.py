@@ -66,13 +66,15 @@ class SharedBudget:
         """As HostBudget."""
         import ray
 
-        return ray.get(self._actor.reserve.remote(host, num_requests, num_bytes))
+        reserve: Any = self._actor.reserve  # Ray types an actor as the class itself
+        return ray.get(reserve.remote(host, num_requests, num_bytes))
 
     def hold(self, host: str, seconds: float) -> None:
         """As HostBudget."""
         import ray
 
-        ray.get(self._actor.hold.remote(host, seconds))
+        hold: Any = self._actor.hold
+        ray.get(hold.remote(host, seconds))
 
 
 _OWN = HostBudget(requests_per_s=4, bytes_per_s=50e6)

@@ -46,7 +46,7 @@ def item(tmp_path) -> dict:
 
 
 def test_a_good_line_gives_a_clip_ready_for_training(reader, item):
-    rows = reader([item, item | {"clip_id": "clip2", "latent_id": "latent2"}])
+    rows = reader([item, item | {"clip_id": "clip2", "latent_id": "latent2"}]).rows
     assert [row["latent_id"] for row in rows["latents"]] == ["latent", "latent2"]
     (row, _), latent = rows["latents"], torch.load(item["latent"], weights_only=True)[0].float()
     assert row["bucket"] == "48x80x17@12.5"
@@ -118,7 +118,7 @@ def test_a_line_that_cannot_be_used_is_a_failed_row_and_nothing_else(
     reader, item, tmp_path, name, spoil, kind, message
 ):
     spoil(Path(item[name]))
-    rows = reader([item])
+    rows = dict(reader([item]).rows)
     (row,) = rows.pop("latents")
     assert (row["status"], row["error_type"]) == ("failed", kind)
     assert re.search(message, row["error"])

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.running.errors import TOLD, machine_lost
+from tasks.running.errors import EXPECTED_ERRORS, machine_lost
 from tasks.running.jobs import BEGIN, ERROR, RESULT
 from tasks.running.run import PROGRESS, Run, Sparse, StepResult
 from tasks.running.step import StepFunction, config_class
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
         print(BEGIN, token, flush=True)
         result = run_step(argv[0], given)
     except Exception as err:
-        if not isinstance(err, TOLD):
+        if not isinstance(err, EXPECTED_ERRORS):
             logging.exception("step %s failed", argv[0])
         message = " ".join(f"{type(err).__name__}: {err}".split())
         print(ERROR, token, json.dumps({"message": message, "transient": machine_lost(err)}), flush=True)

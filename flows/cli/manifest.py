@@ -40,12 +40,12 @@ def explained(uri: str) -> Iterator[None]:
         uri: root or table of the command; if a table is damaged, the message names it.
     """
     from flows.cli.launch import BAD_INPUT, complain
-    from tasks.running.errors import TOLD
+    from tasks.running.errors import EXPECTED_ERRORS
     from tasks.tables.delta import TableError
 
     try:
         yield
-    except (TableError, *TOLD) as err:
+    except (TableError, *EXPECTED_ERRORS) as err:
         damage = [] if isinstance(err, TableError) else _damage(uri)
         complain("\n".join(damage) or str(err))
         raise typer.Exit(BAD_INPUT) from err

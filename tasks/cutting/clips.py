@@ -13,7 +13,7 @@ from pydantic import Field
 from pyramid_model.config import NOT_IDENTITY
 from pyramid_model.shots.shots import ShotsConfig
 from tasks.cutting.planning import ClipRules
-from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
+from tasks.running.isolated import Crashed, Isolated, MemoryExceeded, TimedOut
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, params_hash
 from tasks.running.step import step
@@ -122,7 +122,7 @@ class VideoWorker:
             problem = ("decoder_crashed", f"the decoding process ended: {err}")
         except TimedOut:
             problem = ("timeout", f"not done after {timeout_s:.3g} s (clips.timeout_s, ray.no_progress_timeout_s)")
-        except TookTooMuch as err:
+        except MemoryExceeded as err:
             advice = "lower clips.max_side, or raise clips.max_memory_gb"
             problem = ("too_much_memory", f"cutting it took {err} of memory: {advice}")
         finally:

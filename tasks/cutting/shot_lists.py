@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from pyramid_model.shots.shots import ShotsConfig
-from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
+from tasks.running.isolated import Crashed, Isolated, MemoryExceeded, TimedOut
 
 MAX_BYTES = 4 * 2**30  # memory limit of the child process, as clips.max_memory_gb
 
@@ -48,7 +48,7 @@ def list_shots(files: Sequence[str], config: ShotsConfig, timeout_s: float) -> I
                 shots = {"error": f"decoder_crashed: the decoding process ended: {err}"}
             except TimedOut:
                 shots = {"error": f"timeout: not done after {timeout_s:g} s (--timeout)"}
-            except TookTooMuch as err:
+            except MemoryExceeded as err:
                 shots = {"error": f"too_much_memory: decoding it took {err}"}
             except OSError as err:
                 shots = {"error": f"unreadable: {err.strerror or err}"}

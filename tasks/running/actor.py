@@ -1,17 +1,16 @@
-"""The Ray actor under every per-item step: computes blocks with the step's worker and commits their rows."""
+"""The Ray actor of per-item steps: computes blocks of items with the worker of the step and commits their rows."""
 
 import json
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from pydantic import TypeAdapter
 
 from pyramid_model.config import Config
-from tasks.running.errors import TOLD, StepError, machine_lost
-from tasks.running.work import PerItemWork, Row, Worker
+from tasks.running.errors import EXPECTED_ERRORS, StepError, machine_lost
+from tasks.running.work import Item, PerItemWork, Row, Worker
 from tasks.tables.appending import append_block
 from tasks.tables.delta import Lineage, content_id
 from tasks.tables.schemas import ID_COLUMNS
@@ -25,46 +24,46 @@ class BlockReport(Config):
     statuses: dict[str, int]  # items by status
     errors: dict[str, int]  # failed and skipped items by error_type
     started: float  # time.time()
-    finished: float
-    seconds: dict[str, float]  # of the worker, by name
+    finished: float  # time.time()
+    seconds: dict[str, float]  # timings of the worker, by name
 
 
 class Fatal(Config):
-    """Why a worker stopped the step.
-
-    Exceptions travel as text, since Ray Data keeps only its own wrapper of them.
-    """
+    """The error by which a worker stopped the step, as text: Ray Data would replace an exception by one of its own."""
 
     message: str
     transient: bool  # a machine or a connection was lost: the same step may succeed when it runs again
-    traceback: str  # empty where the message alone says what to do
+    traceback: str  # empty if the message alone says what to do
 
 
 REPORT: TypeAdapter[BlockReport | Fatal] = TypeAdapter(BlockReport | Fatal)
 
 
 class BlockActor:
-    """One Ray actor: builds the step's worker once, then computes and commits block after block."""
+    """Ray actor: builds the worker of the step once, then computes and commits one block after another."""
 
     def __init__(self, work: PerItemWork, root: str, lineage: Lineage):
         self.root, self.lineage, self.done_table = root, lineage, work.done_table
         self.worker: Worker | None = None
-        self.broken: Fatal | None = None
+        self.start_error: Fatal | None = None
         try:
             self.worker = work.worker(**work.worker_args)
-        except Exception as err:  # told with the first block: an actor that dies here looks like a lost machine
-            self.broken = _fatal(err)
+        except Exception as err:  # reported with the first block: an actor that fails here looks like a lost machine
+            self.start_error = _fatal(err)
 
-    def __call__(self, block: Any) -> dict[str, list[str]]:
-        """Compute and commit one block, a batch of one row with the items as JSON; returns its report as JSON."""
+    def __call__(self, block: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Compute and commit one block, and return its report as JSON.
+
+        block: a batch of one row; the column `items` has the items as JSON.
+        """
         try:
-            report = self.broken or self._report(json.loads(block["items"][0]))
+            report = self.start_error or self._report(json.loads(block["items"][0]))
         except Exception as err:
             report = _fatal(err)
         return {"report": [report.model_dump_json()]}
 
-    def _report(self, items: list[dict[str, Any]]) -> BlockReport:
-        assert self.worker is not None, "a broken actor computes nothing"
+    def _report(self, items: list[Item]) -> BlockReport:
+        assert self.worker is not None, "without a worker the start error is the report"
         started = time.time()
         produced = self.worker(items)
         done = produced.rows[self.done_table]
@@ -81,14 +80,17 @@ class BlockActor:
         )
 
     def _append(self, table: str, rows: Sequence[Row]) -> int:
-        """Rows committed by this call. A block is its ids and attempts, so a retry of failed rows is another block."""
+        """Append rows; returns how many this call committed.
+
+        A block is identified by its ids and attempts, so that a retry of failed rows is another block.
+        """
         ids = sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows)
         block_id = content_id(table, self.lineage.step, ids)
         return append_block(self.root, table, rows, block_id, self.lineage)
 
 
 def _fatal(err: Exception) -> Fatal:
-    """A worker's exception as text; with the traceback, unless the message says what to do."""
+    """The exception of a worker as text; with its traceback, unless the message says what to do."""
     message = str(err) if isinstance(err, StepError) else f"{type(err).__name__}: {err}"
-    trace = "" if isinstance(err, TOLD) else f"\n{traceback.format_exc()}"
+    trace = "" if isinstance(err, EXPECTED_ERRORS) else f"\n{traceback.format_exc()}"
     return Fatal(message=message, transient=machine_lost(err), traceback=trace)

@@ -1,4 +1,4 @@
-"""The Ray that a run works on: joining it, what it has room for, and single functions that it computes."""
+"""The Ray cluster of a run: connection, size of an actor pool, and single functions that run as Ray tasks."""
 
 import contextlib
 import logging
@@ -6,22 +6,23 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from tasks.running.errors import StepError
 from tasks.running.run import RayConfig, Run
 
 START_TRIES = 3
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def connect(config: RayConfig) -> float:
-    """Join the cluster of `ray.address`, starting an embedded Ray for `local`; returns the seconds it took."""
-    # Under `uv run`, Ray would start its workers in a second environment and another folder.
+    """Join the cluster of `ray.address`, or start an embedded Ray for `local`; returns the seconds that this took."""
+    # Under `uv run`, Ray would otherwise start its workers in another environment and folder.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # A pipeline that outlives its driver's shutdown must not start a second Ray.
+    # A pipeline that still runs after its driver has shut Ray down must not start a second Ray.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    # Ray's own warnings stay in its log files; what a user must know reaches the driver as an exception.
+    # Ray's own warnings stay in its log files; errors that concern the user reach the driver as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
     started = time.monotonic()
@@ -29,17 +30,20 @@ def connect(config: RayConfig) -> float:
 
     if ray.is_initialized():
         return 0.0
-    embedded: dict[str, Any] = {
-        "num_cpus": config.num_cpus or os.cpu_count(),
-        "object_store_memory": 256 * 2**20,  # ids and counts only: frames never pass through it
-        "include_dashboard": False,
-    }
-    own = embedded if config.address == "local" else {}
-    # On a busy machine a part of Ray gives up after 15 s, which no setting changes; the next start finds warm files.
-    for tries_left in reversed(range(START_TRIES if own else 1)):
+    embedded = config.address == "local"
+    # On a busy machine a part of Ray times out after 15 s, which no setting changes; the next start reads cached files.
+    for tries_left in reversed(range(START_TRIES if embedded else 1)):
         try:
             with _quiet_stderr():
-                ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+                ray.init(
+                    address=config.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    num_cpus=(config.num_cpus or os.cpu_count()) if embedded else None,
+                    # The object store holds ids and counts only: frames never pass through it.
+                    object_store_memory=256 * 2**20 if embedded else None,
+                    include_dashboard=False if embedded else None,
+                )
             break
         except Exception:
             ray.shutdown()
@@ -50,7 +54,7 @@ def connect(config: RayConfig) -> float:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Ray's C++ core announces its log level on file descriptor 2, whatever the level; Python errors still raise."""
+    """Discard output to file descriptor 2: the C++ core of Ray prints its log level there, whatever the level."""
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
@@ -62,10 +66,15 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def num_actors(cpus_per_actor: float, gpus_per_actor: float, num_blocks: int) -> int:
-    """Pool size that leaves one CPU free for Ray Data's own tasks, so that a pipeline cannot starve itself.
+    """Number of actors of a pool. One CPU stays free for tasks of Ray Data, without which the pipeline would hang.
+
+    Args:
+        cpus_per_actor: CPUs that an actor reserves.
+        gpus_per_actor: GPUs that an actor reserves.
+        num_blocks: blocks to compute; more actors are of no use.
 
     Raises:
-        StepError: the cluster has not even the resources of one actor.
+        StepError: the cluster has fewer resources than one actor reserves.
     """
     import ray
 
@@ -76,19 +85,23 @@ def num_actors(cpus_per_actor: float, gpus_per_actor: float, num_blocks: int) ->
     if cpus_per_actor > cpus:
         raise StepError(f"an actor asks for {cpus_per_actor} CPU and the cluster has {cpus:g}: add nodes or CPUs")
     fitting = math.floor((cpus - 1) / cpus_per_actor) if cpus_per_actor else num_blocks
-    # Without a GPU an actor keeps a core busy, whatever share of it is reserved.
+    # An actor without a GPU uses a whole core, whatever share of it is reserved.
     most = gpus / gpus_per_actor if gpus_per_actor else cpus
     fitting = min(fitting, math.floor(most))
     return max(1, min(fitting, num_blocks))
 
 
-def on_ray(run: Run, function: Callable[..., R], *arguments: Any) -> R:
-    """Result of a function run as a Ray task: this process stays free of torch, and a cluster does the work."""
+def on_ray(run: Run, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Run a function as a Ray task on the cluster of the run, and return its result. This process imports no torch.
+
+    Raises:
+        StepError: the function raised an exception.
+    """
     connect(run.ray)
     import ray
     from ray.exceptions import RayTaskError
 
     try:
-        return ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
+        return ray.get(ray.remote(num_cpus=1)(function).remote(*arguments, **options))
     except RayTaskError as err:
         raise StepError(f"the model cannot be made ready: {err.cause}") from err

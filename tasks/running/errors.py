@@ -1,7 +1,7 @@
-"""Why a step stops, and whether the same step may succeed when it runs again."""
+"""The error of a step that stops, and whether an error comes from a lost machine or connection."""
 
-RESUME = "Committed blocks are kept: mend the cause and run the same command again."
-# Package and name of base classes: nothing has to be imported to ask. Torch's own OutOfMemoryError is none of it.
+RESUME = "Committed blocks are kept: fix the cause and run the same command again."
+# Package and name of exception classes, so that no package is imported. OutOfMemoryError of torch is not among them.
 MACHINE_LOST = {
     "builtins.ConnectionError",
     "builtins.TimeoutError",
@@ -20,9 +20,9 @@ MACHINE_LOST = {
 
 
 class StepError(RuntimeError):
-    """A step stopped for a reason that is not in the data: no disk space, no progress, a bug, a lost machine.
+    """A step stopped for a reason other than its data: no disk space, no progress, a bug, a lost machine.
 
-    transient: a machine or a connection was lost, so that the same step may well succeed when it runs again.
+    transient: a machine or a connection was lost, so the same step may succeed when it runs again.
     """
 
     def __init__(self, message: str, transient: bool = False):
@@ -30,12 +30,12 @@ class StepError(RuntimeError):
         self.transient = transient
 
 
-# Errors whose messages say what to do; anything else is a bug, shown with its traceback.
-TOLD = (StepError, OSError, ValueError)
+# Errors whose messages say what to do; any other error is a bug and is shown with its traceback.
+EXPECTED_ERRORS = (StepError, OSError, ValueError)
 
 
 def machine_lost(err: BaseException | None) -> bool:
-    """Whether a lost machine or connection is behind an error; bad data or settings would only fail again."""
+    """Whether an error or one of its causes is a lost machine or connection, so that a retry may succeed."""
     while err is not None:
         names = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(err).__mro__}
         if getattr(err, "transient", False) or names & MACHINE_LOST:

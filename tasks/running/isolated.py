@@ -1,9 +1,7 @@
-"""A function in a child process, which may crash or hang without harm to its parent.
+"""Calls of a function in a child process, whose crashes and hangs leave the parent unharmed.
 
-The child is started as `python -m tasks.running.isolated module:function`.
-
-Calls and answers are JSON lines. The process lives from call to call, since its imports are slow, and ends with its
-parent, however that ends.
+The child is started as `python -m tasks.running.isolated module:function`. Calls and answers are JSON lines. A child
+serves several calls, since its imports are slow. It exits when its parent exits, also when the parent is killed.
 """
 
 import importlib
@@ -16,11 +14,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 
-MAX_CALLS = 200  # a child: whatever a library leaks goes with it, and its start is a small part of so many calls
+MAX_CALLS = 200  # of a child: a new child frees leaked memory, and starting one is cheap beside so many calls
 WATCH_EVERY_S = 0.2
 
 
@@ -32,17 +31,17 @@ class TimedOut(Exception):
     """The call took too long."""
 
 
-class TookTooMuch(Exception):
-    """The call took too much memory."""
+class MemoryExceeded(Exception):
+    """The call used too much memory."""
 
 
 class Isolated:
-    """Calls one function in a child process, with limits of time and memory; now and then in a fresh one.
+    """Calls one function in a child process, with limits on time and memory; the child is replaced now and then.
 
     Args:
         function: "module:function".
-        max_bytes: resident memory of the child; None for no limit.
-        max_calls: calls that one child answers.
+        max_bytes: most resident memory of the child; None: no limit.
+        max_calls: calls after which the child is replaced.
     """
 
     def __init__(self, function: str, max_bytes: int | None = None, max_calls: int = MAX_CALLS):
@@ -51,14 +50,14 @@ class Isolated:
         self._num_calls = 0
 
     def call(self, timeout_s: float, **arguments: Any) -> Any:
-        """The function's result; arguments and result pass as JSON.
+        """Result of a call. Arguments and result must be JSON values.
 
         Raises:
-            Crashed: the child died, by a signal for instance.
+            Crashed: the child exited, by a signal for instance.
             TimedOut: no answer in time; the child has been killed.
-            TookTooMuch: the child grew above `max_bytes`; it has been killed.
-            OSError: the function ran into one, such as a full disk.
-            RuntimeError: the function has a bug; the text is its traceback.
+            MemoryExceeded: the child used more than `max_bytes`; it has been killed.
+            OSError: raised by the function, for instance for a full disk.
+            RuntimeError: the function raised another exception; the message is its traceback.
         """
         child = self._child = self._child if self._child and self._child.poll() is None else self._start()
         assert child.stdin, "the child is started with pipes"
@@ -69,7 +68,7 @@ class Isolated:
             raise Crashed(self._stop()) from None
         line = self._read_line(child, timeout_s)
         self._num_calls += 1
-        # Memory that stays at half of the limit would count against the next call.
+        # A child that still uses half of the limit is replaced: its memory would count against the next call.
         if self._num_calls >= self.max_calls or (self.max_bytes and _resident(child) > self.max_bytes / 2):
             self.close()
         answer = json.loads(line)
@@ -89,11 +88,11 @@ class Isolated:
         deadline = time.monotonic() + timeout_s
         line = b""
         while not line.endswith(b"\n"):
-            left_s = deadline - time.monotonic()
-            ready, _, _ = select.select([child.stdout], [], [], max(0.0, min(left_s, WATCH_EVERY_S)))
-            if not ready and left_s <= 0:
+            remaining_s = deadline - time.monotonic()
+            ready, _, _ = select.select([child.stdout], [], [], max(0.0, min(remaining_s, WATCH_EVERY_S)))
+            if not ready and remaining_s <= 0:
                 self.close()
-                raise TimedOut(f"no end after {timeout_s:g} s")
+                raise TimedOut(f"no answer after {timeout_s:g} s")
             if not ready:
                 self._check_memory(child)
                 continue
@@ -106,10 +105,10 @@ class Isolated:
     def _check_memory(self, child: subprocess.Popen) -> None:
         if self.max_bytes and (resident := _resident(child)) > self.max_bytes:
             self.close()
-            raise TookTooMuch(f"{resident / 2**30:.1f} GiB, at most {self.max_bytes / 2**30:.3g} GiB")
+            raise MemoryExceeded(f"{resident / 2**30:.1f} GiB, at most {self.max_bytes / 2**30:.3g} GiB")
 
     def _stop(self) -> str:
-        """See the child off, which is dying by itself; how it ended, in words."""
+        """Wait for the exiting child process and return a phrase with its signal or exit code."""
         child, self._child = self._child, None
         if child is None:
             return ""
@@ -131,7 +130,7 @@ class Isolated:
 
 
 def _resident(child: subprocess.Popen) -> int:
-    """Resident memory of a child, bytes; 0 when it has just ended."""
+    """Resident memory of a child, bytes; 0 when it has exited."""
     try:
         return psutil.Process(child.pid).memory_info().rss
     except psutil.Error:
@@ -142,7 +141,7 @@ def _serve(name: str) -> None:
     """Answer calls on standard input until it closes."""
     module, _, function_name = name.partition(":")
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     calls: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(calls,), daemon=True).start()
     function = getattr(importlib.import_module(module), function_name)
@@ -152,13 +151,14 @@ def _serve(name: str) -> None:
 
 
 def _listen(calls: "queue.Queue[str]") -> None:
-    """Read calls; when the parent is gone, so are we, even in the middle of one."""
+    """Put calls from standard input into the queue; exit at once when the parent has closed it, even during a call."""
     for line in sys.stdin:
         calls.put(line)
     os._exit(0)
 
 
-def _answer(function: Any, call: str) -> dict[str, Any]:
+def _answer(function: Callable[..., object], call: str) -> dict[str, object]:
+    """Result or error of one call, as `Isolated.call` reads it."""
     try:
         return {"result": function(**json.loads(call))}
     except OSError as err:

@@ -1,7 +1,8 @@
-"""Ray Data under every per-item step: blocks of pending items through a pool of actors that commit what they compute.
+"""Per-item steps on Ray Data: a pool of actors computes blocks of pending items and commits their rows.
 
 The driver holds only ids and small rows. Each block is one input partition of the dataset; an actor computes its rows,
-appends them to their tables exactly once, and reports counts. If Ray runs a block again, its id is already in the log.
+appends them to their tables exactly once, and reports counts. If Ray runs a block again, its id is already in the log
+of the table, and nothing is appended.
 """
 
 import json
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
 
 def run_blocks(run: Run, work: PerItemWork, items: Sequence[Item], num_done: int = 0) -> StepResult:
-    """Do the work of all items on Ray and return what was committed; without items nothing is imported or started.
+    """Compute all items on Ray and return the counts of committed rows. Without items Ray is not imported.
 
     Args:
-        run: where rows go, and which Ray computes them.
-        work: what to do with an item.
-        items: those that are pending.
-        num_done: inputs already committed, for the counts of the result.
+        run: root of the tables, and address of Ray.
+        work: the worker of the step and its resources.
+        items: the pending items.
+        num_done: number of items committed before, for the counts of the result.
 
     Raises:
-        StepError: the step stopped (no disk space, no progress, a bug), with the cause.
+        StepError: the step stopped (no disk space, no progress, a bug); the message has the cause.
     """
     if not items:
         return StepResult(step=work.step, num_in=num_done, num_done=num_done, note="nothing new")
@@ -51,7 +52,10 @@ def run_blocks(run: Run, work: PerItemWork, items: Sequence[Item], num_done: int
 
 
 def split_blocks(items: Sequence[Item], block_size: int, max_bytes: float = math.inf) -> list[list[Item]]:
-    """Items in their order, in blocks of at most so many items and bytes; a larger item is a block of its own."""
+    """Split items, in their order, into blocks of at most `block_size` items and `max_bytes` bytes.
+
+    A larger item is a block of its own. The size of an item is its `size_bytes`; 0 without one.
+    """
     blocks: list[list[Item]] = []
     room = 0.0
     for item in items:
@@ -65,7 +69,11 @@ def split_blocks(items: Sequence[Item], block_size: int, max_bytes: float = math
 
 
 def _stream(run: Run, work: PerItemWork, blocks: list[list[Item]], size: int) -> Iterator[BlockReport]:
-    """Reports of finished blocks as they come; StepError when none comes for too long. size: number of actors."""
+    """Yield the reports of blocks as they finish. size: number of actors.
+
+    Raises:
+        StepError: a worker failed, or no block finished in time.
+    """
     import pyarrow as pa
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext
@@ -73,7 +81,7 @@ def _stream(run: Run, work: PerItemWork, blocks: list[list[Item]], size: int) ->
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # One table a block: Ray Data keeps each as its own partition, so `batch_size=None` hands an actor exactly one.
+    # One table for each block: Ray Data makes it a partition, and with `batch_size=None` an actor gets one at a time.
     tables = [pa.table({"items": [json.dumps(block)]}) for block in blocks]
     reports = ray.data.from_arrow(tables).map_batches(
         BlockActor,
@@ -89,10 +97,10 @@ def _stream(run: Run, work: PerItemWork, blocks: list[list[Item]], size: int) ->
     for _ in blocks:
         try:
             event = arrived.get(timeout=timeout_s)
-        except queue.Empty:  # the actors end with this driver
+        except queue.Empty:  # the actors stop with this driver
             raise StepError(
                 f"step {work.step!r}: no block finished within {timeout_s:g} s (ray.no_progress_timeout_s): a block "
-                f"may be too large, or the cluster short of CPUs. {RESUME}"
+                f"may be too large, or the cluster may lack CPUs. {RESUME}"
             ) from None
         if isinstance(event, BaseException):
             raise StepError(f"step {work.step!r} stopped: {event}. {RESUME}", transient=machine_lost(event)) from event
@@ -103,7 +111,7 @@ def _stream(run: Run, work: PerItemWork, blocks: list[list[Item]], size: int) ->
 
 
 def _drain(reports: "Dataset", arrived: "queue.Queue[BlockReport | Fatal | BaseException]") -> None:
-    """Pull results in a thread of its own, since Ray's iterator cannot be given a timeout; leaving it ends the run."""
+    """Put reports into a queue, in its own thread: the iterator of Ray has no timeout. Returning stops the pipeline."""
     try:
         for row in reports.iter_rows():
             report = REPORT.validate_json(row["report"])

@@ -1,4 +1,4 @@
-"""Where a run reads and writes, what a step reports, and which code and settings made a row."""
+"""A run (root, Ray, run id), the result of a step, the lineage of rows, and progress messages."""
 
 import functools
 import logging
@@ -42,7 +42,7 @@ class RayConfig(Config):
 
 
 class Run(Config):
-    """Where a run reads and writes, and on which Ray; nothing in here changes what a step computes."""
+    """Root and Ray cluster of a run. No field changes what a step computes."""
 
     root: str = Field(description="absolute folder or fsspec URI that holds tables/, media/, models/ and runs/")
     ray: RayConfig = RayConfig()
@@ -66,9 +66,9 @@ class Run(Config):
 
 
 class StepResult(Config):
-    """What a step did: counts in = done before + ok + failed + skipped.
+    """Counts, rows and times of a step: num_in = num_done + num_ok + num_failed + num_skipped.
 
-    A step that hands something on to later steps returns a class of its own, which adds those fields.
+    A step whose outputs later steps read returns a subclass with fields for them.
     """
 
     step: str
@@ -87,12 +87,12 @@ class StepResult(Config):
 
     @property
     def num_new(self) -> int:
-        """Inputs that this call worked on."""
+        """Number of inputs that this call computed."""
         return self.num_ok + self.num_failed + self.num_skipped
 
 
 def merged(results: Sequence[StepResult], note: str = "") -> StepResult:
-    """Several results of one step as one: counts, rows and times added. note: empty for one that says what was new."""
+    """Sum of several results of one step. note: of the sum; empty: "nothing new" if no result has new rows."""
     totals = {
         name: sum(getattr(result, name) for result in results)
         for name in ("num_in", "num_done", "num_ok", "num_failed", "num_skipped", "wall_s", "busy_s")
@@ -112,7 +112,7 @@ N = TypeVar("N", int, float)
 
 
 def added(tallies: Iterable[Mapping[str, N]]) -> dict[str, N]:
-    """Numbers by name, those of equal names added."""
+    """Sums of numbers by name."""
     total: dict[str, N] = {}
     for tally in tallies:
         for name, value in tally.items():
@@ -127,7 +127,7 @@ def params_hash(config: Config) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Version of this package, with the git commit when it runs from a checkout or from an image that names it."""
+    """Version of this package, with the git commit of its checkout, or of its image (PYRAMID_COMMIT)."""
     try:
         package = version("pyramid-pipeline")
     except PackageNotFoundError:
@@ -137,24 +137,24 @@ def code_version() -> str:
         return f"{package}+{commit[:12]}"
     if not (checkout / ".git").exists():
         return package
-    found = subprocess.run(
+    git = subprocess.run(
         ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
     )
-    return f"{package}+{found.stdout.strip()}" if found.returncode == 0 else package
+    return f"{package}+{git.stdout.strip()}" if git.returncode == 0 else package
 
 
 def lineage(run: Run, step: str, step_version: str, config: Config) -> Lineage:
-    """The columns that say where a row came from."""
+    """The lineage columns of rows that a step appends."""
     return Lineage(run.run_id, step, step_version, params_hash(config), code_version())
 
 
 def report_progress(step: str, done: int, total: int, unit: str = "") -> None:
-    """Tell whoever listens (the CLI's live line, Prefect's log) how far a step is."""
+    """Log how far a step is, for the live line of the CLI and the log of Prefect."""
     PROGRESS.info("%s %d/%d %s", step, done, total, unit, extra={"step": step, "done": done, "total": total})
 
 
 class Sparse(logging.Filter):
-    """Lets through a step's progress every `every_s` seconds and at its end; other records always."""
+    """Passes progress records of a step every `every_s` seconds and at its end, and all other records."""
 
     def __init__(self, every_s: float) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Sparse(logging.Filter):
         self.last: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this record goes on."""
+        """Whether the record is logged."""
         if record.name != PROGRESS.name:
             return True
         step, now = getattr(record, "step", ""), time.monotonic()

@@ -1,8 +1,8 @@
-"""What every pipeline step shares: where a run writes, what it reports, and how it is recorded.
+"""The decorator `@step` of pipeline steps.
 
-A step is a plain function `(run, config) -> StepResult` in the module of its own name; the class that its return
-annotation names is what its result is read back as from JSON. `@step` times it, records its result under
-`<root>/runs/`, and hands it to a Ray cluster as a job when `ray.address` is `jobs:http://…`.
+A step is a plain function `(run, config) -> StepResult` in the module of its own name. Its return annotation is the
+class as which its result is read from JSON. `@step` times it, records its result under `<root>/runs/`, and submits it
+as a job to a Ray cluster when `ray.address` is `jobs:http://…`.
 """
 
 import functools
@@ -20,12 +20,12 @@ R_out = TypeVar("R_out", bound=StepResult, covariant=True)
 
 
 class StepFunction(Protocol[C_in, R_out]):
-    """A function `(run, config) -> result`, named like its module."""
+    """A function `(run, config) -> result` with the name of its module."""
 
     __name__: str
 
     def __call__(self, run: Run, config: C_in, /) -> R_out:
-        """Do what is missing and say what was done."""
+        """Compute what is missing and return the counts."""
         ...
 
 
@@ -40,7 +40,7 @@ def result_class(function: StepFunction[C, R]) -> type[R]:
 
 
 def step(function: StepFunction[C, R]) -> StepFunction[C, R]:
-    """Make a step of a plain function: timed, recorded under `<root>/runs/<run_id>/`, submitted as a job when asked."""
+    """Decorate a plain function: time it, record its result, or submit it as a job, as the module says."""
 
     @functools.wraps(function)
     def recorded(run: Run, config: C) -> R:
@@ -58,7 +58,7 @@ def step(function: StepFunction[C, R]) -> StepFunction[C, R]:
 
 
 def _finished(run: Run, result: R, started: float, record: bool = False) -> R:
-    """Stamp the wall time, keep the result where reports and benchmarks find it, and announce it."""
+    """The result with its wall time; logged, and with `record` written under `<root>/runs/<run_id>/`. started: s."""
     result = type(result).model_validate(dict(result, wall_s=time.time() - started))
     if record:
         name = f"{int(started * 1000)}-{result.step}.json"

@@ -1,6 +1,6 @@
-"""Work that is done item by item on Ray: what a step declares, and what its worker takes and returns.
+"""Per-item work on Ray: the declaration of a step, and the interface of its worker.
 
-Nothing here imports Ray: a step declares its work whether or not anything is to be done.
+This module does not import Ray: a step declares its work even if no item is pending.
 """
 
 import math
@@ -10,17 +10,17 @@ from typing import Any, Protocol
 
 from pyramid_model.config import Config
 
-Item = dict[str, Any]  # JSON-able: one input of a step, with its id and its `attempt`
+Item = dict[str, Any]  # JSON values: one input of a step, with its id and its `attempt`
 Row = dict[str, Any]  # of a table, without the columns of lineage
 
 
 @dataclass(frozen=True)
 class Produced:
-    """What a worker made of one block of items.
+    """Output of a worker for one block of items.
 
     Args:
-        rows: by table. The table that `PerItemWork.done_table` names has one row an item, with its status.
-        seconds: where the time went, by name; added up over all blocks into the timings of the step's result.
+        rows: rows by table. The table `PerItemWork.done_table` has one row for each item, with its status.
+        seconds: timings by name; their sums over all blocks are in the timings of the step's result.
     """
 
     rows: Mapping[str, Sequence[Row]]
@@ -28,11 +28,11 @@ class Produced:
 
 
 class Worker(Protocol):
-    """Computes the rows of items, block after block, in one actor.
+    """Computes the rows of items, one block after another, in one actor.
 
-    The actor builds it once, as `worker(**worker_args)`: models are loaded there. An item that cannot be computed is a
-    row with `status`, `error_type` and `error`; an exception stops the whole step. A block may come a second time,
-    after its first actor died: the same items give rows of the same ids.
+    The actor builds it once, as `worker(**worker_args)`; the constructor loads models. An item that cannot be computed
+    becomes a row with `status`, `error_type` and `error`; an exception stops the whole step. A block may be computed
+    twice, if its first actor died: the same items must give rows with the same ids.
     """
 
     def __call__(self, items: list[Item], /) -> Produced:
@@ -42,22 +42,22 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class PerItemWork:
-    """Work that a step has done by `tasks.running.pipeline.run_blocks`.
+    """Work of a step, computed by `tasks.running.pipeline.run_blocks`.
 
     Args:
         step: name of the step, for lineage and progress.
         version: VERSION of what the worker computes, for lineage.
-        config: settings whose hash stands in the rows.
+        config: settings whose hash is written into the rows.
         worker: class of the worker.
-        worker_args: what an actor builds it with.
-        done_table: table whose row of an item says that the item is done, and how it ended. Its rows are committed
-            after those of all other tables, so that an item is never done before everything of it is there.
-        block_size: items a block, the unit of commit and of loss when a machine dies.
-        max_block_bytes: most of the items' `size_bytes` in one block; a larger item is a block of its own.
+        worker_args: arguments with which an actor builds the worker.
+        done_table: table whose row of an item means that the item is done, with its status. Its rows are committed
+            after those of all other tables, so that all rows of a done item are committed.
+        block_size: items in a block: the unit of commit, and the most work lost when a machine dies.
+        max_block_bytes: most bytes in a block, by `size_bytes` of the items; a larger item is a block of its own.
         num_cpus: CPUs that an actor reserves.
         num_gpus: GPUs that an actor reserves.
-        max_actors: most actors, where they share something scarcer than this cluster; None: as many as fit.
-        patience_s: the step stops when no block has finished for so long; None: `ray.no_progress_timeout_s`.
+        max_actors: most actors, where a resource outside the cluster limits them; None: as many as fit.
+        patience_s: the step stops when no block has finished for this time, s; None: `ray.no_progress_timeout_s`.
     """
 
     step: str
@@ -65,7 +65,7 @@ class PerItemWork:
     config: Config
     worker: Callable[..., Worker]
     done_table: str
-    worker_args: Mapping[str, Any] = field(default_factory=dict)
+    worker_args: Mapping[str, object] = field(default_factory=dict)
     block_size: int = 16
     max_block_bytes: float = math.inf
     num_cpus: float = 0.5

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tasks.running.isolated import Crashed, Isolated, TimedOut, TookTooMuch
+from tasks.running.isolated import Crashed, Isolated, MemoryExceeded, TimedOut
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_death_by_signal_is_named(isolated):
 
 def test_a_hang_ends_at_the_limit(isolated):
     child = isolated("subprocess:check_output")
-    with pytest.raises(TimedOut, match=r"no end after 0\.5 s"):
+    with pytest.raises(TimedOut, match=r"no answer after 0\.5 s"):
         child.call(0.5, args=["sleep", "20"])
     assert child._child is None
 
@@ -89,7 +89,7 @@ def test_the_process_ends_with_its_parent():
 
 def test_memory_above_the_limit_ends_the_call_and_the_next_one_works(isolated):
     child = isolated("timeit:timeit", max_bytes=300 * 2**20)
-    with pytest.raises(TookTooMuch, match=r"GiB, at most 0\.293 GiB"):
+    with pytest.raises(MemoryExceeded, match=r"GiB, at most 0\.293 GiB"):
         child.call(60, stmt="taken = b'x' * 500 * 2**20; import time; time.sleep(30)", number=1)
     assert child._child is None
     assert child.call(60, stmt="", number=1) >= 0

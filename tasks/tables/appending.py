@@ -1,4 +1,4 @@
-"""Writing to tables: blocks of rows appended exactly once, rows appended again, small files rewritten as few."""
+"""Writing to tables: append a block of rows exactly once, append rows again, and compact small files."""
 
 import contextlib
 import functools
@@ -19,25 +19,34 @@ from tasks.tables.delta import Lineage, TableError, content_id, open_table, read
 from tasks.tables.newest import newest_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
-BLOB_ROW_GROUP_BYTES = 1_000_000  # from here on one row a row group: a random row is read alone
+BLOB_ROW_GROUP_BYTES = 1_000_000  # a larger row is a row group of its own, so that it can be read alone
 COMMIT_TRIES = 20
-COMPACT_EVERY = 256  # versions: each leaves a small file, and a thousand of them take seconds to open
+COMPACT_EVERY = 256  # versions: each adds a small file, and a table of a thousand files takes seconds to open
 SMALL_ROWS = WriterProperties(compression="ZSTD", compression_level=3)
 
 
 def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], block_id: str, lineage: Lineage) -> int:
     """Append rows in one atomic commit, exactly once per `block_id` and settings (`lineage.params_hash`).
 
-    Rows that another run has committed with the same settings are left out. A row whose id and attempt were committed
-    with other settings becomes the next attempt of its id: two runs with different settings never hide each other's
-    rows.
+    Rows that another run committed with the same settings are left out. A row whose id and attempt were committed with
+    other settings becomes the next attempt of its id: runs with different settings never hide each other's rows.
 
-    The check and the commit use the same table handle: a commit of the same block by somebody else in between makes
-    this one fail, and the check is made again on the newer version. Two overlapping blocks that are written in the
-    same moment are not seen: their rows are there twice, and readers take one (`newest` says which).
+    The check and the commit use the same table handle: if another process commits the same block in between, this
+    commit fails, and the check is repeated on the newer version. Different blocks that share rows and are committed at
+    the same time are not detected: their rows are in the table twice, and readers take one of them (see `newest`).
+
+    Args:
+        root: of the tables.
+        table: name of the table.
+        rows: columns by name; common columns that are missing are filled in.
+        block_id: identity of the block.
+        lineage: run, step and settings of the rows.
 
     Returns:
-        How many rows were written: 0 when this block, or each row of it, had been committed before.
+        Number of rows written: 0 if this block, or every row of it, was committed before.
+
+    Raises:
+        TableError: a row has an unknown column, or COMMIT_TRIES commits in a row conflicted with others.
     """
     if not rows:
         return 0
@@ -60,7 +69,7 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], bl
                 writer_properties=_writer_properties(table, fresh),
                 commit_properties=CommitProperties(app_transactions=[once]),
             )
-            if delta.version() % COMPACT_EVERY == 0:  # of those who append at the same time one alone
+            if delta.version() % COMPACT_EVERY == 0:  # versions are unique, so only one of several writers compacts
                 compact(delta, table)
             return fresh.num_rows
         except CommitFailedError:
@@ -69,24 +78,25 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], bl
 
 
 def compact(delta: DeltaTable, table: str) -> None:
-    """Rewrite the small files of a table as few; its rows stay, and so do its earlier versions until they are vacuumed.
+    """Rewrite the small files of a table as few large ones. Rows do not change; earlier versions stay until a vacuum.
 
-    Others may append meanwhile. Tables of large values are left alone: their files are laid out for reading one row.
+    Other processes may append at the same time. Tables with binary columns are not compacted: their files are laid out
+    for reads of single rows.
     """
     if table in BLOB_COLUMNS:
         return
-    with contextlib.suppress(CommitFailedError):  # somebody else has just done it
+    with contextlib.suppress(CommitFailedError):  # another process has just compacted
         delta.optimize.compact(writer_properties=SMALL_ROWS, max_concurrent_tasks=1)
 
 
 def compacted_versions(delta: DeltaTable) -> list[int]:
-    """The last version before each rewriting of small files: it names all files that versions before it name, too."""
+    """The last version before each compaction, if it can be read: its log has all files of the versions before it."""
     before = [entry["version"] - 1 for entry in delta.history() if entry["operation"] == "OPTIMIZE"]
     return [version for version in before if _is_readable(delta.table_uri, version)]
 
 
 def _is_readable(uri: str, version: int) -> bool:
-    """Whether the log still reaches back to a version."""
+    """Whether a version can still be read from the log."""
     try:
         DeltaTable(uri, version=version)
     except DeltaError:
@@ -95,27 +105,28 @@ def _is_readable(uri: str, version: int) -> bool:
 
 
 def _schema_mode(delta: DeltaTable, table: str) -> Literal["merge"] | None:
-    """`merge` for a table that lacks columns of this version: the commit that brings the first values adds them.
+    """`merge` for a table that lacks columns of the schema: the commit adds them. None for a complete table.
 
-    Of two writers that would add them at once, the second meets a conflict and finds them there when it tries again.
+    If two writers add columns at the same time, the second one has a conflict, and finds them when it tries again.
 
     Raises:
-        TableError: the table has columns that this version does not know.
+        TableError: the table has columns that are not in the schema.
     """
-    found = {field.name for field in delta.schema().fields}
-    if unknown := sorted(found - set(SCHEMAS[table].names)):
+    names = {field.name for field in delta.schema().fields}
+    if unknown := sorted(names - set(SCHEMAS[table].names)):
         raise TableError(
             f"table {table!r} at {delta.table_uri} has the columns {unknown}, which this version of the package does "
-            "not know: a later one wrote it. Use that version, or start a new root with --root."
+            "not have: a later version wrote it. Use that version, or start a new root with --root."
         )
-    return "merge" if len(found) < len(SCHEMAS[table]) else None
+    return "merge" if len(names) < len(SCHEMAS[table]) else None
 
 
 def _not_committed(delta: DeltaTable, data: pa.Table, id_column: str) -> pa.Table:
-    """Rows of `data` that the table lacks, with the attempts under which they are appended.
+    """Rows of `data` that are not in the table, with the attempts under which they are appended.
 
-    A row is there when its id has a row of the same settings and of the same or a later attempt. A row whose attempt
-    other settings have taken gets the next free one. A process reads each file once, so later commits are cheap.
+    A row is in the table if its id has a row of the same settings and of the same or a later attempt. A row whose
+    attempt is used by other settings gets the next free attempt. A process reads each file once, so that later commits
+    are cheap.
     """
     files = [_keys(uri, id_column) for uri in delta.file_uris()]
     if not files:
@@ -125,15 +136,15 @@ def _not_committed(delta: DeltaTable, data: pa.Table, id_column: str) -> pa.Tabl
     if not committed.num_rows:
         return data
     last: dict[str, int] = {}  # latest attempt by id
-    last_alike: dict[tuple[str, str], int] = {}  # by id and settings
-    taken: set[tuple[str, int]] = set()
+    last_of_settings: dict[tuple[str, str], int] = {}  # latest attempt by id and settings
+    used: set[tuple[str, int]] = set()  # ids with their attempts
     for row_id, attempt, settings in _key_rows(committed, id_column):
-        taken.add((row_id, attempt))
+        used.add((row_id, attempt))
         last[row_id] = max(attempt, last.get(row_id, 0))
-        last_alike[row_id, settings] = max(attempt, last_alike.get((row_id, settings), 0))
+        last_of_settings[row_id, settings] = max(attempt, last_of_settings.get((row_id, settings), 0))
     attempts = [
-        0 if last_alike.get((row_id, settings), 0) >= attempt
-        else last[row_id] + 1 if (row_id, attempt) in taken
+        0 if last_of_settings.get((row_id, settings), 0) >= attempt
+        else last[row_id] + 1 if (row_id, attempt) in used
         else attempt
         for row_id, attempt, settings in _key_rows(data, id_column)
     ]  # fmt: skip
@@ -146,31 +157,31 @@ def _key_rows(rows: pa.Table, id_column: str) -> Iterator[tuple[str, int, str]]:
 
 
 def _with_column(rows: pa.Table, name: str, values: list[int]) -> pa.Table:
-    """The rows with other values in one integer column."""
+    """The rows with new values in one integer column."""
     position = rows.schema.get_field_index(name)
     return rows.set_column(position, rows.schema.field(position), pa.array(values, pa.int64()))
 
 
 @functools.cache
 def _keys(uri: str, id_column: str) -> pa.Table:
-    """Id, attempt and settings of the rows of one Parquet file, which never changes."""
+    """Id, attempt and settings of the rows of one Parquet file; cached, since files never change."""
     fs, path = storage.filesystem(uri)
     with fs.open(path) as file:
         return pq.read_table(file, columns=[id_column, "attempt", "params_hash"])
 
 
 def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, made: pc.Expression | None = None) -> int:
-    """Append the rows of these ids once more, as their next attempts, so that they are the newest; returns how many.
+    """Append the rows of these ids again, as next attempts, so that they become the newest; returns how many.
 
-    This is how a step that went back to earlier settings, and had nothing to compute, says which results count now.
-    The rows keep what made them (`step`, `step_version`), and carry the present run and settings.
+    A step calls this when it runs with earlier settings and has nothing to compute: the earlier results count again.
+    The rows keep their `step` and `step_version`, and get the run and settings of this call.
 
     Args:
-        root: where the tables are.
+        root: of the tables.
         table: name of the table.
         ids: values of its id column.
-        lineage: of the present run and settings.
-        made: which attempts of an id may be appended again, the newest of them is; None: all.
+        lineage: of the current run and settings.
+        made: condition on the attempts of an id, of which the newest is appended; None: the newest of all attempts.
     """
     if not ids:
         return 0
@@ -197,7 +208,7 @@ def _open_or_create(root: str, table: str) -> DeltaTable:
 
 
 def _to_arrow(table: str, rows: Sequence[Mapping[str, object]], lineage: Lineage) -> pa.Table:
-    """Rows as Arrow with the common columns filled in; an unknown column is our bug and says so."""
+    """Rows as Arrow, with the common columns filled in. An unknown column is a bug of the step: TableError."""
     schema = SCHEMAS[table]
     common = asdict(lineage) | {
         "created_at": datetime.now(UTC),

@@ -1,11 +1,11 @@
-"""Random rows of a table with binary columns, at a pinned version: an index in memory, the bytes on disk.
+"""Random access to rows of a table with binary columns, at a pinned version.
 
-A row is found by its id and read alone, with the row group that holds it, so that a training needs memory for its
-batches and not for its data. Every process opens its own files.
+The index is in memory, the values stay in the files. A read loads the row group of one row, so that training needs
+memory for its batches and not for the whole data set. Every process opens its own files.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 import functools
 import math
@@ -25,18 +25,18 @@ from tasks.tables.delta import crc32, open_table
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS
 
-OPEN_FILES = 128  # a process may have about a thousand, and each keeps its footer in memory
+OPEN_FILES = 128  # the limit of a process is about a thousand, and each file keeps its footer in memory
 FACTS = ("status", "shape", "dtype", "crc32", *ORDER)
 
 
 class BlobReader:
-    """Binary values of a table's newest rows, as far as they are ok.
+    """Binary values of the newest rows of a table that are ok.
 
     Args:
         root: of the tables.
         table: one with binary columns: latents, text_features, embeddings.
         version: of the table.
-        ids: rows that will be asked for; `shapes` has those that are there and ok.
+        ids: ids of the rows to read; `shapes` has the ids whose rows exist and are ok.
     """
 
     def __init__(self, root: str, table: str, version: int, ids: Iterable[str]):
@@ -50,13 +50,13 @@ class BlobReader:
         self.shapes = dict(zip(self._place, map(tuple, rows["shape"].to_pylist()), strict=True))
 
     def read(self, row_id: str, check: bool = True) -> tuple[Tensor, ...]:
-        """The binary values of a row: read-only tensors over the bytes as they came from the file, not copied again.
+        """The binary values of a row as read-only tensors that share the memory of the file buffer.
 
-        The first has the row's shape, others are vectors. check: compare the checksum.
+        The first has the shape of the row, the others are vectors. check: compare the checksum.
 
         Raises:
-            KeyError: there is no such row.
-            CorruptBlobError: checksum or length are not what was written, or the file cannot be read any more.
+            KeyError: there is no such row, or it is not ok.
+            CorruptBlobError: checksum or length differ from those written, or the file cannot be read.
         """
         place = self._place[row_id]
         uri, group = self.uris[self._file[place]], int(self._group[place])
@@ -64,41 +64,41 @@ class BlobReader:
             columns = _open_file(uri, os.getpid()).read_row_group(group, self.blobs, use_threads=False)
         except (OSError, pa.ArrowException) as err:
             raise CorruptBlobError(f"{uri}, row group {group}: {err}") from err
-        found = [columns[name].chunk(0)[int(self._row[place])].as_buffer() for name in self.blobs]
-        if check and (sum32 := crc32(*map(memoryview, found))) != self._crc32[place]:
+        blobs = [columns[name].chunk(0)[int(self._row[place])].as_buffer() for name in self.blobs]
+        if check and (sum32 := crc32(*map(memoryview, blobs))) != self._crc32[place]:
             raise CorruptBlobError(f"crc32 is {sum32:08x}, {int(self._crc32[place]):08x} was written")
         shape, dtype = self.shapes[row_id], DTYPES[self._dtype[place]]
-        if found[0].size != math.prod(shape) * dtype.itemsize:
-            raise CorruptBlobError(f"{found[0].size} bytes, expected {math.prod(shape)} of {dtype} for shape {shape}")
-        first, *others = (_as_tensor(data).view(dtype) for data in found)
+        if blobs[0].size != math.prod(shape) * dtype.itemsize:
+            raise CorruptBlobError(f"{blobs[0].size} bytes, expected {math.prod(shape)} of {dtype} for shape {shape}")
+        first, *others = (_as_tensor(data).view(dtype) for data in blobs)
         return first.reshape(shape), *others
 
 
 def _as_tensor(data: pa.Buffer) -> Tensor:
-    """The same memory as bytes."""
+    """A uint8 tensor that shares the memory of a buffer."""
     return torch.from_dlpack(pa.Array.from_buffers(pa.uint8(), data.size, [None, data]))
 
 
 def _index(root: str, table: str, version: int, ids: pa.Array) -> tuple[list[str], pa.Table]:
-    """Files of a table, and the newest rows of these ids that are ok: where each lies, and what is known of it."""
+    """Files of a table; and the newest ok row of each id: file, row group and row in it, and its FACTS."""
     delta = open_table(root, table, version)
     if delta is None:
         raise KeyError(f"table {table!r} has not been written under {root}")
     id_column, uris = ID_COLUMNS[table], delta.file_uris()
     of_ids = pc.field(id_column).isin(ids)
-    found = [
+    by_file = [
         rows.append_column("file", pa.repeat(pa.scalar(number, pa.int64()), rows.num_rows))
         for number, uri in enumerate(uris)
         if (rows := _rows_of(uri, id_column).filter(of_ids)).num_rows
     ]
-    if not found:
+    if not by_file:
         return uris, pa.table({name: [] for name in (id_column, *FACTS, "row_group", "row", "file")})
-    return uris, newest_by(pa.concat_tables(found), [id_column]).filter(pc.field("status") == "ok")
+    return uris, newest_by(pa.concat_tables(by_file), [id_column]).filter(pc.field("status") == "ok")
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _rows_of(uri: str, id_column: str) -> pa.Table:
-    """All rows of one file, which never changes, without their binary values."""
+    """All rows of one file without their binary values; cached, since files never change."""
     file = _open_file(uri, os.getpid())
     names = [id_column, *FACTS]
     rows = file.read([name for name in names if name in file.schema_arrow.names], use_threads=False)
@@ -112,6 +112,6 @@ def _rows_of(uri: str, id_column: str) -> pa.Table:
 
 @functools.lru_cache(maxsize=OPEN_FILES)
 def _open_file(uri: str, pid: int) -> pq.ParquetFile:
-    """pid: of this process, so that a forked one opens its own."""
+    """An open Parquet file. pid: of this process, so that a forked process opens its own."""
     fs, path = storage.filesystem(uri)
     return pq.ParquetFile(path, memory_map=True) if storage.is_local(uri) else pq.ParquetFile(fs.open(path, "rb"))

@@ -1,4 +1,4 @@
-"""Tensors in binary columns: bytes with shape and dtype, and a checksum that is checked on reading."""
+"""Tensors in binary columns: bytes with shape, dtype and a checksum that is verified on reading."""
 
 from collections.abc import Iterable
 
@@ -13,19 +13,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class CorruptBlobError(ValueError):
-    """Stored bytes are not what was written."""
+    """Stored bytes differ from the bytes that were written."""
 
 
 def tensor_bytes(tensor: Tensor, dtype: str) -> bytes:
-    """Values of a tensor as bytes of that type, row-major."""
+    """Values of a tensor as bytes of a dtype, row-major. dtype: a key of DTYPES."""
     return tensor.detach().to("cpu", DTYPES[dtype]).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def bytes_tensor(data: bytes, shape: Iterable[int], dtype: str) -> Tensor:
-    """Inverse of `tensor_bytes`; a float32 tensor of its own memory.
+    """Inverse of `tensor_bytes`: a float32 tensor with its own memory.
 
     Raises:
-        CorruptBlobError: the length does not fit the shape.
+        CorruptBlobError: the length does not match the shape.
     """
     shape = tuple(shape)
     expected = int(np.prod(shape)) * DTYPES[dtype].itemsize
@@ -35,17 +35,17 @@ def bytes_tensor(data: bytes, shape: Iterable[int], dtype: str) -> Tensor:
 
 
 def embedding_of(row: EmbeddingRow) -> Tensor:
-    """Features of the sampled frames of a clip (n d) of a row of `embeddings`, each of unit length.
+    """Features of the sampled frames of a clip, (n d) float32 of unit length, from a row of `embeddings`.
 
     Raises:
         CorruptBlobError: the checksum or the length is wrong.
     """
     _check(row, row["embedding"])
     features = bytes_tensor(row["embedding"], row["shape"], row["dtype"])
-    return torch.nn.functional.normalize(features, dim=-1)  # rounding when stored has moved them a little
+    return torch.nn.functional.normalize(features, dim=-1)  # float16 rounding changed the lengths a little
 
 
 def _check(row: EmbeddingRow, *blobs: bytes) -> None:
-    found = crc32(*blobs)
-    if found != row["crc32"]:
-        raise CorruptBlobError(f"crc32 is {found:08x}, {row['crc32']:08x} was written")
+    checksum = crc32(*blobs)
+    if checksum != row["crc32"]:
+        raise CorruptBlobError(f"crc32 is {checksum:08x}, {row['crc32']:08x} was written")

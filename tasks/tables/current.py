@@ -15,11 +15,11 @@ from tasks.tables.schemas import CLIP_FIGURES
 
 
 def current_clip_ids(root: str, clips: str = "") -> pa.Array:
-    """Ids of the clips of all videos: those that the settings `clips` cut, or of each video those that were cut last.
+    """Ids of the clips that the clips step cut from each video, with given settings or with the newest ones.
 
     Args:
-        root: where the tables are.
-        clips: `params_hash` of the settings of the clips step; empty: of each video the newest.
+        root: of the tables.
+        clips: `params_hash` of the settings of the clips step; empty: the newest clips of each video.
     """
     of_settings = pc.field("params_hash") == clips if clips else None
     columns = ["video_id", "status", "clip_ids", *ORDER]
@@ -29,14 +29,14 @@ def current_clip_ids(root: str, clips: str = "") -> pa.Array:
 
 
 def current_clips(root: str, columns: Sequence[str] | None = None, clips: str = "") -> pa.Table:
-    """Clips of all videos as the clips step left them, in the order of (video_id, start_frame).
+    """Rows of the current clips, in the order of (video_id, start_frame).
 
-    The table `clips` also keeps those of other settings; the rows of `videos` name the clips of each.
+    The table `clips` also has clips of other settings; the newest row of each video in `videos` lists its current ones.
 
     Args:
-        root: where the tables are.
+        root: of the tables.
         columns: of `clips`; None: all of them.
-        clips: `params_hash` of the settings of the clips step; empty: of each video the newest.
+        clips: `params_hash` of the settings of the clips step; empty: the newest clips of each video.
     """
     current = current_clip_ids(root, clips)
     names = None if columns is None else [*dict.fromkeys([*columns, "video_id", "start_frame"])]
@@ -62,10 +62,10 @@ def clip_figures(clips: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 def current_duplicates(root: str, columns: Sequence[str], clips: str = "", version: int | None = None) -> pa.Table:
-    """Rows of `duplicates` that are in a group, as the last search found them.
+    """Rows of `duplicates` of the clips that are in a group after the last search.
 
     Args:
-        root: where the tables are.
+        root: of the tables.
         columns: of `duplicates`.
         clips: the search among the clips of these settings of the clips step; empty: the last search that found any.
         version: of the table; None: the newest.
@@ -73,9 +73,9 @@ def current_duplicates(root: str, columns: Sequence[str], clips: str = "", versi
     rows = read_table(root, "duplicates", list(dict.fromkeys([*columns, "status", "clips", *ORDER])), version)
     last = newest_row(rows)
     searched = clips or (last and last["clips"]) or ""
-    ours = pc.field("clips") == searched
-    ours = ours if searched else ours | pc.field("clips").is_null()
-    return rows.filter(ours).filter(pc.field("status") == "ok").select(list(columns))
+    of_search = pc.field("clips") == searched
+    of_search = of_search if searched else of_search | pc.field("clips").is_null()
+    return rows.filter(of_search).filter(pc.field("status") == "ok").select(list(columns))
 
 
 def selected_clips(
@@ -85,10 +85,10 @@ def selected_clips(
     columns: Sequence[str] | None = None,
     versions: Mapping[str, int] | None = None,
 ) -> pa.Table:
-    """Clips to work on, with the columns `bucket` and `split`, in the order of (video_id, start_frame).
+    """Rows of the clips that a selection keeps, with `bucket` and `split`, in the order of (video_id, start_frame).
 
     Args:
-        root: where the tables are.
+        root: of the tables.
         selection: `selection` of the result of the select step; empty: the newest selection.
         split: train, val or test; empty: all.
         columns: of `clips`; None: all of them.
@@ -102,8 +102,8 @@ def selected_clips(
     if not verdicts.num_rows:
         which = f"selection {selection!r}" if selection else "selection"
         raise ValueError(f"there is no {which} in {root}: run the select step (pyramid curate)")
-    asked = pc.field("keep") & (pc.field("split") == split) if split else pc.field("keep")
-    chosen = verdicts.filter(asked).select(["clip_id", "bucket", "split"])
+    condition = pc.field("keep") & (pc.field("split") == split) if split else pc.field("keep")
+    chosen = verdicts.filter(condition).select(["clip_id", "bucket", "split"])
     of_chosen = pc.field("clip_id").isin(chosen["clip_id"].combine_chunks())
     names = None if columns is None else [*dict.fromkeys(["clip_id", *columns, "video_id", "start_frame"])]
     clips = read_table(root, "clips", names, versions.get("clips"), of_chosen)
@@ -113,26 +113,27 @@ def selected_clips(
 
 
 def captions_of(root: str, clip_ids: Sequence[str], captions: str = "", version: int | None = None) -> dict[str, str]:
-    """Text by clip id: of several kinds, the first that a clip has; see `captions_by_kind`."""
-    found = captions_by_kind(root, clip_ids, captions, version)
-    return {clip_id: next(iter(texts.values())) for clip_id, texts in found.items()}
+    """Caption by clip id: of several kinds the first that a clip has. Arguments as for `captions_by_kind`."""
+    by_kind = captions_by_kind(root, clip_ids, captions, version)
+    return {clip_id: next(iter(texts.values())) for clip_id, texts in by_kind.items()}
 
 
 def captions_by_kind(
     root: str, clip_ids: Sequence[str], captions: str = "", version: int | None = None
 ) -> dict[str, dict[str, str]]:
-    """Text by clip id and kind. Clips for which the last word is that they have no caption are left out.
+    """Caption by clip id and kind. Clips whose newest row is not ok are left out.
 
     Args:
-        root: where the tables are.
-        clip_ids: which clips.
-        captions: the `captions` of a run of the step (`dense:HASH,…;short:HASH`), or kinds alone (`dense;short`), which
-            take the newest of each; kinds come in this order. Empty: of each clip the newest, of whatever kind.
+        root: of the tables.
+        clip_ids: ids of the clips.
+        captions: the output `captions` of the captions step (`dense:HASH,…;short:HASH`), or kinds alone
+            (`dense;short`) for the newest of each kind; the result has kinds in this order. Empty: the newest caption
+            of each clip, of any kind.
         version: of the table; None: the newest.
     """
     columns = ["clip_id", "kind", "prompt_hash", "text", "status", *ORDER]
-    wanted = pc.field("clip_id").isin(pa.array(clip_ids, pa.string()))
-    rows = read_table(root, "captions", columns, version, wanted)
+    of_clips = pc.field("clip_id").isin(pa.array(clip_ids, pa.string()))
+    rows = read_table(root, "captions", columns, version, of_clips)
     if not captions:
         return _texts(newest_by(rows, ["clip_id"]))
     texts: dict[str, dict[str, str]] = {}
@@ -146,5 +147,5 @@ def captions_by_kind(
 
 
 def _texts(rows: pa.Table) -> dict[str, dict[str, str]]:
-    """Text by clip id and kind of the captions that are ok; a clip has at most one row."""
+    """Text by clip id and kind of the captions that are ok. rows: at most one for each clip."""
     return {row["clip_id"]: {row["kind"]: row["text"]} for row in rows.to_pylist() if row["status"] == "ok"}

@@ -1,8 +1,8 @@
-"""Delta tables: content ids, exactly-once appends, reads of a pinned version, and what is still to do.
+"""Delta tables: content ids, rows of steps, and reads of a table at a pinned version.
 
-Every table lives at `<root>/tables/<name>`; its columns stand in `schemas`. Rows are only ever appended. A retry
-appends a row with `attempt + 1`, and readers see the latest attempt of each id (`newest` says which that is). Columns
-may be added to a schema: a table that was written before reads as null there, and gets the column with the next append.
+Every table is at `<root>/tables/<name>`; `schemas` has its columns. Rows are only appended, never changed. A retry
+appends a row with `attempt + 1`, and readers take the latest attempt of each id (defined in `newest`). A column may be
+added to a schema: it is null in rows of an older table, and the next append adds it to the table.
 """
 
 import hashlib
@@ -24,16 +24,18 @@ from tasks.tables import storage
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.schemas import COMMON, ID_COLUMNS, SCHEMAS
 
-CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # made once: steps hash ids by the hundred thousand
+CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":")
+)  # one object: steps compute hundreds of thousands of ids
 
 
 class TableError(RuntimeError):
-    """A table cannot be used as it is; the message says which and what to do."""
+    """A table cannot be used; the message says which one, and what to do."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a row came from; filled into the common columns of every appended row."""
+    """Run, step, settings and code that made a row: common columns of every appended row."""
 
     run_id: str
     step: str
@@ -43,7 +45,7 @@ class Lineage:
 
 
 def content_id(*parts: object) -> str:
-    """32 hex digits of blake2b-128 over the canonical JSON of `parts` (bytes are hashed as they are)."""
+    """32 hex digits of blake2b-128 over the canonical JSON of `parts` (bytes are hashed unchanged)."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else CANONICAL.encode(part).encode()
@@ -52,7 +54,7 @@ def content_id(*parts: object) -> str:
 
 
 def crc32(*blobs: bytes | memoryview) -> int:
-    """CRC-32 over the blobs one after the other."""
+    """CRC-32 of the concatenated blobs."""
     value = 0
     for blob in blobs:
         value = zlib.crc32(blob, value)
@@ -60,14 +62,17 @@ def crc32(*blobs: bytes | memoryview) -> int:
 
 
 def ok_row(item: Mapping[str, object], **columns: object) -> dict[str, Any]:
-    """A good row made from a step's input item (which carries the attempt)."""
+    """A row with status ok and the attempt of its item. item: input of the step."""
     return {"status": "ok", "attempt": item.get("attempt", 1)} | columns
 
 
 def bad_row(
     item: Mapping[str, object], error: Exception | tuple[str, str], status: str = "failed", **columns: object
 ) -> dict[str, Any]:
-    """A row for data that could not be used: `error` is (error_type, sentence) or an exception with a `kind`."""
+    """A row for an item that could not be computed, with its attempt.
+
+    error: (error_type, sentence), or an exception, whose `kind` (without one: class name) is the error_type.
+    """
     if isinstance(error, Exception):
         kind, text = getattr(error, "kind", type(error).__name__), str(error)
     else:
@@ -76,10 +81,10 @@ def bad_row(
 
 
 def table_uri(root: str, table: str) -> str:
-    """Where a table lives.
+    """URI of a table.
 
     Raises:
-        TableError: no such table name.
+        TableError: there is no table of this name.
     """
     if table not in SCHEMAS:
         raise TableError(f"there is no table {table!r}: the tables are {', '.join(SCHEMAS)}")
@@ -87,7 +92,7 @@ def table_uri(root: str, table: str) -> str:
 
 
 def open_table(root: str, table: str, version: int | None = None) -> DeltaTable | None:
-    """The table at a version (newest if None), or None when it has not been written yet.
+    """The table at a version (None: the newest); None if it has not been written yet.
 
     Raises:
         TableError: the version does not exist, or the table was written with other column types.
@@ -107,16 +112,16 @@ def open_table(root: str, table: str, version: int | None = None) -> DeltaTable 
 
 
 def _check_columns(delta: DeltaTable, table: str, uri: str) -> None:
-    """Refuse a table of another schema version, naming the columns.
+    """Raise TableError for a table whose columns do not match the schema; the message names them.
 
-    Columns that were added since it was written are none: they read as null, and the next append adds them.
+    Columns that were added to the schema later may be missing: they read as null, and the next append adds them.
     """
-    found = {field.name: field.type for field in pa.schema(delta.schema().to_arrow())}
-    missing = [name for name in (ID_COLUMNS[table], *COMMON) if name not in found and name != "commit_order"]
+    types = {field.name: field.type for field in pa.schema(delta.schema().to_arrow())}
+    missing = [name for name in (ID_COLUMNS[table], *COMMON) if name not in types and name != "commit_order"]
     changed = [
-        f"{field.name} ({found[field.name]}, expected {field.type})"
+        f"{field.name} ({types[field.name]}, expected {field.type})"
         for field in SCHEMAS[table]
-        if field.name in found and found[field.name] != field.type
+        if field.name in types and types[field.name] != field.type
     ]
     if missing or changed:
         raise TableError(
@@ -127,7 +132,7 @@ def _check_columns(delta: DeltaTable, table: str, uri: str) -> None:
 
 
 def table_version(root: str, table: str) -> int:
-    """Newest version, or -1 when the table has not been written."""
+    """Newest version; -1 if the table has not been written."""
     delta = open_table(root, table)
     return -1 if delta is None else delta.version()
 
@@ -140,20 +145,20 @@ def read_table(
     where: pc.Expression | None = None,
     latest: bool = True,
 ) -> pa.Table:
-    """Rows of a table at a version, the latest attempt of each id (all attempts with `latest=False`).
+    """Rows of a table at a version: the latest attempt of each id, or all attempts with `latest=False`.
 
-    A table that has not been written yet reads as empty, with its schema.
-    `where` is applied to the latest attempts, so that a row which failed after it had succeeded does not come back.
+    A table that has not been written yet reads as an empty table with its schema. `where` is applied after the latest
+    attempts are chosen: an earlier ok attempt of a row whose latest attempt failed is not returned.
     """
     schema = SCHEMAS[table]
     names = list(columns) if columns is not None else schema.names
     delta = open_table(root, table, version)
     if delta is None:
         return pa.schema([schema.field(name) for name in names]).empty_table()
-    id_column, asked = ID_COLUMNS[table], _fields_of(where, schema)
-    needed = list(dict.fromkeys([*names, id_column, *ORDER, *asked]))
-    # Ids can be looked for in the files already, since all attempts of an id pass together: other blobs stay unread.
-    rows = as_dataset(delta, table).to_table(columns=needed, filter=where if asked == [id_column] else None)
+    id_column, filtered = ID_COLUMNS[table], _fields_of(where, schema)
+    needed = list(dict.fromkeys([*names, id_column, *ORDER, *filtered]))
+    # A filter on ids alone keeps or drops all attempts of an id, so it can run on the files: other blobs are not read.
+    rows = as_dataset(delta, table).to_table(columns=needed, filter=where if filtered == [id_column] else None)
     if latest:
         rows = newest_by(rows, [id_column])
     if where is not None:
@@ -162,10 +167,11 @@ def read_table(
 
 
 def as_dataset(delta: DeltaTable, table: str) -> Dataset:
-    """The files of an open table, to scan; columns that it does not have yet are null.
+    """The files of an open table as an Arrow dataset; columns that the table does not have yet are null.
 
-    Local files are opened by Arrow itself. deltalake's file system is Python, called from Arrow's threads: one that is
-    still in such a call when the interpreter ends aborts the process ("terminate called without an active exception").
+    Local files are opened by Arrow itself. The file system of deltalake is Python code that threads of Arrow call: a
+    thread in such a call when the interpreter exits aborts the process ("terminate called without an active
+    exception").
     """
     uri = delta.table_uri
     own = SubTreeFileSystem(storage.filesystem(uri)[1], LocalFileSystem()) if storage.is_local(uri) else None
@@ -175,6 +181,6 @@ def as_dataset(delta: DeltaTable, table: str) -> Dataset:
 
 
 def _fields_of(where: pc.Expression | None, schema: pa.Schema) -> list[str]:
-    """Columns that an expression mentions (Arrow offers no accessor; its text form does)."""
+    """Columns in an expression, read from its text, since Arrow has no accessor for them."""
     words = set(re.findall(r"\w+", str(where)))
     return [] if where is None else [name for name in schema.names if name in words]

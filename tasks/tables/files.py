@@ -1,4 +1,4 @@
-"""Whether the file of a clip is still the one that was written."""
+"""Checks that the file of a clip has not changed since it was written."""
 
 import zlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from tasks.tables import storage
 
 
 def file_crc32(uri: str) -> int:
-    """CRC-32 of a file, read piece by piece."""
+    """CRC-32 of a file, which is read in pieces."""
     value = 0
     for piece in storage.read_pieces(uri):
         value = zlib.crc32(piece, value)
@@ -16,20 +16,24 @@ def file_crc32(uri: str) -> int:
 
 
 def check_unchanged(clip: Mapping[str, Any]) -> None:
-    """Compare a clip's file with its row. clip: `uri`, `size_bytes` and `crc32`, which rows of old may lack.
+    """Compare the file of a clip with its row. clip: `uri`, `size_bytes` and `crc32`; old rows may have null there.
 
     Raises:
         VideoError: the file is missing, or has changed since it was cut.
     """
-    from pyramid_model.video.video import VideoError  # needs PyAV, which the driver of a step does without
+    from pyramid_model.video.video import VideoError  # imports PyAV, which the driver of a step does not need
 
-    mend = "cut it again: pyramid curate --retry-failed, or put the file back"
+    remedy = "cut it again: pyramid curate --retry-failed, or put the file back"
     try:
         fs, path = storage.filesystem(clip["uri"])
         size_bytes = fs.size(path)
     except FileNotFoundError as err:
-        raise VideoError("missing", f"{clip['uri']} is missing: {mend}") from err
+        raise VideoError("missing", f"{clip['uri']} is missing: {remedy}") from err
     if clip["size_bytes"] not in (None, size_bytes):
-        raise VideoError("clip_changed", f"{clip['uri']} has {size_bytes} bytes, {clip['size_bytes']} were cut: {mend}")
-    if clip["crc32"] is not None and (found := file_crc32(clip["uri"])) != clip["crc32"]:
-        raise VideoError("clip_changed", f"{clip['uri']}: crc32 is {found:08x}, {clip['crc32']:08x} was cut: {mend}")
+        raise VideoError(
+            "clip_changed", f"{clip['uri']} has {size_bytes} bytes, {clip['size_bytes']} were cut: {remedy}"
+        )
+    if clip["crc32"] is not None and (checksum := file_crc32(clip["uri"])) != clip["crc32"]:
+        raise VideoError(
+            "clip_changed", f"{clip['uri']}: crc32 is {checksum:08x}, {clip['crc32']:08x} was cut: {remedy}"
+        )

@@ -1,4 +1,4 @@
-"""How often web hosts are asked, and for how much: every request waits for its turn, redirects included."""
+"""Rate limiter for requests to web hosts: requests and bytes a second of each host, redirects included."""
 
 import asyncio
 import functools
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 class Budget(Protocol):
-    """Whom to ask before asking a host."""
+    """Interface of a rate limiter for web hosts."""
 
     def reserve(self, host: str, num_requests: int = 0, num_bytes: int = 0) -> float:
-        """Seconds to wait before these requests, or after these bytes."""
+        """Count requests and bytes; returns the seconds to wait before these requests, or after these bytes."""
         ...
 
     def hold(self, host: str, seconds: float) -> None:
-        """Nobody asks this host for so long."""
+        """Allow no request to the host for this time."""
         ...
 
 
 class HostBudget:
-    """Requests and bytes a second, host by host."""
+    """Rate limiter of one process: most requests and bytes a second, for each host."""
 
     def __init__(self, requests_per_s: float, bytes_per_s: float):
         self.requests_per_s, self.bytes_per_s = requests_per_s, bytes_per_s
-        self._free: dict[str, float] = {}  # when the next request may start
+        self._free: dict[str, float] = {}  # host -> time.monotonic() at which the next request may start
         self._lock = threading.Lock()
 
     def reserve(self, host: str, num_requests: int = 0, num_bytes: int = 0) -> float:
-        """Book these requests and bytes; returns the seconds to wait for their turn."""
+        """Count requests and bytes; returns the seconds to wait before these requests, or after these bytes."""
         with self._lock:
             now = time.monotonic()
             start = max(now, self._free.get(host, 0.0))
@@ -41,19 +41,19 @@ class HostBudget:
             return start - now
 
     def hold(self, host: str, seconds: float) -> None:
-        """Let nobody ask this host for so long."""
+        """Allow no request to the host for this time."""
         with self._lock:
             self._free[host] = max(self._free.get(host, 0.0), time.monotonic() + seconds)
 
     def waits(self) -> dict[str, float]:
-        """Seconds until each host may be asked again, of those that may not be asked now."""
+        """Seconds until the next request is allowed, for each host that allows none now."""
         with self._lock:
-            left = {host: free - time.monotonic() for host, free in self._free.items()}
-        return {host: seconds for host, seconds in left.items() if seconds > 0}
+            waits = {host: free - time.monotonic() for host, free in self._free.items()}
+        return {host: seconds for host, seconds in waits.items() if seconds > 0}
 
 
 class SharedBudget:
-    """The HostBudget of a step, which lives in a Ray actor; it begins where that of the driver stands."""
+    """A HostBudget in a Ray actor, shared by all workers of a step; it starts with the waits of the driver."""
 
     def __init__(self, driver: HostBudget):
         import ray
@@ -63,14 +63,14 @@ class SharedBudget:
             self.hold(host, seconds)
 
     def reserve(self, host: str, num_requests: int = 0, num_bytes: int = 0) -> float:
-        """As HostBudget."""
+        """As `HostBudget`."""
         import ray
 
         reserve: Any = self._actor.reserve  # Ray types an actor as the class itself
         return ray.get(reserve.remote(host, num_requests, num_bytes))
 
     def hold(self, host: str, seconds: float) -> None:
-        """As HostBudget."""
+        """As `HostBudget`."""
         import ray
 
         hold: Any = self._actor.hold
@@ -81,19 +81,19 @@ _OWN = HostBudget(requests_per_s=4, bytes_per_s=50e6)
 
 
 def own_budget(requests_per_s: float = 0, bytes_per_s: float = 0) -> HostBudget:
-    """The one of this process, which also binds what goes through `storage`; rates above 0 are taken over."""
+    """The HostBudget of this process, which `storage` also uses. Rates above 0 replace its rates."""
     _OWN.requests_per_s = requests_per_s or _OWN.requests_per_s
     _OWN.bytes_per_s = bytes_per_s or _OWN.bytes_per_s
     return _OWN
 
 
 def host_of(url: str) -> str:
-    """Whom a URL asks, `host:port` without names and passwords."""
+    """Host of a URL as `host:port`, without user name and password."""
     return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 def waiting_for_turns(budget: Budget) -> "TraceConfig":
-    """What makes each request of an aiohttp session, and each redirect that it follows, wait for its turn."""
+    """An aiohttp trace that delays each request of a session, and each redirect, as the rate limiter says."""
     from aiohttp import TraceConfig
 
     async def turn(url: str) -> None:
@@ -114,5 +114,5 @@ def waiting_for_turns(budget: Budget) -> "TraceConfig":
 
 @functools.cache
 def own_turns() -> "TraceConfig":
-    """`waiting_for_turns` of `own_budget`: one object, so that file systems with it are one, too."""
+    """`waiting_for_turns` of `own_budget`. Cached: fsspec reuses a file system only if its options are equal."""
     return waiting_for_turns(_OWN)

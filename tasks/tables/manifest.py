@@ -1,10 +1,10 @@
-"""Reading a root: which tables there are, rows that match a filter, and clips joined with all that is known of them.
+"""Reading the tables of a root: overview, rows that match filters, verdicts, and clips joined with other tables.
 
-Nothing here writes. Filters are `column<operator>value`; no text from a user is ever evaluated.
+Nothing here writes. Filters have the form `column<operator>value`; text of a user is never evaluated as code.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables.storage import absolute_root
 
 CLIPS_WITH_SCORES = "clips-with-scores"
-OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # two-character ones first, so that they are found first
+OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # those of two characters first, so that they match first
 WRITERS = {  # the command that writes a table
     **dict.fromkeys(("sources", "videos", "clips", "scores", "embeddings", "duplicates", "selections"), "curate"),
     "captions": "recaption",
@@ -43,7 +43,9 @@ def locate(uri: str, table: str | None = None) -> tuple[str, str | None]:
     parent, _, name = root.rpartition("/")
     if parent.endswith("/tables") and name in SCHEMAS:
         if table not in (None, name):
-            raise TableError(f"{uri} is table {name!r}, and {table!r} was asked for: give the root, or leave it out")
+            raise TableError(
+                f"{uri} is table {name!r}, and the argument is {table!r}: give the root, or leave the argument out"
+            )
         root, table = parent.removesuffix("/tables"), name
     if not storage.exists(storage.join(root, "tables")):
         raise TableError(f"no tables under {root}: expected a root that holds tables/, such as ./pyramid-demo")
@@ -53,10 +55,10 @@ def locate(uri: str, table: str | None = None) -> tuple[str, str | None]:
 
 
 def check_written(root: str, table: str) -> None:
-    """Refuse a table that does not exist yet, which would read as an empty one.
+    """Raise an error for a table that does not exist yet: `read_table` would return an empty table.
 
     Raises:
-        TableError: nothing has been written to it.
+        TableError: the table has not been written.
     """
     table = "clips" if table == CLIPS_WITH_SCORES else table
     if open_table(root, table) is None:
@@ -66,7 +68,7 @@ def check_written(root: str, table: str) -> None:
 
 @dataclass(frozen=True)
 class TableFacts:
-    """One line of the overview."""
+    """Facts about one table: a line of the overview."""
 
     table: str
     num_rows: int  # latest attempts
@@ -75,23 +77,23 @@ class TableFacts:
     size_bytes: int
     last_write: datetime | None
     statuses: Counter[str]
-    damage: str = ""  # what is wrong with a table that cannot be read; rows and statuses are unknown then
+    damage: str = ""  # why the table cannot be read; then rows and statuses are empty
 
 
 def overview(root: str) -> list[TableFacts]:
-    """Facts of every table that has been written."""
+    """Facts about every table that has been written."""
     return [facts for table in SCHEMAS if (facts := table_facts(root, table)) is not None]
 
 
 def table_facts(root: str, table: str) -> TableFacts | None:
-    """Facts of one table, None when it has not been written yet."""
+    """Facts about one table; None if it has not been written yet."""
     delta = open_table(root, table)
     if delta is None:
         return None
     damage, names = "", ["status", "created_at"]
     try:
         rows = read_table(root, table, names)
-    except (OSError, ValueError) as err:  # a file that is gone, and one that is no Parquet
+    except (OSError, ValueError) as err:  # a file is missing, or is not Parquet
         rows = pa.schema([SCHEMAS[table].field(name) for name in names]).empty_table()
         damage = next(iter(damaged_files(root, table)), str(err))
     sizes = pa.table(delta.get_add_actions(flatten=True))["size_bytes"]
@@ -108,19 +110,19 @@ def table_facts(root: str, table: str) -> TableFacts | None:
 
 
 def damaged_files(root: str, table: str) -> list[str]:
-    """Parquet files that the log of a table names and that are gone or of another size, each with what is wrong."""
+    """A phrase for each Parquet file of a table that is missing or has another size than its log says."""
     delta = open_table(root, table)
     if delta is None:
         return []
     fs, folder = storage.filesystem(table_uri(root, table))
     sizes = {path: info["size"] for path, info in fs.find(folder, detail=True).items()}
     bad = []
-    for named in pa.table(delta.get_add_actions(flatten=True)).select(["path", "size_bytes"]).to_pylist():
-        path = f"{folder}/{named['path']}"
+    for file in pa.table(delta.get_add_actions(flatten=True)).select(["path", "size_bytes"]).to_pylist():
+        path = f"{folder}/{file['path']}"
         if path not in sizes:
-            bad.append(f"{path} is gone")
-        elif sizes[path] != named["size_bytes"]:
-            bad.append(f"{path} has {sizes[path]} bytes, expected {named['size_bytes']}")
+            bad.append(f"{path} is missing")
+        elif sizes[path] != file["size_bytes"]:
+            bad.append(f"{path} has {sizes[path]} bytes, expected {file['size_bytes']}")
     return bad
 
 
@@ -130,8 +132,8 @@ def damage_report(root: str) -> list[str]:
 
 
 def damage_sentence(root: str, facts: TableFacts) -> str:
-    """Which table cannot be read, why, and where to read on."""
-    return f"table {facts.table!r} is damaged: {facts.damage}. All that is wrong: pyramid manifest verify {root}"
+    """Message: which table cannot be read, why, and the command that lists all damage."""
+    return f"table {facts.table!r} is damaged: {facts.damage}. To list all damage: pyramid manifest verify {root}"
 
 
 @dataclass(frozen=True)
@@ -144,52 +146,53 @@ class Filter:
 
 
 def parse_filter(text: str) -> Filter:
-    """`status=failed`, `value>=2.5`, `error~truncated` (contains), spaces and quotes around the value allowed.
+    """Parse a filter: `status=failed`, `value>=2.5`, `error~truncated` (contains). Quotes around the value are removed.
 
     Raises:
-        TableError: no operator in it.
+        TableError: the text has no column or no operator.
     """
-    found = re.match(rf"\s*(\w+)\s*({'|'.join(map(re.escape, OPERATORS))})\s*(.*?)\s*$", text)
-    if not found:
+    match = re.match(rf"\s*(\w+)\s*({'|'.join(map(re.escape, OPERATORS))})\s*(.*?)\s*$", text)
+    if not match:
         raise TableError(
             f"filter {text!r} is not COLUMN OPERATOR VALUE: operators are {' '.join(OPERATORS)} (~ contains)"
         )
-    column, operator, value = found.groups()
+    column, operator, value = match.groups()
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]
     return Filter(column, operator, value)
 
 
 def filter_expression(filters: Sequence[Filter], schema: pa.Schema) -> pc.Expression | None:
-    """All conditions together, values read as the types of their columns.
+    """All filters as one expression (joined by and), with values of the types of their columns; None without filters.
 
     Raises:
-        TableError: an unknown column, or a value that the column's type cannot hold.
+        TableError: an unknown column, or a value that cannot be converted to the type of its column.
     """
     condition = None
-    for one in filters:
-        if one.column not in schema.names:
-            raise TableError(f"no column {one.column!r} to filter on: choose from {', '.join(schema.names)}")
-        test = _test(one, schema.field(one.column).type)
+    for criterion in filters:
+        column = criterion.column
+        if column not in schema.names:
+            raise TableError(f"no column {column!r} to filter on: choose from {', '.join(schema.names)}")
+        test = _test(criterion, schema.field(column).type)
         condition = test if condition is None else condition & test
     return condition
 
 
-def _test(one: Filter, kind: pa.DataType) -> pc.Expression:
-    column = pc.field(one.column)
+def _test(criterion: Filter, kind: pa.DataType) -> pc.Expression:
+    column = pc.field(criterion.column)
     if pa.types.is_binary(kind):
-        raise TableError(f"column {one.column!r} holds bytes and cannot be filtered on")
-    if one.value == "null" and one.operator in ("=", "!="):
-        return column.is_null() if one.operator == "=" else column.is_valid()
+        raise TableError(f"column {criterion.column!r} holds bytes and cannot be filtered on")
+    if criterion.value == "null" and criterion.operator in ("=", "!="):
+        return column.is_null() if criterion.operator == "=" else column.is_valid()
     if pa.types.is_list(kind):
         column = pc.binary_join(column.cast(pa.list_(pa.string())), pa.scalar(", "))
         kind = pa.string()
-    if one.operator == "~":
-        return pc.match_substring(column.cast(pa.string()), one.value, ignore_case=True)
+    if criterion.operator == "~":
+        return pc.match_substring(column.cast(pa.string()), criterion.value, ignore_case=True)
     try:
-        value = pa.scalar(one.value).cast(kind)
+        value = pa.scalar(criterion.value).cast(kind)
     except pa.ArrowInvalid as err:
-        raise TableError(f"filter on {one.column!r}: {one.value!r} is not a {kind}") from err
+        raise TableError(f"filter on {criterion.column!r}: {criterion.value!r} is not a {kind}") from err
     tests = {
         "=": column == value,
         "!=": column != value,
@@ -198,7 +201,7 @@ def _test(one: Filter, kind: pa.DataType) -> pc.Expression:
         "<=": column <= value,
         ">=": column >= value,
     }
-    return tests[one.operator]
+    return tests[criterion.operator]
 
 
 def select_rows(
@@ -236,10 +239,10 @@ def select_rows(
 
 
 def check_names(columns: Sequence[str] | None, schema: pa.Schema) -> None:
-    """Refuse columns that are not in the schema, naming those that are.
+    """Raise an error for columns that are not in the schema.
 
     Raises:
-        TableError: at least one is unknown.
+        TableError: a column is unknown; the message lists all columns.
     """
     unknown = [name for name in columns or () if name not in schema.names]
     if unknown:
@@ -247,39 +250,39 @@ def check_names(columns: Sequence[str] | None, schema: pa.Schema) -> None:
 
 
 def _blob_lengths(root: str, table: str, column: str, ids: pa.ChunkedArray, version: int | None) -> pa.ChunkedArray:
-    """Bytes in a binary column for the given ids; only their row groups are read."""
+    """Length of the values of a binary column for the given ids, bytes; only their row groups are read."""
     delta, id_column = open_table(root, table, version), ID_COLUMNS[table]
     if delta is None:
         return pa.chunked_array([pa.array([], pa.int32())])
-    found = as_dataset(delta, table).to_table(
+    lengths = as_dataset(delta, table).to_table(
         {id_column: pc.field(id_column), "length": pc.binary_length(pc.field(column))},
         filter=pc.field(id_column).isin(ids.combine_chunks()),
     )
-    return found["length"].take(pc.index_in(ids, value_set=found[id_column].combine_chunks()))
+    return lengths["length"].take(pc.index_in(ids, value_set=lengths[id_column].combine_chunks()))
 
 
 def newest_selection(root: str, version: int | None = None) -> str:
-    """`params_hash` of the settings that selected last; empty when nothing was selected yet."""
+    """`params_hash` of the newest selection; empty if there is none."""
     newest = newest_row(read_table(root, "selections", ["params_hash", *ORDER], version))
     return newest["params_hash"] if newest else ""
 
 
 def verdicts_of(root: str, selection: str = "", version: int | None = None) -> pa.Table:
-    """Rows of one selection (empty: of the newest), the newest verdict on each clip."""
+    """The newest verdict on each clip of one selection. selection: its `params_hash`; empty: the newest selection."""
     selection = selection or newest_selection(root, version)
     rows = read_table(root, "selections", version=version, where=pc.field("params_hash") == selection)
     return newest_by(rows, ["clip_id"])
 
 
 def clips_with_scores(root: str) -> pa.Table:
-    """One row a clip: its columns, one column a scorer, the newest selection, and its newest caption.
+    """One row for each clip: its columns, its scores, its verdict in the newest selection, and its newest caption.
 
-    Columns of scorers carry the scorer's name; `caption`, `keep`, `drop_reasons`, `bucket` and `split` are null for a
-    clip that has none.
+    The column of a score has the name of its scorer. `caption`, `keep`, `drop_reasons`, `bucket` and `split` are null
+    for a clip without caption or verdict.
     """
     own = [name for name in SCHEMAS["clips"].names if name not in COMMON]
     clips = read_table(root, "clips", [*own, "status", "error_type", "error"])
-    numbers = (pc.field("status") == "ok") & pc.field("value").is_valid()  # some scorers only have details
+    numbers = (pc.field("status") == "ok") & pc.field("value").is_valid()  # some scorers have details only
     scores = read_table(root, "scores", ["clip_id", "scorer", "value", *ORDER], where=numbers)
     for scorer in sorted(pc.unique(scores["scorer"]).to_pylist()):
         rows = newest_by(scores.filter(pc.equal(scores["scorer"], scorer)), ["clip_id"])
@@ -290,9 +293,9 @@ def clips_with_scores(root: str) -> pa.Table:
 
 
 def left_join(left: pa.Table, right: pa.Table, on: str, names: dict[str, str]) -> pa.Table:
-    """`left` with columns of `right` (whose keys are unique) appended under new names; null where there is no match.
+    """`left` with columns of `right` appended under new names; null where `right` has no row with the key.
 
-    Arrow's own join cannot carry list columns.
+    Keys of `right` must be unique. The join of Arrow itself does not support list columns.
     """
     if not right.num_rows:
         for source, name in names.items():

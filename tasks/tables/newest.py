@@ -1,19 +1,20 @@
-"""Which of several rows counts: the one that was committed last. Every reader that takes "the newest" asks here.
+"""The newest of several rows: the one that was committed last. Every reader of "the newest" row uses this module.
 
 Rows are ordered by `ORDER`:
 
-1. `commit_order`, one more than the version of the table that the commit started from (`append_block` writes it).
-   Clocks decide nothing: one that is set back, or that differs between machines, changes no order. Null (a file from
-   before the column existed) comes first.
-2. Two commits that started from the same version have the same `commit_order`. Then the higher `attempt` counts, then
-   the later `created_at`, then the greater `run_id`.
-3. Rows of one commit that are equal in all of these count in the order of the table: the last one.
+1. `commit_order`, one more than the version of the table from which the commit started (`append_block` writes it).
+   It does not depend on clocks, which may be set back or differ between machines. Null comes first: a file from before
+   the column existed.
+2. Two commits that started from the same version have the same `commit_order`. Of these the higher `attempt` is newer,
+   then the later `created_at`, then the greater `run_id`.
+3. Of rows of one commit that are equal in all of these, the last one in the order of the table is the newest.
 
-The newest row of an id is its latest attempt: whoever writes attempt n + 1 has read attempt n, and commits behind it.
+The newest row of an id is its latest attempt: attempt n + 1 is written after a read of attempt n, so its commit is
+later.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def newest_first(rows: pa.Table) -> pa.Table:
 
 
 def newest_row(rows: pa.Table) -> dict[str, Any] | None:
-    """The row that was committed last; None of no rows. rows: with the columns `ORDER`, in the order of the table."""
+    """The newest row; None if there are no rows. rows: with the columns `ORDER`, in the order of the table."""
     if not rows.num_rows:
         return None
     return rows.slice(_sorted_positions(rows)[-1].as_py(), 1).to_pylist()[0]
@@ -46,7 +47,7 @@ def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
 
     Args:
         rows: with the columns `ORDER` and `keys`, in the order of the table.
-        keys: columns whose values together are the key: the id column gives the latest attempts.
+        keys: columns that together are the key; with the id column the result is the latest attempts.
     """
     names = list(keys)
     keyed = rows.select(names)

@@ -1,4 +1,4 @@
-"""What a step still has to do: wanted ids that have no committed row."""
+"""Pending items of a step: wanted ids that have no committed row."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tasks.tables.schemas import ID_COLUMNS
 
 @dataclass(frozen=True)
 class Pending:
-    """What is left to do of the wanted ids: id -> attempt number, and how many were done before."""
+    """Pending ids with the attempt to write, and the number of wanted ids that are done."""
 
     attempts: dict[str, int]
     num_done: int
@@ -25,7 +25,7 @@ class Pending:
 
 
 def pending(root: str, table: str, wanted: Iterable[str], retry_failed: bool = False) -> Pending:
-    """Anti-join: wanted ids without a committed row (or, with `retry_failed`, whose latest row failed)."""
+    """Anti-join: wanted ids without a committed row; with `retry_failed` also those whose latest row failed."""
     rows = read_table(root, table, [ID_COLUMNS[table], "status", "attempt"])
     committed = {
         row_id: (status, attempt)

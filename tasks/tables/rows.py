@@ -1,7 +1,6 @@
-"""Rows of every table as typed dicts, with the columns and types of `schemas` (a test compares them).
+"""Rows of every table as TypedDicts, with the columns and types of `schemas` (a test compares them).
 
-A row that was read with some of its columns has these alone. Where a row failed, columns of what could not be computed
-are null.
+A row has only the columns that were read. In a failed row the columns that could not be computed are null.
 """
 
 from datetime import datetime
@@ -279,5 +278,5 @@ R = TypeVar("R")  # a TypedDict of this module
 
 
 def as_rows(rows: pa.Table, kind: type[R]) -> list[R]:
-    """The rows as dicts of a type of this module. kind: of their table; only the columns that were read are there."""
+    """The rows as dicts of a type of this module. kind: the type for their table."""
     return cast("list[R]", rows.to_pylist())

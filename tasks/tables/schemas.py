@@ -1,8 +1,8 @@
-"""Columns of every table: names, Arrow types and the id column, in one place for readers and writers."""
+"""The schema of every table: names, Arrow types and the id column, for readers and writers."""
 
 import pyarrow as pa
 
-# Figures of a clip itself, which may have limits as scores do: name -> what it is, with its unit.
+# Figures of a clip itself, on which a selection may have limits as on scores: name -> meaning and unit.
 CLIP_FIGURES = {
     "duration_s": "length of the clip, s",
     "fps": "frames a second",
@@ -18,31 +18,31 @@ STRING, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 COMMON: dict[str, pa.DataType] = {
     "status": STRING,  # ok | failed | skipped
     "error_type": STRING,  # short, countable: "truncated", "not_media", …
-    "error": STRING,  # the sentence for people
-    "attempt": INT,  # 1 for the first try; readers take the highest per id
+    "error": STRING,  # message as a sentence
+    "attempt": INT,  # 1 for the first try; readers take the latest attempt of each id
     "run_id": STRING,
     "step": STRING,
     "step_version": STRING,
     "params_hash": STRING,
     "code_version": STRING,
     "created_at": pa.timestamp("us", tz="UTC"),
-    "commit_order": INT,  # version from which the commit started, plus 1: decides which row is newest, see `newest`
+    "commit_order": INT,  # version from which the commit started, plus 1; orders rows, see `newest`
 }
 
 _OWN: dict[str, dict[str, pa.DataType]] = {
-    # A file that ingest found; several may hold the same bytes, hence the same video.
+    # Files of the sources; files with the same bytes have the same video.
     "sources": {
         "source_id": STRING,  # H(uri, size_bytes, mtime_ns)
-        "video_id": STRING,  # H(file bytes); empty when the file could not be read
+        "video_id": STRING,  # H(file bytes); empty if the file could not be read
         "uri": STRING,
-        "path": STRING,  # relative to the source folder: matches source.yaml and caption sidecars
+        "path": STRING,  # relative to the source folder, as in source.yaml and caption sidecars
         "size_bytes": INT,
         "mtime_ns": INT,
         "source": STRING,
         "license": STRING,
-        "card": STRING,  # URI of the source.yaml that describes the file; empty when there is none
+        "card": STRING,  # URI of the source.yaml that describes the file; empty: none
         "annotations": STRING,  # JSON: [{"start_s":…, "end_s":…, "text":…, …}] from the list that named the file
-        "copy": STRING,  # URI of our own copy under media/sources; empty when the file is read where it lies
+        "copy": STRING,  # URI of the copy under media/sources; empty: the file is read at `uri`
     },
     "videos": {
         "video_id": STRING,
@@ -69,7 +69,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "start_pts": INT,
         "time_base_num": INT,
         "time_base_den": INT,
-        "color_transfer": STRING,  # this and the next three: empty where the file does not say
+        "color_transfer": STRING,  # this and the next three: empty if the file does not have them
         "color_primaries": STRING,
         "color_matrix": STRING,
         "color_range": STRING,  # limited or full
@@ -78,7 +78,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "bit_rate": INT,
         "source": STRING,
         "license": STRING,
-        "clip_ids": pa.list_(STRING),  # its clips under these settings: a clip may also belong to other settings
+        "clip_ids": pa.list_(STRING),  # its clips with these settings; other settings may share clips
     },
     "clips": {
         "clip_id": STRING,
@@ -99,17 +99,17 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "size_bytes": INT,
         "crc32": INT,  # of the file
         "cut_method": STRING,
-        "crop": pa.list_(pa.int32()),  # left top width height of the picture in px of the video; null: all of it
+        "crop": pa.list_(pa.int32()),  # left top width height of the picture, px of the video; null: not cropped
     },
     "scores": {"score_id": STRING, "clip_id": STRING, "scorer": STRING, "value": FLOAT, "details": STRING},
-    # What a vision model sees in a clip, for scores, duplicates and search: computed once, used by many.
+    # Features of clips by a vision model, for scores, duplicates and search.
     "embeddings": {
         "embedding_id": STRING,  # H(clip_id, model_hash, sampling)
         "clip_id": STRING,
         "model": STRING,
         "model_hash": STRING,
-        "sampling": STRING,  # JSON: which frames, at which size, in which precision
-        "shape": pa.list_(pa.int32()),  # n d: one row a sampled frame, each of unit length
+        "sampling": STRING,  # JSON: number and size of frames, and precision
+        "shape": pa.list_(pa.int32()),  # n d: one vector of unit length for each sampled frame
         "dtype": STRING,
         "embedding": pa.binary(),
         "crc32": INT,
@@ -118,11 +118,11 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "duplicate_id": STRING,  # H(clip_id, method, clips)
         "clip_id": STRING,
         "method": STRING,  # one of DUPLICATE_METHODS
-        "group_id": STRING,  # H(method, clips of the group); empty when the clip has left its group
+        "group_id": STRING,  # H(method, clips of the group); empty: the clip is no longer in a group
         "keeper": BOOL,
-        "rank": INT,  # 0 is the keeper; if other rules drop it, the next one is kept
+        "rank": INT,  # 0 is the keeper; if another rule drops it, the next rank is kept
         "num_clips": INT,  # in the group
-        "similarity": FLOAT,  # 0..1, to the clip of the group that is most like it
+        "similarity": FLOAT,  # 0..1, to the most similar clip of the group
         "clips": STRING,  # params_hash of the clips settings whose clips were compared; empty: the newest of each video
     },
     "selections": {
@@ -132,7 +132,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "drop_reasons": pa.list_(STRING),
         "bucket": STRING,  # "<height>x<width>x<frames>@<fps>"
         "split": STRING,  # train | val | test
-        "subset": STRING,  # name of the nested set; empty without sets
+        "subset": STRING,  # name of the nested set; empty: no sets
     },
     "captions": {
         "caption_id": STRING,
@@ -145,8 +145,8 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "model_revision": STRING,
         "prompt_hash": STRING,
         "parent_caption_id": STRING,
-        "settings": STRING,  # JSON: what decided the model's answer: instruction, frames, decoding
-        "quality": STRING,  # JSON: num_words, repetition, opening that was taken off, …
+        "settings": STRING,  # JSON: instruction, frames and decoding of the model
+        "quality": STRING,  # JSON: num_words, repetition, removed opening, …
         "num_prompt_tokens": INT,
         "num_completion_tokens": INT,
         "cost_usd": FLOAT,
@@ -173,9 +173,9 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "pooled": pa.binary(),  # (p,) of the same dtype
         "crc32": INT,  # of embeds then pooled
     },
-    # A trained model; MLflow holds its curves and whether it is champion.
+    # Trained models; MLflow has their curves, and says which model is champion.
     "models": {
-        "model_id": STRING,  # H(training config, data ids): the same training is never done twice
+        "model_id": STRING,  # H(training config, data ids): the same training never runs twice
         "kind": STRING,  # vae | dit
         "weights_hash": STRING,
         "uri": STRING,

@@ -20,25 +20,25 @@ def is_local(uri: str) -> bool:
 
 
 def absolute_root(uri: str) -> str:
-    """A root (or any path) as steps see it: an absolute path when it is local, else the URI; no trailing slash.
+    """A root or path as an absolute path if it is local, otherwise the URI; without trailing slash.
 
     Raises:
-        ValueError: it is empty, or contains characters that Delta tables cannot have in their path.
+        ValueError: it is empty, or contains characters that a path of a Delta table cannot have.
     """
     if not uri:
         raise ValueError("the root is empty: give a folder or URI with --root, or set PYRAMID_ROOT")
     if is_local(uri):
         uri = str(Path(uri.removeprefix("file://")).expanduser().resolve())
-    if refused := re.search(r"[\[\]\\]|%[0-9A-Fa-f]{2}", uri):
-        raise ValueError(f"root {uri!r} contains {refused[0]!r}, which Delta tables cannot have in their path")
+    if bad := re.search(r"[\[\]\\]|%[0-9A-Fa-f]{2}", uri):
+        raise ValueError(f"root {uri!r} contains {bad[0]!r}, which Delta tables cannot have in their path")
     return uri.rstrip("/")
 
 
 def join(root: str, *parts: str) -> str:
-    """Path of a file under `root`; parts that would climb out of it are refused.
+    """Path of a file under `root`.
 
     Raises:
-        ValueError: a part is absolute or contains `..` (names in manifests are data, not instructions).
+        ValueError: a part is absolute or contains `..`: names in manifests must not lead out of the root.
     """
     for part in parts:
         if part.startswith("/") or ".." in Path(part).parts:
@@ -53,7 +53,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
         from tasks.tables.host_budget import own_turns
 
-        # Large files take long: a transfer is given up when nothing comes any more, not after five minutes.
+        # Large files take long: a transfer times out when no data arrives, not after five minutes.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
         options = {"timeout": timeout, "trust_env": True, "trace_configs": [own_turns()]}
         return fsspec.core.url_to_fs(uri, client_kwargs=options)
@@ -61,37 +61,37 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists."""
     fs, path = filesystem(uri)
     return fs.exists(path)
 
 
 def read_bytes(uri: str) -> bytes:
-    """Whole content of a (small) file."""
+    """Content of a small file."""
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as file:
         return file.read()  # pyright: ignore[reportReturnType]
 
 
 def read_pieces(uri: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
-    """The bytes of a file from `start` on, piece by piece; of all of it, or `size_bytes` of them.
+    """Yield the bytes of a file from `start` on, in pieces. size_bytes: how many; None: up to the end.
 
     Raises:
-        FileNotFoundError: there is none; other exceptions are those of its file system.
+        FileNotFoundError: there is no such file. Other exceptions are those of its file system.
     """
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as file:
         if start:
             file.seek(start)
-        left = size_bytes
-        while piece := file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
+        remaining = size_bytes
+        while piece := file.read(PIECE_BYTES if remaining is None else min(PIECE_BYTES, remaining)):
             assert isinstance(piece, bytes), "opened in binary mode"
             yield piece
-            left = None if left is None else left - len(piece)
+            remaining = None if remaining is None else remaining - len(piece)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary name, then a rename; object stores put in one piece."""
+    """Write a file atomically: under a temporary name, then renamed; in object stores by one put."""
     if is_local(uri):
         with writing(uri) as temporary:
             Path(temporary).write_bytes(data)
@@ -102,9 +102,9 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(uri: str) -> Iterator[str]:
-    """A local path to write to; on leaving without an error the file appears at `uri`, whole.
+    """A local path to write to; on exit without an error the complete file is moved to `uri`.
 
-    The temporary file keeps the suffix of `uri`, since video containers are chosen by it.
+    The temporary file has the suffix of `uri`, since encoders choose the container by it.
     """
     suffix = Path(uri).suffix
     if is_local(uri):
@@ -123,7 +123,7 @@ def writing(uri: str) -> Iterator[str]:
 
 
 def publish(path: str, uri: str) -> None:
-    """Move a finished local file to its place, where it appears whole."""
+    """Move a finished local file to `uri`, atomically if that is local."""
     if is_local(uri):
         _, target = filesystem(uri)
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -136,24 +136,24 @@ def publish(path: str, uri: str) -> None:
 
 @contextlib.contextmanager
 def reading(uri: str, folder: str | None = None) -> Iterator[str]:
-    """A local path with the content of `uri`: the file itself, or a copy below `folder` that is removed afterwards."""
+    """A local path with the content of `uri`: the file itself, or a copy under `folder` that is deleted on exit."""
     if is_local(uri):
         yield filesystem(uri)[1]
         return
     fs, path = filesystem(uri)
     with tempfile.TemporaryDirectory(dir=folder) as own:
-        # What follows the name in a URL may be longer than any name of a file.
+        # The query of a URL may be longer than a file name may be.
         local = os.path.join(own, os.path.basename(path.partition("?")[0])[-100:] or "copy")
         fs.get_file(path, local)
         yield local
 
 
 def check_writable(root: str) -> None:
-    """Fail early, with the remedy, when `root` cannot be written.
+    """Raise an error, with the remedy, if `root` cannot be written.
 
     Raises:
-        PermissionError: the folder (or its nearest existing parent) refuses a file.
-        ValueError: nothing here can reach a URI of that kind.
+        PermissionError: no file can be written in the folder.
+        ValueError: no installed package can reach a URI of this scheme.
     """
     probe = join(root, f".pyramid-write-test-{uuid.uuid4().hex}")  # steps of several runs may probe at once
     try:

@@ -143,11 +143,11 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(root, damage):
     size = file.stat().st_size
     if damage == "lost":
         file.unlink()
-        what = f"{file} is gone"
+        what = f"{file} is missing"
     else:
         file.write_bytes(file.read_bytes()[:100])
         what = f"{file} has 100 bytes, expected {size}"
-    sentence = f"table 'captions' is damaged: {what}. All that is wrong: pyramid manifest verify {root}"
+    sentence = f"table 'captions' is damaged: {what}. To list all damage: pyramid manifest verify {root}"
     for command in ("show", "stats"):
         output = run(command, root)
         assert sentence in output

@@ -318,5 +318,5 @@ def test_nothing_is_appended_to_a_table_with_columns_of_a_later_version(tmp_path
     uri = table_uri(str(tmp_path), "captions")
     DeltaTable.create(uri, schema=SCHEMAS["captions"].append(pa.field("mood", pa.string())), name="captions")
     assert read_table(str(tmp_path), "captions").num_rows == 0
-    with pytest.raises(TableError, match=r"'captions'.*\['mood'\].*a later one wrote it"):
+    with pytest.raises(TableError, match=r"'captions'.*\['mood'\].*a later version wrote it"):
         append_block(str(tmp_path), "captions", [caption(1)], "b", LINEAGE)

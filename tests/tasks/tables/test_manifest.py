@@ -125,7 +125,7 @@ def test_a_table_is_found_by_root_and_name_or_by_its_own_uri(root):
         locate(root + "/elsewhere")
     with pytest.raises(TableError, match="there is no table 'clip'"):
         locate(root, "clip")
-    with pytest.raises(TableError, match="is table 'clips', and 'scores' was asked for"):
+    with pytest.raises(TableError, match="is table 'clips', and the argument is 'scores'"):
         locate(f"{root}/tables/clips", "scores")
 
 

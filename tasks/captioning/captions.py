@@ -90,7 +90,7 @@ def _usage(run: Run, wanted: Iterable[CaptionItem]) -> Usage:
     num_asked = sum(quality["num_asked"] for quality in qualities)
     return Usage(
         num_asked=num_asked,
-        num_kept=sum(quality["num_answers"] for quality in qualities) - num_asked,
+        num_reused=sum(quality["num_answers"] for quality in qualities) - num_asked,
         num_prompt_tokens=sum(row["num_prompt_tokens"] or 0 for row in rows),
         num_completion_tokens=sum(row["num_completion_tokens"] or 0 for row in rows),
         cost_usd=sum(row["cost_usd"] or 0 for row in rows),

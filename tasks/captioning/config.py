@@ -86,7 +86,7 @@ class Usage(Config):
     """Answers, tokens and cost of the captions that a run made with a model."""
 
     num_asked: int = Field(description="answers that were requested")
-    num_kept: int = Field(description="answers of an earlier run that were used again")
+    num_reused: int = Field(description="answers of an earlier run that were used again")
     num_prompt_tokens: int
     num_completion_tokens: int
     cost_usd: float

@@ -74,7 +74,7 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     cost = pytest.approx(24 * 0.002)  # the kept answers were paid for, too
     assert result.usage.model_dump() == {
         "num_asked": 18,
-        "num_kept": 6,
+        "num_reused": 6,
         "num_prompt_tokens": 2400,
         "num_completion_tokens": 240,
         "cost_usd": cost,

@@ -122,8 +122,8 @@ def aspect_name(width: int, height: int) -> str:
 
 def bucket_lines(curation: Curation) -> list[BucketLine]:
     """Kept clips by bucket: the largest pictures first, longer clips first among equals."""
-    kept = curation.kept()
-    pairs = zip(kept["bucket"].to_pylist(), kept["split"].to_pylist(), strict=True)
+    kept_clips = curation.kept()
+    pairs = zip(kept_clips["bucket"].to_pylist(), kept_clips["split"].to_pylist(), strict=True)
     counts = Counter((bucket, split) for bucket, split in pairs if bucket)
     names = {bucket for bucket, _ in counts}
     lines = [BucketLine(parse_bucket(name), {split: counts[name, split] for split in SPLITS}) for name in names]
@@ -147,10 +147,10 @@ class SplitLine:
 
 def split_lines(curation: Curation) -> list[SplitLine]:
     """Kept clips by split."""
-    kept = curation.kept()
+    kept_clips = curation.kept()
     lines = []
     for split in SPLITS:
-        rows = kept.filter(pc.equal(kept["split"], split))
+        rows = kept_clips.filter(pc.equal(kept_clips["split"], split))
         if rows.num_rows:
             seconds = total_s(rows)
             lines.append(SplitLine(split, len(pc.unique(rows["video_id"])), rows.num_rows, seconds))
@@ -176,11 +176,11 @@ def set_lines(root: str, curation: Curation, sets: Mapping[str, str]) -> list[Se
     """Kept clips of each set, the widest first. sets: name -> selection."""
     lines = []
     for name, selection in sets.items():
-        kept = verdicts_of(root, selection).filter(pc.field("keep")).select(["clip_id", "split"])
-        kept = left_join(kept, curation.clips, "clip_id", {"duration_s": "duration_s"})
-        kept = kept.filter(pc.is_valid(kept["duration_s"]))  # a clip that is no longer cut has none
-        counts = Counter(kept["split"].to_pylist())
-        seconds = pc.sum(kept["duration_s"]).as_py() or 0.0
+        kept_clips = verdicts_of(root, selection).filter(pc.field("keep")).select(["clip_id", "split"])
+        kept_clips = left_join(kept_clips, curation.clips, "clip_id", {"duration_s": "duration_s"})
+        kept_clips = kept_clips.filter(pc.is_valid(kept_clips["duration_s"]))  # a clip that is no longer cut has none
+        counts = Counter(kept_clips["split"].to_pylist())
+        seconds = pc.sum(kept_clips["duration_s"]).as_py() or 0.0
         lines.append(
             SetLine(name, {split: counts[split] for split in SPLITS}, seconds, selection == curation.selection)
         )

@@ -147,8 +147,8 @@ def histogram_figure(
     top, base = 2 + num_rows * LABEL_H, height - 18
     edges = [1 + (edge - low) * scale for edge in histogram.edges]
     if histogram.edges[0] == histogram.edges[-1]:  # a single value: a bar of its own width
-        left = min(max(1.0, edges[0] - POINT_W / 2), width - 1 - POINT_W)
-        edges = [left, left + POINT_W]
+        bar_x = min(max(1.0, edges[0] - POINT_W / 2), width - 1 - POINT_W)
+        edges = [bar_x, bar_x + POINT_W]
     marks = "".join(_limit_mark(*mark, base) for mark in zip(limits, places, labels, strict=True))
     numbers = "".join(
         f'<text class="tick{anchor}" x="{x:g}" y="{height - 4}">{compact(value)}</text>' for anchor, x, value in ticks

@@ -48,8 +48,8 @@ def curation_page(root: str) -> str:
     splits = ((line.split, line.num_videos, line.num_clips, length(line.seconds)) for line in split_lines(curation))
     buckets = ((line.bucket, line.aspect, *line.splits.values()) for line in bucket_lines(curation))
     figures = [_score_section(figure) for figure in score_figures(curation, thresholds)]
-    kept = curation.kept()
-    uris = kept["uri"].slice(0, MAX_CLIPS).to_pylist()
+    kept_clips = curation.kept()
+    uris = kept_clips["uri"].slice(0, MAX_CLIPS).to_pylist()
     sheet = picture("kept clips", sheet_uri([[frame] for uri in uris for frame in frames_of(uri, 1)], SHEET_COLUMNS))
     parts = [
         f"# {curation.num_kept} of {curation.num_judged} clips kept",
@@ -58,7 +58,7 @@ def curation_page(root: str) -> str:
         table(("split", "videos", "clips", "length"), splits) if uris else "",
         table(("bucket", "aspect", *SPLITS), buckets) if uris else "",
     ]
-    heading = f"## Kept clips ({len(uris)} of {kept.num_rows})"
+    heading = f"## Kept clips ({len(uris)} of {kept_clips.num_rows})"
     return page([*parts, "## Scores", *figures, heading, sheet if uris else "none"])
 
 

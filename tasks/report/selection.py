@@ -55,7 +55,7 @@ def score_figures(curation: Curation, thresholds: dict[str, list[Threshold]]) ->
     Figures of the clip itself are included if they have limits; its length always is.
     """
     dropped_by = {rule.reason: rule.alone for rule in curation.rules}
-    kept = curation.clips.filter(pc.fill_null(curation.clips["keep"], True))
+    kept_clips = curation.clips.filter(pc.fill_null(curation.clips["keep"], True))
     figures = []
     measured = ["duration_s", *(name for name in thresholds if name in curation.clips.column_names)]
     for name in dict.fromkeys([*measured, *curation.scorers]):
@@ -67,7 +67,7 @@ def score_figures(curation: Curation, thresholds: dict[str, list[Threshold]]) ->
         if name + MISSING in dropped_by:
             limits.append(Limit("no value", name + MISSING, 0))
         limits = [replace(limit, num_dropped=dropped_by.get(limit.reason, 0)) for limit in limits]
-        of_kept = counts_within(finite_values(kept[name]), bins.edges)
+        of_kept = counts_within(finite_values(kept_clips[name]), bins.edges)
         svg = histogram_figure(bins, of_kept, bounds)
         count = sum(bins.counts)
         without = curation.clips.num_rows - count
@@ -106,8 +106,8 @@ def label_figures(curation: Curation, labels: dict[str, dict[str, str]]) -> list
     figures = []
     for scorer, by_clip in labels.items():
         every = Counter(label for clip_id, label in by_clip.items() if clip_id in keep)
-        kept = Counter(label for clip_id, label in by_clip.items() if keep.get(clip_id, False) is not False)
-        figures.append(LabelFigure(scorer, [(name, count, kept[name]) for name, count in every.most_common()]))
+        kept_counts = Counter(label for clip_id, label in by_clip.items() if keep.get(clip_id, False) is not False)
+        figures.append(LabelFigure(scorer, [(name, count, kept_counts[name]) for name, count in every.most_common()]))
     return figures
 
 
@@ -159,22 +159,22 @@ def rule_examples(
             continue
         first = _samples(dropped.slice(0, MAX_SAMPLES))
         if rule.reason.startswith(DUPLICATE):
-            kept = _kept_instead(first, rule.reason.removeprefix(DUPLICATE), duplicates)
-            examples.append(RuleExamples(rule.reason, "", "", first, kept, "kept instead"))
+            instead = _kept_instead(first, rule.reason.removeprefix(DUPLICATE), duplicates)
+            examples.append(RuleExamples(rule.reason, "", "", first, instead, "kept instead"))
         else:
-            kept = _samples(curation.kept().slice(0, MAX_SAMPLES))
-            examples.append(RuleExamples(rule.reason, "", "", first, kept))
+            passing = _samples(curation.kept().slice(0, MAX_SAMPLES))
+            examples.append(RuleExamples(rule.reason, "", "", first, passing))
     return examples
 
 
 def _kept_instead(dropped: Sequence[Sample], method: str, duplicates: Duplicates) -> list[Sample]:
     """The kept clips of the groups of the dropped clips, each once."""
-    kept_of = {}
+    keeper_of = {}
     for group in duplicates.groups:
         if group.method == method:
-            kept = next((member.clip["clip_id"] for member in group.members if member.clip["keep"]), "")
-            kept_of |= {member.clip["clip_id"]: kept for member in group.members}
-    clip_ids = dict.fromkeys(kept_of.get(sample.clip_id, "") for sample in dropped)
+            keeper = next((member.clip["clip_id"] for member in group.members if member.clip["keep"]), "")
+            keeper_of |= {member.clip["clip_id"]: keeper for member in group.members}
+    clip_ids = dict.fromkeys(keeper_of.get(sample.clip_id, "") for sample in dropped)
     return [Sample(clip_id, "") for clip_id in clip_ids if clip_id]
 
 

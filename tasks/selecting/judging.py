@@ -86,12 +86,12 @@ def judge(material: Material, config: SelectConfig, selection: str, outer: Judge
     broken += misfits
     broken.append((STRADDLES_SPLITS, np.array([split == "" for split in material.splits])))
     broken.append((PINS_CONFLICT, np.array([split == PINS_CONFLICT for split in material.splits])))
-    kept = ~np.any([dropped for _, dropped in broken], axis=0)
+    is_kept = ~np.any([dropped for _, dropped in broken], axis=0)
     for method in config.drop_duplicates:
-        repeats = repeated(material.groups.get(method, ()), kept)
+        repeats = repeated(material.groups.get(method, ()), is_kept)
         broken.append((DUPLICATE + method, repeats))
-        kept &= ~repeats
-    training = kept & np.array([split == "train" for split in material.splits])
+        is_kept &= ~repeats
+    training = is_kept & np.array([split == "train" for split in material.splits])
     clip_ids, videos = ([clip[name] for clip in clips] for name in ("clip_id", "video_id"))
     quotas = {"weights": config.sources, "max_per_video": config.max_per_video, "max_clips": rules.max_clips}
     dropped = over_quota(np.flatnonzero(training), clip_ids, videos, material.sources, **quotas)
@@ -143,19 +143,19 @@ def _fit(
     return [bucket for bucket, _ in fits], misfits
 
 
-def repeated(groups: Sequence[Sequence[int]], kept: np.ndarray) -> np.ndarray:
+def repeated(groups: Sequence[Sequence[int]], is_kept: np.ndarray) -> np.ndarray:
     """Mask of the clips to drop as duplicates: all clips of a group except one.
 
     The clip that stays is the first of its group that all earlier rules keep; the first clip if they keep none.
 
     Args:
         groups: positions of the clips of each group, the best first.
-        kept: whether all earlier rules keep each clip.
+        is_kept: whether all earlier rules keep each clip.
     """
-    repeats = np.zeros(len(kept), bool)
+    repeats = np.zeros(len(is_kept), bool)
     for group in groups:
-        stays = next((place for place in group if kept[place]), group[0])
-        repeats[[place for place in group if place != stays]] = True
+        keeper = next((place for place in group if is_kept[place]), group[0])
+        repeats[[place for place in group if place != keeper]] = True
     return repeats
 
 

@@ -138,9 +138,9 @@ def _sources(run: Run, clips: Sequence[ClipRow], config: SelectConfig) -> list[s
 
 def _note(judged: Sequence[Judged], trained: Judged) -> str:
     """Note of the result: kept clips by split and set, and percentile limits as values."""
-    kept = Counter(row["split"] for row in trained.rows if row["keep"])
-    splits = ", ".join(f"{split} {kept[split]}" for split in SPLITS if kept[split])
-    note = f"{kept.total()} of {len(trained.rows)} clips kept ({splits})"
+    by_split = Counter(row["split"] for row in trained.rows if row["keep"])
+    splits = ", ".join(f"{split} {by_split[split]}" for split in SPLITS if by_split[split])
+    note = f"{by_split.total()} of {len(trained.rows)} clips kept ({splits})"
     if trained.name:
         note += f" in set {trained.name}; " + ", ".join(f"{of_set.name} {of_set.kept.sum()}" for of_set in judged)
     for scorer, limits in trained.config.rules().thresholds.items():
@@ -183,18 +183,18 @@ def _pins(run: Run, clips: Sequence[ClipRow]) -> dict[str, list[SplitPin]]:
 
 def _shortage(verdicts: Sequence[SelectionColumns], config: SelectConfig) -> str:
     """Why this selection cannot be trained on, and what to change; empty when it can."""
-    kept = Counter(row["split"] for row in verdicts if row["keep"])
+    by_split = Counter(row["split"] for row in verdicts if row["keep"])
     reasons = Counter(reason for row in verdicts for reason in row["drop_reasons"])
     why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none dropped"
-    if not kept["train"]:
+    if not by_split["train"]:
         return (
-            f"no clip is left to train on: {kept.total()} of {len(verdicts)} kept ({why}). Relax select.thresholds, "
-            "select.min_frames or select.max_upscale, or choose smaller or shorter select.buckets"
+            f"no clip is left to train on: {by_split.total()} of {len(verdicts)} kept ({why}). Relax "
+            "select.thresholds, select.min_frames or select.max_upscale, or choose smaller or shorter select.buckets"
         )
-    if kept["val"] < config.min_val_clips:
+    if by_split["val"] < config.min_val_clips:
         return (
-            f"too few validation clips for a training: {kept['val']}, select.min_val_clips asks for "
-            f"{config.min_val_clips} ({kept['train']} clips to train on; {why}). Raise select.val_fraction "
+            f"too few validation clips for a training: {by_split['val']}, select.min_val_clips asks for "
+            f"{config.min_val_clips} ({by_split['train']} clips to train on; {why}). Raise select.val_fraction "
             f"({config.val_fraction:g}; whole videos are drawn, so a few videos need a large one), or pin a file or a "
             "span of time in source.yaml: splits: [{file: …, start_s: …, end_s: …, split: val}]"
         )

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyramid_model.weights.files_hash import files_hash
+from pyramid_model.files_hash import files_hash
 
 MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
 from pyramid_model.text import HASHED
-from pyramid_model.weights.files_hash import files_hash
+from pyramid_model.files_hash import files_hash
 
 LOGGER = logging.getLogger(__name__)
 

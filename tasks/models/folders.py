@@ -106,7 +106,7 @@ def _hash_function(kind: str) -> Callable[[str], str]:
 
 def _files_hash(folder: str) -> str:
     """Hash of weights, configs and tokenizer files; README and licence do not enter."""
-    from pyramid_model.weights.files_hash import files_hash
+    from pyramid_model.files_hash import files_hash
 
     suffixes = {".json", ".safetensors", ".bin", ".pth", ".txt", ".model"}
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in suffixes)

@@ -58,9 +58,9 @@ def next_length(remaining: int, rules: ClipRules) -> int:
     """
     if remaining <= rules.max_frames:
         return remaining if remaining >= rules.min_frames else 0
-    beyond = rules.min_frames - rules.overlap_frames  # frames that the following clip needs besides the shared ones
-    if rules.min_frames + beyond <= remaining < rules.max_frames + beyond:
-        return min(rules.max_frames, remaining - beyond)
+    following_min = rules.min_frames - rules.overlap_frames  # frames that the following clip needs besides the shared
+    if rules.min_frames + following_min <= remaining < rules.max_frames + following_min:
+        return min(rules.max_frames, remaining - following_min)
     return rules.max_frames
 
 
@@ -73,32 +73,32 @@ class ShotSplitter(Generic[T]):
 
     def __init__(self, rules: ClipRules):
         self.rules = rules
-        self._held: deque[T] = deque()
+        self._pending_frames: deque[T] = deque()
         self._released = 0  # of the current clip
         self._shared: deque[T] = deque(maxlen=rules.overlap_frames)  # its newest released items
 
     def add(self, item: T) -> Iterator[tuple[T, bool]]:
         """Add the next frame of the shot; yields (frame, is_last of its clip) for frames whose clip is now certain."""
-        self._held.append(item)
-        rules, num_frames = self.rules, self._released + len(self._held)
-        beyond = rules.min_frames - rules.overlap_frames
-        if num_frames >= rules.max_frames + beyond:
+        self._pending_frames.append(item)
+        rules, num_frames = self.rules, self._released + len(self._pending_frames)
+        following_min = rules.min_frames - rules.overlap_frames
+        if num_frames >= rules.max_frames + following_min:
             yield from self._release(rules.max_frames)
         elif num_frames >= rules.min_frames:
             # The current clip has at least this many frames, however long the shot is.
-            certain = max(rules.min_frames, rules.max_frames - beyond + 1)
-            while self._released < certain - 1 and len(self._held) > 1:
+            certain = max(rules.min_frames, rules.max_frames - following_min + 1)
+            while self._released < certain - 1 and len(self._pending_frames) > 1:
                 yield self._next(), False
 
     def end(self) -> Iterator[tuple[T, bool]]:
         """End the shot: yields the remaining frames of its clips. A remainder that is too short is discarded."""
-        while length := next_length(self._released + len(self._held), self.rules):
+        while length := next_length(self._released + len(self._pending_frames), self.rules):
             yield from self._release(length)
-        self._held.clear()
+        self._pending_frames.clear()
 
     def _next(self) -> T:
         self._released += 1
-        item = self._held.popleft()
+        item = self._pending_frames.popleft()
         self._shared.append(item)
         return item
 
@@ -107,7 +107,7 @@ class ShotSplitter(Generic[T]):
         while self._released < length:
             yield self._next(), self._released == length
         self._released = 0
-        self._held.extendleft(reversed(self._shared))
+        self._pending_frames.extendleft(reversed(self._shared))
         self._shared.clear()
 
 

@@ -1,4 +1,4 @@
-"""Settings of an evaluation, and what it judges."""
+"""Settings, models and data of an evaluation."""
 
 from typing import Literal
 
@@ -71,14 +71,14 @@ class EvaluateResult(StepResult):
 
 
 class Subject(Config):
-    """Everything that an evaluation looks at."""
+    """Models and data of an evaluation."""
 
     candidate: Literal["trained", "untrained"]
     models: ModelSet
-    record: TrainedModel | None = Field(description="how the DiT was trained; none for one that was not trained here")
+    record: TrainedModel | None = Field(description="how the DiT was trained; null: it was not trained here")
     source: PairSource
     train: list[Pair]
     val: list[Pair]
     rival: Champion | None = Field(
-        description="the champion to beat; none when there is none, or it is this very model"
+        description="the champion to compare with; null: there is none, or the candidate is champion"
     )

@@ -26,15 +26,15 @@ VERSION = "2"
 
 @step
 def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
-    """Measure a model on held-out clips and let the gate decide; what was judged before is not judged again.
+    """Measure a model on held-out clips and let the gate decide. Returns an earlier verdict on the same model and data.
 
     Raises:
-        StepError: there is no model, or no held-out clip with latent and caption.
+        StepError: there is no model, or no held-out clip has a latent and a caption.
     """
     subject = find_subject(run, config)
     question = _question(config, subject)
-    known = _earlier_verdict(run, question, subject)
-    evaluation_id = known or content_id(question, subject.rival.dit.hash if subject.rival else "")
+    earlier_id = _earlier_verdict(run, question, subject)
+    evaluation_id = earlier_id or content_id(question, subject.rival.dit.hash if subject.rival else "")
     item = {"evaluation_id": evaluation_id, "question": question}
     work = PerItemWork(
         step="evaluate",
@@ -47,7 +47,7 @@ def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
-    result = run_blocks(run, work, [] if known else [item], num_done=int(bool(known)))
+    result = run_blocks(run, work, [] if earlier_id else [item], num_done=int(bool(earlier_id)))
     row = read_table(run.root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()[0]
     checks = [Check.model_validate(check) for check in json.loads(row["checks"])]
     verdict = "passed the gate" if row["passed"] else f"did not pass the gate: {failures(checks)}"
@@ -61,10 +61,10 @@ def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
 
 
 def find_subject(run: Run, config: EvaluateConfig) -> Subject:
-    """The DiT with its VAE, text encoder and data; what the settings leave empty is taken from its training.
+    """The DiT with its VAE, text encoder and data. Empty settings are taken from the training of the DiT.
 
     Raises:
-        StepError: one of them is not there.
+        StepError: a model is missing, or no held-out clip has a latent and a caption.
     """
     dit = find_model(run, "dit", config.dit)
     record = read_record(dit.uri)
@@ -72,12 +72,17 @@ def find_subject(run: Run, config: EvaluateConfig) -> Subject:
         raise StepError(
             f"{dit.uri} was not trained here, so its untrained weights are not known: evaluate it as trained"
         )
-    known = record.trained_on if record else TrainedOn()
-    vae = find_model(run, "vae", config.vae or (known.vae.uri if known.vae else ""))
-    encoder = find_encoder(run, config.encoder or (known.encoder.uri if known.encoder else ""))
+    trained_on = record.trained_on if record else TrainedOn()
+    vae = find_model(run, "vae", config.vae or (trained_on.vae.uri if trained_on.vae else ""))
+    encoder = find_encoder(run, config.encoder or (trained_on.encoder.uri if trained_on.encoder else ""))
     weights = TrainDiTConfig.model_validate(record.settings).caption_weights if record else {}
     source = pair_source(
-        run, config.selection or known.selection, config.captions or known.captions, vae, encoder.hash, weights
+        run,
+        config.selection or trained_on.selection,
+        config.captions or trained_on.captions,
+        vae,
+        encoder.hash,
+        weights,
     )
     val = find_pairs(source, "val")[: config.num_val_clips]
     if not val:
@@ -95,7 +100,7 @@ def find_subject(run: Run, config: EvaluateConfig) -> Subject:
 
 
 def _question(config: EvaluateConfig, subject: Subject) -> str:
-    """Identity of an evaluation: settings, models and data. The champion is no part of it."""
+    """Identity of an evaluation: settings, models and data. The champion does not enter."""
     data = [[pair.latent_id, pair.text_feature_id] for pair in (*subject.val, *subject.train)]
     return content_id(VERSION, identity(config), subject.models.hashes, data)
 
@@ -103,7 +108,7 @@ def _question(config: EvaluateConfig, subject: Subject) -> str:
 def _earlier_verdict(run: Run, question: str, subject: Subject) -> str:
     """Id of an evaluation that already answers the question.
 
-    A verdict against another champion than the present one does not count, unless this model is champion itself.
+    An evaluation against an earlier champion does not count, unless this model is champion itself.
     """
     rows = read_table(run.root, "evaluations", ["evaluation_id", "metrics"], where=pc.field("status") == "ok")
     for row in rows.to_pylist():

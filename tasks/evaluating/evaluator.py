@@ -29,14 +29,14 @@ NUM_MOTION_CLIPS = 8  # training clips whose median motion is compared with that
 
 
 class EvaluationItem(TypedDict):
-    """An evaluation to make. question: identity of what is asked about which model on which data."""
+    """An evaluation to make. question: hash of its settings, models and data."""
 
     evaluation_id: str
     question: str
 
 
 class Sample(TypedDict):
-    """A clip that the candidate made from a training caption, and the training clip that has it."""
+    """A clip that the candidate made from a training caption, and the training clip with that caption."""
 
     prompt: str
     seed: int
@@ -45,7 +45,7 @@ class Sample(TypedDict):
 
 
 class Reconstruction(TypedDict):
-    """A held-out clip beside what the VAE makes of it, in one file. psnr: dB."""
+    """A held-out clip and its reconstruction by the VAE, side by side in one file. psnr: dB."""
 
     clip_id: str
     uri: str

@@ -9,7 +9,7 @@ from tasks.running.step import step
 
 
 class RegisterConfig(Config):
-    """Which evaluation to act on."""
+    """The evaluation whose model becomes champion."""
 
     evaluation_id: str = Field(description="id of an evaluation that passed the gate")
 
@@ -24,7 +24,7 @@ class RegisterResult(StepResult):
 
 @step
 def register(run: Run, config: RegisterConfig) -> RegisterResult:
-    """Register the evaluated model in MLflow and give it the alias `champion`; done before, nothing happens.
+    """Register the evaluated model in MLflow and give it the alias `champion`; does nothing if it is champion.
 
     Raises:
         RegistryError: the evaluation did not pass, or the champion has changed since.

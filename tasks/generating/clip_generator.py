@@ -27,7 +27,7 @@ Row = dict[str, object]
 
 
 class GenerationItem(TypedDict):
-    """One clip to make; a row of `generations` repeats these columns. settings: JSON of what decides the clip."""
+    """One clip to make; a row of `generations` repeats these columns. settings: JSON."""
 
     generation_id: str
     prompt: str
@@ -37,20 +37,20 @@ class GenerationItem(TypedDict):
 
 
 class Columns(GenerationItem):
-    """What the row of a clip says whether or not it came about. weights_hash: of the DiT."""
+    """Columns of a `generations` row that do not depend on success. weights_hash: of the DiT."""
 
     weights_hash: str
 
 
 class GivenFiles(NamedTuple):
-    """Local paths of the image and the video that clips start with; None where there is none."""
+    """Local paths of the image and the video that clips start with; None where the settings name none."""
 
     image: str | None
     video: str | None
 
 
 class ModelFolders(Config):
-    """Which models generate: three folders, or one variant of a directory that holds them all."""
+    """The models that generate: three folders, or one variant of a directory that holds them all."""
 
     dit: str = ""
     vae: str = ""
@@ -91,24 +91,24 @@ class ClipGenerator:
         self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row a clip. A clip with NaN or Inf gets a failed row; the others are sampled again without it."""
+        """Generate clips; one row per clip. A clip with NaN or Inf gets a failed row; the others are sampled again."""
         from pyramid_model.generate.pipeline import NotFiniteError
 
         rows, waiting = [], cast(list[GenerationItem], items)
         while waiting:
             try:
-                made = self.generate(waiting)
+                clips = self.generate(waiting)
             except NotFiniteError as err:
                 bad = [waiting[sample] for sample in err.samples]
                 rows += [bad_row(item, ("not_finite", str(err)), **self.columns(item)) for item in bad]
                 waiting = [item for item in waiting if item not in bad]
                 continue
-            rows += [self.row(item, uri, made, len(waiting)) for item, uri in zip(waiting, made.videos, strict=True)]
+            rows += [self.row(item, uri, clips, len(waiting)) for item, uri in zip(waiting, clips.videos, strict=True)]
             break
         return Produced({"generations": rows})
 
     def generate(self, items: Sequence[GenerationItem]) -> "Clips":
-        """The clips of these items, written to their files."""
+        """Generate the clips of these items and write them to their files."""
         from pyramid_model.generate.batch import ClipBatch
 
         config = self.config
@@ -133,7 +133,7 @@ class ClipGenerator:
         storage.write_bytes(self.progress, json.dumps(self.num_units).encode())
 
     def columns(self, item: GenerationItem) -> Columns:
-        """What the row of a clip says whether or not it came about."""
+        """Columns of a `generations` row that do not depend on success."""
         return {
             "generation_id": item["generation_id"],
             "prompt": item["prompt"],
@@ -143,18 +143,18 @@ class ClipGenerator:
             "weights_hash": self.weights_hash,
         }
 
-    def row(self, item: GenerationItem, uri: str, made: "Clips", batch: int) -> Row:
+    def row(self, item: GenerationItem, uri: str, clips: "Clips", batch: int) -> Row:
         """Row of a clip that was written."""
-        plan = made.plan
+        plan = clips.plan
         timings: Row = {}
-        timings |= made.timings
+        timings |= clips.timings
         timings |= {"clips_in_batch": batch, "device": self.pipeline.device.type, "offload": plan.offload}
         if plan.tile:
             timings["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
         timings["planned_bytes"] = plan.peaks
         plan_note = f"within {self.config.max_memory}, at most {written(plan.peak)} planned: {plan.summary}"
         plan_notes = [plan_note] if self.config.max_memory else []
-        if notes := [*self.notes, *made.notes, *plan_notes]:
+        if notes := [*self.notes, *clips.notes, *plan_notes]:
             timings["notes"] = notes
         return ok_row(
             item,
@@ -197,13 +197,13 @@ def load_pipeline(models: ModelFolders, dtype: str, device: str) -> "VideoPipeli
 
 
 def file_name(prompt: str, seed: int, generation_id: str, suffix: str = ".mp4") -> str:
-    """A name that people recognise and that no two clips share."""
+    """Unique file name of a clip that starts with words of its prompt."""
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:SLUG_LENGTH].strip("-") or "clip"
     return f"{slug}-{seed}-{generation_id[:8]}{suffix}"
 
 
 def _peak_memory_bytes(device: str) -> int:
-    """Most memory this process held: on the GPU if it works there, else in RAM."""
+    """Peak memory of this process: on the GPU if it generates there, otherwise in RAM."""
     if device == "cuda":
         import torch
 

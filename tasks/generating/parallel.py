@@ -80,23 +80,24 @@ class Rank:
         import torch.distributed as dist
 
         device = self.pipeline.device
-        free = torch.tensor(self.pipeline.free_bytes(), device=device)
+        free_bytes = torch.tensor(self.pipeline.free_bytes(), device=device)
         if self.num_ranks > 1:
-            dist.all_reduce(free, dist.ReduceOp.MIN)
-        return int(free) // (self.num_ranks if device.type == "cpu" else 1)  # ranks may share one machine's memory
+            dist.all_reduce(free_bytes, dist.ReduceOp.MIN)
+        # Ranks on CPUs may share the memory of one machine.
+        return int(free_bytes) // (self.num_ranks if device.type == "cpu" else 1)
 
 
 def run_rank(
     clips: Sequence[SharedClip], rank: int, num_ranks: int, device: str, init_method: str
 ) -> list[dict[str, float]]:
-    """Join the other ranks, load the models, sample the clips, leave. Returns seconds by name, of each clip.
+    """Join the process group, load the models, sample the clips and leave. Returns seconds by name, for each clip.
 
     Args:
         clips: the same on every rank, and all by the same models.
         rank: of this process; 0 writes the clips.
         num_ranks: of all processes.
-        device: this rank's own.
-        init_method: where the ranks meet: tcp://host:port, or env://.
+        device: of this rank.
+        init_method: address of the process group: tcp://host:port, or env://.
     """
     import torch
     import torch.distributed as dist
@@ -107,8 +108,8 @@ def run_rank(
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method, rank=rank, world_size=num_ranks)
     try:
         guided = any(is_guided(clip.request) for clip in clips)
-        own = Rank(clips[0].models, device, clips[0].dtype, num_ranks, guided)
-        timings = [own.generate(clip, writes=rank == 0) for clip in clips]
+        this_rank = Rank(clips[0].models, device, clips[0].dtype, num_ranks, guided)
+        timings = [this_rank.generate(clip, writes=rank == 0) for clip in clips]
         dist.barrier()  # all ranks wait until rank 0 has written the clips
     finally:
         dist.destroy_process_group()
@@ -116,15 +117,16 @@ def run_rank(
 
 
 def is_guided(request: GenerationRequest) -> bool:
-    """Whether any frame after the first, where the time goes, is sampled with guidance; of an image, that frame."""
+    """Whether units after the first (for an image: the first) use guidance."""
     return (request.guidance_scale if request.num_latent_frames == 1 else request.video_guidance_scale) != 1
 
 
 def generate_with_ray(clips: Sequence[SharedClip]) -> list[dict[str, float]]:
-    """Run the ranks as Ray actors, as near to each other as the cluster allows; returns seconds by name, of each clip.
+    """Run the ranks as Ray actors, on as few machines as possible; returns seconds by name, for each clip.
 
     Args:
-        clips: made one after the other, by ranks that start and load models once: those that the first clip asks for.
+        clips: generated one after the other by ranks that load the models once. The first clip decides models and
+            resources.
 
     Raises:
         StepError: the cluster is too small.
@@ -171,12 +173,12 @@ class RankActor:
         self.clips, self.rank = clips, rank
 
     def meeting_point(self) -> str:
-        """Where the ranks can meet: this machine, and a port that is free."""
+        """URL of a free port on this machine, for the process group of the ranks."""
         import ray
 
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
 
     def run(self, meeting: str) -> list[dict[str, float]]:
         """See `run_rank`."""
@@ -193,8 +195,8 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    given = Path(argv[0][1:]).read_text() if argv[0].startswith("@") else argv[0]
-    clip = SharedClip.model_validate_json(given)
+    text = Path(argv[0][1:]).read_text() if argv[0].startswith("@") else argv[0]
+    clip = SharedClip.model_validate_json(text)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         timings, rank = generate_with_ray([clip]), 0
     else:

@@ -23,7 +23,7 @@ def find_encoder(run: Run, uri: str = "") -> ModelFolder:
     """The encoder at `uri`, or the one that made the newest text features.
 
     Raises:
-        StepError: there are no text features yet, or no such folder.
+        StepError: there are no text features yet, or the folder does not exist.
     """
     if not uri:
         newest = newest_encoder_hash(run)
@@ -32,7 +32,7 @@ def find_encoder(run: Run, uri: str = "") -> ModelFolder:
         folders = [record["uri"] for record in hash_records(run) if record["hash"] == newest]
         folders = [folder for folder in folders if storage.exists(folder)]
         if not folders:
-            raise StepError(f"the folder of text encoder {newest[:8]} is gone: set `encoder` to where it is now")
+            raise StepError(f"the folder of text encoder {newest[:8]} is missing: set `encoder` to its present folder")
         uri = folders[0]
     uri = absolute(uri)
     return ModelFolder(uri=uri, hash=folder_hash(run, uri, "text"), random_init=_is_random(uri))

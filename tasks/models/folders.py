@@ -35,7 +35,7 @@ class ModelSet(Config):
 
     @property
     def hashes(self) -> tuple[str, str, str]:
-        """Content hashes of the three: equal ones generate the same clips."""
+        """Content hashes of the three models; sets with equal hashes generate the same clips."""
         return self.dit.hash, self.vae.hash, self.encoder.hash
 
 
@@ -48,7 +48,7 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
     """The model at `uri`, or the newest one of that kind in this root.
 
     Raises:
-        StepError: there is none; the message says which setting or step gives one.
+        StepError: there is no model; the message names the setting or the step that provides one.
     """
     where = (pc.field("status") == "ok") & (pc.field("kind") == kind)
     rows = in_order(read_table(run.root, "models", where=where)).to_pylist()
@@ -62,12 +62,11 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
 def folder_hash(run: Run, uri: str, kind: str) -> str:
     """Content hash of a folder: `weights` of a model, `text` encoder, `vision`-language model, or any other (`files`).
 
-    Kept under `<root>/models/hashes`.
-
-    Hashing reads gigabytes and may need torch, so the hash is cached by the sizes and times of the files.
+    Hashing reads gigabytes and may need torch, so the hash is cached under `<root>/models/hashes`, keyed by file sizes
+    and times.
 
     Raises:
-        StepError: there is no such folder.
+        StepError: the folder does not exist.
     """
     fs, path = storage.filesystem(uri)
     if not fs.isdir(path):
@@ -117,7 +116,7 @@ def read_record(uri: str) -> TrainedModel | None:
     """The record in a model folder at any URI; None for a model that was not trained here.
 
     Raises:
-        ValueError: there is a damaged one.
+        ValueError: training.json is damaged.
     """
     file = storage.join(uri, TRAINING_FILE)
     return parse_record(storage.read_bytes(file), file) if storage.exists(file) else None
@@ -139,8 +138,8 @@ def local_folder(uri: str) -> Iterator[str]:
 def writing_folder(uri: str, last: Sequence[str] = ()) -> Iterator[str]:
     """A local folder to fill; on leaving without an error it appears at `uri`, whole.
 
-    On an object store, which cannot rename folders, the files named in `last` are put after all others: a reader that
-    finds them finds everything. A folder that is already there is kept, since equal names mean equal content.
+    On an object store, which cannot rename folders, the files named in `last` are put after all others: if they
+    exist, the folder is complete. An existing folder is kept, since equal names mean equal content.
     """
     fs, target = storage.filesystem(uri)
     parent = os.path.dirname(target) if storage.is_local(uri) else None
@@ -189,7 +188,7 @@ def load_dit(uri: str, device: str = "cpu") -> "DiT":
 
 @functools.cache
 def encoder_dims(uri: str) -> tuple[int, int]:
-    """(values a token, pooled values) of a text encoder."""
+    """(values per token, pooled values) of a text encoder."""
     from pyramid_model.text import text_encoder_dims
 
     with local_folder(uri) as folder:

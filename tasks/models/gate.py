@@ -9,7 +9,7 @@ from pyramid_model.config import Config
 
 
 class GateConfig(Config):
-    """What a model must show before it may become champion."""
+    """Limits that a model must meet before it may become champion."""
 
     max_loss_to_untrained: float = Field(
         0.9, gt=0, description="largest allowed validation loss, as a share of the untrained model's"

@@ -46,7 +46,7 @@ def model_folder(
         left_out: patterns of files that are not fetched.
 
     Raises:
-        StepError: `name` is no folder, and the Hub does not give it; the message says what to do.
+        StepError: `name` is not a folder, and cannot be fetched from the Hub; the message says what to do.
     """
     if storage.exists(name):
         return absolute(name)
@@ -86,9 +86,9 @@ def fetch(name: str, setting: str, patterns: Sequence[str], left_out: Sequence[s
         if constants.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set, so nothing is fetched, and this machine's cache does not hold it"
         raise StepError(
-            f"{setting}: {name!r} is no folder here, and the Hugging Face Hub does not give it ({why}). Set {setting} "
-            f"to a local folder with the model's files ({', '.join(patterns)}), or to a name that can be reached; with "
-            "HF_HUB_OFFLINE=1 fetch it once before (`hf download NAME`)"
+            f"{setting}: {name!r} is not a folder here, and the Hugging Face Hub does not give it ({why}). Set "
+            f"{setting} to a local folder with the model's files ({', '.join(patterns)}), or to a name that can be "
+            "reached; with HF_HUB_OFFLINE=1 fetch it once before (`hf download NAME`)"
         ) from err
 
 

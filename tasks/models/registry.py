@@ -1,8 +1,8 @@
 """MLflow: curves and parameters of every training, registered models, and which one is champion.
 
 The tracking store is `MLFLOW_TRACKING_URI` when that is set, else an SQLite file under `<root>/mlflow`. MLflow takes
-seconds to import, so `champion` answers from a small pointer file as long as the SQLite file has not been touched since
-that was written; an alias that somebody moved by hand touches it.
+seconds to import, so `champion` reads a small pointer file, as long as the SQLite file has not changed since that was
+written. Moving the alias by hand changes the SQLite file, so the pointer is then ignored.
 """
 
 import json
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
 
 ALIAS = "champion"
-VALUES_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's own limits
+VALUES_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's own limits
 PARAM_LENGTH = 500
 
 
@@ -53,25 +53,25 @@ class Champion(ModelSet):
 
 
 def tracking_uri(root: str) -> str:
-    """Where runs and models are recorded; also what `mlflow ui --backend-store-uri` takes.
+    """URI of the tracking store, as `mlflow ui --backend-store-uri` takes it.
 
     Raises:
-        RegistryError: the root is no local folder and no tracking server is named.
+        RegistryError: the root is not a local folder, and MLFLOW_TRACKING_URI is not set.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if not storage.is_local(root):
-        raise RegistryError(f"root {root!r} is no local folder: set MLFLOW_TRACKING_URI to an MLflow server")
+        raise RegistryError(f"root {root!r} is not a local folder: set MLFLOW_TRACKING_URI to an MLflow server")
     return f"sqlite:///{root}/mlflow/mlflow.db"
 
 
 def check_tracking(root: str) -> None:
-    """Refuse early what would fail once a model is trained: no tracking store, or a server that does not answer.
+    """Check the tracking store before training.
 
-    A file needs no question, and MLflow's import would cost seconds.
+    An SQLite file is not checked, since the import of MLflow takes seconds.
 
     Raises:
-        RegistryError: see above.
+        RegistryError: no tracking store is set, or its server does not answer.
     """
     uri = tracking_uri(root)
     if uri.startswith("sqlite:///"):
@@ -100,7 +100,7 @@ def of_root(name: str, root: str) -> str:
 
 
 def client(root: str) -> "MlflowClient":
-    """An MlflowClient for the tracking store, which is made if need be; MLflow's chatter and telemetry are off."""
+    """An MlflowClient for the tracking store; creates the store if it does not exist. No telemetry, only warnings."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "true")
     # Give up on a server that does not answer after two minutes; MLflow's own defaults take up to a quarter of an hour.
@@ -122,15 +122,15 @@ class TrainingLog:
     def __init__(self, root: str, kind: str, model_id: str, params: Mapping[str, object]):
         self.client = client(root)
         experiment = self._experiment(root, of_root(f"train-{kind}", root))
-        found = self.client.search_runs([experiment], f"tags.model_id = '{model_id}'", max_results=1)
-        run = found[0] if found else self._start(experiment, kind, model_id, params)
+        runs = self.client.search_runs([experiment], f"tags.model_id = '{model_id}'", max_results=1)
+        run = runs[0] if runs else self._start(experiment, kind, model_id, params)
         self.run_id: str = run.info.run_id
         self.last_step = int(float(run.data.metrics.get("logged_step", -1)))
 
     def _experiment(self, root: str, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            return experiment.experiment_id
         own_files = "MLFLOW_TRACKING_URI" not in os.environ
         return self.client.create_experiment(name, f"{root}/mlflow/artifacts/{name}" if own_files else None)
 
@@ -141,12 +141,12 @@ class TrainingLog:
             experiment, run_name=f"{kind}-{model_id[:8]}", tags={"model_id": model_id, "kind": kind}
         )
         flat = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in flattened(params)]
-        for start in range(0, len(flat), PARAMS_A_BATCH):
-            self.client.log_batch(run.info.run_id, params=flat[start : start + PARAMS_A_BATCH])
+        for start in range(0, len(flat), PARAMS_PER_BATCH):
+            self.client.log_batch(run.info.run_id, params=flat[start : start + PARAMS_PER_BATCH])
         return run
 
     def add(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log rows of the curve, {"step": …, name: value}; steps that were logged before are passed over."""
+        """Log rows of the curve, {"step": …, name: value}; steps that were logged before are left out."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -157,8 +157,8 @@ class TrainingLog:
             for name, value in row.items()
             if name != "step"
         ]
-        for start in range(0, len(values), VALUES_A_BATCH):
-            self.client.log_batch(self.run_id, metrics=values[start : start + VALUES_A_BATCH])
+        for start in range(0, len(values), VALUES_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics=values[start : start + VALUES_PER_BATCH])
         if new:
             self.last_step = max(int(row["step"]) for row in new)
             # The metric `logged_step` says how far the curve is logged, also to a process that resumes it.
@@ -190,7 +190,7 @@ def promote(run: Run, evaluation_id: str) -> Champion:
     """Make the evaluated model the champion. Doing it again changes nothing, and registers no second version.
 
     Raises:
-        RegistryError: there is no such evaluation, it did not pass the gate, or the champion has changed since.
+        RegistryError: the evaluation does not exist or did not pass the gate, or the champion has changed since.
     """
     candidate, compared_with = _passing_candidate(run.root, evaluation_id)
     current = champion(run.root)
@@ -210,7 +210,7 @@ def promote(run: Run, evaluation_id: str) -> Champion:
 
 
 def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
-    """What the evaluation says about the model, and the weights hash of the champion that it compared with."""
+    """The evaluated model, and the weights hash of the champion that it was compared with."""
     rows = read_table(root, "evaluations", where=pc.field("evaluation_id") == evaluation_id).to_pylist()
     if not rows or rows[0]["status"] != "ok":
         raise RegistryError(f"there is no evaluation {evaluation_id!r} in {root}: run the evaluate step first")
@@ -227,7 +227,7 @@ def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
 
 
 def _registered_version(mlflow: "MlflowClient", name: str, candidate: Champion) -> str:
-    """The version of these weights in the registry, made unless it is there."""
+    """The version of these weights in the registry; registers them if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -269,9 +269,9 @@ def champion(root: str) -> Champion | None:
             content = json.loads(storage.read_bytes(pointer))
             if content["store"] == _stamp(store):
                 return Champion.model_validate(content["champion"]) if content["champion"] else None
-    found = _ask_champion(root)
-    _write_pointer(root, found)
-    return found
+    current = _ask_champion(root)
+    _write_pointer(root, current)
+    return current
 
 
 def _ask_champion(root: str) -> Champion | None:
@@ -287,7 +287,7 @@ def _ask_champion(root: str) -> Champion | None:
 
 
 def _is_absent(err: "MlflowException") -> bool:
-    """Whether an MlflowException says that there is no such model yet, or none with the alias."""
+    """Whether an MlflowException says that the model or the alias does not exist."""
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
     return err.error_code in {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
@@ -295,8 +295,8 @@ def _is_absent(err: "MlflowException") -> bool:
 
 def _sqlite_file(root: str) -> Path | None:
     """The SQLite file of our own tracking store; None when another store was set."""
-    own = "MLFLOW_TRACKING_URI" not in os.environ
-    return Path(tracking_uri(root).removeprefix("sqlite:///")) if own else None
+    is_own = "MLFLOW_TRACKING_URI" not in os.environ
+    return Path(tracking_uri(root).removeprefix("sqlite:///")) if is_own else None
 
 
 def _stamp(store: Path) -> list[int]:
@@ -304,9 +304,9 @@ def _stamp(store: Path) -> list[int]:
     return [status.st_mtime_ns, status.st_size]
 
 
-def _write_pointer(root: str, found: Champion | None) -> None:
+def _write_pointer(root: str, current: Champion | None) -> None:
     store = _sqlite_file(root)
     if store is None:
         return
-    content = {"store": _stamp(store), "champion": found.model_dump() if found else None}
+    content = {"store": _stamp(store), "champion": current.model_dump() if current else None}
     storage.write_bytes(storage.join(root, "mlflow", "champion.json"), json.dumps(content).encode())

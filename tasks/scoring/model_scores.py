@@ -220,7 +220,7 @@ def _classifier(run: Run, name: str, config: ClassifierConfig, clips: Clips) -> 
     load = partial(score_models.load_classifier, uri, config.label, **config.placement())
 
     def check() -> None:
-        with score_models.tried(f"the classifier {config.model!r}", setting):
+        with score_models.naming_setting(f"the classifier {config.model!r}", setting):
             load(device="cpu")
 
     weights_hash = score_models.model_hash(run, uri)
@@ -281,12 +281,12 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
     captions = _captions(run, config, list(ids))
 
     def check_model() -> None:
-        with score_models.tried(f"the CLIP model {config.model!r}", setting):
+        with score_models.naming_setting(f"the CLIP model {config.model!r}", setting):
             score_models.load_open_clip(uri, dtype=config.dtype, with_text=config.with_text)
 
     def check_head() -> None:
         if head:
-            with score_models.tried("the aesthetic head", f"{setting}.aesthetic_head"):
+            with score_models.naming_setting("the aesthetic head", f"{setting}.aesthetic_head"):
                 score_models.load_aesthetic_head(head, score_models.clip_dim(uri))
 
     embed = _work(

@@ -1,4 +1,4 @@
-"""A training as the driver describes it to its workers: settings, data, and the identity of the model it makes."""
+"""A training as the driver describes it to its workers: settings, data, and the id of the trained model."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class TrainingConfig(Config):
 
 
 class TrainingResult(StepResult):
-    """The model that was trained, or found as trained before."""
+    """The trained model, or an existing one for the same settings and data."""
 
     model_id: str
     weights_hash: str
@@ -67,7 +67,7 @@ class Training(Protocol):
 class Job:
     """One training, as the driver describes it and the workers get it.
 
-    kind: vae | dit. model_id: identity of settings and data. training: class of the model's side, built as
+    kind: vae | dit. model_id: identity of settings and data. training: class of the `Training`, built as
     `training(rank=…, world_size=…, device=…, **arguments)`. trained_on: data and models that the record names.
     """
 
@@ -96,7 +96,7 @@ def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence
 
 
 def positions_alike(groups: Sequence[Hashable]) -> list[list[int]]:
-    """For each position, all those of its group."""
+    """For each sample, the positions of all samples of the same group (shape)."""
     members: dict[Hashable, list[int]] = {}
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
@@ -108,7 +108,7 @@ def pick_samples(
 ) -> list[int]:
     """Positions of one worker's samples at a step, all of one group (clips of one size can be stacked).
 
-    The group is drawn anew each step, in proportion to its size, and is the same for all workers.
+    The group is drawn again at each step, in proportion to its size, and is the same for all workers.
     alike: of each sample, the positions of its group (`positions_alike`).
     """
     from pyramid_model.train.batches import batch_indices

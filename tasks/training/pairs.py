@@ -1,4 +1,4 @@
-"""What a DiT is trained and judged on: pairs of a clip's latent and its caption's features."""
+"""Training data of the DiT: pairs of a clip's latent and its caption's features; also used to evaluate it."""
 
 import json
 import random
@@ -57,7 +57,7 @@ class Pair(Config):
 
 
 class PairSource(Config):
-    """Which pairs: everything that decides what a DiT sees, at fixed table versions."""
+    """Identifies the pairs: selection, captions, model hashes and table versions."""
 
     run: Run
     selection: str
@@ -105,7 +105,7 @@ def latent_norm(vae_uri: str) -> LatentNorm:
     """Shift and scale of a VAE's latents, from its config.json.
 
     Raises:
-        StepError: there are none in it.
+        StepError: config.json has no `latent_norm`.
     """
     norm = vae_settings(vae_uri).get("latent_norm")
     if not norm:
@@ -129,15 +129,15 @@ def find_pairs(source: PairSource, split: str) -> list[Pair]:
     features = text_feature_ids(source)
     pairs = []
     for clip in clips:
-        known = {kind: text for kind, text in texts.get(clip["clip_id"], {}).items() if text in features}
-        weights = {kind: source.caption_weights[kind] for kind in known if source.caption_weights.get(kind)}
+        captions = {kind: text for kind, text in texts.get(clip["clip_id"], {}).items() if text in features}
+        weights = {kind: source.caption_weights[kind] for kind in captions if source.caption_weights.get(kind)}
         if source.caption_weights:
-            known = {kind: known[kind] for kind in sorted(weights, key=lambda kind: -weights[kind])}
+            captions = {kind: captions[kind] for kind in sorted(weights, key=lambda kind: -weights[kind])}
         latent_id = latents.get((clip["clip_id"], clip["bucket"]))
-        if not known or not latent_id:
+        if not captions or not latent_id:
             continue
-        preferred = next(iter(known.values()))
-        choices = tuple(Choice(text_feature_id=features[known[kind]], weight=weights[kind]) for kind in weights)
+        preferred = next(iter(captions.values()))
+        choices = tuple(Choice(text_feature_id=features[captions[kind]], weight=weights[kind]) for kind in weights)
         columns = {name: clip[name] for name in ("clip_id", "uri", "bucket")}
         ids = {"latent_id": latent_id, "text_feature_id": features[preferred]}
         pairs.append(Pair(**columns, **ids, text=preferred, choices=choices))
@@ -155,7 +155,7 @@ def _clips(source: PairSource, split: str) -> list[dict[str, Any]]:
 
 
 def explain_no_pairs(source: PairSource, split: str) -> str:
-    """Why a split gives no pairs, and which step mends it."""
+    """Error message: why a split gives no pairs, and which step fixes it."""
     clips = _clips(source, split)
     if not clips:
         return f"no clip is selected for the split {split!r}: loosen the select step, or pin a split in source.yaml"
@@ -178,7 +178,7 @@ def _latent_ids(source: PairSource) -> dict[tuple[str, str], str]:
     ).to_pylist()
     if source.sample_posterior:
         rows = [row for row in rows if row["parts"] == POSTERIOR]
-    # Later ones win: bfloat16 stands before float32.
+    # Later rows replace earlier ones: bfloat16 sorts before float32.
     rows.sort(key=lambda row: (row["parts"] != POSTERIOR, row["dtype"], row["latent_id"]))
     return {(row["clip_id"], row["bucket"]): row["latent_id"] for row in rows}
 
@@ -207,9 +207,9 @@ def sources_of(source: PairSource, pairs: Sequence[Pair]) -> list[str]:
 
 
 class PairReader:
-    """Pairs on disk, each read when it is asked for, so that memory does not grow with the data.
+    """Pairs on disk, each read on request, so that memory does not grow with the data.
 
-    pairs: those whose rows are there. bad: pairs that cannot be used, as far as it is known yet, "clip …: reason".
+    pairs: pairs that have rows in both tables. bad: pairs that could not be read so far, "clip …: reason".
     """
 
     def __init__(self, source: PairSource, pairs: Sequence[Pair]):
@@ -221,8 +221,8 @@ class PairReader:
         self._channels = source.latent_channels * (2 if source.sample_posterior else 1)
         self._latents = reader("latents", (pair.latent_id for pair in pairs))
         self._texts = reader("text_features", (text_id for pair in pairs for text_id in pair.text_ids))
-        there = self._latents.shapes.keys(), self._texts.shapes.keys()
-        self.pairs = [pair for pair in pairs if pair.latent_id in there[0] and there[1] >= pair.text_ids]
+        latent_ids, text_ids = self._latents.shapes.keys(), self._texts.shapes.keys()
+        self.pairs = [pair for pair in pairs if pair.latent_id in latent_ids and text_ids >= pair.text_ids]
         self.bad: list[str] = []
         self._damaged: set[tuple[int, str]] = set()  # (position, id of the row)
 
@@ -236,7 +236,7 @@ class PairReader:
 
         The text is that of the preferred caption, or with `chance` of one that is drawn by its weight. With
         `sample_posterior` the latent is (2c t h w): means, then log-variances. None for a pair whose latent or text is
-        damaged, which is then noted in `bad`.
+        damaged; `bad` then lists it.
         """
         from tasks.tables.blobs import CorruptBlobError
 
@@ -259,7 +259,7 @@ class PairReader:
 
 @dataclass
 class LoadedPairs:
-    """Pairs in memory. latents: normalised (c t h w); texts: (embeds (n d), pooled (p)); bad: what was left out."""
+    """Pairs in memory. latents: normalised (c t h w); texts: (embeds (n d), pooled (p)); bad: pairs left out."""
 
     pairs: list[Pair] = field(default_factory=list)
     latents: "list[Tensor]" = field(default_factory=list)
@@ -273,7 +273,7 @@ class LoadedPairs:
 
 
 def load_pairs(source: PairSource, pairs: Sequence[Pair]) -> LoadedPairs:
-    """A few pairs, checked, with normalised latents. One with a damaged blob is left out."""
+    """A few pairs in memory, checked, with normalised latents. Pairs with a damaged blob are left out."""
     reader, loaded = PairReader(source, pairs), LoadedPairs()
     for position, pair in enumerate(reader.pairs):
         if sample := reader.read(position):

@@ -13,21 +13,21 @@ class SharedState(TrainState):
     """A `TrainState` whose checkpoint is a URI, and which all workers load at the same step."""
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file, whole or not at all."""
+        """Write everything to one file, atomically."""
         with storage.writing(str(path)) as local:
             super().save(local)
 
     def load(self, path: str | Path) -> bool:
-        """Continue from a file if it is there; says whether it was."""
+        """Continue from a file if it exists; returns whether it existed."""
         if not storage.exists(str(path)):
             return False
         with storage.reading(str(path)) as local:
             return super().load(local)
 
     def load_alike(self, path: str) -> None:
-        """Load in every worker until all are at one step.
+        """Reload until all workers have the same step.
 
-        Workers of a killed driver may live a moment longer and put a newer checkpoint between two reads.
+        A worker of a killed driver may write a newer checkpoint while the workers read.
         """
         while True:
             self.load(path)

@@ -102,7 +102,7 @@ class TrainDiTConfig(TrainingConfig):
         if self.optim.batch_size % self.columns:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} does not divide into {self.columns} columns "
-                "(loss.sample_ratios, or one a stage): set it to "
+                "(loss.sample_ratios, or one per stage): set it to "
                 f"{-(-self.optim.batch_size // self.columns) * self.columns}"
             )
         if self.sync_group and self.num_workers % self.sync_group:
@@ -129,7 +129,7 @@ class TrainDiTConfig(TrainingConfig):
 
 
 class TrainDiTResult(TrainingResult):
-    """The DiT that was trained, and what it was trained with."""
+    """The trained DiT, and the VAE and text encoder of its data."""
 
     vae: str = Field(description="folder of the VAE that made the latents")
     encoder: str = Field(description="folder of the text encoder that made the text features")
@@ -137,7 +137,7 @@ class TrainDiTResult(TrainingResult):
 
 @step
 def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
-    """Train a DiT, or find the one that these settings, latents and captions gave before.
+    """Train a DiT, or return the existing model for the same settings, latents and captions.
 
     Raises:
         StepError: a split has no clip with latent and caption, the model does not fit VAE or encoder, or training
@@ -209,7 +209,7 @@ class DiTTraining:
         self.null = load_null_text(source)
         self.num_train, self.num_val = len(self.train.pairs), len(self.val.pairs)
         if not self.num_train or not self.num_val:
-            raise StepError(f"no latent of a split can be read ({', '.join(self.bad) or 'their rows are gone'})")
+            raise StepError(f"no latent of a split can be read ({', '.join(self.bad) or 'their rows are missing'})")
         self.alike = positions_alike(self.train.shapes)
         # The workers of a sync group see the same clips, as if they were one worker.
         group = config.sync_group or 1
@@ -237,12 +237,12 @@ class DiTTraining:
         return [*self.train.bad, *self.val.bad]
 
     def _check_text(self) -> None:
-        """Refuse features that the model's text layers do not fit."""
+        """Check that the widths of the text features fit the model."""
         widths = self.null[0].shape[-1], self.null[1].shape[-1]
         dit = self.config.dit
         if widths != (dit.text_dim, dit.pooled_dim):
             raise StepError(
-                f"the text encoder gives {widths[0]} values a token and {widths[1]} pooled, the DiT takes "
+                f"the text encoder gives {widths[0]} values per token and {widths[1]} pooled, the DiT takes "
                 f"{dit.text_dim} and {dit.pooled_dim}: set {self.config.dit_setting}.text_dim and pooled_dim "
                 f"to {widths}"
             )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyramid_model.train.vae_loss import VAEObjective
 
 VERSION = "2"
-CLIP_COLUMNS = ("clip_id", "uri")  # and bucket and split, which come along
+CLIP_COLUMNS = ("clip_id", "uri")  # `selected_clips` adds bucket and split
 
 
 class SelectedClip(TypedDict):
@@ -45,13 +45,13 @@ class TrainVAEConfig(TrainingConfig):
     batch: VAEBatchConfig = VAEBatchConfig()
     num_val_clips: int = Field(16, ge=1, description="held-out clips for validation")
     num_norm_clips: int = Field(
-        256, ge=1, description="training clips from which shift and scale of the latents are measured"
+        256, ge=1, description="training clips from which shift and scale of the latents are computed"
     )
 
 
 @step
 def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
-    """Train a VAE, or find the one that these settings and clips gave before.
+    """Train a VAE, or return the existing model for the same settings and clips.
 
     Raises:
         StepError: no training or no validation clips, clips that are too short, or a training that failed.
@@ -90,17 +90,17 @@ def check_splits(num_train: int, num_val: int, what: str) -> None:
 
 def _check_frames(config: TrainVAEConfig, clips: Sequence[SelectedClip]) -> None:
     factor = config.model.time_factor
-    wanted = config.batch.num_frames
-    if (wanted - 1) % factor:
-        nearest = wanted - (wanted - 1) % factor
+    num_frames = config.batch.num_frames
+    if (num_frames - 1) % factor:
+        nearest = num_frames - (num_frames - 1) % factor
         raise StepError(
-            f"train_vae.batch.num_frames {wanted} does not fit the VAE, which takes 1 + {factor}k frames: "
+            f"train_vae.batch.num_frames {num_frames} does not fit the VAE, which takes 1 + {factor}k frames: "
             f"set it to {nearest}"
         )
     shortest = min(parse_bucket(clip["bucket"]).num_frames for clip in clips)
-    if shortest < wanted:
+    if shortest < num_frames:
         raise StepError(
-            f"clips of {shortest} frames are selected and train_vae.batch.num_frames is {wanted}: "
+            f"clips of {shortest} frames are selected and train_vae.batch.num_frames is {num_frames}: "
             "lower it, or select longer clips (select.buckets)"
         )
 
@@ -108,8 +108,8 @@ def _check_frames(config: TrainVAEConfig, clips: Sequence[SelectedClip]) -> None
 class VAETraining:
     """The VAE's part of a training. Every worker holds all clips, decoded at the size of their bucket, in memory.
 
-    That is 0.4 MB for a clip of 33 frames at 64x64 px and 120 MB for one of 121 frames at 480x704 px: raise the number
-    of nodes or shrink the selection before it fills a machine.
+    That is 0.4 MB for a clip of 33 frames at 64x64 px and 120 MB for one of 121 frames at 480x704 px. A
+    machine holds one copy for each of its workers: use more machines, or select fewer clips, before memory is full.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class VAETraining:
         self.alike = positions_alike([clip.shape[1:] for clip in self.train])
 
     def _read(self, clips: Sequence[SelectedClip]) -> tuple[list[str], "list[np.ndarray]"]:
-        """Ids and frames of the clips that can be read; the others are noted."""
+        """Ids and frames of the clips that can be read; the others are listed in `bad`."""
         from pyramid_model.video.video import VideoError, read_clip
 
         ids, frames = [], []

@@ -1,4 +1,4 @@
-"""What the trainings of the VAE and the DiT share: settings, identity, and how a trained model is recorded.
+"""Common part of the trainings of VAE and DiT: settings, identity, and the record of a trained model.
 
 The training itself runs under Ray Train, see `tasks.training.workers`.
 """

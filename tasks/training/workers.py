@@ -86,7 +86,7 @@ def fit(job: Job, step: str) -> dict[str, float]:
     """Run the workers to the end; returns seconds by name.
 
     Raises:
-        RegistryError: there is no place for the curve.
+        RegistryError: there is no tracking store for the curve.
         StepError: the cluster is too small, the training diverged, or its workers failed too often.
     """
     started = time.time()
@@ -202,7 +202,7 @@ def on_gpu(config: TrainingConfig) -> bool:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """What Ray Train runs in every worker."""
+    """Function that Ray Train runs in every worker."""
     import ray
     import ray.train
 

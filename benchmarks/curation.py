@@ -124,7 +124,7 @@ def detection(path: Path, num_frames: int, effort: Effort) -> Iterator[Figure]:
 def source_item(path: Path, number: int = 0) -> dict[str, Any]:
     """Item that the clips step gives to a worker for a file."""
     columns = {"uri": str(path), "path": path.name, "size_bytes": path.stat().st_size, "source": "", "license": ""}
-    return {"video_id": content_id(str(path), number), "attempt": 1, "known": [], **columns}
+    return {"video_id": content_id(str(path), number), "attempt": 1, "committed_ids": [], **columns}
 
 
 def cut(path: Path, folder: Path) -> list[dict[str, Any]]:

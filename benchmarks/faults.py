@@ -102,7 +102,7 @@ def undisturbed(folder: Path, media: Path) -> dict[str, list[dict[str, Any]]]:
     media.mkdir(parents=True)
     worker = VideoWorker(CONFIG.model_dump(mode="json"), str(media))
     try:
-        return worker([row | {"known": []} for row in sources(folder)]).rows
+        return worker([row | {"committed_ids": []} for row in sources(folder)]).rows
     finally:
         worker.child.close()
 

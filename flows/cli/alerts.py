@@ -29,7 +29,7 @@ def alerts(
     silence_s: Annotated[
         int,
         typer.Option("--silence", min=60, help="Seconds without a heartbeat (one every 30 s) until a run is Crashed."),
-    ] = 180,
+    ] = 600,
 ) -> None:
     """Create or update automations on the Prefect server of PREFECT_API_URL.
 

@@ -17,11 +17,11 @@ NUM_VIDEOS = 150  # so that the job outlasts the start of a second driver
 SUBMIT = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-from tasks.cutting.clips import ClipsConfig
+from tasks.cutting.clips import ClipsConfig, ClipsResult
 from tasks.running.jobs import submit_step
-from tasks.running.run import RayConfig, Run, StepResult
+from tasks.running.run import RayConfig, Run
 run = Run(root={root!r}, ray=RayConfig(address={address!r}))
-result = submit_step("clips", run, ClipsConfig(min_frames=9, crf={crf}), StepResult)
+result = submit_step("clips", run, ClipsConfig(min_frames=9, crf={crf}), ClipsResult)
 print("FINISHED", result.model_dump_json())
 """
 FLOW = """
@@ -138,11 +138,11 @@ def test_failed_job_says_why(ray_head, tmp_path):
 
 
 def test_unreachable_head_is_told_with_its_address(tmp_path):
-    from tasks.cutting.clips import ClipsConfig
+    from tasks.cutting.clips import ClipsConfig, ClipsResult
     from tasks.running.errors import StepError
     from tasks.running.jobs import submit_step
-    from tasks.running.run import RayConfig, Run, StepResult
+    from tasks.running.run import RayConfig, Run
 
     run = Run(root=str(tmp_path), ray=RayConfig(address="jobs:http://127.0.0.1:9"))
     with pytest.raises(StepError, match=r"http://127.0.0.1:9 \(ray.address\)"):
-        submit_step("clips", run, ClipsConfig(), StepResult)
+        submit_step("clips", run, ClipsConfig(), ClipsResult)

@@ -387,7 +387,7 @@ class Night:
 def night(ray_head, tmp_path_factory) -> Iterator[Night]:
     """A Prefect server, a worker and a Ray head that tests may kill, with a web hook that is told what goes wrong."""
     night = Night(ray_head, tmp_path_factory.mktemp("night"))
-    night.cli("pyramid", "alerts", "--webhook", f"http://127.0.0.1:{night.hook_port}/hook", "--silence", "60")
+    night.cli("pyramid", "alerts", "--webhook", f"http://127.0.0.1:{night.hook_port}/hook", "--silence", "120")
     yield night
     for process in reversed(night.started):
         end_group(process, 10)

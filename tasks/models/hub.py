@@ -9,8 +9,9 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -60,8 +61,7 @@ def model_folder(
                 )
             with writing_folder(uri) as folder:
                 copy_snapshot(snapshot, Path(folder))
-                source = {"name": repository_of(name), "revision": name.partition("@")[2], "commit": snapshot.name}
-                Path(folder, SOURCE_FILE).write_text(yaml.safe_dump(source, sort_keys=False))
+                write_source(folder, source_of(name, snapshot))
     return uri
 
 
@@ -95,6 +95,16 @@ def fetch(name: str, setting: str, patterns: Sequence[str], left_out: Sequence[s
 def repository_of(name: str) -> str:
     """`owner/model` of a name that may end in @revision."""
     return name.partition("@")[0]
+
+
+def source_of(name: str, snapshot: Path) -> dict[str, Any]:
+    """Where a fetched model comes from, for `write_source`. snapshot: its folder, as `fetch` returns it."""
+    return {"name": repository_of(name), "revision": name.partition("@")[2], "commit": snapshot.name}
+
+
+def write_source(folder: str, source: Mapping[str, Any]) -> None:
+    """Write `source.yaml`, which says where the files of a model's folder come from."""
+    Path(folder, SOURCE_FILE).write_text(yaml.safe_dump(dict(source), sort_keys=False))
 
 
 def copy_snapshot(snapshot: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.models.folders import absolute, folder_hash, local_folder, writing_folder
-from tasks.models.hub import CONFIGS, OTHER_WEIGHTS, fetch, model_folder
+from tasks.models.hub import CONFIGS, OTHER_WEIGHTS, fetch, model_folder, once_a_node, source_of, write_source
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
@@ -70,8 +70,9 @@ def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
         return model_folder(run, "open_clip", name, "scores.embeddings.model", other_weights=OTHER_WEIGHTS)
     is_file = bool(pretrained) and storage.exists(pretrained)
     uri = run.models(f"open_clip-{model}-{_stamp(pretrained) if is_file else pretrained}")
-    if not storage.exists(uri):
-        _assemble_open_clip(uri, model, pretrained, is_file)
+    with once_a_node(uri):
+        if not storage.exists(uri):
+            _assemble_open_clip(uri, model, pretrained, is_file)
     return uri
 
 
@@ -167,11 +168,14 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
         )
     config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # as in their training
     preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
+    source: dict[str, Any] = {"name": absolute(pretrained)}
+    if is_file:
+        checkpoint = storage.reading(pretrained)
+    else:
+        path, source = _tag_weights(tag, f"{pretrained!r} of {model}")
+        checkpoint = nullcontext(path)
     try:
-        source = (
-            storage.reading(pretrained) if is_file else nullcontext(_tag_weights(tag, "scores.embeddings.pretrained"))
-        )
-        with writing_folder(uri) as folder, source as weights:
+        with writing_folder(uri) as folder, checkpoint as weights:
             suffix = ".safetensors" if str(weights).endswith(".safetensors") else ".bin"
             shutil.copyfile(weights, Path(folder) / f"open_clip_pytorch_model{suffix}")
             note = {"model_cfg": config, "preprocess_cfg": preprocess}
@@ -179,29 +183,43 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
             if name := config["text_cfg"].get("hf_tokenizer_name"):
                 from transformers import AutoTokenizer
 
-                files = fetch(name, "scores.embeddings.model", CONFIGS)
-                words = AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)
-                words.save_pretrained(folder)
+                snapshot = fetch(name, "scores.embeddings.model", CONFIGS)
+                source["tokenizer"] = source_of(name, snapshot)
+                tokenizer = AutoTokenizer.from_pretrained(snapshot, local_files_only=True, trust_remote_code=False)
+                tokenizer.save_pretrained(folder)
+            write_source(folder, source)
     except StepError:
         raise
     except Exception as err:
         raise StepError(
-            f"the weights {pretrained!r} of {model} cannot be downloaded: set scores.embeddings.pretrained to the path "
-            f"of a checkpoint, or to a tag that can be reached from here ({type(err).__name__}: {err})"
+            f"the weights {pretrained!r} of {model} cannot be copied: set scores.embeddings.pretrained to the path of "
+            f"a checkpoint that can be read, or to a tag of {model} ({type(err).__name__}: {err})"
         ) from err
 
 
-def _tag_weights(tag: Mapping[str, Any], setting: str) -> str:
-    """Path of the weights of one of open_clip's tags, fetched unless they are cached.
+def _tag_weights(tag: Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:
+    """Path of the weights of one of open_clip's tags in the Hub's cache, and where they come from.
 
-    Without a network, open_clip's own download retries many file names.
+    Without a network, open_clip's own download retries many file names, so `fetch` is used instead.
+
+    Args:
+        tag: open_clip's entry of the tag.
+        what: the tag and its model, for messages.
+
+    Raises:
+        StepError: the Hub does not give the weights, or they are not on the Hub.
     """
-    from open_clip.pretrained import download_pretrained
-
-    if not tag.get("hf_hub"):
-        return download_pretrained(dict(tag))
-    repository, _, name = tag["hf_hub"].rpartition("/")
+    repository, _, name = tag.get("hf_hub", "").rpartition("/")
+    if not repository:
+        raise StepError(
+            f"the weights {what} are not on the Hugging Face Hub: set scores.embeddings.pretrained to the path of a "
+            "checkpoint"
+        )
     for pattern in [name] if name else ["open_clip*.safetensors", "open_clip*.bin"]:
-        if paths := sorted(fetch(repository, setting, [pattern]).glob(pattern)):
-            return str(paths[0])
-    raise FileNotFoundError(f"{repository} on the Hugging Face Hub has no weights of open_clip's")
+        snapshot = fetch(repository, "scores.embeddings.pretrained", [pattern])
+        if paths := sorted(snapshot.glob(pattern)):
+            return str(paths[0]), source_of(repository, snapshot)
+    raise StepError(
+        f"{repository} on the Hugging Face Hub has no weights of open_clip for {what}: set "
+        "scores.embeddings.pretrained to the path of a checkpoint"
+    )

@@ -257,7 +257,7 @@ class OfficialReader:
     def _video(self, item: Item, latent: "Tensor") -> dict[str, Row]:
         """Rows of the video, of its source, and of its one clip, by table."""
         try:
-            video_id, _, size_bytes = hash_file(item["video"])
+            video_id, size_bytes = hash_file(item["video"])
         except OSError as err:
             raise UnusableFile("missing", f"{item['video']} cannot be read: {err.strerror or err}") from err
         _, t, h, w = latent.shape

@@ -180,11 +180,11 @@ def _problem(item: Item, sink: Sink, size_bytes: int) -> tuple[str, str] | None:
     return None
 
 
-def hash_file(uri: str, want_sha256: bool = False) -> tuple[str, str, int]:
-    """(blake2b-128 hex, sha256 hex or "", size in bytes) of a file."""
-    sink = Sink(sums=("sha256",) if want_sha256 else ())
+def hash_file(uri: str) -> tuple[str, int]:
+    """(blake2b-128 hex, size in bytes) of a file."""
+    sink = Sink()
     read_file(uri, sink)
-    return sink.video_id, sink.sum("sha256") if want_sha256 else "", sink.size_bytes
+    return sink.video_id, sink.size_bytes
 
 
 class IngestResult(StepResult):

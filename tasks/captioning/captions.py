@@ -14,7 +14,7 @@ from tasks.running.step import step
 from tasks.tables.appending import append_again
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import read_table
-from tasks.tables.newest import ORDER, in_order, newest_by
+from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.rows import CaptionRow, ClipRow, as_rows
 
 
@@ -69,15 +69,17 @@ def _write(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -> tuple[
 
 
 def _parents(run: Run, config: CaptionsConfig, written: Sequence[CaptionItem]) -> dict[str, Parent]:
-    """By clip id, the newest good caption to rewrite; only those among `written`, if this run writes that kind."""
-    good = (pc.field("status") == "ok") & (pc.field("kind") == config.rewrite_from)
-    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", *ORDER], where=good)
-    written_ids = {item["caption_id"] for item in written}
-    return {
-        row["clip_id"]: Parent(row["caption_id"], row["text"])
-        for row in as_rows(in_order(rows), CaptionRow)
-        if config.rewrite_from not in config.by_model or row["caption_id"] in written_ids
-    }
+    """By clip id, the newest ok caption to rewrite; only those among `written`, if this run writes that kind.
+
+    A failed caption of other settings that is newer does not matter: an older text can still be rewritten.
+    """
+    wanted = (pc.field("status") == "ok") & (pc.field("kind") == config.rewrite_from)
+    if config.rewrite_from in config.by_model:
+        written_ids = pa.array([item["caption_id"] for item in written], pa.string())
+        wanted &= pc.field("caption_id").isin(written_ids)
+    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", *ORDER], where=wanted)
+    newest = as_rows(newest_by(rows, ["clip_id"]), CaptionRow)
+    return {row["clip_id"]: Parent(row["caption_id"], row["text"]) for row in newest}
 
 
 def _usage(run: Run, wanted: Iterable[CaptionItem]) -> Usage:

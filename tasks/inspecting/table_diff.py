@@ -15,7 +15,7 @@ from tasks.inspecting.table_stats import Histogram, counts_within, histogram, su
 from tasks.tables.delta import read_table
 from tasks.tables.drop_reasons import NOT_CURRENT
 from tasks.tables.manifest import verdicts_of
-from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.newest import ORDER, newest_ok_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 
@@ -155,10 +155,9 @@ def score_shifts(root: str, before: int, after: int) -> list[ScoreShift]:
 
 
 def _values(root: str, version: int) -> dict[str, dict[str, float]]:
-    """Scorer -> clip id -> newest finite value."""
-    ok = pc.field("status") == "ok"
-    rows = read_table(root, "scores", ["clip_id", "scorer", "value", *ORDER], version, ok)
-    rows = newest_by(rows, ["clip_id", "scorer"])
+    """Scorer -> clip id -> value, of the newest rows that are ok and have a finite value."""
+    rows = read_table(root, "scores", ["clip_id", "scorer", "value", "status", *ORDER], version)
+    rows = newest_ok_by(rows, ["clip_id", "scorer"])
     rows = rows.filter(pc.fill_null(pc.is_finite(rows["value"]), False))
     by_scorer: dict[str, dict[str, float]] = {}
     for clip_id, scorer, value in zip(*(rows[name].to_pylist() for name in rows.column_names[:3]), strict=True):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pyramid_model.metrics.facts import SCORER_FACTS
 from tasks.tables.delta import as_dataset, open_table, read_table
 from tasks.tables.drop_reasons import LATER_RULES, LIMIT_SUFFIXES, OUTER_SET, limit_suffix
-from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.newest import ORDER, newest_ok_by
 from tasks.tables.schemas import CLIP_FIGURES, COMMON, SCHEMAS
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -88,11 +88,14 @@ def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
     delta = open_table(root, "scores", version)
     if delta is None:
         return {}
-    # The filter runs while the files are read: the details of other scorers are never in memory together.
-    labelled = (pc.field("status") == "ok") & pc.match_substring(pc.field("details"), '"label"')
-    rows = as_dataset(delta, "scores").to_table(columns=["clip_id", "scorer", "details", *ORDER], filter=labelled)
+    # Details without a label become null while the files are read: they are never in memory together.
+    details = pc.field("details")
+    labelled = pc.if_else(pc.match_substring(details, '"label"'), details, pa.scalar(None, pa.string()))
+    columns = {name: pc.field(name) for name in ("clip_id", "scorer", "status", *ORDER)}
+    rows = as_dataset(delta, "scores").to_table(columns=columns | {"details": labelled})
+    rows = newest_ok_by(rows, ["clip_id", "scorer"]).filter(pc.field("details").is_valid())
     by_scorer: dict[str, dict[str, str]] = {}
-    for row in newest_by(rows, ["clip_id", "scorer"]).select(["clip_id", "scorer", "details"]).to_pylist():
+    for row in rows.select(["clip_id", "scorer", "details"]).to_pylist():
         if (label := json.loads(row["details"]).get("label")) is not None:
             by_scorer.setdefault(row["scorer"], {})[row["clip_id"]] = str(label)
     return by_scorer

@@ -18,7 +18,7 @@ from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
-from tasks.tables.newest import in_order
+from tasks.tables.newest import newest_row
 
 if TYPE_CHECKING:
     from pyramid_model.dit.transformer import DiT
@@ -51,12 +51,15 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
         StepError: there is no model; the message names the setting or the step that provides one.
     """
     where = (pc.field("status") == "ok") & (pc.field("kind") == kind)
-    rows = in_order(read_table(run.root, "models", where=where)).to_pylist()
-    if not uri and not rows:
+    if uri:
+        uri = absolute(uri)
+        where &= pc.field("uri") == uri
+    model = newest_row(read_table(run.root, "models", where=where))
+    if model:
+        return ModelFolder(uri=model["uri"], hash=model["weights_hash"])
+    if not uri:
         raise StepError(f"no {kind} in {run.root}: run the train_{kind} step, or set `{kind}` to a model folder")
-    uri = absolute(uri) if uri else rows[-1]["uri"]
-    hashes = [row["weights_hash"] for row in rows if row["uri"] == uri]
-    return ModelFolder(uri=uri, hash=hashes[-1] if hashes else folder_hash(run, uri, "weights"))
+    return ModelFolder(uri=uri, hash=folder_hash(run, uri, "weights"))
 
 
 def folder_hash(run: Run, uri: str, kind: str) -> str:

@@ -18,7 +18,7 @@ from tasks.tables.current import clip_figures, current_clip_ids
 from tasks.tables.delta import read_table
 from tasks.tables.drop_reasons import OUTER_SET
 from tasks.tables.manifest import clips_with_scores, left_join, newest_selection, verdicts_of
-from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.newest import ORDER, newest_ok_by
 from tasks.tables.schemas import SCHEMAS
 
 JOINED = ("keep", "drop_reasons", "bucket", "split", "caption")
@@ -33,7 +33,7 @@ class Curation:
     scorers: list[str]
     selection: str  # params_hash of the newest selection, "" when nothing was selected
     num_named: int  # clips that the rows of videos name: equal to the number of clips, unless rows were lost
-    captions: pa.Table  # clip_id, kind, text: the newest ok caption of each kind
+    captions: pa.Table  # clip_id, kind, text: the newest caption of each kind, where that is ok
 
     @cached_property
     def keep(self) -> list[bool | None]:
@@ -84,8 +84,8 @@ def read_curation(root: str) -> Curation:
     for name, column in clip_figures(rows).items():
         if name not in rows.column_names:
             rows = rows.append_column(name, column)
-    good = read_table(root, "captions", ["clip_id", "kind", "text", *ORDER], where=pc.field("status") == "ok")
-    captions = newest_by(good, ["clip_id", "kind"])
+    captions = read_table(root, "captions", ["clip_id", "kind", "text", "status", *ORDER])
+    captions = newest_ok_by(captions, ["clip_id", "kind"])
     return Curation(rows, scorers, newest_selection(root), len(current_ids), captions)
 
 

@@ -17,7 +17,7 @@ from tasks.selecting.select_config import SelectResult
 from tasks.tables import storage
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import TableFacts
-from tasks.tables.newest import newest_first
+from tasks.tables.newest import newest_row
 
 MAX_RUNS = 50  # newest runs whose step records are read
 
@@ -55,7 +55,7 @@ def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
     if curation.num_judged:
         figures.append(Tile("clips kept", f"{curation.num_kept:,} of {curation.num_judged:,}"))
         figures.append(Tile("footage kept", length(total_s(curation.kept()))))
-    for row in newest_first(read_table(root, "evaluations", where=ok)).slice(0, 1).to_pylist():
+    if row := newest_row(read_table(root, "evaluations", where=ok)):
         metrics = loads(row["metrics"])
         for name, label, unit in (("vae_psnr", "held-out PSNR of the VAE", " dB"), ("val_loss", "validation loss", "")):
             if isinstance(value := metrics.get(name), int | float):

@@ -1,4 +1,4 @@
-"""Current scores: of several rows for a clip and scorer, the newest one counts."""
+"""Current scores: of several rows for a clip and scorer, the newest one counts, also if it failed."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, so pyright does not know them.
@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 from tasks.running.run import Run
 from tasks.tables.appending import append_again
 from tasks.tables.delta import Lineage, read_table
-from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.newest import ORDER, newest_by, newest_ok_by
 
 COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", *ORDER)
+KEYS = ("clip_id", "scorer")
 
 
 def score_arrays(root: str, clip_ids: Sequence[str]) -> dict[str, np.ndarray]:
     """Scorer -> values in the order of the clips, float64, NaN for a clip without one; only scorers with values."""
-    rows = _newest(root, clip_ids)
-    rows = rows.filter((pc.field("status") == "ok") & pc.field("value").is_valid())
+    rows = newest_ok_by(_scores_of(root, clip_ids), KEYS).filter(pc.field("value").is_valid())
     names = rows["scorer"].combine_chunks().dictionary_encode()
     places = pc.index_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())).to_numpy()
     values, codes = rows["value"].to_numpy(), names.indices.to_numpy()
@@ -36,11 +36,12 @@ def make_newest(run: Run, score_ids: Sequence[str], clip_ids: Collection[str], r
 
     A run that goes back to earlier weights or settings calls this: nothing is computed, and its scores count again.
     """
-    newest = set(_newest(run.root, clip_ids)["score_id"].to_pylist())
+    newest = set(newest_by(_scores_of(run.root, clip_ids), KEYS)["score_id"].to_pylist())
     replaced = [score_id for score_id in score_ids if score_id not in newest]
     return append_again(run.root, "scores", replaced, rows_lineage)
 
 
-def _newest(root: str, clip_ids: Collection[str]) -> pa.Table:
+def _scores_of(root: str, clip_ids: Collection[str]) -> pa.Table:
+    """COLUMNS of all scores of the clips, of any status."""
     of_clips = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
-    return newest_by(read_table(root, "scores", COLUMNS, where=of_clips), ["clip_id", "scorer"])
+    return read_table(root, "scores", COLUMNS, where=of_clips)

@@ -13,7 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +31,13 @@ from tasks.scoring.embeddings import newest_source
 from tasks.tables.appending import append_again, append_block
 from tasks.tables.current import current_clips, current_duplicates
 from tasks.tables.delta import as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
-from tasks.tables.newest import ORDER, newest_by, newest_row
+from tasks.tables.newest import ORDER, newest_ok_by, newest_row
 from tasks.tables.rows import DuplicateColumns, DuplicateRow, EmbeddingRow, as_rows
-from tasks.tables.schemas import DUPLICATE_METHODS
+from tasks.tables.schemas import DUPLICATE_METHODS, DuplicateMethod
 
 VERSION = "1"
 CLIP_COLUMNS = ("clip_id", "video_id", "width", "height", "size_bytes", "num_frames")
 NO_GROUP = {"group_id": "", "keeper": False, "rank": 0, "num_clips": 0, "similarity": 0.0}
-
-Method = Literal["exact", "phash", "semantic"]
 
 
 class DuplicatesConfig(Config):
@@ -48,7 +46,7 @@ class DuplicatesConfig(Config):
     clips: str = Field(
         "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
     )
-    methods: tuple[Method, ...] = Field(
+    methods: tuple[DuplicateMethod, ...] = Field(
         ("exact", "phash"),
         description="exact: equal frames; phash: re-encoded, scaled or slightly cropped copies in other videos; "
         "semantic: similar by the features of a vision model, needs embeddings",
@@ -76,7 +74,7 @@ class DuplicatesConfig(Config):
 
     @field_validator("methods")
     @classmethod
-    def _in_order(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    def _in_order(cls, methods: tuple[DuplicateMethod, ...]) -> tuple[DuplicateMethod, ...]:
         return tuple(method for method in DUPLICATE_METHODS if method in methods)
 
 
@@ -154,7 +152,7 @@ def length_step(num_frames: ArrayLike) -> np.ndarray:
     return np.rint(4 * np.log2(np.maximum(1, num_frames)))
 
 
-def _pairs(run: Run, config: DuplicatesConfig, method: Method, clips: pa.Table) -> Pairs:
+def _pairs(run: Run, config: DuplicatesConfig, method: DuplicateMethod, clips: pa.Table) -> Pairs:
     """Pairs of duplicate clips by one method, as positions in `clips`."""
     clip_ids = clips["clip_id"].to_pylist()
     if method == "semantic":
@@ -181,8 +179,9 @@ def _phash_details(run: Run, clip_ids: Sequence[str]) -> dict[str, dict[str, Any
     Raises:
         ValueError: none of the clips has this score.
     """
-    good = (pc.field("scorer") == PHASH.name) & (pc.field("status") == "ok")
-    rows = newest_by(read_table(run.root, "scores", ["clip_id", "details", *ORDER], where=good), ["clip_id"])
+    of_scorer = pc.field("scorer") == PHASH.name
+    rows = read_table(run.root, "scores", ["clip_id", "details", "status", *ORDER], where=of_scorer)
+    rows = newest_ok_by(rows, ["clip_id"])
     wanted = set(clip_ids)
     pairs = zip(rows["clip_id"].to_pylist(), rows["details"].to_pylist(), strict=True)
     details = {clip_id: json.loads(text) for clip_id, text in pairs if clip_id in wanted}
@@ -212,7 +211,7 @@ def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.
     model_hash, sampling = newest_source(root)
     of_source = (pc.field("model_hash") == model_hash) & (pc.field("sampling") == sampling)
     good = (pc.field("status") == "ok") & of_source
-    rows = read_table(root, "embeddings", ["embedding_id", "clip_id"], where=good)
+    rows = read_table(root, "embeddings", ["embedding_id", "clip_id", "attempt"], where=good)
     rows = rows.filter(pc.is_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())))
     delta = open_table(root, "embeddings")
     if not rows.num_rows or delta is None:
@@ -220,12 +219,15 @@ def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.
             "no clip has an embedding, which duplicates.methods semantic compares: name an embedding model in the "
             "settings of the scores step, or remove the method"
         )
-    chosen = pc.field("embedding_id").isin(rows["embedding_id"].combine_chunks())
+    # The files hold all attempts of a row; the filter can only compare single columns, so the loop compares attempts.
+    chosen = (pc.field("status") == "ok") & pc.field("embedding_id").isin(rows["embedding_id"].combine_chunks())
+    attempts = dict(zip(rows["embedding_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
     means: dict[int, np.ndarray] = {}
-    columns = ["clip_id", "shape", "dtype", "embedding", "crc32"]
+    columns = ["embedding_id", "attempt", "clip_id", "shape", "dtype", "embedding", "crc32"]
     for batch in as_dataset(delta, "embeddings").to_batches(columns=columns, filter=chosen, batch_size=1024):
         for row in cast("list[EmbeddingRow]", batch.to_pylist()):
-            means[place[row["clip_id"]]] = embedding_of(row).numpy().mean(axis=0)
+            if row["attempt"] == attempts[row["embedding_id"]]:
+                means[place[row["clip_id"]]] = embedding_of(row).numpy().mean(axis=0)
     at = np.array(sorted(means), np.int64)
     return at, np.stack([means[position] for position in at.tolist()])
 

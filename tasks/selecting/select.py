@@ -24,10 +24,10 @@ from tasks.tables.delta import content_id, ok_row, read_table, table_version
 from tasks.tables.drop_reasons import NOT_CURRENT
 from tasks.tables.manifest import newest_selection, verdicts_of
 from tasks.tables.rows import ClipRow, SelectionColumns, SelectionRow, as_rows
-from tasks.tables.schemas import CLIP_FIGURES
+from tasks.tables.schemas import CLIP_FIGURES, DUPLICATE_METHODS
 
 # Methods whose groups link videos in the draw of splits. Semantic groups would link almost all videos of a large root.
-LINKING = ("exact", "phash")
+LINKING = tuple(method for method in DUPLICATE_METHODS if method != "semantic")
 
 
 @step

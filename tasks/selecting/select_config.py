@@ -10,8 +10,7 @@ from pyramid_model.config import Config
 from pyramid_model.metrics.facts import SCORER_FACTS
 from pyramid_model.train.buckets import expand_buckets
 from tasks.running.run import StepResult
-from tasks.selecting.duplicates import Method
-from tasks.tables.schemas import DUPLICATE_METHODS
+from tasks.tables.schemas import DUPLICATE_METHODS, DuplicateMethod
 
 # Limits of each `preset`; a recipe may replace each of them, or remove it with `{}`.
 PRESETS: dict[str, dict[str, dict[str, float]]] = {
@@ -158,7 +157,7 @@ class SelectConfig(Config):
         description="training sizes: <height>x<width>x<frames>@<fps>, or all aspect ratios of a size, e.g. 384px121@24",
     )
     max_upscale: float = Field(1.0, gt=0, description="largest factor by which a clip may be scaled up to its bucket")
-    drop_duplicates: tuple[Method, ...] = Field(
+    drop_duplicates: tuple[DuplicateMethod, ...] = Field(
         DUPLICATE_METHODS, description="methods of the duplicates step; of each of their groups one clip is kept"
     )
     sets: tuple[SetConfig, ...] = Field(
@@ -198,7 +197,7 @@ class SelectConfig(Config):
 
     @field_validator("drop_duplicates")
     @classmethod
-    def _order_of_methods(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    def _order_of_methods(cls, methods: tuple[DuplicateMethod, ...]) -> tuple[DuplicateMethod, ...]:
         return tuple(method for method in DUPLICATE_METHODS if method in methods)
 
     @field_validator("sources")

@@ -22,7 +22,7 @@ from torch import Tensor
 from tasks.tables import storage
 from tasks.tables.blobs import DTYPES, CorruptBlobError
 from tasks.tables.delta import crc32, open_table
-from tasks.tables.newest import ORDER, newest_by
+from tasks.tables.newest import ORDER, newest_ok_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS
 
 OPEN_FILES = 128  # the limit of a process is about a thousand, and each file keeps its footer in memory
@@ -93,7 +93,7 @@ def _index(root: str, table: str, version: int, ids: pa.Array) -> tuple[list[str
     ]
     if not by_file:
         return uris, pa.table({name: [] for name in (id_column, *FACTS, "row_group", "row", "file")})
-    return uris, newest_by(pa.concat_tables(by_file), [id_column]).filter(pc.field("status") == "ok")
+    return uris, newest_ok_by(pa.concat_tables(by_file), [id_column])
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, verdicts_of
-from tasks.tables.newest import ORDER, newest_by, newest_row
+from tasks.tables.newest import ORDER, newest_ok_by, newest_row
 from tasks.tables.schemas import CLIP_FIGURES
 
 
@@ -23,9 +23,8 @@ def current_clip_ids(root: str, clips: str = "") -> pa.Array:
     """
     of_settings = pc.field("params_hash") == clips if clips else None
     columns = ["video_id", "status", "clip_ids", *ORDER]
-    videos = newest_by(read_table(root, "videos", columns, where=of_settings, latest=False), ["video_id"])
-    named = videos.filter(pc.field("status") == "ok")["clip_ids"].combine_chunks()
-    return pc.call_function("list_flatten", [named])
+    videos = newest_ok_by(read_table(root, "videos", columns, where=of_settings, latest=False), ["video_id"])
+    return pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
 
 
 def current_clips(root: str, columns: Sequence[str] | None = None, clips: str = "") -> pa.Table:
@@ -135,17 +134,17 @@ def captions_by_kind(
     of_clips = pc.field("clip_id").isin(pa.array(clip_ids, pa.string()))
     rows = read_table(root, "captions", columns, version, of_clips)
     if not captions:
-        return _texts(newest_by(rows, ["clip_id"]))
+        return _texts(newest_ok_by(rows, ["clip_id"]))
     texts: dict[str, dict[str, str]] = {}
     for kind, colon, hashes in (part.partition(":") for part in captions.split(";")):
         named = pc.field("kind") == kind
         if colon:
             named &= pc.field("prompt_hash").isin(hashes.split(","))
-        for clip_id, by_kind in _texts(newest_by(rows.filter(named), ["clip_id"])).items():
+        for clip_id, by_kind in _texts(newest_ok_by(rows.filter(named), ["clip_id"])).items():
             texts.setdefault(clip_id, {}).update(by_kind)
     return texts
 
 
 def _texts(rows: pa.Table) -> dict[str, dict[str, str]]:
-    """Text by clip id and kind of the captions that are ok. rows: at most one for each clip."""
-    return {row["clip_id"]: {row["kind"]: row["text"]} for row in rows.to_pylist() if row["status"] == "ok"}
+    """Text by clip id and kind. rows: at most one for each clip."""
+    return {row["clip_id"]: {row["kind"]: row["text"]} for row in rows.to_pylist()}

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tasks.tables import storage
 from tasks.tables.delta import TableError, as_dataset, open_table, read_table, table_uri
-from tasks.tables.newest import ORDER, newest_by, newest_row
+from tasks.tables.newest import ORDER, newest_by, newest_ok_by, newest_row
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables.storage import absolute_root
 
@@ -282,14 +282,15 @@ def clips_with_scores(root: str) -> pa.Table:
     """
     own = [name for name in SCHEMAS["clips"].names if name not in COMMON]
     clips = read_table(root, "clips", [*own, "status", "error_type", "error"])
-    numbers = (pc.field("status") == "ok") & pc.field("value").is_valid()  # some scorers have details only
-    scores = read_table(root, "scores", ["clip_id", "scorer", "value", *ORDER], where=numbers)
+    scores = read_table(root, "scores", ["clip_id", "scorer", "value", "status", *ORDER])
+    scores = newest_ok_by(scores, ["clip_id", "scorer"])
+    scores = scores.filter(pc.field("value").is_valid())  # some scorers have details only
     for scorer in sorted(pc.unique(scores["scorer"]).to_pylist()):
-        rows = newest_by(scores.filter(pc.equal(scores["scorer"], scorer)), ["clip_id"])
-        clips = left_join(clips, rows, "clip_id", {"value": scorer})
+        of_scorer = scores.filter(pc.field("scorer") == scorer)
+        clips = left_join(clips, of_scorer, "clip_id", {"value": scorer})
     clips = left_join(clips, verdicts_of(root), "clip_id", {n: n for n in ("keep", "drop_reasons", "bucket", "split")})
-    captions = read_table(root, "captions", ["clip_id", "text", *ORDER])
-    return left_join(clips, newest_by(captions, ["clip_id"]), "clip_id", {"text": "caption"})
+    captions = read_table(root, "captions", ["clip_id", "text", "status", *ORDER])
+    return left_join(clips, newest_ok_by(captions, ["clip_id"]), "clip_id", {"text": "caption"})
 
 
 def left_join(left: pa.Table, right: pa.Table, on: str, names: dict[str, str]) -> pa.Table:

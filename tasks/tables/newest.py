@@ -59,6 +59,19 @@ def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
     return rows.take(last["position_last"].combine_chunks().sort())
 
 
+def newest_ok_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The newest row of each key whose newest row is ok, in the order of the table.
+
+    A newer failed or skipped row means that the key has no value now: the ok rows before it no longer count. Therefore
+    `rows` must include the rows that are not ok; a filter by status before this call would bring old values back.
+
+    Args:
+        rows: with the columns `status`, `ORDER` and `keys`, in the order of the table.
+        keys: columns that together are the key.
+    """
+    return newest_by(rows, keys).filter(pc.field("status") == "ok")
+
+
 def _sorted_positions(rows: pa.Table) -> pa.Array:
     """Positions in `rows` from the first committed to the newest; equal rows keep their order."""
     ordered_by = rows.select(list(ORDER))

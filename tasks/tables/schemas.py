@@ -1,5 +1,7 @@
 """The schema of every table: names, Arrow types and the id column, for readers and writers."""
 
+from typing import Literal, get_args
+
 import pyarrow as pa
 
 # Figures of a clip itself, on which a selection may have limits as on scores: name -> meaning and unit.
@@ -11,7 +13,8 @@ CLIP_FIGURES = {
     "aspect": "width over height",
 }
 # How the duplicates step compares clips; methods run, and a selection applies them, in this order.
-DUPLICATE_METHODS = ("exact", "phash", "semantic")
+DuplicateMethod = Literal["exact", "phash", "semantic"]
+DUPLICATE_METHODS: tuple[DuplicateMethod, ...] = get_args(DuplicateMethod)
 
 STRING, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 

@@ -14,10 +14,10 @@ from pyramid_model.video.video import write_video
 from tasks.cutting.clips import ClipsConfig
 from tasks.cutting.video_pass import cut_video
 from tasks.running.run import Run, lineage, params_hash
-from tasks.selecting.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order
+from tasks.selecting.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order, mean_embeddings
 from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import Lineage, content_id, crc32, ok_row, read_table
+from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
 
 CUT = ClipsConfig(min_frames=9, crf=18, preset="ultrafast")
 FPS = 24
@@ -186,6 +186,29 @@ def test_searches_among_clips_of_other_settings_leave_each_other_alone(tmp_path)
         assert len(groups_by_method(made.run.root, ours)["phash"]) == 2
 
 
+def embedding_row(clip: str, attempt: int, features: torch.Tensor | None) -> dict:
+    """A row of `embeddings`; a failed one without features (n d)."""
+    item = {"attempt": attempt}
+    columns = {"embedding_id": content_id(clip, "m"), "clip_id": clip, "model_hash": "m", "sampling": "s"}
+    if features is None:
+        return bad_row(item, ("truncated", "the clip ends early"), **columns)
+    data = tensor_bytes(features, "float16")
+    blob = {"shape": list(features.shape), "dtype": "float16", "embedding": data, "crc32": crc32(data)}
+    return ok_row(item, **columns, **blob)
+
+
+def test_of_several_attempts_at_an_embedding_the_last_one_counts(tmp_path):
+    root, made = str(tmp_path), lineage(Run(root=str(tmp_path)), "scores", "1", CUT)
+    x, y = torch.eye(2).unsqueeze(1)
+    attempts = {"failed, ok": (None, x), "ok, failed": (x, None), "ok, other ok": (x, y)}
+    for number in (1, 2):
+        rows = [embedding_row(clip, number, features[number - 1]) for clip, features in attempts.items()]
+        append_block(root, "embeddings", rows, f"attempt {number}", made)
+    at, means = mean_embeddings(root, list(attempts))
+    assert at.tolist() == [0, 2]
+    np.testing.assert_array_equal(means, [[1, 0], [0, 1]])
+
+
 def test_embeddings_that_point_one_way_are_alike(footage):
     run = footage.run
     with pytest.raises(ValueError, match=r"no clip has an embedding.*remove the method"):
@@ -194,12 +217,7 @@ def test_embeddings_that_point_one_way_are_alike(footage):
     rng = torch.Generator().manual_seed(0)
     direction = {clip: torch.randn(16, generator=rng) for clip in ids}
     direction[ids[3]] = direction[ids[0]] * 2
-    rows = []
-    for clip in ids:
-        data = tensor_bytes(direction[clip].repeat(2, 1), "float16")
-        shape = {"shape": [2, 16], "dtype": "float16", "embedding": data, "crc32": crc32(data)}
-        shape |= {"model_hash": "m", "sampling": "s"}
-        rows.append(ok_row({}, embedding_id=content_id(clip, "m"), clip_id=clip, **shape))
+    rows = [embedding_row(clip, 1, direction[clip].repeat(2, 1)) for clip in ids]
     append_block(run.root, "embeddings", rows, "embeddings", lineage(run, "scores", "1", CUT))
     duplicates(run, DuplicatesConfig(methods=("semantic",)))
     (group,) = groups_by_method(run.root)["semantic"]

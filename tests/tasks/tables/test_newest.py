@@ -18,22 +18,29 @@ from tasks.tables import appending
 from tasks.tables.appending import append_again, append_block
 from tasks.tables.current import current_clips
 from tasks.tables.delta import Lineage, content_id, ok_row, read_table
-from tasks.tables.newest import ORDER, in_order, newest_by, newest_first, newest_row
+from tasks.tables.newest import ORDER, in_order, newest_by, newest_first, newest_ok_by, newest_row
 from tasks.tables.schemas import COMMON
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CLIPS, SETTINGS, RUNS = ("clip 1", "clip 2", "clip 3"), ("a", "b", "c"), ("run 1", "run 2")
 ORDER_TYPES = {name: COMMON[name] for name in ORDER}
-SCHEMA = pa.schema([("clip_id", pa.string()), ("settings", pa.string()), *ORDER_TYPES.items()])
+COLUMN_TYPES = {"clip_id": pa.string(), "settings": pa.string(), "status": pa.string()}
+SCHEMA = pa.schema([*COLUMN_TYPES.items(), *ORDER_TYPES.items()])
 ASKED = st.lists(st.tuples(st.sampled_from(CLIPS), st.sampled_from(SETTINGS), st.integers(-9, 9)), max_size=20)
 
 
 def row_of(
-    clip: str, made_with: str, commit_order: int | None, hours: int = 0, attempt: int = 1, run: str = ""
+    clip: str,
+    made_with: str,
+    commit_order: int | None,
+    hours: int = 0,
+    attempt: int = 1,
+    run: str = "",
+    status: str = "ok",
 ) -> dict:
     created_at = NOW + timedelta(hours=hours)
     order = {"commit_order": commit_order, "attempt": attempt, "created_at": created_at, "run_id": run}
-    return {"clip_id": clip, "settings": made_with} | order
+    return {"clip_id": clip, "settings": made_with, "status": status} | order
 
 
 def table_of(rows: list[dict]) -> pa.Table:
@@ -52,6 +59,19 @@ def test_the_rows_that_count_are_those_of_the_last_settings_asked_for_whatever_t
     assert in_order(table_of(shuffled)).to_pylist() == rows
     assert newest_first(table_of(shuffled)).to_pylist() == rows[::-1]
     assert newest_row(table_of(shuffled)) == (rows[-1] if rows else None)
+
+
+STATUSES = st.lists(st.tuples(st.sampled_from(CLIPS), st.sampled_from(("ok", "failed", "skipped"))), max_size=12)
+
+
+@given(written=STATUSES, random=st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_a_newer_failed_row_means_that_there_is_no_value_now(written, random):
+    rows = [row_of(clip, str(at), at, status=status) for at, (clip, status) in enumerate(written)]
+    last = {row["clip_id"]: row for row in rows}
+    newest = newest_ok_by(table_of(random.sample(rows, len(rows))), ["clip_id"]).to_pylist()
+    assert {row["clip_id"]: row for row in newest} == {clip: row for clip, row in last.items() if row["status"] == "ok"}
+    assert len(newest) == len({row["clip_id"] for row in newest})
 
 
 COMMITS = st.tuples(

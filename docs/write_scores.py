@@ -1,7 +1,7 @@
 """Write the tables of docs/scores.md and docs/model_scores.md from the scorers' records: `uv run python docs/write_scores.py`.
 
 A table stands between `<!-- table: NAME, written by docs/write_scores.py -->` and `<!-- end of table -->`; the text
-around it is written by hand. With `--check` nothing is written, and pages that are not current are an error.
+around it is written by hand. With `--check` nothing is written, and outdated pages are an error.
 """
 
 import re
@@ -18,13 +18,20 @@ TABLE = re.compile(
 
 
 def current(page: str) -> str:
-    """A page with its tables as the records say."""
-    return TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], page)
+    """The page with its tables written again from the records."""
+    return TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], page)
 
 
 def without_model() -> str:
     """Scorers that need no model."""
-    names = ("scorer", "value", "range; how to read it", "better", "sample videos: least, median, most", "in `details`")
+    names = (
+        "scorer",
+        "value",
+        "range; how to read it",
+        "better",
+        "sample videos: smallest, median, largest",
+        "in `details`",
+    )
     rows = [
         (_code(scorer.name), _value(scorer), _range(scorer), scorer.better, _sample(scorer), _details(scorer))
         for scorer in SCORER_FACTS.values()
@@ -46,10 +53,10 @@ def costs() -> str:
 def with_model() -> str:
     """Scorers that need a model."""
     names = ("score", "value", "range; how to read it", "better", "of the frames; in `details`", "needs", "model")
-    own = {setting: f"as named in `{setting}`" for setting in NAMED_BY_RECIPE}
+    names_by_setting = {setting: f"as named in `{setting}`" for setting in NAMED_BY_RECIPE}
     rows = [
         (
-            own.get(scorer.name, _code(scorer.name)),
+            names_by_setting.get(scorer.name, _code(scorer.name)),
             _value(scorer),
             _range(scorer),
             scorer.better,

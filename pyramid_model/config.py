@@ -20,26 +20,26 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-# For `Field(json_schema_extra=NOT_IDENTITY)`: a setting that changes how or where something is computed and not what
-# comes out, or that names something whose hash is part of the id anyway.
+# For `Field(json_schema_extra=NOT_IDENTITY)`: a setting that changes how or where a result is computed, but not the
+# result; or a name of something whose hash is part of the id.
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that decide what comes out, as JSON for hashes: all but those marked NOT_IDENTITY, at any depth."""
-    return _decisive(config, config.model_dump(mode="json"))
+    """The settings that decide the result, as JSON for hashes: all but those marked NOT_IDENTITY, at any depth."""
+    return _without_marked(config, config.model_dump(mode="json"))
 
 
-def _decisive(value: Any, dumped: Any) -> Any:
-    """What `dumped`, the JSON of a setting's `value`, holds beside marked settings."""
+def _without_marked(value: Any, dumped: Any) -> Any:
+    """`dumped` without the settings marked NOT_IDENTITY. dumped: JSON of `value`."""
     if isinstance(value, Config):
         fields = type(value).model_fields
-        decisive = [name for name in fields if fields[name].json_schema_extra != NOT_IDENTITY]
-        return {name: _decisive(getattr(value, name), dumped[name]) for name in decisive}
+        names = [name for name in fields if fields[name].json_schema_extra != NOT_IDENTITY]
+        return {name: _without_marked(getattr(value, name), dumped[name]) for name in names}
     if isinstance(value, Mapping):
-        return {key: _decisive(inner, dumped[key]) for key, inner in value.items()}
+        return {key: _without_marked(inner, dumped[key]) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_decisive(inner, json_value) for inner, json_value in zip(value, dumped, strict=True)]
+        return [_without_marked(inner, json_value) for inner, json_value in zip(value, dumped, strict=True)]
     return dumped
 
 
@@ -228,7 +228,7 @@ class MMDiTConfig(DiTConfig):
 
 
 class PyramidConfig(Config):
-    """How a clip is cut into resolutions (stages) and into units of time."""
+    """Resolutions (stages) and units of time of a clip."""
 
     num_stages: int = Field(
         3, ge=1, le=4, description="number of resolutions, from coarse to fine; each doubles h and w"

@@ -167,9 +167,9 @@ def _clusters(unit: np.ndarray, num_clusters: int) -> Iterator[np.ndarray]:
 
 def _near_in(unit: np.ndarray, members: np.ndarray, min_cosine: float) -> Iterator[Pairs]:
     """Yield the similar pairs of one cluster by blocks of rows, since the whole matrix may not fit into memory."""
-    own = unit[members]
-    for start in range(0, len(own), ROWS_AT_ONCE):
-        cosine = own[start : start + ROWS_AT_ONCE] @ own[start:].T
+    vectors = unit[members]
+    for start in range(0, len(vectors), ROWS_AT_ONCE):
+        cosine = vectors[start : start + ROWS_AT_ONCE] @ vectors[start:].T
         rows, columns = np.nonzero(np.triu(cosine >= min_cosine, 1))
         yield Pairs(members[start + rows], members[start + columns], np.minimum(1.0, cosine[rows, columns]))
 

@@ -324,7 +324,7 @@ def text_encoder_hash(folder: str | Path) -> str:
     parts = [folder / name for part in released_text_parts(folder) for name in part] or [folder]
     files = sorted(path for part in parts for path in part.iterdir() if path.suffix in HASHED)
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{folder} has no .safetensors file: it is no text encoder")
+        raise ValueError(f"{folder} has no .safetensors file: it is not a text encoder")
     return files_hash(folder, files)
 
 

@@ -56,17 +56,17 @@ PROMPT_INSTRUCTIONS = {
 }
 
 
-def instruction_for(kind: str, own: str = "") -> str:
+def instruction_for(kind: str, instruction: str = "") -> str:
     """Instruction for a kind of caption. `{text}` in it is the placeholder of the parent caption.
 
     Args:
         kind: of the caption.
-        own: the user's instruction; empty: the default one.
+        instruction: the user's; empty: the default one.
 
     Raises:
         KeyError: no model writes this kind.
     """
-    return own or CAPTION_INSTRUCTIONS[kind]
+    return instruction or CAPTION_INSTRUCTIONS[kind]
 
 
 def filled(instruction: str, text: str) -> str:

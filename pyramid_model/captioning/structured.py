@@ -32,7 +32,7 @@ def read_structured(text: str) -> tuple[dict[str, str], bool]:
     Repairs are, for example, the removal of a code fence or a missing comma or quote.
 
     Raises:
-        StructureError: there is no object, or it does not follow the schema.
+        StructureError: the text has no object, or the object does not follow the schema.
     """
     try:
         answer, repaired = json.loads(text), False

@@ -78,7 +78,7 @@ class VisionModel:
         )
         lengths = inputs["attention_mask"].sum(1).tolist()
         new_tokens = sequences[:, inputs["input_ids"].shape[1] :].cpu()
-        return [self._read(tokens, length) for tokens, length in zip(new_tokens, lengths, strict=True)]
+        return [self._answer(tokens, length) for tokens, length in zip(new_tokens, lengths, strict=True)]
 
     def _inputs(self, questions: Sequence[Question]) -> Any:
         """Inputs of the model, padded on the left, so that generation continues at the end of every row."""
@@ -112,7 +112,7 @@ class VisionModel:
         tokenizer = self.processor.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-    def _read(self, tokens: Tensor, num_prompt_tokens: int) -> Answer:
+    def _answer(self, tokens: Tensor, num_prompt_tokens: int) -> Answer:
         """Decode the answer to one question. tokens: generated tokens (n,), padded after an end token."""
         end_ids = self.model.generation_config.eos_token_id
         is_end = torch.isin(tokens, torch.tensor(end_ids if isinstance(end_ids, list) else [end_ids]))
@@ -164,5 +164,5 @@ def vision_model_hash(folder: str | Path) -> str:
     folder = Path(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in (*HASHED, ".jinja"))
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{folder} has no .safetensors file: it is no vision-language model")
+        raise ValueError(f"{folder} has no .safetensors file: it is not a vision-language model")
     return files_hash(folder, files)

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Amounts of memory as text, such as `8GiB`."""
 
 import math
 import re
@@ -10,20 +10,20 @@ def parse_bytes(text: str) -> int:
     """`8GiB`, `8 GB`, `900M` or a number of bytes -> bytes; letters mean powers of 1024.
 
     Raises:
-        ValueError: it is no size.
+        ValueError: the text is not an amount of memory.
     """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?b)?\s*", text.lower())
     try:
-        number = float(found[1]) if found else 0.0
+        number = float(match[1]) if match else 0.0
     except ValueError:
         number = 0.0
-    if not found or number <= 0:
-        raise ValueError(f"{text!r} is no amount of memory: write it like 8GiB or 900MiB")
-    return int(number * UNITS[found[2]])
+    if not match or number <= 0:
+        raise ValueError(f"{text!r} is not an amount of memory: write it like 8GiB or 900MiB")
+    return int(number * UNITS[match[2]])
 
 
-def written(size: int) -> str:
-    """Bytes as `parse_bytes` reads them, rounded up: `7.48 GiB`, `52.1 MiB`."""
+def format_bytes(size: int) -> str:
+    """Text for a number of bytes, rounded up: `7.48 GiB`, `52.1 MiB`; `parse_bytes` can read it."""
     if size < UNITS["g"]:
         return f"{math.ceil(size / UNITS['m'] * 10) / 10:.1f} MiB"
     return f"{math.ceil(size / UNITS['g'] * 100) / 100:.2f} GiB"

@@ -1,4 +1,4 @@
-"""What one call of `VideoPipeline.generate` makes: prompts, seeds, settings, what clips start from, where they go."""
+"""Input of `VideoPipeline.generate`: prompts, seeds, settings, start of the clips, output files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RELEASED_384P = GenerationRequest()
 
 @dataclass(frozen=True)
 class PromptFeatures:
-    """Encoded prompts. cond: what to show, one row a clip. uncond: what to steer away from, one row for all clips."""
+    """cond: features of the prompts, one row per clip. uncond: of the negative prompt, one row for all clips."""
 
     cond: TextFeatures
     uncond: TextFeatures
@@ -30,25 +30,25 @@ class PromptFeatures:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips that are made together, one a prompt; none depends on the others.
+    """Clips that are generated together, one per prompt; none depends on the others.
 
     Attributes:
         prompts: what the clips show.
         request: size, length, steps, guidance; default: those of the released 384p model. One latent frame is a
             picture.
-        seeds: one a prompt; empty: 0, 1, 2, …
-        image: the first frame of every clip; resized to cover the size asked for, then cut around its centre.
+        seeds: one per prompt; empty: 0, 1, 2, …
+        image: the first frame of every clip; resized to cover the requested size, then cropped around its centre.
         video: every clip begins with the end of this one, at most half of it: a file, or uint8 frames (t h w 3) at the
             request's fps.
-        output: what `Clips.videos` holds: uint8 frames, float tensors in [0, 1], or nothing but latents.
-        paths: files to write instead, one a prompt: `.mp4`, or `.png` for a picture. A file appears when it is whole,
-            and is written as its frames come.
-        max_memory: bytes of the device that may be used; None: what is free.
-        offload: where models wait; None: whatever is fastest within the memory.
-        features: what `VideoPipeline.encode` returned for these prompts and this request; None: encode them now.
+        output: what `Clips.videos` holds: uint8 frames, float tensors in [0, 1], or nothing (latents only).
+        paths: files to write instead, one per prompt: `.mp4`, or `.png` for a picture. Frames are written to a
+            temporary file, renamed when complete.
+        max_memory: bytes of the device that may be used; None: all free memory.
+        offload: mode of offloading; None: the fastest that fits into the memory.
+        features: result of `VideoPipeline.encode` for these prompts and this request; None: encode them now.
 
     Raises:
-        ValueError: a prompt, a seed, a path or the output is wrong; the message says which and what would be right.
+        ValueError: a prompt, a seed, a path or the output is invalid; the message names it and the valid values.
     """
 
     prompts: Sequence[str]
@@ -66,23 +66,25 @@ class ClipBatch:
         check_prompts(self.prompts)
         for name, values in (("seeds", self.seeds), ("paths", self.paths)):
             if values and len(values) != len(self.prompts):
-                raise ValueError(f"{len(values)} {name} for {len(self.prompts)} prompts: give one a prompt")
+                raise ValueError(f"{len(values)} {name} for {len(self.prompts)} prompts: give one per prompt")
         for seed in self.seeds:
             if not MIN_SEED <= seed < -MIN_SEED:
                 raise ValueError(f"seed {seed}: must be a whole number of 64 bits with sign")
         for path in self.paths:
             if not path.endswith((".mp4", ".png")):
-                raise ValueError(f"path {path!r}: clips are written as .mp4, pictures as .mp4 or .png; name it so")
+                raise ValueError(
+                    f"path {path!r}: clips are written as .mp4, pictures as .mp4 or .png; use one of these suffixes"
+                )
         if self.request.num_latent_frames > 1 and any(path.endswith(".png") for path in self.paths):
             raise ValueError(
                 "a PNG holds one frame: set request.num_latent_frames to 1, or name files that end in .mp4"
             )
         if self.output not in get_args(Output):
             raise ValueError(
-                f"output {self.output!r}: take one of {', '.join(get_args(Output))}; files are asked for by `paths`"
+                f"output {self.output!r}: use one of {', '.join(get_args(Output))}; for files, set `paths`"
             )
 
     @property
     def seed_of_each(self) -> Sequence[int]:
-        """Seeds, one a prompt."""
+        """Seeds, one per prompt."""
         return self.seeds or range(len(self.prompts))

@@ -1,4 +1,4 @@
-"""Checks before any work: that models can make a request, and that they fit each other."""
+"""Checks before generation: the models can generate the requested clips, and they fit each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyramid_model.weights.checkpoint import Checkpoint
 
 
 def check_checkpoint(request: GenerationRequest, checkpoint: Checkpoint) -> None:
-    """Raise ValueError, naming the setting, unless the models of a checkpoint can make this clip."""
+    """Raise ValueError, naming the setting, unless the models of a checkpoint can generate this clip."""
     length = checkpoint.most_latent_frames
     check_request(request, checkpoint.dit, checkpoint.vae, checkpoint.pyramid, length, checkpoint.name)
 
@@ -22,7 +22,7 @@ def check_request(
     most_latent_frames: int | None,
     name: str = "this model",
 ) -> None:
-    """Raise ValueError, naming the setting, unless the models can make this clip; name: of the DiT."""
+    """Raise ValueError, naming the setting, unless the models can generate this clip; name: of the DiT."""
     request.check(vae, pyramid)
     check_positions(dit, vae, request)
     if most_latent_frames and request.num_latent_frames > most_latent_frames:
@@ -34,7 +34,7 @@ def check_request(
 
 
 def check_positions(dit: DiTConfig, vae: VAEConfig, request: GenerationRequest) -> None:
-    """Raise ValueError if the picture is larger than the table of positions that an MMDiT has."""
+    """Raise ValueError if the picture is larger than the position table of an MMDiT."""
     if not isinstance(dit, MMDiTConfig):
         return
     most = dit.position_grid * PATCH * vae.space_factor
@@ -51,9 +51,9 @@ def check_widths(dit: DiTConfig, vae: VAEConfig, text_dim: int, pooled_dim: int)
         ("text features", dit.text_dim, "T5 encoder", text_dim),
         ("pooled text features", dit.pooled_dim, "text encoder", pooled_dim),
     )
-    for what, expected, maker, made in pairs:
-        if expected != made:
+    for what, expected, maker, actual in pairs:
+        if expected != actual:
             raise ValueError(
-                f"these models do not fit: the DiT expects {expected} {what}, the {maker} makes {made}: they are not "
+                f"these models do not fit: the DiT expects {expected} {what}, the {maker} makes {actual}: they are not "
                 "of one model"
             )

@@ -14,8 +14,8 @@ MAX_FORMS = 64  # compiled versions of a block: with and without text, KV cache,
 def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
     """Compile the blocks outside of attention, for any number of tokens.
 
-    Blocks of a kind share their code, so it is compiled once and not once a block. Attention stays as it is: it is one
-    kernel a frame, and its loop over frames would be compiled anew for each number of them.
+    Blocks of a kind share their code, so it is compiled once, not once per block. Attention stays as it is: it is one
+    kernel per frame, and its loop over frames would be compiled again for each number of frames.
 
     Args:
         dit: its blocks are compiled in place, at their first call.

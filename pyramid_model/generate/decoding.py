@@ -27,25 +27,25 @@ def denormalise_unit(norm: LatentNorm, unit: Tensor, starts_clip: bool) -> Tenso
 
 
 def in_windows(units: Iterable[Tensor], window: int) -> Iterator[Tensor]:
-    """Units of a clip regrouped as `CausalVideoVAE.decode` groups latent frames: `window` each, then what is left."""
-    held, count = [], 0
+    """Units of a clip regrouped as `CausalVideoVAE.decode` groups latent frames: `window` each, then the rest."""
+    pending, count = [], 0
     for unit in units:
-        held.append(unit)
+        pending.append(unit)
         count += unit.shape[2]
         while count >= window:
-            joined = torch.cat(held, dim=2)
+            joined = torch.cat(pending, dim=2)
             yield joined[:, :, :window]
-            held, count = [joined[:, :, window:]], count - window
+            pending, count = [joined[:, :, window:]], count - window
     if count:
-        yield torch.cat(held, dim=2)
+        yield torch.cat(pending, dim=2)
 
 
 class Abandoned(Exception):
     """Raised in decoding threads when sampling failed and no more units will arrive."""
 
 
-class DecodingAlongside:
-    """Decodes the clips of a batch, each in a thread of its own, while their later units are being sampled.
+class BackgroundDecoding:
+    """Decodes the clips of a batch, each in its own thread, while their later units are sampled.
 
     A thread pulls frames through `consume`, so a video file grows as its frames appear and memory does not. Only one
     clip is decoded at a time. On a GPU decoding has its own stream, beside the one that samples.
@@ -67,7 +67,7 @@ class DecodingAlongside:
             for clip, consume in enumerate(consumers)
         ]
 
-    def __enter__(self) -> DecodingAlongside:
+    def __enter__(self) -> BackgroundDecoding:
         for thread in self.threads:
             thread.start()
         return self

@@ -14,14 +14,16 @@ FLOAT16_WARNING = (
 
 
 def working_device(name: str = "") -> torch.device:
-    """The device of that name; empty: the best there is.
+    """The device of that name; empty: the best one available.
 
     Raises:
-        ValueError: this machine, or its PyTorch, has none of that kind.
+        ValueError: this machine, or its PyTorch, has no such device.
     """
     device = torch.device(name or best_device())
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
-    if not there():
+    is_available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(
+        device.type, lambda: True
+    )
+    if not is_available():
         raise ValueError(f"device {name!r}: PyTorch finds none on this machine. Take cpu, or leave it empty (device)")
     return device
 
@@ -34,10 +36,10 @@ def best_device() -> str:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The precision of that name; warns where the released models cannot work in it.
+    """The precision of that name; warns about float16, in which the released models overflow.
 
     Raises:
-        ValueError: there is no such precision.
+        ValueError: no precision has that name.
     """
     if name not in DTYPES:
         raise ValueError(f"dtype {name!r}: use one of {', '.join(DTYPES)}")

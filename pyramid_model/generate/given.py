@@ -28,7 +28,7 @@ def read_image(path: str | Path) -> Image.Image:
     """An image file as viewers show it: turned upright, RGB, transparent parts on black.
 
     Raises:
-        ValueError: the file is missing or is no image.
+        ValueError: the file is missing or is not an image.
     """
     try:
         with Image.open(path) as image:
@@ -46,7 +46,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in RGB; transparent parts become black."""
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut off what is above 255
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow would clip values above 255
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -62,7 +62,7 @@ def fit_image(image: Image.Image, height: int, width: int) -> np.ndarray:
 def given_frames(
     batch: ClipBatch, vae: VAEConfig, pyramid: PyramidConfig, autoregressive: bool
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Frames that the clips of a batch start with, uint8 (t h w 3), or None; and what a user should know about them.
+    """Frames that the clips of a batch start with, uint8 (t h w 3), or None; and notes for the user.
 
     Raises:
         ValueError: as `check_given`.
@@ -94,10 +94,10 @@ def check_given(
     pyramid: PyramidConfig,
     autoregressive: bool = True,
 ) -> None:
-    """Refuse an image or video that cannot start the clip; of a video file only the first frame is decoded.
+    """Raise ValueError unless the image or video can start the clip; decodes only the first frame of a video file.
 
     Raises:
-        ValueError: both are given, a file cannot be read, the clip is too short to hold a given part and a new one, or
+        ValueError: both are given, a file cannot be read, the clip is too short for given and new frames, or
             the DiT makes all frames at once.
     """
     if image is None and video is None:
@@ -124,13 +124,13 @@ def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width:
     """The last frames of a video, taken at `fps`, each fitted like an image; fewer if the video has fewer.
 
     Returns:
-        uint8 (t h w 3), and how many frames the whole video has at that rate.
+        uint8 (t h w 3), and the number of frames of the whole video at that rate.
 
     Raises:
         ValueError: the file is missing, or no frame of it can be decoded.
     """
-    kept: deque[Frame] = deque(maxlen=num_frames)  # as decoded: only what is left in the end is resized
-    taken, due = 0, Fraction(0)  # due: seconds after the first frame at which the next frame is taken
+    last_frames: deque[Frame] = deque(maxlen=num_frames)  # as decoded; resized after the last frame is read
+    num_taken, due = 0, Fraction(0)  # due: seconds after the first frame at which the next frame is taken
     try:
         with Footage(str(path)) as footage:
             half_step = 1 / footage.probe.fps / 2 if footage.probe.fps else Fraction(0)
@@ -139,22 +139,22 @@ def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width:
                 if frame is not None and shown is not None:
                     shown_at += (frame.pts - shown.pts) * footage.probe.time_base
                 shown_until = shown_at - half_step if frame else shown_at + half_step
-                while shown is not None and due < shown_until:  # repeated where the video has fewer frames a second
-                    kept.append(shown)
-                    taken, due = taken + 1, due + Fraction(1, fps)
+                while shown is not None and due < shown_until:  # repeated if the video has a lower frame rate
+                    last_frames.append(shown)
+                    num_taken, due = num_taken + 1, due + Fraction(1, fps)
                 shown = frame
             images: list[np.ndarray] = []
-            for frame, before in zip(kept, (None, *kept), strict=False):
+            for frame, before in zip(last_frames, (None, *last_frames), strict=False):
                 images.append(images[-1] if frame is before else _fitted(frame, size, height, width))
     except VideoError as err:
         raise ValueError(f"video {str(path)!r} cannot be extended: {err}") from err
-    return np.stack(images), taken
+    return np.stack(images), num_taken
 
 
 def _fitted(frame: Frame, size: tuple[int, int], height: int, width: int) -> np.ndarray:
-    """A frame as `fit_image` leaves it. size: width and height at which the video is shown."""
+    """A frame resized and cropped by `fit_image`. size: width and height at which the video is shown."""
     shown = Image.fromarray(frame.rgb())
-    if shown.size != size:  # its samples are not square
+    if shown.size != size:  # the pixels of the file are not square
         shown = shown.resize(size, Image.Resampling.LANCZOS)
     return fit_image(shown, height, width)
 
@@ -163,7 +163,7 @@ def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfi
     """Frames of a given video that a clip can start with: whole units, and at most half of the clip.
 
     Raises:
-        ValueError: the clip is too short to hold a given part and a new one.
+        ValueError: the clip is too short for given and new frames.
     """
     units = (request.num_latent_frames - 1) // pyramid.frames_per_unit // 2
     if request.num_latent_frames < 1 + pyramid.frames_per_unit:
@@ -177,12 +177,12 @@ def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfi
 def whole_units(
     frames: np.ndarray, total: int, most: int, vae: VAEConfig, pyramid: PyramidConfig
 ) -> tuple[np.ndarray, str]:
-    """The last frames that make whole units, and a sentence on what was left out; empty if nothing was.
+    """The last frames that make whole units, and a note about frames left out; empty if none were.
 
     Args:
         frames: (t h w 3), the last of those that were given.
-        total: how many were given.
-        most: as `most_given` says.
+        total: number of frames given.
+        most: as returned by `most_given`.
     """
     per_unit = pyramid.frames_per_unit * vae.time_factor
     count = min(len(frames), most)
@@ -205,15 +205,15 @@ def encode_given(
     """Normalised latents of each unit of the given frames, drawn for every sample from its own generator.
 
     Args:
-        vae: what encodes them.
-        norm: how latents become what the DiT sees; the first frame has its own shift and scale.
+        vae: encodes them.
+        norm: shift and scale of the latents the DiT was trained on; the first frame has its own.
         frames: uint8 (1+8k h w 3), whole units.
-        generators: one a sample.
-        pyramid: how many latent frames a unit has.
+        generators: one per sample.
+        pyramid: gives the latent frames per unit.
         window, tile: as in `CausalVideoVAE.encode`.
 
     Returns:
-        (b c t h w) a unit.
+        One tensor (b c t h w) per unit.
     """
     weight = next(vae.parameters())
     pixels = to_unit_range(frames)[None].to(weight.device, weight.dtype)

@@ -23,9 +23,9 @@ from pyramid_model.weights.weights import empty_model, read_config
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a plan of the memory needs to know of a pipeline's models.
+    """Sizes of a pipeline's models, from which its memory is planned.
 
-    dit, vae: their configs. dtype: what they compute in. text_dim: width of the text encoder.
+    dit, vae: their configs. dtype: in which they compute. text_dim: width of the text encoder.
     text_bytes, dit_bytes, vae_bytes: all weights. text_layer_bytes, dit_layer_bytes: the largest layer.
     """
 
@@ -42,7 +42,7 @@ class ModelSizes:
 
 
 def sizes_of_models(dit: DiT, vae: CausalVideoVAE, encoder: TextEncoder | None, pyramid: PyramidConfig) -> ModelSizes:
-    """Sizes of models in memory. encoder: None where prompts arrive encoded."""
+    """Sizes of models in memory. encoder: None if prompts are already encoded."""
     texts = encoder.models if encoder else []
     return ModelSizes(
         dit=dit.config,

@@ -1,4 +1,4 @@
-"""Offloading: which models stay on the device, and which wait in the CPU's memory."""
+"""Offloading: models, or their layers, are in the CPU's memory while they do not compute."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 class Placement:
     """Moves models between the CPU's memory and the device.
 
-    none: all of them stay there. model: each is there while it works, and in the CPU's memory otherwise.
-    sequential: of those that are named to `working` as `in_turn`, even the layers come one after the other.
+    none: all models stay on the device. model: each is on the device only while it computes.
+    sequential: in addition, the layers of the models in `in_turn` are copied to the device one at a time.
     """
 
     def __init__(self, device: torch.device):
@@ -29,9 +29,9 @@ class Placement:
         self._hooks: list[RemovableHandle] = []
 
     def choose(self, offload: Offload, models: Sequence[nn.Module], in_turn: Sequence[nn.Module]) -> None:
-        """Place `models` for this kind of offloading, before any of them computes.
+        """Place `models` for this mode of offloading, before any of them computes.
 
-        in_turn: those of them whose layers come one after the other where it is sequential.
+        in_turn: models whose layers are copied to the device one at a time, if the mode is sequential.
         """
         if offload != self.offload or set(in_turn) != set(self._hooked):
             self._unhook()
@@ -43,11 +43,11 @@ class Placement:
             if offload == "sequential" and model in in_turn:
                 self._hooks += layer_by_layer(model, self.device)
                 self._hooked.append(model)
-        self._let_go()
+        self._free_cache()
 
     @contextlib.contextmanager
     def working(self, *models: nn.Module) -> Iterator[None]:
-        """Keep these models on the device within the block."""
+        """Keep these models on the device within the `with` block."""
         moved = [model for model in models if self.offload != "none" and model not in self._hooked]
         for model in moved:
             model.to(self.device)
@@ -56,14 +56,14 @@ class Placement:
         finally:
             for model in moved:
                 model.to(CPU)
-            self._let_go()
+            self._free_cache()
 
     def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._hooked = [], []
 
-    def _let_go(self) -> None:
+    def _free_cache(self) -> None:
         if self.offload != "none" and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -71,18 +71,21 @@ class Placement:
 def layer_by_layer(model: nn.Module, device: torch.device) -> list[RemovableHandle]:
     """Hook every module so that its weights are copied to the device for each call and freed afterwards.
 
-    The weights stay in the CPU's memory throughout, so nothing travels back.
+    The weights stay in the CPU's memory throughout, so nothing is copied back.
     """
     hooks = []
     for module in model.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if own:
-            stay = _Stay(own, device)
-            hooks += [module.register_forward_pre_hook(stay.begin), module.register_forward_hook(stay.end)]
+        weights = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if weights:
+            on_call = _CopyForCall(weights, device)
+            hooks += [
+                module.register_forward_pre_hook(on_call.begin),
+                module.register_forward_hook(on_call.end),
+            ]
     return hooks
 
 
-class _Stay:
+class _CopyForCall:
     """Hooks that copy the weights of one module to the device for the length of a call."""
 
     def __init__(self, weights: Sequence[Tensor], device: torch.device):
@@ -99,14 +102,18 @@ class _Stay:
 
 
 def largest_layer_bytes(model: nn.Module) -> int:
-    """Peak bytes of weights under sequential offloading: the largest leaf module, and its parents' own weights."""
+    """Peak bytes of weights under sequential offloading: the largest leaf module, plus the weights
+    that modules with children hold themselves.
+    """
     layers, holders = [0], 0
     for module in model.modules():
-        own = sum(weight.nbytes for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        size_bytes = sum(
+            weight.nbytes for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        )
         if next(module.children(), None) is None:
-            layers.append(own)
+            layers.append(size_bytes)
         else:
-            holders += own
+            holders += size_bytes
     return holders + max(layers)
 
 

@@ -1,4 +1,4 @@
-"""The form in which a caller gets a clip: frames, a tensor, or a file."""
+"""Output of a clip: frames, a tensor, or a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pyramid_model.vae.pixels import to_uint8
 from pyramid_model.video.video import write_image, write_video
 
 
-def wanted_output(batch: ClipBatch) -> tuple[Convert, list[Consume]]:
-    """How decoded frames are converted, and what collects those of each clip; no collector where none are wanted."""
+def convert_and_consumers(batch: ClipBatch) -> tuple[Convert, list[Consume]]:
+    """(conversion of decoded frames, consumer of the frames of each clip); no consumers if only latents are output."""
     if batch.paths:
         return as_frames, [into_file(path, batch.request.fps) for path in batch.paths]
     if batch.output == "latents":
@@ -46,7 +46,7 @@ def joined_floats(parts: Iterable[Tensor]) -> Tensor:
 
 
 def into_file(uri: str, fps: int) -> Consume:
-    """A consumer of uint8 frames (t h w 3) that writes them as they come and returns `uri`; .png takes one frame."""
+    """A consumer of uint8 frames (t h w 3) that writes them as they arrive and returns `uri`; .png takes one frame."""
 
     def write(parts: Iterator[np.ndarray]) -> str:
         if uri.endswith(".png"):

@@ -1,4 +1,4 @@
-"""One object from prompts to clips: text to image, text to video, image to video, and more of a video."""
+"""Pipeline from prompts to clips: text to image, text to video, image to video, and extending a video."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pyramid_model.flow.sampler import sample_units
 from pyramid_model.generate.batch import ClipBatch, PromptFeatures
 from pyramid_model.generate.checks import check_request, check_widths
 from pyramid_model.generate.compiling import compile_blocks
-from pyramid_model.generate.decoding import Consume, Convert, DecodingAlongside, denormalise_unit
+from pyramid_model.generate.decoding import BackgroundDecoding, Consume, Convert, denormalise_unit
 from pyramid_model.generate.device import torch_dtype, working_device
 from pyramid_model.generate.given import encode_given, given_frames
 from pyramid_model.generate.model_sizes import sizes_of_models
 from pyramid_model.generate.offload import Offload, Placement, weight_bytes
-from pyramid_model.generate.outputs import wanted_output
+from pyramid_model.generate.outputs import convert_and_consumers
 from pyramid_model.generate.plan import Plan, free_bytes, plan_memory
 from pyramid_model.generate.prompt import (
     TRAINED_STYLE,
     PromptStyle,
+    cut_off_text,
     encoded_negative,
     encoded_prompt,
     style_of,
-    unread,
 )
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.generate.sampling import latent_norm, sampling_of, seeded
@@ -46,7 +46,7 @@ OnUnit = Callable[[int, int], None]  # (units done, units in all)
 
 
 class NotFiniteError(RuntimeError):
-    """Sampling gave NaN or Inf. samples: which of the batch; unit: at which unit, counted from 0."""
+    """Sampling gave NaN or Inf. samples: their indices in the batch; unit: index of the unit, from 0."""
 
     def __init__(self, samples: Sequence[int], unit: int, dtype: torch.dtype):
         advice = "the weights are damaged, or not those of this model"
@@ -58,13 +58,13 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips made together.
+    """Clips of one batch.
 
-    videos: one each: uint8 frames (t h w 3), a float tensor (3 t h w) in [0, 1], or the path of its file; none where
-        only latents were asked for.
-    latents: as the VAE decodes them, (b c t h w), on the CPU; the given ones included.
-    timings: seconds of each phase for the whole batch. Decoding that went on alongside counts where it was waited for.
-    plan: how memory was used. notes: what a user should know, a sentence each.
+    videos: one per clip: uint8 frames (t h w 3), a float tensor (3 t h w) in [0, 1], or the path of its file; empty
+        if only latents were requested.
+    latents: input of the VAE decoder, (b c t h w), on the CPU; those of given frames included.
+    timings: seconds of each phase for the whole batch. Decoding during sampling counts only from the last unit on.
+    plan: how memory was used. notes: for the user, one sentence each.
     """
 
     videos: list[Any]
@@ -79,13 +79,13 @@ class VideoPipeline:
 
     Args:
         dit, vae: the models.
-        encoder: the text encoder; None where every batch brings the features of its prompts.
+        encoder: the text encoder; None if every batch has the features of its prompts.
         pyramid: stages the DiT was trained with.
-        style: words that suit the weights.
+        style: suffix and negative prompt that suit the weights.
         norm: of the latents; None: the VAE's own.
-        device: cuda, mps or cpu; empty: the best there is.
-        most_latent_frames: how long its clips can be; None where nothing says so.
-        autoregressive: whether the DiT was trained unit by unit; else it makes all frames at once.
+        device: cuda, mps or cpu; empty: the best one available.
+        most_latent_frames: longest clip, in latent frames; None: unknown.
+        autoregressive: whether the DiT was trained unit by unit; else it generates all frames at once.
 
     Raises:
         ValueError: the models do not belong together, or the VAE has no latent norm.
@@ -120,12 +120,12 @@ class VideoPipeline:
 
         Args:
             folder: holds `diffusion_transformer_…`, `causal_video_vae` and the text encoders.
-            variant: which DiT, e.g. `diffusion_transformer_768p` or `768p`; may be left out where there is only one.
+            variant: which DiT, e.g. `diffusion_transformer_768p` or `768p`; may be empty if there is only one.
             dtype: of all weights. The released models were trained in bfloat16 and overflow in float16.
-            device: cuda, mps or cpu; empty: the best there is.
+            device: cuda, mps or cpu; empty: the best one available.
 
         Raises:
-            FileNotFoundError: parts are missing; each is named.
+            FileNotFoundError: parts are missing; the message names each.
             ValueError: a part is damaged, or the parts do not belong together.
         """
         precision, device = torch_dtype(dtype), str(working_device(device))
@@ -143,19 +143,19 @@ class VideoPipeline:
         )
 
     def generate(self, batch: ClipBatch, on_unit: OnUnit | None = None) -> Clips:
-        """Make the clips of a batch: the one way in which anything here generates.
+        """Generate the clips of a batch.
 
         Args:
-            batch: prompts, seeds, settings, what the clips start from, where they go.
-            on_unit: called with (units done, units in all).
+            batch: prompts, seeds, settings, start of the clips, output files.
+            on_unit: called after each unit with (units done, units in all).
 
         Raises:
-            ValueError: what is asked for cannot be made by this model, or does not fit into the memory.
+            ValueError: this model cannot generate such clips, or they do not fit into the memory.
             NotFiniteError: sampling gave NaN or Inf; nothing was written.
         """
         request = batch.request
         self.check(request)
-        convert, consumers = wanted_output(batch)
+        convert, consumers = convert_and_consumers(batch)
         frames, notes = given_frames(batch, self.vae.config, self.pyramid, self.autoregressive)
         num_given = 0 if frames is None else len(frames)
         plan = self.plan(request, len(batch.prompts), num_given, batch.max_memory, batch.offload)
@@ -163,11 +163,11 @@ class VideoPipeline:
         self.placement.choose(plan.offload, self._models(), [model for name in plan.in_turn for model in groups[name]])
         seconds = _Seconds()
         features = batch.features or self.encode(batch.prompts, request)
-        seconds.passed("text_s")
+        seconds.end_phase("text_s")
         generators = seeded(batch.seed_of_each)
         given = [] if frames is None else self._encode(frames, generators, plan)
         if given:
-            seconds.passed("encode_s")
+            seconds.end_phase("encode_s")
         reuse = HistoryReuse(self.dit, request.refresh_every, plan.spare)
         units = self._units(reuse, features, request, generators, given, on_unit)
         latents, videos = self._decoded(units, given, plan, convert, consumers, seconds)
@@ -177,25 +177,25 @@ class VideoPipeline:
     def compile(self) -> None:
         """Compile the DiT's blocks at their first call, which takes minutes; worth it for many clips of one size.
 
-        Needs Triton on a GPU, a C++ compiler on a CPU. The layers of a compiled DiT cannot wait elsewhere in turn.
+        Needs Triton on a GPU, a C++ compiler on a CPU. A compiled DiT cannot be offloaded layer by layer.
         """
         compile_blocks(self.dit)
         self.compiled = True
 
     def check(self, request: GenerationRequest) -> None:
-        """Raise ValueError, naming the setting, unless these models can make such a clip."""
+        """Raise ValueError, naming the setting, unless these models can generate such a clip."""
         check_request(request, self.dit.config, self.vae.config, self.pyramid, self.most_latent_frames)
 
     def notes(self, prompts: Sequence[str], request: GenerationRequest) -> tuple[str, ...]:
-        """What a user should know about how the prompts are read, a sentence each."""
+        """Notes for the user about prompts that are too long for the text encoder, one sentence each."""
         if self.encoder is None:
             return ()
         texts = [encoded_prompt(prompt, request, self.style) for prompt in prompts]
         texts += [request.negative_prompt] if request.negative_prompt else []
-        cut = [unread(text, self.encoder.tokenizer, MAX_TOKENS) for text in texts]
+        cut_off = [cut_off_text(text, self.encoder.tokenizer, MAX_TOKENS) for text in texts]
         return tuple(
             f"the text encoder reads {MAX_TOKENS} tokens; of {text[:40]!r}… it did not see: {end!r}"
-            for text, end in zip(texts, cut, strict=True)
+            for text, end in zip(texts, cut_off, strict=True)
             if end
         )
 
@@ -207,10 +207,10 @@ class VideoPipeline:
         max_memory: int | None = None,
         offload: Offload | None = None,
     ) -> Plan:
-        """How a batch would be generated within the memory. Arguments as in `generate`; `num_given` frames start it.
+        """Plan the memory of a batch. Arguments as in `ClipBatch`; num_given: frames that the clips start with.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: the batch does not fit into the memory.
         """
         return plan_memory(
             self.sizes,
@@ -224,7 +224,7 @@ class VideoPipeline:
         )
 
     def free_bytes(self) -> int:
-        """Bytes that the device has for a batch, weights included."""
+        """Bytes of the device that a batch may use, weights included."""
         return free_bytes(self.device, sum(weight_bytes(model) for model in self._models()))
 
     def encode(self, prompts: Sequence[str], request: GenerationRequest) -> PromptFeatures:
@@ -261,7 +261,7 @@ class VideoPipeline:
         given: list[Tensor],
         on_unit: OnUnit | None,
     ) -> Iterator[Tensor]:
-        """New units, normalised, each as soon as it is clean; stops at the first that is not finite."""
+        """Yield each new unit, normalised, as soon as it is clean; raises NotFiniteError for NaN or Inf."""
         sampling = sampling_of(request, self.vae.config, self.pyramid, at_once=not self.autoregressive)
         place = (self.device, self.sizes.dtype)
         text, negative = features.cond.to(*place), features.uncond.repeat_to(len(generators)).to(*place)
@@ -284,28 +284,28 @@ class VideoPipeline:
         consumers: list[Consume],
         seconds: _Seconds,
     ) -> tuple[Tensor, list[Any]]:
-        """Latents (b c t h w) on the CPU, and what the consumers made of the frames."""
-        if plan.alongside and consumers:
+        """Latents (b c t h w) on the CPU, and the result of each consumer."""
+        if plan.decode_while_sampling and consumers:
             with (
                 self.placement.working(self.dit, self.vae),
-                DecodingAlongside(self.vae, plan.window, convert, consumers) as decoding,
+                BackgroundDecoding(self.vae, plan.window, convert, consumers) as decoding,
             ):
                 latents = []
                 for unit in self._denormalised(given, units):
                     latents.append(unit.cpu())
                     decoding.put(unit)
-                seconds.passed("sample_s")
+                seconds.end_phase("sample_s")
                 videos = decoding.results()
-            seconds.passed("decode_s")
+            seconds.end_phase("decode_s")
             return torch.cat(latents, dim=2), videos
         with self.placement.working(self.dit):
             latents = torch.cat([unit.cpu() for unit in self._denormalised(given, units)], dim=2)
-        seconds.passed("sample_s")
+        seconds.end_phase("sample_s")
         with self.placement.working(self.vae):
             videos = [
                 self._decode(latents[clip : clip + 1], plan, convert, consume) for clip, consume in enumerate(consumers)
             ]
-        seconds.passed("decode_s")
+        seconds.end_phase("decode_s")
         return latents, videos
 
     def _denormalised(self, given: list[Tensor], units: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -317,7 +317,7 @@ class VideoPipeline:
         latents = latents.to(self.device)
         with torch.no_grad():
             if plan.tile is None:
-                with DecodingAlongside(self.vae, plan.window, convert, [consume]) as decoding:
+                with BackgroundDecoding(self.vae, plan.window, convert, [consume]) as decoding:
                     decoding.put(latents)
                     return decoding.results()[0]
             frames = self.vae.decode(latents, plan.window, tile=plan.tile)
@@ -329,18 +329,18 @@ def _reuse_notes(reuse: HistoryReuse, request: GenerationRequest) -> tuple[str, 
     if not reuse.errors:
         return ()
     return (
-        f"history was computed anew every {request.refresh_every} steps only: that moved the velocity by up to "
+        f"history was computed only every {request.refresh_every} steps: this changed the velocity by up to "
         f"{max(reuse.errors):.1%} of its length ({len(reuse.errors)} measurements)",
     )
 
 
 class _Seconds:
-    """Seconds since the last phase ended, by phase."""
+    """Seconds of each phase, counted from the end of the phase before it."""
 
     def __init__(self) -> None:
         self.by_phase: dict[str, float] = {}
         self.last = time.perf_counter()
 
-    def passed(self, phase: str) -> None:
+    def end_phase(self, phase: str) -> None:
         now = time.perf_counter()
         self.by_phase[phase], self.last = now - self.last, now

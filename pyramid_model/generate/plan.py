@@ -14,7 +14,7 @@ from pyramid_model.config import VAEConfig
 from pyramid_model.dit.packing import PATCH
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.path import units_in
-from pyramid_model.generate.amount import written
+from pyramid_model.generate.amount import format_bytes
 from pyramid_model.generate.model_sizes import ModelSizes
 from pyramid_model.generate.offload import Offload
 from pyramid_model.generate.peak_memory import peak_bytes
@@ -23,16 +23,16 @@ from pyramid_model.text import MAX_TOKENS
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.tiling import Tile
 
-SLACK = 1.1  # what kernels and the allocator take besides tensors
-DIT_WIDTHS = 15  # vectors of the DiT's width alive per token at the peak; measured, and tested
-TEXT_WIDTHS = 20  # the same of a text encoder
+SLACK = 1.1  # factor for the memory of kernels and of the allocator
+DIT_WIDTHS = 15  # activation vectors per token at the peak, as wide as the DiT; measured, and tested
+TEXT_WIDTHS = 20  # the same for a text encoder
 LATENT_COPIES = 8  # start, result and history of every latent, at all stages
 TILE_SIDES = (1024, 768, 512, 384, 256, 192, 128)  # px; fewer tiles first
 TILED_COPIES = 2  # of the clip's pixels: rows of tiles, and the joined clip
 
 
 # The text encoder runs once and the DiT hundreds of times, so the DiT's layers are offloaded last.
-KINDS: tuple[tuple[Offload, tuple[str, ...]], ...] = (
+OFFLOAD_MODES: tuple[tuple[Offload, tuple[str, ...]], ...] = (
     ("none", ()),
     ("model", ()),
     ("sequential", ("text",)),
@@ -42,17 +42,18 @@ KINDS: tuple[tuple[Offload, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How one batch is generated.
+    """How the memory is used for one batch.
 
-    offload: where models wait. in_turn: models whose very layers come one after the other.
-    alongside: units are decoded while later ones are sampled.
-    window: latent frames decoded at a time. tile: px; None where a picture is decoded whole.
-    peaks: bytes at the worst moment of each phase. limit: bytes they must stay under.
+    offload: mode of offloading, as in `Placement`.
+    in_turn: models whose layers are copied to the device one at a time (sequential offloading).
+    decode_while_sampling: units are decoded while later units are sampled.
+    window: latent frames decoded at a time. tile: px; None: frames are decoded whole.
+    peaks: peak bytes of each phase. limit: bytes that no peak may exceed.
     """
 
     offload: Offload
     in_turn: tuple[str, ...]
-    alongside: bool
+    decode_while_sampling: bool
     window: int
     tile: Tile | None
     peaks: dict[str, int]
@@ -72,13 +73,13 @@ class Plan:
     def summary(self) -> str:
         """The plan in one line."""
         tile = f"tiles of {self.tile.height}x{self.tile.width} px" if self.tile else "no tiles"
-        when = "while sampling" if self.alongside else "after sampling"
+        when = "while sampling" if self.decode_while_sampling else "after sampling"
         where = " ".join((self.offload, *self.in_turn))
         return f"offload {where}; decode {self.window} latent frames at a time {when}, {tile}"
 
     def __str__(self) -> str:
         rows = [*self.peaks.items(), ("limit", self.limit)]
-        return "\n".join([self.summary, *(f"{name:<8}{written(size):>12}" for name, size in rows)])
+        return "\n".join([self.summary, *(f"{name:<8}{format_bytes(size):>12}" for name, size in rows)])
 
 
 def plan_memory(
@@ -92,7 +93,7 @@ def plan_memory(
     offload: Offload | None = None,
     whole_dit: bool = False,
 ) -> Plan:
-    """The fastest way that stays under the limit, with the fewest tiles, since tiles change the picture.
+    """The fastest plan within the limit, with as few tiles as possible, since tiles change the picture.
 
     Args:
         sizes: of the models.
@@ -100,23 +101,27 @@ def plan_memory(
         limit: bytes of the device that may be used.
         batch: clips generated together.
         num_given: frames that are encoded to start the clip.
-        device: cuda, mps or cpu; models have nowhere to wait but on cuda.
-        offload: which kind, if that is not to be chosen.
-        whole_dit: the DiT's layers cannot take turns.
+        device: cuda, mps or cpu; models are offloaded only on cuda.
+        offload: the mode; None: the fastest that fits.
+        whole_dit: do not offload the DiT layer by layer (it is compiled).
 
     Raises:
-        ValueError: nothing stays under the limit; says the least possible, and which phase needs it.
+        ValueError: no plan is within the limit; the message names the least possible peak and its phase.
     """
-    kinds = [kind for kind in KINDS if kind[0] == (offload or kind[0]) and not (whole_dit and "dit" in kind[1])]
-    kinds = kinds if device == "cuda" else [KINDS[0]]
+    modes = [mode for mode in OFFLOAD_MODES if mode[0] == (offload or mode[0]) and not (whole_dit and "dit" in mode[1])]
+    modes = modes if device == "cuda" else [OFFLOAD_MODES[0]]
     least: Plan | None = None
-    for kind in kinds:
-        tiled = kind != KINDS[0] or len(kinds) == 1
-        for plan in _ways(sizes, request, limit, batch, num_given, device, kind, tiled):
+    for mode in modes:
+        tiled = mode != OFFLOAD_MODES[0] or len(modes) == 1
+        for plan in _candidate_plans(sizes, request, limit, batch, num_given, device, mode, tiled):
             if plan.peak <= limit:
                 return plan
             least = min(least or plan, plan, key=lambda plan: plan.peak)
-            if kind != kinds[-1] and not plan.alongside and max(plan.peaks["text"], plan.peaks["sample"]) > limit:
+            if (
+                mode != modes[-1]
+                and not plan.decode_while_sampling
+                and max(plan.peaks["text"], plan.peaks["sample"]) > limit
+            ):
                 break  # decoding less at a time does not help these
     assert least is not None
     phase = max(least.peaks, key=lambda name: least.peaks[name])
@@ -124,29 +129,29 @@ def plan_memory(
     advice = f"a smaller size or {fewer}" if phase != "text" else "another dtype"
     raise ValueError(
         f"{request.num_latent_frames} latent frames at {request.height}x{request.width} px do not fit into "
-        f"{written(limit)}: the least possible is {written(least.peak)}, which the phase {phase!r} needs. "
+        f"{format_bytes(limit)}: the least possible is {format_bytes(least.peak)}, which the phase {phase!r} needs. "
         f"Raise max_memory if there is more, or ask for {advice}."
     )
 
 
-def _ways(
+def _candidate_plans(
     sizes: ModelSizes,
     request: GenerationRequest,
     limit: int,
     batch: int,
     num_given: int,
     device: str,
-    kind: tuple[Offload, tuple[str, ...]],
+    mode: tuple[Offload, tuple[str, ...]],
     tiled: bool,
 ) -> Iterator[Plan]:
-    """Plans of one of KINDS, the fastest first."""
+    """Yield the plans of one mode of OFFLOAD_MODES, the fastest first."""
     widest = min(request.decode_window or request.num_latent_frames, request.num_latent_frames)
     tiles: list[Tile | None] = [None, *(_tiles(request, sizes.vae) if tiled else ())]
     for tile in tiles:
         for window in (1,) if tile else dict.fromkeys((widest, min(widest, 2), 1)):
-            for alongside in (True, False) if tile is None and request.num_latent_frames > 1 else (False,):
-                peaks = phase_bytes(sizes, request, batch, num_given, device, kind, alongside, window, tile)
-                yield Plan(*kind, alongside, window, tile, peaks, limit)
+            for decode_while_sampling in (True, False) if tile is None and request.num_latent_frames > 1 else (False,):
+                peaks = phase_bytes(sizes, request, batch, num_given, device, mode, decode_while_sampling, window, tile)
+                yield Plan(*mode, decode_while_sampling, window, tile, peaks, limit)
 
 
 def _tiles(request: GenerationRequest, vae: VAEConfig) -> list[Tile]:
@@ -161,13 +166,13 @@ def phase_bytes(
     batch: int,
     num_given: int,
     device: str,
-    kind: tuple[Offload, tuple[str, ...]],
-    alongside: bool,
+    mode: tuple[Offload, tuple[str, ...]],
+    decode_while_sampling: bool,
     window: int,
     tile: Tile | None,
 ) -> dict[str, int]:
-    """Peak bytes of each phase: text, encode (if frames are given), sample, decode. kind: one of KINDS."""
-    offload, in_turn = kind
+    """Peak bytes of each phase: text, encode (if frames are given), sample, decode. mode: one of OFFLOAD_MODES."""
+    offload, in_turn = mode
     text, dit, vae = sizes.text_bytes, sizes.dit_bytes, sizes.vae_bytes
     resident: dict[str, int]
     if offload == "none":
@@ -186,7 +191,7 @@ def phase_bytes(
         work["decode"] += TILED_COPIES * pixels
     if num_given:
         work["encode"] = encode_bytes(sizes, request, num_given, device, tile)
-    if alongside:
+    if decode_while_sampling:
         waiting = 0 if offload == "none" else vae
         work["sample"] += waiting + work["decode"]
     phases = (name for name in ("text", "encode", "sample", "decode") if name in work)
@@ -245,7 +250,7 @@ def _lengths(total: int, first: int, window: int) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _vae_bytes(
-    described: str,
+    config_json: str,
     dtype: torch.dtype,
     on_gpu: bool,
     encode: bool,
@@ -253,8 +258,8 @@ def _vae_bytes(
     height: int,
     width: int,
 ) -> int:
-    """Peak of the VAE's own code, run on fake tensors. described: the VAEConfig as JSON."""
-    config = VAEConfig.model_validate_json(described)
+    """Peak bytes of the VAE's code, run on fake tensors. config_json: a VAEConfig."""
+    config = VAEConfig.model_validate_json(config_json)
     with torch.device("meta"):
         vae = CausalVideoVAE(config)
     shapes = {name: value.shape for name, value in vae.state_dict().items()}
@@ -277,16 +282,16 @@ def _num_latents(sizes: ModelSizes, request: GenerationRequest) -> int:
     return sizes.vae.latent_channels * request.num_latent_frames * area
 
 
-def free_bytes(device: torch.device, already_there: int) -> int:
+def free_bytes(device: torch.device, weights_on_device_bytes: int) -> int:
     """Bytes of a device that this process may use, its own weights included.
 
-    already_there: bytes of weights that are on it.
+    weights_on_device_bytes: size of the weights that are already on the device.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    return _free_ram() + already_there
+    return _free_ram() + weights_on_device_bytes
 
 
 def _free_ram() -> int:

@@ -1,4 +1,4 @@
-"""Prompts before the text encoder: checks, suffix, negative prompt, and what is cut off."""
+"""Prompts before the text encoder: checks, suffix, negative prompt, and truncation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_CHARACTERS = 10_000  # far beyond the 128 tokens that the encoder reads: pro
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """Words that weights were released, or trained, to work with.
+    """Suffix and negative prompt that suit the weights of a DiT.
 
     suffix: added to every prompt.
     negative: what guidance steers away from.
@@ -26,7 +26,7 @@ class PromptStyle:
     negative: str = ""
 
 
-# Weights trained here know their own captions, and the empty text as the absence of one.
+# Models trained here need no suffix; their negative prompt is the empty text.
 TRAINED_STYLE = PromptStyle()
 # Source: the published pipeline.
 RELEASED_STYLE = PromptStyle(
@@ -37,15 +37,15 @@ RELEASED_STYLE = PromptStyle(
 
 
 def style_of(checkpoint: Checkpoint) -> PromptStyle:
-    """The words that the weights of a checkpoint work with."""
+    """Suffix and negative prompt for the weights of a checkpoint."""
     return RELEASED_STYLE if checkpoint.record is None else TRAINED_STYLE
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse empty and absurdly long prompts.
+    """Raise ValueError if a prompt is empty or has more than MAX_CHARACTERS characters.
 
     Raises:
-        ValueError: there is no prompt, or one is empty or absurdly long.
+        ValueError: there is no prompt, or a prompt is empty or too long.
     """
     if not prompts:
         raise ValueError("no prompts: give at least one")
@@ -55,12 +55,12 @@ def check_prompts(prompts: Sequence[str]) -> None:
         if len(prompt) > MAX_CHARACTERS:
             raise ValueError(
                 f"the prompt that starts with {prompt[:40]!r} has {len(prompt)} characters: at most {MAX_CHARACTERS} "
-                "are taken, and the text encoder reads only the first 100 words or so"
+                "are allowed, and the text encoder reads only the first 100 words or so"
             )
 
 
 def encoded_prompt(prompt: str, request: GenerationRequest, style: PromptStyle) -> str:
-    """The text that is encoded for a prompt."""
+    """A prompt with its suffix, as the text encoder gets it."""
     return prompt + (style.suffix if request.prompt_suffix is None else request.prompt_suffix)
 
 
@@ -69,8 +69,8 @@ def encoded_negative(request: GenerationRequest, style: PromptStyle) -> str:
     return style.negative if request.negative_prompt is None else request.negative_prompt
 
 
-def unread(text: str, tokenizer: Any, max_tokens: int) -> str:
-    """The end of a text that a text encoder of so many tokens, the end token among them, never sees; empty if none."""
+def cut_off_text(text: str, tokenizer: Any, max_tokens: int) -> str:
+    """The part of a text after its first `max_tokens` tokens (end token included), which the text encoder drops."""
     spans = tokenizer(text, verbose=False, return_offsets_mapping=True).offset_mapping
     if len(spans) <= max_tokens:
         return ""

@@ -10,9 +10,9 @@ Steps = int | tuple[int, ...]
 
 
 class GenerationRequest(Config):
-    """How clips are sampled. Defaults are those of the released 384p model.
+    """Sampling settings of clips. Defaults are those of the released 384p model.
 
-    Step counts are Euler steps a stage: one number for all stages, or one each, coarse to fine.
+    Step counts are Euler steps per stage: one number for all stages, or one for each, coarse to fine.
     """
 
     height: int = Field(384, ge=8, description="px")
@@ -51,7 +51,7 @@ class GenerationRequest(Config):
     )
 
     def check(self, vae: VAEConfig, pyramid: PyramidConfig) -> None:
-        """Raise ValueError, naming the setting, unless the models can make this clip."""
+        """Raise ValueError, naming the setting, unless the models can generate this clip."""
         multiple = vae.space_factor * 2 * 2 ** (pyramid.num_stages - 1)
         for name in ("height", "width"):
             px = getattr(self, name)

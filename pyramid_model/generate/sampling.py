@@ -1,4 +1,4 @@
-"""What a request means for the sampler: sizes in latents, Euler steps and guidance of each unit, random generators."""
+"""Sampler settings of a request: sizes in latents, Euler steps and guidance of each unit, random generators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyramid_model.generate.request import GenerationRequest
 
 
 def sampling_of(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfig, at_once: bool = False) -> Sampling:
-    """The sampler's settings for a request. at_once: for a DiT that makes all frames at once.
+    """The sampler's settings for a request. at_once: the DiT generates all frames at once.
 
     Raises:
         ValueError: the request does not fit the models.
@@ -38,7 +38,7 @@ def guidance(request: GenerationRequest, num_units: int) -> list[float]:
 
 
 def seeded(seeds: Sequence[int]) -> list[Generator]:
-    """A generator a sample, on the CPU, so that a seed means the same on every device."""
+    """One generator per sample, on the CPU, so that a seed means the same on every device."""
     return [Generator().manual_seed(seed) for seed in seeds]
 
 
@@ -46,7 +46,7 @@ def latent_norm(vae: VAEConfig) -> LatentNorm:
     """Shift and scale of a VAE's latents.
 
     Raises:
-        ValueError: its config has none.
+        ValueError: the config has no latent norm.
     """
     if vae.latent_norm is None:
         raise ValueError("the VAE's config.json has no latent_norm: measure it on training latents first")

@@ -24,7 +24,7 @@ def load_head(path: str | Path, dim: int) -> nn.Module:
         layers = _layers(state)
     except Exception as err:  # unpickling a damaged file can raise any exception
         raise ValueError(
-            f"{path} is no aesthetic head: expected `weight` and `bias`, or `layers.<number>.weight` and .bias, "
+            f"{path} is not an aesthetic head: expected `weight` and `bias`, or `layers.<number>.weight` and .bias, "
             f"ending in one output ({err})"
         ) from err
     if layers[0].in_features != dim:

@@ -71,12 +71,12 @@ def label_index(folder: str | Path, label: str) -> int:
     """Index of the classifier's output with a label (name or number). Reads config.json only.
 
     Raises:
-        ValueError: there is no config, or the label does not exist.
+        ValueError: the folder has no config, or the label does not exist.
     """
     try:
         labels = json.loads((Path(folder) / "config.json").read_text()).get("id2label", {})
     except (OSError, ValueError) as err:
-        raise ValueError(f"{folder} has no readable config.json: it is no image classifier ({err})") from err
+        raise ValueError(f"{folder} has no readable config.json: it is not an image classifier ({err})") from err
     indices = [int(number) for number, name in labels.items() if label in (name, number)]
     if not indices:
         names = ", ".join(repr(name) for name in list(labels.values())[:20])

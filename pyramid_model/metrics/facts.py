@@ -1,4 +1,4 @@
-"""Facts about every scorer: what its value is, its range, unit, cost and source. The one place where they stand.
+"""Facts about every scorer: meaning, range, unit, cost and source of its value.
 
 The tables of docs/scores.md and docs/model_scores.md, the labels of the report, the output of `pyramid manifest stats`
 and the checks of `select.thresholds` are made from these records. Importing this module loads no model library.
@@ -19,20 +19,20 @@ class ScorerFacts:
 
     name: str  # in the column `scorer` and in recipes; for scorers that a recipe names: the setting
     measures: str  # what the value is
-    unit: str = ""  # of the value; empty for shares, probabilities, cosines and marks
+    unit: str = ""  # of the value; empty for shares, probabilities, cosines and ratings
     low: float | None = 0.0  # least possible value; None: no lower bound
     high: float | None = 1.0  # greatest possible value; None: no upper bound
-    has_value: bool = True  # False: only the details say something
-    better: Better  # which values suit training: "neither" where both ends can be wrong
+    has_value: bool = True  # False: the scorer fills only the details
+    better: Better  # which values suit training: "neither": very low and very high values can both be unsuitable
     reading: str = ""  # how to read a value, e.g. "0 is a still"
-    details: Mapping[str, str] = field(default_factory=dict)  # key of the details -> what it holds
-    reads: Reads  # decode pass: frames at hand while a video is cut; embeddings: rows of the table
-    of_frames: FrameStatistic | None = None  # which statistic of the scores of the frames is the value of the clip
+    details: Mapping[str, str] = field(default_factory=dict)  # key of the details -> its meaning
+    reads: Reads  # decode pass: frames decoded while a video is cut; embeddings: rows of the table
+    of_frames: FrameStatistic | None = None  # statistic over the frames that is the value of the clip
     weights: str = ""  # the model it needs, with its licence; empty: none
     needs_text: bool = False  # compares frames with a caption or with prompts
     can_use_gpu: bool = False
     cost: str = ""  # measured: milliseconds of one CPU core for each frame; empty: not measured
-    sample: tuple[float, float, float] | None = None  # least, median and most over the sample videos
+    sample: tuple[float, float, float] | None = None  # smallest, median and largest value over the sample videos
     source: str = ""
 
     @property
@@ -46,14 +46,14 @@ class ScorerFacts:
 
     @property
     def axis(self) -> str:
-        """Label of the axis of a figure: what the value is, with its unit, or with its range where it has no unit."""
+        """Label of the axis of a figure: the meaning of the value, with its unit or, without a unit, its range."""
         bounded = self.low is not None and self.high is not None
         scale = self.unit or (self.range_text if bounded else "")
         return f"{self.measures}, {scale}" if scale else self.measures
 
     @property
     def direction(self) -> str:
-        """ "higher is better", "lower is better", or "" where neither is."""
+        """ "higher is better", "lower is better", or "" if neither is."""
         return "" if self.better == "neither" else f"{self.better} is better"
 
     def can_be(self, value: float) -> bool:
@@ -62,9 +62,9 @@ class ScorerFacts:
         return self.has_value and above and (self.high is None or value <= self.high)
 
 
-SPEED = "longer sides of the frame a second"
-BY_FRAME = {"mean": "of the frames", "min": "least of the frames", "max": "greatest of the frames"}
-MOVEMENT_COST = "0.2 to 0.3, once for flow, shake and camera_motion"
+SPEED = "longer sides of the frame per second"
+BY_FRAME = {"mean": "of the frames", "min": "smallest of the frames", "max": "largest of the frames"}
+MOVEMENT_COST = "0.2 to 0.3 for flow, shake and camera_motion together"
 
 # ---- scorers without a model: each looks at all frames of a clip in gray, the longer side 256 px ---------------------
 
@@ -100,16 +100,16 @@ BRIGHTNESS = ScorerFacts(
 )
 EXPOSURE = ScorerFacts(
     name="exposure",
-    measures="share of pixels crushed to black or blown to white",
+    measures="share of pixels clipped to black or to white",
     better="lower",
-    details={"dark": "share crushed to black", "bright": "share blown to white"},
+    details={"dark": "share clipped to black", "bright": "share clipped to white"},
     reads="decode pass",
     cost="0.02",
     sample=(0, 0.001, 0.22),
 )
 STATIC_RATIO = ScorerFacts(
     name="static_ratio",
-    measures="share of frames that equal the one before",
+    measures="share of frames that equal the frame before",
     better="lower",
     reading="1 is a slide, about 0.5 is animation with each drawing shown twice",
     reads="decode pass",
@@ -165,26 +165,26 @@ FLOW = ScorerFacts(
 )
 SHAKE = ScorerFacts(
     name="shake",
-    measures="distance of the picture from its path smoothed over a second",
+    measures="median distance of the picture from its path smoothed over one second",
     unit="longer sides of the frame",
     high=None,
     better="lower",
-    reading="0 is a tripod or a steady pan, above 0.002 is a hand",
+    reading="0 is a tripod or a steady pan, above 0.002 is a handheld camera",
     reads="decode pass",
     cost=MOVEMENT_COST,
     sample=(0.0001, 0.0009, 0.07),
 )
 CAMERA_MOTION = ScorerFacts(
     name="camera_motion",
-    measures="confidence of the label of the camera's motion",
+    measures="confidence in the label of the camera's motion",
     better="neither",
-    reading="below 0.5 a large subject or parallax fills the frame",
+    reading="below 0.5: a large subject or parallax fills the frame",
     details={
         "label": "static, handheld, or the direction of a pan, tilt, zoom or roll",
-        "pan": "to the right, longer sides a second",
-        "tilt": "upwards, longer sides a second",
-        "zoom": "in, logarithm of the scale a second",
-        "roll": "clockwise, degrees a second",
+        "pan": "to the right, longer sides per second",
+        "tilt": "upwards, longer sides per second",
+        "zoom": "in, logarithm of the scale per second",
+        "roll": "clockwise, degrees per second",
     },
     reads="decode pass",
     cost=MOVEMENT_COST,
@@ -192,7 +192,7 @@ CAMERA_MOTION = ScorerFacts(
 )
 PHASH = ScorerFacts(
     name="phash",
-    measures="perceptual hashes, by which the duplicates step finds copies",
+    measures="perceptual hashes; the duplicates step finds copies by them",
     has_value=False,
     better="neither",
     details={"hashes": "of frames spread over the clip, 256 bits each", "frames_hash": "of all pixels"},
@@ -202,12 +202,12 @@ PHASH = ScorerFacts(
 )
 CODEC_MOTION = ScorerFacts(
     name="codec_motion",
-    measures="mean length of the clip's own motion vectors",
+    measures="mean length of the motion vectors stored in the clip file",
     unit=SPEED,
     high=None,
     better="neither",
     reading="as flow",
-    details={"quietest_ninth": "the least mean of a ninth of the frame"},
+    details={"quietest_ninth": "smallest mean over a ninth of the frame"},
     reads="clip file",
     cost="1.2 to 1.6, decoding without the pixels",
     sample=(0.001, 0.03, 0.9),
@@ -220,7 +220,7 @@ CLIP_WEIGHTS = "those of the CLIP model"
 
 TEXT_AREA = ScorerFacts(
     name="text_area",
-    measures="share of the frame that writing covers",
+    measures="share of the frame covered by text",
     better="lower",
     details=BY_FRAME,
     reads="sampled frames",
@@ -230,9 +230,9 @@ TEXT_AREA = ScorerFacts(
 )
 NSFW = ScorerFacts(
     name="nsfw",
-    measures="probability of a picture not safe for work, of the most suspicious frame",
+    measures="probability that the picture is not safe for work, largest over the frames",
     better="lower",
-    reading="an innocent close-up may get 0.9",
+    reading="a harmless close-up can reach 0.9",
     details=BY_FRAME,
     reads="sampled frames",
     of_frames="max",
@@ -241,10 +241,10 @@ NSFW = ScorerFacts(
 )
 CONSISTENCY = ScorerFacts(
     name="consistency",
-    measures="cosine of neighbouring sampled frames",
+    measures="cosine between neighbouring sampled frames",
     low=-1,
     better="neither",
-    reading="1 is a still; a cut or a jump is low",
+    reading="1 is a still; low for a cut or a jump",
     details=BY_FRAME,
     reads="embeddings",
     of_frames="mean",
@@ -253,7 +253,7 @@ CONSISTENCY = ScorerFacts(
 )
 AESTHETIC = ScorerFacts(
     name="aesthetic",
-    measures="how much people would like the picture, about 1 to 10",
+    measures="predicted rating of the picture by people, about 1 to 10",
     low=None,
     high=None,
     better="higher",
@@ -266,7 +266,7 @@ AESTHETIC = ScorerFacts(
 )
 TEXT_MATCH = ScorerFacts(
     name="text_match",
-    measures="cosine of the clip's caption and its mean frame",
+    measures="cosine between the caption and the mean frame of the clip",
     low=-1,
     better="higher",
     reading="in practice 0.1 to 0.4",
@@ -277,12 +277,12 @@ TEXT_MATCH = ScorerFacts(
 )
 CLASSIFIERS = ScorerFacts(
     name="classifiers",
-    measures="probability of one label of any image classifier of transformers",
+    measures="probability of one label of an image classifier (any of transformers)",
     better="neither",
     reading="`reduce` chooses the mean, min or max of the frames",
     details=BY_FRAME,
     reads="sampled frames",
-    weights="yours: a folder, or a name on Hugging Face",
+    weights="your own: a folder, or a name on Hugging Face",
     can_use_gpu=True,
 )
 ZERO_SHOT = ScorerFacts(

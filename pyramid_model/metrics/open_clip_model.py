@@ -97,16 +97,16 @@ def text_match(features: Tensor, text: Tensor) -> float:
     return float(F.normalize(features.mean(0), dim=0) @ text)
 
 
-def zero_shot(features: Tensor, wanted: Tensor, others: Tensor, logit_scale: float) -> Tensor:
-    """Probability that each frame matches the wanted texts rather than the other texts, 0..1, (t,).
+def zero_shot(features: Tensor, prompts: Tensor, against: Tensor, logit_scale: float) -> Tensor:
+    """Probability that each frame matches `prompts` rather than `against`, 0..1, (t,).
 
     Args:
         features: of frames, unit length, (t d).
-        wanted: features of the texts of the wanted class, unit length, (n d); their mean represents the class.
-        others: features of the texts of the other class, unit length, (m d).
+        prompts: features of the texts of the first class, unit length, (n d); their mean represents the class.
+        against: features of the texts of the other class, unit length, (m d).
         logit_scale: of the model.
 
     Source: Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020, section 3.1.4.
     """
-    classes = torch.stack([F.normalize(texts.mean(0), dim=0) for texts in (wanted, others)])
+    classes = torch.stack([F.normalize(texts.mean(0), dim=0) for texts in (prompts, against)])
     return (logit_scale * features @ classes.T).softmax(-1)[:, 0]

@@ -118,14 +118,14 @@ class _JoinPast(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, num_past: int, group: dist.ProcessGroup) -> Tensor:
         """x: (b c t h w) -> (b c num_past+t h w)."""
         ctx.num_past, ctx.group, ctx.num_frames = num_past, group, x.shape[2]
-        own = _frames_first(x)
-        past = own.new_empty(num_past, *own.shape[1:]) if dist.get_rank(group) > 0 else own[:0]
-        if len(own) >= num_past:
-            _exchange(group, 1, own[-num_past:], past)
-            return _frames_third(torch.cat([past, own]))
+        frames = _frames_first(x)
+        past = frames.new_empty(num_past, *frames.shape[1:]) if dist.get_rank(group) > 0 else frames[:0]
+        if len(frames) >= num_past:
+            _exchange(group, 1, frames[-num_past:], past)
+            return _frames_third(torch.cat([past, frames]))
         # The next rank needs more past frames than this rank has: also pass on some of the received frames.
         _exchange(group, 1, None, past)
-        joined = torch.cat([past, own])
+        joined = torch.cat([past, frames])
         assert len(joined) > num_past, "the first rank has one frame more than the others, so at least two"
         _exchange(group, 1, joined[-num_past:], None)
         return _frames_third(joined)
@@ -178,12 +178,12 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         """x: (b c t h w) -> (b c 1+kn h w)."""
-        own = _frames_first(x)
+        frames = _frames_first(x)
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        n = len(own) - (rank == 0)
+        n = len(frames) - (rank == 0)
         ctx.own = _rank_frames(rank, n)
         # Not every backend gathers tensors of different sizes: pad all ranks but the first with one frame.
-        padded = torch.cat([own, own[:1]]) if rank else own
+        padded = torch.cat([frames, frames[:1]]) if rank else frames
         parts = [torch.empty_like(padded, memory_format=torch.contiguous_format) for _ in range(ranks)]
         dist.all_gather(parts, padded.contiguous(), group=group)
         return _frames_third(torch.cat([parts[0], *(part[:n] for part in parts[1:])]))

@@ -29,8 +29,8 @@ def own_group(parts: Sequence[Sequence[int]]) -> ProcessGroup:
     rank = dist.get_rank()
     # torch requires every rank to take part in creating every group
     groups = [(part, dist.new_group(list(part))) for part in parts]
-    (own,) = (group for part, group in groups if rank in part)
-    return own  # pyright: ignore[reportReturnType]
+    (group_of_rank,) = (group for part, group in groups if rank in part)
+    return group_of_rank  # pyright: ignore[reportReturnType]
 
 
 def tokens_for_heads(x: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:

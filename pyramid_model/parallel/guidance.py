@@ -47,10 +47,10 @@ def guidance_parallel(dit: DiT, distance: int = 1) -> None:
         samples, rows = len(columns[0][0]), len(timestep)
         if samples % 2:
             return forward(columns, timestep, text, kv_cache, num_cached)
-        own, own_rows = (slice(rank * n // 2, (rank + 1) * n // 2) for n in (samples, rows))
-        own_columns = [[clip[own] for clip in column] for column in columns]
-        own_text = TextFeatures(text.embeds[own_rows], text.mask[own_rows], text.pooled[own_rows])
-        return [_gather(v, group) for v in forward(own_columns, timestep[own_rows], own_text, kv_cache, num_cached)]
+        half_samples, half_rows = (slice(rank * n // 2, (rank + 1) * n // 2) for n in (samples, rows))
+        half_columns = [[clip[half_samples] for clip in column] for column in columns]
+        half_text = TextFeatures(text.embeds[half_rows], text.mask[half_rows], text.pooled[half_rows])
+        return [_gather(v, group) for v in forward(half_columns, timestep[half_rows], half_text, kv_cache, num_cached)]
 
     dit.forward = forward_half
 

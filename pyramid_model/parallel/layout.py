@@ -55,7 +55,7 @@ def share_sampling(dit: DiT, layout: Layout) -> None:
             clips of its own.
 
     Raises:
-        ValueError: the layout does not fit the number of ranks or the number of heads.
+        ValueError: the layout does not match the number of ranks or the number of heads.
     """
     if layout.ulysses * layout.ring > 1:
         sequence_parallel(dit, layout.ulysses, layout.ring)

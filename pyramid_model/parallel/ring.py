@@ -120,7 +120,7 @@ class RingAttention:
                 accumulator.add(samples, queries, *attention_with_lse(q[samples, queries], k_part, v_part))
 
 
-def query_groups(packing: Packing, own: Span) -> list[QueryGroup]:
+def query_groups(packing: Packing, span: Span) -> list[QueryGroup]:
     """The queries in a rank's span grouped by their keys: one group for each frame and padding length.
 
     Padding tokens are in no group.
@@ -132,9 +132,9 @@ def query_groups(packing: Packing, own: Span) -> list[QueryGroup]:
             samples = slice(sample, sample + len(list(equal_pads)))
             sample = samples.stop
             for start, end in pairwise((0, *ends)):
-                first, last = max(own[0], column_start + max(start, pad)), min(own[1], column_start + end)
+                first, last = max(span[0], column_start + max(start, pad)), min(span[1], column_start + end)
                 if first < last:
-                    queries, keys = slice(first - own[0], last - own[0]), (column_start + pad, column_start + end)
+                    queries, keys = slice(first - span[0], last - span[0]), (column_start + pad, column_start + end)
                     groups.append(QueryGroup(samples, queries, keys))
         column_start += ends[-1]
     return groups
@@ -233,10 +233,10 @@ class RingKVCache(BlockKVCache):
         """
         frames = [(start, share_bounds(end - start, self.num_ranks)) for start, end in pairwise(bounds)]
         shares = [[(start + cuts[r], start + cuts[r + 1]) for start, cuts in frames] for r in range(self.num_ranks)]
-        own = new[self.rank]
-        send = [intersections(spans, own) for spans in shares]
+        new_span = new[self.rank]
+        send = [intersections(spans, new_span) for spans in shares]
         receive = [num_tokens(intersections(shares[self.rank], span)) for span in new]
-        pieces = [kv[:, :, start - own[0] : stop - own[0]] for spans in send for start, stop in spans]
+        pieces = [kv[:, :, start - new_span[0] : stop - new_span[0]] for spans in send for start, stop in spans]
         outgoing = rearrange(torch.cat(pieces, dim=2), "kv b n h d -> n kv b h d")
         # Ranks are in sequence order, and so are the frames of each rank: the received tokens are in order.
         received = all_to_all(outgoing, [num_tokens(spans) for spans in send], receive, self.group)

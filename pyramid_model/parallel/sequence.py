@@ -52,8 +52,9 @@ def sequence_parallel(dit: DiT, ulysses: int, ring: int = 1) -> None:
     group = own_group([range(start, start + num_ranks) for start in starts])
     ulysses_group = own_group([range(start, start + ulysses) for start in range(0, dist.get_world_size(), ulysses)])
     ring_group = own_group([range(start + i, start + num_ranks, ulysses) for start in starts for i in range(ulysses)])
-    own = rank - first
-    ulysses_bounds = slice(own - own % ulysses, own - own % ulysses + ulysses + 1)
+    group_rank = rank - first
+    ulysses_first = group_rank - group_rank % ulysses
+    ulysses_bounds = slice(ulysses_first, ulysses_first + ulysses + 1)
 
     def transform_share(
         image: Tensor, text: Tensor, cond: Tensor, packing: Packing, kv_caches: list[BlockKVCache | None]
@@ -69,8 +70,10 @@ def sequence_parallel(dit: DiT, ulysses: int, ring: int = 1) -> None:
         shares = [Share(packing, start, stop, attend) for start, stop in pairwise(bounds)]
         texts = [0, *accumulate(sum(share.num_text) for share in shares)]
         images = [0, *accumulate(sum(share.num_image) for share in shares)]
-        own_image, own_text = image[:, images[own] : images[own + 1]], text[:, texts[own] : texts[own + 1]]
-        transformed = transform(own_image, own_text, cond, shares[own], kv_caches)  # pyright: ignore[reportArgumentType]
+        own_image = image[:, images[group_rank] : images[group_rank + 1]]
+        own_text = text[:, texts[group_rank] : texts[group_rank + 1]]
+        share = shares[group_rank]
+        transformed = transform(own_image, own_text, cond, share, kv_caches)  # pyright: ignore[reportArgumentType]
         return gather_tokens(transformed, images, group)
 
     dit.transform = transform_share  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,8 +127,8 @@ class Share:
 
     def __init__(self, whole: Packing, start: int, stop: int, attend: Attend):
         parts = zip([whole.num_text] * len(whole.num_noisy), whole.num_history, whole.num_noisy, strict=True)
-        own = overlaps([n for part in parts for n in part], start, stop)
-        text, history, noisy = own[0::3], own[1::3], own[2::3]
+        counts = overlaps([n for part in parts for n in part], start, stop)
+        text, history, noisy = counts[0::3], counts[1::3], counts[2::3]
         self.num_text, self.num_image = text, _sums(history, noisy)
         by_segment = _alternating if whole.clean_history else _sums
         self.text_segments = by_segment(text, [0] * len(text))

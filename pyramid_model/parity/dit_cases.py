@@ -119,11 +119,13 @@ def run_train_step(case: Case) -> None:
     case.check("out.loss", loss, 0, LOSS_RTOL)
 
     loss.backward()
-    own = {released_name(name, family.names): parameter for name, parameter in dit.named_parameters()}
+    parameters = {released_name(name, family.names): parameter for name, parameter in dit.named_parameters()}
     norms = case.setting("grad_norms")
-    if own.keys() != norms.keys():
-        raise CaseError(f"{case.folder}: grad_norms differ from our parameters in {sorted(own.keys() ^ norms.keys())}")
-    for name, parameter in own.items():
+    if parameters.keys() != norms.keys():
+        raise CaseError(
+            f"{case.folder}: grad_norms differ from our parameters in {sorted(parameters.keys() ^ norms.keys())}"
+        )
+    for name, parameter in parameters.items():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         case.check_value(f"norm of grad.{name}", grad.norm(), norms[name] or 0.0, 1e-8, GRAD_RTOL)
         if f"grad.{name}" in case:

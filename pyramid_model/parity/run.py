@@ -90,7 +90,7 @@ def kind_of(case: Case) -> str:
     """The longest kind in `KINDS` that the case's name starts with.
 
     Raises:
-        CaseError: there is none.
+        CaseError: no kind matches the name.
     """
     kinds = [kind for kind in KINDS if _is_kind(case.name, kind)]
     if not kinds:

@@ -116,8 +116,8 @@ class RecentFrames:
 
     def correlation(self, first: int, second: int) -> float:
         """`motion_correlation` of two frames; 0 if one of them is not stored."""
-        one, other = self.luma(first), self.luma(second)
-        return 0.0 if one is None or other is None else motion_correlation(one, other)
+        first_luma, second_luma = self.luma(first), self.luma(second)
+        return 0.0 if first_luma is None or second_luma is None else motion_correlation(first_luma, second_luma)
 
     def is_same(self, first: int, second: int) -> bool:
         """Whether two frames show the same scene."""

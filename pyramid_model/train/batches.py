@@ -28,7 +28,7 @@ def batch_indices(
 ) -> list[int]:
     """Positions of one rank's samples at one step.
 
-    All ranks together iterate over a shuffled list of the training set, shuffled anew for each epoch, so every sample
+    All ranks together iterate over a shuffled list of the training set, shuffled again for each epoch, so every sample
     occurs equally often.
 
     Args:

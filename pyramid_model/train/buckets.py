@@ -37,7 +37,7 @@ def parse_bucket(text: str) -> Bucket:
     match = PATTERN.fullmatch(text)
     if not match or not all(float(number) for number in match.groups()):
         raise ValueError(
-            f"{text!r} is no bucket: write <height>x<width>x<frames>@<fps>, e.g. 384x640x121@24, or a family of "
+            f"{text!r} is not a bucket: write <height>x<width>x<frames>@<fps>, e.g. 384x640x121@24, or a family of "
             "aspect ratios, e.g. 384px121@24"
         )
     height, width, num_frames, fps = match.groups()

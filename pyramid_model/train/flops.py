@@ -51,7 +51,7 @@ class Reuse:
 
     across_units: keep those of the oldest frames, whose resolution does not change any more, from unit to unit. Each
         step of a stage has its own cache, so this is exact with shared history time too.
-    refresh_every: number of steps that use the same keys and values: 1 = computed at each step; None = once a stage,
+    refresh_every: number of steps that use the same keys and values: 1 = computed at each step; None = once per stage,
         which is exact with clean history time only.
     """
 
@@ -60,7 +60,7 @@ class Reuse:
 
     def __post_init__(self):
         if self.refresh_every is not None and self.refresh_every < 1:
-            raise ValueError(f"refresh_every {self.refresh_every}: must be at least 1 step, or None for once a stage")
+            raise ValueError(f"refresh_every {self.refresh_every}: must be at least 1 step, or None for once per stage")
 
 
 def call_flops(

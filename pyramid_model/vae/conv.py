@@ -114,9 +114,9 @@ class TapSum(torch.autograd.Function):
         ctx.stride, ctx.num_zeros = stride, num_zeros
         padding = (weight.shape[3] // 2, weight.shape[4] // 2)
         out: Tensor | None = None
-        for tap, into, seen in _taps(x.shape[2], weight.shape[2], stride[0], num_zeros):
+        for tap, into, source in _taps(x.shape[2], weight.shape[2], stride[0], num_zeros):
             first = out is None
-            y = F.conv2d(to_frames(x[:, :, seen]), weight[:, :, tap], bias if first else None, stride[1:], padding)
+            y = F.conv2d(to_frames(x[:, :, source]), weight[:, :, tap], bias if first else None, stride[1:], padding)
             y = from_frames(y, x.shape[0])
             if out is None:
                 out = y
@@ -132,10 +132,10 @@ class TapSum(torch.autograd.Function):
         padding = (weight.shape[3] // 2, weight.shape[4] // 2)
         grad_x: Tensor | None = None
         grad_weight, grad_bias = torch.zeros_like(weight), None
-        for tap, into, seen in _taps(x.shape[2], weight.shape[2], ctx.stride[0], ctx.num_zeros):
+        for tap, into, source in _taps(x.shape[2], weight.shape[2], ctx.stride[0], ctx.num_zeros):
             needed = (ctx.needs_input_grad[0], True, grad_bias is None)
             y, grad_weight[:, :, tap], tap_bias = torch.ops.aten.convolution_backward(
-                *(to_frames(grad[:, :, into]), to_frames(x[:, :, seen]), weight[:, :, tap], weight.shape[:1]),
+                *(to_frames(grad[:, :, into]), to_frames(x[:, :, source]), weight[:, :, tap], weight.shape[:1]),
                 *(ctx.stride[1:], padding, (1, 1), False, (0, 0), 1, needed),
             )
             grad_bias = tap_bias if grad_bias is None else grad_bias
@@ -145,7 +145,7 @@ class TapSum(torch.autograd.Function):
             if grad_x is None:  # the last tap comes first; it reads all frames unless the stride skips some
                 grad_x = y if y.shape == x.shape else torch.zeros_like(x)
             if grad_x is not y:
-                grad_x[:, :, seen] += y
+                grad_x[:, :, source] += y
         return grad_x, grad_weight, grad_bias, None, None
 
 

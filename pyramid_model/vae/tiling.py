@@ -95,7 +95,8 @@ def code_tiled(x: Tensor, code: Callable[[Tensor], Tensor], tile: tuple[int, int
             below.append(result[:, :, :, -blends[0] :].clone())
             before = result[:, :, :, :, -blends[1] :].clone()
             if whole is None:
-                sides = (side * after // own for side, after, own in zip(x.shape[3:], out_tile, tile, strict=True))
+                zipped = zip(x.shape[3:], out_tile, tile, strict=True)
+                sides = (side * out_side // tile_side for side, out_side, tile_side in zipped)
                 whole = result.new_empty(*result.shape[:3], *sides)
             part = result[:, :, :, :keep_h, :keep_w]
             whole[:, :, :, i * keep_h :, j * keep_w :][:, :, :, : part.shape[3], : part.shape[4]] = part

@@ -70,7 +70,7 @@ def probe(path: str) -> VideoProbe:
     """Properties of a file according to its header and first frame.
 
     Raises:
-        VideoError: the file is no video, or no frame can be decoded.
+        VideoError: the file is not a video, or no frame can be decoded.
     """
     with Footage(path) as footage:
         return footage.probe
@@ -80,7 +80,7 @@ def decode(path: str) -> Iterator[Frame]:
     """Yield all frames of a file that can be decoded; damaged frames are flagged.
 
     Raises:
-        VideoError: the file is no video, no frame can be decoded, or the frame size changes.
+        VideoError: the file is not a video, no frame can be decoded, or the frame size changes.
     """
     with Footage(path) as footage:
         yield from footage.frames()
@@ -96,7 +96,7 @@ class Footage:
             changes a downscaled frame by at most 0.2 levels of 255. Not for frames that will be encoded.
 
     Raises:
-        VideoError: on opening: the file is no video, its frames are too large, or no frame can be decoded.
+        VideoError: on opening: the file is not a video, its frames are too large, or no frame can be decoded.
     """
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS, only_to_look: bool = False):
@@ -118,7 +118,7 @@ class Footage:
         try:
             self.stream = self._video_stream()
             self._images = self._decoded()
-            self._lost = self._num_corrupt = self._num_repaired = 0
+            self._num_lost = self._num_corrupt = self._num_repaired = 0
             self._pts: list[int] = []
             self._last_duration = 0
             self._ends_s: dict[str, float] = {}
@@ -165,16 +165,16 @@ class Footage:
             raise VideoError("too_large", f"its frames have {width}x{height} px, {limit}")
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, bool]]:
-        """Yield (frame, whether packets before it were lost); continues after damage."""
+        """Yield (frame, whether packets before it could not be read); continues after damage."""
         packets = self.container.demux(self.stream, *self.container.streams.audio)
-        lost = False
+        follows_gap = False
         while True:
             try:
                 packet = next(packets)
             except StopIteration:
                 return
             except av.error.FFmpegError:  # the generator has ended: the next iteration returns
-                self._lost, lost = self._lost + 1, True
+                self._num_lost, follows_gap = self._num_lost + 1, True
                 continue
             if packet.pts is not None:
                 end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -184,11 +184,11 @@ class Footage:
             try:
                 images = packet.decode()
             except av.error.FFmpegError:
-                self._lost, lost = self._lost + 1, True
+                self._num_lost, follows_gap = self._num_lost + 1, True
                 continue
             for image in images:
-                yield image, lost
-                lost = False
+                yield image, follows_gap
+                follows_gap = False
 
     def frames(self) -> Iterator[Frame]:
         """Yield every frame that can be decoded; can be called once.
@@ -201,7 +201,7 @@ class Footage:
         pending, self._first = self._first, None
         damaged = False
         while pending is not None:
-            image, lost = pending
+            image, follows_gap = pending
             if (image.width, image.height) != size:
                 raise VideoError(
                     "size_changes",
@@ -209,7 +209,7 @@ class Footage:
                     f"{len(self._pts)}: cut the file there",
                 )
             # Damage propagates through references until the next key frame.
-            damaged = image.is_corrupt or ((damaged or lost) and not image.key_frame)
+            damaged = image.is_corrupt or ((damaged or follows_gap) and not image.key_frame)
             self._num_corrupt += damaged
             index, pts = len(self._pts), self._add_time(image, step)
             yield Frame(index, pts, damaged, image, self.probe.rotation, self.probe.is_mirrored, self._scaler)
@@ -239,7 +239,7 @@ class Footage:
         fps = mean_fps(len(self._pts), self._pts[0], self._pts[-1], base, self.probe.fps)
         return Integrity(
             num_frames=len(self._pts),
-            num_frames_corrupt=self._num_corrupt + self._lost,
+            num_frames_corrupt=self._num_corrupt + self._num_lost,
             num_pts_repaired=self._num_repaired,
             fps=fps,
             is_vfr=self._is_vfr(),
@@ -257,7 +257,7 @@ class Footage:
 
     def _problem(self, tolerance_s: float) -> VideoError | None:
         missing_s = self._missing_s()
-        corrupt = self._num_corrupt + self._lost
+        corrupt = self._num_corrupt + self._num_lost
         if missing_s > max(tolerance_s, 0.1):
             return VideoError(
                 "truncated",
@@ -265,7 +265,7 @@ class Footage:
                 f"states ({self.probe.duration_s:.2f} s, {self.probe.num_frames_header or '?'} frames)",
             )
         if corrupt:
-            return VideoError("corrupt_frames", f"{corrupt} of {len(self._pts) + self._lost} frames are damaged")
+            return VideoError("corrupt_frames", f"{corrupt} of {len(self._pts) + self._num_lost} frames are damaged")
         return None
 
     def _missing_s(self) -> float:

@@ -29,7 +29,7 @@ class VideoError(Exception):
     """A video file cannot be used. `kind` is the error type for tables, the message is for people.
 
     Kinds: missing, not_media, no_video_stream, no_decoder, too_large, no_frames, truncated, corrupt_frames,
-    size_changes, hdr, unreadable, source_changed, no_clips, timeout, too_much_memory, decoder_crashed.
+    size_changes, hdr, unreadable, source_changed, clip_changed, no_clips, timeout, too_much_memory, decoder_crashed.
     """
 
     def __init__(self, kind: str, message: str):
@@ -226,7 +226,7 @@ def write_video(uri: str, frames: Iterable[np.ndarray], fps: float | Fraction, c
     Args:
         uri: path or fsspec URI that ends in .mp4.
         frames: (t h w c) uint8 RGB, or any iterable of (h w c); height and width must be even.
-        fps: frames a second.
+        fps: frames per second.
         crf: x264 quality, 0 (lossless) to 51; 18 looks like the original.
 
     Raises:
@@ -245,7 +245,7 @@ def open_video(uri: str, fps: float | Fraction, crf: int = 18) -> Iterator["Vide
 
     Args:
         uri: path or fsspec URI that ends in .mp4.
-        fps: frames a second.
+        fps: frames per second.
         crf: x264 quality, 0 (lossless) to 51; 18 looks like the original.
 
     Raises:
@@ -348,7 +348,7 @@ class ClipWriter:
     def write(self, frame: av.VideoFrame, pts: int) -> None:
         """Append a yuv420p frame of the writer's size; pts: its time in the writer's time base."""
         frame.pts, frame.time_base = pts, self.time_base
-        frame.pict_type = 0  # type: ignore[assignment]  # the encoder chooses key frames anew
+        frame.pict_type = 0  # type: ignore[assignment]  # the encoder chooses the key frames
         self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One DiT of a directory in the released layout, with what it works with: read from small JSON files."""
+"""One DiT of a directory in the released layout, with its VAE and text encoders, described by small JSON files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyramid_model.weights.released_names import (
 from pyramid_model.weights.weights import read_config
 from pyramid_model.weights.weights_report import inspect_directory
 
-MAX_PROBLEMS = 3  # that a message tells
+MAX_PROBLEMS = 3  # shown in one message
 # Latent frames that the released variants were trained for. Source: the published pipeline.
 MOST_LATENT_FRAMES = {"384p": 16, "768p": 31, "image": 1}
 
@@ -28,7 +28,7 @@ class Checkpoint:
     """A DiT of a directory with the VAE and the text encoders that belong to it.
 
     name: of the DiT, such as `768p`.
-    norm: of the VAE's latents, as the DiT knows them.
+    norm: shift and scale of the latents the DiT was trained on.
     record: how the DiT was trained; None for one that was not trained here.
     """
 
@@ -56,20 +56,20 @@ class Checkpoint:
 
     @property
     def most_latent_frames(self) -> int | None:
-        """How long its clips can be; None where nothing says so."""
+        """Longest clip, in latent frames; None: unknown."""
         return None if self.record else MOST_LATENT_FRAMES.get(self.name)
 
 
 def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
-    """Describe one DiT of a directory, and all that it works with; of weights only the headers are read.
+    """Describe one DiT of a directory, its VAE and its text encoders; of weights only the headers are read.
 
     Args:
         folder: holds `diffusion_transformer_…`, `causal_video_vae` and the text encoders.
-        variant: which DiT, e.g. `768p` or `diffusion_transformer_768p`; may be left out where there is only one.
+        variant: which DiT, e.g. `768p` or `diffusion_transformer_768p`; may be empty if there is only one.
 
     Raises:
-        FileNotFoundError: parts are missing; each is named.
-        ValueError: it is another kind of folder, has no such variant, its parts do not belong together, or a file is
+        FileNotFoundError: parts are missing; the message names each.
+        ValueError: the folder is of another kind or lacks the variant, its parts do not belong together, or a file is
             damaged.
     """
     parts = find_released(Path(folder).expanduser())
@@ -88,12 +88,12 @@ def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
 
 
 def _refuse_damage(parts: ReleasedDirectory, name: str) -> None:
-    """Raise ValueError unless all that one DiT works with is whole, by configs and headers of files."""
+    """Raise ValueError if the DiT, its VAE or its text encoders are incomplete, by configs and headers of files."""
     report = inspect_directory(replace(parts, dits={name: parts.dits[name]}))
     problems = [*report.problems, *(f"{part.name}: {line}" for part in report.parts for line in part.problems)]
     if problems:
         more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise ValueError(
             f"{parts.folder} cannot be used: {'; '.join(problems[:MAX_PROBLEMS])}{more}. "
-            f"`pyramid weights inspect {parts.folder}` tells all"
+            f"`pyramid weights inspect {parts.folder}` lists all problems"
         )

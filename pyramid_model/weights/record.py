@@ -1,4 +1,4 @@
-"""What a model that was trained here is: the record in `training.json` beside its weights."""
+"""Record of a model that was trained here: the file `training.json` beside its weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TRAINING_FILE = "training.json"
 class ModelFolder(Config):
     """A model on disk: a DiT, a VAE, a text encoder or any other.
 
-    uri: its folder. hash: of its weights and of everything else that decides what it computes.
-    random_init: its weights were drawn, not trained.
+    uri: its folder. hash: of its weights and of all other files that change its results.
+    random_init: its weights are random, not trained.
     """
 
     uri: str
@@ -25,11 +25,10 @@ class ModelFolder(Config):
 
 
 class TrainedOn(Config):
-    """What a model was trained on.
+    """Training data of a model.
 
-    selection, captions: what the training asked for in the tables, at `versions`.
-    vae, encoder: of a DiT, the models that made its latents and text features; latent_norm: shift and scale of those
-    latents.
+    selection, captions: the selection and captions that were read, at the table versions `versions`.
+    vae, encoder: for a DiT, the models of its latents and text features. latent_norm: shift and scale of these latents.
     """
 
     selection: str = ""
@@ -44,11 +43,11 @@ class TrainedModel(Config):
     """A trained VAE or DiT, and how it was trained.
 
     model_id: identity of settings and data. weights_hash: of its folder. settings: of the step that trained it.
-    metrics: figures on held-out clips before (`…_untrained`) and after training, and counts. curve: one row a logged
-    step. busy_s: seconds of training.
+    metrics: figures on held-out clips before (`…_untrained`) and after training, and counts. curve: one row per
+    logged step. busy_s: seconds of training.
     """
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")  # a diverged figure stays what it is
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # NaN and Inf are kept in JSON
 
     kind: Literal["vae", "dit"]
     model_id: str
@@ -66,7 +65,7 @@ class TrainedModel(Config):
 
     @property
     def autoregressive(self) -> bool:
-        """Whether a DiT was trained unit by unit; else it makes all frames at once."""
+        """Whether a DiT was trained unit by unit; else it generates all frames at once."""
         return bool(self._section("loss").get("autoregressive", True))
 
     def _section(self, name: str) -> dict[str, JsonValue]:
@@ -78,20 +77,22 @@ def parse_record(content: str | bytes, source: str) -> TrainedModel:
     """The record in a `training.json`; source: its path, for the message.
 
     Raises:
-        ValueError: it is no such record.
+        ValueError: the content is not a record of a training.
     """
     try:
         return TrainedModel.model_validate_json(content)
     except ValidationError as err:
-        why = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in err.errors()[:3])
-        raise ValueError(f"{source} is no record of a training ({why}): train the model again, or remove it") from err
+        why = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in err.errors()[:3])
+        raise ValueError(
+            f"{source} is not a record of a training ({why}): train the model again, or remove it"
+        ) from err
 
 
 def read_record(folder: str | Path) -> TrainedModel | None:
     """The record in a local model folder; None for a model that was not trained here.
 
     Raises:
-        ValueError: there is a damaged one.
+        ValueError: training.json is damaged.
     """
     file = Path(folder) / TRAINING_FILE
     return parse_record(file.read_bytes(), str(file)) if file.exists() else None

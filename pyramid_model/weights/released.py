@@ -51,7 +51,7 @@ class ReleasedDirectory:
 
     @property
     def latent_norm(self) -> LatentNorm:
-        """Shift and scale of this variant's latents; a DiT was trained on those of the VAE in its directory."""
+        """Shift and scale of this variant's latents; the DiTs of a directory were trained with its VAE's norm."""
         return LATENT_NORMS[self.variant]
 
     def dit(self, name: str) -> Path:
@@ -134,7 +134,7 @@ def _class_in(folder: Path) -> str:
 
 
 def _what_it_is(folder: Path) -> str:
-    """Description of a folder that is no released directory; continues a sentence that begins with its name."""
+    """Description of a folder that is not a released directory; continues a sentence that begins with its name."""
     if (folder / PIPELINE_FILE).is_file():
         return f"is a {class_of(read_json(folder / PIPELINE_FILE)) or 'diffusers'} directory"
     if (folder / CONFIG_FILE).is_file():

@@ -66,7 +66,7 @@ def _shards(index: Path) -> list[Path]:
         raise ValueError(f"{index} names files outside its folder: {', '.join(foreign)}")
     files = [index.parent / name for name in names]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{index} names {', '.join(missing)}: not there, download {len(missing)} more")
+        raise FileNotFoundError(f"{index} names {', '.join(missing)}: missing, download {len(missing)} more")
     absent = sorted(set(table) - set(read_headers(files)))
     if absent:
         raise ValueError(f"{index} lists tensors that are in no shard, such as {absent[0]}: {AGAIN}, all shards")
@@ -158,7 +158,7 @@ def _safetensors_headers(path: Path) -> dict[str, Header]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-            raise ValueError(f"{path} ({size:,} bytes) is no safetensors file: it has no header; {AGAIN}")
+            raise ValueError(f"{path} ({size:,} bytes) is not a safetensors file: it has no header; {AGAIN}")
         if 8 + length > size:
             raise ValueError(
                 f"{path} is cut off inside its header: it has {size:,} bytes, the header alone {8 + length:,}; {AGAIN}"

@@ -152,8 +152,8 @@ def _model(folder: Path, config: Facts, with_hash: bool) -> Part:
     facts = _vae_facts(model) if isinstance(model, CausalVideoVAE) else _dit_facts(model)
     part = replace(part, facts=facts | training)
     buffers = {name for name, _ in model.named_buffers()}
-    own = zip(model.state_dict(), expected_shapes(model, names).items(), strict=True)
-    expected = {stored: (shape, ours not in buffers) for ours, (stored, shape) in own}
+    by_our_name = zip(model.state_dict(), expected_shapes(model, names).items(), strict=True)
+    expected = {stored: (shape, ours not in buffers) for ours, (stored, shape) in by_our_name}
     part = _check(part, folder, WEIGHTS_STEM, expected, str)
     return replace(part, weights_hash=weights_hash(folder)) if with_hash and not part.problems else part
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
-from pyramid_model.generate.amount import parse_bytes, written
+from pyramid_model.generate.amount import format_bytes, parse_bytes
 from tasks.models.folders import load_dit, load_encoder, load_vae, read_record
 from tasks.running.work import Item, Produced
 from tasks.tables import storage
@@ -152,7 +152,7 @@ class ClipGenerator:
         if plan.tile:
             timings["tile"] = f"{plan.tile.height}x{plan.tile.width} px"
         timings["planned_bytes"] = plan.peaks
-        plan_note = f"within {self.config.max_memory}, at most {written(plan.peak)} planned: {plan.summary}"
+        plan_note = f"within {self.config.max_memory}, at most {format_bytes(plan.peak)} planned: {plan.summary}"
         plan_notes = [plan_note] if self.config.max_memory else []
         if notes := [*self.notes, *clips.notes, *plan_notes]:
             timings["notes"] = notes

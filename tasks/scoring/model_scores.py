@@ -40,7 +40,7 @@ Clips = Sequence[Item]
 
 
 class TextAreaConfig(FrameModelConfig):
-    """Share of the picture that writing covers: PP-OCR, on the CPU."""
+    """Share of the picture covered by text: PP-OCR, on the CPU."""
 
     num_frames: int = Field(4, ge=1, description="frames that the model reads, spread over the clip")
     shorter_side: int = Field(480, ge=32, description="larger frames are scaled to this shorter side in px")
@@ -50,7 +50,7 @@ class TextAreaConfig(FrameModelConfig):
 
 
 class NSFWConfig(FrameModelConfig):
-    """Probability that a frame is not safe for work: open_nsfw, on the CPU; the most suspicious frame counts."""
+    """Probability that a frame is not safe for work: open_nsfw, on the CPU; the largest over the frames."""
 
 
 class ClassifierConfig(TorchModelConfig):
@@ -67,10 +67,10 @@ class ModelScoresConfig(Config):
     """Scores that need a model; a section that is left out computes nothing."""
 
     text_area: TextAreaConfig | None = Field(
-        None, description="score `text_area`: share of the picture that writing covers; {} computes it"
+        None, description="score `text_area`: share of the picture covered by text; {} computes it"
     )
     nsfw: NSFWConfig | None = Field(
-        None, description="score `nsfw`: probability of a picture not safe for work; {} computes it"
+        None, description="score `nsfw`: probability that the picture is not safe for work; {} computes it"
     )
     classifiers: dict[str, ClassifierConfig] = Field(
         {}, description="one score for each entry, named by its key, e.g. {watermark: {model: …, label: watermark}}"

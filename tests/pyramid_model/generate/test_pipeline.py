@@ -88,7 +88,7 @@ def test_a_file_holds_the_clip_at_24_frames_a_second(pipeline, tmp_path):
 def test_decoding_while_sampling_gives_the_same_frames_as_decoding_afterwards(pipeline):
     request = CLIP.model_copy(update={"num_latent_frames": 6})
     made = pipeline.generate(ClipBatch(["a dog", "a boat"], request))
-    assert made.plan.alongside
+    assert made.plan.decode_while_sampling
     for clip, latents in zip(made.videos, made.latents, strict=True):
         with torch.no_grad():
             decoded = pipeline.vae.decode(latents[None], made.plan.window)[0]

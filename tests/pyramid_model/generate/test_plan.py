@@ -7,7 +7,7 @@ from pyramid_model.config import DiTConfig, MiniFluxConfig, MMDiTConfig, Pyramid
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
-from pyramid_model.generate.amount import parse_bytes, written
+from pyramid_model.generate.amount import format_bytes, parse_bytes
 from pyramid_model.generate.model_sizes import ModelSizes
 from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.peak_memory import peak_bytes
@@ -116,9 +116,9 @@ def test_a_plan_never_exceeds_its_limit_and_more_memory_never_means_more_tiles(l
 
 def test_with_plenty_nothing_waits_and_with_little_everything_does():
     assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB).offload == "none"
-    assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB).alongside
+    assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB).decode_while_sampling
     tight = plan_memory(RELEASED, GenerationRequest(), 4 * GIB)
-    assert (tight.offload, tight.in_turn, tight.alongside) == ("sequential", ("text", "dit"), False)
+    assert (tight.offload, tight.in_turn, tight.decode_while_sampling) == ("sequential", ("text", "dit"), False)
     between = plan_memory(RELEASED, GenerationRequest(), 8 * GIB)
     assert (between.offload, between.in_turn) == ("sequential", ("text",))
     assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB, offload="model").offload == "model"
@@ -153,8 +153,8 @@ def test_amounts_of_memory_are_read_as_people_write_them(text, expected):
     ("size", "expected"), [(8 * GIB, "8.00 GiB"), (8 * GIB + 1, "8.01 GiB"), (5 << 20, "5.0 MiB"), (5, "0.1 MiB")]
 )
 def test_amounts_are_written_as_they_are_read_and_never_as_less(size, expected):
-    assert written(size) == expected
-    assert parse_bytes(written(size)) >= size
+    assert format_bytes(size) == expected
+    assert parse_bytes(format_bytes(size)) >= size
 
 
 @pytest.mark.parametrize("text", ["", "much", "8 apples", "0", "1.2.3G"])

@@ -36,7 +36,7 @@ def test_a_head_of_another_width_or_something_else_is_refused(tmp_path):
     torch.save({"weight": torch.full((1, 512), torch.nan), "bias": torch.zeros(1)}, tmp_path / "nan.pth")
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 torn")
     for name in ("two", "other", "nan", "torn"):
-        with pytest.raises(ValueError, match=r"is no aesthetic head: expected `weight` and `bias`"):
+        with pytest.raises(ValueError, match=r"is not an aesthetic head: expected `weight` and `bias`"):
             load_head(tmp_path / f"{name}.pth", 512)
 
 

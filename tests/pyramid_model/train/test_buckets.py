@@ -7,7 +7,7 @@ from pyramid_model.train.buckets import Bucket, expand_buckets, fitting_bucket, 
 
 def test_a_bucket_is_written_as_it_is_read():
     assert str(parse_bucket("384x640x121@23.976")) == "384x640x121@23.976"
-    with pytest.raises(ValueError, match=r"'384x640@24' is no bucket"):
+    with pytest.raises(ValueError, match=r"'384x640@24' is not a bucket"):
         parse_bucket("384x640@24")
 
 

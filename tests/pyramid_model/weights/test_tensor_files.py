@@ -85,7 +85,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsiz
         (lambda whole: whole + b"more", "is damaged: it has"),
         (lambda whole: whole[:8] + b"[" + whole[9:], "its header cannot be read"),
         (lambda whole: b"", r"is empty \(0 bytes\): download it again"),
-        (lambda whole: b"<!DOCTYPE html><html>404</html>", "is no safetensors file"),
+        (lambda whole: b"<!DOCTYPE html><html>404</html>", "is not a safetensors file"),
         (lambda whole: LFS_POINTER, r"git-lfs pointer to a file of 3,944,118,400 bytes .* `git lfs pull`"),
     ],
     ids=["data cut off", "header cut off", "too long", "broken header", "empty", "web page", "git-lfs pointer"],

@@ -581,7 +581,7 @@ def test_resampling_counts_as_reading_does(frames, clip_fps, fps, expected):
 
 @pytest.mark.parametrize("text", ["48x80x9", "48x80@24", "axbxc@d", "0x80x9@24", "48x80x9@"])
 def test_what_is_no_bucket_is_refused_with_the_form(text):
-    with pytest.raises(ValueError, match=r"is no bucket: write <height>x<width>x<frames>@<fps>"):
+    with pytest.raises(ValueError, match=r"is not a bucket: write <height>x<width>x<frames>@<fps>"):
         parse_bucket(text)
 
 

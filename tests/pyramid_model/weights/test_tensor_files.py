@@ -67,7 +67,7 @@ def test_a_missing_shard_and_a_tensor_that_no_shard_holds_are_named(tiny_dit, tm
     with pytest.raises(ValueError, match=f"lists tensors that are in no shard, such as {lost}"):
         load_dit(tmp_path)
     (tmp_path / second).unlink()
-    with pytest.raises(FileNotFoundError, match=f"names {second}: not there"):
+    with pytest.raises(FileNotFoundError, match=f"names {second}: missing"):
         load_dit(tmp_path)
 
 

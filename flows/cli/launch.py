@@ -102,12 +102,12 @@ def _refuse_sample(recipe: str, settings: Sequence[str] | None, options: dict[st
 
 
 def _check_source(config: "IngestConfig", root: str) -> None:
-    """Raise an error if a local source is missing or empty; the ingest step checks remote ones."""
-    from tasks.sources.listing import source_files
+    """Raise an error if a local source is missing or empty; the ingest step checks lists and remote sources."""
+    from tasks.sources.listing import check_local_source
     from tasks.tables.storage import is_local
 
     if is_local(config.source):
-        source_files(config.source, root, config.left_out, config.media_root, config.fetch)
+        check_local_source(config.source, root, config.left_out)
 
 
 def _check_limits(plan: "Recipe", root: str) -> None:

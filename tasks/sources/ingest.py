@@ -25,8 +25,9 @@ from tasks.running.step import step
 from tasks.running.work import Item, PerItemWork, Produced, Row
 from tasks.sources.card import SourceCard, card_uri, read_card
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
-from tasks.sources.listing import IMAGES, NON_MEDIA, SHARD, Source, SourceFile, source_files
+from tasks.sources.listing import IMAGES, NON_MEDIA, Source, SourceFile, source_files
 from tasks.sources.lists import Annotation
+from tasks.sources.trees import SHARD
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, content_id, ok_row, read_table
 from tasks.tables.host_budget import Budget, SharedBudget

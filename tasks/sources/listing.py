@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from tasks.sources.archives import members
 from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
 from tasks.sources.lists import HEAD_BYTES, Annotation, BadEntry, Entry, is_page, list_kind, read_list
+from tasks.sources.trees import SHARD, is_candidate, local_tree, remote_tree
 from tasks.tables import storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
@@ -25,11 +26,8 @@ NON_MEDIA = (
 )
 WEB = FetchConfig()
 LOOKS = 16  # files whose size is requested at once, since object stores answer slowly
-SHARD = ".tar"  # suffix of archives; in a folder, the videos in an archive count
 PACKED = (".tar.gz", ".tgz")  # suffixes of compressed archives, which are an error: they must be unpacked first
 SHARDS = "WebDataset shards"
-# Entries of a root (docs/tables.md): files that the pipeline wrote are no source.
-OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def source_files(
         ValueError: the source does not exist, cannot be reached, or contains no file.
     """
     if not source:
-        raise ValueError("no source is given: name a folder of videos with --source or in ingest.source")
+        raise _none_given()
     if storage.is_local(source):
         source = str(Path(source.removeprefix("file://")).expanduser().resolve())
     beginning = _web_look(source, web) if is_web(source) else None
@@ -96,6 +94,34 @@ def source_files(
 
 def _no_source(source: str) -> ValueError:
     return ValueError(f"source {source!r} does not exist: give a folder of videos, a list, or a file (ingest.source)")
+
+
+def _no_video(source: str, non_media: tuple[str, ...]) -> ValueError:
+    return ValueError(
+        f"source {source!r} holds no video: no file in it or in its subfolders can be one "
+        f"(hidden files and .{', .'.join(non_media[:4])}, … are left out). Set ingest.source"
+    )
+
+
+def check_local_source(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA) -> None:
+    """Refuse a local source that is missing, or a folder without any candidate; looks no further than the first one.
+
+    Raises:
+        ValueError: as `source_files`, which lists the whole source.
+    """
+    if not source:
+        raise _none_given()
+    path = Path(source.removeprefix("file://")).expanduser().resolve()
+    if not path.exists():
+        raise _no_source(str(path))
+    if path.is_dir():
+        files = (os.path.relpath(file, path) for file in local_tree(str(path), root, {}))
+        if not any(is_candidate(file, non_media) for file in files):
+            raise _no_video(str(path), non_media)
+
+
+def _none_given() -> ValueError:
+    return ValueError("no source is given: name a folder of videos with --source or in ingest.source")
 
 
 def _web_look(source: str, web: FetchConfig) -> Look:
@@ -127,13 +153,10 @@ def _contents(
     source: str, is_folder: bool, head: bytes | None, root: str, non_media: tuple[str, ...], media_root: str
 ) -> Source:
     if is_folder:
-        candidates = [file for file in _walk(source, root) if _is_candidate(file.path, non_media)]
+        candidates = [file for file in _walk(source, root) if is_candidate(file.path, non_media)]
         files = _with_members(candidates)
         if not files:
-            raise ValueError(
-                f"source {source!r} holds no video: no file in it or in its subfolders can be one "
-                f"(hidden files and .{', .'.join(non_media[:4])}, … are left out). Set ingest.source"
-            )
+            raise _no_video(source, non_media)
         return Source(source, files, SHARDS if any(file.archive for file in files) else "a folder")
     folder = source.rpartition("/")[0]
     kind = list_kind(source, head)
@@ -167,12 +190,6 @@ def _media_folder(media_root: str) -> str:
             f"media_root {media_root!r} is not a folder: set ingest.media_root to the folder of the videos"
         )
     return media_root.rstrip("/")
-
-
-def _is_candidate(path: str, non_media: tuple[str, ...]) -> bool:
-    parts = PurePosixPath(path).parts
-    suffix = PurePosixPath(path).suffix.lower()
-    return not any(part.startswith(".") for part in parts) and (suffix == SHARD or suffix[1:] not in non_media)
 
 
 def _with_members(files: Iterable[SourceFile]) -> list[SourceFile]:
@@ -211,50 +228,13 @@ def printable(name: str) -> str:
 def _walk(source: str, root: str) -> Iterator[SourceFile]:
     """Every file in a folder and its subfolders, in the order of the paths."""
     unreadable: dict[str, OSError] = {}
-    tree = _local_tree(source, root, unreadable) if storage.is_local(source) else _remote_tree(source, root)
+    tree = local_tree(source, root, unreadable) if storage.is_local(source) else remote_tree(source, root)
     for uri in sorted([*tree, *unreadable]):
         path = uri.removeprefix(source.rstrip("/") + "/")
         if uri in unreadable:
             yield _bad(uri, path, "unreadable", f"{type(unreadable[uri]).__name__}: {unreadable[uri]}")
         else:
             yield _look(uri, path)
-
-
-def _local_tree(folder: str, root: str, unreadable: dict[str, OSError]) -> Iterator[str]:
-    """Paths of the files in a folder and its subfolders, without the files of the root.
-
-    Links to folders are followed, and each folder is visited once. Links are visited last, so that files get
-    the path of their own folder. Folders that cannot be opened are added to `unreadable`, with the error.
-    """
-
-    def on_error(err: OSError) -> None:
-        if not _is_own(os.path.realpath(err.filename), root):
-            unreadable[err.filename] = err
-
-    visited: set[str] = set()  # real paths
-    tops = [folder]
-    for top in tops:
-        for parent, folders, names in os.walk(top, onerror=on_error):
-            real = os.path.realpath(parent)
-            if real in visited or _is_own(real, root):
-                folders.clear()
-                continue
-            visited.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            tops += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
-            for name in names:
-                path, target = os.path.join(parent, name), os.path.join(real, name)
-                if not _is_own(os.path.realpath(path) if os.path.islink(path) else target, root):
-                    yield path
-
-
-def _is_own(uri: str, root: str) -> bool:
-    return any(uri == own or uri.startswith(f"{own}/") for own in (f"{root}/{name}" for name in OWN))
-
-
-def _remote_tree(folder: str, root: str) -> list[str]:
-    fs, path = storage.filesystem(folder)
-    return [uri for name in fs.find(path) if not _is_own(uri := fs.unstrip_protocol(name), root)]
 
 
 def _bad(uri: str, path: str, error_type: str, error: str) -> SourceFile:

@@ -15,7 +15,8 @@ from fsspec import AbstractFileSystem, register_implementation
 from tasks.running.run import RayConfig, Run
 from tasks.sources.card import read_card
 from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
-from tasks.sources.listing import OWN, source_files
+from tasks.sources.listing import source_files
+from tasks.sources.trees import OWN
 from tasks.tables.appending import _to_arrow
 from tasks.tables.delta import Lineage, read_table
 

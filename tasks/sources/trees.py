@@ -1,0 +1,57 @@
+"""The files in the tree of a folder, local or remote, without those that the pipeline wrote."""
+
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from tasks.tables import storage
+
+SHARD = ".tar"  # suffix of archives; in a folder, the videos in an archive count
+# Entries of a root (docs/tables.md): files that the pipeline wrote are no source.
+OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
+
+
+def is_candidate(path: str, non_media: tuple[str, ...]) -> bool:
+    """Whether a file may be a video or an archive; path: relative to the folder of the source."""
+    parts = PurePosixPath(path).parts
+    suffix = PurePosixPath(path).suffix.lower()
+    return not any(part.startswith(".") for part in parts) and (suffix == SHARD or suffix[1:] not in non_media)
+
+
+def local_tree(folder: str, root: str, unreadable: dict[str, OSError]) -> Iterator[str]:
+    """Paths of the files in a folder and its subfolders, without the files of the root.
+
+    Links to folders are followed, and each folder is visited once. Links are visited last, so that files get
+    the path of their own folder. Folders that cannot be opened are added to `unreadable`, with the error.
+    """
+
+    def on_error(err: OSError) -> None:
+        if not is_own(os.path.realpath(err.filename), root):
+            unreadable[err.filename] = err
+
+    visited: set[str] = set()  # real paths
+    tops = [folder]
+    for top in tops:
+        for parent, folders, names in os.walk(top, onerror=on_error):
+            real = os.path.realpath(parent)
+            if real in visited or is_own(real, root):
+                folders.clear()
+                continue
+            visited.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            tops += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            for name in names:
+                path, target = os.path.join(parent, name), os.path.join(real, name)
+                if not is_own(os.path.realpath(path) if os.path.islink(path) else target, root):
+                    yield path
+
+
+def is_own(uri: str, root: str) -> bool:
+    """Whether the pipeline wrote this file or folder of the root."""
+    return any(uri == own or uri.startswith(f"{own}/") for own in (f"{root}/{name}" for name in OWN))
+
+
+def remote_tree(folder: str, root: str) -> list[str]:
+    """URIs of the files in a folder of an fsspec file system, without the files of the root."""
+    fs, path = storage.filesystem(folder)
+    return [uri for name in fs.find(path) if not is_own(uri := fs.unstrip_protocol(name), root)]

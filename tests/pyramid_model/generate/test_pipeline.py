@@ -224,7 +224,7 @@ def test_a_long_prompt_is_read_as_far_as_it_goes_and_that_is_said(pipeline):
         (["a dog"], {"request": CLIP.model_copy(update={"height": 72})}, "multiple of 64"),
         (["a dog"], {"seeds": [2**63]}, "seed 9223372036854775808: must be a whole number of 64 bits"),
         (["a dog"], {"paths": ["dog.avi"]}, r"path 'dog\.avi': clips are written as \.mp4"),
-        (["a dog"], {"output": "mp4"}, "output 'mp4': take one of frames, tensor, latents"),
+        (["a dog"], {"output": "mp4"}, "output 'mp4': use one of frames, tensor, latents"),
         (["a dog"], {"video": np.zeros((9, 64, 128, 3))}, "float64 .*: give uint8 frames"),
         (["a dog"], {"video": np.zeros((0, 64, 128, 3), np.uint8)}, "at least one"),
         (["a dog"], {"image": np.zeros((64, 128, 3), np.uint8)}, "give a path, or a PIL image"),

@@ -82,7 +82,7 @@ def set_up_alerts(
         silence_s: a run without a heartbeat for this time becomes Crashed; runs of our deployments send one every 30 s.
 
     Raises:
-        ValueError: both a URL and a block are given, or there is no such block.
+        ValueError: both a URL and a block are given, or the block does not exist.
     """
     if webhook and block:
         raise ValueError("give either a webhook or a block, not both")
@@ -119,7 +119,7 @@ def _crash_detection(silence_s: int) -> AutomationCore:
         threshold=1,
         within=timedelta(seconds=silence_s),
     )
-    message = f"no heartbeat for {silence_s} s: the process of this run is gone. A new run of the same flow continues."
+    message = f"no heartbeat for {silence_s} s: the process of this run has ended. A new run of the flow continues."
     crash = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
     return AutomationCore(name=CRASH_DETECTION, trigger=trigger, actions=[crash])
 

@@ -87,7 +87,7 @@ def prepare(
         source: override of `ingest.source`.
 
     Raises:
-        RecipeError: the recipe or an override is wrong, or there is no root.
+        RecipeError: the recipe or an override is wrong, or no root is set.
     """
     forward_logs()
     if not root:

@@ -80,7 +80,7 @@ def load_recipe(recipe: Recipe | str, settings: Mapping[str, Any] | None = None)
         settings: dotted name -> value, e.g. {"train_vae.optim.num_steps": 100}.
 
     Raises:
-        RecipeError: there is no such recipe, it is not YAML, a key does not exist, or a value has the wrong type.
+        RecipeError: the recipe does not exist, it is not YAML, a key does not exist, or a value has the wrong type.
     """
     settings = settings or {}
     if isinstance(recipe, Recipe) and not settings:

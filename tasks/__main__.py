@@ -55,7 +55,7 @@ def find_step(name: str) -> StepFunction[Any, StepResult]:
     """The step function of that name.
 
     Raises:
-        ValueError: there is no such step.
+        ValueError: no step has this name.
     """
     if name not in STEPS:
         raise ValueError(f"there is no step {name!r}: the steps are {', '.join(STEPS)}")

@@ -33,7 +33,7 @@ def alerts(
 ) -> None:
     """Create or update automations on the Prefect server of PREFECT_API_URL.
 
-    Runs whose process is gone become Crashed. With a webhook or a block, messages are sent about failed, crashed and
+    Runs whose process has ended become Crashed. With a webhook or a block, messages are sent about failed, crashed and
     late runs, many failed rows, a model that the gate refused, and a disk that is nearly full.
 
     Example: `pyramid alerts --webhook https://hooks.example.com/services/T000/B000/XXXX`

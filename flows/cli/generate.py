@@ -213,7 +213,7 @@ def dotted(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lone_variant(weights: str) -> str:
-    """Folder name of the only DiT in a directory; empty if there is none or several."""
+    """Folder name of the only DiT in a directory; empty if it has none or several."""
     folders = [path.name for path in Path(weights).expanduser().glob("diffusion_transformer_*")] if weights else []
     return folders[0] if len(folders) == 1 else ""
 

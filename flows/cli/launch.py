@@ -136,7 +136,7 @@ def use_prefect(root: str) -> None:
 
 
 def _start_server() -> None:
-    """Start the temporary server, and a shell process that ends it when this process is gone, even if killed."""
+    """Start the temporary server, and a shell process that ends it when this process ends, even if killed."""
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()

@@ -135,7 +135,7 @@ def diff(
         manifest.check_written(root, table)
         changes = table_diff.diff(root, table, int(before), int(after))
         typer.echo(
-            f"{table} {before} -> {after}: {len(changes.added)} added, {len(changes.removed)} gone, "
+            f"{table} {before} -> {after}: {len(changes.added)} added, {len(changes.removed)} removed, "
             f"{len(changes.status_changes)} changed status"
         )
         for row_id in changes.added[:10]:

@@ -40,7 +40,7 @@ class KeyedQuestion:
 
 @dataclass(frozen=True)
 class Reply:
-    """Answer to a question, or why there is none. asked: the model was asked, so the answer is not from a file."""
+    """Answer to a question, or the reason for its absence. asked: by the model in this call, not from a file."""
 
     answer: Answer | NoAnswer
     asked: bool

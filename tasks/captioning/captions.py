@@ -28,23 +28,23 @@ def captions(run: Run, config: CaptionsConfig) -> CaptionsResult:
     columns = ("clip_id", "video_id", "start_s", "end_s", *(CLIP_COLUMNS if config.by_model else ()))
     clips = as_rows(selected_clips(run.root, config.selection, columns=columns), ClipRow)
     results: list[StepResult] = []
-    wanted: list[CaptionItem] = []
+    all_items: list[CaptionItem] = []
     if HUMAN in config.kinds:
         items, result = match_captions(run, config, clips)
-        wanted, results = [*wanted, *items], [*results, result]
+        all_items, results = [*all_items, *items], [*results, result]
     if config.by_model:
         items, of_models = _write(run, config, clips)
-        wanted, results = [*wanted, *items], [*results, *of_models]
-    hashes = {kind: sorted({item["decided_by"] for item in wanted if item["kind"] == kind}) for kind in config.kinds}
+        all_items, results = [*all_items, *items], [*results, *of_models]
+    hashes = {kind: sorted({item["decided_by"] for item in all_items if item["kind"] == kind}) for kind in config.kinds}
     captions_id = ";".join(f"{kind}:{','.join(filter(None, of_kind))}" for kind, of_kind in hashes.items())
     total = results[0] if len(results) == 1 else merged(results)
-    usage = _usage(run, wanted) if config.by_model else None
+    usage = _usage(run, all_items) if config.by_model else None
     note = total.note
     if usage and total.num_new:
         tokens = f"{usage.num_prompt_tokens} prompt and {usage.num_completion_tokens} answer tokens"
         note = f"{tokens}, {usage.cost_usd:.4g} USD"
     num_restored = 0
-    for caption_ids in _captions_to_restore(run, sorted(wanted, key=lambda item: config.kinds.index(item["kind"]))):
+    for caption_ids in _captions_to_restore(run, sorted(all_items, key=lambda item: config.kinds.index(item["kind"]))):
         num_restored += append_again(run.root, "captions", caption_ids, lineage(run, "captions", VERSION, config))
     if num_restored and note == total.note:
         note = f"{num_restored} clips use captions of an earlier run again"
@@ -52,20 +52,20 @@ def captions(run: Run, config: CaptionsConfig) -> CaptionsResult:
 
 
 def _write(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -> tuple[list[CaptionItem], list[StepResult]]:
-    """Write captions by a model: the wanted captions, and the results. Rewritten captions come last.
+    """Write captions by a model; returns the items and the results. Rewritten captions come last.
 
     A rewritten caption is made from a caption of another kind, which may come from this run.
     """
     writer = find_writer(run, config)
-    wanted: list[CaptionItem] = []
+    all_items: list[CaptionItem] = []
     results = []
     from_frames = [kind for kind in config.by_model if kind != REWRITTEN]
     for kinds in filter(None, (from_frames, [REWRITTEN] if REWRITTEN in config.by_model else [])):
-        parents = _parents(run, config, wanted) if kinds == [REWRITTEN] else {}
+        parents = _parents(run, config, all_items) if kinds == [REWRITTEN] else {}
         items = wanted_items(config, kinds, writer, clips, parents)
         results.append(write_captions(run, config, items, writer))
-        wanted += items
-    return wanted, results
+        all_items += items
+    return all_items, results
 
 
 def _parents(run: Run, config: CaptionsConfig, written: Sequence[CaptionItem]) -> dict[str, Parent]:
@@ -82,12 +82,12 @@ def _parents(run: Run, config: CaptionsConfig, written: Sequence[CaptionItem]) -
     return {row["clip_id"]: Parent(row["caption_id"], row["text"]) for row in newest}
 
 
-def _usage(run: Run, wanted: Iterable[CaptionItem]) -> Usage:
+def _usage(run: Run, items: Iterable[CaptionItem]) -> Usage:
     """Tokens and cost of the captions that this run made, also of answers that an earlier run paid for."""
-    ids = pa.array([item["caption_id"] for item in wanted], pa.string())
+    ids = pa.array([item["caption_id"] for item in items], pa.string())
     names = ("quality", "num_prompt_tokens", "num_completion_tokens", "cost_usd")
-    made = pc.field("caption_id").isin(ids) & (pc.field("run_id") == run.run_id)
-    rows = [row for row in as_rows(read_table(run.root, "captions", names, where=made), CaptionRow) if row["quality"]]
+    of_run = pc.field("caption_id").isin(ids) & (pc.field("run_id") == run.run_id)
+    rows = [row for row in as_rows(read_table(run.root, "captions", names, where=of_run), CaptionRow) if row["quality"]]
     qualities = [json.loads(row["quality"]) for row in rows]
     num_asked = sum(quality["num_asked"] for quality in qualities)
     return Usage(
@@ -99,11 +99,11 @@ def _usage(run: Run, wanted: Iterable[CaptionItem]) -> Usage:
     )
 
 
-def _captions_to_restore(run: Run, wanted: Sequence[CaptionItem]) -> tuple[list[str], list[str]]:
+def _captions_to_restore(run: Run, items: Sequence[CaptionItem]) -> tuple[list[str], list[str]]:
     """Ids of captions to append again so that they count: first those of a kind, then one per clip.
 
-    Of each clip and kind, the wanted caption must be the newest row. Of all captions of a clip, the newest must be the
-    first one in `wanted` that is good; if none is good, the first one.
+    Of each clip and kind, the caption in `items` must be the newest row. Of all captions of a clip, the newest must be
+    the first one in `items` that is good; if none is good, the first one.
     """
     rows = read_table(run.root, "captions", ["clip_id", "kind", "caption_id", "status", *ORDER])
     good = set(rows.filter(pc.field("status") == "ok")["caption_id"].to_pylist())
@@ -111,9 +111,9 @@ def _captions_to_restore(run: Run, wanted: Sequence[CaptionItem]) -> tuple[list[
         set(newest_by(rows, keys)["caption_id"].to_pylist()) for keys in (["clip_id", "kind"], ["clip_id"])
     )
     preferred: dict[str, str] = {}
-    for item in sorted(wanted, key=lambda item: item["caption_id"] not in good):  # a stable sort
+    for item in sorted(items, key=lambda item: item["caption_id"] not in good):  # a stable sort
         preferred.setdefault(item["clip_id"], item["caption_id"])
-    of_kind = {item["caption_id"]: item["clip_id"] for item in wanted if item["caption_id"] not in newest_of_kind}
+    of_kind = {item["caption_id"]: item["clip_id"] for item in items if item["caption_id"] not in newest_of_kind}
     changed_clips = set(of_kind.values())
     of_clip = [
         caption_id

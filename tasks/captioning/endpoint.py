@@ -45,10 +45,10 @@ class EndpointConfig(Decoding):
     )
     max_concurrency: int = Field(16, ge=1, description="most requests at the same time, of all actors together")
     requests_per_minute: float | None = Field(
-        None, gt=0, description="most requests a minute, with retries; null: no limit"
+        None, gt=0, description="most requests per minute, with retries; null: no limit"
     )
     tokens_per_minute: float | None = Field(
-        None, gt=0, description="most tokens a minute, of prompts and answers; null: no limit"
+        None, gt=0, description="most tokens per minute, of prompts and answers; null: no limit"
     )
     usd_per_million_prompt_tokens: float = Field(
         0.0, ge=0, description="price of prompt tokens, for the costs in rows and results"
@@ -72,7 +72,7 @@ class EndpointConfig(Decoding):
     def _name(cls, name: str) -> str:
         if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(
-                "this is no name of an environment variable: store the key in a variable and give its name"
+                "this is not the name of an environment variable: store the key in a variable and give its name"
             )
         return name
 
@@ -215,13 +215,13 @@ class Endpoint:
         return answer
 
     async def _well_formed(self, client: "AsyncOpenAI", question: Question) -> Answer | NoAnswer:
-        """The answer; a reply that is no chat completion is requested again."""
+        """The answer; after a reply that is not a chat completion, it is requested again."""
         for _ in range(ILL_FORMED_TRIES):
             with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
                 reply = await client.chat.completions.create(**self._request(question))
                 if answer := _read(reply):
                     return answer
-        return NoAnswer("server_error", "the server's reply is no chat completion")
+        return NoAnswer("server_error", "the server's reply is not a chat completion")
 
     def _request(self, question: Question) -> dict[str, Any]:
         """Arguments of the client's `chat.completions.create`."""
@@ -263,7 +263,7 @@ def _client(config: EndpointConfig, key: str, limits: Limits | None = None) -> "
 
 
 def _read(reply: "ChatCompletion") -> Answer | None:
-    """The answer in a reply; None if the reply is no chat completion."""
+    """The answer in a reply; None if the reply is not a chat completion."""
     choice = next(iter(getattr(reply, "choices", None) or ()), None)
     message = getattr(choice, "message", None)
     if choice is None or message is None:
@@ -304,7 +304,7 @@ def _permanent_error(err: "openai.APIStatusError", config: EndpointConfig) -> st
         key = f"the key in {config.api_key_env}" if config.api_key_env else "a request without a key (api_key_env)"
         return f"{config.base_url} refuses {key} ({err.status_code}: {_sentence(err, config)})"
     return (
-        f"{config.base_url} has no model {config.model!r}, or is no URL of the chat API "
+        f"{config.base_url} has no model {config.model!r}, or is not a URL of the chat API "
         f"({err.status_code}: {_sentence(err, config)}): correct `model`, or `base_url`, which usually ends in /v1"
     )
 
@@ -317,7 +317,7 @@ def _sentence(err: BaseException, config: EndpointConfig) -> str:
 
 
 def check_endpoint(config: EndpointConfig) -> None:
-    """Check server and key before any work, by a request for the list of models. A missing list is no error.
+    """Check server and key before any work, by a request for the list of models. A missing list is accepted.
 
     Raises:
         ValueError: the key's variable is not set.

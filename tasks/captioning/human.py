@@ -52,10 +52,10 @@ class ListedSpan(TypedDict):
 
 
 class HumanItem(CaptionItem):
-    """Work item of `CaptionMatcher`: a clip, and where the captions of its video are.
+    """Work item of `CaptionMatcher`: a clip, and the location of the captions of its video.
 
     file: name of the video in the sidecar file.
-    sidecar: URI of the sidecar file; "" if there is none.
+    sidecar: URI of the sidecar file; "" without one.
     listed: captions from a list that overlap the clip; None if no list describes the video.
     """
 
@@ -138,35 +138,35 @@ class CaptionMatcher:
 
 
 def match_captions(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -> tuple[list[HumanItem], StepResult]:
-    """Give clips the captions that people wrote; returns the wanted captions and the result.
+    """Give clips the captions that people wrote; returns the items and the result.
 
     Raises:
         StepError: a caption file is missing or cannot be read.
     """
     files = _source_files(run, {clip["video_id"] for clip in clips}, config.sidecar)
-    wanted = [_item(clip, files[clip["video_id"]], config) for clip in clips]
-    todo = pending(run.root, "captions", [item["caption_id"] for item in wanted], run.retry_failed)
+    items = [_item(clip, files[clip["video_id"]], config) for clip in clips]
+    todo = pending(run.root, "captions", [item["caption_id"] for item in items], run.retry_failed)
     work = PerItemWork(
         step="captions",
         version=VERSION,
         config=config,
         worker=CaptionMatcher,
         done_table="captions",
-        worker_args={"config": config, "sidecars": sorted({item["sidecar"] for item in wanted} - {""})},
+        worker_args={"config": config, "sidecars": sorted({item["sidecar"] for item in items} - {""})},
         block_size=config.block_size,
     )
-    result = run_blocks(run, work, todo.items(wanted, "caption_id"), todo.num_done)
-    return wanted, result
+    result = run_blocks(run, work, todo.items(items, "caption_id"), todo.num_done)
+    return items, result
 
 
 @dataclass(frozen=True)
 class CaptionSource:
-    """Where the captions of a video are.
+    """Location of the captions of a video.
 
     file: name of the video in the sidecar file.
-    sidecar: URI of the sidecar file; "" if there is none.
+    sidecar: URI of the sidecar file; "" without one.
     text_hash: hash of the bytes of the sidecar file; "annotations" for captions from a list.
-    annotations: `sources.annotations` of the video, JSON of ListedSpan; only if there is no sidecar file.
+    annotations: `sources.annotations` of the video, JSON of ListedSpan; only without a sidecar file.
     """
 
     file: str

@@ -19,6 +19,6 @@ def read_prompts(prompts: Sequence[str], file: str) -> list[str]:
             raise ValueError(
                 f"cannot read prompts_file {file!r}: {err}; give a text file with one prompt per line"
             ) from err
-    given = [*prompts, *(line for line in lines if not line.lstrip().startswith("#"))]
-    cleaned = (" ".join(line.split()) for line in given)
+    texts = [*prompts, *(line for line in lines if not line.lstrip().startswith("#"))]
+    cleaned = (" ".join(line.split()) for line in texts)
     return list(dict.fromkeys(line for line in cleaned if line))

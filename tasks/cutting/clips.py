@@ -37,7 +37,7 @@ Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium
 
 
 class ClipsConfig(ClipRules):
-    """How videos are cut into clips."""
+    """Settings by which videos are cut into clips."""
 
     shots: ShotsConfig = ShotsConfig()
     max_side: int | None = Field(None, ge=16, description="longer side of clips in px; null: the size of the video")
@@ -156,7 +156,9 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
     """
     sources = _sources(run)
     attempts, to_restore = _pending(run, list(sources), config)
-    restored = append_again(run.root, "videos", to_restore, lineage(run, "clips", VERSION, config), _made_alike(config))
+    restored = append_again(
+        run.root, "videos", to_restore, lineage(run, "clips", VERSION, config), _with_equal_clips(config)
+    )
     num_done = len(sources) - len(attempts)
     media = run.media("clips")
     items = _items(run, sources, attempts)
@@ -208,7 +210,7 @@ def _sources(run: Run) -> dict[str, list[VideoFile]]:
     return files
 
 
-def _pending(run: Run, wanted: Sequence[str], settings: ClipsConfig) -> tuple[dict[str, int], list[str]]:
+def _pending(run: Run, video_ids: Sequence[str], settings: ClipsConfig) -> tuple[dict[str, int], list[str]]:
     """Videos that have to be cut with these settings, and videos whose rows have to be appended again.
 
     Returns:
@@ -219,11 +221,11 @@ def _pending(run: Run, wanted: Sequence[str], settings: ClipsConfig) -> tuple[di
     attempts = read_table(run.root, "videos", [*names, "step_version", "error"], latest=False)
     newest, of_settings = (
         {row["video_id"]: row for row in as_rows(newest_by(rows.select(names), ["video_id"]), VideoRow)}
-        for rows in (attempts, attempts.filter(_made_alike(settings)))
+        for rows in (attempts, attempts.filter(_with_equal_clips(settings)))
     )
     to_cut: dict[str, int] = {}
     to_restore = []
-    for video_id in wanted:
+    for video_id in video_ids:
         last, done = newest.get(video_id), of_settings.get(video_id)
         if done is None or (run.retry_failed and done["status"] == "failed"):
             to_cut[video_id] = last["attempt"] + 1 if last else 1
@@ -232,7 +234,7 @@ def _pending(run: Run, wanted: Sequence[str], settings: ClipsConfig) -> tuple[di
     return to_cut, to_restore
 
 
-def _made_alike(settings: ClipsConfig) -> pc.Expression:
+def _with_equal_clips(settings: ClipsConfig) -> pc.Expression:
     """Rows of `videos` whose clips are those that these settings give.
 
     `salvage` does not change the clips of an undamaged video.

@@ -1,4 +1,4 @@
-"""What this machine must have for a run: Python, packages, CPUs, memory, disk, a root that can be written."""
+"""Checks of this machine: Python, packages, CPUs, memory, disk, a root that can be written."""
 
 import contextlib
 import importlib.util
@@ -24,7 +24,7 @@ class Check:
 
     name: str
     status: str  # ok | warn: something may cause trouble | fail: the demo cannot run here
-    facts: str  # what is there, such as a version or a size
+    facts: str  # such as a version or a size
     advice: str = ""  # what to do unless it is ok
 
 
@@ -88,11 +88,13 @@ def check_ram() -> Check:
     """Free memory, within the limit of the container."""
     import psutil
 
-    free = psutil.virtual_memory().available
+    free_bytes = psutil.virtual_memory().available
     limit = _container_limit()
-    free = min(free, limit) if limit else free
-    text = f"{free / 1e9:.1f} GB free"
-    return Check("memory", *_enough(free / 1e9, MIN_RAM_GB, text, "close programs, or give the container more memory"))
+    free_bytes = min(free_bytes, limit) if limit else free_bytes
+    text = f"{free_bytes / 1e9:.1f} GB free"
+    return Check(
+        "memory", *_enough(free_bytes / 1e9, MIN_RAM_GB, text, "close programs, or give the container more memory")
+    )
 
 
 def _container_limit() -> int | None:
@@ -110,9 +112,9 @@ def check_shm(path: str = "/dev/shm") -> Check:
     """Free shared memory, in which Ray keeps its objects on Linux."""
     if not os.path.isdir(path):
         return Check("shared memory", "ok", f"no {path} on this system; Ray needs none")
-    free = shutil.disk_usage(path).free / 1e9
+    free_gb = shutil.disk_usage(path).free / 1e9
     advice = "start the container with --shm-size=2g (or ipc: host); otherwise Ray uses the disk, which is slow"
-    return Check("shared memory", *_enough(free, MIN_SHM_GB, f"{free:.1f} GB free in {path}", advice))
+    return Check("shared memory", *_enough(free_gb, MIN_SHM_GB, f"{free_gb:.1f} GB free in {path}", advice))
 
 
 def check_root(root: str) -> Check:
@@ -148,10 +150,12 @@ def check_disk(root: str) -> Check:
     if not storage.is_local(root):
         return Check("disk", "ok", "the root is remote")
     try:
-        free = shutil.disk_usage(_nearest_folder(root)).free / 1e9
+        free_gb = shutil.disk_usage(_nearest_folder(root)).free / 1e9
     except OSError as err:
         return Check("disk", "warn", str(err), "see the check of the root")
-    return Check("disk", *_enough(free, MIN_DISK_GB, f"{free:.1f} GB free at the root", "free space, or move the root"))
+    return Check(
+        "disk", *_enough(free_gb, MIN_DISK_GB, f"{free_gb:.1f} GB free at the root", "free space, or move the root")
+    )
 
 
 def check_uv() -> Check:

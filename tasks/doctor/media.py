@@ -41,7 +41,7 @@ def check_codec(name: str, encoder: str, decoder: str, needed: bool) -> Check:
 
 
 def _encode_and_decode(encoder: str, decoder: str) -> int:
-    """How many of CODEC_FRAMES encoded frames are decoded."""
+    """Encode CODEC_FRAMES frames; returns the number of frames that are decoded again."""
     from fractions import Fraction
 
     import av

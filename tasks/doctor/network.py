@@ -52,14 +52,14 @@ def check_ray_auth() -> Check:
 
 
 def _token_file(path: Path) -> str:
-    """Variable or path that names the token file; "" when there is no such file."""
+    """Variable or path that names the token file; "" if the file does not exist."""
     if not path.is_file():
         return ""
     return "RAY_AUTH_TOKEN_PATH" if os.environ.get("RAY_AUTH_TOKEN_PATH") else str(path)
 
 
 def _token_use(mode: str, place: str) -> str:
-    """What Ray 2.60 does: an embedded Ray always uses a token, a cluster if the mode or a token file is there."""
+    """Sentence on how Ray 2.60 finds its token. An embedded Ray always uses one, a cluster if mode or file is set."""
     if mode == "token":
         return f"RAY_AUTH_MODE=token, with the token in {place}"
     if mode:
@@ -78,7 +78,7 @@ def check_prefect() -> Check:
 
 
 def check_prefect_leases() -> Check:
-    """Where the Prefect server of PREFECT_API_URL keeps the leases of concurrency slots.
+    """Whether the Prefect server of PREFECT_API_URL stores the leases of concurrency slots outside its memory.
 
     In memory, its default, they are lost with a restart, and the server ends every run that holds one.
     """

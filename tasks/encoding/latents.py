@@ -34,7 +34,7 @@ VERSION = "1"
 
 
 class LatentsConfig(Config):
-    """Which clips are encoded, and by which VAE."""
+    """The clips to encode, and the VAE."""
 
     selection: str = Field("", description="id of the selection; empty: the newest")
     vae: str = Field("", description="folder of the VAE; empty: the newest trained in this root")
@@ -157,18 +157,18 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
     """Encode those selected clips that have no latent of this VAE.
 
     Raises:
-        StepError: there is no VAE.
+        StepError: the root has no VAE.
     """
     vae = find_model(run, "vae", config.vae)
     columns = ("clip_id", "uri", "size_bytes", "crc32")
     clips = as_rows(selected_clips(run.root, config.selection, columns=columns), SelectedClipRow)
-    wanted = [
+    all_items = [
         {**clip, "latent_id": latent_id(clip["clip_id"], vae.hash, clip["bucket"], config.dtype, config.parts)}
         for clip in clips
     ]
-    todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
+    todo = pending(run.root, "latents", [item["latent_id"] for item in all_items], run.retry_failed)
     # Sorted, so that blocks and batches have clips of one size.
-    items = sorted(todo.items(wanted, "latent_id"), key=lambda item: item["bucket"])
+    items = sorted(todo.items(all_items, "latent_id"), key=lambda item: item["bucket"])
     work = PerItemWork(
         step="latents",
         version=VERSION,

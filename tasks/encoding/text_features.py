@@ -28,7 +28,7 @@ MAX_TOKENS = 128  # longer texts are truncated, as for the released models
 
 
 class TextFeaturesConfig(Config):
-    """Which texts are encoded, and by which encoder."""
+    """The texts to encode, and the encoder."""
 
     selection: str = Field("", description="id of the selection; empty: the newest")
     captions: str = Field(
@@ -101,7 +101,7 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
     """Encode the captions of the selected clips, the prompts, and the empty text.
 
     Raises:
-        StepError: no selected clip has a caption, or there is no such encoder.
+        StepError: no selected clip has a caption, or the encoder does not exist.
     """
     clip_ids = selected_clips(run.root, config.selection, columns=("clip_id",))["clip_id"].to_pylist()
     captions = captions_by_kind(run.root, clip_ids, config.captions)
@@ -113,10 +113,10 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
     tiny = config.model_dump(include={"dim", "num_layers", "vocab_size", "seed"})
     encoder = prepare_encoder(run, config.encoder, caption_texts, tiny)
     texts = list(dict.fromkeys([NULL_TEXT, *caption_texts, *read_prompts(config.prompts, config.prompts_file)]))
-    wanted = [{"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts]
+    all_items = [{"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts]
     # Sorted by length, so that batches need little padding.
-    wanted.sort(key=lambda item: len(item["text"]))
-    todo = pending(run.root, "text_features", [item["text_feature_id"] for item in wanted], run.retry_failed)
+    all_items.sort(key=lambda item: len(item["text"]))
+    todo = pending(run.root, "text_features", [item["text_feature_id"] for item in all_items], run.retry_failed)
     work = PerItemWork(
         step="text_features",
         version=VERSION,
@@ -133,7 +133,7 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
     )
-    result = run_blocks(run, work, todo.items(wanted, "text_feature_id"), todo.num_done)
+    result = run_blocks(run, work, todo.items(all_items, "text_feature_id"), todo.num_done)
     if (
         newest_encoder_hash(run) != encoder.hash
     ):  # an earlier encoder is used again: a row appended again makes it the newest

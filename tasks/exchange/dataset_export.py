@@ -156,7 +156,7 @@ def _claim(folder: str, index: ExportIndex) -> None:
         return
     if shards := [shard["name"] for shard in index["shards"] if storage.exists(f"{folder}/{shard['name']}")]:
         raise TableError(
-            f"{folder} holds {shards[0]} and no {INDEX}: it is no export of this program, so choose a new folder"
+            f"{folder} holds {shards[0]} and no {INDEX}: it is not an export of this program, so choose a new folder"
         )
     storage.write_bytes(uri, json.dumps(index, indent=1).encode())
 

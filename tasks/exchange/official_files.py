@@ -43,7 +43,7 @@ CUT_METHOD = "imported"
 
 
 class ImportConfig(Config):
-    """What to read, and which models made it."""
+    """Files to import, and the models that made them."""
 
     annotation: str = Field("", description="jsonl with the keys video, text, latent and text_fea")
     folder: str = Field("", description="folder that paths are relative to; empty: the annotation's folder")
@@ -100,15 +100,15 @@ def import_official(run: Run, config: ImportConfig) -> ImportResult:
     """Import clips with their latents and text features. A line that cannot be used becomes a failed row.
 
     Raises:
-        ValueError: the annotation is missing or empty, or a line is no JSON object with the expected keys.
-        StepError: there is no such VAE or text encoder.
+        ValueError: the annotation is missing or empty, or a line is not a JSON object with the expected keys.
+        StepError: the VAE or the text encoder does not exist.
     """
     vae, encoder = find_model(run, "vae", config.vae), find_encoder(run, config.encoder)
     lines = list(_lines(config))
     if not lines:
         raise ValueError(f"annotation {config.annotation!r} has no lines: give a file with one JSON object per clip")
-    wanted = [_item(line, vae, config) for line in lines]
-    todo = pending(run.root, "latents", [item["latent_id"] for item in wanted], run.retry_failed)
+    all_items = [_item(line, vae, config) for line in lines]
+    todo = pending(run.root, "latents", [item["latent_id"] for item in all_items], run.retry_failed)
     work = PerItemWork(
         step="import_official",
         version=VERSION,
@@ -118,7 +118,7 @@ def import_official(run: Run, config: ImportConfig) -> ImportResult:
         worker_args={"vae": vae, "encoder": encoder, "config": config},
         block_size=config.block_size,
     )
-    items = todo.items({item["latent_id"]: item for item in wanted}.values(), "latent_id")
+    items = todo.items({item["latent_id"]: item for item in all_items}.values(), "latent_id")
     result = run_blocks(run, work, items, todo.num_done)
     return ImportResult(**dict(result), vae=vae.uri, encoder=encoder.uri)
 
@@ -314,9 +314,9 @@ def _load(uri: str) -> Any:
     except FileNotFoundError as err:
         raise UnusableFile("missing", f"{uri} is missing") from err
     except pickle.UnpicklingError as err:  # torch's message advises to run the code in the file
-        raise UnusableFile("unreadable", f"{uri} is no file of tensors: it is damaged, or contains code") from err
+        raise UnusableFile("unreadable", f"{uri} is not a file of tensors: it is damaged, or contains code") from err
     except (OSError, RuntimeError, EOFError) as err:
-        raise UnusableFile("unreadable", f"{uri} is no file of tensors: {str(err).splitlines()[0]}") from err
+        raise UnusableFile("unreadable", f"{uri} is not a file of tensors: {str(err).splitlines()[0]}") from err
 
 
 def _described(content: object) -> str:
@@ -328,7 +328,7 @@ def select_imported(run: Run, val_fraction: float) -> SelectResult:
     """Select every clip that has a latent in the bucket of its own size, which all imported clips have.
 
     Raises:
-        StepError: there is no latent.
+        StepError: the root has no latents.
     """
     rows = read_table(run.root, "latents", ["bucket"], where=pc.field("status") == "ok")
     buckets = tuple(sorted(set(rows["bucket"].to_pylist())))

@@ -39,10 +39,10 @@ def duplicate_stats(root: str, version: int | None = None) -> list[DuplicateStat
     rows = current_duplicates(root, ["method", "group_id", "similarity"], version=version)
     stats = []
     for method in pc.unique(rows["method"]).sort().to_pylist():
-        own = rows.filter(pc.equal(rows["method"], method))
-        clips = Counter(own["group_id"].to_pylist())
-        similarity = histogram("similarity", finite_values(own["similarity"]))
-        stats.append(DuplicateStats(method, len(clips), own.num_rows, Counter(clips.values()), similarity))
+        of_method = rows.filter(pc.equal(rows["method"], method))
+        clips = Counter(of_method["group_id"].to_pylist())
+        similarity = histogram("similarity", finite_values(of_method["similarity"]))
+        stats.append(DuplicateStats(method, len(clips), of_method.num_rows, Counter(clips.values()), similarity))
     return stats
 
 
@@ -66,13 +66,13 @@ def selection_stats(root: str) -> list[SetStats]:
     subsets = rows.filter(pc.greater(pc.utf8_length(pc.fill_null(rows["subset"], "")), 0))
     if newest.num_rows and newest["subset"][-1].as_py():
         last = newest_by(subsets, ["subset"]).select(["subset", "params_hash"]).to_pylist()
-        chosen = [rows.filter(pc.equal(rows["params_hash"], one["params_hash"])) for one in last]
+        selections = [rows.filter(pc.equal(rows["params_hash"], row["params_hash"])) for row in last]
     else:
-        chosen = [newest]
+        selections = [newest]
     clips = read_table(root, "clips", ["clip_id", "video_id"])
     videos = read_table(root, "videos", ["video_id", "source"])
     clips = left_join(clips, videos, "video_id", {"source": "source"})
-    stats = [_set_stats(newest_by(verdicts, ["clip_id"]), clips) for verdicts in chosen]
+    stats = [_set_stats(newest_by(verdicts, ["clip_id"]), clips) for verdicts in selections]
     return sorted(stats, key=lambda one: -one.kept)
 
 

@@ -24,7 +24,7 @@ class NamedFile:
     row_id: str
     uri: str
     path: str  # on its file system
-    size_bytes: int | None  # None where the table has no such column
+    size_bytes: int | None  # None where the table has no column `size_bytes`
 
 
 def named_files(root: str, table: str, every_attempt: bool = False) -> list[NamedFile]:
@@ -33,13 +33,13 @@ def named_files(root: str, table: str, every_attempt: bool = False) -> list[Name
     sized = ["size_bytes"] if "size_bytes" in SCHEMAS[table].names else []
     where = None if every_attempt else pc.field("status") == "ok"
     rows = read_table(root, table, [id_column, column, *sized], where=where, latest=not every_attempt)
-    named = []
+    files = []
     for row in rows.to_pylist():
         uris = row[column] if isinstance(row[column], list) else [row[column]]
-        named += [
+        files += [
             NamedFile(row[id_column], uri, storage.filesystem(uri)[1], row.get("size_bytes")) for uri in uris if uri
         ]
-    return named
+    return files
 
 
 def media_files(root: str) -> dict[str, int]:
@@ -55,8 +55,8 @@ def _files(root: str, folder: str) -> dict[str, int]:
 
 def unnamed_media(root: str, files: dict[str, int]) -> list[str]:
     """Media files that no row of any attempt names."""
-    named = {file.path for table in MEDIA_COLUMNS for file in named_files(root, table, every_attempt=True)}
-    return sorted(set(files) - named)
+    named_paths = {file.path for table in MEDIA_COLUMNS for file in named_files(root, table, every_attempt=True)}
+    return sorted(set(files) - named_paths)
 
 
 def is_copied(root: str, files: dict[str, int], unnamed: Sequence[str]) -> bool:
@@ -144,7 +144,7 @@ def _attempts(root: str, table: str) -> dict[str, int]:
 
 
 def _last_touched(fs: fsspec.AbstractFileSystem, path: str) -> datetime:
-    """When a file, or the newest file in a folder, was written."""
+    """Time at which a file, or the newest file in a folder, was written."""
     return max([fs.modified(name) for name in fs.find(path)], default=None) or fs.modified(path)
 
 

@@ -58,20 +58,20 @@ def counts_within(values: Sequence[float] | np.ndarray, edges: Sequence[float]) 
 
 def histograms(root: str, table: str, version: int | None = None) -> list[Histogram]:
     """One for each numeric column of the table's ok rows; for `scores`, one for each scorer."""
-    own = [
+    names = [
         field.name
         for field in SCHEMAS[table]
         if field.name not in COMMON and (pa.types.is_integer(field.type) or pa.types.is_floating(field.type))
     ]
     extra = ["scorer"] if table == "scores" else []
-    rows = read_table(root, table, [*own, *extra], version, pc.field("status") == "ok")
+    rows = read_table(root, table, [*names, *extra], version, pc.field("status") == "ok")
     if table == "scores":
         by_scorer = {name: rows.filter(pc.equal(rows["scorer"], name)) for name in _sorted_values(rows["scorer"])}
         columns = {name: part["value"] for name, part in by_scorer.items()}
     else:
-        columns = {name: rows[name] for name in own if name != "crc32"}
+        columns = {name: rows[name] for name in names if name != "crc32"}
     drawn = (histogram(name, finite_values(column)) for name, column in columns.items())
-    return [one for one in drawn if one is not None]
+    return [item for item in drawn if item is not None]
 
 
 def _sorted_values(column: pa.ChunkedArray) -> list[str]:
@@ -102,7 +102,7 @@ def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
 
 
 def score_label(name: str) -> str:
-    """What a score or a figure of the clip measures, and which values are better; "" for scorers of a recipe's own."""
+    """Meaning of a score or a figure of the clip, and its better values; "" for scorers that a recipe defines."""
     facts = SCORER_FACTS.get(name)
     if facts is None:
         return CLIP_FIGURES.get(name, "")
@@ -117,7 +117,7 @@ def status_counts(root: str, table: str, version: int | None = None) -> Counter[
 
 @dataclass(frozen=True)
 class DropReason:
-    """How many clips one rule of a selection drops."""
+    """Numbers of clips that one rule of a selection drops."""
 
     reason: str
     alone: int  # clips that the rule drops, whatever other rules do
@@ -150,8 +150,8 @@ def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
     followers = {name: followers[name] for name in sorted(followers, key=_usual_place)}
     ordered: list[str] = []
     while followers:
-        free = [name for name in followers if not any(name in later for later in followers.values())]
-        name = free[0] if free else next(iter(followers))
+        first = [name for name in followers if not any(name in later for later in followers.values())]
+        name = first[0] if first else next(iter(followers))
         followers.pop(name)
         ordered += sorted(by_group[name], key=lambda reason: ("", *LIMIT_SUFFIXES).index(limit_suffix(reason)))
     return ordered

@@ -82,32 +82,32 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
         table: check this one only.
         blobs: also read every binary value and compare its length and crc32; for many latents this takes long.
     """
-    broken: set[str] = set()  # tables that cannot be read: no further check reads them
+    unreadable: set[str] = set()  # tables that cannot be read: no further check reads them
     for name in SCHEMAS:
         finding = check_files(root, name)
         if finding.level == "fail":
-            broken.add(name)
+            unreadable.add(name)
         if finding.num_checked and table in (None, name):
             yield finding
-    chosen = [name for name in SCHEMAS if table in (None, name) and name not in broken]
-    for name in chosen:
+    names = [name for name in SCHEMAS if table in (None, name) and name not in unreadable]
+    for name in names:
         if open_table(root, name) is None:
             continue
         yield from _check_rows(root, name)
         if blobs and name in BLOB_COLUMNS:
             yield check_blobs(root, name)
         for column, target in ((c, t) for (source, c), t in REFERENCES.items() if source == name):
-            if target[0] not in broken:
+            if target[0] not in unreadable:
                 yield check_reference(root, (name, column), target)
         left_over = unnamed_parquet(root, name)
         yield _finding(name, "no left-over Parquet files", table_version(root, name), left_over, VACUUM, "warn")
-    if not broken & {"sources", "videos", "clips"} and {"sources", "videos", "clips"} & set(chosen):
+    if not unreadable & {"sources", "videos", "clips"} and {"sources", "videos", "clips"} & set(names):
         yield from check_counts(root)
     files = media_files(root)
-    for name in chosen:
+    for name in names:
         if name in MEDIA_COLUMNS:
             yield check_media(root, name, files)
-    if table is None and not broken & set(MEDIA_COLUMNS):
+    if table is None and not unreadable & set(MEDIA_COLUMNS):
         unnamed = unnamed_media(root, files)
         left_over, advice = unnamed + half_written(root), COPIED if is_copied(root, files, unnamed) else VACUUM
         yield _finding("(files)", "no left-over files", len(files), left_over, advice, "warn")
@@ -124,7 +124,7 @@ def check_files(root: str, table: str) -> Finding:
         return _finding(table, "columns", 1, [str(err)], "use the version of this package that wrote the table")
     if delta is None:
         return Finding(table, "columns and files", 0)
-    advice = "files are gone or damaged: restore them from a copy"
+    advice = "files are missing or damaged: restore them from a copy"
     return _finding(table, "columns and files", 1 + len(delta.file_uris()), damaged_files(root, table), advice)
 
 
@@ -158,8 +158,8 @@ def _check_doubles(table: str, rows: pa.Table, id_column: str) -> Finding:
     """
     keys = list(zip(*(rows[name].to_pylist() for name in (id_column, "attempt", "params_hash")), strict=True))
     writers: dict[tuple, set] = {key: set() for key, count in Counter(keys).items() if count > 1}
-    made = (rows[name].to_pylist() for name in ("status", "step_version", "code_version"))
-    for key, writer in zip(keys, zip(*made, strict=True), strict=True):
+    columns = (rows[name].to_pylist() for name in ("status", "step_version", "code_version"))
+    for key, writer in zip(keys, zip(*columns, strict=True), strict=True):
         if key in writers:
             writers[key].add(writer)
     unequal = [key for key, of_key in writers.items() if len(of_key) > 1]
@@ -222,20 +222,20 @@ def check_counts(root: str) -> Iterator[Finding]:
         "run pyramid curate",
         "warn",
     )
-    named = videos["clip_ids"].combine_chunks().flatten()
-    written = read_table(root, "clips", ["clip_id"])["clip_id"].combine_chunks()
-    lost = named.filter(pc.invert(pc.is_in(named, value_set=written)))
-    yield _finding("videos", "every clip of a video has its row", len(named), lost.to_pylist(), LOST)
+    clip_ids = videos["clip_ids"].combine_chunks().flatten()
+    with_row = read_table(root, "clips", ["clip_id"])["clip_id"].combine_chunks()
+    missing = clip_ids.filter(pc.invert(pc.is_in(clip_ids, value_set=with_row)))
+    yield _finding("videos", "every clip of a video has its row", len(clip_ids), missing.to_pylist(), LOST)
 
 
 def check_media(root: str, table: str, files: dict[str, int]) -> Finding:
     """Whether every file that an ok row names exists, with the size that the row states."""
-    named = named_files(root, table)
+    media = named_files(root, table)
     bad = []
-    for file in named:
+    for file in media:
         size = files.get(file.path)
         if size is None and not storage.exists(file.uri):
             bad.append(f"{file.row_id}: no {file.uri}")
         elif size is not None and file.size_bytes is not None and size != file.size_bytes:
             bad.append(f"{file.row_id}: {file.uri} has {size} bytes, expected {file.size_bytes}")
-    return _finding(table, "media files are there", len(named), bad, MOVED)
+    return _finding(table, "media files are there", len(media), bad, MOVED)

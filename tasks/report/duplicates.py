@@ -16,7 +16,7 @@ COLUMNS = ("clip_id", "method", "group_id", "rank", "similarity")
 
 
 class ClipFacts(TypedDict):
-    """What the page shows of a clip of a group."""
+    """Facts about a clip of a group that the page shows."""
 
     clip_id: str
     path: str  # of its video
@@ -47,7 +47,7 @@ class Group:
 
     @property
     def why(self) -> str:
-        """Why the keeper comes before the next clip."""
+        """Reason why the keeper comes before the next clip."""
         return why_first(self.members[0].clip, self.members[1].clip)
 
 
@@ -89,7 +89,7 @@ def read_duplicates(root: str, curation: Curation) -> Duplicates:
 
 
 def why_first(clip: ClipFacts, other: ClipFacts) -> str:
-    """Why a clip is kept rather than another one: the first figure of `duplicates.keeping_order` that differs."""
+    """Reason to keep a clip rather than another one: the first figure of `duplicates.keeping_order` that differs."""
     if clip["width"] * clip["height"] != other["width"] * other["height"]:
         return "more pixels: {width}×{height}, ".format_map(clip) + "the next {width}×{height}".format_map(other)
     if length_step(clip["num_frames"]) != length_step(other["num_frames"]):

@@ -19,7 +19,7 @@ class FunnelLine:
     count: int
     lost: int = 0  # difference to the line before
     why: str = ""
-    rule: str = ""  # drop reason, "" for what is no rule of the selection
+    rule: str = ""  # drop reason, "" for a line that is not a rule of the selection
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a source file or a video."""
+    """Result of a source file or a video."""
 
     video_id: str
     status: str
@@ -46,13 +46,13 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Why it failed or was skipped."""
+        """Reason why it failed or was skipped; otherwise its status."""
         return self.error_type or self.status
 
 
 @dataclass(frozen=True)
 class Intake:
-    """What became of the source files."""
+    """Results of the source files and their videos."""
 
     files: list[Outcome]
     videos: dict[str, Outcome]  # by id, for videos that have a file
@@ -67,7 +67,7 @@ class Intake:
         return self.videos[video_id].status if video_id in self.videos else "waiting"
 
     def reason(self, video_id: str) -> str:
-        """Why a video gave no clips."""
+        """Reason why a video has no clips."""
         return self.videos[video_id].reason if video_id in self.videos else "not cut yet"
 
 

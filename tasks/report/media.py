@@ -96,7 +96,7 @@ def still(data: bytes) -> bytes:
     """The first frame of a video as a small JPEG, which the page shows until the video plays.
 
     Raises:
-        VideoError: the data is no readable video.
+        VideoError: the data is not a readable video.
     """
     from pyramid_model.video.video import jpeg
 
@@ -108,7 +108,7 @@ def preview(data: bytes, how: Preview) -> bytes:
     """The first seconds of a video as a small MP4.
 
     Raises:
-        VideoError: the data is no readable video.
+        VideoError: the data is not a readable video.
     """
     from pyramid_model.video.video import write_video
 
@@ -125,7 +125,7 @@ def small_frames(data: bytes, how: Preview) -> tuple[np.ndarray, float]:
     One frame at least.
 
     Raises:
-        VideoError: the data is no readable video.
+        VideoError: the data is not a readable video.
     """
     import av
     import av.error

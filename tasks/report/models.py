@@ -61,7 +61,7 @@ def text_facts(root: str, records: Records) -> TextFacts:
 
 
 def encoder_about(result: TextFeaturesResult | None) -> str:
-    """Where the weights of a text encoder come from, by the result of the step that used it."""
+    """Origin of the weights of a text encoder, by the result of the step that used it."""
     if result is None:
         return "no record of it under runs/"
     if result.random_init:
@@ -216,7 +216,7 @@ def bucket_shape(bucket: str) -> str:
 
 
 def reachable_champion(root: str) -> Champion | None:
-    """The champion; None if there is none, or if the registry of a remote root cannot be reached from this machine."""
+    """The champion; None without one, or if the registry of a remote root cannot be reached from this machine."""
     try:
         return champion(root)
     except RegistryError:

@@ -48,7 +48,7 @@ class BlockActor:
         self.start_error: Fatal | None = None
         try:
             self.worker = work.worker(**work.worker_args)
-        except Exception as err:  # reported with the first block: an actor that fails here looks like a lost machine
+        except Exception as err:  # reported with the first block: Ray reports an error here as a lost actor
             self.start_error = _fatal(err)
 
     def __call__(self, block: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -34,7 +34,7 @@ LOG = logging.getLogger("pyramid.jobs")
 RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
 NO_ANSWER = (OSError, RuntimeError)  # of `requests`: all derive from OSError; of Ray: the head answered with an error
 POLL_S, POLL_MOST_S = 0.5, 5.0
-LOG_BYTES_A_S = 1e6  # Ray sends the whole log each time: a long one is asked for less often
+LOG_BYTES_PER_S = 1e6  # Ray sends the whole log each time: long logs are polled less often
 REQUEST_S = 30.0
 SUBMIT_TRIES = 3
 UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
@@ -55,7 +55,7 @@ class Attempt:
 
 
 def job_prefix(step: str, run: Run, config: Config) -> str:
-    """What the ids of all attempts at the same work on the same root begin with; `run_id` changes nothing."""
+    """Common prefix of the job ids of all attempts at the same work on the same root; `run_id` changes nothing."""
     work = content_id(step, run.root, config.model_dump(mode="json"), run.retry_failed)
     return f"pyramid-{step.replace('_', '-')}-{work}-"
 
@@ -109,8 +109,8 @@ def _client(address: str) -> Any:
 def _join_or_submit(client: "JobSubmissionClient", step: str, run: Run, config: Config) -> Attempt:
     """The running attempt at this work, else a new one; the log and status of the last ended one stay readable."""
     prefix = job_prefix(step, run, config)
-    there = run.model_dump(mode="json") | {"ray": run.ray.model_dump(mode="json") | {"address": "auto"}}
-    work = {"run": there, "config": config.model_dump(mode="json")}
+    remote_run = run.model_dump(mode="json") | {"ray": run.ray.model_dump(mode="json") | {"address": "auto"}}
+    work = {"run": remote_run, "config": config.model_dump(mode="json")}
     for tries_left in reversed(range(SUBMIT_TRIES)):
         try:
             jobs = client.list_jobs()
@@ -158,7 +158,7 @@ def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetail
     """
     lines: list[str] = []
     first_line = f"{BEGIN} {attempt.token}\n"
-    seen, wait_s, heard = 0, POLL_S, time.monotonic()
+    log_start, wait_s, heard = 0, POLL_S, time.monotonic()
     while True:
         try:
             job, log = client.get_job_info(attempt.job_id), client.get_job_logs(attempt.job_id)
@@ -169,17 +169,17 @@ def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetail
             time.sleep(POLL_MOST_S)
             continue
         heard, ended = time.monotonic(), job.status.value in ENDED
-        seen = seen or log.find(first_line) + len(first_line) if first_line in log else 0
+        log_start = log_start or log.find(first_line) + len(first_line) if first_line in log else 0
         end = len(log) if ended else log.rfind("\n") + 1  # a half-written line waits for its rest
-        fresh = log[seen:end].splitlines() if seen else []
+        fresh = log[log_start:end].splitlines() if log_start else []
         for line in fresh:
             _forward(line, attempt.token)
         lines += fresh
         if ended:
             return job, lines
         wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
-        seen = max(seen, end) if seen else 0
-        time.sleep(wait_s + len(log) / LOG_BYTES_A_S)
+        log_start = max(log_start, end) if log_start else 0
+        time.sleep(wait_s + len(log) / LOG_BYTES_PER_S)
 
 
 def _forward(line: str, token: str) -> None:
@@ -211,7 +211,7 @@ def _outcome(attempt: Attempt, job: "JobDetails", lines: list[str]) -> str:
 
 
 def _last_word(lines: list[str], word: str, token: str) -> str:
-    """The JSON of the last line `WORD TOKEN JSON`; empty if there is none."""
+    """The JSON of the last line `WORD TOKEN JSON`; empty if no line has this form."""
     start = f"{word} {token} "
     return next((line.removeprefix(start) for line in reversed(lines) if line.startswith(start)), "")
 

@@ -37,7 +37,8 @@ class RayConfig(Config):
         if address in ("local", "auto") or address.startswith(("ray://", "jobs:http://", "jobs:https://")):
             return address
         raise ValueError(
-            f"{address!r} is no Ray address: use local, auto, ray://host:10001 or jobs:http://host:8265 (ray.address)"
+            f"{address!r} is not a Ray address: use local, auto, ray://host:10001 or jobs:http://host:8265 "
+            "(ray.address)"
         )
 
 

@@ -25,7 +25,7 @@ SAMPLING = ("num_frames", "shorter_side", "dtype")
 
 
 class EmbeddingsConfig(TorchModelConfig):
-    """Which CLIP model embeds which frames."""
+    """The CLIP model, and the frames that it embeds."""
 
     model: str = Field(
         "ViT-L-14",
@@ -82,11 +82,11 @@ def newest_source(root: str) -> tuple[str, str]:
     return (newest["model_hash"], newest["sampling"]) if newest else ("", "")
 
 
-def make_newest_source(run: Run, embedding_id: str, made: Lineage) -> None:
+def make_newest_source(run: Run, embedding_id: str, settings: Lineage) -> None:
     """Make the model and sampling of an embedding the newest ones: append its row again, unless they are already."""
     row = embedding_rows(run.root, [embedding_id])[embedding_id]
     if newest_source(run.root) != (row["model_hash"], row["sampling"]):
-        append_again(run.root, "embeddings", [embedding_id], made)
+        append_again(run.root, "embeddings", [embedding_id], settings)
 
 
 def embedding_rows(root: str, embedding_ids: Iterable[str]) -> dict[str, EmbeddingRow]:

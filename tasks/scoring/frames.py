@@ -18,7 +18,7 @@ FrameModel = Callable[["Sequence[np.ndarray]"], Sequence[Result]]  # frames of s
 
 
 class FrameModelConfig(Config):
-    """Which frames a model sees, and the resources of its actors."""
+    """The frames that a model scores, and the resources of its actors."""
 
     num_frames: int = Field(8, ge=1, description="frames that the model reads, spread over the clip")
     shorter_side: int = Field(

@@ -81,8 +81,8 @@ class ModelScoresConfig(Config):
 
     @model_validator(mode="after")
     def _told_apart(self) -> "ModelScoresConfig":
-        asked = self.embeddings.zero_shot if self.embeddings else ()
-        names = [*SCORER_FACTS, *self.classifiers, *asked]
+        zero_shot = self.embeddings.zero_shot if self.embeddings else ()
+        names = [*SCORER_FACTS, *self.classifiers, *zero_shot]
         if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
             raise ValueError(f"{odd[0]!r} cannot name a score: start with a small letter; then letters, digits and _")
         if taken := sorted(TAKEN.intersection(names)):
@@ -105,12 +105,12 @@ class Job:
 
     Args:
         work: computes the rows of missing items; `done_table` is `scores` or `embeddings`.
-        wanted: an item for each row that must exist.
+        items: an item for each row that must exist.
         check: raises StepError when the weights cannot be used.
     """
 
     work: PerItemWork
-    wanted: list[Item]
+    items: list[Item]
     check: Callable[[], object]
 
 
@@ -123,7 +123,7 @@ class FrameScorer:
         self.scorer, self.model, self.config, self.reduce = scorer, load(), config, reduce
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row of `scores` a clip; one that cannot be read becomes a failed row."""
+        """One row of `scores` per clip; a clip that cannot be read gets a failed row."""
         results = over_clips(items, self.config, self.model)
         rows = [self.row(item, by_frame) for item, by_frame in zip(items, results, strict=True)]
         return Produced({"scores": rows})
@@ -149,7 +149,7 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
 
     Args:
         run: where tables and models are.
-        config: which scores.
+        config: the scores to compute.
         clips: `clip_id`, `uri`, `height`, `width`, `num_frames`, `fps_num` and `fps_den` of rows of `clips`.
 
     Raises:
@@ -159,8 +159,8 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
     for job in _jobs(run, config, clips):
         table = job.work.done_table
         id_column = ID_COLUMNS[table]
-        todo = pending(run.root, table, [item[id_column] for item in job.wanted], run.retry_failed)
-        plan.append((job, todo.items(job.wanted, id_column)))
+        todo = pending(run.root, table, [item[id_column] for item in job.items], run.retry_failed)
+        plan.append((job, todo.items(job.items, id_column)))
     for job, items in plan:
         if items:
             job.check()
@@ -169,17 +169,17 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
 
 def run_planned(run: Run, plan: Plan) -> list[StepResult]:
     """Compute the pending items on Ray, one job after another."""
-    results = [run_blocks(run, job.work, items, len(job.wanted) - len(items)) for job, items in plan]
+    results = [run_blocks(run, job.work, items, len(job.items) - len(items)) for job, items in plan]
     for job, _ in plan:
-        if job.work.done_table == "embeddings" and job.wanted:
-            made = lineage(run, STEP, job.work.version, job.work.config)
-            embeddings.make_newest_source(run, job.wanted[0]["embedding_id"], made)
+        if job.work.done_table == "embeddings" and job.items:
+            settings = lineage(run, STEP, job.work.version, job.work.config)
+            embeddings.make_newest_source(run, job.items[0]["embedding_id"], settings)
     return results
 
 
-def wanted_score_ids(plan: Plan) -> list[str]:
+def planned_score_ids(plan: Plan) -> list[str]:
     """Ids of all scores of a plan, done before or not."""
-    return [item["score_id"] for job, _ in plan if job.work.done_table == "scores" for item in job.wanted]
+    return [item["score_id"] for job, _ in plan if job.work.done_table == "scores" for item in job.items]
 
 
 def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job]:
@@ -238,13 +238,13 @@ def _frame_job(
 ) -> Job:
     """Job of a model that scores each sampled frame: an item for each clip. load, reduce: see `FrameScorer`."""
     settings = identity(config)
-    wanted = [
+    items = [
         {"score_id": content_id(clip["clip_id"], scorer, settings, weights_hash, VERSION), "scorer": scorer, **clip}
         for clip in clips
     ]
     args = {"scorer": scorer, "load": load, "config": config, "reduce": reduce}
     num_gpus = config.num_gpus if isinstance(config, TorchModelConfig) else 0.0
-    return Job(_work(VERSION, config, "scores", FrameScorer, args, config.block_size, num_gpus), wanted, check)
+    return Job(_work(VERSION, config, "scores", FrameScorer, args, config.block_size, num_gpus), items, check)
 
 
 def _work(

@@ -49,8 +49,8 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
     @property
     def scorers(self) -> list[str]:
         """Names of the scores to compute."""
-        asked = ((CONSISTENCY, self.consistency), (AESTHETIC, self.aesthetic_head), (TEXT_MATCH, self.text_match))
-        return [*(facts.name for facts, is_asked in asked if is_asked), *self.zero_shot]
+        enabled = ((CONSISTENCY, self.consistency), (AESTHETIC, self.aesthetic_head), (TEXT_MATCH, self.text_match))
+        return [*(facts.name for facts, is_enabled in enabled if is_enabled), *self.zero_shot]
 
     @property
     def with_text(self) -> bool:
@@ -103,12 +103,12 @@ class EmbeddingScorer:
         self.head = load_aesthetic_head(head, clip_dim(uri)) if head else None
         self.model = load_open_clip(uri, with_text=True, **config.placement()) if config.with_text else None
         self.questions = {
-            name: [self.model.embed_texts(texts) for texts in (asked.prompts, asked.against)]  # type: ignore[union-attr]
-            for name, asked in config.zero_shot.items()
+            name: [self.model.embed_texts(texts) for texts in (zero_shot.prompts, zero_shot.against)]  # type: ignore[union-attr]
+            for name, zero_shot in config.zero_shot.items()
         }
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row of `scores` an item; without an embedding or a caption the row is failed or skipped."""
+        """One row of `scores` per item; without an embedding or a caption the row is failed or skipped."""
         embeddings = embedding_rows(self.root, (item["embedding_id"] for item in items))
         texts = self._embedded({item["text"] for item in items} - {""})
         rows = [self.row(item, embeddings[item["embedding_id"]], texts) for item in items]

@@ -65,7 +65,7 @@ class ClipScorer:
     """Actor: reads each clip once and computes its missing scores."""
 
     def __call__(self, items: list[Item]) -> Produced:
-        """Rows of `scores`, one an item; the items of one clip follow each other."""
+        """Rows of `scores`, one per item; the items of one clip follow each other."""
         groups = [list(group) for _, group in itertools.groupby(items, key=lambda item: item["clip_id"])]
         return Produced({"scores": [row for group in groups for row in self._score(group)]})
 
@@ -86,7 +86,7 @@ def clip_view(clip: Item) -> ClipView:
     """Input of the scorers, read from the file of a clip. clip: a row of `clips`.
 
     Raises:
-        VideoError: the file is missing or is no clip of ours.
+        VideoError: the file is missing, or is not a clip that this pipeline cut.
     """
     import cv2
     import numpy as np
@@ -116,12 +116,12 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
 
     columns = ["clip_id", "uri", "height", "width", "num_frames", "fps_num", "fps_den"]
     clips = current_clips(run.root, columns, config.clips).to_pylist()
-    wanted = [
+    all_items = [
         {"score_id": score_id(clip["clip_id"], scorer), "scorer": scorer} | clip
         for clip in clips
         for scorer in config.scorers
     ]
-    todo = pending(run.root, "scores", [row["score_id"] for row in wanted], run.retry_failed)
+    todo = pending(run.root, "scores", [row["score_id"] for row in all_items], run.retry_failed)
     plan = model_scores.planned(run, config, clips)
     work = PerItemWork(
         step="scores",
@@ -131,9 +131,9 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
         done_table="scores",
         block_size=config.block_size,
     )
-    without_models = run_blocks(run, work, todo.items(wanted, "score_id"), todo.num_done)
+    without_models = run_blocks(run, work, todo.items(all_items, "score_id"), todo.num_done)
     results = [without_models, *model_scores.run_planned(run, plan)]
-    score_ids = [row["score_id"] for row in wanted] + model_scores.wanted_score_ids(plan)
+    score_ids = [row["score_id"] for row in all_items] + model_scores.planned_score_ids(plan)
     made = lineage(run, "scores", VERSION, config)
     num_back = make_newest(run, score_ids, [clip["clip_id"] for clip in clips], made)
     if num_back:

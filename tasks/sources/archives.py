@@ -36,7 +36,7 @@ def members(uri: str) -> Iterator[Member]:
     """The videos of an archive in its order, with the annotations of the members that have the same key.
 
     Raises:
-        ValueError: the file is no tar file, is compressed, or is truncated (raised after the complete members).
+        ValueError: the file is not a tar file, is compressed, or is truncated (raised after the complete members).
     """
     fs, path = storage.filesystem(uri)
     descriptions: dict[str, dict[str, bytes]] = {}  # by key and suffix

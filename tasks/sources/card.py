@@ -101,7 +101,7 @@ def read_card(uri: str) -> SourceCard:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is no YAML, or keys or values in it are wrong; the message lists them.
+        ValueError: the file is not YAML, or keys or values in it are wrong; the message lists them.
     """
     try:
         content = yaml.safe_load(storage.read_bytes(uri))

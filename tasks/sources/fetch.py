@@ -21,7 +21,7 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from tasks.tables import storage
-from tasks.tables.host_budget import Budget, HostBudget, host_of, own_budget, waiting_for_turns
+from tasks.tables.host_budget import Budget, HostBudget, host_of, process_budget, rate_limiting
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, StreamReader
@@ -36,10 +36,10 @@ USER_AGENT = "pyramid-pipeline"
 
 
 class FetchConfig(Config):
-    """How files are fetched from web hosts; none of these settings changes the content of a file."""
+    """Settings of downloads from web hosts; none of them changes the content of a file."""
 
-    requests_per_s: float = Field(4, gt=0, description="most requests a second to one host, of all actors together")
-    bytes_per_s: float = Field(50e6, gt=0, description="most bytes a second from one host, of all actors together")
+    requests_per_s: float = Field(4, gt=0, description="most requests per second to one host, of all actors together")
+    bytes_per_s: float = Field(50e6, gt=0, description="most bytes per second from one host, of all actors together")
     connections: int = Field(4, ge=1, description="files that one actor downloads at the same time")
     tries: int = Field(
         4, ge=1, le=20, description="most tries for a file after temporary errors (429, 5xx, lost connections)"
@@ -51,9 +51,9 @@ class FetchConfig(Config):
     )
     timeout_s: float = Field(60, gt=0, description="a connection without data for this time counts as lost")
 
-    def own_budget(self) -> HostBudget:
+    def process_budget(self) -> HostBudget:
         """The budget of this process, with these rates."""
-        return own_budget(self.requests_per_s, self.bytes_per_s)
+        return process_budget(self.requests_per_s, self.bytes_per_s)
 
 
 class FetchError(Exception):
@@ -254,7 +254,7 @@ async def _answer(
         "Accept-Encoding": "identity",
         **headers,
     }  # identity: the stored bytes, uncompressed
-    turns = [waiting_for_turns(budget)]
+    turns = [rate_limiting(budget)]
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, headers=headers, trust_env=True, trace_configs=turns) as session,

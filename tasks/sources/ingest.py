@@ -102,7 +102,7 @@ class FileHasher:
 
     def __init__(self, config: IngestConfig, media: str, budget: Budget | None = None, limit_s: float = math.inf):
         self.config, self.media, self.limit_s = config, media, limit_s
-        self.budget = budget or config.fetch.own_budget()
+        self.budget = budget or config.fetch.process_budget()
 
     def __call__(self, items: list[Item]) -> Produced:
         """Rows of `sources`, one per item. items: SourceItems with their attempts."""
@@ -202,10 +202,10 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
         ValueError: the source is missing or empty, or a source.yaml in it has errors.
     """
     source = source_files(config.source, run.root, config.left_out, config.media_root, config.fetch)
-    wanted = {row["source_id"]: row for row in _rows(source.folder, source.files, _ids_of_urls(run, source.files))}
-    todo = pending(run.root, "sources", wanted, run.retry_failed)
-    redescribed = _redescribed(run, wanted, todo)
-    items = todo.items(wanted.values(), "source_id")
+    items_by_id = {row["source_id"]: row for row in _rows(source.folder, source.files, _ids_of_urls(run, source.files))}
+    todo = pending(run.root, "sources", items_by_id, run.retry_failed)
+    redescribed = _redescribed(run, items_by_id, todo)
+    items = todo.items(items_by_id.values(), "source_id")
     budget = _budget(run, config, items)
     work = PerItemWork(
         step="ingest",
@@ -224,7 +224,7 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
         max_block_bytes=MAX_BLOCK_BYTES,
     )
     result = run_blocks(run, work, items + redescribed, todo.num_done - len(redescribed))
-    return _with_note(run, result, source, wanted)
+    return _with_note(run, result, source, items_by_id)
 
 
 def _budget(run: Run, config: IngestConfig, items: Sequence[Item]) -> Budget | None:
@@ -232,7 +232,7 @@ def _budget(run: Run, config: IngestConfig, items: Sequence[Item]) -> Budget | N
     if not any(is_web(item["uri"]) for item in items):
         return None
     connect(run.ray)
-    return SharedBudget(config.fetch.own_budget())
+    return SharedBudget(config.fetch.process_budget())
 
 
 def _ids_of_urls(run: Run, files: Sequence[SourceFile]) -> dict[str, str]:
@@ -245,15 +245,15 @@ def _ids_of_urls(run: Run, files: Sequence[SourceFile]) -> dict[str, str]:
     return dict(zip(rows["uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
 
 
-def _redescribed(run: Run, wanted: Mapping[str, SourceItem], todo: Pending) -> list[Item]:
+def _redescribed(run: Run, items_by_id: Mapping[str, SourceItem], todo: Pending) -> list[Item]:
     """Items of ingested files whose annotations in a list changed; these files are not read again."""
-    if not any(item["annotations"] for item in wanted.values()):
+    if not any(item["annotations"] for item in items_by_id.values()):
         return []
     names = ["source_id", "video_id", "size_bytes", "copy", "annotations", "attempt"]
     rows = read_table(run.root, "sources", names, where=pc.field("status") == "ok")
     items = []
     for row in as_rows(rows, SourceRow):
-        item = wanted.get(row["source_id"])
+        item = items_by_id.get(row["source_id"])
         if item and row["source_id"] not in todo.attempts and item["annotations"] not in ("", row["annotations"]):
             unchanged = {"video_id": row["video_id"], "size_bytes": row["size_bytes"], "copy": row["copy"]}
             items.append({**item, **unchanged, "attempt": row["attempt"] + 1})
@@ -275,9 +275,9 @@ def _with_note(run: Run, result: StepResult, source: Source, source_ids: Iterabl
 
 def same_videos(root: str, source_ids: Iterable[str]) -> dict[str, list[str]]:
     """Paths by video id of those of these sources that have the same bytes as another one."""
-    wanted = pa.array(list(source_ids), pa.string())
+    of_sources = pa.array(list(source_ids), pa.string())
     rows = read_table(root, "sources", ["source_id", "video_id", "path", "status"])
-    rows = rows.filter(pc.field("source_id").isin(wanted) & (pc.field("status") == "ok")).sort_by("path")
+    rows = rows.filter(pc.field("source_id").isin(of_sources) & (pc.field("status") == "ok")).sort_by("path")
     paths_of: dict[str, list[str]] = {}
     for row in as_rows(rows, SourceRow):
         paths_of.setdefault(row["video_id"], []).append(row["path"])

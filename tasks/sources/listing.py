@@ -127,7 +127,7 @@ def _none_given() -> ValueError:
 def _web_look(source: str, web: FetchConfig) -> Look:
     """Beginning of a source on a web host. An HTML page may be an index of files."""
     try:
-        return look(source, HEAD_BYTES, web, web.own_budget())
+        return look(source, HEAD_BYTES, web, web.process_budget())
     except FetchError as err:
         if err.kind == "missing":
             raise _no_source(source) from err

@@ -155,7 +155,7 @@ def _entry(form: RowFormat, row: Row | BadEntry, place: str) -> Entry | BadEntry
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as err:
         return BadEntry(text, f"{place}: {err}; expected a row of {form.name}")
     column = next((name for name in form.media if name in row), form.media[0])
-    return entry or BadEntry(text, f"{place}: the column {column!r} is empty, or is no text")
+    return entry or BadEntry(text, f"{place}: the column {column!r} is empty, or is not text")
 
 
 def _list_text(uri: str) -> str:

@@ -55,7 +55,7 @@ class BlobReader:
         The first has the shape of the row, the others are vectors. check: compare the checksum.
 
         Raises:
-            KeyError: there is no such row, or it is not ok.
+            KeyError: the row does not exist or is not ok.
             CorruptBlobError: checksum or length differ from those written, or the file cannot be read.
         """
         place = self._place[row_id]
@@ -66,7 +66,7 @@ class BlobReader:
             raise CorruptBlobError(f"{uri}, row group {group}: {err}") from err
         blobs = [columns[name].chunk(0)[int(self._row[place])].as_buffer() for name in self.blobs]
         if check and (sum32 := crc32(*map(memoryview, blobs))) != self._crc32[place]:
-            raise CorruptBlobError(f"crc32 is {sum32:08x}, {int(self._crc32[place]):08x} was written")
+            raise CorruptBlobError(f"crc32 is {sum32:08x}, expected {int(self._crc32[place]):08x}")
         shape, dtype = self.shapes[row_id], DTYPES[self._dtype[place]]
         if blobs[0].size != math.prod(shape) * dtype.itemsize:
             raise CorruptBlobError(f"{blobs[0].size} bytes, expected {math.prod(shape)} of {dtype} for shape {shape}")

@@ -42,10 +42,10 @@ def embedding_of(row: EmbeddingRow) -> Tensor:
     """
     _check(row, row["embedding"])
     features = bytes_tensor(row["embedding"], row["shape"], row["dtype"])
-    return torch.nn.functional.normalize(features, dim=-1)  # float16 rounding changed the lengths a little
+    return torch.nn.functional.normalize(features, dim=-1)  # storing in half precision changes the norm slightly
 
 
 def _check(row: EmbeddingRow, *blobs: bytes) -> None:
     checksum = crc32(*blobs)
     if checksum != row["crc32"]:
-        raise CorruptBlobError(f"crc32 is {checksum:08x}, {row['crc32']:08x} was written")
+        raise CorruptBlobError(f"crc32 is {checksum:08x}, expected {row['crc32']:08x}")

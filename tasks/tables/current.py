@@ -94,7 +94,7 @@ def selected_clips(
         versions: of the tables `selections` and `clips`; None: the newest.
 
     Raises:
-        ValueError: there is no such selection.
+        ValueError: the selection does not exist.
     """
     versions = versions or {}
     verdicts = verdicts_of(root, selection, versions.get("selections"))

@@ -84,7 +84,7 @@ def table_uri(root: str, table: str) -> str:
     """URI of a table.
 
     Raises:
-        TableError: there is no table of this name.
+        TableError: no table has this name.
     """
     if table not in SCHEMAS:
         raise TableError(f"there is no table {table!r}: the tables are {', '.join(SCHEMAS)}")

@@ -31,9 +31,9 @@ def check_unchanged(clip: Mapping[str, Any]) -> None:
         raise VideoError("missing", f"{clip['uri']} is missing: {remedy}") from err
     if clip["size_bytes"] not in (None, size_bytes):
         raise VideoError(
-            "clip_changed", f"{clip['uri']} has {size_bytes} bytes, {clip['size_bytes']} were cut: {remedy}"
+            "clip_changed", f"{clip['uri']} has {size_bytes} bytes, its row says {clip['size_bytes']}: {remedy}"
         )
     if clip["crc32"] is not None and (checksum := file_crc32(clip["uri"])) != clip["crc32"]:
         raise VideoError(
-            "clip_changed", f"{clip['uri']}: crc32 is {checksum:08x}, {clip['crc32']:08x} was cut: {remedy}"
+            "clip_changed", f"{clip['uri']}: crc32 is {checksum:08x}, its row says {clip['crc32']:08x}: {remedy}"
         )

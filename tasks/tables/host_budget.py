@@ -1,4 +1,4 @@
-"""Rate limiter for requests to web hosts: requests and bytes a second of each host, redirects included."""
+"""Rate limits on requests and bytes per web host; redirects count as requests."""
 
 import asyncio
 import functools
@@ -20,35 +20,35 @@ class Budget(Protocol):
         ...
 
     def hold(self, host: str, seconds: float) -> None:
-        """Allow no request to the host for this time."""
+        """Block all requests to this host for `seconds`."""
         ...
 
 
 class HostBudget:
-    """Rate limiter of one process: most requests and bytes a second, for each host."""
+    """Rate limiter of one process: most requests and bytes per second, for each host."""
 
     def __init__(self, requests_per_s: float, bytes_per_s: float):
         self.requests_per_s, self.bytes_per_s = requests_per_s, bytes_per_s
-        self._free: dict[str, float] = {}  # host -> time.monotonic() at which the next request may start
+        self._next_start: dict[str, float] = {}  # host -> time.monotonic() at which the next request may start
         self._lock = threading.Lock()
 
     def reserve(self, host: str, num_requests: int = 0, num_bytes: int = 0) -> float:
         """Count requests and bytes; returns the seconds to wait before these requests, or after these bytes."""
         with self._lock:
             now = time.monotonic()
-            start = max(now, self._free.get(host, 0.0))
-            self._free[host] = start + num_requests / self.requests_per_s + num_bytes / self.bytes_per_s
+            start = max(now, self._next_start.get(host, 0.0))
+            self._next_start[host] = start + num_requests / self.requests_per_s + num_bytes / self.bytes_per_s
             return start - now
 
     def hold(self, host: str, seconds: float) -> None:
-        """Allow no request to the host for this time."""
+        """Block all requests to this host for `seconds`."""
         with self._lock:
-            self._free[host] = max(self._free.get(host, 0.0), time.monotonic() + seconds)
+            self._next_start[host] = max(self._next_start.get(host, 0.0), time.monotonic() + seconds)
 
     def waits(self) -> dict[str, float]:
         """Seconds until the next request is allowed, for each host that allows none now."""
         with self._lock:
-            waits = {host: free - time.monotonic() for host, free in self._free.items()}
+            waits = {host: start - time.monotonic() for host, start in self._next_start.items()}
         return {host: seconds for host, seconds in waits.items() if seconds > 0}
 
 
@@ -77,14 +77,14 @@ class SharedBudget:
         ray.get(hold.remote(host, seconds))
 
 
-_OWN = HostBudget(requests_per_s=4, bytes_per_s=50e6)
+_PROCESS_BUDGET = HostBudget(requests_per_s=4, bytes_per_s=50e6)
 
 
-def own_budget(requests_per_s: float = 0, bytes_per_s: float = 0) -> HostBudget:
+def process_budget(requests_per_s: float = 0, bytes_per_s: float = 0) -> HostBudget:
     """The HostBudget of this process, which `storage` also uses. Rates above 0 replace its rates."""
-    _OWN.requests_per_s = requests_per_s or _OWN.requests_per_s
-    _OWN.bytes_per_s = bytes_per_s or _OWN.bytes_per_s
-    return _OWN
+    _PROCESS_BUDGET.requests_per_s = requests_per_s or _PROCESS_BUDGET.requests_per_s
+    _PROCESS_BUDGET.bytes_per_s = bytes_per_s or _PROCESS_BUDGET.bytes_per_s
+    return _PROCESS_BUDGET
 
 
 def host_of(url: str) -> str:
@@ -92,27 +92,27 @@ def host_of(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
-def waiting_for_turns(budget: Budget) -> "TraceConfig":
+def rate_limiting(budget: Budget) -> "TraceConfig":
     """An aiohttp trace that delays each request of a session, and each redirect, as the rate limiter says."""
     from aiohttp import TraceConfig
 
-    async def turn(url: str) -> None:
+    async def wait(url: str) -> None:
         await asyncio.sleep(budget.reserve(host_of(url), num_requests=1))
 
-    async def starts(_session: Any, _context: Any, request: Any) -> None:
-        await turn(str(request.url))
+    async def on_start(_session: Any, _context: Any, request: Any) -> None:
+        await wait(str(request.url))
 
-    async def goes_on(_session: Any, _context: Any, request: Any) -> None:
+    async def on_redirect(_session: Any, _context: Any, request: Any) -> None:
         headers: Mapping[str, str] = request.response.headers
-        await turn(urljoin(str(request.url), headers.get("Location") or headers.get("URI") or ""))
+        await wait(urljoin(str(request.url), headers.get("Location") or headers.get("URI") or ""))
 
     trace = TraceConfig()
-    trace.on_request_start.append(starts)
-    trace.on_request_redirect.append(goes_on)
+    trace.on_request_start.append(on_start)
+    trace.on_request_redirect.append(on_redirect)
     return trace
 
 
 @functools.cache
-def own_turns() -> "TraceConfig":
-    """`waiting_for_turns` of `own_budget`. Cached: fsspec reuses a file system only if its options are equal."""
-    return waiting_for_turns(_OWN)
+def process_rate_limiting() -> "TraceConfig":
+    """`rate_limiting` of `process_budget`. Cached: fsspec reuses a file system only if its options are equal."""
+    return rate_limiting(_PROCESS_BUDGET)

@@ -37,7 +37,7 @@ def locate(uri: str, table: str | None = None) -> tuple[str, str | None]:
     """Root and table name from `ROOT [TABLE]` or from the URI of a table itself (`ROOT/tables/NAME`).
 
     Raises:
-        TableError: there is no such folder, or the URI names one table and the argument another.
+        TableError: the folder does not exist, or the URI names one table and the argument another.
     """
     root = absolute_root(uri)
     parent, _, name = root.rpartition("/")

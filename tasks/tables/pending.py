@@ -1,4 +1,4 @@
-"""Pending items of a step: wanted ids that have no committed row."""
+"""Pending items of a step: ids that have no committed row."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ from tasks.tables.schemas import ID_COLUMNS
 
 @dataclass(frozen=True)
 class Pending:
-    """Pending ids with the attempt to write, and the number of wanted ids that are done."""
+    """Pending ids with the attempt to write, and the number of ids that are done."""
 
     attempts: dict[str, int]
     num_done: int
 
-    def items(self, wanted: Iterable[Mapping[str, Any]], id_column: str) -> list[dict[str, Any]]:
-        """The wanted items that are pending, each with its attempt."""
+    def items(self, all_items: Iterable[Mapping[str, Any]], id_column: str) -> list[dict[str, Any]]:
+        """Those of these items that are pending, each with its attempt."""
         return [
             dict(item) | {"attempt": self.attempts[item[id_column]]}
-            for item in wanted
+            for item in all_items
             if item[id_column] in self.attempts
         ]
 
 
-def pending(root: str, table: str, wanted: Iterable[str], retry_failed: bool = False) -> Pending:
-    """Anti-join: wanted ids without a committed row; with `retry_failed` also those whose latest row failed."""
+def pending(root: str, table: str, ids: Iterable[str], retry_failed: bool = False) -> Pending:
+    """Anti-join: ids without a committed row; with `retry_failed` also those whose latest row failed."""
     rows = read_table(root, table, [ID_COLUMNS[table], "status", "attempt"])
     committed = {
         row_id: (status, attempt)
         for row_id, status, attempt in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True)
     }
-    wanted = list(dict.fromkeys(wanted))
+    ids = list(dict.fromkeys(ids))
     attempts: dict[str, int] = {}
-    for row_id in wanted:
+    for row_id in ids:
         status, attempt = committed.get(row_id, ("", 0))
         if not status or (retry_failed and status == "failed"):
             attempts[row_id] = attempt + 1
-    return Pending(attempts, len(wanted) - len(attempts))
+    return Pending(attempts, len(ids) - len(attempts))

@@ -51,11 +51,11 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if uri.startswith(("http://", "https://")):
         import aiohttp
 
-        from tasks.tables.host_budget import own_turns
+        from tasks.tables.host_budget import process_rate_limiting
 
         # Large files take long: a transfer times out when no data arrives, not after five minutes.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
-        options = {"timeout": timeout, "trust_env": True, "trace_configs": [own_turns()]}
+        options = {"timeout": timeout, "trust_env": True, "trace_configs": [process_rate_limiting()]}
         return fsspec.core.url_to_fs(uri, client_kwargs=options)
     return fsspec.core.url_to_fs(uri)
 
@@ -74,10 +74,10 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_pieces(uri: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
-    """Yield the bytes of a file from `start` on, in pieces. size_bytes: how many; None: up to the end.
+    """Yield the bytes of a file from `start` on, in pieces. size_bytes: number of bytes; None: up to the end.
 
     Raises:
-        FileNotFoundError: there is no such file. Other exceptions are those of its file system.
+        FileNotFoundError: the file does not exist. Other exceptions are those of its file system.
     """
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as file:
@@ -141,9 +141,9 @@ def reading(uri: str, folder: str | None = None) -> Iterator[str]:
         yield filesystem(uri)[1]
         return
     fs, path = filesystem(uri)
-    with tempfile.TemporaryDirectory(dir=folder) as own:
+    with tempfile.TemporaryDirectory(dir=folder) as copy_folder:
         # The query of a URL may be longer than a file name may be.
-        local = os.path.join(own, os.path.basename(path.partition("?")[0])[-100:] or "copy")
+        local = os.path.join(copy_folder, os.path.basename(path.partition("?")[0])[-100:] or "copy")
         fs.get_file(path, local)
         yield local
 

@@ -61,7 +61,7 @@ def test_a_limit_is_said(root):
 def test_stats_and_diff_print_counts(root):
     assert "failed timeout" in run("stats", root)
     output = run("diff", root, "captions", "1", "2")
-    assert "captions 1 -> 2: 1 added, 0 gone, 0 changed status" in output
+    assert "captions 1 -> 2: 1 added, 0 removed, 0 changed status" in output
     assert IDS[2] in output
 
 

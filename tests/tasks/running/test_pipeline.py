@@ -199,5 +199,7 @@ def test_covered_time_counts_overlaps_once():
 
 
 def test_addresses_are_checked_before_anything_starts():
-    with pytest.raises(ValueError, match=r"'localhost:8265' is no Ray address: use local, auto, ray://.*ray\.address"):
+    with pytest.raises(
+        ValueError, match=r"'localhost:8265' is not a Ray address: use local, auto, ray://.*ray\.address"
+    ):
         RayConfig(address="localhost:8265")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from pyramid_model.captioning.instructions import Kind
 from pyramid_model.captioning.question import FrameSampling
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.models.vision_models import VisionModelConfig
 from tasks.running.run import StepResult
@@ -46,7 +46,12 @@ class CaptionsConfig(Config):
     language: str = Field(
         "en", description="language of captions, two letters; a model's text in another language fails; empty: any"
     )
-    block_size: int = Field(64, ge=1, description="clips in a block, which is computed and committed together")
+    block_size: int = Field(
+        64,
+        ge=1,
+        description="clips in a block, which is computed and committed together",
+        json_schema_extra=NOT_IDENTITY,
+    )
     local: VisionModelConfig | None = Field(None, description="model that writes captions in Ray actors; null: none")
     endpoint: EndpointConfig | None = Field(None, description="model that writes captions, on a server; null: none")
     frames: FrameSampling = Field(FrameSampling(), description="which frames of a clip the model gets")

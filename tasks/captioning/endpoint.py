@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
+from pyramid_model.config import NOT_IDENTITY
 from tasks.running.errors import StepError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
-# Settings of an endpoint or of a local model that can change the text; the others change speed, place or price.
-DECIDING = {"max_new_tokens", "temperature", "seed", "dtype", "json_schema", "extra"}
 NO_KEY = "none"  # sent to servers that need no key, since the client requires a value
 HEALTH_TIMEOUT_S = 20.0
 ILL_FORMED_TRIES = 2  # requests until a reply is a chat completion
@@ -33,32 +32,56 @@ FIRST_GUESS_TOKENS = 2000.0  # tokens of a prompt with frames, until the server 
 class EndpointConfig(Decoding):
     """A server, one of its models, limits on the requests, and prices."""
 
-    base_url: str = Field(description="address of the API with its version, e.g. http://localhost:8000/v1")
+    base_url: str = Field(
+        description="address of the API with its version, e.g. http://localhost:8000/v1", json_schema_extra=NOT_IDENTITY
+    )
     model: str = Field(description="name of the model on the server")
     revision: str = Field(
         "", description="revision of the model, if you know it; after a change new answers are requested"
     )
-    api_key_env: str = Field("", description="NAME of the environment variable that holds the key; empty: no key")
-    timeout_s: float = Field(120, gt=0, description="most seconds for one answer")
-    max_retries: int = Field(
-        8, ge=0, description="retries after 429, 5xx, a timeout or a lost connection, each after a longer wait"
+    api_key_env: str = Field(
+        "",
+        description="NAME of the environment variable that holds the key; empty: no key",
+        json_schema_extra=NOT_IDENTITY,
     )
-    max_concurrency: int = Field(16, ge=1, description="most requests at the same time, of all actors together")
+    timeout_s: float = Field(120, gt=0, description="most seconds for one answer", json_schema_extra=NOT_IDENTITY)
+    max_retries: int = Field(
+        8,
+        ge=0,
+        description="retries after 429, 5xx, a timeout or a lost connection, each after a longer wait",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    max_concurrency: int = Field(
+        16, ge=1, description="most requests at the same time, of all actors together", json_schema_extra=NOT_IDENTITY
+    )
     requests_per_minute: float | None = Field(
-        None, gt=0, description="most requests per minute, with retries; null: no limit"
+        None, gt=0, description="most requests per minute, with retries; null: no limit", json_schema_extra=NOT_IDENTITY
     )
     tokens_per_minute: float | None = Field(
-        None, gt=0, description="most tokens per minute, of prompts and answers; null: no limit"
+        None,
+        gt=0,
+        description="most tokens per minute, of prompts and answers; null: no limit",
+        json_schema_extra=NOT_IDENTITY,
     )
     usd_per_million_prompt_tokens: float = Field(
-        0.0, ge=0, description="price of prompt tokens, for the costs in rows and results"
+        0.0,
+        ge=0,
+        description="price of prompt tokens, for the costs in rows and results",
+        json_schema_extra=NOT_IDENTITY,
     )
-    usd_per_million_completion_tokens: float = Field(0.0, ge=0, description="price of tokens in answers")
+    usd_per_million_completion_tokens: float = Field(
+        0.0, ge=0, description="price of tokens in answers", json_schema_extra=NOT_IDENTITY
+    )
     json_schema: bool = Field(
         True, description="send the schema of structured captions; false if the server does not support schemas"
     )
     extra: dict[str, Any] = Field({}, description="additional fields of a request, e.g. {chat_template_kwargs: {…}}")
-    num_actors: int = Field(2, ge=1, description="processes that read frames and send requests; they share the limits")
+    num_actors: int = Field(
+        2,
+        ge=1,
+        description="processes that read frames and send requests; they share the limits",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
     @field_validator("base_url")
     @classmethod

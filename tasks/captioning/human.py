@@ -192,7 +192,7 @@ def _item(clip: ClipRow, source: CaptionSource, config: CaptionsConfig) -> Human
     # The hash covers the bytes of the caption file: an edited file gives new captions.
     decided_by = content_id(source.text_hash, config.min_overlap, config.language) if source.text_hash else ""
     return {
-        "caption_id": content_id(clip["clip_id"], HUMAN, decided_by, *filter(None, [source.annotations])),
+        "caption_id": content_id(clip["clip_id"], HUMAN, decided_by, source.annotations),
         "clip_id": clip["clip_id"],
         "kind": HUMAN,
         "start_s": clip["start_s"],

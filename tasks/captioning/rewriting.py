@@ -8,8 +8,9 @@ from typing import Literal
 from pyramid_model.captioning.instructions import PROMPT_INSTRUCTIONS, filled
 from pyramid_model.captioning.quality import judge, without_thoughts
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
+from pyramid_model.config import identity
 from tasks.captioning.answers import REWRITES, AnswerFiles, KeyedQuestion
-from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
+from tasks.captioning.endpoint import Endpoint, EndpointConfig, check_endpoint
 from tasks.running.errors import StepError
 from tasks.tables.delta import content_id
 
@@ -62,8 +63,7 @@ def rewrite_prompts(root: str, prompts: Sequence[str], mode: Mode, config: Endpo
 
 def _question(prompt: str, mode: Mode, config: EndpointConfig) -> KeyedQuestion:
     instruction = filled(PROMPT_INSTRUCTIONS[mode], prompt)
-    decoding = config.model_dump(mode="json", include=DECIDING)
-    key = content_id("rewrite", VERSION, [config.model, config.revision], decoding, instruction)
+    key = content_id("rewrite", VERSION, identity(config), instruction)
     return KeyedQuestion(key, lambda: Question(instruction))
 
 

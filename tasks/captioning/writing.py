@@ -9,10 +9,10 @@ from pyramid_model.captioning.instructions import asked_again, filled, instructi
 from pyramid_model.captioning.quality import Judged, judge, without_thoughts
 from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Question
 from pyramid_model.captioning.structured import SCHEMA, StructureError, as_prose, read_structured
-from pyramid_model.config import Config
+from pyramid_model.config import Config, identity
 from tasks.captioning.answers import CAPTIONS, AnswerFiles, KeyedQuestion, Reply
 from tasks.captioning.config import REWRITTEN, STRUCTURED, CaptionItem
-from tasks.captioning.endpoint import DECIDING, Endpoint, EndpointConfig, check_endpoint
+from tasks.captioning.endpoint import Endpoint, EndpointConfig, check_endpoint
 from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
@@ -59,13 +59,11 @@ def find_writer(run: Run, config: "CaptionsConfig") -> Writer:
 
 def answer_settings(config: "CaptionsConfig", kind: str, writer: Writer) -> dict[str, object]:
     """Everything that determines the answer of the model, besides the clip."""
-    # A local model is identified by the hash of its files, in whatever folder they are.
-    name = writer.model if writer.endpoint else ""
     return {
-        "model": [name, writer.revision],
+        "revision": writer.revision,  # of a local model the hash of its files, in whatever folder they are
+        "writer": identity(writer.config),
         "instruction": instruction_for(kind, config.instructions.get(kind, "")),  # type: ignore[call-overload]
-        "frames": None if kind == REWRITTEN else config.frames.model_dump(mode="json"),
-        "decoding": writer.config.model_dump(mode="json", include=DECIDING),
+        "frames": None if kind == REWRITTEN else identity(config.frames),
     }
 
 

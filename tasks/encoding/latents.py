@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import find_model, load_vae
@@ -43,11 +43,22 @@ class LatentsConfig(Config):
         "mean", description="stored values; with logvar, at twice the size, a training can sample the posterior"
     )
     window: int | None = Field(None, ge=8, description="frames that are encoded at a time; null: whole clips")
-    batch_size: int = Field(1, ge=1, description="clips of one bucket that are encoded at a time")
-    decode_threads: int = Field(1, ge=1, description="clips that are read at the same time while the VAE works")
-    block_size: int = Field(8, ge=1, description="clips in a block, which is computed and committed together")
-    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
-    num_gpus: float = Field(0, ge=0, description="GPUs of an actor; above 0 encodes on the GPU")
+    batch_size: int = Field(
+        1, ge=1, description="clips of one bucket that are encoded at a time", json_schema_extra=NOT_IDENTITY
+    )
+    decode_threads: int = Field(
+        1, ge=1, description="clips that are read at the same time while the VAE works", json_schema_extra=NOT_IDENTITY
+    )
+    block_size: int = Field(
+        8,
+        ge=1,
+        description="clips in a block, which is computed and committed together",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
+    num_gpus: float = Field(
+        0, ge=0, description="GPUs of an actor; above 0 encodes on the GPU", json_schema_extra=NOT_IDENTITY
+    )
 
 
 class LatentEncoder:
@@ -193,6 +204,6 @@ def _throughput(result: StepResult) -> str:
     return f"{result.num_ok / span_s:.3g} clips per second and actor, VAE busy {busy_s / span_s:.0%} of the time"
 
 
-def latent_id(clip_id: str, vae_hash: str, bucket: str, dtype: str, parts: str = "mean") -> str:
+def latent_id(clip_id: str, vae_hash: str, bucket: str, dtype: str, parts: str) -> str:
     """Id of the latent of a clip: a hash of the clip, the VAE, the size and the stored form."""
-    return content_id(clip_id, vae_hash, bucket, dtype, *([] if parts == "mean" else [parts]))
+    return content_id(clip_id, vae_hash, bucket, dtype, parts)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pyramid_model.config import NULL_TEXT, Config
+from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, Config, identity
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.models.encoders import newest_encoder_hash, prepare_encoder
@@ -27,7 +27,16 @@ VERSION = "1"
 MAX_TOKENS = 128  # longer texts are truncated, as for the released models
 
 
-class TextFeaturesConfig(Config):
+class TinyEncoderConfig(Config):
+    """The small random encoder `tiny`."""
+
+    dim: int = Field(64, ge=8, description="width of the encoder `tiny`")
+    num_layers: int = Field(2, ge=1, description="layers of the encoder `tiny`")
+    vocab_size: int = Field(512, ge=64, description="largest vocabulary of the unigram tokenizer of `tiny`")
+    seed: int = Field(0, ge=0, description="seed of the random weights of `tiny`")
+
+
+class TextFeaturesConfig(TinyEncoderConfig):
     """The texts to encode, and the encoder."""
 
     selection: str = Field("", description="id of the selection; empty: the newest")
@@ -41,21 +50,29 @@ class TextFeaturesConfig(Config):
         description="tiny: a small random T5 with a tokenizer trained on the captions; else a released directory, a T5 "
         "folder, or a Hugging Face name[@revision]",
     )
-    dim: int = Field(64, ge=8, description="width of the encoder `tiny`")
-    num_layers: int = Field(2, ge=1, description="layers of the encoder `tiny`")
-    vocab_size: int = Field(512, ge=64, description="largest vocabulary of the unigram tokenizer of `tiny`")
-    seed: int = Field(0, ge=0, description="seed of the random weights of `tiny`")
     prompts: tuple[str, ...] = Field((), description="texts to encode besides the captions")
     prompts_file: str = Field("", description="text file of such texts, one on each line")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the features and of the encoder's weights"
     )
-    block_size: int = Field(64, ge=1, description="texts in a block, which is computed and committed together")
-    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor")
-    num_gpus: float = Field(
-        0, ge=0, description="GPUs of an actor; above 0 encodes on the GPU, above 1 spreads T5 over several"
+    block_size: int = Field(
+        64,
+        ge=1,
+        description="texts in a block, which is computed and committed together",
+        json_schema_extra=NOT_IDENTITY,
     )
-    batch_size: int = Field(16, ge=1, description="texts that are encoded at a time")
+    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
+    num_gpus: float = Field(
+        0,
+        ge=0,
+        description="GPUs of an actor; above 0 encodes on the GPU, above 1 spreads T5 over several",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    batch_size: int = Field(16, ge=1, description="texts that are encoded at a time", json_schema_extra=NOT_IDENTITY)
+
+    def tiny(self) -> TinyEncoderConfig:
+        """The settings that the encoder `tiny` depends on, besides the captions."""
+        return TinyEncoderConfig.model_validate(self.model_dump(include=set(TinyEncoderConfig.model_fields)))
 
 
 class TextEncoder:
@@ -110,8 +127,7 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
         raise StepError(
             f"no captions for the {len(clip_ids)} selected clips in {run.root}: run the captions step first"
         )
-    tiny = config.model_dump(include={"dim", "num_layers", "vocab_size", "seed"})
-    encoder = prepare_encoder(run, config.encoder, caption_texts, tiny)
+    encoder = prepare_encoder(run, config.encoder, caption_texts, identity(config.tiny()))
     texts = list(dict.fromkeys([NULL_TEXT, *caption_texts, *read_prompts(config.prompts, config.prompts_file)]))
     all_items = [{"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts]
     # Sorted by length, so that batches need little padding.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.weights.record import ModelFolder
 from tasks.encoding.latents import latent_id
 from tasks.encoding.text_features import MAX_TOKENS, text_feature_id
@@ -51,7 +51,12 @@ class ImportConfig(Config):
     encoder: str = Field("", description="folder of the text encoders that made the text features")
     fps: float = Field(24, gt=0, description="frame rate of the clips")
     dtype: str = Field("bfloat16", description="type in the table, float32 or bfloat16")
-    block_size: int = Field(16, ge=1, description="clips in a block, which is computed and committed together")
+    block_size: int = Field(
+        16,
+        ge=1,
+        description="clips in a block, which is computed and committed together",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
 
 class UnusableFile(ValueError):
@@ -165,7 +170,7 @@ def _item(line: AnnotationLine, vae: ModelFolder, config: ImportConfig) -> Impor
     sizes = [_size(line["video"]), _size(line["latent"]), _size(line["text_fea"])]
     clip_id = content_id(CUT_METHOD, line["video"], line["latent"], line["text_fea"], line["text"], sizes, config.fps)
     # The bucket is unknown until the latent is read, so the id has CUT_METHOD in its place; the clip makes it unique.
-    return {**line, "clip_id": clip_id, "latent_id": latent_id(clip_id, vae.hash, CUT_METHOD, config.dtype)}
+    return {**line, "clip_id": clip_id, "latent_id": latent_id(clip_id, vae.hash, CUT_METHOD, config.dtype, "mean")}
 
 
 def _size(uri: str) -> int | None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.captioning.endpoint import EndpointConfig
@@ -36,18 +36,32 @@ class GenerateConfig(Config):
         "", description="type of weights; empty: bfloat16 for released weights, float32 for the champion"
     )
     device: Literal["", "cuda", "mps", "cpu"] = Field(
-        "", description="device that generates; empty: a GPU if Ray has one"
+        "", description="device that generates; empty: a GPU if Ray has one", json_schema_extra=NOT_IDENTITY
     )
-    max_memory: str = Field("", description="most memory of the device, e.g. 8GiB; empty: all that is free")
+    max_memory: str = Field(
+        "", description="most memory of the device, e.g. 8GiB; empty: all that is free", json_schema_extra=NOT_IDENTITY
+    )
     offload: Literal["auto", "none", "model", "sequential"] = Field(
-        "auto", description="which models are moved to CPU memory while unused; auto: the fastest way that fits"
+        "auto",
+        description="which models are moved to CPU memory while unused; auto: the fastest way that fits",
+        json_schema_extra=NOT_IDENTITY,
     )
     compile: bool = Field(
         False, description="compile the DiT; takes minutes before the first clip, worth it for many clips of one size"
     )
-    block_size: int = Field(4, ge=1, description="clips that are sampled together; fewer if max_memory requires it")
-    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor")
-    num_gpus: float = Field(0, ge=0, description="GPUs that an actor reserves; 0: one if `device` is a GPU, else none")
+    block_size: int = Field(
+        4,
+        ge=1,
+        description="clips that are sampled together; fewer if max_memory requires it",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor", json_schema_extra=NOT_IDENTITY)
+    num_gpus: float = Field(
+        0,
+        ge=0,
+        description="GPUs that an actor reserves; 0: one if `device` is a GPU, else none",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
     @field_validator("max_memory")
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from pyramid_model.config import PyramidConfig, VAEConfig
+from pyramid_model.config import PyramidConfig, VAEConfig, identity
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.weights.record import ModelFolder
@@ -214,16 +214,13 @@ def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
 
 
 def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, str]:
-    """Settings beside the request that change the clips. Unset settings do not enter the id."""
-    extra: dict[str, str] = {}
-    for kind in ("image", "video"):
-        if uri := getattr(config, kind):
-            extra[f"{kind}_hash"] = hash_file(uri)[0]
-    if checkpoint:
-        extra |= {"variant": checkpoint.name, "dtype": config.dtype or "bfloat16"}
-    elif config.dtype:
-        extra["dtype"] = config.dtype
-    return extra
+    """Settings that change the clips besides the request: given files by their hash ("" for none), variant, type."""
+    return {
+        "image_hash": hash_file(config.image)[0] if config.image else "",
+        "video_hash": hash_file(config.video)[0] if config.video else "",
+        "variant": checkpoint.name if checkpoint else "",
+        "dtype": config.dtype or ("bfloat16" if checkpoint else "float32"),
+    }
 
 
 def _device(run: Run, config: GenerateConfig) -> tuple[str, float]:
@@ -284,7 +281,7 @@ def _note(result: StepResult, rows: Sequence[Mapping[str, str]], rewrites: Seque
 
 
 def _item(rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, str]) -> Item:
-    settings = config.request.model_dump(mode="json") | dict(extra)
+    settings = identity(config.request) | dict(extra)
     if rewrite.text:
         settings |= {"rewrite": config.rewrite, "prompt_rewritten": rewrite.text}
     hashes = {"vae_hash": models.vae.hash, "encoder_hash": models.encoder.hash}

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from pyramid_model.captioning.question import Decoding
+from pyramid_model.config import NOT_IDENTITY
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import absolute, folder_hash
 from tasks.models.hub import model_folder
@@ -18,12 +19,17 @@ class VisionModelConfig(Decoding):
 
     name: str = Field(
         description="folder, or Hugging Face name[@revision], of a model that chats about images or videos "
-        "(Qwen2.5-VL, LLaVA, …)"
+        "(Qwen2.5-VL, LLaVA, …)",
+        json_schema_extra=NOT_IDENTITY,
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type of the weights")
-    batch_size: int = Field(8, ge=1, description="clips in one batch; halved if memory is too small")
-    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor")
-    num_gpus: float = Field(1, ge=0, description="GPUs of an actor, may be a fraction; 0: runs on the CPU")
+    batch_size: int = Field(
+        8, ge=1, description="clips in one batch; halved if memory is too small", json_schema_extra=NOT_IDENTITY
+    )
+    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor", json_schema_extra=NOT_IDENTITY)
+    num_gpus: float = Field(
+        1, ge=0, description="GPUs of an actor, may be a fraction; 0: runs on the CPU", json_schema_extra=NOT_IDENTITY
+    )
 
 
 def prepare_vision_model(run: Run, config: VisionModelConfig) -> ModelFolder:

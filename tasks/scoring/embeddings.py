@@ -1,5 +1,6 @@
 """Embeddings: CLIP features of sampled frames of every clip, stored once for scores, duplicates and search."""
 
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from pyramid_model.config import NOT_IDENTITY, identity
 from tasks.models.score_models import load_open_clip
 from tasks.running.run import Run
 from tasks.running.work import Item, Produced, Row
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 STORED = "float16"
-SAMPLING = ("num_frames", "shorter_side", "dtype")
 
 
 class EmbeddingsConfig(TorchModelConfig):
@@ -32,13 +33,18 @@ class EmbeddingsConfig(TorchModelConfig):
         min_length=1,
         description="a name of open_clip's (with `pretrained`), the Hugging Face name of an open_clip model, or its "
         "folder",
+        json_schema_extra=NOT_IDENTITY,
     )
-    pretrained: str = Field("openai", description="weights for a name of open_clip: a tag, or the path of a checkpoint")
+    pretrained: str = Field(
+        "openai",
+        description="weights for a name of open_clip: a tag, or the path of a checkpoint",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
     @property
     def sampling(self) -> str:
         """Number and size of frames and precision, as JSON for the column `sampling`."""
-        return self.model_dump_json(include=set(SAMPLING))
+        return json.dumps(identity(self))
 
 
 def embedding_id(clip_id: str, model_hash: str, sampling: str) -> str:

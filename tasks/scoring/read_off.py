@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, identity
 from pyramid_model.metrics.facts import AESTHETIC, CONSISTENCY, TEXT_MATCH
 from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
 from tasks.running.work import Item, Produced, Row
@@ -79,7 +79,7 @@ def wanted_scores(
             text = captions.get(clip_id, "") if scorer == TEXT_MATCH.name else ""
             decided_by = {AESTHETIC.name: head_hash, TEXT_MATCH.name: text}.get(scorer, "")
             if scorer in config.zero_shot:
-                decided_by = config.zero_shot[scorer].model_dump(mode="json")
+                decided_by = identity(config.zero_shot[scorer])
             score_id = content_id(clip_id, scorer, embedding_id, decided_by, VERSION)
             items.append(
                 {"score_id": score_id, "clip_id": clip_id, "scorer": scorer, "embedding_id": embedding_id, "text": text}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator
 
+from pyramid_model.config import NOT_IDENTITY
 from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, merged
@@ -28,7 +29,12 @@ class ScoresConfig(ModelScoresConfig):
         "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
     )
     scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=f"scorers without a model: {', '.join(SCORERS)}")
-    block_size: int = Field(32, ge=1, description="scores in a block, which is computed and committed together")
+    block_size: int = Field(
+        32,
+        ge=1,
+        description="scores in a block, which is computed and committed together",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
     @field_validator("scorers")
     @classmethod

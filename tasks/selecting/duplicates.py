@@ -109,7 +109,7 @@ def duplicates(run: Run, config: DuplicatesConfig) -> StepResult:
 
 def duplicate_id(clip_id: str, method: str, clips: str) -> str:
     """Id of the row of one clip and method. clips: settings of the clips step whose clips were compared."""
-    return content_id(clip_id, method, *filter(None, [clips]))
+    return content_id(clip_id, method, clips)
 
 
 def _append(run: Run, config: DuplicatesConfig, grouped: Mapping[str, DuplicateColumns]) -> list[Row]:

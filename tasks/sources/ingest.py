@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from tasks.running.cluster import connect
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
@@ -53,8 +53,13 @@ class IngestConfig(Config):
     copies: Literal["web", "remote", "none"] = Field(
         "web", description="which files are copied to media/sources: from the web, all remote files, or none"
     )
-    fetch: FetchConfig = FetchConfig()
-    block_size: int = Field(16, ge=1, description="files in a block, which is computed and committed together")
+    fetch: FetchConfig = Field(FetchConfig(), json_schema_extra=NOT_IDENTITY)
+    block_size: int = Field(
+        16,
+        ge=1,
+        description="files in a block, which is computed and committed together",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
     @property
     def left_out(self) -> tuple[str, ...]:

@@ -25,7 +25,9 @@ class TrainingConfig(Config):
     selection: str = Field("", description="id of the selection; empty: the newest", json_schema_extra=NOT_IDENTITY)
     optim: OptimConfig = OptimConfig()
     num_workers: int = Field(1, ge=1, description="processes, each with its own batch of optim.batch_size samples")
-    cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads of a worker")
+    cpus_per_worker: int = Field(
+        1, ge=1, description="CPUs and torch threads of a worker", json_schema_extra=NOT_IDENTITY
+    )
     use_gpu: Literal["auto", "yes", "no"] = Field(
         "auto", description="auto: if the cluster has a GPU for each worker", json_schema_extra=NOT_IDENTITY
     )

@@ -5,7 +5,10 @@ before would be done again. Where you meant it, raise VERSION of the step and pu
 `python tests/flows/test_identity.py` prints the whole table.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -13,65 +16,72 @@ from pydantic import Field
 
 from flows.recipe import FOLDER, Recipe
 from pyramid_model.config import NOT_IDENTITY, Config, identity
+from tasks.exchange.official_files import ImportConfig
 from tasks.running.run import RayConfig, params_hash
+
+# Names of settings that never change a result: size of blocks, resources, limits on requests, prices, keys.
+HOW_NAMES = re.compile(
+    r"block_size|decode_threads|device|offload|num_(cpus|gpus|actors)|cpus_per_worker|use_gpu|usd_.*|.*_per_minute"
+    r"|.*_per_s|timeout_s|connections|tries|backoff_s|api_key_env|base_url|max_(memory.*|retries|concurrency|wait_s)"
+)
 
 IDENTITY: dict[str, dict[str, str]] = {
     "384p": {
-        "ingest": "da916676efa15541bcf198c76905a84f",
+        "ingest": "328fdb07305aedc74688ae9744282123",
         "clips": "6a0fb6fe038cf224cc7f6f618ddacb74",
-        "scores": "858756764762ed605d139ca80bcc0f31",
+        "scores": "caf095eb1e4eff5d06b15fdc59410e5e",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
         "select": "2e3850b663f8eb7af6a27c2606854b48",
-        "captions": "2a537bfa077d5b204c236d144d00e7c0",
-        "text_features": "6e5e5a9c110398232af4df524fa16c66",
-        "latents": "a780beda073fb5d9f8e7be52527530a4",
-        "train_dit": "788b33f9b519589a3e394eb40e108583",
+        "captions": "6edb7365bf9abb68f353e4870e0cee0a",
+        "text_features": "87f57e24baf5e92c28e27bc9a86b636a",
+        "latents": "3de61e28fb382b7058f4a0361d069839",
+        "train_dit": "134cb1d2307ca7d9f932429f920980a7",
         "evaluate": "b0dc01cb2ceb0c8d798e02da3a653006",
-        "generate": "4d86316581c555d37ecb2d78f25e341e",
+        "generate": "48d4600375350374ca7370c7441e34a1",
         "report": "01f602550a1b043bde57458f73de0676",
     },
     "768p": {
-        "ingest": "da916676efa15541bcf198c76905a84f",
+        "ingest": "328fdb07305aedc74688ae9744282123",
         "clips": "06c0387f52a8a5f15c291cf74a6ca61c",
-        "scores": "858756764762ed605d139ca80bcc0f31",
+        "scores": "caf095eb1e4eff5d06b15fdc59410e5e",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
         "select": "f8a2c062b3a2de2cf1c629d0e2416a54",
-        "captions": "2a537bfa077d5b204c236d144d00e7c0",
-        "text_features": "6e5e5a9c110398232af4df524fa16c66",
-        "latents": "a780beda073fb5d9f8e7be52527530a4",
-        "train_dit": "788b33f9b519589a3e394eb40e108583",
+        "captions": "6edb7365bf9abb68f353e4870e0cee0a",
+        "text_features": "87f57e24baf5e92c28e27bc9a86b636a",
+        "latents": "3de61e28fb382b7058f4a0361d069839",
+        "train_dit": "134cb1d2307ca7d9f932429f920980a7",
         "evaluate": "9421283f933342431b971a82ed1bf9ea",
-        "generate": "b292af65a2b03e8f177b8f84167c8488",
+        "generate": "b394c541347f07335c0898da7161e406",
         "report": "01f602550a1b043bde57458f73de0676",
     },
     "demo": {
-        "ingest": "57ddba0ad09fff660cd32a6239e8c879",
+        "ingest": "bace50fa0725cf59ff234fdf52c44dd0",
         "clips": "ca8e28498b36c4dc334a0fd9203e5aa6",
-        "scores": "adf8a6672254978d302ad476569707f6",
+        "scores": "ac2622f2bd95547dd230aff2151be624",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
         "select": "19a44fa595f80ab3215260748a9b1c9c",
-        "captions": "2a537bfa077d5b204c236d144d00e7c0",
-        "text_features": "6bd417afeb3ae18c4121c91300b5ce18",
-        "train_vae": "7b678e09b774b959c25775fc52758194",
-        "latents": "bbed063aaeea32392a2a529b07fdba84",
-        "train_dit": "e5184d5b81d558d7fd7a933822ff6420",
+        "captions": "6edb7365bf9abb68f353e4870e0cee0a",
+        "text_features": "219da5ac351a1adef90ae765a206d68f",
+        "train_vae": "b79946ca4c5861460530179425d88ce7",
+        "latents": "78edd1be2c0a7e5cec9dfb203ede0965",
+        "train_dit": "2b376e39a80aa2ddfccdccd5e1ca6ec7",
         "evaluate": "6006a8bcaf7f492999077d93385929a6",
-        "generate": "da96bb8578145bdfbd3ccac3858660a1",
+        "generate": "2083463863995b10407b25173cdcab21",
         "report": "7e92be256adffd2488a7b3c5741c5965",
     },
     "smoke": {
-        "ingest": "da916676efa15541bcf198c76905a84f",
+        "ingest": "328fdb07305aedc74688ae9744282123",
         "clips": "298c6c9cffc1a8da8615193c6fdbc728",
-        "scores": "adf8a6672254978d302ad476569707f6",
+        "scores": "ac2622f2bd95547dd230aff2151be624",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
         "select": "70eabb19bd1dd245abff6e6dcc630f6f",
-        "captions": "2a537bfa077d5b204c236d144d00e7c0",
-        "text_features": "6e2600c110c0f1176c6ece2175664aab",
-        "train_vae": "b2386847395b728fd273289291662c81",
-        "latents": "bbed063aaeea32392a2a529b07fdba84",
-        "train_dit": "ed97a1293a158cf331c322f466c1a082",
+        "captions": "6edb7365bf9abb68f353e4870e0cee0a",
+        "text_features": "848add6641fc62c65226915687a8522e",
+        "train_vae": "4586fb11934723dff5322f2f8d8fbeac",
+        "latents": "78edd1be2c0a7e5cec9dfb203ede0965",
+        "train_dit": "66694e7fcbaecdce23e044048734d6c7",
         "evaluate": "19fbdfb5ed66e4265d38bcb713b527b9",
-        "generate": "94766777901fd676c27beefc0c8a8fe4",
+        "generate": "d73642e5c85a424169994b7ada6718c2",
         "report": "01f602550a1b043bde57458f73de0676",
     },
 }
@@ -112,6 +122,31 @@ def test_marked_settings_are_no_part_of_the_identity_and_all_others_are():
     assert identity(elsewhere) == {"inner": {"limit": 2.0}, "nested": {"a": {"limit": 2.0}}}
     assert params_hash(elsewhere) == params_hash(Outer(nested={"a": Inner()}))
     assert params_hash(elsewhere) != params_hash(Outer(nested={"a": Inner(limit=3.0)}))
+
+
+def configs_in(annotation: Any) -> Iterator[type[Config]]:
+    """Config classes in a type such as `X | None` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from configs_in(argument)
+
+
+def hashed_settings(config: type[Config], prefix: str) -> Iterator[str]:
+    """Dotted names of the settings that are part of the identity; a marked section is left out whole."""
+    for name, field in config.model_fields.items():
+        if field.json_schema_extra != NOT_IDENTITY:
+            yield f"{prefix}.{name}"
+            for inner in configs_in(field.annotation):
+                yield from hashed_settings(inner, f"{prefix}.{name}")
+
+
+def test_settings_that_never_change_a_result_are_marked():
+    sections = {name: list(configs_in(field.annotation)) for name, field in Recipe.model_fields.items()}
+    steps = {name: configs for name, configs in sections.items() if name != "ray"} | {"import": [ImportConfig]}
+    hashed = [name for step, configs in steps.items() for config in configs for name in hashed_settings(config, step)]
+    assert {"captions.endpoint.model", "evaluate.request.height", "scores.embeddings.dtype"} <= set(hashed)
+    assert [name for name in hashed if HOW_NAMES.fullmatch(name.rsplit(".", 1)[-1])] == []
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def test_prompts_of_the_command_line_replace_those_of_the_recipe(prompt, file, p
 
 def test_a_key_in_the_place_of_its_name_is_in_no_message():
     endpoint = {"base_url": "http://localhost:1/v1", "model": "m", "api_key_env": "sk-very-secret"}
-    with pytest.raises(RecipeError, match=r"captions\.endpoint\.api_key_env = …: this is no name") as refused:
+    with pytest.raises(RecipeError, match=r"captions\.endpoint\.api_key_env = …: this is not the name") as refused:
         load_recipe("demo", {"captions.kind": "dense", "captions.endpoint": endpoint})
     assert "secret" not in str(refused.value)
 

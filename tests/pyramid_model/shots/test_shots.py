@@ -174,11 +174,6 @@ def test_transnetv2_in_a_stream_says_what_it_says_of_the_whole_video(one_thread)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_settings_that_are_not_used_stay_out_of_ids():
-    assert ShotsConfig().model_dump() == {"method": "adaptive", "threshold": None, "min_shot_frames": 1}
-    assert ShotsConfig(method="stride", stride_frames=50).model_dump()["stride_frames"] == 50
-
-
 def test_each_cut_of_a_file_is_the_first_frame_of_its_shot(tmp_path, shoot):
     shoot(tmp_path / "a.mp4", [30, 9, 40, 25])
     assert find_shots(str(tmp_path / "a.mp4")).cuts == [30, 39, 79]

@@ -142,7 +142,7 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(chat_server, mo
         asked(config, "a")
     assert "secret-1234" not in str(stopped.value)
     assert not stopped.value.transient
-    with pytest.raises(ValidationError, match="no name of an environment variable"):
+    with pytest.raises(ValidationError, match="not the name of an environment variable"):
         endpoint(chat_server, api_key_env="sk-1234")
 
 

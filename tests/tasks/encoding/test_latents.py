@@ -89,7 +89,7 @@ def test_a_clip_that_is_gone_or_not_what_was_cut_is_a_row_with_the_reason_and_th
     rows = LatentEncoder(vae, LatentsConfig(batch_size=2))([items[0], *changed, items[2]]).rows["latents"]
     assert [row["status"] for row in rows] == ["ok", "failed", "failed", "failed", "ok"]
     assert [row["error_type"] for row in rows[1:4]] == ["clip_changed", "clip_changed", "missing"]
-    assert f"{len(data) + 1} bytes, {len(data)} were cut" in rows[1]["error"]
+    assert f"{len(data) + 1} bytes, its row says {len(data)}" in rows[1]["error"]
     assert "crc32" in rows[2]["error"]
 
 

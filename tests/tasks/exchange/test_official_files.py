@@ -100,7 +100,7 @@ def with_code(path: Path) -> None:
         ("latent", of_another_vae, "other_vae", "has 16 channels and the VAE .* makes 4"),
         ("latent", not_finite, "not_finite", "NaN or Inf"),
         ("latent", bad_text, "bad_latent", r"holds a dict, expected floats \(1 c t h w\)"),
-        ("latent", with_code, "unreadable", "no file of tensors: it is damaged, or contains code$"),
+        ("latent", with_code, "unreadable", "not a file of tensors: it is damaged, or contains code$"),
         ("latent", Path.unlink, "missing", "is missing"),
         ("text_fea", bad_text, "bad_text", "expected prompt_embed"),
         ("text_fea", with_another_dimension, "bad_text", r"\(1, 1, 6\), expected \(1 n d\) and \(1 p\)"),

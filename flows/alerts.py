@@ -31,7 +31,7 @@ DISK_FILLS = "pyramid.disk.fills"
 MAX_FAILED_SHARE, MIN_FREE_SHARE = 0.1, 0.1  # defaults; the Prefect variables below override them
 FAILED_SHARE_VARIABLE, FREE_SHARE_VARIABLE = "pyramid_max_failed_share", "pyramid_min_free_share"
 HEARTBEAT = "prefect.flow-run.heartbeat"
-SILENCE_S = 600  # longer than a restart of the server, which delays heartbeats
+SILENCE_S = 600  # longer than a restart of the server, since a restart delays heartbeats
 BLOCK = "pyramid-alerts"
 CRASH_DETECTION = "pyramid: runs whose process is gone are Crashed"
 

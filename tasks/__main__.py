@@ -1,8 +1,9 @@
 """One step in a process of its own: `python -m tasks <step> '{"run": {…}, "config": {…}}'`. Ray jobs run this.
 
 The JSON may also be `@file` or `-` (standard input). It may have a third entry, `attempt`: a token that stands in the
-first line of standard output, `BEGIN TOKEN`, and in the last one, so that nobody mistakes the lines of another attempt
-for ours. In between comes the log, with the traceback of a bug, and at most one `PROGRESS {json}` line a second. The
+first line of standard output, `BEGIN TOKEN`, and in the last one, so that the lines of
+another attempt are recognised. The log is between them, with the traceback of a bug, and at most one `PROGRESS {json}`
+line per second. The
 last line is `RESULT TOKEN {json}` (exit code 0) or `ERROR TOKEN {"message": …, "transient": …}` (exit code 3).
 """
 
@@ -35,16 +36,16 @@ STEPS = {
     "generate": "tasks.generating.generate",
     "report": "tasks.report.report",
 }
-PROGRESS_EVERY_S = 1.0  # whoever follows a Ray job fetches its whole log each time
-NO_TOKEN = "-"  # in place of the token of an attempt, when nobody gave one
+PROGRESS_EVERY_S = 1.0  # a driver that follows a Ray job fetches the whole log each time
+NO_TOKEN = "-"  # in place of the token of an attempt, if the input has none
 USAGE = """usage: python -m tasks STEP '{"run": {"root": …}, "config": {…}}'   (or @file, or - for standard input)"""
 
 
 class LineFormatter(logging.Formatter):
-    """Log lines for people; progress as `PROGRESS {json}`, which the submitting side turns back into progress."""
+    """Formats log lines; progress becomes `PROGRESS {json}`, which the driver turns into progress records again."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of one record."""
+        """The log line of one record."""
         if record.name == PROGRESS.name and hasattr(record, "total"):
             keys = ("step", "done", "total")
             return "PROGRESS " + json.dumps({key: getattr(record, key) for key in keys})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.generating.config import GenerateResult
 
 WHAT, HOW, WHERE = "What it shows", "Size, length and look", "With what"
-# Recommended settings for the released weights. Source: the published code's recommendations.
+# Settings that the published code recommends for the released weights.
 FROM_IMAGE = {"num_inference_steps": 10, "video_guidance_scale": 4.0}
 PICTURE = {"guidance_scale": 9.0}
 FRAMES_PER_LATENT = 8  # except the first latent frame, which is one frame
@@ -224,7 +224,7 @@ def suiting_recipe(variant: str) -> str:
 
 
 def suiting_look(asked: Mapping[str, Any], released: bool, from_image: bool) -> dict[str, Any]:
-    """The options, after the recommended settings for pictures or clips from a picture with released weights."""
+    """Recommended settings for a picture or a clip from a picture with released weights, overridden by the options."""
     recommended = {}
     if released and asked["num_latent_frames"] == 1:
         recommended = PICTURE

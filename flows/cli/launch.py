@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 FULL_BYTES = 2**20
-END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # $0: the process to wait for; $1: the process to end then
+END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # waits for the end of process $0, then ends process $1
 OUR_CODE = Path(__file__).parents[2]
 
 

@@ -27,7 +27,7 @@ def grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] = ()) -
 
 
 def print_grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] = ()) -> None:
-    """Print `grid` of the same arguments."""
+    """Print the table that `grid` makes from these arguments."""
     from rich.console import Console
 
     Console().print(grid(names, rows, right))

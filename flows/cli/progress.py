@@ -41,7 +41,7 @@ class Progress(logging.Handler):
             self._print(self._line("✗", "red", self.step, "stopped", time.monotonic() - self.started))
 
     def waiting(self, what: str) -> None:
-        """Show work that is not a step."""
+        """Show a line for work that is not a step."""
         self._draw(what)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -70,7 +70,7 @@ def shots(
 
 
 def _with_status(results: Any, num_files: int) -> Any:
-    """The same items, with a status line on a terminal."""
+    """Yield each result unchanged; a status line on a terminal shows the number of files so far."""
     from rich.console import Console
 
     with Console(stderr=True).status(f"0 of {num_files} files") as status:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Inspect model folders and released directories.")
 
-MAX_PROBLEMS = 3  # of one kind in one part; the others are only counted
+MAX_PROBLEMS = 3  # problems of one kind printed for each part; the others are only counted
 OF_TENSORS = ("missing", "unexpected", "shape")  # first words of problems that name a tensor, not a file
 
 
@@ -75,7 +75,7 @@ def _print(report: "Report") -> None:
         console.print(f"[bold]{escape(Path(report.folder).resolve().name)}[/]: {what}", soft_wrap=True)
         names = ["part", "kind", "params", "dtype", "size", "tensors"]
         table = grid(names, [_row(part) for part in report.parts], right=("params", "size", "tensors"))
-        table.box, table.padding = None, (0, 2, 0, 0)  # the names of the folders then fit 80 characters
+        table.box, table.padding = None, (0, 2, 0, 0)  # so that the folder names fit into 80 characters
         console.print("", table, "", _settings(report), "", sep="\n")
     problems = [*report.problems, *(line for part in report.parts for line in _problems(part))]
     for problem in problems:

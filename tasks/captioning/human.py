@@ -176,7 +176,7 @@ class CaptionSource:
 
 
 def _listed_spans(annotations: str, start_s: float, end_s: float) -> list[SpanColumns]:
-    """Captions of a list that overlap [start_s, end_s] of the video; one without times is about the whole video."""
+    """Captions of a list that overlap [start_s, end_s] of the video; one without times describes the whole video."""
     spans: list[SpanColumns] = [
         {
             "start_s": start_s if listed["start_s"] is None else listed["start_s"],

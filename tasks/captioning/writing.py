@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tasks.captioning.config import CaptionsConfig
 
-VERSION = "1"  # of the way from an answer to a row
+VERSION = "1"  # count up when the same answer gives another row
 CLIP_COLUMNS = ("uri", "height", "width", "num_frames", "fps_num", "fps_den")
 
 
@@ -60,7 +60,7 @@ def find_writer(run: Run, config: "CaptionsConfig") -> Writer:
 def answer_settings(config: "CaptionsConfig", kind: str, writer: Writer) -> dict[str, object]:
     """Everything that determines the answer of the model, besides the clip."""
     return {
-        "revision": writer.revision,  # of a local model the hash of its files, in whatever folder they are
+        "revision": writer.revision,  # for a local model: the hash of its files, so that the folder does not matter
         "writer": identity(writer.config),
         "instruction": instruction_for(kind, config.instructions.get(kind, "")),  # type: ignore[call-overload]
         "frames": None if kind == REWRITTEN else identity(config.frames),
@@ -196,7 +196,7 @@ class CaptionWriter:
         return KeyedQuestion(key, make, item["caption_id"], item["attempt"])
 
     def _ask_again(self, items: Sequence[Item], replies: dict[str, list[Reply]], frames_of: "FramesOfClip") -> None:
-        """Ask once more for structured captions whose answer has another form; adds to `replies`."""
+        """Ask once more for structured captions whose answer has the wrong form; adds to `replies`."""
         malformed: list[tuple[Item, str, str]] = []
         for item in items:
             answer = replies[item["caption_id"]][0].answer

@@ -45,9 +45,9 @@ class ClipsConfig(ClipRules):
         18, ge=0, le=51, description="x264 quality of clips; 0 is lossless, 18 is visually close to the source"
     )
     preset: Preset = Field("veryfast", description="x264 speed; slower presets make smaller files")
-    # The only setting that changes some results and not others: it changes the clips of damaged videos, and which
-    # videos are damaged is unknown before they are decoded. So it is part of the hash, and `_made_alike` counts an
-    # undamaged video as done whichever value it was cut with.
+    # The only setting that changes some results and not others: it changes only the clips of damaged videos, and a
+    # video must be decoded to know whether it is damaged. So it is part of the hash, and `_made_alike` counts an
+    # undamaged video as done if it was cut with either value.
     salvage: bool = Field(False, description="use the undamaged parts of damaged or truncated videos")
     keep_hdr: bool = Field(False, description="use HDR videos, although their brightness is not converted to SDR")
     crop_letterbox: bool = Field(False, description="remove black bars that are in all frames of a video")

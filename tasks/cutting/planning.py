@@ -74,8 +74,8 @@ class ShotSplitter(Generic[T]):
     def __init__(self, rules: ClipRules):
         self.rules = rules
         self._pending_frames: deque[T] = deque()
-        self._released = 0  # of the current clip
-        self._shared: deque[T] = deque(maxlen=rules.overlap_frames)  # its newest released items
+        self._released = 0  # number of released frames of the current clip
+        self._shared: deque[T] = deque(maxlen=rules.overlap_frames)  # its newest released frames
 
     def add(self, item: T) -> Iterator[tuple[T, bool]]:
         """Add the next frame of the shot; yields (frame, is_last of its clip) for frames whose clip is now certain."""
@@ -130,7 +130,7 @@ def plan_clips(frames: Iterable[F], rules: ClipRules) -> Iterator[tuple[int, F, 
     """
     shot, skip = 0, 0
     splitter: ShotSplitter[F] = ShotSplitter(rules)
-    margin: deque[F] = deque()  # the newest frames, which a cut may follow
+    margin: deque[F] = deque()  # the newest frames, held back since a cut may follow
 
     def end_shot() -> Iterator[tuple[int, F, bool]]:
         for item, is_last in splitter.end():

@@ -57,7 +57,7 @@ def cut_video(item: Item, config: Mapping[str, object], media: str, staging: str
         status = "skipped" if err.kind in ("hdr", "no_clips") else "failed"
         return {"clips": [], "scores": [], "videos": [bad_row(item, err, status, **video.columns)]}
     except av.error.FFmpegError as err:
-        if isinstance(err, OSError):  # reading is done, so the clips cannot be written
+        if isinstance(err, OSError):  # the video has been read, so this error comes from writing the clips
             raise
         problem = ("codec_error", f"its frames cannot be scaled or encoded: {err}")
         return {"clips": [], "scores": [], "videos": [bad_row(item, problem, **video.columns)]}

@@ -1,4 +1,4 @@
-"""Checks of this machine before a run: each names what is there, and what to do where something is missing."""
+"""Checks of this machine before a run. Each reports the state, and what to do if something is missing."""
 
 from collections.abc import Callable, Iterator
 

@@ -23,7 +23,7 @@ class Check:
     """Result of one check."""
 
     name: str
-    status: str  # ok | warn: something may cause trouble | fail: the demo cannot run here
+    status: str  # ok | warn: something may cause problems | fail: the demo cannot run here
     facts: str  # such as a version or a size
     advice: str = ""  # what to do unless it is ok
 
@@ -37,7 +37,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
 
 
 def check_packages(requirements: list[str] | None = None) -> list[Check]:
-    """Whether the required packages are installed, in the required versions; those that are share one line."""
+    """Whether the required packages are installed, in the required versions. All correct packages share one line."""
     from packaging.requirements import Requirement
 
     names = metadata.requires(PACKAGE) or [] if requirements is None else requirements
@@ -132,10 +132,10 @@ def check_root(root: str) -> Check:
 
 
 def _nearest_folder(root: str) -> Path:
-    """The root, or the nearest folder above it that exists.
+    """The root, or if it does not exist, the nearest folder above it that does.
 
     Raises:
-        NotADirectoryError: what exists there is a file.
+        NotADirectoryError: there is a file in place of a folder.
     """
     path = Path(root.removeprefix("file://")).expanduser().resolve()
     while not path.exists():

@@ -100,7 +100,7 @@ def find_subject(run: Run, config: EvaluateConfig) -> Subject:
 
 
 def _question(config: EvaluateConfig, subject: Subject) -> str:
-    """Identity of an evaluation: settings, models and data. The champion does not enter."""
+    """Identity of an evaluation: settings, models and data, without the champion."""
     data = [[pair.latent_id, pair.text_feature_id] for pair in (*subject.val, *subject.train)]
     return content_id(VERSION, identity(config), subject.models.hashes, data)
 

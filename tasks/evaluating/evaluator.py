@@ -53,7 +53,7 @@ class Reconstruction(TypedDict):
 
 
 class Evaluator:
-    """Actor: measures one model and asks the gate."""
+    """Actor: measures one model and computes the verdict of the gate."""
 
     def __init__(self, subject: "Subject", config: "EvaluateConfig", folder: str):
         import torch
@@ -100,7 +100,7 @@ class Evaluator:
         )
 
     def losses(self) -> Figures:
-        """Validation loss of the candidate, of its untrained self and of the champion: same latents, same noise."""
+        """Validation loss of the candidate, of its untrained state and of the champion; same latents, same noise."""
         subject = self.subject
         held_out = load_pairs(subject.source, subject.val)
         loss = settings_of(subject.record).loss if subject.record else DiTLossConfig()
@@ -159,7 +159,7 @@ class Evaluator:
         return shown, figures, num_not_finite
 
     def reconstructions(self) -> list[Reconstruction]:
-        """Held-out clips (left) beside what the VAE makes of them (right)."""
+        """Held-out clips (left) beside their reconstructions by the VAE (right)."""
         import numpy as np
 
         from pyramid_model.metrics.quality import psnr
@@ -186,7 +186,7 @@ class Evaluator:
         return {"vae_psnr": statistics.mean(measured) if measured else None}
 
     def num_not_finite(self) -> int:
-        """Weights of the candidate that are NaN or Inf."""
+        """Number of weights of the candidate that are NaN or Inf."""
         return sum(int((~weight.isfinite()).sum()) for weight in self.dit.parameters())
 
 

@@ -80,7 +80,7 @@ def export_dataset(
     num_without = len(clips) - len(captioned)
     if form == "webdataset":
         return _write_shards(clips, output, shard_bytes, num_without)
-    if form == "pyramid-flow":  # each line needs a text
+    if form == "pyramid-flow":  # every line must have a text
         lines = [json.dumps({"video": clip["uri"], "text": clip["caption"]}, ensure_ascii=False) for clip in captioned]
         storage.write_bytes(output, "".join(f"{line}\n" for line in lines).encode())
         return Exported(len(captioned), num_without)

@@ -60,7 +60,7 @@ class ImportConfig(Config):
 
 
 class UnusableFile(ValueError):
-    """A file of the annotation is missing or has the wrong content. `kind` is the error_type of its row."""
+    """A file that the annotation names is missing or has the wrong content. `kind` is the error_type of its row."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -166,7 +166,7 @@ def _inside(folder: str, path: str) -> str:
 
 
 def _item(line: AnnotationLine, vae: ModelFolder, config: ImportConfig) -> ImportItem:
-    """A line as a work item. The names and sizes of its files enter the ids."""
+    """A line as a work item. Its ids depend on the names and sizes of its files."""
     sizes = [_size(line["video"]), _size(line["latent"]), _size(line["text_fea"])]
     clip_id = content_id(CUT_METHOD, line["video"], line["latent"], line["text_fea"], line["text"], sizes, config.fps)
     # The bucket is unknown until the latent is read, so the id has CUT_METHOD in its place; the clip makes it unique.
@@ -330,7 +330,7 @@ def _described(content: object) -> str:
 
 
 def select_imported(run: Run, val_fraction: float) -> SelectResult:
-    """Select every clip that has a latent in the bucket of its own size, which all imported clips have.
+    """Select every clip that has a latent in the bucket of its size; all imported clips have one.
 
     Raises:
         StepError: the root has no latents.

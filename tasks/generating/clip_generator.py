@@ -1,4 +1,4 @@
-"""Actor of the generate step: it holds one pipeline and samples a block of prompts at a time."""
+"""Actor of the generate step: it loads one pipeline and samples one block of prompts after another."""
 
 import contextlib
 import json
@@ -66,7 +66,7 @@ class ModelFolders(Config):
 
 
 class ClipGenerator:
-    """Actor: loads the models once, then samples a block of prompts at a time."""
+    """Actor: loads the models once, then samples one block of prompts after another."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ def given_files(config: "GenerateConfig") -> Iterator[GivenFiles]:
 
 
 def load_pipeline(models: ModelFolders, dtype: str, device: str) -> "VideoPipeline":
-    """The models as one object. dtype: empty: bfloat16 for a directory, float32 for the champion."""
+    """The models as one object. An empty dtype means bfloat16 for a directory, float32 for the champion."""
     from pyramid_model.generate.device import torch_dtype
     from pyramid_model.generate.pipeline import VideoPipeline
 

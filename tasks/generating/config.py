@@ -11,7 +11,7 @@ from tasks.captioning.endpoint import EndpointConfig
 from tasks.captioning.rewriting import Mode
 from tasks.running.run import StepResult
 
-MAX_SEED = 2**53  # every reader of tables and forms counts so far
+MAX_SEED = 2**53  # integers up to this are exact in every reader of tables and forms
 
 
 class GenerateConfig(Config):

@@ -139,7 +139,7 @@ def _folders(models: ModelSet, checkpoint: "Checkpoint | None") -> ModelFolders:
 
 
 def _check_champion(config: GenerateConfig, models: ModelSet) -> None:
-    """Refuse a request that the champion cannot make, before its weights are loaded. Imports torch."""
+    """Raise an error for a request that the champion cannot make, before its weights are loaded. Imports torch."""
     from pyramid_model.weights.released_names import CONFIG_FILE, vae_config_from_released
 
     record = read_record(models.dit.uri)
@@ -150,7 +150,7 @@ def _check_champion(config: GenerateConfig, models: ModelSet) -> None:
 
 
 def _checkpoint(config: GenerateConfig) -> "Checkpoint":
-    """The directory `weights`. Refuses a request that its models cannot make, before weights are loaded."""
+    """The directory `weights`. Raises an error for a request that its models cannot make, before weights are loaded."""
     from pyramid_model.generate.checks import check_checkpoint
     from pyramid_model.weights.checkpoint import read_checkpoint
 
@@ -163,7 +163,7 @@ def _checkpoint(config: GenerateConfig) -> "Checkpoint":
 
 
 def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig, autoregressive: bool) -> None:
-    """Refuse an image or a video that no clip can start with."""
+    """Raise an error for an image or a video that cannot be the start of a clip."""
     from pyramid_model.generate.given import check_given
 
     with given_files(config) as files:
@@ -239,7 +239,7 @@ def _device(run: Run, config: GenerateConfig) -> tuple[str, float]:
 
 
 def _units(config: GenerateConfig) -> int:
-    """About how many units of a clip are sampled; a given video may bring up to half of them."""
+    """Approximate number of units of a clip that are sampled; a given video may supply up to half of them."""
     return config.request.num_latent_frames - (1 if config.image else 0)
 
 

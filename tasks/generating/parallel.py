@@ -45,7 +45,7 @@ class SharedClip(Config):
 
 
 class Rank:
-    """One rank: the models, of which the DiT splits its tokens or guidance rows with the other ranks."""
+    """One rank: the models. Each rank computes a part of the tokens or of the guidance rows of the DiT."""
 
     def __init__(self, models: ModelFolders, device: str, dtype: str = "", num_ranks: int = 1, guided: bool = True):
         from pyramid_model.parallel.layout import best_layout, share_sampling
@@ -75,7 +75,7 @@ class Rank:
         return self.pipeline.generate(batch).timings
 
     def agreed_bytes(self) -> int:
-        """The least free memory of all ranks: it bounds the KV cache of history, which must be equal on all of them."""
+        """Least free memory of all ranks. It limits the KV cache of history, whose size must be equal on all ranks."""
         import torch
         import torch.distributed as dist
 
@@ -186,7 +186,7 @@ class RankActor:
 
         first = self.clips[0]
         torch.set_num_threads(max(1, round(first.num_cpus)))
-        device = "cuda:0" if first.num_gpus else "cpu"  # of those that Ray shows to this actor
+        device = "cuda:0" if first.num_gpus else "cpu"  # index among the GPUs that Ray shows to this actor
         return run_rank(self.clips, self.rank, first.num_ranks, device, meeting)
 
 

@@ -26,7 +26,7 @@ class DuplicateStats:
     num_groups: int
     num_clips: int  # in all groups
     sizes: Counter[int]  # number of clips in a group -> number of groups
-    similarity: Histogram | None  # of each clip to the most similar one
+    similarity: Histogram | None  # similarity of each clip to the most similar one
 
     @property
     def num_extra(self) -> int:

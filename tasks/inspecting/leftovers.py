@@ -71,7 +71,7 @@ def half_written(root: str) -> list[str]:
 
 
 def unfinished_trainings(root: str) -> list[str]:
-    """Folders under checkpoints/, one for each training that has not ended; a training that ends removes its own."""
+    """Folders under checkpoints/ of trainings that have not ended; a training removes its folder at its end."""
     fs, top = storage.filesystem(storage.join(root, "checkpoints"))
     return sorted(fs.ls(top, detail=False)) if fs.exists(top) else []
 

@@ -138,7 +138,7 @@ class ScoreShift:
 
 
 def score_shifts(root: str, before: int, after: int) -> list[ScoreShift]:
-    """One for each scorer whose values differ between the versions.
+    """A comparison for each scorer whose values differ between the versions.
 
     Raises:
         TableError: a version does not exist.

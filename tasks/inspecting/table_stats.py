@@ -57,7 +57,7 @@ def counts_within(values: Sequence[float] | np.ndarray, edges: Sequence[float]) 
 
 
 def histograms(root: str, table: str, version: int | None = None) -> list[Histogram]:
-    """One for each numeric column of the table's ok rows; for `scores`, one for each scorer."""
+    """A histogram for each numeric column of the ok rows; for `scores`, one for each scorer."""
     names = [
         field.name
         for field in SCHEMAS[table]
@@ -102,7 +102,7 @@ def labels(root: str, version: int | None = None) -> dict[str, dict[str, str]]:
 
 
 def score_label(name: str) -> str:
-    """Meaning of a score or a figure of the clip, and its better values; "" for scorers that a recipe defines."""
+    """Meaning of a score or a figure of the clip, and which values are better; "" for scorers that a recipe defines."""
     facts = SCORER_FACTS.get(name)
     if facts is None:
         return CLIP_FIGURES.get(name, "")
@@ -134,7 +134,7 @@ def reason_counts(lists: Sequence[Sequence[str]]) -> list[DropReason]:
 
 
 def _rule_order(lists: Sequence[Sequence[str]]) -> list[str]:
-    """An order of all reasons that agrees with every list.
+    """All reasons, in an order that agrees with the order in every list.
 
     The limits of one score stay together. Where the lists leave the order open: limits, other rules, quotas.
     """
@@ -170,7 +170,7 @@ def _usual_place(group: str) -> int:
 
 
 def summary(column: pa.ChunkedArray) -> str:
-    """A column in one phrase: range and mean of numbers; counts of up to four texts, or how many texts there are."""
+    """A column in one phrase: range and mean of numbers; counts of up to four texts, or the number of texts."""
     values = column.drop_null()
     if not len(values):
         return "empty"

@@ -1,4 +1,4 @@
-"""Folders of text encoders: built or fetched, and found again by the hash that text features carry."""
+"""Folders of text encoders: built, fetched, or found by the content hash in the rows of `text_features`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,19 +39,19 @@ def find_encoder(run: Run, uri: str = "") -> ModelFolder:
 
 
 def newest_encoder_hash(run: Run) -> str:
-    """Of the encoder that made the newest text features; empty if there are none."""
+    """Content hash of the encoder that made the newest text features; empty if there are none."""
     rows = read_table(run.root, "text_features", ["encoder_hash", *ORDER], where=pc.field("status") == "ok")
     newest = newest_row(rows)
     return newest["encoder_hash"] if newest else ""
 
 
 def prepare_encoder(run: Run, name: str, texts: Sequence[str], tiny: Mapping[str, int]) -> ModelFolder:
-    """The encoder called `name`, which is made or fetched into the root first if need be.
+    """The encoder called `name`. If it is not in the root, it is built or fetched first.
 
     Args:
         run: where models go.
         name: "tiny", a folder, or a model on the Hugging Face Hub.
-        texts: what the tokenizer of a tiny encoder must know.
+        texts: the tokenizer of a tiny encoder is trained on them.
         tiny: arguments of `build_tiny_text_encoder`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Model folders: written whole or not at all, read from any URI, and found by kind in the `models` table."""
+"""Model folders: written atomically, read from any URI, and found by kind in the table `models`."""
 
 import contextlib
 import functools
@@ -65,8 +65,8 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
 def folder_hash(run: Run, uri: str, kind: str) -> str:
     """Content hash of a folder: `weights` of a model, `text` encoder, `vision`-language model, or any other (`files`).
 
-    Hashing reads gigabytes and may need torch, so the hash is cached under `<root>/models/hashes`, keyed by file sizes
-    and times.
+    Hashing reads gigabytes and may need torch, so the hash is cached under `<root>/models/hashes`. Its key contains
+    the sizes and times of the files.
 
     Raises:
         StepError: the folder does not exist.
@@ -107,7 +107,7 @@ def _hash_function(kind: str) -> Callable[[str], str]:
 
 
 def _files_hash(folder: str) -> str:
-    """Hash of weights, configs and tokenizer files; README and licence do not enter."""
+    """Hash of weights, configs and tokenizer files, without README and licence."""
     from pyramid_model.files_hash import files_hash
 
     suffixes = {".json", ".safetensors", ".bin", ".pth", ".txt", ".model"}
@@ -139,7 +139,7 @@ def local_folder(uri: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def writing_folder(uri: str, last: Sequence[str] = ()) -> Iterator[str]:
-    """A local folder to fill; on leaving without an error it appears at `uri`, whole.
+    """A local folder to write to; on exit without an error the complete folder is moved to `uri`.
 
     On an object store, which cannot rename folders, the files named in `last` are put after all others: if they
     exist, the folder is complete. An existing folder is kept, since equal names mean equal content.
@@ -165,7 +165,7 @@ def writing_folder(uri: str, last: Sequence[str] = ()) -> Iterator[str]:
 def _rename_new(folder: str, target: str) -> None:
     try:
         os.rename(folder, target)
-    except OSError as err:  # ENOTEMPTY: somebody else was first
+    except OSError as err:  # ENOTEMPTY: another process has already written the folder
         if not os.path.isdir(target):
             raise
         raise FileExistsError(target) from err

@@ -1,4 +1,4 @@
-"""The promotion gate: figures of a candidate in, checks and a verdict out. Pure functions."""
+"""The promotion gate: pure functions that compute checks and a verdict from the figures of a candidate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def decide(metrics: Mapping[str, object], config: GateConfig) -> list[Check]:
 
 
 def passed(checks: Sequence[Check]) -> bool:
-    """Whether every check passed; without any check nothing passes."""
+    """Whether every check passed; False if there are no checks."""
     return bool(checks) and all(check.passed for check in checks)
 
 
@@ -85,7 +85,7 @@ def _loss_check(metrics: Mapping[str, object], other: str, limit: float) -> Chec
 
 
 def _number(metrics: Mapping[str, object], name: str) -> float:
-    """A figure as a float; NaN when it is missing or infinite, so that its check fails rather than passes."""
+    """A figure as a float; NaN if it is missing or infinite, so that its check fails."""
     value = metrics.get(name)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 

@@ -1,4 +1,4 @@
-"""Models by name from the Hugging Face Hub: fetched once a node, at a commit that is recorded. No code of theirs runs.
+"""Models from the Hugging Face Hub: fetched once per node, at a recorded commit. Code in a model is never run.
 
 A name is `owner/model`, or `owner/model@revision` with a commit, tag or branch; without one the newest commit is taken
 once and kept. `source.yaml` in the folder says which commit it is.
@@ -21,7 +21,7 @@ from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id
 
-SOURCE_FILE = "source.yaml"  # no .json, which would enter the content hash of the model
+SOURCE_FILE = "source.yaml"  # not .json, since the content hash of a model includes JSON files
 SAFE_WEIGHTS = ("*.safetensors",)
 OTHER_WEIGHTS = ("*.bin", "*.pth")
 CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -36,14 +36,14 @@ def model_folder(
     other_weights: Sequence[str] = (),
     left_out: Sequence[str] = (),
 ) -> str:
-    """URI of a model's folder: `name` where that is a folder, else the root's copy of a model on the Hub.
+    """URI of a model's folder: `name` itself if it is a folder, else the copy of the Hub model in the root.
 
     Args:
         run: where models go.
         kind: first part of the folder's name, such as `text_encoder`.
         name: a folder, or a name on the Hub.
         setting: of the recipe, for messages.
-        other_weights: patterns of weights to take where the Hub has no safetensors; none: safetensors only.
+        other_weights: patterns of weights to fetch if the model has no safetensors; empty: safetensors only.
         left_out: patterns of files that are not fetched.
 
     Raises:
@@ -81,7 +81,7 @@ def fetch(name: str, setting: str, patterns: Sequence[str], left_out: Sequence[s
                 repository_of(name), revision=revision, allow_patterns=list(patterns), ignore_patterns=list(left_out)
             )
         )
-    except Exception as err:  # no network, no such name, no access: the Hub has many
+    except Exception as err:  # the Hub has many exceptions: no network, no such name, no access
         why = f"{type(err).__name__}: {' '.join(str(err).split())}"
         if constants.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set, so nothing is fetched, and this machine's cache does not hold it"
@@ -98,12 +98,12 @@ def repository_of(name: str) -> str:
 
 
 def source_of(name: str, snapshot: Path) -> dict[str, Any]:
-    """Where a fetched model comes from, for `write_source`. snapshot: its folder, as `fetch` returns it."""
+    """Origin of a fetched model, for `write_source`. snapshot: its folder, as `fetch` returns it."""
     return {"name": repository_of(name), "revision": name.partition("@")[2], "commit": snapshot.name}
 
 
 def write_source(folder: str, source: Mapping[str, Any]) -> None:
-    """Write `source.yaml`, which says where the files of a model's folder come from."""
+    """Write `source.yaml`, which records the origin of the files in a model's folder."""
     Path(folder, SOURCE_FILE).write_text(yaml.safe_dump(dict(source), sort_keys=False))
 
 
@@ -121,7 +121,7 @@ def copy_snapshot(snapshot: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def once_a_node(name: str) -> Iterator[None]:
-    """Only one process of this machine at a time; the others wait and then find what it has made."""
+    """Lock for the processes of this machine; a process that waited finds the result of the one before it."""
     lock = Path(tempfile.gettempdir(), f"pyramid-{os.getuid()}-{content_id(name)[:16]}.lock")
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

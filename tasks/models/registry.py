@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
 
 ALIAS = "champion"
-VALUES_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's own limits
+VALUES_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # limits of MLflow
 PARAM_LENGTH = 500
 
 
@@ -146,7 +146,7 @@ class TrainingLog:
         return run
 
     def add(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log rows of the curve, {"step": …, name: value}; steps that were logged before are left out."""
+        """Log rows of the curve, {"step": …, name: value}, except steps that are logged already."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -161,7 +161,7 @@ class TrainingLog:
             self.client.log_batch(self.run_id, metrics=values[start : start + VALUES_PER_BATCH])
         if new:
             self.last_step = max(int(row["step"]) for row in new)
-            # The metric `logged_step` says how far the curve is logged, also to a process that resumes it.
+            # The metric `logged_step` is the last logged step; a process that resumes the training reads it.
             self.client.log_metric(self.run_id, "logged_step", self.last_step, step=self.last_step)
 
     def finish(self, metrics: Mapping[str, object], tags: Mapping[str, str]) -> str:
@@ -241,14 +241,14 @@ def _registered_version(mlflow: "MlflowClient", name: str, candidate: Champion) 
             return str(version.version)
     tags = {"model_id": candidate.model_id, "evaluation_id": candidate.evaluation_id}
     tags |= {part: getattr(candidate, part).model_dump_json() for part in ModelSet.model_fields}
-    # A tracking server refuses a plain path as a source, since it might be one on its own disk.
+    # A tracking server refuses a plain path as a source, since it might be a path on the server's disk.
     uri = candidate.dit.uri
     source = f"pyramid:{uri}" if storage.is_local(uri) else uri
     return str(mlflow.create_model_version(name, source=source, tags=tags).version)
 
 
 def _as_champion(version: "ModelVersion") -> Champion:
-    """The champion that a registered version describes in its tags."""
+    """The champion, from the tags of a registered version."""
     tags = version.tags
     dit, vae, encoder = (ModelFolder.model_validate_json(tags[part]) for part in ("dit", "vae", "encoder"))
     names = (tags.get("model_id", ""), tags.get("evaluation_id", ""))

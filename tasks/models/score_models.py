@@ -1,4 +1,4 @@
-"""Weights of scorers: found or fetched into the root, hashed, and loaded once before work begins to check them."""
+"""Weights of scorers: found or fetched into the root, hashed, and loaded once as a check before work begins."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 def packaged_weights(package: str, pattern: str) -> str:
-    """Path of the weights that a Python package carries; imports nothing.
+    """Path of the weights in a Python package; the package is not imported.
 
     Raises:
         StepError: the package is not installed, or holds no such file.
@@ -53,7 +53,7 @@ def file_hash(uri: str, setting: str) -> str:
 
 
 def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
-    """URI of the folder of a CLIP model, which is first fetched or copied into the root if it is not there.
+    """URI of the folder of a CLIP model; if the root does not have it, it is fetched or copied first.
 
     Args:
         run: where models go.
@@ -77,7 +77,7 @@ def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
 
 
 def classifier_folder(run: Run, model: str, setting: str) -> str:
-    """URI of the folder of an image classifier, which is first fetched into the root if it is not there.
+    """URI of the folder of an image classifier; if the root does not have it, it is fetched first.
 
     Raises:
         StepError: `model` is not a folder, and cannot be fetched from Hugging Face.
@@ -92,7 +92,7 @@ def model_hash(run: Run, uri: str) -> str:
 
 @contextmanager
 def naming_setting(what: str, setting: str) -> Iterator[None]:
-    """Turn a ValueError about weights that do not fit into a StepError that names the setting."""
+    """Replace a ValueError about unsuitable weights by a StepError that names the setting."""
     try:
         yield
     except ValueError as err:

@@ -33,7 +33,7 @@ class VisionModelConfig(Decoding):
 
 
 def prepare_vision_model(run: Run, config: VisionModelConfig) -> ModelFolder:
-    """The folder of a model, which is first fetched into the root if it is not there.
+    """The folder of a model; if the root does not have it, it is fetched first.
 
     Raises:
         StepError: the name is not a folder, and cannot be downloaded from Hugging Face.

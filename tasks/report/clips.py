@@ -47,7 +47,7 @@ def _kept_and_dropped(curation: Curation) -> Iterable[list[str]]:
 
 
 def file_states(curation: Curation, clip_ids: Sequence[str]) -> dict[str, FileState]:
-    """Clip id -> where its file is, how large it was when written, and whether it is damaged now."""
+    """Clip id -> URI of its file, its size when it was written, and its damage."""
     clips = curation.clips.filter(pc.field("clip_id").isin(pa.array(clip_ids, pa.string())))
     columns = (clips[name].to_pylist() for name in ("clip_id", "uri", "size_bytes"))
     files = {clip_id: (uri, size_bytes) for clip_id, uri, size_bytes in zip(*columns, strict=True)}
@@ -74,7 +74,7 @@ class Listing:
     """Clips for the search of the page."""
 
     text: str  # JSON: columns
-    num_listed: int  # clips in it; the root may have more
+    num_listed: int  # clips in the listing; the root may have more
 
 
 def listing(
@@ -129,12 +129,12 @@ def _captions(curation: Curation, ids: Sequence[str]) -> list[list[list[str]]]:
 
 
 def script_json(value: object) -> str:
-    """JSON for a script element: nothing in it ends the element or begins a comment."""
+    """JSON for a script element, escaped so that it cannot end the element or begin a comment."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
 def _coded(texts: Sequence[str | None]) -> dict[str, list]:
-    """Texts of which many are equal: `values` has each once, `at` an index into it for each text."""
+    """Texts with many repetitions: `values` has each distinct text once, `at` has an index into it for each text."""
     places = {text: place for place, text in enumerate(dict.fromkeys(text or "" for text in texts))}
     return {"values": list(places), "at": [places[text or ""] for text in texts]}
 

@@ -56,7 +56,7 @@ class Duplicates:
     """Groups of the current clips, the largest first."""
 
     groups: list[Group]
-    extra_clips: Counter[str]  # clips beside the keepers, by method
+    extra_clips: Counter[str]  # number of clips besides the keepers, by method
 
     @property
     def on_page(self) -> list[Group]:

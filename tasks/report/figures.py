@@ -27,11 +27,11 @@ class Threshold:
     """A limit drawn into a histogram."""
 
     value: float
-    keeps: Side  # on which side of it a clip passes
+    keeps: Side  # the side of the limit on which clips pass
 
     @property
     def words(self) -> str:
-        """Such as "≥ 1.25"."""
+        """Relation and value as text, such as "≥ 1.25"."""
         return ("≥ " if self.keeps == "above" else "≤ ") + compact(self.value)
 
 
@@ -42,7 +42,7 @@ class Series:
     name: str
     points: list[tuple[float, float]]
     kind: Literal["raw", "line", "dots"] = "line"  # raw: thin; dots: a line with its points
-    colour: int = 1  # of the style sheet: 1 or 2
+    colour: int = 1  # number of a colour in the style sheet, 1 or 2
 
 
 # (column, row) of each box; row 1 is the middle line
@@ -125,7 +125,7 @@ def histogram_figure(
     width: int = 300,
     height: int = 96,
 ) -> str:
-    """Bars over an axis with its least and greatest value; limits are dashed lines. A constant is one bar.
+    """Bars over an axis with its least and greatest value; limits are dashed lines. Equal values give one bar.
 
     Args:
         histogram: counts of all clips.
@@ -162,7 +162,7 @@ def histogram_figure(
 
 
 def _bars(histogram: Histogram, num_kept: Sequence[int], edges: Sequence[float], top: float, base: float) -> str:
-    """One bar a bin, pale where clips are not kept. edges: of the bins in the figure, px."""
+    """One bar per bin, pale where clips are not kept. edges: of the bins in the figure, px."""
     tallest = max(histogram.counts)
     bars = []
     for i, (count, kept_here) in enumerate(zip(histogram.counts, num_kept or histogram.counts, strict=True)):
@@ -188,7 +188,7 @@ def _range_with(histogram: Histogram, limits: Sequence[Threshold]) -> tuple[floa
 def _label_places(limits: Sequence[Threshold], places: Sequence[float], width: int) -> list[tuple[float, int]]:
     """(left edge in px, row) of the label of each limit, so that no label covers another one."""
     labels = [(0.0, 0)] * len(limits)
-    ends: list[float] = []  # where the last label of each row ends
+    ends: list[float] = []  # right edge of the last label in each row
     for number in sorted(range(len(limits)), key=lambda number: places[number]):
         x, length = places[number], _label_length(limits[number])
         begin = x + 4 if x + 4 + length <= width else x - 4 - length

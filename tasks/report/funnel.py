@@ -1,4 +1,4 @@
-"""From source files to kept clips: what is lost on the way and why, and whether the counts add up."""
+"""Counts from source files to kept clips, with the reasons for losses, and whether the counts add up."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class FunnelLine:
     """One line of the funnel."""
 
     label: str
-    unit: str  # files | clips: lines of one unit are drawn to one scale
+    unit: str  # files | clips; bars of lines with the same unit have the same scale
     count: int
     lost: int = 0  # difference to the line before
     why: str = ""

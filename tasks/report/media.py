@@ -27,7 +27,7 @@ class Preview:
     crf: int
 
 
-# Measured on 3 s of seven films at 8 fps, 160 px: H.264 2-9 kB, animated WebP 2-45 kB at a like quality, 20-30 ms both.
+# Measured on 3 s of seven films at 8 fps, 160 px: H.264 2-9 kB, WebP 2-45 kB at similar quality; 20-30 ms for both.
 BESIDE_TEXT = Preview(256, 12, 6.0, 30)
 THUMBNAIL = Preview(224, 8, 3.0, 29)
 FIRST_FRAME = Preview(160, 8, 0.0, 29)

@@ -230,7 +230,7 @@ def clip_uris(root: str) -> dict[str, str]:
 
 
 def optional_video(uri: str | None, budget: MediaBudget) -> str:
-    """A video as a data URI; "" without a URI, which does not count as missing."""
+    """A video as a data URI; "" without a URI, which is not counted as a missing file."""
     return budget.video(uri) if uri else ""
 
 

@@ -137,7 +137,7 @@ def _thumbnail(uri: str) -> "np.ndarray":
 
 
 def sheet_uri(cells: "Sequence[Sequence[np.ndarray]]", columns: int) -> str:
-    """Frames side by side as one JPEG data URI, `columns` cells a row; "" without frames."""
+    """Frames side by side as one JPEG data URI, `columns` cells per row; "" without frames."""
     from PIL import Image
 
     tiles = [frame for cell in cells for frame in cell]
@@ -161,7 +161,7 @@ def svg_uri(svg: str) -> str:
 
 
 def picture(name: str, uri: str) -> str:
-    """A Markdown image; without a URI a remark."""
+    """A Markdown image; if the URI is empty, a remark."""
     return f"![{name.replace(']', ' ')}]({uri})" if uri else "(no picture)"
 
 

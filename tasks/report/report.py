@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 VERSION = "6"
-TEXT_BYTES = 80_000  # style, script and sections without their rows
+TEXT_BYTES = 80_000  # for style, script and sections without rows
 TEMPLATES = Path(__file__).parent / "templates"
 FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</script>', re.DOTALL)
 

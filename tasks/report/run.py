@@ -48,7 +48,7 @@ class Tile:
 
 
 def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
-    """The key figures of a root, those of steps that have run."""
+    """The key figures of a root, from the steps that have run."""
     ok = pc.field("status") == "ok"
     seconds = read_table(root, "videos", ["duration_s"], where=ok)["duration_s"].drop_null().to_pylist()
     figures = [Tile("footage", length(sum(seconds)))]
@@ -96,7 +96,10 @@ def _read_result(record: str | bytes) -> StepResult:
 
 
 def step_lines(records: Records) -> list[StepResult]:
-    """Result of each step in its last run with work to do (in its last run, if none had work), by first appearance."""
+    """Result of each step, from its last run that computed anything, else from its last run.
+
+    Steps are in the order in which they first ran.
+    """
     by_step: dict[str, dict[str, list[StepResult]]] = defaultdict(lambda: defaultdict(list))
     for run_id, result in records:
         by_step[result.step][run_id].append(result)

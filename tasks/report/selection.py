@@ -18,12 +18,12 @@ from tasks.report.run import Records
 from tasks.selecting.select_config import Bounds, SelectResult
 from tasks.tables.drop_reasons import DUPLICATE, HIGH, LOW, MISSING, TOO_FEW_FRAMES, TOO_SHORT
 
-SUFFIXES = {"above": LOW, "below": HIGH}  # of the drop reason of a limit, by the side of it on which clips pass
+SUFFIXES = {"above": LOW, "below": HIGH}  # suffix of the drop reason of a limit, by the side on which clips pass
 MAX_SAMPLES = 6  # clips for each rule and side of its limit
 FIGURES = {
     TOO_FEW_FRAMES: "num_frames",
     TOO_SHORT: "duration_s",
-}  # what rules that are no limit on a score compare
+}  # values that rules other than limits on scores compare
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ScoreFigure:
     """Histogram of one scorer."""
 
     name: str
-    measures: str  # what the score is; "" for scorers that a recipe defines
+    measures: str  # meaning of the score; "" for scorers that a recipe defines
     svg: str
     mean: str
     count: int
@@ -94,7 +94,7 @@ def thresholds_of(result: SelectResult | None) -> dict[str, list[Threshold]]:
 
 @dataclass(frozen=True)
 class LabelFigure:
-    """How often a scorer gave each of its labels."""
+    """Counts of the labels that one scorer gave."""
 
     scorer: str
     counts: list[tuple[str, int, int]]  # label, clips, of these kept or not judged; the most frequent first
@@ -124,7 +124,7 @@ class RuleExamples:
     """Clips on both sides of a rule, nearest to its limit first where a figure decides."""
 
     reason: str
-    limit: str  # "≥ 1.25"; "" for a rule that is no limit on a score
+    limit: str  # such as "≥ 1.25"; "" for rules other than limits on scores
     order: str  # phrase about the order of the clips
     dropped: list[Sample]
     kept: list[Sample]

@@ -1,4 +1,4 @@
-"""Sources for the report: the files of each, and what curation kept of them."""
+"""Sources for the report: files of each source, and the clips that curation kept."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ MAX_SOURCES, MAX_FILES = 40, 50  # on the page: sources, and files of each
 
 
 class SourceFile(TypedDict):
-    """A file of a source, with facts about its video; None where the video is not cut yet."""
+    """A file of a source, with facts about its video; None if the video is not cut yet."""
 
     path: str
     license: str | None

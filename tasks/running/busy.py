@@ -1,4 +1,4 @@
-"""Stopwatch for the time in which the model of a worker computes, and in which it waits for data or tables."""
+"""Stopwatch: how long the model of a worker computes, and how long it waits for data or tables."""
 
 import time
 

@@ -85,7 +85,7 @@ def num_actors(cpus_per_actor: float, gpus_per_actor: float, num_blocks: int) ->
     if cpus_per_actor > cpus:
         raise StepError(f"an actor asks for {cpus_per_actor} CPU and the cluster has {cpus:g}: add nodes or CPUs")
     fitting = math.floor((cpus - 1) / cpus_per_actor) if cpus_per_actor else num_blocks
-    # An actor without a GPU uses a whole core, whatever share of it is reserved.
+    # An actor without a GPU uses a whole core, even if it reserves less than one CPU.
     most = gpus / gpus_per_actor if gpus_per_actor else cpus
     fitting = min(fitting, math.floor(most))
     return max(1, min(fitting, num_blocks))

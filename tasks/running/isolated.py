@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-MAX_CALLS = 200  # of a child: a new child frees leaked memory, and starting one is cheap beside so many calls
+MAX_CALLS = 200  # calls of one child; a new child frees leaked memory, and starts quickly compared with so many calls
 WATCH_EVERY_S = 0.2
 
 
@@ -36,7 +36,9 @@ class MemoryExceeded(Exception):
 
 
 class Isolated:
-    """Calls one function in a child process, with limits on time and memory; the child is replaced now and then.
+    """Calls one function in a child process, with limits on time and memory.
+
+    A child is replaced after `max_calls` calls, or when it uses more than half of `max_bytes`.
 
     Args:
         function: "module:function".

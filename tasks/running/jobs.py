@@ -1,6 +1,6 @@
 """A step as a Ray job on a cluster elsewhere (`ray.address: jobs:http://head:8265`).
 
-Each attempt is a job of its own, `pyramid-STEP-WORK-NUMBER`; WORK is a hash of what is to be done. While an attempt
+Each attempt is a separate job, `pyramid-STEP-WORK-NUMBER`; WORK is a hash of the step's work. While an attempt
 runs, every driver with the same work joins it, so a driver that died finds its job again. Each attempt has a random
 token, kept in the job's metadata and printed with its first and its last line: Ray appends the log of a job to the log
 of an earlier job of that id, and only lines after the first token belong to this attempt.
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("pyramid.jobs")
 
 RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
-NO_ANSWER = (OSError, RuntimeError)  # of `requests`: all derive from OSError; of Ray: the head answered with an error
+NO_ANSWER = (OSError, RuntimeError)  # OSError: any error of `requests`; RuntimeError: Ray's head answered with an error
 POLL_S, POLL_MOST_S = 0.5, 5.0
 LOG_BYTES_PER_S = 1e6  # Ray sends the whole log each time: long logs are polled less often
 REQUEST_S = 30.0
 SUBMIT_TRIES = 3
-UNREACHABLE_S = 120.0  # a head that is silent for longer is given up; its job is left running
+UNREACHABLE_S = 120.0  # after this time without an answer the driver stops with an error; the job continues
 LOG_TAIL_LINES = 20
 BEGIN, RESULT, ERROR = "BEGIN", "RESULT", "ERROR"  # first words of lines with the token of an attempt
 R = TypeVar("R", bound=StepResult)
@@ -80,7 +80,7 @@ def submit_step(step: str, run: Run, config: Config, result_class: type[R]) -> R
 
 
 def stop_step(step: str, run: Run, config: Config) -> None:
-    """Stop the running attempt of a step, if there is one and the cluster answers."""
+    """Stop the running attempt of a step, if it exists and the cluster answers."""
     with contextlib.suppress(StepError, *NO_ANSWER):
         client = _client(run.ray.address.removeprefix("jobs:"))
         attempt = _running_attempt(client.list_jobs(), job_prefix(step, run, config))
@@ -129,7 +129,7 @@ def _join_or_submit(client: "JobSubmissionClient", step: str, run: Run, config: 
             for number in sorted(numbers)[:-1]:
                 client.delete_job(f"{prefix}{number}")
             return attempt
-        except NO_ANSWER as err:  # another driver was quicker, or an answer was lost on its way: look again
+        except NO_ANSWER as err:  # another driver submitted this id first, or the head's answer was lost: look again
             if not tries_left:
                 raise StepError(f"the Ray cluster takes no job {prefix}…: {err}", transient=True) from err
             time.sleep(POLL_S)
@@ -145,13 +145,13 @@ def _running_attempt(jobs: "list[JobDetails]", prefix: str) -> Attempt | None:
 
 
 def _attempt_numbers(jobs: "list[JobDetails]", prefix: str) -> list[int]:
-    """Numbers of the attempts that the cluster knows, all ended or unknown to us."""
+    """Numbers of the attempts at this work that the cluster lists."""
     suffixes = [(job.submission_id or "").removeprefix(prefix) for job in jobs if job.submission_id]
     return [int(suffix) for suffix in suffixes if suffix.isdigit()]
 
 
 def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetails, list[str]]":
-    """Wait for the end of a job; log each line of its log as it appears, and its progress as progress.
+    """Wait for the end of a job. Its log lines are logged here as they appear; progress lines become progress records.
 
     Returns:
         Ray's details of the ended job, and the lines that this attempt printed.
@@ -170,7 +170,7 @@ def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetail
             continue
         heard, ended = time.monotonic(), job.status.value in ENDED
         log_start = log_start or log.find(first_line) + len(first_line) if first_line in log else 0
-        end = len(log) if ended else log.rfind("\n") + 1  # a half-written line waits for its rest
+        end = len(log) if ended else log.rfind("\n") + 1  # an incomplete line is kept until the rest of it arrives
         fresh = log[log_start:end].splitlines() if log_start else []
         for line in fresh:
             _forward(line, attempt.token)
@@ -183,7 +183,7 @@ def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetail
 
 
 def _forward(line: str, token: str) -> None:
-    """Log a line of the job with its own level, progress as progress; the result is for the driver alone."""
+    """Log a line of the job at its level. A progress line becomes a progress record; a result line is not logged."""
     line = ANSI_CODES.sub("", line)
     if line.startswith("PROGRESS "):
         report_progress(**json.loads(line.removeprefix("PROGRESS ")))
@@ -193,7 +193,7 @@ def _forward(line: str, token: str) -> None:
 
 
 def _outcome(attempt: Attempt, job: "JobDetails", lines: list[str]) -> str:
-    """The result of an ended job, as JSON. Its status decides; a result that a failed job printed counts for nothing.
+    """The result of an ended job, as JSON. A printed result counts only if the status of the job is SUCCEEDED.
 
     Raises:
         StepError: it failed, was stopped, or ended without a result.
@@ -217,5 +217,5 @@ def _last_word(lines: list[str], word: str, token: str) -> str:
 
 
 def _by_signal(exit_code: int | None) -> bool:
-    """Whether a process was killed, itself, in its shell, or with its machine (then there is no code)."""
+    """Whether the process or its shell was killed by a signal, or its machine was lost (then there is no exit code)."""
     return exit_code is None or exit_code < 0 or exit_code > 128

@@ -122,7 +122,7 @@ def added(tallies: Iterable[Mapping[str, N]]) -> dict[str, N]:
 
 
 def params_hash(config: Config) -> str:
-    """Hash of the settings that decide what a step computes (`pyramid_model.config.identity`)."""
+    """Hash of the settings that change the results of a step (`pyramid_model.config.identity`)."""
     return content_id(identity(config))
 
 
@@ -155,7 +155,7 @@ def report_progress(step: str, done: int, total: int, unit: str = "") -> None:
 
 
 class Sparse(logging.Filter):
-    """Passes progress records of a step every `every_s` seconds and at its end, and all other records."""
+    """Log filter: passes progress records of a step every `every_s` seconds and at its end, and all other records."""
 
     def __init__(self, every_s: float) -> None:
         super().__init__()

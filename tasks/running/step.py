@@ -40,7 +40,7 @@ def result_class(function: StepFunction[C, R]) -> type[R]:
 
 
 def step(function: StepFunction[C, R]) -> StepFunction[C, R]:
-    """Decorate a plain function: time it, record its result, or submit it as a job, as the module says."""
+    """Decorate a plain function: time it, record its result, or submit it as a job (see the module docstring)."""
 
     @functools.wraps(function)
     def recorded(run: Run, config: C) -> R:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pyramid_model.config import Config
 
 Item = dict[str, Any]  # JSON values: one input of a step, with its id and its `attempt`
-Row = dict[str, Any]  # of a table, without the columns of lineage
+Row = dict[str, Any]  # a row of a table, without the columns of lineage
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PerItemWork:
         config: settings whose hash is written into the rows.
         worker: class of the worker.
         worker_args: arguments with which an actor builds the worker.
-        done_table: table whose row of an item means that the item is done, with its status. Its rows are committed
+        done_table: table in which the row of an item has its status and means that it is done. Its rows are committed
             after those of all other tables, so that all rows of a done item are committed.
         block_size: items in a block: the unit of commit, and the most work lost when a machine dies.
         max_block_bytes: most bytes in a block, by `size_bytes` of the items; a larger item is a block of its own.

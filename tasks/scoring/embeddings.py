@@ -61,7 +61,7 @@ class Embedder:
         self.model_hash, self.config = model_hash, config
 
     def __call__(self, items: list[Item]) -> Produced:
-        """One row of `embeddings` a clip; one that cannot be read becomes a failed row."""
+        """One row of `embeddings` per clip; a clip that cannot be read gets a failed row."""
         results = over_clips(items, self.config, self.model.embed_frames)
         rows = [self.row(item, features) for item, features in zip(items, results, strict=True)]
         return Produced({"embeddings": rows})

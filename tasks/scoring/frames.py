@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyramid_model.video.video import VideoError
 
 Result = TypeVar("Result")
-FrameModel = Callable[["Sequence[np.ndarray]"], Sequence[Result]]  # frames of several clips -> one result a clip
+FrameModel = Callable[["Sequence[np.ndarray]"], Sequence[Result]]  # frames of several clips -> one result per clip
 
 
 class FrameModelConfig(Config):

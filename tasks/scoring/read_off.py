@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = "1"
-BLOCK_SIZE = 256  # scores; each takes a few products of small matrices
+BLOCK_SIZE = 256  # scores in a block; each takes a few products of small matrices
 
 
 class ZeroShotConfig(Config):
@@ -154,6 +154,6 @@ class EmbeddingScorer:
 
 
 def frame_details(by_frame: Sequence[float], num_frames: int) -> dict[str, float]:
-    """Details of a score that every sampled frame has."""
+    """Details of a score that is computed for every sampled frame."""
     mean = sum(by_frame) / len(by_frame)
     return {"mean": mean, "min": min(by_frame), "max": max(by_frame), "num_frames": num_frames}

@@ -1,4 +1,4 @@
-"""Scores of clips. The decode pass of the clips step writes them; this step adds those that are missing."""
+"""Scores of clips. The decode pass of the clips step writes scores; this step adds the missing ones."""
 
 import itertools
 import json

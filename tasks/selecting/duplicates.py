@@ -6,7 +6,7 @@ gets a row without a group.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import: pyright sees none of them.
+# pyarrow.compute makes its functions at import, so pyright does not know them.
 
 import itertools
 import json
@@ -133,7 +133,7 @@ def _append(run: Run, config: DuplicatesConfig, grouped: Mapping[str, DuplicateC
 def keeping_order(clips: pa.Table) -> np.ndarray:
     """Rank of each clip by which the clip to keep of a group is chosen, (n,) int64; 0 is best.
 
-    Clips are ordered by pixels a frame (most first), then number of frames (most first, in steps of a fifth: the ends
+    Clips are ordered by pixels per frame (most first), then number of frames (most first, in steps of a fifth: the ends
     of copies differ by a few frames), then file size (largest first: all clips are encoded at one quality, so a larger
     file holds more detail), then id (smallest first). The order of the rows of `clips` does not matter.
     """

@@ -104,7 +104,7 @@ def judge(material: Material, config: SelectConfig, selection: str, outer: Judge
 
 
 def _resolved(limits: Limits, values: np.ndarray) -> Bounds:
-    """Limits as values: percentiles are resolved over these values, and of two bounds on a side the stricter holds."""
+    """Limits as values: percentiles are resolved over these values. Of two bounds on one side the stricter holds."""
     numbers = values[~np.isnan(values)]
 
     def percentile(percent: float | None) -> list[float]:

@@ -32,7 +32,7 @@ def over_quota(
         videos: video of each clip.
         sources: source of each clip's video.
         max_per_video: most clips of one video.
-        weights: share of each source, of any sum; clips of other sources are dropped. Empty: no shares.
+        weights: share of each source; the sum may be any number; clips of other sources are dropped. Empty: no shares.
         max_clips: most clips in all; the shares apply to this number of clips.
     """
     dropped: Dropped = []
@@ -58,7 +58,7 @@ def over_quota(
 
 
 def _first_of_each(places: Sequence[int], names: Sequence[str], most: Mapping[str, int]) -> list[int]:
-    """The first places of each name, at most `most[name]` of them, in their order."""
+    """The places in their order; of each name only the first `most[name]`."""
     counts: dict[str, int] = {}
     first = []
     for place in places:

@@ -26,7 +26,7 @@ from tasks.tables.manifest import newest_selection, verdicts_of
 from tasks.tables.rows import ClipRow, SelectionColumns, SelectionRow, as_rows
 from tasks.tables.schemas import CLIP_FIGURES, DUPLICATE_METHODS
 
-# Methods whose groups link videos in the draw of splits. Semantic groups would link almost all videos of a large root.
+# Groups of these methods link videos in the draw of splits. Semantic groups would link almost all videos of a root.
 LINKING = tuple(method for method in DUPLICATE_METHODS if method != "semantic")
 
 

@@ -65,7 +65,7 @@ class FetchError(Exception):
 
 
 class RetryableError(Exception):
-    """A try failed and another may succeed. `wait_s`: pause that the host asks for, 0 if it does not."""
+    """A try failed, but another may succeed. `wait_s`: pause that the host asks for; 0 if it asks for none."""
 
     def __init__(self, message: str, wait_s: float = 0.0):
         super().__init__(message)
@@ -164,7 +164,7 @@ def _with_retries(
     budget: Budget,
     limit_s: float = math.inf,
 ) -> T:
-    """Result of an attempt, which is retried after a RetryableError.
+    """Result of an attempt; after a RetryableError the attempt is repeated.
 
     Raises:
         FetchError: the last try failed, or no retry can succeed.

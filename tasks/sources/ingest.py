@@ -153,7 +153,7 @@ class FileHasher:
             self._read(item, sink)
         except Exception as err:
             if isinstance(err, OSError) and err.errno == errno.ENOSPC:
-                raise  # an error of this machine, not of the file
+                raise  # an error of this machine, such as a full disk, not of the file
             # Each file system has its own exceptions; all of them mean that this file cannot be read.
             kind = "missing" if isinstance(err, FileNotFoundError) else getattr(err, "kind", "unreadable")
             text = str(err) if isinstance(err, FetchError) else f"{type(err).__name__}: {err}"
@@ -352,7 +352,8 @@ def _card_exists(uri: str) -> bool:
     """Whether a card exists.
 
     Raises:
-        CardUnreachableError: this cannot be determined. The file is then not used: the card might hold it out.
+        CardUnreachableError: this cannot be determined. Then the file is not used, since the card might pin it
+            to a held-out split.
     """
     try:
         return storage.exists(uri)

@@ -32,7 +32,7 @@ SHARDS = "WebDataset shards"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that may be a video, or an entry of a source that cannot be one."""
+    """A file that may be a video, or an entry of a source that cannot be used as a video."""
 
     uri: str
     path: str  # relative to the folder of the source
@@ -104,7 +104,7 @@ def _no_video(source: str, non_media: tuple[str, ...]) -> ValueError:
 
 
 def check_local_source(source: str, root: str, non_media: tuple[str, ...] = NON_MEDIA) -> None:
-    """Refuse a local source that is missing, or a folder without any candidate; looks no further than the first one.
+    """Raise an error for a missing local source or a folder without a candidate; stops at the first candidate.
 
     Raises:
         ValueError: as `source_files`, which lists the whole source.
@@ -220,7 +220,7 @@ def printable(name: str) -> str:
     """A name without invalid characters: bytes that are not UTF-8, and NUL, become `\\x` and two hex digits."""
     try:
         raw = os.fsencode(name)
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can contain and no file name can
+    except UnicodeEncodeError:  # a lone surrogate, which is possible in JSON but not in a file name
         raw = name.encode("utf-8", "backslashreplace")
     return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 

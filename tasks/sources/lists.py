@@ -21,7 +21,7 @@ HEAD_BYTES = 64 * 2**10
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")  # suffixes of files that are lists whatever they contain
 MAX_LITERAL = 2**20  # most characters of a Python literal in a cell
 OWN_KEYS = ("start_s", "end_s", "sha256", "md5")  # columns that have the same meaning in every format
-VIDEO_HOSTS = ("youtube.com", "youtu.be")  # their URLs lead to pages, not to files
+VIDEO_HOSTS = ("youtube.com", "youtu.be")  # their URLs lead to pages and not to video files
 
 # Caption of a video or of a span of it: "start_s" and "end_s" (None: of the whole video), "text", and other columns.
 Annotation = dict[str, object]
@@ -84,7 +84,7 @@ def list_kind(uri: str, head: bytes | None = None) -> str:
     except UnicodeDecodeError as err:
         if suffix in LISTS:
             return suffix[1:]
-        if len(head) < HEAD_BYTES or err.start < HEAD_BYTES - 4:  # else the end of the head splits a character
+        if len(head) < HEAD_BYTES or err.start < HEAD_BYTES - 4:  # otherwise the end of the head splits a character
             return ""
         text = head[: err.start].decode("utf-8-sig")
     if "\0" in text and suffix not in LISTS:
@@ -217,7 +217,7 @@ def _json_rows(text: str, uri: str) -> Rows:
 
 
 def _json_row(line: str) -> dict[str, object]:
-    """The JSON object of a line; empty if the line is none."""
+    """The JSON object of a line; empty if the line is not a JSON object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -256,12 +256,12 @@ def _text(value: object) -> str:
 
 
 def _media(row: Row, names: Sequence[str]) -> str:
-    """Text of the first of these columns that has one; "" if none has."""
+    """Text of the first of these columns that is not empty; "" if all are empty."""
     return next((row[name].strip() for name in names if isinstance(row.get(name), str) and row[name].strip()), "")
 
 
 def _plain(row: Row, media: Sequence[str], text: Sequence[str] = ()) -> Entry | None:
-    """Entry of a format with one caption per row. Columns without a meaning of their own go into the annotation."""
+    """Entry of a format with one caption per row. Columns without a special meaning go into the annotation."""
     name = _media(row, media)
     if not name:
         return None

@@ -1,4 +1,4 @@
-"""The files in the tree of a folder, local or remote, without those that the pipeline wrote."""
+"""Files in a folder and its subfolders, local or remote, without the files that the pipeline wrote."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from tasks.tables import storage
 
 SHARD = ".tar"  # suffix of archives; in a folder, the videos in an archive count
-# Entries of a root (docs/tables.md): files that the pipeline wrote are no source.
+# Entries of a root (docs/tables.md): the pipeline wrote these files, so they are not sources.
 OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
 
 

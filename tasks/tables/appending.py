@@ -21,7 +21,7 @@ from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 BLOB_ROW_GROUP_BYTES = 1_000_000  # a larger row is a row group of its own, so that it can be read alone
 COMMIT_TRIES = 20
-COMPACT_EVERY = 256  # versions: each adds a small file, and a table of a thousand files takes seconds to open
+COMPACT_EVERY = 256  # versions; each adds a small file, and opening a table of a thousand files takes seconds
 SMALL_ROWS = WriterProperties(compression="ZSTD", compression_level=3)
 
 
@@ -164,7 +164,7 @@ def _with_column(rows: pa.Table, name: str, values: list[int]) -> pa.Table:
 
 @functools.cache
 def _keys(uri: str, id_column: str) -> pa.Table:
-    """Id, attempt and settings of the rows of one Parquet file; cached, since files never change."""
+    """Id, attempt and settings of each row of one Parquet file; cached, since files never change."""
     fs, path = storage.filesystem(uri)
     with fs.open(path) as file:
         return pq.read_table(file, columns=[id_column, "attempt", "params_hash"])
@@ -181,7 +181,7 @@ def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, ma
         table: name of the table.
         ids: values of its id column.
         lineage: of the current run and settings.
-        made: condition on the attempts of an id, of which the newest is appended; None: the newest of all attempts.
+        made: condition on attempts; the newest attempt of an id that meets it is appended. None: no condition.
     """
     if not ids:
         return 0

@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class CorruptBlobError(ValueError):
-    """Stored bytes differ from the bytes that were written."""
+    """The stored bytes are not the bytes that were written."""
 
 
 def tensor_bytes(tensor: Tensor, dtype: str) -> bytes:

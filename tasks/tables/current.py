@@ -112,7 +112,7 @@ def selected_clips(
 
 
 def captions_of(root: str, clip_ids: Sequence[str], captions: str = "", version: int | None = None) -> dict[str, str]:
-    """Caption by clip id: of several kinds the first that a clip has. Arguments as for `captions_by_kind`."""
+    """Caption by clip id, of the first kind that the clip has. Arguments as for `captions_by_kind`."""
     by_kind = captions_by_kind(root, clip_ids, captions, version)
     return {clip_id: next(iter(texts.values())) for clip_id, texts in by_kind.items()}
 

@@ -26,7 +26,7 @@ from tasks.tables.schemas import COMMON, ID_COLUMNS, SCHEMAS
 
 CANONICAL = json.JSONEncoder(
     sort_keys=True, separators=(",", ":")
-)  # one object: steps compute hundreds of thousands of ids
+)  # created once, since steps compute hundreds of thousands of ids
 
 
 class TableError(RuntimeError):

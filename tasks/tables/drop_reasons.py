@@ -10,7 +10,7 @@ LIMIT_SUFFIXES = (MISSING, LOW, HIGH)
 
 OUTER_SET = "not_in_"  # prefix before the name of a nested set: the clip is not in the wider set
 TOO_FEW_FRAMES = "too_few_frames"
-TOO_SHORT, TOO_SMALL = "too_short", "too_small"  # for every bucket, as `fitting_bucket` says
+TOO_SHORT, TOO_SMALL = "too_short", "too_small"  # for every bucket, see `fitting_bucket`
 STRADDLES_SPLITS, PINS_CONFLICT = "straddles_splits", "pins_conflict"
 DUPLICATE = "duplicate_"  # prefix before the name of the method
 OVER_MAX_PER_VIDEO, SOURCE_LEFT_OUT = "over_max_per_video", "source_left_out"

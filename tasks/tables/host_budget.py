@@ -25,7 +25,7 @@ class Budget(Protocol):
 
 
 class HostBudget:
-    """Rate limiter of one process: most requests and bytes per second, for each host."""
+    """Rate limiter of one process: limits requests per second and bytes per second for each host."""
 
     def __init__(self, requests_per_s: float, bytes_per_s: float):
         self.requests_per_s, self.bytes_per_s = requests_per_s, bytes_per_s
@@ -46,14 +46,14 @@ class HostBudget:
             self._next_start[host] = max(self._next_start.get(host, 0.0), time.monotonic() + seconds)
 
     def waits(self) -> dict[str, float]:
-        """Seconds until the next request is allowed, for each host that allows none now."""
+        """Seconds until the next request is allowed, for each host whose next request has to wait."""
         with self._lock:
             waits = {host: start - time.monotonic() for host, start in self._next_start.items()}
         return {host: seconds for host, seconds in waits.items() if seconds > 0}
 
 
 class SharedBudget:
-    """A HostBudget in a Ray actor, shared by all workers of a step; it starts with the waits of the driver."""
+    """A HostBudget in a Ray actor, shared by all workers of a step. It starts with the current waits of the driver."""
 
     def __init__(self, driver: HostBudget):
         import ray
@@ -93,7 +93,7 @@ def host_of(url: str) -> str:
 
 
 def rate_limiting(budget: Budget) -> "TraceConfig":
-    """An aiohttp trace that delays each request of a session, and each redirect, as the rate limiter says."""
+    """An aiohttp trace that delays each request and each redirect of a session by the wait of the rate limiter."""
     from aiohttp import TraceConfig
 
     async def wait(url: str) -> None:

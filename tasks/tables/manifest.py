@@ -22,7 +22,7 @@ from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables.storage import absolute_root
 
 CLIPS_WITH_SCORES = "clips-with-scores"
-OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # those of two characters first, so that they match first
+OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")  # operators of two characters come first, so that they match first
 WRITERS = {  # the command that writes a table
     **dict.fromkeys(("sources", "videos", "clips", "scores", "embeddings", "duplicates", "selections"), "curate"),
     "captions": "recaption",
@@ -110,7 +110,7 @@ def table_facts(root: str, table: str) -> TableFacts | None:
 
 
 def damaged_files(root: str, table: str) -> list[str]:
-    """A phrase for each Parquet file of a table that is missing or has another size than its log says."""
+    """A phrase for each Parquet file of a table that is missing, or whose size differs from the size in the log."""
     delta = open_table(root, table)
     if delta is None:
         return []

@@ -16,7 +16,7 @@ class Pending:
     num_done: int
 
     def items(self, all_items: Iterable[Mapping[str, Any]], id_column: str) -> list[dict[str, Any]]:
-        """Those of these items that are pending, each with its attempt."""
+        """The items that are pending, each with the attempt to write."""
         return [
             dict(item) | {"attempt": self.attempts[item[id_column]]}
             for item in all_items

@@ -100,7 +100,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "height": INT,
         "uri": STRING,
         "size_bytes": INT,
-        "crc32": INT,  # of the file
+        "crc32": INT,  # of the media file
         "cut_method": STRING,
         "crop": pa.list_(pa.int32()),  # left top width height of the picture, px of the video; null: not cropped
     },
@@ -174,7 +174,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "dtype": STRING,
         "embeds": pa.binary(),
         "pooled": pa.binary(),  # (p,) of the same dtype
-        "crc32": INT,  # of embeds then pooled
+        "crc32": INT,  # of the bytes of embeds followed by pooled
     },
     # Trained models; MLflow has their curves, and says which model is champion.
     "models": {

@@ -53,7 +53,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
         from tasks.tables.host_budget import process_rate_limiting
 
-        # Large files take long: a transfer times out when no data arrives, not after five minutes.
+        # Large files take long, so a transfer times out only when no data arrives, and not after five minutes in all.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
         options = {"timeout": timeout, "trust_env": True, "trace_configs": [process_rate_limiting()]}
         return fsspec.core.url_to_fs(uri, client_kwargs=options)

@@ -1,4 +1,4 @@
-"""A training as the driver describes it to its workers: settings, data, and the id of the trained model."""
+"""Description of a training that the driver sends to its workers: settings, data, and id of the trained model."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +42,11 @@ class TrainingResult(StepResult):
 
 
 class Training(Protocol):
-    """The part of a training that differs by model; built in every worker, with the data it needs."""
+    """The part of a training that depends on the model; every worker builds it, with the data that it needs."""
 
     num_train: int
     num_val: int
-    bad: Sequence[str]  # items that could not be read, "id: reason"
+    bad: Sequence[str]  # items that could not be read, as "id: reason"
 
     def objective(self) -> "nn.Module":
         """The model with its loss, freshly initialised from the seed."""

@@ -82,7 +82,7 @@ def pair_source(
 ) -> PairSource:
     """Pin the tables as they are now.
 
-    Without `captions`, those of the kinds that have a weight count; without weights, the newest of each clip.
+    Without `captions`, the captions of kinds with a weight are used; without weights, the newest of each clip.
 
     Raises:
         StepError: the VAE's folder does not say how its latents are normalised.
@@ -168,7 +168,7 @@ def explain_no_pairs(source: PairSource, split: str) -> str:
 
 
 def _latent_ids(source: PairSource) -> dict[tuple[str, str], str]:
-    """Latent id by (clip id, bucket); of several the widest type, and means alone unless log-variances are needed."""
+    """Latent id by (clip id, bucket). Of several: means alone unless log-variances are needed, then the widest type."""
     rows = read_table(
         source.run.root,
         "latents",
@@ -184,7 +184,7 @@ def _latent_ids(source: PairSource) -> dict[tuple[str, str], str]:
 
 
 def text_feature_ids(source: PairSource) -> dict[str, str]:
-    """Feature id by text; of several types the widest."""
+    """Feature id by text; if there are several types, the widest."""
     rows = read_table(
         source.run.root,
         "text_features",

@@ -10,7 +10,7 @@ from tasks.tables import storage
 
 
 class SharedState(TrainState):
-    """A `TrainState` whose checkpoint is a URI, and which all workers load at the same step."""
+    """A `TrainState` with a checkpoint at a URI, which all workers load at the same step."""
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file, atomically."""

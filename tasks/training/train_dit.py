@@ -114,7 +114,7 @@ class TrainDiTConfig(TrainingConfig):
 
     @property
     def columns(self) -> int:
-        """Columns of a batch, which are samples by stage: batch_size must be a multiple."""
+        """Number of columns of a batch. A column has one sample of each stage; batch_size must be a multiple."""
         return sum(self.loss.ratios(self.pyramid))
 
     @property
@@ -218,7 +218,7 @@ class DiTTraining:
         self._check_text()
 
     def _plan(self, names: dict[str, str]) -> "BatchPlan | None":
-        """The plan of batches where `mix` is set; None otherwise."""
+        """The plan of batches if `mix` is set; None otherwise."""
         from pyramid_model.train.mixture import BatchPlan
 
         config = self.config
@@ -297,7 +297,7 @@ class DiTTraining:
         )
 
     def validate(self, objective: "DiTObjective") -> dict[str, float]:
-        """Loss on held-out clips, the same noise every time."""
+        """Loss on held-out clips, with the same noise at every call."""
         from tasks.training.validation import val_losses
 
         return val_losses(objective.dit, self.val, self.config.pyramid, self.config.loss)
@@ -310,7 +310,7 @@ class DiTTraining:
 
 
 def untrained_dit(config: TrainDiTConfig) -> "DiT":
-    """The DiT as it is before the first step of a training with this config."""
+    """The DiT of a training with this config, before its first step."""
     import torch
 
     from pyramid_model.dit.miniflux import MiniFlux

@@ -75,7 +75,7 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
 
 
 def check_splits(num_train: int, num_val: int, what: str) -> None:
-    """Refuse a training without training clips or without held-out ones.
+    """Raise an error for a training without training clips or without held-out clips.
 
     Raises:
         StepError: a split is empty.

@@ -25,7 +25,7 @@ from tasks.training.job import Job, TrainingResult
 
 
 def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
-    """Train unless this very model exists, record it, and return where it is.
+    """Train the model unless it exists, record it, and return its location.
 
     A model whose weights are complete but whose row is missing (killed in between) is only recorded.
 
@@ -72,7 +72,7 @@ def _trained_before(job: Job, step: str, step_version: str) -> TrainingResult | 
     if not same:
         return None
     newest = newest_row(rows)
-    if newest and newest["model_id"] != job.model_id:  # steps that take the newest model shall take this one
+    if newest and newest["model_id"] != job.model_id:  # steps that use the newest model must use this one
         append_again(run.root, "models", [job.model_id], lineage(run, step, step_version, job.config))
     return TrainingResult(
         step=step,
@@ -86,7 +86,7 @@ def _trained_before(job: Job, step: str, step_version: str) -> TrainingResult | 
 
 
 def _log(job: Job, record: TrainedModel) -> str:
-    """Log what the record says to MLflow; returns the id of the run there."""
+    """Log the record of the model to MLflow; returns the id of the MLflow run."""
     log = TrainingLog(job.run.root, job.kind, job.model_id, job.config.model_dump(mode="json"))
     log.add(record.curve)
     return log.finish(record.metrics, {"uri": job.uri, "weights_hash": record.weights_hash})

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def val_losses(dit: "DiT", held_out: LoadedPairs, pyramid: PyramidConfig, loss: DiTLossConfig) -> dict[str, float]:
-    """`val_loss` and its parts, every clip counting the same; the same noise every call."""
+    """`val_loss` and its parts. All clips have the same weight, and every call uses the same noise."""
     from pyramid_model.train.dit_loss import validate_dit
 
     members: dict[tuple[int, ...], list[int]] = {}

@@ -1,10 +1,10 @@
 """Training under Ray Train: workers, their progress, and their checkpoint.
 
 Workers run `pyramid_model.train.loop` on a replica each (DistributedDataParallel when there are several). The first
-worker writes one checkpoint file, whole or not at all, under `<root>/checkpoints/<model_id>/`. Every start reads that
+worker writes one checkpoint file atomically under `<root>/checkpoints/<model_id>/`. Every start reads that
 file, so it makes no difference whether a worker died (Ray Train starts the group again, at most `MAX_FAILURES` times)
 or the whole driver was killed (the same command starts the step again): the weights at the end are the same, bit for
-bit. Data, noise and order of samples are functions of (seed, step, worker), so nothing else has to be kept.
+bit. Data, noise and order of samples are functions of (seed, step, worker), so the checkpoint needs nothing else.
 """
 
 import logging
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("pyramid.training")
 MAX_FAILURES = 2
 POLL_S = 0.5
-LOG_AGAIN_S = 300.0  # after an outage of MLflow
+LOG_AGAIN_S = 300.0  # pause after an outage of MLflow before the next try
 
 
 class Board:
@@ -43,11 +43,11 @@ class Board:
         self.rows.append(row)
 
     def fail(self, reason: str) -> None:
-        """Note the first reason; starting the workers again would end the same way."""
+        """Record the first reason why new workers would fail in the same way."""
         self.fatal = self.fatal or reason
 
     def failed(self) -> str:
-        """The reason, or nothing."""
+        """The reason; empty if there is none."""
         return self.fatal
 
     def take(self) -> tuple[list[dict[str, float]], str]:
@@ -93,7 +93,7 @@ def fit(job: Job, step: str) -> dict[str, float]:
     check_tracking(job.run.root)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if job.run.ray.address == "local":  # one machine is never taken away in part
+    if job.run.ray.address == "local":  # preemption of this machine would end the driver, too
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray_start_s = connect(job.run.ray)
     import ray
@@ -134,13 +134,13 @@ def fit(job: Job, step: str) -> dict[str, float]:
 
 
 def _machine_lost(err: BaseException) -> bool:
-    """As `machine_lost`; Ray Train keeps the errors of its workers and of its controller in attributes of its own."""
+    """As `machine_lost`, also for the errors of workers and controller, which Ray Train keeps in attributes."""
     inner = [*getattr(err, "worker_failures", {}).values(), getattr(err, "controller_failure", None)]
     return any(map(machine_lost, (err, *inner)))
 
 
 def _run_trainer(job: Job, board: Any, outcome: list[BaseException | None]) -> None:
-    """Ray Train in a thread of its own, so that the driver can listen (and Ctrl-C keeps its meaning)."""
+    """Ray Train in a separate thread, so that the driver can read progress and Ctrl-C still interrupts it."""
     try:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
@@ -182,7 +182,7 @@ def _trainer_class(embedded: bool) -> type:
 
 
 def on_gpu(config: TrainingConfig) -> bool:
-    """Whether to train on GPUs; refuses what the cluster cannot hold, where Ray would wait for ever."""
+    """Whether to train on GPUs. Raises an error if the cluster is too small, since Ray would wait for ever."""
     import ray
 
     cluster = ray.cluster_resources()
@@ -219,7 +219,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 def _is_final(err: Exception) -> bool:
-    """Whether a new start would end the same way. Other errors may be echoes of another worker's death."""
+    """Whether new workers would fail in the same way. Other errors may be caused by the death of another worker."""
     from pyramid_model.train.loop import TrainingDiverged
 
     return isinstance(err, TrainingDiverged | StepError) or not isinstance(err, RuntimeError | OSError)
@@ -260,7 +260,7 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
 def _save_model(
     job: Job, training: Training, objective: "nn.Module", curve: list[dict[str, float]], busy_s: float
 ) -> None:
-    """The model's folder with `training.json`, which appears last of all."""
+    """The model's folder with `training.json`, which is written after all other files."""
     from pyramid_model.weights.weights import weights_hash
 
     if training.bad:

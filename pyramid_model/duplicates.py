@@ -27,9 +27,10 @@ class Pairs(NamedTuple):
 def near_by_hash(hashes: Sequence[np.ndarray], max_distance: int, min_share: float) -> Pairs:
     """Pairs of clips in which most hashes of the clip with fewer hashes are near to a hash of the other clip.
 
-    Candidates have a hash each that agrees in three of the eight lowest rows of frequencies. Two hashes that differ in
-    at most five bits of these rows are always compared; of those that differ in eight bits, about half are, which is
-    sufficient because clips have many hashes. The order of the hashes has no effect.
+    Two clips are candidates only if a hash of one and a hash of the other agree in three of the eight lowest rows of
+    frequencies. Two hashes that differ in at most five bits of these rows are always compared. Of those that differ in
+    eight bits, about half are compared, which is sufficient because clips have many hashes. The order of the hashes has
+    no effect.
 
     Args:
         hashes: one array per clip, (n, 32) uint8: bytes of n hashes of 16x16 frequencies. A clip with n = 0 is in no

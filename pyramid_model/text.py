@@ -37,7 +37,7 @@ class TextFeatures:
     pooled: Tensor
 
     def concat(self, other: TextFeatures) -> TextFeatures:
-        """Rows of both, own rows first. The shorter one is padded with masked tokens."""
+        """Concatenate the rows of both, own rows first. The shorter rows are padded with masked tokens."""
         length = max(self.mask.shape[1], other.mask.shape[1])
         a, b = self._padded(length), other._padded(length)
         return TextFeatures(

@@ -1,6 +1,6 @@
 """Instructions for language models: to caption a clip, and to turn a user's request into a prompt.
 
-The text encoder reads 128 tokens, about 90 English words, so the instructions ask for no longer texts.
+The text encoder reads 128 tokens, about 90 English words, so the instructions ask for texts within this length.
 """
 
 from typing import Literal

@@ -9,8 +9,8 @@ from typing import Any
 from pyramid_model.captioning.question import Answer
 
 NGRAM = 4  # words; shorter n-grams recur in normal prose
-SURE = 0.8  # smallest probability with which a language is recognised
-MIN_JUDGED_WORDS = 6  # the language of fewer words is not recognised
+SURE = 0.8  # least probability at which a language counts as recognised
+MIN_JUDGED_WORDS = 6  # a text of fewer words gets no language
 
 _THING = r"(?:video(?: clip)?|clip|footage|sequence|scene|image|picture|frames?)"
 _SHOWS = (

@@ -49,7 +49,7 @@ class VisionModel:
         return answers
 
     def _within_memory(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers to one batch. The batch is halved as long as the device runs out of memory."""
+        """Answers to one batch. If the device runs out of memory, the batch is halved, repeatedly if needed."""
         try:
             return self._batch(questions)
         except torch.OutOfMemoryError:

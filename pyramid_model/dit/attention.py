@@ -26,8 +26,8 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pads: 
         k, v: keys and values of all tokens, (b N h d).
         ends: index of the token after each frame, in the sequence of all N tokens. Frames that end before the first
             query are skipped.
-        pads: number of padding tokens at the start of each sample's sequence, one entry for each sample. Padding is
-            attended to by no query, and its own attention output is zero.
+        pads: number of padding tokens at the start of each sample's sequence, one entry for each sample. No query
+            attends to padding, and the attention output of padding is zero.
 
     Returns:
         (b n h*d).

@@ -12,7 +12,7 @@ def rotation_table(positions: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Rotation of each token's channel pairs, as complex numbers of modulus 1.
 
     Args:
-        positions: coordinates of each token on a axes, (n a) float64.
+        positions: coordinates of each token along each of the `a` axes, (n a) float64.
         axes: number of channels that each axis rotates; even.
 
     Returns:

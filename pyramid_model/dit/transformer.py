@@ -1,4 +1,4 @@
-"""Base of the diffusion transformers: from clips, timestep and text to the velocity of each noisy clip."""
+"""Base class of the diffusion transformers, which predict the velocity of each noisy clip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FREQUENCIES = torch.exp((-math.log(10_000) * torch.arange(128) / 128).double()).
 
 
 class DiT(nn.Module):
-    """A diffusion transformer: columns of clips, a timestep and text to the velocity of each noisy clip.
+    """Diffusion transformer: predicts the velocity of each noisy clip from columns of clips, a timestep and text.
 
     The subclasses `MiniFlux` and `MMDiT` define the embedding of clips (`embed`) and the blocks (`transform`).
 

@@ -148,7 +148,7 @@ def units_in(num_frames: int, frames_per_unit: int) -> int:
 def units_to_train(
     call: int, rank: int, sync_group: int, max_units: int, available_units: int, num_stages: int = 3
 ) -> tuple[int, ...]:
-    """Unit that each stage trains in a step, as in the published code: `num_units` of `noisy_columns`.
+    """Unit that each stage trains in a step, as in the published code; argument `num_units` of `noisy_columns`.
 
     The ranks of a sync group get the same batch and train different units, so that together they cover the clip. The
     finest stage counts up while the other stages count down, which balances the number of tokens.

@@ -174,7 +174,7 @@ def check_size(size: tuple[int, int, int], pyramid: PyramidConfig) -> None:
         pyramid: stages and units.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the clip does not divide.
     """
     t, h, w = size
     multiple = 2**pyramid.num_stages  # a 2x2 patch at the coarsest stage

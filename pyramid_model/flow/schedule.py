@@ -25,7 +25,8 @@ class Stage:
     start: sigma at the noisy end.
     end: sigma at the clean end.
     reached: sigma at the clean end of the stage below, before the jump to `start`.
-    first_timestep, last_timestep: timestep at the noisy and at the clean end; the last is the next stage's first.
+    first_timestep, last_timestep: timestep at the noisy end and at the clean end. The last timestep of a stage
+        is the first of the next stage.
     """
 
     start: float

@@ -34,8 +34,8 @@ class ClipBatch:
 
     Attributes:
         prompts: what the clips show.
-        request: size, length, steps, guidance; default: those of the released 384p model. One latent frame is a
-            picture.
+        request: size, length, steps, guidance; default: those of the released 384p model. One latent frame
+            gives a picture.
         seeds: one per prompt; empty: 0, 1, 2, …
         image: the first frame of every clip; resized to cover the requested size, then cropped around its centre.
         video: every clip begins with the end of this one, at most half of it: a file, or uint8 frames (t h w 3) at the

@@ -8,13 +8,13 @@ from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.parallel.sequence import Share
 
-MAX_FORMS = 64  # compiled versions of a block: with and without text, KV cache, guidance; torch stops at 8 by default
+MAX_FORMS = 64  # most compiled versions of one block: with and without text, KV cache, guidance; torch's default is 8
 
 
 def compile_blocks(dit: DiT, backend: str = "inductor") -> None:
-    """Compile the blocks outside of attention, for any number of tokens.
+    """Compile the code of the blocks except attention, for any number of tokens.
 
-    Blocks of a kind share their code, so it is compiled once, not once per block. Attention stays as it is: it is one
+    Blocks of a kind share their code, so it is compiled once, not once per block. Attention is not compiled: it is one
     kernel per frame, and its loop over frames would be compiled again for each number of frames.
 
     Args:

@@ -14,13 +14,13 @@ from torch import Tensor
 from pyramid_model.config import LatentNorm
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 
-Part = Any  # some frames of a clip, as the caller wants them
+Part = Any  # some frames of a clip, in the caller's format
 Convert = Callable[[Tensor], Part]  # (3 t h w), nominally in [-1, 1], on the VAE's device -> Part
-Consume = Callable[[Iterator[Part]], Any]  # all parts of a clip, in order -> what the caller gets for it
+Consume = Callable[[Iterator[Part]], Any]  # all parts of a clip, in order -> the caller's result for the clip
 
 
 def denormalise_unit(norm: LatentNorm, unit: Tensor, starts_clip: bool) -> Tensor:
-    """Latents of a unit as the VAE decodes them, (b c t h w)."""
+    """Undo the normalisation of a unit's latents, for the VAE decoder; (b c t h w)."""
     if starts_clip:
         return norm.denormalise(unit)
     return norm.denormalise(torch.cat([unit[:, :, :1], unit], dim=2))[:, :, 1:]
@@ -47,8 +47,8 @@ class Abandoned(Exception):
 class BackgroundDecoding:
     """Decodes the clips of a batch, each in its own thread, while their later units are sampled.
 
-    A thread pulls frames through `consume`, so a video file grows as its frames appear and memory does not. Only one
-    clip is decoded at a time. On a GPU decoding has its own stream, beside the one that samples.
+    `consume` gets frames as soon as they are decoded. A video file is therefore written during decoding, and memory
+    does not grow. Only one clip is decoded at a time. On a GPU, decoding and sampling use separate streams.
 
     Leaving the block with an error abandons the clips; an error in a thread is raised by the next `put` or `results`.
     """
@@ -84,7 +84,7 @@ class BackgroundDecoding:
             waiting.put((clip, ready))
 
     def results(self) -> list[Any]:
-        """Wait for the last frames; what `consume` returned for each clip."""
+        """Wait for the last frames; return the result of `consume` for each clip."""
         self._finish(None)
         if self.error:
             raise self.error
@@ -98,7 +98,7 @@ class BackgroundDecoding:
 
     def _run(self, clip: int, consume: Consume) -> None:
         try:
-            torch.set_num_threads(self.num_threads)  # a new thread would take all cores
+            torch.set_num_threads(self.num_threads)  # the default in a new thread is all cores
             with torch.no_grad(), torch.cuda.stream(self.stream):
                 self.collected[clip] = consume(self._parts(clip))
         except Abandoned:
@@ -115,7 +115,7 @@ class BackgroundDecoding:
 
         frames = self.vae.decode_stream(fed())
         for latents in in_windows(self._arriving(clip), self.window):
-            waiting.append(latents)  # `next(frames)` below takes it: no thread waits for a unit while it holds the lock
+            waiting.append(latents)  # read by `next(frames)`, so no thread waits for a unit while it holds the lock
             with self.one_at_a_time:
                 part = self.convert(next(frames)[0])
             yield part

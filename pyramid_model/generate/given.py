@@ -177,7 +177,7 @@ def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfi
 def whole_units(
     frames: np.ndarray, total: int, most: int, vae: VAEConfig, pyramid: PyramidConfig
 ) -> tuple[np.ndarray, str]:
-    """The last frames that make whole units, and a note about frames left out; empty if none were.
+    """The last frames that form whole units, and a note about omitted frames, empty if none are omitted.
 
     Args:
         frames: (t h w 3), the last of those that were given.

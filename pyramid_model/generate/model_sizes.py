@@ -1,4 +1,4 @@
-"""Sizes of a pipeline's models, by which memory is planned: of models that are loaded, or by files alone."""
+"""Sizes of a pipeline's models for the planning of memory, from loaded models or from their files alone."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def sizes_of_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype) -> ModelSize
 
 
 def _empty(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of a folder on the meta device; its parameters as they are when loaded in this precision."""
+    """The model of a folder on the meta device, with parameters in the dtypes of a model loaded in this precision."""
     model, _ = empty_model(read_config(folder))
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
@@ -85,7 +85,7 @@ def _empty(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def _text_layers(encoder: Path) -> Counter[str]:
-    """Numbers in each layer of a text encoder, by its config."""
+    """Number of parameters in each layer of a text encoder, from its config."""
     config = read_json(encoder / CONFIG_FILE)
     shapes = t5_shapes(config) if "d_model" in config else clip_shapes(config)
     layers: Counter[str] = Counter()

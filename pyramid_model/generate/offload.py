@@ -1,4 +1,4 @@
-"""Offloading: models, or their layers, are in the CPU's memory while they do not compute."""
+"""Offloading: models, or their layers, stay in the CPU's memory except while they compute."""
 
 from __future__ import annotations
 

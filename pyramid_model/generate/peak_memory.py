@@ -1,4 +1,4 @@
-"""Peak memory of a computation, measured by running its code on fake tensors, which have sizes and no content."""
+"""Peak memory of a computation, measured by running its code on fake tensors, which have sizes but no data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_leaves
 def peak_bytes(call: Callable[[], object]) -> int:
     """Most bytes of tensors alive at once while `call` runs, not counting tensors that existed before.
 
-    Counts whole storages, each once, so views are free. What a kernel takes for itself while it runs, what an
-    allocator holds back, and tensors made without torch operations are not seen: leave a tenth of the memory for them.
+    Counts whole storages, each once, so views are free. Not counted: temporary memory of kernels, memory that the
+    allocator reserves, and tensors made without torch operations. Leave a tenth of the memory for them.
 
     With weights and inputs made under `torch._subclasses.FakeTensorMode`, and `call` run under it, nothing is computed
-    or allocated, so this answers within seconds whether a clip of any size will fit, and on no GPU at all: tensors
-    made there with `device="cuda"` take the CUDA path of the code. Attention between them counts as done by a fused
-    kernel, as on a GPU: without data PyTorch cannot ask which kernel it would choose.
+    or allocated. The peak for a clip of any size is then known within seconds, and no GPU is needed: fake tensors with
+    `device="cuda"` take the CUDA path of the code. Attention on fake tensors is counted as one fused kernel, as on a
+    GPU, because PyTorch cannot choose a kernel without data.
     """
     with _FusedAttention(), _Alive() as alive:
         call()

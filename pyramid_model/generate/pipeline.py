@@ -62,7 +62,7 @@ class Clips:
 
     videos: one per clip: uint8 frames (t h w 3), a float tensor (3 t h w) in [0, 1], or the path of its file; empty
         if only latents were requested.
-    latents: input of the VAE decoder, (b c t h w), on the CPU; those of given frames included.
+    latents: input of the VAE decoder, (b c t h w), on the CPU, including those of given frames.
     timings: seconds of each phase for the whole batch. Decoding during sampling counts only from the last unit on.
     plan: how memory was used. notes: for the user, one sentence each.
     """

@@ -24,11 +24,11 @@ from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.vae.tiling import Tile
 
 SLACK = 1.1  # factor for the memory of kernels and of the allocator
-DIT_WIDTHS = 15  # activation vectors per token at the peak, as wide as the DiT; measured, and tested
+DIT_WIDTHS = 15  # activation vectors (width of the DiT) per token at the peak; measured, and tested
 TEXT_WIDTHS = 20  # the same for a text encoder
 LATENT_COPIES = 8  # start, result and history of every latent, at all stages
 TILE_SIDES = (1024, 768, 512, 384, 256, 192, 128)  # px; fewer tiles first
-TILED_COPIES = 2  # of the clip's pixels: rows of tiles, and the joined clip
+TILED_COPIES = 2  # copies of the clip's pixels: rows of tiles, and the joined clip
 
 
 # The text encoder runs once and the DiT hundreds of times, so the DiT's layers are offloaded last.
@@ -122,7 +122,7 @@ def plan_memory(
                 and not plan.decode_while_sampling
                 and max(plan.peaks["text"], plan.peaks["sample"]) > limit
             ):
-                break  # decoding less at a time does not help these
+                break  # a smaller decoding window does not lower these peaks
     assert least is not None
     phase = max(least.peaks, key=lambda name: least.peaks[name])
     fewer = "fewer latent frames or fewer clips at a time" if batch > 1 else "fewer latent frames"

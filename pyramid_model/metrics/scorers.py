@@ -60,7 +60,7 @@ def _codec_motion(clip: ClipView) -> Score:
 
 
 def _phash(clip: ClipView) -> Score:
-    """No value: `tasks.selecting.duplicates` compares the hashes."""
+    """Details without a value: `tasks.selecting.duplicates` compares the hashes."""
     return Score(None, {"hashes": clip_hashes(clip.frames, clip.fps), "frames_hash": frames_hash(clip.frames)})
 
 
@@ -81,6 +81,6 @@ _PAIRS: tuple[tuple[facts.ScorerFacts, Callable[[ClipView], Score]], ...] = (
 )
 SCORERS: dict[str, Callable[[ClipView], Score]] = {scorer.name: function for scorer, function in _PAIRS}
 
-# Computed while a video is cut, since its frames are at hand: phash and all others together take half a millisecond a
-# frame each, decoding and encoding eight.
+# Computed while a video is cut, because its frames are decoded then. Per frame, phash takes half a millisecond, all
+# others together take another half, and decoding and encoding take eight.
 IN_DECODE_PASS = tuple(scorer.name for scorer, _ in _PAIRS if scorer.reads == "decode pass")

@@ -24,7 +24,7 @@ def share_bounds(total: int, size: int) -> list[int]:
 def own_group(parts: Sequence[Sequence[int]]) -> ProcessGroup:
     """Create one process group for each part, and return the group that contains this rank.
 
-    A collective call: all ranks call it with equal `parts`. Together the parts name every rank exactly once.
+    A collective call: all ranks call it with equal `parts`. Every rank is in exactly one part.
     """
     rank = dist.get_rank()
     # torch requires every rank to take part in creating every group

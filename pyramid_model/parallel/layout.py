@@ -12,7 +12,7 @@ from pyramid_model.parallel.sequence import sequence_parallel
 
 @dataclass(frozen=True)
 class Layout:
-    """Number of ranks along each way of sharing; their product is the number of ranks that sample together.
+    """Number of ranks for each kind of parallelism; the product is the number of ranks that sample together.
 
     Consecutive ranks form a Ulysses group, consecutive Ulysses groups form the rings, and the two halves of guidance
     come last: rank = (guidance index * ring + ring index) * ulysses + ulysses index.
@@ -30,7 +30,8 @@ class Layout:
 def best_layout(num_ranks: int, num_heads: int, guided: bool = True) -> Layout:
     """The layout with the least communication.
 
-    Guidance comes first, since it sends velocities only; then Ulysses, as far as the heads divide; then the ring.
+    Guidance is used first, because it sends velocities only; then Ulysses, on as many ranks as divide
+    the heads; then the ring.
 
     Args:
         num_ranks: ranks that sample together.
@@ -51,8 +52,8 @@ def share_sampling(dit: DiT, layout: Layout) -> None:
 
     Args:
         dit: with the same weights on every rank; changed in place, see `sequence_parallel` and `guidance_parallel`.
-        layout: of consecutive ranks. If there are more ranks, a multiple of its size, every such set of ranks samples
-            clips of its own.
+        layout: of consecutive ranks. The number of ranks may be a multiple of the layout's size; each set of that
+            many consecutive ranks then samples its own clips.
 
     Raises:
         ValueError: the layout does not match the number of ranks or the number of heads.

@@ -111,7 +111,7 @@ class Case:
         return [self[name] for name in self.names(prefix)]
 
     def skip(self, name: str) -> None:
-        """Mark a tensor as one that we do not reproduce."""
+        """Exclude a tensor that we do not reproduce from `unused`."""
         self._unused.discard(name)
 
     def check(self, name: str, actual: Tensor, atol: float, rtol: float = 0.0) -> None:

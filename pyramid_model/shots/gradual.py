@@ -18,7 +18,7 @@ MAX_CORRELATION = 0.5  # largest correlation of the structures of A and B
 MIN_DIFFERENCE = 8.0  # smallest root mean square difference between A and B, levels of 255
 MIN_SPREAD = 0.25  # smallest ratio of median to root mean square of the difference; 0.67 for Gaussian differences
 MIN_CONTRAST = 2.5  # standard deviation of luma below which a frame is empty
-MIN_FADE = 1.01  # smallest factor of the contrast between frames of a fade; the mean of a fade of 4 s at 24 fps
+MIN_FADE = 1.01  # least ratio of contrasts of neighbouring frames in a fade; the mean ratio in one of 4 s at 24 fps
 CLEAN = 0.05  # share of the other shot below which a frame is not blended
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from pyramid_model.shots.gradual import MIN_CONTRAST, contrast
 
 FLASH_FRAMES = 6  # longest flash
-SAME = 0.8  # correlation above which motion and light explain a change
-UNRELATED = 0.4  # correlation below which they certainly do not: with the fastest motion it is still 0.7
+SAME = 0.8  # correlation above which motion or light explains a change
+UNRELATED = 0.4  # correlation below which they cannot explain a change; the fastest motion still gives 0.7
 MIN_CHANGE = 15.0  # levels of 255, as PySceneDetect's `min_content_val`; enough for a cut at any contrast
 # Dark scenes change by less. The difference of two unrelated frames is about as large as the contrast of each. The
 # difference made by a line of text that appears on black is about half of that.

@@ -1,6 +1,6 @@
 """FLOPs of the DiTs in closed form, from their configs and the sizes of clips.
 
-Counted are the matrix products of linear layers and of attention, with two FLOPs per multiply-add. Norms, activations
+The matrix products of linear layers and of attention are counted, two FLOPs per multiply-add. Norms, activations
 and rotations are not counted, because memory bandwidth limits them.
 
 Attention is counted by pairs of a query and a key that may attend: text and first frame attend to each other, and a
@@ -85,7 +85,7 @@ def call_flops(
 def train_flops(
     config: Config, columns: Sequence[Sequence[Size]], num_text: int, batch: int = 1, dense: bool = False
 ) -> Flops:
-    """FLOPs of a forward and a backward pass; the backward pass has twice those of the forward pass.
+    """FLOPs of a forward and a backward pass; the backward pass needs twice as many as the forward pass.
 
     Activation recomputation is not counted, as usual for MFU. Arguments as in `call_flops`.
     """
@@ -189,7 +189,7 @@ def _stage(
 def _num_unchanged(previous: list[int], history: list[int]) -> int:
     """Number of leading frames that have the same resolution in both histories.
 
-    0 if frame 0 changes, which is right: the text attends to frame 0, so its keys and values change too.
+    0 if frame 0 changes: the text attends to frame 0, so the keys and values of the text change too.
     """
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(previous, history, strict=False)))
 

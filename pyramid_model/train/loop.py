@@ -71,7 +71,7 @@ class TrainState:
         partial.replace(path)
 
     def load(self, path: str | Path) -> bool:
-        """Restore the state from a file, if it exists. Returns whether it does."""
+        """Restore the state from a file, if it exists. Returns whether the file exists."""
         path = Path(path)
         if not path.exists():
             return False
@@ -127,7 +127,7 @@ def train(
         config: see `OptimConfig`.
         batch_for_step: this worker's batch of a step; must depend only on the step and the worker's rank.
         validate: returns figures of the model, which then has its averaged weights. Pass it on all workers, so that
-            they stay in step.
+            they stay synchronised.
         on_log: called with each new row of the curve; pass it on the first worker only.
         checkpoint: file to write; pass it on the first worker only.
 

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """Calls a function of the step one step ahead, in a thread.
+    """Calls `function(step)` in a thread, one step before its result is needed.
 
     Args:
         function: its result must depend only on the step.

@@ -1,4 +1,4 @@
-"""Initial weights of a VAE with which it already transmits colours before training.
+"""Initial weights with which a VAE preserves colours before any training.
 
 With standard random weights, a small VAE spends most of its training on learning to use the latents at all. Here
 residual branches start at zero, downsampling starts as a mean and upsampling as a copy, so encoder and decoder start

@@ -90,8 +90,8 @@ class CausalVideoVAE(nn.Module):
         Args:
             frames: (b 3 1+8k h w) in [-1, 1]; h and w multiples of 8.
             window: frames coded at a time after the first one, a multiple of 8; None codes all at once.
-            tile: size of tiles in which larger frames are coded; an int chooses equal tiles of at most that many px a
-                side (`Tile.fitting`); None: no tiles.
+            tile: size of tiles in which larger frames are coded; an int chooses equal tiles with sides of at
+                most that many px (`Tile.fitting`); None: no tiles.
 
         Returns:
             Posterior over latents (b c 1+k h/8 w/8).
@@ -128,7 +128,7 @@ class CausalVideoVAE(nn.Module):
         Args:
             latents: (b c 1+k h w), not normalised.
             window: latent frames decoded at a time; None decodes all at once.
-            starts_clip: False decodes the first latent frame to 8 frames instead of 1, as a latent frame inside a clip.
+            starts_clip: False: the first latent frame lies inside a clip and is decoded to 8 frames instead of 1.
             tile: as in `encode`.
 
         Returns:

@@ -32,7 +32,10 @@ class Chunk:
         return Chunk(starts_clip=False, keep_past=self.keep_past, past=self.past)
 
     def pieces(self, x: Tensor, length: int) -> list[tuple[Tensor, Chunk]]:
-        """Split x (b c t h w) into pieces of at most `length` frames, each with its chunk; one piece without past."""
+        """Split x (b c t h w) into pieces of at most `length` frames, each with its chunk.
+
+        Without `keep_past`, x is returned as one piece.
+        """
         if not self.keep_past:
             return [(x, self)]
         return [(piece, self.next() if i else self) for i, piece in enumerate(x.split(length, dim=2))]
@@ -104,7 +107,7 @@ class TapSum(torch.autograd.Function):
     """`causal_conv3d` as a sum of 2-D convolutions, one for each time tap of the kernel.
 
     On CPUs this is several times faster than conv3d at small channel counts, and zero frames cost nothing. The backward
-    pass is explicit, since autograd's pads and copies at each tap, which makes training a third slower.
+    pass is written by hand: autograd's would pad and copy at each tap, which makes training a third slower.
     """
 
     @staticmethod
@@ -163,7 +166,7 @@ def _taps(t: int, num_taps: int, step: int, num_zeros: int) -> Iterator[tuple[in
 
 
 class CausalConv3d(nn.Conv3d):
-    """3-D convolution whose output at a frame depends on that frame and earlier ones. Before a clip are zero frames."""
+    """3-D convolution whose output at a frame depends on that frame and earlier ones. Zero frames precede a clip."""
 
     bias: nn.Parameter  # pyright: ignore[reportIncompatibleVariableOverride] - never None here
 

@@ -8,7 +8,7 @@ MAX_WIDENING = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """A PatchGAN over single frames: strided convolutions to one logit a patch, above 0 for real.
+    """A PatchGAN over single frames: strided convolutions to one logit per patch, above 0 for real.
 
     Source: Image-to-Image Translation with Conditional Adversarial Networks, arXiv:1611.07004, section 3.2.2.
     """
@@ -24,5 +24,5 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames (n 3 h w) in [-1, 1] -> logits (n 1 h' w'). With 4 layers a frame needs at least 48 px a side."""
+        """Frames (n 3 h w) in [-1, 1] -> logits (n 1 h' w'). With 4 layers, h and w must be at least 48."""
         return self.layers(frames)

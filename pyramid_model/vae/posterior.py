@@ -17,7 +17,7 @@ class Posterior:
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> Posterior:
-        """moments: mean and log variance stacked along channels, (b 2c t h w)."""
+        """Posterior from moments: mean and log variance stacked along channels, (b 2c t h w)."""
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30, 20))
 

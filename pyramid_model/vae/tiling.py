@@ -26,7 +26,7 @@ class Tile:
 
     @classmethod
     def fitting(cls, height: int, width: int, largest: int, space_factor: int = 8) -> Tile:
-        """The smallest equal tiles that cover height x width px with no more tiles than sides of `largest` px need.
+        """The smallest equal tiles that cover height x width px, at most as many as sides of `largest` px need.
 
         Tiles with sides of `largest` px would leave narrow tiles at the lower and right edges.
 
@@ -55,7 +55,7 @@ class Tile:
 
 
 def _fitting_side(side: int, largest: int) -> int:
-    """Least multiple of ALIGN with which no more tiles cover `side` than with `largest`; all in latents."""
+    """Least multiple of ALIGN that needs at most as many tiles to cover `side` as `largest`; all in latents."""
     largest -= largest % ALIGN
     count = 1 if side <= largest else math.ceil(side / (largest * (1 - OVERLAP)))
     return ALIGN * math.ceil(side / (count * (1 - OVERLAP)) / ALIGN)

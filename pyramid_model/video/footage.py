@@ -1,4 +1,4 @@
-"""Decoding of video files from outside, once from start to end.
+"""Decoding of video files from outside (not written by this project), once from start to end.
 
 Headers are not reliable, so the number of frames, their times and damage are taken from the decoded frames. Decoding
 continues after damage, which is counted. `Footage.integrity` summarises it after the last frame.
@@ -277,7 +277,7 @@ class Footage:
             return stated_s - (float(self.end_pts() * base) - start_s)
         if not self.container.duration:
             return 0.0
-        # The container's duration may be that of a longer audio track; then the audio must reach it.
+        # The container's duration may be that of a longer audio track: compare it with the latest end of any stream.
         start_s = 0.0 if is_matroska else (self.container.start_time or 0) / av.time_base
         ends_s = max(self._ends_s.values(), default=0.0)
         return self.container.duration / av.time_base - (ends_s - start_s)

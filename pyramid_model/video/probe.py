@@ -91,7 +91,7 @@ def read_probe(container: Any, stream: Any, image: av.VideoFrame) -> VideoProbe:
 
 
 def stream_duration_s(stream: Any) -> float:
-    """Duration in seconds that the stream's own header states, edit lists included; 0 if only the container does."""
+    """Duration in seconds that the stream's own header states, edit lists included; 0 if only the container has one."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     # Matroska states the time of the end as "00:00:02.600000000"; mkvmerge uses keys such as DURATION-eng.

@@ -121,7 +121,7 @@ def _nearest(
     after = np.clip(np.searchsorted(times, targets), 1, max(1, len(times) - 1))
     if len(times) == 1:
         return np.zeros(count, dtype=int)
-    tie = step * 1e-3  # stored times are rounded: a target half-way between two frames must always take the earlier
+    tie = step * 1e-3  # stored times are rounded: for a target half-way between two frames, always take the earlier one
     return np.where(targets - times[after - 1] <= times[after] - targets + tie, after - 1, after)
 
 
@@ -176,7 +176,7 @@ class _AvReader:
             return np.array(sorted(float(p.pts * stream.time_base) for p in container.demux(stream) if p.size))
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
-        """Those frames, uint8 RGB (t h w c)."""
+        """The frames at these indices, uint8 RGB (t h w c)."""
         height, width = self.size
         needed, last = set(indices.tolist()), max(indices)
         images: dict[int, np.ndarray] = {}
@@ -216,7 +216,7 @@ class _DecordReader:
         return self.reader.get_frame_timestamp(np.arange(len(self.reader)))[:, 0]
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
-        """Those frames, uint8 RGB (t h w c)."""
+        """The frames at these indices, uint8 RGB (t h w c)."""
         return self.reader.get_batch(indices).asnumpy()
 
 

@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: str | Path, variant: str = "") -> Checkpoint:
-    """Describe one DiT of a directory, its VAE and its text encoders; of weights only the headers are read.
+    """Describe one DiT of a directory, its VAE and its text encoders; reads headers of weights, not the weights.
 
     Args:
         folder: holds `diffusion_transformer_…`, `causal_video_vae` and the text encoders.

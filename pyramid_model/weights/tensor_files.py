@@ -135,7 +135,7 @@ def open_tensors(files: Sequence[Path], entry: str = "") -> dict[str, Tensor]:
 
 
 def check_whole(path: Path) -> None:
-    """Check that a file was downloaded.
+    """Check that a file has content other than a git-lfs pointer.
 
     Raises:
         ValueError: the file is empty, or only a git-lfs pointer.

@@ -38,23 +38,27 @@ CRASH_DETECTION = "pyramid: runs whose process is gone are Crashed"
 
 def watch_step(run: Run, result: StepResult) -> None:
     """Emit an event if many new rows of a step failed, and one if the root's disk is nearly full."""
-    root = {"prefect.resource.id": f"pyramid.root.{run.root}", "prefect.resource.name": run.root}
-    failed_share = result.num_failed / result.num_new if result.num_new else 0.0
-    if failed_share > _limit(FAILED_SHARE_VARIABLE, MAX_FAILED_SHARE):
+    # Without failed rows no limit is exceeded, so the server is not asked for it.
+    if result.num_failed and result.num_failed / result.num_new > _limit(FAILED_SHARE_VARIABLE, MAX_FAILED_SHARE):
         reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(result.errors.items()))
         text = f"{result.step}: {result.num_failed} of {result.num_new} new rows failed in {run.root} ({reasons})"
-        emit_event(ROWS_FAILED, root, payload={"text": text})
+        _emit(ROWS_FAILED, run, text)
     if storage.is_local(run.root):
         disk = shutil.disk_usage(run.root)
         if disk.free / disk.total < _limit(FREE_SHARE_VARIABLE, MIN_FREE_SHARE):
             text = f"{disk.free / 2**30:.1f} of {disk.total / 2**30:.0f} GiB are free on the disk that holds {run.root}"
-            emit_event(DISK_FILLS, root, payload={"text": text})
+            _emit(DISK_FILLS, run, text)
 
 
 def emit_refusal(run: Run, note: str) -> None:
     """Emit the event that the gate refused a trained model."""
+    _emit(GATE_REFUSED, run, f"the gate refused the trained model in {run.root}: {note}")
+
+
+def _emit(event: str, run: Run, text: str) -> None:
+    """Emit an event about a root; text: the message that the automations send."""
     root = {"prefect.resource.id": f"pyramid.root.{run.root}", "prefect.resource.name": run.root}
-    emit_event(GATE_REFUSED, root, payload={"text": f"the gate refused the trained model in {run.root}: {note}"})
+    emit_event(event, root, payload={"text": text})
 
 
 def _limit(variable: str, default: float) -> float:

@@ -1,5 +1,7 @@
 """Artifacts of a Prefect run: counts, curves, verdicts and previews of clips."""
 
+from collections.abc import Mapping
+
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.evaluating.config import EvaluateResult
@@ -18,7 +20,17 @@ def publish_counts(result: StepResult) -> None:
     rows += [{"what": f"because {kind}", "count": count} for kind, count in result.errors.items()]
     summary = result.note or f"{result.num_new} new of {result.num_in}"
     description = f"**{result.step}**: {summary}, {result.wall_s:.1f} s ({result.busy_s:.1f} s of it working)"
+    description += "".join(f"  \n{line}" for line in _link_lines(result.links))
     create_table_artifact(table=rows, key=f"counts-{artifact_key(result.step)}", description=description)
+
+
+def _link_lines(links: Mapping[str, str]) -> list[str]:
+    """Markdown for the Ray job and the MLflow run of a step, as far as they exist."""
+    lines = []
+    for title, name, url in (("Ray job", "ray_job", "ray_url"), ("MLflow run", "mlflow_run", "mlflow_url")):
+        if identifier := links.get(name):
+            lines.append(f"{title} [{identifier}]({links[url]})" if url in links else f"{title} `{identifier}`")
+    return lines
 
 
 def publish_curation(run: Run, result: StepResult) -> None:

@@ -12,6 +12,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from flows.alerts import watch_step
 from flows.artifacts import publish_counts
@@ -97,7 +98,14 @@ def prepare(
     overrides = dict(settings or {}) | {name: value for name, value in parameters.items() if value}
     resolved = load_recipe(recipe or DEFAULT_RECIPE, overrides)
     names = {"run_id": run_id} if run_id else {}
-    return Run(root=root, ray=resolved.ray, retry_failed=resolved.retry_failed, **names), resolved
+    return Run(root=root, ray=resolved.ray, retry_failed=resolved.retry_failed, links=_links(), **names), resolved
+
+
+def _links() -> dict[str, str]:
+    """Id of this flow run, or of the flow that started it, and its address in the Prefect UI if a server is shared."""
+    run_id = str(flow_run.root_flow_run_id)
+    address = url_for("flow-run", obj_id=run_id) if has_server() else None
+    return {"prefect_flow_run": run_id} | ({"prefect_url": address} if address else {})
 
 
 def flow_run_name() -> str:

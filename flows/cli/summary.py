@@ -51,7 +51,7 @@ def prefect_command() -> str:
 
 def mlflow_command(root: str) -> str:
     """Address of the MLflow server, or a command that starts one on the root's training curves and registry."""
-    from tasks.models.registry import tracking_uri
+    from tasks.models.tracking import tracking_uri
 
     uri = tracking_uri(root)
     if uri.startswith("http"):

@@ -1,17 +1,14 @@
-"""MLflow: curves and parameters of every training, registered models, and which one is champion.
+"""Registered models in MLflow, and which one is champion.
 
-The tracking store is `MLFLOW_TRACKING_URI` when that is set, else an SQLite file under `<root>/mlflow`. MLflow takes
-seconds to import, so `champion` reads a small pointer file, as long as the SQLite file has not changed since that was
-written. Moving the alias by hand changes the SQLite file, so the pointer is then ignored.
+MLflow takes seconds to import, so `champion` reads a small pointer file, as long as the SQLite file of the tracking
+store has not changed since that was written. Moving the alias by hand changes the SQLite file, so the pointer is then
+ignored.
 """
 
+import contextlib
 import json
-import logging
 import os
-import re
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -19,23 +16,17 @@ import pyarrow.compute as pc
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import ModelSet
 from tasks.models.gate import Check, failures
+from tasks.models.tracking import RegistryError, client, of_root, tracking_uri
 from tasks.running.run import Run
 from tasks.tables import storage
-from tasks.tables.delta import content_id, read_table
+from tasks.tables.delta import read_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.exceptions import MlflowException
 
 ALIAS = "champion"
-VALUES_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # limits of MLflow
-PARAM_LENGTH = 500
-
-
-class RegistryError(RuntimeError):
-    """The registry cannot do what was asked: no passing evaluation, or no tracking store."""
 
 
 class Champion(ModelSet):
@@ -52,138 +43,9 @@ class Champion(ModelSet):
         return cls(**parts, model_id=model_id, evaluation_id=evaluation_id, version=version)
 
 
-def tracking_uri(root: str) -> str:
-    """URI of the tracking store, as `mlflow ui --backend-store-uri` takes it.
-
-    Raises:
-        RegistryError: the root is not a local folder, and MLFLOW_TRACKING_URI is not set.
-    """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    if not storage.is_local(root):
-        raise RegistryError(f"root {root!r} is not a local folder: set MLFLOW_TRACKING_URI to an MLflow server")
-    return f"sqlite:///{root}/mlflow/mlflow.db"
-
-
-def check_tracking(root: str) -> None:
-    """Check the tracking store before training.
-
-    An SQLite file is not checked, since the import of MLflow takes seconds.
-
-    Raises:
-        RegistryError: no tracking store is set, or its server does not answer.
-    """
-    uri = tracking_uri(root)
-    if uri.startswith("sqlite:///"):
-        return
-    mlflow = client(root)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        mlflow.search_experiments(max_results=1)
-    except MlflowException as err:
-        raise RegistryError(
-            f"the MLflow server {uri} does not answer as it should: {err}. Start it, or set MLFLOW_TRACKING_URI, "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where steps run."
-        ) from err
-
-
 def model_name(root: str) -> str:
     """The registered model of a root, which has one champion."""
     return of_root("pyramid-dit", root)
-
-
-def of_root(name: str, root: str) -> str:
-    """A name in MLflow that no other root has, since one server may serve many: `name-folder-hash`."""
-    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(root).name)
-    return f"{name}-{folder}-{content_id(root)[:8]}"
-
-
-def client(root: str) -> "MlflowClient":
-    """An MlflowClient for the tracking store; creates the store if it does not exist. No telemetry, only warnings."""
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, "true")
-    # Give up on a server that does not answer after two minutes; MLflow's own defaults take up to a quarter of an hour.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    uri = tracking_uri(root)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-class TrainingLog:
-    """The MLflow run of one training. It is found again by model id, so a resumed training goes on with its curve."""
-
-    def __init__(self, root: str, kind: str, model_id: str, params: Mapping[str, object]):
-        self.client = client(root)
-        experiment = self._experiment(root, of_root(f"train-{kind}", root))
-        runs = self.client.search_runs([experiment], f"tags.model_id = '{model_id}'", max_results=1)
-        run = runs[0] if runs else self._start(experiment, kind, model_id, params)
-        self.run_id: str = run.info.run_id
-        self.last_step = int(float(run.data.metrics.get("logged_step", -1)))
-
-    def _experiment(self, root: str, name: str) -> str:
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is not None:
-            return experiment.experiment_id
-        own_files = "MLFLOW_TRACKING_URI" not in os.environ
-        return self.client.create_experiment(name, f"{root}/mlflow/artifacts/{name}" if own_files else None)
-
-    def _start(self, experiment: str, kind: str, model_id: str, params: Mapping[str, object]) -> "MlflowRun":
-        from mlflow.entities import Param
-
-        run = self.client.create_run(
-            experiment, run_name=f"{kind}-{model_id[:8]}", tags={"model_id": model_id, "kind": kind}
-        )
-        flat = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in flattened(params)]
-        for start in range(0, len(flat), PARAMS_PER_BATCH):
-            self.client.log_batch(run.info.run_id, params=flat[start : start + PARAMS_PER_BATCH])
-        return run
-
-    def add(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log rows of the curve, {"step": …, name: value}, except steps that are logged already."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        new = [row for row in rows if row["step"] > self.last_step]
-        values = [
-            Metric(name, float(value), now, int(row["step"]))
-            for row in new
-            for name, value in row.items()
-            if name != "step"
-        ]
-        for start in range(0, len(values), VALUES_PER_BATCH):
-            self.client.log_batch(self.run_id, metrics=values[start : start + VALUES_PER_BATCH])
-        if new:
-            self.last_step = max(int(row["step"]) for row in new)
-            # The metric `logged_step` is the last logged step; a process that resumes the training reads it.
-            self.client.log_metric(self.run_id, "logged_step", self.last_step, step=self.last_step)
-
-    def finish(self, metrics: Mapping[str, object], tags: Mapping[str, str]) -> str:
-        """Log the final figures, mark the run finished and return its id."""
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self.client.log_metric(self.run_id, f"final/{name}", float(value))
-        for name, value in tags.items():
-            self.client.set_tag(self.run_id, name, value)
-        self.client.set_terminated(self.run_id, "FINISHED")
-        return self.run_id
-
-
-def flattened(config: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """A nested config as dotted names and values, for MLflow's parameter table."""
-    flat = []
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat += flattened(value, f"{prefix}{name}.")
-        else:
-            flat.append((prefix + name, value))
-    return flat
 
 
 def promote(run: Run, evaluation_id: str) -> Champion:
@@ -202,7 +64,7 @@ def promote(run: Run, evaluation_id: str) -> Champion:
             f"{current.dit.hash[:8]}): run the evaluate step again, then promote its result"
         )
     mlflow = client(run.root)
-    version = _registered_version(mlflow, model_name(run.root), candidate)
+    version = _registered_version(run, mlflow, candidate)
     mlflow.set_registered_model_alias(model_name(run.root), ALIAS, version)
     promoted = Champion.of(candidate, candidate.model_id, evaluation_id, version)
     _write_pointer(run.root, promoted)
@@ -226,10 +88,11 @@ def _passing_candidate(root: str, evaluation_id: str) -> tuple[Champion, str]:
     return Champion.of(models, row["model_id"], evaluation_id), figures["champion"]
 
 
-def _registered_version(mlflow: "MlflowClient", name: str, candidate: Champion) -> str:
+def _registered_version(run: Run, mlflow: "MlflowClient", candidate: Champion) -> str:
     """The version of these weights in the registry; registers them if it does not exist."""
     from mlflow.exceptions import MlflowException
 
+    name = model_name(run.root)
     try:
         mlflow.get_registered_model(name)
     except MlflowException as err:
@@ -239,12 +102,35 @@ def _registered_version(mlflow: "MlflowClient", name: str, candidate: Champion) 
     for version in mlflow.search_model_versions(f"name = '{name}'"):
         if _as_champion(version).hashes == candidate.hashes:
             return str(version.version)
-    tags = {"model_id": candidate.model_id, "evaluation_id": candidate.evaluation_id}
+    tags = {"root": run.root, "model_id": candidate.model_id, "evaluation_id": candidate.evaluation_id, **run.links}
     tags |= {part: getattr(candidate, part).model_dump_json() for part in ModelSet.model_fields}
-    # A tracking server refuses a plain path as a source, since it might be a path on the server's disk.
+    source, run_id = _model_files(run.root, mlflow, candidate)
+    return str(mlflow.create_model_version(name, source=source, run_id=run_id or None, tags=tags).version)
+
+
+def _model_files(root: str, mlflow: "MlflowClient", candidate: Champion) -> tuple[str, str]:
+    """URI from which `mlflow.artifacts.download_artifacts` copies the DiT, and the MLflow run of its training if known.
+
+    A tracking server refuses paths of other machines. It gets a copy of a DiT that lies in a local folder.
+    """
+    where = (pc.field("model_id") == candidate.model_id) & (pc.field("status") == "ok")
+    rows = read_table(root, "models", ["mlflow_run_id"], where=where).to_pylist() if candidate.model_id else []
+    run_id = rows[0]["mlflow_run_id"] if rows else ""
     uri = candidate.dit.uri
-    source = f"pyramid:{uri}" if storage.is_local(uri) else uri
-    return str(mlflow.create_model_version(name, source=source, tags=tags).version)
+    if not storage.is_local(uri):
+        return uri, run_id
+    if _sqlite_file(root) is not None:
+        return Path(uri).absolute().as_uri(), run_id
+    if not run_id:
+        name = model_name(root)
+        with contextlib.suppress(Exception):  # it exists
+            mlflow.create_experiment(name)
+        experiment = mlflow.get_experiment_by_name(name)
+        assert experiment is not None
+        run_id = mlflow.create_run(experiment.experiment_id, run_name=candidate.dit.hash[:8]).info.run_id
+        mlflow.set_terminated(run_id)
+    mlflow.log_artifacts(run_id, uri, "model")
+    return f"runs:/{run_id}/model", run_id
 
 
 def _as_champion(version: "ModelVersion") -> Champion:

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from tasks.encoding.text_features import TextFeaturesResult
 from tasks.models.gate import Check
-from tasks.models.registry import Champion, RegistryError, champion
+from tasks.models.registry import Champion, champion
+from tasks.models.tracking import RegistryError
 from tasks.report.figures import Series, line_chart, smoothed
 from tasks.report.media import MediaBudget
 from tasks.report.run import Records, loads

@@ -109,8 +109,6 @@ def _client(address: str) -> Any:
 def _join_or_submit(client: "JobSubmissionClient", step: str, run: Run, config: Config) -> Attempt:
     """The running attempt at this work, else a new one; the log and status of the last ended one stay readable."""
     prefix = job_prefix(step, run, config)
-    remote_run = run.model_dump(mode="json") | {"ray": run.ray.model_dump(mode="json") | {"address": "auto"}}
-    work = {"run": remote_run, "config": config.model_dump(mode="json")}
     for tries_left in reversed(range(SUBMIT_TRIES)):
         try:
             jobs = client.list_jobs()
@@ -119,10 +117,10 @@ def _join_or_submit(client: "JobSubmissionClient", step: str, run: Run, config: 
                 return attempt
             numbers = _attempt_numbers(jobs, prefix)
             attempt = Attempt(f"{prefix}{max(numbers, default=0) + 1}", uuid.uuid4().hex)
-            arguments = shlex.quote(json.dumps(work | {"attempt": attempt.token}))
+            work = {"run": _remote(run, attempt), "config": config.model_dump(mode="json"), "attempt": attempt.token}
             client.submit_job(
                 submission_id=attempt.job_id,
-                entrypoint=f"python -m tasks {step} {arguments}",
+                entrypoint=f"python -m tasks {step} {shlex.quote(json.dumps(work))}",
                 metadata={TOKEN: attempt.token},
             )
             LOG.info("submitted Ray job %s", attempt.job_id)
@@ -134,6 +132,16 @@ def _join_or_submit(client: "JobSubmissionClient", step: str, run: Run, config: 
                 raise StepError(f"the Ray cluster takes no job {prefix}…: {err}", transient=True) from err
             time.sleep(POLL_S)
     raise AssertionError("the last try returns or raises")
+
+
+def _remote(run: Run, attempt: Attempt) -> dict[str, object]:
+    """The run as JSON for its job on the cluster, with the address of that job on the Ray dashboard."""
+    address = run.ray.address.removeprefix("jobs:").rstrip("/")
+    links = {"ray_job": attempt.job_id, "ray_url": f"{address}/#/jobs/{attempt.job_id}"}
+    on_cluster = run.model_copy(
+        update={"ray": run.ray.model_copy(update={"address": "auto"}), "links": run.links | links}
+    )
+    return on_cluster.model_dump(mode="json")
 
 
 def _running_attempt(jobs: "list[JobDetails]", prefix: str) -> Attempt | None:

@@ -51,6 +51,9 @@ class Run(Config):
         default_factory=lambda: time.strftime("%Y%m%dT%H%M%S"), description="id of the run, which new rows record"
     )
     retry_failed: bool = Field(False, description="try failed rows again (appends a row with the next attempt)")
+    links: dict[str, str] = Field(
+        {}, description="ids and addresses of this run elsewhere: prefect_flow_run, prefect_url, ray_job, ray_url"
+    )
 
     @field_validator("root")
     @classmethod
@@ -85,6 +88,7 @@ class StepResult(Config):
     wall_s: float = 0.0
     busy_s: float = Field(0.0, description="time during which at least one actor or trainer was working")
     timings: dict[str, float] = Field({}, description="seconds of other work, by name")
+    links: dict[str, str] = Field({}, description="as in `Run.links`; of trainings also mlflow_run and mlflow_url")
 
     @property
     def num_new(self) -> int:
@@ -105,6 +109,7 @@ def merged(results: Sequence[StepResult], note: str = "") -> StepResult:
         versions={table: version for result in results for table, version in result.versions.items()},
         errors=added(result.errors for result in results),
         timings=added(result.timings for result in results),
+        links={name: target for result in results for name, target in result.links.items()},
         note=note or ("" if any(result.num_new for result in results) else "nothing new"),
     )
 

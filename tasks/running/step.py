@@ -59,7 +59,7 @@ def step(function: StepFunction[C, R]) -> StepFunction[C, R]:
 
 def _finished(run: Run, result: R, started: float, record: bool = False) -> R:
     """The result with its wall time; logged, and with `record` written under `<root>/runs/<run_id>/`. started: s."""
-    result = type(result).model_validate(dict(result, wall_s=time.time() - started))
+    result = type(result).model_validate(dict(result, wall_s=time.time() - started, links=run.links | result.links))
     if record:
         name = f"{int(started * 1000)}-{result.step}.json"
         storage.write_bytes(storage.join(run.root, "runs", run.run_id, name), result.model_dump_json().encode())

@@ -229,6 +229,8 @@ class ModelRow(CommonRow):
     metrics: str
     curve: str
     mlflow_run_id: str
+    prefect_flow_run: str
+    ray_job: str
 
 
 class EvaluationRow(CommonRow):

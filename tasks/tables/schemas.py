@@ -187,6 +187,8 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "metrics": STRING,  # JSON: final figures
         "curve": STRING,  # JSON: [{"step":…, "loss":…, …}]
         "mlflow_run_id": STRING,
+        "prefect_flow_run": STRING,  # id; empty if trained without Prefect
+        "ray_job": STRING,  # submission id; empty if trained without a Ray job
     },
     "evaluations": {
         "evaluation_id": STRING,

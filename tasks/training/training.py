@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from pyramid_model.weights.record import TrainedModel
 from tasks.models.folders import read_record
-from tasks.models.registry import TrainingLog
+from tasks.models.tracking import TrainingLog, run_url
 from tasks.running.run import lineage
 from tasks.running.work import Row
 from tasks.tables import storage
@@ -43,7 +43,8 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     record = read_record(job.uri)
     assert record is not None, "training ends with the record"
     started = time.time()
-    row = _row(job, record, _log(job, record))
+    mlflow_run = _log(job, record)
+    row = _row(job, record, mlflow_run)
     timings["mlflow_s"] = time.time() - started
     block = content_id("models", job.model_id)
     append_block(run.root, "models", [row], block, lineage(run, step, step_version, job.config))
@@ -60,6 +61,7 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
         note=_summary(record.metrics),
         busy_s=timings.pop("busy_s", 0.0),
         timings=timings,
+        links=_mlflow_links(run.root, mlflow_run),
     )
 
 
@@ -67,7 +69,7 @@ def _trained_before(job: Job, step: str, step_version: str) -> TrainingResult | 
     """The result for a model that is in the table, which becomes the newest of its kind; None if it is not there."""
     run = job.run
     of_kind = (pc.field("status") == "ok") & (pc.field("kind") == job.kind)
-    rows = read_table(run.root, "models", ["model_id", "weights_hash", *ORDER], where=of_kind)
+    rows = read_table(run.root, "models", ["model_id", "weights_hash", "mlflow_run_id", *ORDER], where=of_kind)
     same = rows.filter(pc.field("model_id") == job.model_id).to_pylist()
     if not same:
         return None
@@ -82,12 +84,13 @@ def _trained_before(job: Job, step: str, step_version: str) -> TrainingResult | 
         weights_hash=same[0]["weights_hash"],
         uri=job.uri,
         note="trained before",
+        links=_mlflow_links(run.root, same[0]["mlflow_run_id"]),
     )
 
 
 def _log(job: Job, record: TrainedModel) -> str:
     """Log the record of the model to MLflow; returns the id of the MLflow run."""
-    log = TrainingLog(job.run.root, job.kind, job.model_id, job.config.model_dump(mode="json"))
+    log = TrainingLog(job.run, job.kind, job.model_id, job.config.model_dump(mode="json"))
     log.add(record.curve)
     return log.finish(record.metrics, {"uri": job.uri, "weights_hash": record.weights_hash})
 
@@ -105,7 +108,14 @@ def _row(job: Job, record: TrainedModel, mlflow_run_id: str) -> Row:
         metrics=json.dumps(record.metrics),
         curve=json.dumps(record.curve),
         mlflow_run_id=mlflow_run_id,
+        prefect_flow_run=job.run.links.get("prefect_flow_run", ""),
+        ray_job=job.run.links.get("ray_job", ""),
     )
+
+
+def _mlflow_links(root: str, mlflow_run: str) -> dict[str, str]:
+    url = run_url(root, mlflow_run)
+    return {"mlflow_run": mlflow_run} | ({"mlflow_url": url} if url else {})
 
 
 def _summary(metrics: Mapping[str, JsonValue]) -> str:

@@ -7,6 +7,7 @@ or the whole driver was killed (the same command starts the step again): the wei
 bit. Data, noise and order of samples are functions of (seed, step, worker), so the checkpoint needs nothing else.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyramid_model.weights.record import TRAINING_FILE, TrainedModel
 from tasks.models.folders import read_record, writing_folder
-from tasks.models.registry import TrainingLog, check_tracking
+from tasks.models.tracking import TrainingLog, check_tracking
 from tasks.running.cluster import connect
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.run import report_progress
@@ -74,12 +75,20 @@ class Curve:
             return
         job = self.job
         try:
-            self.log = self.log or TrainingLog(job.run.root, job.kind, job.model_id, job.config.model_dump(mode="json"))
+            self.log = self.log or TrainingLog(job.run, job.kind, job.model_id, job.config.model_dump(mode="json"))
             self.log.add(self.missing)
             self.missing = []
         except (MlflowException, OSError) as err:
             LOG.warning("MLflow does not take the curve; the training goes on, and it will be logged later: %s", err)
             self.again = time.monotonic() + LOG_AGAIN_S
+
+    def stopped(self, err: BaseException) -> None:
+        """Set the final status of a training that did not end: FAILED after an error, KILLED if it was stopped."""
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException, OSError):
+            if self.log:
+                self.log.end("FAILED" if isinstance(err, Exception) else "KILLED")
 
 
 def fit(job: Job, step: str) -> dict[str, float]:
@@ -102,35 +111,50 @@ def fit(job: Job, step: str) -> dict[str, float]:
     outcome: list[BaseException | None] = []
     fitting = threading.Thread(target=_run_trainer, args=(job, board, outcome), daemon=True)
     fitting.start()
-    num_steps = job.config.optim.num_steps
-    report_progress(step, 0, num_steps, "steps")
-    curve, last_seen = Curve(job), time.monotonic()
-    first_row_s = 0.0
-    while fitting.is_alive():
-        fitting.join(POLL_S)
-        rows, fatal = ray.get(board.take.remote())
-        if fatal:
-            ray.shutdown()  # ends the workers; Ray Train would start them again first
-            raise StepError(f"step {step!r} stopped: {fatal}")
-        if rows:
-            first_row_s = first_row_s or time.time() - started
-            last_seen = time.monotonic()
-            report_progress(step, int(rows[-1]["step"]), num_steps, "steps")
-            curve.add(rows)
-        elif time.monotonic() - last_seen > job.run.ray.no_progress_timeout_s:
-            ray.shutdown()
-            limit = job.run.ray.no_progress_timeout_s
-            raise StepError(f"step {step!r}: no training step within {limit:g} s (ray.no_progress_timeout_s)")
-    ray.kill(board)
-    if isinstance(outcome[0], StepError):
-        raise outcome[0]
-    if outcome[0] is not None:
-        raise StepError(f"step {step!r} stopped: {outcome[0]}", transient=_machine_lost(outcome[0])) from outcome[0]
+    curve = Curve(job)
+    try:
+        first_row_s = _watch(job, step, board, fitting, curve) - started
+        ray.kill(board)
+        if isinstance(outcome[0], StepError):
+            raise outcome[0]
+        if outcome[0] is not None:
+            raise StepError(f"step {step!r} stopped: {outcome[0]}", transient=_machine_lost(outcome[0])) from outcome[0]
+    except BaseException as err:
+        curve.stopped(err)
+        raise
     record = read_record(job.uri)
     assert record is not None, "training ends with the record"
     busy_s = record.busy_s
     end_s = max(0.0, time.time() - started - first_row_s - busy_s)
     return {"busy_s": busy_s, "ray_start_s": ray_start_s, "workers_start_s": first_row_s - ray_start_s, "end_s": end_s}
+
+
+def _watch(job: Job, step: str, board: Any, fitting: threading.Thread, curve: Curve) -> float:
+    """Report progress and log the curve until the trainer ends; returns the time of the first row.
+
+    Raises:
+        StepError: the training diverged, or made no step for `ray.no_progress_timeout_s`.
+    """
+    import ray
+
+    num_steps, limit_s = job.config.optim.num_steps, job.run.ray.no_progress_timeout_s
+    report_progress(step, 0, num_steps, "steps")
+    last_seen, first_row = time.monotonic(), 0.0
+    while fitting.is_alive():
+        fitting.join(POLL_S)
+        rows, fatal = ray.get(board.take.remote())
+        if rows:
+            first_row = first_row or time.time()
+            last_seen = time.monotonic()
+            report_progress(step, int(rows[-1]["step"]), num_steps, "steps")
+            curve.add(rows)
+        if fatal:
+            ray.shutdown()  # ends the workers; Ray Train would start them again first
+            raise StepError(f"step {step!r} stopped: {fatal}")
+        if time.monotonic() - last_seen > limit_s:
+            ray.shutdown()
+            raise StepError(f"step {step!r}: no training step within {limit_s:g} s (ray.no_progress_timeout_s)")
+    return first_row or time.time()
 
 
 def _machine_lost(err: BaseException) -> bool:

@@ -204,6 +204,14 @@ class PrefectServer:
         return False
 
 
+@pytest.fixture
+def web_hook(tmp_path) -> Iterator[tuple[str, Path]]:
+    """URL of a web hook, and the file to which it appends what it was sent."""
+    port, lines = free_port(), tmp_path / "hook.jsonl"
+    with running([sys.executable, "-c", HOOK, str(port), str(lines)], tmp_path / "hook.log"):
+        yield f"http://127.0.0.1:{port}/hook", lines
+
+
 @pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory) -> Iterator[PrefectServer]:
     """A Prefect server of the session's own: its home, port and password touch nobody else's."""

@@ -125,3 +125,15 @@ def test_scheduler_creates_a_run_and_the_worker_completes_it(prefect_server, dep
     assert run["auto_scheduled"]
     done = until(lambda: ended(prefect_server, run["id"]), 240, "the scheduled run")
     assert done["state_type"] == "COMPLETED", log_of(prefect_server, done)
+
+
+def test_a_nightly_run_is_dropped_while_the_deployment_is_busy(prefect_server, deployments, by_hand, until):
+    curate = deployments["curate"]
+    limits = {"ids": [curate["concurrency_limit_id"]] if "concurrency_limit_id" in curate else []}
+    limit = limits["ids"][0] if limits["ids"] else curate["global_concurrency_limit"]["id"]
+    body = {"slots": 1, "names": [curate["global_concurrency_limit"]["name"]], "lease_duration": 120}
+    assert prefect_server.call("POST", "/v2/concurrency_limits/increment-with-lease", body)["limits"][0]["id"] == limit
+    run = prefect_server.call("POST", f"/deployments/{curate['id']}/create_flow_run", {})
+    state = until(lambda: ended(prefect_server, run["id"]), 120, "the end of the second run")["state"]
+    assert state["type"] == "CANCELLED"
+    assert "concurrency limit" in state["message"].lower()

@@ -25,7 +25,8 @@ from tasks.generating.config import GenerateConfig
 from tasks.generating.generate import generate
 from tasks.models.folders import find_model, folder_hash, load_encoder, load_vae
 from tasks.models.gate import GateConfig
-from tasks.models.registry import RegistryError, champion
+from tasks.models.registry import champion
+from tasks.models.tracking import RegistryError
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult
 from tasks.tables.appending import append_block

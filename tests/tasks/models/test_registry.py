@@ -1,13 +1,21 @@
 """The MLflow registry on its default SQLite file (about 20 s: MLflow's import and its first migration)."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tasks.models import registry
+from tasks.models.tracking import RegistryError, TrainingLog, client, tracking_uri
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.delta import Lineage
@@ -47,9 +55,9 @@ def test_there_is_no_champion_and_no_mlflow_before_the_first_promotion(run):
 
 
 def test_a_model_whose_evaluation_failed_is_refused_with_the_reason(run):
-    with pytest.raises(registry.RegistryError, match=r"val_loss_to_untrained is 0.99, limit 0.9"):
+    with pytest.raises(RegistryError, match=r"val_loss_to_untrained is 0.99, limit 0.9"):
         registry.promote(run, evaluated(run, "bad", passed=False))
-    with pytest.raises(registry.RegistryError, match="run the evaluate step"):
+    with pytest.raises(RegistryError, match="run the evaluate step"):
         registry.promote(run, "nowhere")
     assert registry.champion(run.root) is None
 
@@ -59,7 +67,7 @@ def test_promotion_is_idempotent_reversible_and_noticed_by_the_next_reader(run):
     assert registry.promote(run, "evaluation-a") == first == registry.champion(run.root)
 
     # An evaluation that knew another champion (here: none) says nothing about the present one.
-    with pytest.raises(registry.RegistryError, match="present champion"):
+    with pytest.raises(RegistryError, match="present champion"):
         registry.promote(run, evaluated(run, "stale"))
     second = registry.promote(run, evaluated(run, "b", champion="a"))
     assert registry.champion(run.root) == second
@@ -67,7 +75,7 @@ def test_promotion_is_idempotent_reversible_and_noticed_by_the_next_reader(run):
 
     # The first weights again: the alias moves back, no third version appears.
     assert registry.promote(run, evaluated(run, "a", champion="b")).version == "1"
-    mlflow = registry.client(run.root)
+    mlflow = client(run.root)
     assert len(mlflow.search_model_versions(f"name = '{registry.model_name(run.root)}'")) == 2
 
     by_hand = (registry.model_name(run.root), registry.ALIAS, "2")
@@ -88,7 +96,7 @@ def test_roots_that_share_a_tracking_store_have_a_champion_and_curves_each(tmp_p
     assert registry.champion(other.root) is None
     registry.promote(other, evaluated(other, "b"))
     assert registry.champion(one.root).dit.hash == "a"
-    logs = [registry.TrainingLog(run.root, "vae", "m1", {}) for run in (one, other)]
+    logs = [TrainingLog(run, "vae", "m1", {}) for run in (one, other)]
     assert logs[0].run_id != logs[1].run_id
 
 
@@ -100,19 +108,56 @@ def test_only_a_model_that_is_not_there_is_made(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     candidate = registry._passing_candidate(run.root, evaluated(run, "a"))[0]
     with pytest.raises(MlflowException, match="registered-models/get"):
-        registry._registered_version(registry.client(run.root), registry.model_name(run.root), candidate)
+        registry._registered_version(run, client(run.root), candidate)
 
 
-def test_a_resumed_training_goes_on_with_its_own_curve(run):
-    rows = [{"step": step, "loss": 1.0 / (step + 1)} for step in range(4)]
-    log = registry.TrainingLog(run.root, "vae", "m1", {"optim": {"lr": 0.1}})
-    log.add(rows[:3])
-    again = registry.TrainingLog(run.root, "vae", "m1", {"optim": {"lr": 0.1}})
-    again.add(rows)
-    assert again.finish({"val_psnr": 20.0}, {"uri": "there"}) == log.run_id
-    history = again.client.get_metric_history(log.run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(row["step"], row["loss"]) for row in rows]
-    stored = again.client.get_run(log.run_id)
-    assert stored.data.params["optim.lr"] == "0.1"
-    assert stored.data.metrics["final/val_psnr"] == 20.0
-    assert stored.info.status == "FINISHED"
+@pytest.fixture(params=["file", "server"])
+def registry_run(request, run, monkeypatch, tmp_path) -> Iterator[Run]:
+    """The root with its own SQLite file, and with a tracking server."""
+    if request.param == "file":
+        yield run
+        return
+    port = free_port()
+    store = f"sqlite:///{tmp_path}/server.db"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store, "--artifacts-destination", f"{tmp_path}/artifacts"]
+    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=quiet)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not is_healthy(url):
+            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+            time.sleep(0.5)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        yield run
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(20)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_healthy(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"{url}/health", timeout=5).status == 200
+    return False
+
+
+def test_mlflow_downloads_the_champion_by_its_alias(registry_run, tmp_path):
+    folder = Path(registry_run.models("dit-a"))
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"depth": 2}')
+    registry.promote(registry_run, evaluated(registry_run, "a"))
+    code = f"""
+import mlflow
+mlflow.artifacts.download_artifacts("models:/{registry.model_name(registry_run.root)}@champion", dst_path="copy")
+"""
+    store = {"MLFLOW_TRACKING_URI": tracking_uri(registry_run.root)}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path, env=os.environ | store)
+    assert [file.read_text() for file in (tmp_path / "copy").rglob("config.json")] == ['{"depth": 2}']

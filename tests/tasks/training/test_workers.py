@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pyramid_model.train.config import OptimConfig
-from tasks.models.registry import RegistryError
+from tasks.models.tracking import RegistryError
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import read_table
@@ -130,13 +130,15 @@ def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(trained):
 
 
 def test_mlflow_holds_the_whole_curve_once(trained):
-    from tasks.models import registry
+    from tasks.models.tracking import client
 
     job, row = trained
-    mlflow = registry.client(job.run.root)
+    mlflow = client(job.run.root)
     points = mlflow.get_metric_history(row["mlflow_run_id"], "loss")
     assert [point.step for point in points] == list(range(1, 9))
     assert mlflow.get_run(row["mlflow_run_id"]).data.tags["weights_hash"] == row["weights_hash"]
+    metrics = mlflow.get_run(row["mlflow_run_id"]).data.metrics
+    assert all(len(mlflow.get_metric_history(row["mlflow_run_id"], name)) > 1 for name in metrics)
 
 
 def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(trained):
@@ -190,6 +192,13 @@ def test_a_diverged_training_names_step_and_clips_and_is_not_tried_again(ray_loc
     with pytest.raises(StepError, match=r"TrainingDiverged.*at step 4.*clip-0"):
         run_training(toy_job(tmp_path, 1, diverges_at=3), "train_vae", "1")
     assert read_table(str(tmp_path), "models").num_rows == 0
+
+    from tasks.models.tracking import TrainingLog
+
+    job = toy_job(tmp_path, 1)
+    experiment = TrainingLog(job.run, "vae", "other", {}).experiment
+    runs = TrainingLog(job.run, "vae", "other", {}).client.search_runs([experiment], "attributes.status = 'FAILED'")
+    assert [run.data.tags["model_id"] for run in runs] == [job.model_id]
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_local):

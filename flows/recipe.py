@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from pyramid_model.config import Config
@@ -23,6 +22,8 @@ from tasks.scoring.scores import ScoresConfig
 from tasks.selecting.duplicates import DuplicatesConfig
 from tasks.selecting.select import SelectConfig
 from tasks.sources.ingest import IngestConfig
+from tasks.tables.plain_text import MAX_VALUE, cut, shown
+from tasks.tables.yaml_text import parse_yaml
 from tasks.training.train_dit import TrainDiTConfig
 from tasks.training.train_vae import TrainVAEConfig
 
@@ -107,9 +108,10 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not name or not equals:
             raise RecipeError(f"--set {pair}: write it as section.key=value, e.g. --set train_vae.optim.num_steps=100")
         try:
-            settings[name.strip()] = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError as err:
-            raise RecipeError(f"--set {pair}: the value {text!r} is not YAML; quote it: '{name}=\"…\"'") from err
+            settings[name.strip()] = parse_yaml(text, "the value") if text else ""
+        except ValueError as err:
+            value = shown(text)
+            raise RecipeError(f"--set {cut(pair, MAX_VALUE)}: {value} is not YAML; quote it: '{name}=\"…\"'") from err
     return settings
 
 
@@ -130,9 +132,9 @@ def _find(recipe: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        sections = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise RecipeError(f"recipe {path} is not YAML: {err}") from err
+        sections = parse_yaml(path.read_bytes(), f"recipe {path}") or {}
+    except ValueError as err:
+        raise RecipeError(str(err)) from err
     if not isinstance(sections, dict):
         raise RecipeError(f"recipe {path} must be a mapping of sections ({', '.join(Recipe.model_fields)})")
     return sections
@@ -203,7 +205,7 @@ def _problem(name: str, problem: Mapping[str, Any]) -> str:
     if isinstance(problem["input"], Mapping):  # a rule across several settings names them in its message
         return f"{name}: {message[0].lower() + message[1:]}"
     # Users may write the key itself in place of the name of its variable; it must not get into a log.
-    value = "…" if name.endswith("api_key_env") else repr(problem["input"])
+    value = "…" if name.endswith("api_key_env") else shown(problem["input"])
     return f"{name} = {value}: {message[0].lower() + message[1:]}"
 
 

@@ -29,6 +29,7 @@ from tasks.sources.ingest import hash_file
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
 from tasks.tables.pending import pending
+from tasks.tables.web_hosts import allow_typed_here
 
 if TYPE_CHECKING:
     from pyramid_model.weights.checkpoint import Checkpoint
@@ -108,6 +109,7 @@ def _checked_prompts(config: GenerateConfig) -> list[str]:
     check_prompts(prompts)
     for kind in ("image", "video"):
         uri = getattr(config, kind)
+        allow_typed_here(uri)
         if uri and not storage.exists(uri):
             raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
     return prompts

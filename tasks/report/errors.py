@@ -36,6 +36,7 @@ ADVICE = {
     "no_decoder": "convert it to a codec that PyAV decodes, such as H.264",
     "too_much_memory": "the file takes more memory than clips.max_memory_gb: raise that, or convert it",
     "refused": "the host wants credentials or forbids access: set credentials, or leave the file out",
+    "inner_address": "a list may name public hosts only: allow it with ingest.fetch.allow_hosts, or leave it out",
     "busy": "the host limits requests: run again later with --retry-failed",
     "unreachable": "check the address and the network, then run again with --retry-failed",
     "no_sidecar": "name a caption file in source.yaml (captions: FILE) or in captions.sidecar",

@@ -9,15 +9,20 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any, cast
 
 from tasks.sources.lists import Annotation
 from tasks.tables import storage
+from tasks.tables.plain_text import cut
 
 VIDEO = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"),
     *(".ogv", ".3gp", ".mxf", ".vob", ".gif"),
 )
 MAX_TEXT_BYTES = 2**20  # of a member that describes a video; longer members are ignored
+MAX_TEXTS_BYTES = 512 * 2**20  # of all such members of an archive, which are in memory at the same time
+MAX_HEADER_BYTES = 2 * 2**20  # of a member's header: a header of a few bytes may claim a name of terabytes
+MAX_MEMBERS = 10**6
 TEXT_KEYS = ("caption", "text")
 
 
@@ -41,22 +46,51 @@ def members(uri: str) -> Iterator[Member]:
     fs, path = storage.filesystem(uri)
     descriptions: dict[str, dict[str, bytes]] = {}  # by key and suffix
     videos: list[tuple[str, tarfile.TarInfo]] = []  # (key, member)
-    damage = ""
+    damage, num_bytes = "", 0
     try:
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[arg-type]
-            for member in archive:
+        with fs.open(path, "rb") as file, tarfile.open(fileobj=cast(Any, _BoundedReads(file)), mode="r:") as archive:
+            for number, member in enumerate(archive):
+                archive.members.clear()  # tarfile keeps them all
+                if number >= MAX_MEMBERS:
+                    raise ValueError(f"it has more than {MAX_MEMBERS} members: split it into several archives")
                 key, suffix = _key(member.name)
                 if suffix in VIDEO:
                     videos.append((key, member))
                 elif suffix in (".json", ".txt") and member.isreg() and member.size <= MAX_TEXT_BYTES:
                     content = archive.extractfile(member)
                     descriptions.setdefault(key, {})[suffix] = content.read() if content else b""
-    except (tarfile.TarError, OSError, ValueError, EOFError) as err:
-        damage = f"{uri} cannot be read as an uncompressed tar file: {type(err).__name__}: {err}"
+                    num_bytes += member.size
+                    if num_bytes > MAX_TEXTS_BYTES:
+                        raise ValueError(f"its texts have more than {MAX_TEXTS_BYTES} bytes: split the archive")
+    # tarfile raises errors of all kinds for headers that nobody writes: of memory, overflow, recursion, arithmetic.
+    except (tarfile.TarError, OSError, ValueError, EOFError, MemoryError, ArithmeticError, LookupError) as err:
+        damage = f"{uri} cannot be read as an uncompressed tar file: {type(err).__name__}: {cut(str(err), 500)}"
+    except (RecursionError, TypeError, AttributeError) as err:
+        damage = f"{uri} cannot be read as an uncompressed tar file: {type(err).__name__}: {cut(str(err), 500)}"
     for key, member in videos:
         yield _video(member, descriptions.get(key, {}))
     if damage:
         raise ValueError(damage)
+
+
+class _BoundedReads:
+    """A file for tarfile, which reads as many bytes at once as the header of a member claims.
+
+    file: binary file with `read`, `seek` and `tell`.
+    """
+
+    def __init__(self, file: Any):
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes.
+
+        Raises:
+            ValueError: more than MAX_HEADER_BYTES are asked for.
+        """
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes, more than {MAX_HEADER_BYTES}")
+        return self.file.read(size)
 
 
 def _key(name: str) -> tuple[str, str]:

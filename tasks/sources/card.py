@@ -1,19 +1,22 @@
 """`source.yaml`: name, licences, splits and captions of a folder of videos, as its owner gives them."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from pyramid_model.config import Config
 from tasks.tables import storage
+from tasks.tables.plain_text import cut, shown
 from tasks.tables.rows import SourceRow
+from tasks.tables.yaml_text import MAX_BYTES, parse_yaml
 
 NAME = "source.yaml"
+MAX_PROBLEMS = 10  # of one card, in a message
 Split = Literal["train", "val", "test"]
 
 
@@ -22,7 +25,7 @@ class FileCard(Config):
 
     path: str = Field(description="relative to the folder of source.yaml")
     sha256: str = Field("", description="checksum; a file that differs becomes a failed row")
-    license: str = Field("", description="licence, if it differs from that of the source")
+    license: str = Field("", max_length=1000, description="licence, if it differs from that of the source")
     title: str = ""
     origin: str = ""
     changes: str = ""
@@ -47,8 +50,8 @@ class SplitPin(Config):
 class SourceCard(Config):
     """Content of a `source.yaml`."""
 
-    name: str = Field(description="short name, stored in the column `source`")
-    license: str = Field("", description="licence of the whole source, as an SPDX expression")
+    name: str = Field(max_length=200, description="short name, stored in the column `source`")
+    license: str = Field("", max_length=1000, description="licence of the whole source, as an SPDX expression")
     attribution: str = ""
     url: str = ""
     captions: str = Field("", description="CSV of captions by time, relative to the folder of source.yaml")
@@ -103,26 +106,55 @@ def read_card(uri: str) -> SourceCard:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not YAML, or keys or values in it are wrong; the message lists them.
     """
+    return _card(uri, parse_yaml(storage.read_bytes(uri, MAX_BYTES), uri))
+
+
+def read_web_card(uri: str) -> SourceCard | None:
+    """Read a `source.yaml` from a web host; None if the answer is something else, since many hosts answer anything.
+
+    Raises:
+        ValueError: as `read_card`, if most keys of the answer are those of a card.
+    """
+    keys = "|".join(SourceCard.model_fields)
     try:
-        content = yaml.safe_load(storage.read_bytes(uri))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ValueError(f"{uri} is not YAML: {err}") from err
+        text = storage.read_bytes(uri, MAX_BYTES).decode("utf-8-sig")
+    except ValueError:  # too large, or not text
+        return None
+    try:
+        content = parse_yaml(text, uri)
+    except ValueError:
+        if re.search(rf"^(?:{keys}) *:", text, re.MULTILINE):
+            raise
+        return None
+    if not isinstance(content, dict) or 2 * len(content.keys() & SourceCard.model_fields.keys()) <= len(content):
+        return None
+    return _card(uri, content)
+
+
+def _card(uri: str, content: object) -> SourceCard:
+    """The checked content of a card.
+
+    Raises:
+        ValueError: keys or values are wrong.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"{uri} must be a mapping with the keys {', '.join(SourceCard.model_fields)}")
     try:
         return SourceCard.model_validate({"name": PurePosixPath(uri).parent.name} | content)
     except ValidationError as err:
-        raise ValueError(f"{uri} is wrong: " + "; ".join(map(_problem, err.errors()))) from None
+        problems = [_problem(problem) for problem in err.errors()]
+        more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        raise ValueError(f"{uri} is wrong: " + "; ".join(problems[:MAX_PROBLEMS]) + more) from None
 
 
 def _problem(problem: ErrorDetails) -> str:
     """Sentence about one wrong key or value."""
-    name = ".".join(map(str, problem["loc"]))
+    name = cut(".".join(map(str, problem["loc"])), 100)
     if problem["type"] == "extra_forbidden":
         return f"there is no key {name!r}.{_nearest(problem['loc'])}"
     if problem["type"] == "missing":
         return f"{name} is missing"
-    return f"{name} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"{name} = {shown(problem['input'])}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _nearest(loc: Sequence[str | int]) -> str:
@@ -130,6 +162,6 @@ def _nearest(loc: Sequence[str | int]) -> str:
     *outer, last = loc
     part = str(outer[0]) if outer else NAME
     keys = list({"files": FileCard, "splits": SplitPin}.get(part, SourceCard).model_fields)
-    near = difflib.get_close_matches(str(last), keys, 1)
+    near = difflib.get_close_matches(cut(str(last), 100), keys, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Keys of {part}: {', '.join(keys)}"

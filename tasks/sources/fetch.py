@@ -17,11 +17,19 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pyramid_model.config import Config
 from tasks.tables import storage
 from tasks.tables.host_budget import Budget, HostBudget, host_of, process_budget, rate_limiting
+from tasks.tables.web_hosts import (
+    AddressRefusedError,
+    addresses_now,
+    allow_here,
+    check_allow_host,
+    check_behind_proxy,
+    make_connector,
+)
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, StreamReader
@@ -50,6 +58,23 @@ class FetchConfig(Config):
         200e9, gt=0, description="most bytes of a file, since some hosts send without end; a larger file fails"
     )
     timeout_s: float = Field(60, gt=0, description="a connection without data for this time counts as lost")
+    allow_hosts: tuple[str, ...] = Field(
+        (),
+        description="hosts that lists may name although their addresses are not public: name, name:port, address or "
+        "network such as 10.0.0.0/8",
+    )
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(check_allow_host, hosts))
+
+    def trusting(self, *urls: str) -> "FetchConfig":
+        """These settings, with the hosts of URLs that the user typed among the allowed ones; also for this process."""
+        typed = [address for url in urls if is_web(url) for address in addresses_now(url)]
+        hosts = tuple(dict.fromkeys([*self.allow_hosts, *typed]))
+        allow_here(hosts)
+        return self.model_copy(update={"allow_hosts": hosts})
 
     def process_budget(self) -> HostBudget:
         """The budget of this process, with these rates."""
@@ -74,7 +99,7 @@ class RetryableError(Exception):
 
 def is_web(uri: str) -> bool:
     """Whether a URI is a URL of a web host (http or https)."""
-    return uri.startswith(("http://", "https://"))
+    return uri[:8].lower().startswith(("http://", "https://"))
 
 
 class Sink:
@@ -254,14 +279,24 @@ async def _answer(
         "Accept-Encoding": "identity",
         **headers,
     }  # identity: the stored bytes, uncompressed
-    turns = [rate_limiting(budget)]
+    refusals: list[AddressRefusedError] = []
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers, trust_env=True, trace_configs=turns) as session,
+            aiohttp.ClientSession(
+                connector=make_connector(config.allow_hosts, refusals),
+                timeout=timeout,
+                headers=headers,
+                trust_env=True,
+                trace_configs=[rate_limiting(budget, lambda target: check_behind_proxy(target, config.allow_hosts))],
+            ) as session,
             session.get(url) as answer,
         ):
             yield answer
+    except AddressRefusedError as err:
+        raise FetchError(err.kind, f"{url}: {err.strerror}") from err
     except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as err:
+        if refusals:
+            raise FetchError(refusals[0].kind, f"{url}: {refusals[0].strerror}") from err
         raise RetryableError(f"{type(err).__name__}: {err}") from err
     except (aiohttp.ClientError, ValueError) as err:  # an invalid URL, too many redirects, or no HTTP
         raise FetchError("unreadable", f"{type(err).__name__}: {err}") from err

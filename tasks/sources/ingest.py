@@ -23,7 +23,7 @@ from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
 from tasks.running.work import Item, PerItemWork, Produced, Row
-from tasks.sources.card import SourceCard, card_uri, read_card
+from tasks.sources.card import SourceCard, card_uri, read_card, read_web_card
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
 from tasks.sources.listing import IMAGES, NON_MEDIA, Source, SourceFile, source_files
 from tasks.sources.lists import Annotation
@@ -34,6 +34,7 @@ from tasks.tables.host_budget import Budget, SharedBudget
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.pending import Pending, pending
 from tasks.tables.rows import SourceRow, as_rows
+from tasks.tables.web_hosts import addresses_now
 
 VERSION = "1"
 MAX_BLOCK_BYTES = 4 * 2**30  # a block is read, and so committed, within minutes even from a slow disk
@@ -134,7 +135,8 @@ class FileHasher:
         if item["archive"]:  # decoders cannot read a member of an archive
             return True
         if is_web(item["uri"]):
-            return self.config.copies != "none"
+            # Only ingest has the list of allowed hosts: later steps could not read a file of an inner host again.
+            return self.config.copies != "none" or bool(addresses_now(item["uri"]))
         return self.config.copies == "remote" and not storage.is_local(item["uri"])
 
     def _staging(self) -> str | None:
@@ -206,7 +208,8 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
     Raises:
         ValueError: the source is missing or empty, or a source.yaml in it has errors.
     """
-    source = source_files(config.source, run.root, config.left_out, config.media_root, config.fetch)
+    web = config.fetch.trusting(config.source, config.media_root)
+    source = source_files(config.source, run.root, config.left_out, config.media_root, web)
     items_by_id = {row["source_id"]: row for row in _rows(source.folder, source.files, _ids_of_urls(run, source.files))}
     todo = pending(run.root, "sources", items_by_id, run.retry_failed)
     redescribed = _redescribed(run, items_by_id, todo)
@@ -219,7 +222,7 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
         worker=FileHasher,
         done_table="sources",
         worker_args={
-            "config": config,
+            "config": config.model_copy(update={"fetch": web}),
             "media": run.media("sources"),
             "budget": budget,
             "limit_s": 0.9 * run.ray.no_progress_timeout_s,
@@ -341,11 +344,26 @@ def _card_folder(folder: str, file: SourceFile, cards: dict[str, SourceCard | No
     while True:
         if parent not in cards:
             uri = card_uri(parent)
-            cards[parent] = read_card(uri) if _card_exists(uri) else None
+            cards[parent] = _read_card(uri) if _card_exists(uri) else None
             _check_pins(uri, parent, cards[parent])
         if cards[parent] or parent == folder or not parent.startswith(folder.rstrip("/") + "/"):
             return parent
         parent = parent.rpartition("/")[0]
+
+
+def _read_card(uri: str) -> SourceCard | None:
+    """The card, or None if a web host answers with something else.
+
+    Raises:
+        CardUnreachableError: a card of a web host is wrong. Then its files are not used, and the others are.
+        ValueError: any other card is wrong.
+    """
+    if not is_web(uri):
+        return read_card(uri)
+    try:
+        return read_web_card(uri)
+    except Exception as err:  # a wrong card, or one that cannot be read
+        raise CardUnreachableError(str(err)) from err
 
 
 def _card_exists(uri: str) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
+import fsspec
+
 from tasks.sources.archives import members
 from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
 from tasks.sources.lists import HEAD_BYTES, Annotation, BadEntry, Entry, is_page, list_kind, read_list
@@ -28,6 +30,8 @@ WEB = FetchConfig()
 LOOKS = 16  # files whose size is requested at once, since object stores answer slowly
 PACKED = (".tar.gz", ".tgz")  # suffixes of compressed archives, which are an error: they must be unpacked first
 SHARDS = "WebDataset shards"
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")  # file systems whose servers a name cannot choose
+ALLOWED = ("file", "local", "memory", "http", "https", *STORES)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def source_files(
         raise _none_given()
     if storage.is_local(source):
         source = str(Path(source.removeprefix("file://")).expanduser().resolve())
+    web = web.trusting(source, media_root)
     beginning = _web_look(source, web) if is_web(source) else None
     if not beginning and not _reachable(source, "exists"):
         raise _no_source(source)
@@ -305,6 +310,8 @@ def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFol
     if not storage.is_local(uri) and any(map(_is_of_this_machine, (entry.name, entry.url))):
         error = f"{uri} is not on this machine, so it may not name files of this machine: copy the list here first"
         return _bad(f"{uri}#{entry.name}", entry.name, "bad_entry", error)
+    if problem := next(filter(None, (_foreign(name, folder, media.folder) for name in (entry.name, entry.url))), ""):
+        return _bad(entry.name, PurePosixPath(entry.name).name, "bad_uri", problem)
     full = media.find(entry.name)
     if not full and is_page(entry.url):
         error = (
@@ -316,6 +323,21 @@ def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFol
     is_inside = full.startswith(f"{folder}/")
     file = _look(full, full.removeprefix(f"{folder}/") if is_inside else PurePosixPath(full).name)
     return replace(file, annotations=entry.annotations, sha256=entry.sha256, md5=entry.md5)
+
+
+def _foreign(name: str, *folders: str) -> str:
+    """Why an entry of a list may not be opened: it names a file system that lists may not name; "" if it may.
+
+    folders: of the list and of its media; their file systems may be named.
+    """
+    scheme = name.partition("://")[0].lower() if "://" in name else ""
+    after_host = name.split("/", 3)[3:] if is_web(name) else [name]  # `::` in a host is part of an IPv6 address
+    if "://" in name and any("::" in part for part in after_host):
+        return f"{name} is a chain of file systems, which a list may not name: unpack or copy the file first"
+    shipped = scheme in fsspec.available_protocols()  # others are registered by the user
+    if not shipped or scheme in ALLOWED or any(folder.startswith(f"{scheme}://") for folder in folders):
+        return ""
+    return f"a list may not name files of {scheme}://, but local files, http, https and {', '.join(STORES)}, not {name}"
 
 
 def _is_of_this_machine(name: str) -> bool:

@@ -16,10 +16,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tasks.tables import storage
+from tasks.tables.plain_text import MAX_VALUE, cut, shown
 
 HEAD_BYTES = 64 * 2**10
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")  # suffixes of files that are lists whatever they contain
-MAX_LITERAL = 2**20  # most characters of a Python literal in a cell
+MAX_CELL = 2**20  # most characters or values of a cell
+MAX_NAME = 4096  # most characters of a path or URI
 OWN_KEYS = ("start_s", "end_s", "sha256", "md5")  # columns that have the same meaning in every format
 VIDEO_HOSTS = ("youtube.com", "youtu.be")  # their URLs lead to pages and not to video files
 
@@ -140,7 +142,7 @@ def read_list(uri: str, kind: str) -> tuple[RowFormat, Iterator[Entry | BadEntry
     form = row_format(names)
     if form is None:
         others = "; ".join(f"{', '.join(sorted(form.columns))} of {form.name}" for form in FORMATS if form.from_dataset)
-        error = f"list {uri} has no column 'uri' or 'path': its first line is {list(names)}"
+        error = f"list {uri} has no column 'uri' or 'path': its first line is {shown(list(names))}"
         raise ValueError(f"{error}. Other known columns: {others}")
     return form, (_entry(form, row, f"list {uri}, {place}") for place, row in rows)
 
@@ -149,11 +151,18 @@ def _entry(form: RowFormat, row: Row | BadEntry, place: str) -> Entry | BadEntry
     if isinstance(row, BadEntry):
         return row
     form = row_format(list(row)) or form  # JSON lines may have different keys
-    text = ",".join(_text(value) for value in row.values())
+    for column, value in row.items():
+        if isinstance(value, str | bytes | list | dict) and len(value) > MAX_CELL:
+            error = f"{place}: the column {cut(str(column), MAX_VALUE)!r} has more than {MAX_CELL} characters or values"
+            return BadEntry(shown(value), error)
+    text = cut(",".join(_text(value) for value in row.values()), MAX_VALUE)
     try:
         entry = form.entry(row)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as err:
-        return BadEntry(text, f"{place}: {err}; expected a row of {form.name}")
+    # A literal or a number may be deeper or larger than Python can compute with.
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, ArithmeticError, LookupError) as err:
+        return BadEntry(text, f"{place}: {cut(str(err), MAX_VALUE)}; expected a row of {form.name}")
+    if entry and max(len(entry.name), len(entry.url)) > MAX_NAME:
+        return BadEntry(text, f"{place}: the name of the video has more than {MAX_NAME} characters")
     column = next((name for name in form.media if name in row), form.media[0])
     return entry or BadEntry(text, f"{place}: the column {column!r} is empty, or is not text")
 
@@ -210,8 +219,8 @@ def _json_rows(text: str, uri: str) -> Rows:
 
     def rows() -> NumberedRows:
         for number, line, row in lines:
-            error = f'list {uri}, line {number}: expected {{"uri": "…"}} or {{"path": "…"}}, got {line!r}'
-            yield f"line {number}", row if row_format(list(row)) else BadEntry(line, error)
+            error = f'list {uri}, line {number}: expected {{"uri": "…"}} or {{"path": "…"}}, got {shown(line)}'
+            yield f"line {number}", row if row_format(list(row)) else BadEntry(cut(line, MAX_VALUE), error)
 
     return names, rows()
 
@@ -226,23 +235,19 @@ def _json_row(line: str) -> dict[str, object]:
 
 
 def _parquet_rows(uri: str) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    fs, path = storage.filesystem(uri)
-    try:
-        with fs.open(path, "rb") as file:
-            names = pq.ParquetFile(file).schema_arrow.names
-    except (pa.ArrowInvalid, OSError) as err:
-        raise ValueError(f"list {uri} cannot be read as Parquet: {err}") from err
+    from tasks.sources.parquet_rows import UNREADABLE, column_names, parquet_rows
 
     def rows() -> NumberedRows:
-        with fs.open(path, "rb") as file:
-            batches = pq.ParquetFile(file).iter_batches(batch_size=4096)
-            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+        number = 0
+        try:
+            for number, row in enumerate(parquet_rows(uri), 1):
                 yield f"row {number}", row
+        except UNREADABLE as err:
+            place = f"row {number + 1}"
+            error = f"list {uri}, {place}: this row and those after it cannot be read: {cut(str(err), 500)}"
+            yield place, BadEntry(place, error)
 
-    return names, rows()
+    return column_names(uri), rows()
 
 
 def row_format(names: Sequence[str]) -> RowFormat | None:
@@ -325,8 +330,6 @@ def _panda(row: Row) -> Entry | None:
 def _literal(value: object, column: str) -> list:
     """A list, written as a Python literal or already a list (in Parquet); no code is evaluated."""
     if isinstance(value, str):
-        if len(value) > MAX_LITERAL:
-            raise ValueError(f"{column} has {len(value)} characters, more than {MAX_LITERAL}")
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError) as err:

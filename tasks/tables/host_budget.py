@@ -4,9 +4,11 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin, urlsplit
+
+from tasks.tables.web_hosts import check_proxied_here
 
 if TYPE_CHECKING:
     from aiohttp import TraceConfig
@@ -92,11 +94,16 @@ def host_of(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
-def rate_limiting(budget: Budget) -> "TraceConfig":
-    """An aiohttp trace that delays each request and each redirect of a session by the wait of the rate limiter."""
+def rate_limiting(budget: Budget, check: Callable[[str], Awaitable[None]] | None = None) -> "TraceConfig":
+    """An aiohttp trace that delays each request and each redirect of a session by the wait of the rate limiter.
+
+    check: called with the URL before each of them; raises an error for a URL that may not be requested.
+    """
     from aiohttp import TraceConfig
 
     async def wait(url: str) -> None:
+        if check:
+            await check(url)
         await asyncio.sleep(budget.reserve(host_of(url), num_requests=1))
 
     async def on_start(_session: Any, _context: Any, request: Any) -> None:
@@ -115,4 +122,4 @@ def rate_limiting(budget: Budget) -> "TraceConfig":
 @functools.cache
 def process_rate_limiting() -> "TraceConfig":
     """`rate_limiting` of `process_budget`. Cached: fsspec reuses a file system only if its options are equal."""
-    return rate_limiting(_PROCESS_BUDGET)
+    return rate_limiting(_PROCESS_BUDGET, check_proxied_here)

@@ -11,7 +11,9 @@ from pathlib import Path
 import fsspec
 from fsspec.utils import get_protocol
 
+WEB = re.compile(r"(^|::)https?://", re.IGNORECASE)  # also inside a chain such as zip://a.mp4::http://…
 PIECE_BYTES = 4 * 2**20
+MAX_BYTES = 8 * 2**30  # of a file that is read into memory as a whole
 
 
 def is_local(uri: str) -> bool:
@@ -48,15 +50,21 @@ def join(root: str, *parts: str) -> str:
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of `uri` and the path on it."""
-    if uri.startswith(("http://", "https://")):
+    if url := WEB.search(uri):
         import aiohttp
 
         from tasks.tables.host_budget import process_rate_limiting
+        from tasks.tables.web_hosts import check_here, client_here
+
+        check_here(uri[url.start() :].lstrip(":"))
 
         # Large files take long, so a transfer times out only when no data arrives, and not after five minutes in all.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
         options = {"timeout": timeout, "trust_env": True, "trace_configs": [process_rate_limiting()]}
-        return fsspec.core.url_to_fs(uri, client_kwargs=options)
+        web = {"client_kwargs": options, "get_client": client_here}
+        if "::" in uri:
+            return fsspec.core.url_to_fs(uri, http=web, https=web)
+        return fsspec.core.url_to_fs(uri, **web)
     return fsspec.core.url_to_fs(uri)
 
 
@@ -66,11 +74,23 @@ def exists(uri: str) -> bool:
     return fs.exists(path)
 
 
-def read_bytes(uri: str) -> bytes:
-    """Content of a small file."""
+def read_bytes(uri: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Content of a small file.
+
+    Raises:
+        ValueError: the file has more than `max_bytes`; no more than that is read, since hosts may send without end.
+        FileNotFoundError: the file does not exist. Other exceptions are those of its file system.
+    """
     fs, path = filesystem(uri)
-    with fs.open(path, "rb") as file:
-        return file.read()  # pyright: ignore[reportReturnType]
+    # Without blocks, HTTP reads one stream; with blocks, a read to the end ignores the size that the host gave.
+    options = {"block_size": 0} if WEB.match(uri) else {}
+    content = bytearray()
+    with fs.open(path, "rb", **options) as file:
+        while piece := file.read(PIECE_BYTES):
+            content += piece  # pyright: ignore[reportOperatorIssue]
+            if len(content) > max_bytes:
+                raise ValueError(f"{uri} has more than {max_bytes} bytes, which is too much for a file of this kind")
+    return bytes(content)
 
 
 def read_pieces(uri: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:

@@ -96,3 +96,45 @@ def test_members_are_read_in_place_and_never_written_under_their_own_names(ray_l
     written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.mp4")}
     assert written == {"deep"}
     assert ingest(run, config).num_new == 0
+
+
+def hostile_tars() -> dict[str, bytes]:
+    """Tar files of a few hundred bytes: headers that claim terabytes, negative sizes, and sparse files."""
+
+    def head(name: str, kind: bytes, size: int, body: bytes = b"") -> bytes:
+        info = tarfile.TarInfo(name)
+        info.size, info.type = size, kind
+        return info.tobuf(tarfile.GNU_FORMAT) + body + bytes(-len(body) % 512) + bytes(1024)
+
+    negative = bytearray(head("a.mp4", tarfile.REGTYPE, 5, b"hello"))
+    negative[124:136] = b"\xff" * 12
+    negative[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(negative[:512]))[0]
+    records = [b"99999999999999 path=a.mp4\n", b"20 size=-9999999999\n", b"30 GNU.sparse.numblocks=9999999\n"]
+    described = [head("pax", b"x", len(r), r)[:1024] + head("a.mp4", b"0", 1, b"x") for r in records]
+    return {
+        "longname": head("././@LongLink", b"L", 1 << 44),
+        "longlink": head("././@LongLink", b"K", 1 << 44),
+        "pax": head("pax", b"x", 1 << 44),
+        "global pax": head("pax", b"g", 1 << 44),
+        "negative": bytes(negative),
+        **{f"record {number}": tar for number, tar in enumerate(described)},
+        "texts": head("a.json", tarfile.REGTYPE, 1 << 40),
+        "noise": bytes(range(256)) * 8,
+    }
+
+
+@pytest.mark.parametrize("name", list(hostile_tars()))
+def test_a_hostile_archive_is_a_row_and_the_other_files_go_on(tmp_path, name):
+    (tmp_path / "bad.tar").write_bytes(hostile_tars()[name])
+    (tmp_path / "good.mp4").write_bytes(b"x")
+    files = source_files(str(tmp_path), str(tmp_path / "root")).files
+    assert [file.path for file in files if not file.error_type and not file.archive] == ["good.mp4"]
+    assert all(len(file.error) < 1000 for file in files)
+
+
+def test_the_attack_of_1536_bytes_is_told_with_its_name(tmp_path):
+    (tmp_path / "a.tar").write_bytes(hostile_tars()["longname"])
+    (tmp_path / "b.mp4").write_bytes(b"x")
+    bad = next(file for file in source_files(str(tmp_path), str(tmp_path / "root")).files if file.error_type)
+    assert (bad.path, bad.error_type) == ("a.tar", "bad_archive")
+    assert "a header of 17592186044416 bytes" in bad.error

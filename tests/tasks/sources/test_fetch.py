@@ -24,7 +24,8 @@ from tasks.tables.host_budget import HostBudget
 
 BODY = bytes(range(256)) * 1000
 TAG, OTHER, WEAK = '"first"', '"second"', 'W/"first"'
-QUICK = FetchConfig(requests_per_s=1000, backoff_s=0.01, tries=3, timeout_s=0.5, max_wait_s=2)
+LOOPBACK = ("127.0.0.0/8",)  # where the hosts of these tests are
+QUICK = FetchConfig(requests_per_s=1000, backoff_s=0.01, tries=3, timeout_s=0.5, max_wait_s=2, allow_hosts=LOOPBACK)
 
 
 class Host(http.server.BaseHTTPRequestHandler):
@@ -199,7 +200,7 @@ def test_one_request_tells_what_a_source_is(host, tmp_path):
 
 
 def test_no_request_comes_before_its_turn_whoever_makes_it(host, tmp_path):
-    config, began = FetchConfig(requests_per_s=5, backoff_s=0.01), time.monotonic()
+    config, began = FetchConfig(allow_hosts=LOOPBACK, requests_per_s=5, backoff_s=0.01), time.monotonic()
     source_files(f"{host}/plain.mp4", str(tmp_path), web=config)
     assert not storage.exists(f"{host}/source.yaml")
     fetch(f"{host}/moved.mp4", Sink(), config, config.process_budget())  # two requests
@@ -229,7 +230,7 @@ def test_trouble_that_stays_is_told_by_kind(host, name, kind, reason, tries):
 
 def test_a_file_without_end_is_given_up(host):
     with pytest.raises(FetchError, match=r"more than 1000 bytes arrived \(ingest\.fetch\.max_bytes\)"):
-        fetched(f"{host}/slow.mp4", FetchConfig(max_bytes=1000))
+        fetched(f"{host}/slow.mp4", FetchConfig(allow_hosts=LOOPBACK, max_bytes=1000))
 
 
 def test_a_host_that_never_ends_nor_falls_silent_costs_its_own_file_only(host, tmp_path):
@@ -259,7 +260,7 @@ def test_a_host_that_is_not_there_is_unreachable(url):
 
 
 def test_a_host_is_asked_no_more_often_than_allowed(host):
-    config = FetchConfig(requests_per_s=20)
+    config = FetchConfig(allow_hosts=LOOPBACK, requests_per_s=20)
     budget = HostBudget(config.requests_per_s, config.bytes_per_s)
     threads = [
         threading.Thread(target=fetch, args=(f"{host}/plain.mp4", Sink(), config, budget)) for number in range(8)

@@ -274,7 +274,7 @@ def loading(run: Run, encoder_uri: str, vae_uri: str) -> Iterator[Line]:
         pyramid=PyramidConfig(num_stages=3),
         optim=DiTOptimConfig(batch_size=6, num_steps=8, warmup_steps=1),
     )
-    source = pair_source(run, "", "", find_model(run, "vae", vae_uri), find_encoder(run, encoder_uri).hash)
+    source = pair_source(run, "", (), find_model(run, "vae", vae_uri), find_encoder(run, encoder_uri).hash)
     pairs = find_pairs(source, "train"), find_pairs(source, "val")
     training = DiTTraining(config, source, *pairs, [""] * len(pairs[0]), 0, 1, torch.device("cpu"))
     steps = range(20)

@@ -3,12 +3,7 @@
 The text encoder reads 128 tokens, about 90 English words, so the instructions ask for texts within this length.
 """
 
-from typing import Literal
-
 from pyramid_model.captioning.structured import FIELDS
-
-Kind = Literal["human", "short", "dense", "structured", "rewritten"]
-
 
 SEEN = "You are given frames of one video clip, in the order in which they were filmed."
 ONLY_VISIBLE = "Name only what can be seen: no sounds, no guesses about names, causes, or what came before or after."

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
+from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.config import Config, LatentNorm, PyramidConfig
 
 TRAINING_FILE = "training.json"
@@ -32,7 +33,7 @@ class TrainedOn(Config):
     """
 
     selection: str = ""
-    captions: str = ""
+    captions: tuple[CaptionsOfKind, ...] = ()
     versions: dict[str, int] = Field(default_factory=dict)
     vae: ModelFolder | None = None
     encoder: ModelFolder | None = None

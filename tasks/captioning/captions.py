@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from tasks.captioning.config import HUMAN, REWRITTEN, VERSION, CaptionItem, CaptionsConfig, CaptionsResult, Usage
 from tasks.captioning.human import match_captions
 from tasks.captioning.writing import CLIP_COLUMNS, Parent, find_writer, wanted_items, write_captions
@@ -35,8 +36,11 @@ def captions(run: Run, config: CaptionsConfig) -> CaptionsResult:
     if config.by_model:
         items, of_models = _write(run, config, clips)
         all_items, results = [*all_items, *items], [*results, *of_models]
-    hashes = {kind: sorted({item["decided_by"] for item in all_items if item["kind"] == kind}) for kind in config.kinds}
-    captions_id = ";".join(f"{kind}:{','.join(filter(None, of_kind))}" for kind, of_kind in hashes.items())
+    hashes = [{item["decided_by"] for item in all_items if item["kind"] == kind} - {""} for kind in config.kinds]
+    used = tuple(
+        CaptionsOfKind(kind=kind, hashes=tuple(sorted(of_kind)))
+        for kind, of_kind in zip(config.kinds, hashes, strict=True)
+    )
     total = results[0] if len(results) == 1 else merged(results)
     usage = _usage(run, all_items) if config.by_model else None
     note = total.note
@@ -48,7 +52,7 @@ def captions(run: Run, config: CaptionsConfig) -> CaptionsResult:
         num_restored += append_again(run.root, "captions", caption_ids, lineage(run, "captions", VERSION, config))
     if num_restored and note == total.note:
         note = f"{num_restored} clips use captions of an earlier run again"
-    return CaptionsResult(**dict(total, note=note), captions=captions_id, usage=usage)
+    return CaptionsResult(**dict(total, note=note), captions=used, usage=usage)
 
 
 def _write(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -> tuple[list[CaptionItem], list[StepResult]]:
@@ -59,9 +63,10 @@ def _write(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -> tuple[
     writer = find_writer(run, config)
     all_items: list[CaptionItem] = []
     results = []
-    from_frames = [kind for kind in config.by_model if kind != REWRITTEN]
-    for kinds in filter(None, (from_frames, [REWRITTEN] if REWRITTEN in config.by_model else [])):
-        parents = _parents(run, config, all_items) if kinds == [REWRITTEN] else {}
+    from_frames: list[Kind] = [kind for kind in config.by_model if kind != REWRITTEN]
+    rewritten: list[Kind] = [kind for kind in config.by_model if kind == REWRITTEN]
+    for kinds in filter(None, (from_frames, rewritten)):
+        parents = _parents(run, config, all_items) if kinds is rewritten else {}
         items = wanted_items(config, kinds, writer, clips, parents)
         results.append(write_captions(run, config, items, writer))
         all_items += items

@@ -4,18 +4,17 @@ from typing import TypedDict
 
 from pydantic import Field, model_validator
 
-from pyramid_model.captioning.instructions import Kind
+from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from pyramid_model.captioning.question import FrameSampling
 from pyramid_model.config import NOT_IDENTITY, Config
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.models.vision_models import VisionModelConfig
 from tasks.running.run import StepResult
 
-REWRITTEN, STRUCTURED = "rewritten", "structured"
-
-
 VERSION = "1"
-HUMAN = "human"
+HUMAN: Kind = "human"
+REWRITTEN: Kind = "rewritten"
+STRUCTURED: Kind = "structured"
 
 
 class CaptionItem(TypedDict):
@@ -26,7 +25,7 @@ class CaptionItem(TypedDict):
 
     caption_id: str
     clip_id: str
-    kind: str
+    kind: Kind
     decided_by: str
 
 
@@ -64,12 +63,12 @@ class CaptionsConfig(Config):
     )
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def kinds(self) -> tuple[Kind, ...]:
         """The wanted kinds, the preferred one first."""
         return (self.kind,) if isinstance(self.kind, str) else self.kind
 
     @property
-    def by_model(self) -> tuple[str, ...]:
+    def by_model(self) -> tuple[Kind, ...]:
         """The wanted kinds that a model writes."""
         return tuple(kind for kind in self.kinds if kind != HUMAN)
 
@@ -100,5 +99,5 @@ class Usage(Config):
 class CaptionsResult(StepResult):
     """Result of the captions step."""
 
-    captions: str = Field(description="which captions, as `captions` of later steps takes it: kind:hash,hash;kind:hash")
+    captions: tuple[CaptionsOfKind, ...] = Field(description="which captions, as `captions` of later steps takes it")
     usage: Usage | None = Field(None, description="None if no model writes captions")

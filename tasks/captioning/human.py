@@ -15,7 +15,7 @@ from tasks.captioning.config import HUMAN, VERSION, CaptionItem, CaptionsConfig
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.sources.card import cards_of, read_card
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, content_id, ok_row, read_table
@@ -111,12 +111,12 @@ class CaptionMatcher:
         self.config = config
         self.spans = {uri: read_sidecar(uri) for uri in sidecars}
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[HumanItem]) -> Produced:
         """One row per clip."""
         return Produced({"captions": [self.caption(item) for item in items]})
 
-    def caption(self, item: Item) -> Row:
-        """Row of one clip: ok with a text, or skipped with the reason. item: a HumanItem with its attempt."""
+    def caption(self, item: HumanItem) -> Row:
+        """Row of one clip: ok with a text, or skipped with the reason."""
         columns = {
             "caption_id": item["caption_id"],
             "clip_id": item["clip_id"],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyramid_model.captioning.instructions import asked_again, filled, instruction_for
+from pyramid_model.captioning.kinds import Kind
 from pyramid_model.captioning.quality import Judged, judge, without_thoughts
 from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Question
 from pyramid_model.captioning.structured import SCHEMA, StructureError, as_prose, read_structured
@@ -16,10 +17,10 @@ from tasks.captioning.endpoint import Endpoint, EndpointConfig, check_endpoint
 from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.pending import pending
-from tasks.tables.rows import ClipRow
+from tasks.tables.rows import ClipFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,17 +58,17 @@ def find_writer(run: Run, config: "CaptionsConfig") -> Writer:
     return Writer(model=config.local.name, revision=folder.hash, uri=folder.uri, config=config.local)
 
 
-def answer_settings(config: "CaptionsConfig", kind: str, writer: Writer) -> dict[str, object]:
+def answer_settings(config: "CaptionsConfig", kind: Kind, writer: Writer) -> dict[str, object]:
     """Everything that determines the answer of the model, besides the clip."""
     return {
         "revision": writer.revision,  # for a local model: the hash of its files, so that the folder does not matter
         "writer": identity(writer.config),
-        "instruction": instruction_for(kind, config.instructions.get(kind, "")),  # type: ignore[call-overload]
+        "instruction": instruction_for(kind, config.instructions.get(kind, "")),
         "frames": None if kind == REWRITTEN else identity(config.frames),
     }
 
 
-def decided_by(config: "CaptionsConfig", kind: str, writer: Writer) -> str:
+def decided_by(config: "CaptionsConfig", kind: Kind, writer: Writer) -> str:
     """Hash of what determines a caption of that kind, besides the clip: model, settings, and limits on answers."""
     limits = {"language": config.language, "max_repetition": config.max_repetition}
     return content_id(answer_settings(config, kind, writer), limits, VERSION)
@@ -81,15 +82,10 @@ class Parent:
     text: str
 
 
-class ModelItem(CaptionItem):
+class ModelItem(CaptionItem, ClipFile):
     """Work item of `CaptionWriter`: columns of the clip, hash of the question, and caption to rewrite ("" if none)."""
 
-    uri: str
-    height: int
-    width: int
-    num_frames: int
-    fps_num: int
-    fps_den: int
+    attempt: int
     answer_key: str
     parent_caption_id: str
     parent_text: str
@@ -97,9 +93,9 @@ class ModelItem(CaptionItem):
 
 def wanted_items(
     config: "CaptionsConfig",
-    kinds: Sequence[str],
+    kinds: Sequence[Kind],
     writer: Writer,
-    clips: Sequence[ClipRow],
+    clips: Sequence[ClipFile],
     parents: Mapping[str, Parent],
 ) -> list[ModelItem]:
     """One item per clip and kind. The items of a clip are consecutive, so that its frames are read once.
@@ -119,6 +115,7 @@ def wanted_items(
                     "clip_id": clip["clip_id"],
                     "kind": kind,
                     "decided_by": hashes[kind],
+                    "attempt": 1,
                     "uri": clip["uri"],
                     "height": clip["height"],
                     "width": clip["width"],
@@ -167,7 +164,7 @@ class CaptionWriter:
         self.files = AnswerFiles(root, CAPTIONS)
         self.answerer = load_answerer(writer)
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[ModelItem]) -> Produced:
         """One row per item."""
         frames_of = FramesOfClip(self.config)
         answerable = [item for item in items if item["kind"] != REWRITTEN or item["parent_text"]]
@@ -176,7 +173,9 @@ class CaptionWriter:
         self._ask_again(answerable, replies, frames_of)
         return Produced({"captions": [self.row(item, replies.get(item["caption_id"], [])) for item in items]})
 
-    def _question(self, item: Item, frames_of: "FramesOfClip", problem: tuple[str, str] = ("", "")) -> KeyedQuestion:
+    def _question(
+        self, item: ModelItem, frames_of: "FramesOfClip", problem: tuple[str, str] = ("", "")
+    ) -> KeyedQuestion:
         """The question about a clip. problem: (answer, reason) of a first answer that could not be used."""
         kind = item["kind"]
         instruction = instruction_for(kind, self.config.instructions.get(kind, ""))
@@ -195,9 +194,11 @@ class CaptionWriter:
 
         return KeyedQuestion(key, make, item["caption_id"], item["attempt"])
 
-    def _ask_again(self, items: Sequence[Item], replies: dict[str, list[Reply]], frames_of: "FramesOfClip") -> None:
+    def _ask_again(
+        self, items: Sequence[ModelItem], replies: dict[str, list[Reply]], frames_of: "FramesOfClip"
+    ) -> None:
         """Ask once more for structured captions whose answer has the wrong form; adds to `replies`."""
-        malformed: list[tuple[Item, str, str]] = []
+        malformed: list[tuple[ModelItem, str, str]] = []
         for item in items:
             answer = replies[item["caption_id"]][0].answer
             if item["kind"] != STRUCTURED or not isinstance(answer, Answer) or judge(answer).fault[0] == "refused":
@@ -210,8 +211,8 @@ class CaptionWriter:
         for (item, _, _), reply in zip(malformed, self.files.ask(questions, self.answerer), strict=True):
             replies[item["caption_id"]].append(reply)
 
-    def row(self, item: Item, replies: Sequence[Reply]) -> Row:
-        """Row of one caption, from the replies to its questions. item: a ModelItem with its attempt."""
+    def row(self, item: ModelItem, replies: Sequence[Reply]) -> Row:
+        """Row of one caption, from the replies to its questions."""
         columns = self._columns(item, replies)
         if not replies:
             kind = self.config.rewrite_from
@@ -229,7 +230,7 @@ class CaptionWriter:
         columns |= {"quality": json.dumps(quality), "language": language, "json": structured}
         return ok_row(item, text=judged.text, **columns)
 
-    def _judged(self, kind: str, answer: Answer) -> tuple[Judged, str | None]:
+    def _judged(self, kind: Kind, answer: Answer) -> tuple[Judged, str | None]:
         """The judgement of an answer and, for a structured caption, its JSON object."""
         limits = {"language": self.config.language, "max_repetition": self.config.max_repetition}
         answer = answer.model_copy(update={"text": without_thoughts(answer.text)})
@@ -246,7 +247,7 @@ class CaptionWriter:
         facts = dict(judged.facts) | {"repaired": repaired}
         return Judged(judged.text, judged.language, judged.fault, facts), json.dumps(fields, ensure_ascii=False)
 
-    def _columns(self, item: Item, replies: Sequence[Reply]) -> Row:
+    def _columns(self, item: ModelItem, replies: Sequence[Reply]) -> Row:
         """Columns of good and of bad rows. Tokens and cost are summed over all answers."""
         answers = [reply.answer for reply in replies if isinstance(reply.answer, Answer)]
         prompt = sum(answer.num_prompt_tokens for answer in answers)
@@ -272,7 +273,7 @@ class FramesOfClip:
         self.clip_id = ""
         self.frames: tuple[np.ndarray | None, float] = (None, 1.0)
 
-    def __call__(self, item: Item) -> "tuple[np.ndarray | None, float]":
+    def __call__(self, item: ModelItem) -> "tuple[np.ndarray | None, float]":
         """Frames, uint8 RGB (t h w 3), and their frame rate.
 
         Raises:

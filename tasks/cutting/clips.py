@@ -17,7 +17,7 @@ from tasks.running.isolated import Crashed, Isolated, MemoryExceeded, TimedOut
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, params_hash
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.tables import storage
 from tasks.tables.appending import append_again
 from tasks.tables.delta import bad_row, read_table
@@ -104,8 +104,8 @@ class VideoWorker:
         max_bytes = int(self.settings.max_memory_gb * 2**30)
         self.child = Isolated("tasks.cutting.video_pass:cut_video", max_bytes=max_bytes)
 
-    def __call__(self, items: list[Item]) -> Produced:
-        """Rows of `clips`, `scores` and `videos`. items: VideoItems."""
+    def __call__(self, items: Sequence[VideoItem]) -> Produced:
+        """Rows of `clips`, `scores` and `videos`."""
         rows: dict[str, list[Row]] = {"clips": [], "scores": [], "videos": []}
         deadline = time.monotonic() + self.block_timeout_s
         for num_after, item in zip(reversed(range(len(items))), items, strict=True):
@@ -115,7 +115,7 @@ class VideoWorker:
                 rows[table] += new_rows
         return Produced(rows)
 
-    def _cut(self, item: Item, timeout_s: float) -> dict[str, list[Row]]:
+    def _cut(self, item: VideoItem, timeout_s: float) -> dict[str, list[Row]]:
         # On the disk of the clips, so that a rename completes a clip. `vacuum` deletes old folders with this prefix.
         folder = storage.filesystem(self.media)[1] if storage.is_local(self.media) else None
         staging = tempfile.mkdtemp(prefix=".writing-", dir=folder)
@@ -130,11 +130,11 @@ class VideoWorker:
             problem = ("too_much_memory", f"cutting it took {err} of memory: {advice}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        columns = {name: item[name] for name in SOURCE_COLUMNS}
+        columns: Row = {name: item[name] for name in SOURCE_COLUMNS}
         return {"videos": [bad_row(item, problem, **columns)]}
 
 
-def num_portions(item: Item | VideoItem) -> int:
+def num_portions(item: VideoItem) -> int:
     """Number of portions of MAX_BLOCK_BYTES in a video, by which its time limit is multiplied."""
     return max(1, math.ceil(item["size_bytes"] / MAX_BLOCK_BYTES))
 
@@ -189,7 +189,7 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
         max_block_bytes=MAX_BLOCK_BYTES,
         patience_s=patience_s,
     )
-    result = run_blocks(run, work, [dict(item) for item in items], num_done)
+    result = run_blocks(run, work, items, num_done)
     note = f"{restored} videos use clips of an earlier run again" if restored else result.note
     return ClipsResult(**dict(result, note=note), clips=params_hash(config))
 

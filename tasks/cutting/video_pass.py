@@ -24,9 +24,9 @@ from pyramid_model.video.footage import Footage, Integrity, mean_fps
 from pyramid_model.video.frame import Frame, turned
 from pyramid_model.video.probe import VideoProbe
 from pyramid_model.video.video import ClipWriter, VideoError
-from tasks.cutting.clips import SALVAGED, SOURCE_COLUMNS, ClipsConfig
+from tasks.cutting.clips import SALVAGED, SOURCE_COLUMNS, ClipsConfig, VideoItem
 from tasks.cutting.planning import ClipRules, plan_clips
-from tasks.running.work import Item, Row
+from tasks.running.work import Row
 from tasks.scoring.scores import score_rows, scored_size
 from tasks.sources.reading import reading_source
 from tasks.tables import storage
@@ -37,11 +37,11 @@ ENCODER = "libx264-1"  # part of clip ids: count up when the same settings give 
 Rows = dict[str, list[Row]]  # by table
 
 
-def cut_video(item: Item, config: Mapping[str, object], media: str, staging: str) -> Rows:
+def cut_video(item: VideoItem, config: Mapping[str, object], media: str, staging: str) -> Rows:
     """Cut one source video and publish its clips; returns its rows of `clips`, `scores` and `videos`.
 
     Args:
-        item: a `tasks.cutting.clips.VideoItem`.
+        item: the file of the video.
         config: a ClipsConfig as JSON.
         media: URI of the folder of clips.
         staging: an empty local folder on the file system of `media`; the caller removes it.
@@ -108,7 +108,7 @@ class CutClip:
 class VideoPass:
     """The decode pass over one video. It collects the columns of the row of `videos` in `columns`."""
 
-    def __init__(self, item: Item, config: ClipsConfig, staging: str):
+    def __init__(self, item: VideoItem, config: ClipsConfig, staging: str):
         self.item, self.config, self.staging = item, config, staging
         self.columns: Row = {name: item[name] for name in SOURCE_COLUMNS} | {"num_shots": 0, "num_clips": 0}
         self.remark = ""

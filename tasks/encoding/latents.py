@@ -4,10 +4,10 @@ Threads read the next clips while the VAE encodes a batch.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from tasks.running.busy import Busy
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import bad_row, content_id, crc32, ok_row
 from tasks.tables.files import check_unchanged
@@ -61,6 +61,17 @@ class LatentsConfig(Config):
     )
 
 
+class LatentItem(TypedDict):
+    """Work item of `LatentEncoder`: a selected clip and the id of its latent."""
+
+    latent_id: str
+    clip_id: str
+    uri: str
+    size_bytes: int
+    crc32: int
+    bucket: str
+
+
 class LatentEncoder:
     """Actor: loads the VAE once, then encodes clips. A clip that cannot be read becomes a failed row."""
 
@@ -72,9 +83,9 @@ class LatentEncoder:
         self.latent_norm = norm.model_dump_json() if norm else ""
         self.busy = Busy()
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[LatentItem]) -> Produced:
         """One row per clip."""
-        by_bucket: dict[str, list[Item]] = {}
+        by_bucket: dict[str, list[LatentItem]] = {}
         for item in items:
             by_bucket.setdefault(item["bucket"], []).append(item)
         size = self.config.batch_size
@@ -84,7 +95,7 @@ class LatentEncoder:
         rows.sort(key=lambda row: position[row["latent_id"]])
         return Produced({"latents": rows}, self.busy.spent("vae"))
 
-    def _read_ahead(self, batches: list[list[Item]]) -> "Iterator[list[ReadClip]]":
+    def _read_ahead(self, batches: list[list[LatentItem]]) -> "Iterator[list[ReadClip]]":
         """Batches with their frames. Threads read the next batches while the caller works on one."""
         num_ahead = 1 + -(-self.config.decode_threads // self.config.batch_size)  # batches
         with ThreadPoolExecutor(self.config.decode_threads, "decode") as threads:
@@ -139,12 +150,12 @@ class LatentEncoder:
 class ReadClip:
     """Frames of a clip, uint8 (t h w 3), or the error that prevented reading it."""
 
-    item: Item
+    item: LatentItem
     frames: "np.ndarray | None" = None
     error: Exception | None = None
 
 
-def _read(item: Item) -> ReadClip:
+def _read(item: LatentItem) -> ReadClip:
     from pyramid_model.video.video import VideoError, read_clip
 
     bucket = parse_bucket(item["bucket"])
@@ -173,8 +184,15 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
     vae = find_model(run, "vae", config.vae)
     columns = ("clip_id", "uri", "size_bytes", "crc32")
     clips = as_rows(selected_clips(run.root, config.selection, columns=columns), SelectedClipRow)
-    all_items = [
-        {**clip, "latent_id": latent_id(clip["clip_id"], vae.hash, clip["bucket"], config.dtype, config.parts)}
+    all_items: list[LatentItem] = [
+        {
+            "latent_id": latent_id(clip["clip_id"], vae.hash, clip["bucket"], config.dtype, config.parts),
+            "clip_id": clip["clip_id"],
+            "uri": clip["uri"],
+            "size_bytes": clip["size_bytes"],
+            "crc32": clip["crc32"],
+            "bucket": clip["bucket"],
+        }
         for clip in clips
     ]
     todo = pending(run.root, "latents", [item["latent_id"] for item in all_items], run.retry_failed)

@@ -1,9 +1,11 @@
 """Step `text_features`: encode every caption and prompt with the text encoder, each distinct text once."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
 
+from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, Config, identity
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
@@ -14,7 +16,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.tables.appending import append_again
 from tasks.tables.current import captions_by_kind, selected_clips
 from tasks.tables.delta import bad_row, content_id, crc32, ok_row
@@ -40,10 +42,10 @@ class TextFeaturesConfig(TinyEncoderConfig):
     """The texts to encode, and the encoder."""
 
     selection: str = Field("", description="id of the selection; empty: the newest")
-    captions: str = Field(
-        "",
-        description="captions to use, as an output of the captions step or kinds such as dense;short; empty: the "
-        "newest of each clip",
+    captions: tuple[CaptionsOfKind, ...] = Field(
+        (),
+        description="captions to use, the preferred kind first, e.g. [{kind: dense}, {kind: short}]; empty: the newest "
+        "of each clip",
     )
     encoder: str = Field(
         "tiny",
@@ -75,6 +77,13 @@ class TextFeaturesConfig(TinyEncoderConfig):
         return TinyEncoderConfig.model_validate(self.model_dump(include=set(TinyEncoderConfig.model_fields)))
 
 
+class TextItem(TypedDict):
+    """Work item of `TextEncoder`: a text and the id of its features."""
+
+    text_feature_id: str
+    text: str
+
+
 class TextEncoder:
     """Actor: loads the encoder once, then encodes texts."""
 
@@ -85,14 +94,14 @@ class TextEncoder:
         self.encoder = load_encoder(encoder.uri, device, dtype)
         self.busy = Busy()
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[TextItem]) -> Produced:
         """One row per text."""
         with self.busy:
             features = self.encoder.encode([item["text"] for item in items], self.batch_size)
         rows = [self.row(item, *embedding) for item, embedding in zip(items, features, strict=True)]
         return Produced({"text_features": rows}, self.busy.spent("encoder"))
 
-    def row(self, item: Item, embeds: "Tensor", pooled: "Tensor") -> Row:
+    def row(self, item: TextItem, embeds: "Tensor", pooled: "Tensor") -> Row:
         """Row of one text. embeds: features of the valid tokens (n d); pooled: (p)."""
         from tasks.tables.blobs import tensor_bytes
 
@@ -129,7 +138,9 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
         )
     encoder = prepare_encoder(run, config.encoder, caption_texts, identity(config.tiny()))
     texts = list(dict.fromkeys([NULL_TEXT, *caption_texts, *read_prompts(config.prompts, config.prompts_file)]))
-    all_items = [{"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts]
+    all_items: list[TextItem] = [
+        {"text_feature_id": text_feature_id(text, encoder.hash, config.dtype), "text": text} for text in texts
+    ]
     # Sorted by length, so that batches need little padding.
     all_items.sort(key=lambda item: len(item["text"]))
     todo = pending(run.root, "text_features", [item["text_feature_id"] for item in all_items], run.retry_failed)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.weights.record import TrainedModel
@@ -38,8 +39,8 @@ class EvaluateConfig(Config):
         description="id of the selection; empty: the one that the DiT was trained on",
         json_schema_extra=NOT_IDENTITY,
     )
-    captions: str = Field(
-        "",
+    captions: tuple[CaptionsOfKind, ...] = Field(
+        (),
         description="captions, as in train_dit.captions; empty: those that the DiT was trained on",
         json_schema_extra=NOT_IDENTITY,
     )

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from pyramid_model.config import identity
 from pyramid_model.weights.record import TrainedOn
 from tasks.evaluating.config import EvaluateConfig, EvaluateResult, Subject
-from tasks.evaluating.evaluator import Evaluator
+from tasks.evaluating.evaluator import EvaluationItem, Evaluator
 from tasks.models.encoders import find_encoder
 from tasks.models.folders import ModelSet, find_model, read_record
 from tasks.models.gate import Check, failures
@@ -35,7 +35,7 @@ def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
     question = _question(config, subject)
     earlier_id = _earlier_verdict(run, question, subject)
     evaluation_id = earlier_id or content_id(question, subject.rival.dit.hash if subject.rival else "")
-    item = {"evaluation_id": evaluation_id, "question": question}
+    item: EvaluationItem = {"evaluation_id": evaluation_id, "question": question}
     work = PerItemWork(
         step="evaluate",
         version=VERSION,

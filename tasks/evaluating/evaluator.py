@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict
 
 from pyramid_model.config import DiTConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.generate.request import GenerationRequest
@@ -12,7 +12,7 @@ from pyramid_model.train.config import DiTLossConfig
 from pyramid_model.weights.record import ModelFolder, TrainedModel
 from tasks.models.folders import load_dit, load_vae, local_folder, read_record, writing_folder
 from tasks.models.gate import decide, passed
-from tasks.running.work import Item, Produced
+from tasks.running.work import Produced
 from tasks.tables.delta import ok_row
 from tasks.training.pairs import Pair, load_null_text, load_pairs
 from tasks.training.validation import val_losses
@@ -66,9 +66,9 @@ class Evaluator:
         self.dit, self.vae = load_dit(self.judged.uri, self.device), load_vae(subject.models.vae.uri, self.device)
         self.pyramid = subject.record.pyramid if subject.record else PyramidConfig()
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[EvaluationItem]) -> Produced:
         """The row of the evaluation."""
-        return Produced({"evaluations": [self.row(item) for item in cast(list[EvaluationItem], items)]})
+        return Produced({"evaluations": [self.row(item) for item in items]})
 
     def row(self, item: EvaluationItem) -> Figures:
         """Measure the model, let the gate decide, and describe both in one row."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TypedDict, cast
 
 from tasks.running.pipeline import split_blocks
-from tasks.running.work import Item
 from tasks.tables import storage
 from tasks.tables.delta import TableError, content_id, read_table
 from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, select_rows
@@ -161,8 +160,18 @@ def _claim(folder: str, index: ExportIndex) -> None:
     storage.write_bytes(uri, json.dumps(index, indent=1).encode())
 
 
-def _sample(clip: ExportedClip) -> Item:
-    """Contents of a shard for one clip: `json` has its source, size and scores; `uri` is that of its media file."""
+class Sample(TypedDict):
+    """Contents of a shard for one clip. uri: of its media file; json: its source, size and scores."""
+
+    clip_id: str
+    uri: str
+    size_bytes: int
+    text: str
+    json: str
+
+
+def _sample(clip: ExportedClip) -> Sample:
+    """Contents of a shard for one clip."""
     names = ("clip_id", "video_id", "source", "license", "split", "bucket", "num_frames", "width", "height", "scores")
     span = {f"video_{name}": clip[name] for name in ("start_frame", "end_frame", "start_s", "end_s")}
     facts = {name: clip[name] for name in names} | {"fps": _fps(clip), "text": clip["caption"] or ""} | span
@@ -172,7 +181,7 @@ def _sample(clip: ExportedClip) -> Item:
     return {"clip_id": clip["clip_id"], "uri": clip["uri"], "size_bytes": size_bytes, "text": text, "json": metadata}
 
 
-def _write_shard(uri: str, shard: Sequence[Item]) -> None:
+def _write_shard(uri: str, shard: Sequence[Sample]) -> None:
     """Write one tar file, which appears when it is complete. The same samples give the same bytes."""
     from webdataset.writer import TarWriter
 

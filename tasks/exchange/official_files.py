@@ -6,7 +6,7 @@ An annotation has one JSON line per clip, `{"video", "text", "latent", "text_fea
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -23,7 +23,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.selecting.select import select
 from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS
@@ -192,8 +192,8 @@ class OfficialReader:
         self.dims = encoder_dims(encoder.uri)
         self.latent_norm = json.dumps(settings["latent_norm"]) if settings.get("latent_norm") else ""
 
-    def __call__(self, items: list[Item]) -> Produced:
-        """Rows of all tables; the row in `latents` has the status of the line. items: ImportItems."""
+    def __call__(self, items: Sequence[ImportItem]) -> Produced:
+        """Rows of all tables; the row in `latents` has the status of the line."""
         rows: dict[str, list[Row]] = {
             name: [] for name in ("sources", "videos", "clips", "captions", "text_features", "latents")
         }
@@ -259,7 +259,7 @@ class OfficialReader:
             raise UnusableFile("bad_text", f"{uri} has no valid token, or NaN or Inf")
         return embeds, pooled
 
-    def _video(self, item: Item, latent: "Tensor") -> dict[str, Row]:
+    def _video(self, item: ImportItem, latent: "Tensor") -> dict[str, Row]:
         """Rows of the video, of its source, and of its one clip, by table."""
         try:
             video_id, size_bytes = hash_file(item["video"])
@@ -278,7 +278,7 @@ class OfficialReader:
             "clips": file | shape | span | clip,
         }
 
-    def _latent_row(self, item: Item, latent: "Tensor", columns: Row) -> Row:
+    def _latent_row(self, item: ImportItem, latent: "Tensor", columns: Row) -> Row:
         from tasks.tables.blobs import tensor_bytes
 
         _, t, h, w = latent.shape
@@ -288,7 +288,7 @@ class OfficialReader:
         stored = {"latent": data, "crc32": crc32(data), "shape": list(latent.shape), "dtype": self.config.dtype}
         return ok_row(item, **columns, **stored, bucket=bucket, parts="mean", latent_norm=self.latent_norm)
 
-    def _text_row(self, item: Item, embeds: "Tensor", pooled: "Tensor") -> Row:
+    def _text_row(self, item: ImportItem, embeds: "Tensor", pooled: "Tensor") -> Row:
         from tasks.tables.blobs import tensor_bytes
 
         dtype = self.config.dtype
@@ -352,7 +352,7 @@ def export_official(run: Run, folder: str, selection: str = "", vae: str = "", e
         StepError: there is no VAE, no text encoder, or no clip with both a latent and a caption.
     """
     model = find_model(run, "vae", vae)
-    source = pair_source(run, selection, "", model, find_encoder(run, encoder).hash)
+    source = pair_source(run, selection, (), model, find_encoder(run, encoder).hash)
     folder, num_bad = absolute(folder), 0
     splits = {split: PairReader(source, find_pairs(source, split)) for split in SPLITS}
     total, done = sum(len(reader.pairs) for reader in splits.values()), 0

@@ -7,14 +7,14 @@ import resource
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import format_bytes, parse_bytes
 from tasks.models.folders import load_dit, load_encoder, load_vae, read_record
-from tasks.running.work import Item, Produced
+from tasks.running.work import Produced, Row
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, ok_row
 from tasks.tables.web_hosts import allow_typed_here
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tasks.generating.config import GenerateConfig
 
 SLUG_LENGTH = 60
-Row = dict[str, object]
 
 
 class GenerationItem(TypedDict):
@@ -91,11 +90,11 @@ class ClipGenerator:
             self.pipeline.compile()
         self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[GenerationItem]) -> Produced:
         """Generate clips; one row per clip. A clip with NaN or Inf gets a failed row; the others are sampled again."""
         from pyramid_model.generate.pipeline import NotFiniteError
 
-        rows, waiting = [], cast(list[GenerationItem], items)
+        rows, waiting = [], list(items)
         while waiting:
             try:
                 clips = self.generate(waiting)

@@ -15,7 +15,7 @@ from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
-from tasks.generating.clip_generator import ClipGenerator, ModelFolders, given_files
+from tasks.generating.clip_generator import ClipGenerator, GenerationItem, ModelFolders, given_files
 from tasks.generating.config import GenerateConfig, GenerateResult
 from tasks.models.folders import ModelSet, absolute, folder_hash, read_record
 from tasks.models.registry import champion
@@ -24,7 +24,7 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork
+from tasks.running.work import PerItemWork
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
@@ -282,7 +282,9 @@ def _note(result: StepResult, rows: Sequence[Mapping[str, str]], rewrites: Seque
     return "; ".join(notes)
 
 
-def _item(rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, str]) -> Item:
+def _item(
+    rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, str]
+) -> GenerationItem:
     settings = identity(config.request) | dict(extra)
     if rewrite.text:
         settings |= {"rewrite": config.rewrite, "prompt_rewritten": rewrite.text}

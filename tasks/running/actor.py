@@ -5,12 +5,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from pyramid_model.config import Config
 from tasks.running.errors import EXPECTED_ERRORS, StepError, machine_lost
-from tasks.running.work import Item, PerItemWork, Row, Worker
+from tasks.running.work import PerItemWork, Row, Worker
 from tasks.tables.appending import append_block
 from tasks.tables.delta import Lineage, content_id
 from tasks.tables.schemas import ID_COLUMNS
@@ -42,9 +43,9 @@ REPORT: TypeAdapter[BlockReport | Fatal] = TypeAdapter(BlockReport | Fatal)
 class BlockActor:
     """Ray actor: builds the worker of the step once, then computes and commits one block after another."""
 
-    def __init__(self, work: PerItemWork, root: str, lineage: Lineage):
+    def __init__(self, work: PerItemWork[Any], root: str, lineage: Lineage):
         self.root, self.lineage, self.done_table = root, lineage, work.done_table
-        self.worker: Worker | None = None
+        self.worker: Worker[Any] | None = None
         self.start_error: Fatal | None = None
         try:
             self.worker = work.worker(**work.worker_args)
@@ -62,7 +63,7 @@ class BlockActor:
             report = _fatal(err)
         return {"report": [report.model_dump_json()]}
 
-    def _report(self, items: list[Item]) -> BlockReport:
+    def _report(self, items: list[dict[str, object]]) -> BlockReport:
         assert self.worker is not None, "without a worker the start error is the report"
         started = time.time()
         produced = self.worker(items)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
-def run_blocks(run: Run, work: PerItemWork, items: Sequence[Item], num_done: int = 0) -> StepResult:
+def run_blocks(run: Run, work: PerItemWork[Item], items: Sequence[Item], num_done: int = 0) -> StepResult:
     """Compute all items on Ray and return the counts of committed rows. Without items Ray is not imported.
 
     Args:
@@ -59,7 +59,8 @@ def split_blocks(items: Sequence[Item], block_size: int, max_bytes: float = math
     blocks: list[list[Item]] = []
     room = 0.0
     for item in items:
-        size = item.get("size_bytes") or 0
+        size_bytes = item.get("size_bytes")
+        size = size_bytes if isinstance(size_bytes, int) else 0
         if not blocks or len(blocks[-1]) == block_size or size > room:
             blocks.append([])
             room = max_bytes
@@ -68,7 +69,7 @@ def split_blocks(items: Sequence[Item], block_size: int, max_bytes: float = math
     return blocks
 
 
-def _stream(run: Run, work: PerItemWork, blocks: list[list[Item]], size: int) -> Iterator[BlockReport]:
+def _stream(run: Run, work: PerItemWork[Item], blocks: list[list[Item]], size: int) -> Iterator[BlockReport]:
     """Yield the reports of blocks as they finish. size: number of actors.
 
     Raises:

@@ -6,11 +6,13 @@ This module does not import Ray: a step declares its work even if no item is pen
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from pyramid_model.config import Config
 
-Item = dict[str, Any]  # JSON values: one input of a step, with its id and its `attempt`
+# One input of a step, with its id: a TypedDict of JSON values. `Pending.items` adds its `attempt`.
+Item = TypeVar("Item", bound=Mapping[str, object])
+Item_contra = TypeVar("Item_contra", bound=Mapping[str, object], contravariant=True)
 Row = dict[str, Any]  # a row of a table, without the columns of lineage
 
 
@@ -27,7 +29,7 @@ class Produced:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-class Worker(Protocol):
+class Worker(Protocol[Item_contra]):
     """Computes the rows of items, one block after another, in one actor.
 
     The actor builds it once, as `worker(**worker_args)`; the constructor loads models. An item that cannot be computed
@@ -35,13 +37,13 @@ class Worker(Protocol):
     twice, if its first actor died: the same items must give rows with the same ids.
     """
 
-    def __call__(self, items: list[Item], /) -> Produced:
+    def __call__(self, items: Sequence[Item_contra], /) -> Produced:
         """Rows of these items."""
         ...
 
 
 @dataclass(frozen=True)
-class PerItemWork:
+class PerItemWork(Generic[Item]):
     """Work of a step, computed by `tasks.running.pipeline.run_blocks`.
 
     Args:
@@ -63,7 +65,7 @@ class PerItemWork:
     step: str
     version: str
     config: Config
-    worker: Callable[..., Worker]
+    worker: Callable[..., Worker[Item]]
     done_table: str
     worker_args: Mapping[str, object] = field(default_factory=dict)
     block_size: int = 16

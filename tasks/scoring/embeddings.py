@@ -1,7 +1,7 @@
 """Embeddings: CLIP features of sampled frames of every clip, stored once for scores, duplicates and search."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -11,12 +11,12 @@ from pydantic import Field
 from pyramid_model.config import NOT_IDENTITY, identity
 from tasks.models.score_models import load_open_clip
 from tasks.running.run import Run
-from tasks.running.work import Item, Produced, Row
+from tasks.running.work import Produced, Row
 from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
 from tasks.tables.appending import append_again
 from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
 from tasks.tables.newest import ORDER, newest_row
-from tasks.tables.rows import EmbeddingRow, as_rows
+from tasks.tables.rows import ClipFile, EmbeddingRow, as_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,12 @@ def embedding_id(clip_id: str, model_hash: str, sampling: str) -> str:
     return content_id(clip_id, model_hash, sampling, STORED, VERSION)
 
 
+class EmbeddingItem(ClipFile):
+    """Work item of `Embedder`: a clip and the id of its features."""
+
+    embedding_id: str
+
+
 class Embedder:
     """Actor: loads the CLIP model once, then embeds sampled frames of one block of clips after another."""
 
@@ -60,13 +66,13 @@ class Embedder:
         self.model = load_open_clip(uri, **config.placement())
         self.model_hash, self.config = model_hash, config
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[EmbeddingItem]) -> Produced:
         """One row of `embeddings` per clip; a clip that cannot be read gets a failed row."""
         results = over_clips(items, self.config, self.model.embed_frames)
         rows = [self.row(item, features) for item, features in zip(items, results, strict=True)]
         return Produced({"embeddings": rows})
 
-    def row(self, item: Item, features: "Tensor | Exception") -> Row:
+    def row(self, item: EmbeddingItem, features: "Tensor | Exception") -> Row:
         """Row of one clip. features: (n d), or the error of its file."""
         from tasks.tables.blobs import tensor_bytes
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field
 
 from pyramid_model.config import NOT_IDENTITY, Config
-from tasks.running.work import Item
+from tasks.tables.rows import ClipFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,11 +65,8 @@ def limit_torch_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def sampled_frames(clip: Item, config: FrameModelConfig) -> "np.ndarray | VideoError | ValueError":
-    """Frames of a clip for a model, uint8 RGB (t h w c), or the error of its file.
-
-    clip: `uri`, `height`, `width`, `num_frames`, `fps_num` and `fps_den` of a row of `clips`.
-    """
+def sampled_frames(clip: ClipFile, config: FrameModelConfig) -> "np.ndarray | VideoError | ValueError":
+    """Frames of a clip for a model, uint8 RGB (t h w c), or the error of its file."""
     from pyramid_model.metrics.sampling import spread_frames
     from pyramid_model.video.video import VideoError
 
@@ -87,7 +84,9 @@ def sampled_frames(clip: Item, config: FrameModelConfig) -> "np.ndarray | VideoE
         return err
 
 
-def over_clips(clips: Sequence[Item], config: FrameModelConfig, model: FrameModel[Result]) -> list[Result | Exception]:
+def over_clips(
+    clips: Sequence[ClipFile], config: FrameModelConfig, model: FrameModel[Result]
+) -> list[Result | Exception]:
     """Result of a model for each clip, or the error of its file."""
     frames_or_errors = [sampled_frames(clip, config) for clip in clips]
     readable = [frames for frames in frames_or_errors if not isinstance(frames, Exception)]

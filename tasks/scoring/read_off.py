@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from pydantic import Field
 
+from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.config import Config, identity
 from pyramid_model.metrics.facts import AESTHETIC, CONSISTENCY, TEXT_MATCH
 from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
-from tasks.running.work import Item, Produced, Row
+from tasks.running.work import Produced, Row
 from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
 from tasks.scoring.frames import limit_torch_threads
 from tasks.tables.delta import bad_row, content_id, ok_row
@@ -41,8 +42,8 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
     text_match: bool = Field(
         False, description="compute the score `text_match`: similarity of a clip's caption and its frames"
     )
-    captions: str = Field(
-        "", description="captions for text_match (output of the captions step); empty: the newest of each clip"
+    captions: tuple[CaptionsOfKind, ...] = Field(
+        (), description="captions for text_match, e.g. [{kind: dense}]; empty: the newest of each clip"
     )
     zero_shot: dict[str, ZeroShotConfig] = Field({}, description="one score for each entry, named by its key")
 
@@ -62,9 +63,19 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
         return EmbeddingsConfig.model_validate(self.model_dump(include=set(EmbeddingsConfig.model_fields)))
 
 
+class EmbeddingScoreItem(TypedDict):
+    """Work item of `EmbeddingScorer`. text: caption of the clip, for `text_match`; "" otherwise."""
+
+    score_id: str
+    clip_id: str
+    scorer: str
+    embedding_id: str
+    text: str
+
+
 def wanted_scores(
     config: EmbeddingScoresConfig, embeddings: Mapping[str, str], head_hash: str, captions: Mapping[str, str]
-) -> list[Item]:
+) -> list[EmbeddingScoreItem]:
     """Items of the scores that the clips must have: one for each clip and scorer.
 
     Args:
@@ -73,7 +84,7 @@ def wanted_scores(
         head_hash: of the aesthetic head.
         captions: clip id -> text.
     """
-    items = []
+    items: list[EmbeddingScoreItem] = []
     for clip_id, embedding_id in embeddings.items():
         for scorer in config.scorers:
             text = captions.get(clip_id, "") if scorer == TEXT_MATCH.name else ""
@@ -107,7 +118,7 @@ class EmbeddingScorer:
             for name, zero_shot in config.zero_shot.items()
         }
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[EmbeddingScoreItem]) -> Produced:
         """One row of `scores` per item; without an embedding or a caption the row is failed or skipped."""
         embeddings = embedding_rows(self.root, (item["embedding_id"] for item in items))
         texts = self._embedded({item["text"] for item in items} - {""})
@@ -121,7 +132,7 @@ class EmbeddingScorer:
         ordered = sorted(texts)
         return dict(zip(ordered, self.model.embed_texts(ordered), strict=True))
 
-    def row(self, item: Item, embedding: EmbeddingRow, texts: "Mapping[str, Tensor]") -> Row:
+    def row(self, item: EmbeddingScoreItem, embedding: EmbeddingRow, texts: "Mapping[str, Tensor]") -> Row:
         """Row of one score."""
         from tasks.tables.blobs import CorruptBlobError, embedding_of
 

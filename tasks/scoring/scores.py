@@ -11,12 +11,13 @@ from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, merged
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.scoring import model_scores
 from tasks.scoring.model_scores import ModelScoresConfig
 from tasks.scoring.newest import make_newest
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.pending import pending
+from tasks.tables.rows import ClipFile, as_rows
 
 VERSION = "1"
 LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot detection
@@ -67,15 +68,23 @@ def score_rows(clip_id: str, clip: ClipView, scorers: Sequence[str] = IN_DECODE_
     return rows
 
 
+class ScoreItem(ClipFile):
+    """Work item of `ClipScorer`: a clip and the id of its score."""
+
+    score_id: str
+    scorer: str
+    attempt: int
+
+
 class ClipScorer:
     """Actor: reads each clip once and computes its missing scores."""
 
-    def __call__(self, items: list[Item]) -> Produced:
+    def __call__(self, items: Sequence[ScoreItem]) -> Produced:
         """Rows of `scores`, one per item; the items of one clip follow each other."""
         groups = [list(group) for _, group in itertools.groupby(items, key=lambda item: item["clip_id"])]
         return Produced({"scores": [row for group in groups for row in self._score(group)]})
 
-    def _score(self, items: list[Item]) -> list[Row]:
+    def _score(self, items: Sequence[ScoreItem]) -> list[Row]:
         from pyramid_model.video.video import VideoError
 
         clip = items[0]
@@ -88,8 +97,8 @@ class ClipScorer:
         return [row | {"attempt": item["attempt"]} for row, item in zip(rows, items, strict=True)]
 
 
-def clip_view(clip: Item) -> ClipView:
-    """Input of the scorers, read from the file of a clip. clip: a row of `clips`.
+def clip_view(clip: ClipFile) -> ClipView:
+    """Input of the scorers, read from the file of a clip.
 
     Raises:
         VideoError: the file is missing, or is not a clip that this pipeline cut.
@@ -120,10 +129,9 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     """
     from tasks.tables.current import current_clips
 
-    columns = ["clip_id", "uri", "height", "width", "num_frames", "fps_num", "fps_den"]
-    clips = current_clips(run.root, columns, config.clips).to_pylist()
-    all_items = [
-        {"score_id": score_id(clip["clip_id"], scorer), "scorer": scorer} | clip
+    clips = as_rows(current_clips(run.root, list(ClipFile.__annotations__), config.clips), ClipFile)
+    all_items: list[ScoreItem] = [
+        {**clip, "score_id": score_id(clip["clip_id"], scorer), "scorer": scorer, "attempt": 1}
         for clip in clips
         for scorer in config.scorers
     ]

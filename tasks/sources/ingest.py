@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from tasks.running.cluster import connect
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
-from tasks.running.work import Item, PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced, Row
 from tasks.sources.card import SourceCard, card_uri, read_card, read_web_card
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
 from tasks.sources.listing import IMAGES, NON_MEDIA, Source, SourceFile, source_files
@@ -33,7 +33,7 @@ from tasks.tables.delta import bad_row, content_id, ok_row, read_table
 from tasks.tables.host_budget import Budget, SharedBudget
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.pending import Pending, pending
-from tasks.tables.rows import SourceRow, as_rows
+from tasks.tables.rows import SourceColumns, SourceRow, as_rows
 from tasks.tables.web_hosts import addresses_now
 
 VERSION = "1"
@@ -72,28 +72,22 @@ class CardUnreachableError(RuntimeError):
     """It cannot be determined whether a source.yaml describes a file."""
 
 
-class SourceItem(TypedDict):
+class SourceItem(SourceColumns):
     """Work item of `FileHasher`: a file of the source, with the values of its card and its list.
 
-    The first keys, up to `annotations`, are columns of `sources`. sha256, md5: expected checksums, "" if unknown.
-    archive, offset, error_type, error: as in `SourceFile`.
+    sha256, md5: expected checksums, "" if unknown. archive, offset, error_type, error: as in `SourceFile`.
+    video_id, copy, attempt: of a file that an earlier run has read and that is not read again.
     """
 
-    source_id: str
-    uri: str
-    path: str
-    size_bytes: int
-    mtime_ns: int
-    source: str
-    license: str
-    card: str
-    annotations: str
     sha256: str
     md5: str
     archive: str
     offset: int
     error_type: str
     error: str
+    video_id: NotRequired[str]
+    copy: NotRequired[str]
+    attempt: NotRequired[int]
 
 
 class FileHasher:
@@ -110,15 +104,15 @@ class FileHasher:
         self.config, self.media, self.limit_s = config, media, limit_s
         self.budget = budget or config.fetch.process_budget()
 
-    def __call__(self, items: list[Item]) -> Produced:
-        """Rows of `sources`, one per item. items: SourceItems with their attempts."""
+    def __call__(self, items: Sequence[SourceItem]) -> Produced:
+        """Rows of `sources`, one per item."""
         if not any(is_web(item["uri"]) for item in items):
             return Produced({"sources": [self._row(item) for item in items]})
         with ThreadPoolExecutor(self.config.fetch.connections) as pool:
             return Produced({"sources": list(pool.map(self._row, items))})
 
-    def _row(self, item: Item) -> Row:
-        columns = {name: value for name, value in item.items() if name not in NOT_COLUMNS}
+    def _row(self, item: SourceItem) -> Row:
+        columns: Row = {name: value for name, value in item.items() if name not in NOT_COLUMNS}
         if item.get("error_type"):
             return bad_row(item, (item["error_type"], item["error"]), video_id="", **columns)
         if item.get("video_id"):  # read by an earlier run; only its annotations changed
@@ -131,7 +125,7 @@ class FileHasher:
             open(path, "wb").close()
             return self._read_row(item, columns, path)
 
-    def _is_copied(self, item: Item) -> bool:
+    def _is_copied(self, item: SourceItem) -> bool:
         if item["archive"]:  # decoders cannot read a member of an archive
             return True
         if is_web(item["uri"]):
@@ -147,7 +141,7 @@ class FileHasher:
         os.makedirs(folder, exist_ok=True)
         return folder
 
-    def _read_row(self, item: Item, columns: Row, path: str) -> Row:
+    def _read_row(self, item: SourceItem, columns: Row, path: str) -> Row:
         """Read a file; returns its row. path: existing local file for a copy; "": no copy."""
         sums = tuple(name for name in ("sha256", "md5") if item[name])
         sink = Sink(path, sums)
@@ -169,7 +163,7 @@ class FileHasher:
             storage.publish(path, copy)
         return ok_row(item, video_id=sink.video_id, copy=copy, **columns)
 
-    def _read(self, item: Item, sink: Sink) -> None:
+    def _read(self, item: SourceItem, sink: Sink) -> None:
         if is_web(item["uri"]):
             fetch(item["uri"], sink, self.config.fetch, self.budget, self.limit_s)
         elif item["archive"]:
@@ -178,7 +172,7 @@ class FileHasher:
             read_file(item["uri"], sink)
 
 
-def _problem(item: Item, sink: Sink, size_bytes: int) -> tuple[str, str] | None:
+def _problem(item: SourceItem, sink: Sink, size_bytes: int) -> tuple[str, str] | None:
     """(error_type, sentence) if a file that was read has another size or checksum than expected, else None."""
     if sink.size_bytes != size_bytes:
         return "changed", f"{sink.size_bytes} bytes were read of a file of {size_bytes}: it changed while it was read"
@@ -235,7 +229,7 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
     return _with_note(run, result, source, items_by_id)
 
 
-def _budget(run: Run, config: IngestConfig, items: Sequence[Item]) -> Budget | None:
+def _budget(run: Run, config: IngestConfig, items: Sequence[SourceItem]) -> Budget | None:
     """Rate limits shared by all actors; None if no file comes from a web host."""
     if not any(is_web(item["uri"]) for item in items):
         return None
@@ -253,18 +247,25 @@ def _ids_of_urls(run: Run, files: Sequence[SourceFile]) -> dict[str, str]:
     return dict(zip(rows["uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
 
 
-def _redescribed(run: Run, items_by_id: Mapping[str, SourceItem], todo: Pending) -> list[Item]:
+def _redescribed(run: Run, items_by_id: Mapping[str, SourceItem], todo: Pending) -> list[SourceItem]:
     """Items of ingested files whose annotations in a list changed; these files are not read again."""
     if not any(item["annotations"] for item in items_by_id.values()):
         return []
     names = ["source_id", "video_id", "size_bytes", "copy", "annotations", "attempt"]
     rows = read_table(run.root, "sources", names, where=pc.field("status") == "ok")
-    items = []
+    items: list[SourceItem] = []
     for row in as_rows(rows, SourceRow):
         item = items_by_id.get(row["source_id"])
         if item and row["source_id"] not in todo.attempts and item["annotations"] not in ("", row["annotations"]):
-            unchanged = {"video_id": row["video_id"], "size_bytes": row["size_bytes"], "copy": row["copy"]}
-            items.append({**item, **unchanged, "attempt": row["attempt"] + 1})
+            items.append(
+                {
+                    **item,
+                    "video_id": row["video_id"],
+                    "size_bytes": row["size_bytes"],
+                    "copy": row["copy"],
+                    "attempt": row["attempt"] + 1,
+                }
+            )
     return items
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, verdicts_of
 from tasks.tables.newest import ORDER, newest_ok_by, newest_row
@@ -111,23 +112,24 @@ def selected_clips(
     return joined if columns is None else joined.select([*columns, "bucket", "split"])
 
 
-def captions_of(root: str, clip_ids: Sequence[str], captions: str = "", version: int | None = None) -> dict[str, str]:
+def captions_of(
+    root: str, clip_ids: Sequence[str], captions: Sequence[CaptionsOfKind] = (), version: int | None = None
+) -> dict[str, str]:
     """Caption by clip id, of the first kind that the clip has. Arguments as for `captions_by_kind`."""
     by_kind = captions_by_kind(root, clip_ids, captions, version)
     return {clip_id: next(iter(texts.values())) for clip_id, texts in by_kind.items()}
 
 
 def captions_by_kind(
-    root: str, clip_ids: Sequence[str], captions: str = "", version: int | None = None
-) -> dict[str, dict[str, str]]:
+    root: str, clip_ids: Sequence[str], captions: Sequence[CaptionsOfKind] = (), version: int | None = None
+) -> dict[str, dict[Kind, str]]:
     """Caption by clip id and kind. Clips whose newest row is not ok are left out.
 
     Args:
         root: of the tables.
         clip_ids: ids of the clips.
-        captions: the output `captions` of the captions step (`dense:HASH,…;short:HASH`), or kinds alone
-            (`dense;short`) for the newest of each kind; the result has kinds in this order. Empty: the newest caption
-            of each clip, of any kind.
+        captions: which captions; the result has kinds in this order. Empty: the newest caption of each clip, of any
+            kind.
         version: of the table; None: the newest.
     """
     columns = ["clip_id", "kind", "prompt_hash", "text", "status", *ORDER]
@@ -135,16 +137,16 @@ def captions_by_kind(
     rows = read_table(root, "captions", columns, version, of_clips)
     if not captions:
         return _texts(newest_ok_by(rows, ["clip_id"]))
-    texts: dict[str, dict[str, str]] = {}
-    for kind, colon, hashes in (part.partition(":") for part in captions.split(";")):
-        named = pc.field("kind") == kind
-        if colon:
-            named &= pc.field("prompt_hash").isin(hashes.split(","))
-        for clip_id, by_kind in _texts(newest_ok_by(rows.filter(named), ["clip_id"])).items():
+    texts: dict[str, dict[Kind, str]] = {}
+    for used in captions:
+        of_kind = pc.field("kind") == used.kind
+        if used.hashes is not None:
+            of_kind &= pc.field("prompt_hash").isin(pa.array(used.hashes, pa.string()))
+        for clip_id, by_kind in _texts(newest_ok_by(rows.filter(of_kind), ["clip_id"])).items():
             texts.setdefault(clip_id, {}).update(by_kind)
     return texts
 
 
-def _texts(rows: pa.Table) -> dict[str, dict[str, str]]:
+def _texts(rows: pa.Table) -> dict[str, dict[Kind, str]]:
     """Text by clip id and kind. rows: at most one for each clip."""
     return {row["clip_id"]: {row["kind"]: row["text"]} for row in rows.to_pylist()}

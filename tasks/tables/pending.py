@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, cast
 
 from tasks.tables.delta import read_table
 from tasks.tables.schemas import ID_COLUMNS
+
+Item = TypeVar("Item", bound=Mapping[str, object])  # a TypedDict
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,10 @@ class Pending:
     attempts: dict[str, int]
     num_done: int
 
-    def items(self, all_items: Iterable[Mapping[str, Any]], id_column: str) -> list[dict[str, Any]]:
-        """The items that are pending, each with the attempt to write."""
-        return [
-            dict(item) | {"attempt": self.attempts[item[id_column]]}
-            for item in all_items
-            if item[id_column] in self.attempts
-        ]
+    def items(self, all_items: Iterable[Item], id_column: str) -> list[Item]:
+        """The items that are pending, each with the attempt to write as its `attempt`."""
+        attempts = ((item, self.attempts.get(str(item[id_column]))) for item in all_items)
+        return [cast("Item", {**item, "attempt": attempt}) for item, attempt in attempts if attempt is not None]
 
 
 def pending(root: str, table: str, ids: Iterable[str], retry_failed: bool = False) -> Pending:

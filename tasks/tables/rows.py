@@ -25,11 +25,10 @@ class CommonRow(TypedDict):
     commit_order: int
 
 
-class SourceRow(CommonRow):
-    """A row of `sources`."""
+class SourceColumns(TypedDict):
+    """Columns of `sources` that are known before the file is read."""
 
     source_id: str
-    video_id: str
     uri: str
     path: str
     size_bytes: int
@@ -38,6 +37,12 @@ class SourceRow(CommonRow):
     license: str
     card: str
     annotations: str
+
+
+class SourceRow(SourceColumns, CommonRow):
+    """A row of `sources`."""
+
+    video_id: str
     copy: str
 
 
@@ -80,10 +85,21 @@ class VideoRow(CommonRow):
     clip_ids: list[str]
 
 
-class ClipRow(CommonRow):
-    """A row of `clips`."""
+class ClipFile(TypedDict):
+    """Columns of `clips` that are needed to read its frames."""
 
     clip_id: str
+    uri: str
+    height: int
+    width: int
+    num_frames: int
+    fps_num: int
+    fps_den: int
+
+
+class ClipRow(ClipFile, CommonRow):
+    """A row of `clips`."""
+
     video_id: str
     shot: int
     start_frame: int
@@ -92,12 +108,6 @@ class ClipRow(CommonRow):
     end_pts: int
     start_s: float
     end_s: float
-    num_frames: int
-    fps_num: int
-    fps_den: int
-    width: int
-    height: int
-    uri: str
     size_bytes: int
     crc32: int
     cut_method: str

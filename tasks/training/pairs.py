@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from pyramid_model.config import NULL_TEXT, Config, LatentNorm
 from pyramid_model.weights.record import ModelFolder
 from tasks.running.errors import StepError
@@ -61,8 +62,8 @@ class PairSource(Config):
 
     run: Run
     selection: str
-    captions: str
-    caption_weights: dict[str, float] = Field(default_factory=dict)
+    captions: tuple[CaptionsOfKind, ...]
+    caption_weights: dict[Kind, float] = Field(default_factory=dict)
     vae_hash: str
     encoder_hash: str
     versions: dict[str, int]
@@ -74,10 +75,10 @@ class PairSource(Config):
 def pair_source(
     run: Run,
     selection: str,
-    captions: str,
+    captions: Sequence[CaptionsOfKind],
     vae: ModelFolder,
     encoder_hash: str,
-    caption_weights: Mapping[Any, float] | None = None,
+    caption_weights: Mapping[Kind, float] | None = None,
     sample_posterior: bool = False,
 ) -> PairSource:
     """Pin the tables as they are now.
@@ -90,7 +91,7 @@ def pair_source(
     return PairSource(
         run=run,
         selection=selection,
-        captions=captions or ";".join(caption_weights or ()),
+        captions=tuple(captions) or tuple(CaptionsOfKind(kind=kind) for kind in caption_weights or ()),
         caption_weights=dict(caption_weights or {}),
         vae_hash=vae.hash,
         encoder_hash=encoder_hash,
@@ -129,8 +130,12 @@ def find_pairs(source: PairSource, split: str) -> list[Pair]:
     features = text_feature_ids(source)
     pairs = []
     for clip in clips:
-        captions = {kind: text for kind, text in texts.get(clip["clip_id"], {}).items() if text in features}
-        weights = {kind: source.caption_weights[kind] for kind in captions if source.caption_weights.get(kind)}
+        captions: dict[Kind, str] = {
+            kind: text for kind, text in texts.get(clip["clip_id"], {}).items() if text in features
+        }
+        weights: dict[Kind, float] = {
+            kind: source.caption_weights[kind] for kind in captions if source.caption_weights.get(kind)
+        }
         if source.caption_weights:
             captions = {kind: captions[kind] for kind in sorted(weights, key=lambda kind: -weights[kind])}
         latent_id = latents.get((clip["clip_id"], clip["bucket"]))
@@ -144,7 +149,7 @@ def find_pairs(source: PairSource, split: str) -> list[Pair]:
     return pairs
 
 
-def _texts(source: PairSource, clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+def _texts(source: PairSource, clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[Kind, str]]:
     """Captions by clip id and kind."""
     ids = [clip["clip_id"] for clip in clips]
     return captions_by_kind(source.run.root, ids, source.captions, source.versions["captions"])

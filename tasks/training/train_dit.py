@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from pyramid_model.captioning.instructions import Kind
+from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
 from pyramid_model.weights.record import TrainedOn
@@ -55,10 +55,10 @@ class TrainDiTConfig(TrainingConfig):
 
     # a narrower class than the base's, which a frozen config allows
     optim: DiTOptimConfig = DiTOptimConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
-    captions: str = Field(
-        "",
-        description="captions to use, as an output of the captions step or kinds such as dense;short; empty: the "
-        "newest of each clip, or of each kind that has a weight",
+    captions: tuple[CaptionsOfKind, ...] = Field(
+        (),
+        description="captions to use, the preferred kind first, e.g. [{kind: dense}, {kind: short}]; empty: the newest "
+        "of each clip, or of each kind that has a weight",
         json_schema_extra=NOT_IDENTITY,
     )
     caption_weights: dict[Kind, float] = Field(

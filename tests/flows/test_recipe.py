@@ -13,6 +13,7 @@ from flows.recipe import (
     parse_settings,
     recipe_names,
 )
+from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.captioning.config import CaptionsResult
 from tasks.cutting.clips import ClipsResult
@@ -164,8 +165,9 @@ def test_the_trained_vae_encodes_the_clips_that_the_dit_is_trained_and_judged_on
 
 
 def test_captions_of_this_run_are_those_that_are_encoded_trained_on_and_judged_with():
-    plan = with_captions(load_recipe("demo"), CaptionsResult(step="captions", captions="human:1"))
-    assert {plan.text_features.captions, plan.train_dit.captions, plan.evaluate.captions} == {"human:1"}
+    of_run = (CaptionsOfKind(kind="human", hashes=("1",)),)
+    plan = with_captions(load_recipe("demo"), CaptionsResult(step="captions", captions=of_run))
+    assert {plan.text_features.captions, plan.train_dit.captions, plan.evaluate.captions} == {of_run}
 
 
 def test_dotted_names_reach_into_sections():

@@ -2,12 +2,14 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 from pydantic import ValidationError
 
+from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from pyramid_model.config import LatentNorm
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
@@ -19,7 +21,8 @@ CLIPS = [content_id("clip", number) for number in range(6)]
 BUCKET = "32x32x9@8"
 NORM = LatentNorm(first_shift=0, first_scale=1, rest_shift=0, rest_scale=1)
 WRITTEN = {"dense": {0, 1, 2}, "short": {0, 1}, "human": {0, 4}}  # kind -> numbers of the clips that have it
-WEIGHTS = {"dense": 0.5, "short": 0.4, "human": 0.1}
+WEIGHTS: dict[Kind, float] = {"dense": 0.5, "short": 0.4, "human": 0.1}
+HUMAN, SHORT, DENSE = (CaptionsOfKind(kind=kind) for kind in ("human", "short", "dense"))
 
 
 def text_of(kind: str, number: int) -> str:
@@ -49,10 +52,10 @@ def captioned(squares) -> Run:
     return squares
 
 
-def source(run: Run, captions: str, weights: dict[str, float]) -> PairSource:
+def source(run: Run, captions: Sequence[CaptionsOfKind], weights: dict[Kind, float]) -> PairSource:
     versions = {name: table_version(run.root, name) for name in TABLES}
     known = {"run": run, "selection": "", "vae_hash": "vae", "encoder_hash": "t5", "versions": versions}
-    return PairSource(**known, norm=NORM, latent_channels=4, captions=captions, caption_weights=weights)
+    return PairSource(**known, norm=NORM, latent_channels=4, captions=tuple(captions), caption_weights=weights)
 
 
 def num_tokens(reader: PairReader, chance: random.Random) -> int | None:
@@ -62,23 +65,28 @@ def num_tokens(reader: PairReader, chance: random.Random) -> int | None:
 
 
 def test_without_weights_a_clip_has_the_first_kind_that_is_named(captioned):
-    pairs = {pair.clip_id: pair for pair in find_pairs(source(captioned, "short;human:human;dense", {}), "train")}
+    pairs = {
+        pair.clip_id: pair
+        for pair in find_pairs(
+            source(captioned, (SHORT, CaptionsOfKind(kind="human", hashes=("human",)), DENSE), {}), "train"
+        )
+    }
     assert [pairs[CLIPS[number]].text for number in (0, 1, 2)] == ["short 0", "short 1", "dense 2"]
     assert CLIPS[3] not in pairs
     assert all(pair.choices == () for pair in pairs.values())
 
 
 def test_with_weights_a_clip_has_every_kind_of_which_it_has_a_caption(captioned):
-    pairs = {pair.clip_id: pair for pair in find_pairs(source(captioned, "human;short;dense", WEIGHTS), "train")}
+    pairs = {pair.clip_id: pair for pair in find_pairs(source(captioned, (HUMAN, SHORT, DENSE), WEIGHTS), "train")}
     assert {choice.weight for choice in pairs[CLIPS[0]].choices} == set(WEIGHTS.values())
     assert [len(pairs[CLIPS[number]].choices) for number in (0, 1, 2)] == [3, 2, 1]
     assert pairs[CLIPS[0]].text == "dense 0"  # what validation looks at
-    only_short = find_pairs(source(captioned, "human;short;dense", {"short": 1.0, "dense": 0.0}), "train")
+    only_short = find_pairs(source(captioned, (HUMAN, SHORT, DENSE), {"short": 1.0, "dense": 0.0}), "train")
     assert {pair.text for pair in only_short} == {"short 0", "short 1"}
 
 
 def test_captions_are_drawn_by_weight_and_the_same_for_the_same_step(captioned):
-    where = source(captioned, "dense;short;human", WEIGHTS)
+    where = source(captioned, (DENSE, SHORT, HUMAN), WEIGHTS)
     reader = PairReader(where, [pair for pair in find_pairs(where, "train") if pair.clip_id == CLIPS[0]])
     lengths = Counter(num_tokens(reader, random.Random(f"step {step}")) for step in range(1000))
     assert lengths[1] == pytest.approx(500, abs=60)
@@ -91,7 +99,7 @@ def test_a_damaged_caption_is_left_out_alone_and_what_a_step_sees_does_not_depen
     rows = read_table(captioned.root, "text_features", where=pc.field("text_feature_id") == damaged).to_pylist()
     block = [row | {"attempt": 2, "crc32": row["crc32"] ^ 1} for row in rows]
     append_block(captioned.root, "text_features", block, "damage", Lineage("test", "fixture", "1", "captioned", ""))
-    where = source(captioned, "dense;short;human", WEIGHTS)
+    where = source(captioned, (DENSE, SHORT, HUMAN), WEIGHTS)
     pairs = [pair for pair in find_pairs(where, "train") if pair.clip_id == CLIPS[0]]
     undisturbed, steps = PairReader(where, pairs), range(40)
 

@@ -66,7 +66,7 @@ def test_a_step_trains_on_one_bucket_and_all_buckets_have_their_turn(sizes):
     config = TrainDiTConfig(model=MINIFLUX, pyramid=PyramidConfig(num_stages=2), optim={"batch_size": 2})
     norm = LatentNorm(first_shift=0, first_scale=1, rest_shift=0, rest_scale=1)
     versions = {name: table_version(sizes.root, name) for name in TABLES}
-    known = {"run": sizes, "selection": "", "captions": "", "vae_hash": "vae", "encoder_hash": "t5"}
+    known = {"run": sizes, "selection": "", "captions": (), "vae_hash": "vae", "encoder_hash": "t5"}
     source = PairSource(**known, versions=versions, norm=norm, latent_channels=4)
     train, val = find_pairs(source, "train"), find_pairs(source, "val")
     assert (len(train), len(val)) == (18, 3)

@@ -26,7 +26,7 @@ from pyramid_model.generate.given import encode_given, given_frames
 from pyramid_model.generate.model_sizes import sizes_of_models
 from pyramid_model.generate.offload import Offload, Placement, weight_bytes
 from pyramid_model.generate.outputs import convert_and_consumers
-from pyramid_model.generate.plan import Plan, free_bytes, plan_memory
+from pyramid_model.generate.plan import Plan, Workload, free_bytes, plan_memory
 from pyramid_model.generate.prompt import (
     TRAINED_STYLE,
     PromptStyle,
@@ -212,16 +212,9 @@ class VideoPipeline:
         Raises:
             ValueError: the batch does not fit into the memory.
         """
-        return plan_memory(
-            self.sizes,
-            request,
-            self.free_bytes() if max_memory is None else max_memory,
-            batch=batch,
-            num_given=num_given,
-            device=self.device.type,
-            offload=offload,
-            whole_dit=self.compiled,
-        )
+        work = Workload(self.sizes, request, batch, num_given, self.device.type)
+        limit = self.free_bytes() if max_memory is None else max_memory
+        return plan_memory(work, limit, offload=offload, whole_dit=self.compiled)
 
     def free_bytes(self) -> int:
         """Bytes of the device that a batch may use, weights included."""

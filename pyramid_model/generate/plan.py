@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -31,13 +32,43 @@ TILE_SIDES = (1024, 768, 512, 384, 256, 192, 128)  # px; fewer tiles first
 TILED_COPIES = 2  # copies of the clip's pixels: rows of tiles, and the joined clip
 
 
+class Mode(NamedTuple):
+    """A mode of offloading, and the models whose layers are copied to the device one at a time."""
+
+    offload: Offload
+    in_turn: tuple[str, ...]
+
+
 # The text encoder runs once and the DiT hundreds of times, so the DiT's layers are offloaded last.
-OFFLOAD_MODES: tuple[tuple[Offload, tuple[str, ...]], ...] = (
-    ("none", ()),
-    ("model", ()),
-    ("sequential", ("text",)),
-    ("sequential", ("text", "dit")),
+OFFLOAD_MODES = (
+    Mode("none", ()),
+    Mode("model", ()),
+    Mode("sequential", ("text",)),
+    Mode("sequential", ("text", "dit")),
 )
+
+
+class Decoding(NamedTuple):
+    """How latents become frames. Fields as in `Plan`."""
+
+    while_sampling: bool
+    window: int
+    tile: Tile | None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is generated together: its phases need memory.
+
+    sizes: of the models. batch: clips generated together. num_given: frames that are encoded to start the clip.
+    device: cuda, mps or cpu; models are offloaded only on cuda.
+    """
+
+    sizes: ModelSizes
+    request: GenerationRequest
+    batch: int = 1
+    num_given: int = 0
+    device: str = "cuda"
 
 
 @dataclass(frozen=True)
@@ -82,38 +113,25 @@ class Plan:
         return "\n".join([self.summary, *(f"{name:<8}{format_bytes(size):>12}" for name, size in rows)])
 
 
-def plan_memory(
-    sizes: ModelSizes,
-    request: GenerationRequest,
-    limit: int,
-    *,
-    batch: int = 1,
-    num_given: int = 0,
-    device: str = "cuda",
-    offload: Offload | None = None,
-    whole_dit: bool = False,
-) -> Plan:
+def plan_memory(work: Workload, limit: int, *, offload: Offload | None = None, whole_dit: bool = False) -> Plan:
     """The fastest plan within the limit, with as few tiles as possible, since tiles change the picture.
 
     Args:
-        sizes: of the models.
-        request: what is generated.
+        work: what is generated, by which models.
         limit: bytes of the device that may be used.
-        batch: clips generated together.
-        num_given: frames that are encoded to start the clip.
-        device: cuda, mps or cpu; models are offloaded only on cuda.
         offload: the mode; None: the fastest that fits.
         whole_dit: do not offload the DiT layer by layer (it is compiled).
 
     Raises:
         ValueError: no plan is within the limit; the message names the least possible peak and its phase.
     """
-    modes = [mode for mode in OFFLOAD_MODES if mode[0] == (offload or mode[0]) and not (whole_dit and "dit" in mode[1])]
-    modes = modes if device == "cuda" else [OFFLOAD_MODES[0]]
+    modes = [mode for mode in OFFLOAD_MODES if offload in (None, mode.offload)]
+    modes = [mode for mode in modes if not (whole_dit and "dit" in mode.in_turn)]
+    modes = modes if work.device == "cuda" else [OFFLOAD_MODES[0]]
     least: Plan | None = None
     for mode in modes:
         tiled = mode != OFFLOAD_MODES[0] or len(modes) == 1
-        for plan in _candidate_plans(sizes, request, limit, batch, num_given, device, mode, tiled):
+        for plan in _candidate_plans(work, limit, mode, tiled):
             if plan.peak <= limit:
                 return plan
             least = min(least or plan, plan, key=lambda plan: plan.peak)
@@ -125,8 +143,9 @@ def plan_memory(
                 break  # a smaller decoding window does not lower these peaks
     assert least is not None
     phase = max(least.peaks, key=lambda name: least.peaks[name])
-    fewer = "fewer latent frames or fewer clips at a time" if batch > 1 else "fewer latent frames"
+    fewer = "fewer latent frames or fewer clips at a time" if work.batch > 1 else "fewer latent frames"
     advice = f"a smaller size or {fewer}" if phase != "text" else "another dtype"
+    request = work.request
     raise ValueError(
         f"{request.num_latent_frames} latent frames at {request.height}x{request.width} px do not fit into "
         f"{format_bytes(limit)}: the least possible is {format_bytes(least.peak)}, which the phase {phase!r} needs. "
@@ -134,24 +153,16 @@ def plan_memory(
     )
 
 
-def _candidate_plans(
-    sizes: ModelSizes,
-    request: GenerationRequest,
-    limit: int,
-    batch: int,
-    num_given: int,
-    device: str,
-    mode: tuple[Offload, tuple[str, ...]],
-    tiled: bool,
-) -> Iterator[Plan]:
-    """Yield the plans of one mode of OFFLOAD_MODES, the fastest first."""
+def _candidate_plans(work: Workload, limit: int, mode: Mode, tiled: bool) -> Iterator[Plan]:
+    """Yield the plans of one mode, the fastest first."""
+    request = work.request
     widest = min(request.decode_window or request.num_latent_frames, request.num_latent_frames)
-    tiles: list[Tile | None] = [None, *(_tiles(request, sizes.vae) if tiled else ())]
+    tiles: list[Tile | None] = [None, *(_tiles(request, work.sizes.vae) if tiled else ())]
     for tile in tiles:
         for window in (1,) if tile else dict.fromkeys((widest, min(widest, 2), 1)):
-            for decode_while_sampling in (True, False) if tile is None and request.num_latent_frames > 1 else (False,):
-                peaks = phase_bytes(sizes, request, batch, num_given, device, mode, decode_while_sampling, window, tile)
-                yield Plan(*mode, decode_while_sampling, window, tile, peaks, limit)
+            for while_sampling in (True, False) if tile is None and request.num_latent_frames > 1 else (False,):
+                decoding = Decoding(while_sampling, window, tile)
+                yield Plan(*mode, *decoding, phase_bytes(work, mode, decoding), limit)
 
 
 def _tiles(request: GenerationRequest, vae: VAEConfig) -> list[Tile]:
@@ -160,19 +171,10 @@ def _tiles(request: GenerationRequest, vae: VAEConfig) -> list[Tile]:
     return [Tile.fitting(request.height, request.width, side, vae.space_factor) for side in sides]
 
 
-def phase_bytes(
-    sizes: ModelSizes,
-    request: GenerationRequest,
-    batch: int,
-    num_given: int,
-    device: str,
-    mode: tuple[Offload, tuple[str, ...]],
-    decode_while_sampling: bool,
-    window: int,
-    tile: Tile | None,
-) -> dict[str, int]:
-    """Peak bytes of each phase: text, encode (if frames are given), sample, decode. mode: one of OFFLOAD_MODES."""
+def phase_bytes(work: Workload, mode: Mode, decoding: Decoding) -> dict[str, int]:
+    """Peak bytes of each phase: text, encode (if frames are given), sample, decode."""
     offload, in_turn = mode
+    sizes, request = work.sizes, work.request
     text, dit, vae = sizes.text_bytes, sizes.dit_bytes, sizes.vae_bytes
     resident: dict[str, int]
     if offload == "none":
@@ -180,33 +182,35 @@ def phase_bytes(
     else:
         resident = {"text": sizes.text_layer_bytes if "text" in in_turn else text, "encode": vae, "decode": vae}
         resident["sample"] = sizes.dit_layer_bytes if "dit" in in_turn else dit
-    latents = LATENT_COPIES * _num_latents(sizes, request) * batch * 4
+    latents = LATENT_COPIES * _num_latents(sizes, request) * work.batch * 4
     pixels = 3 * request.num_frames(sizes.vae) * request.height * request.width * sizes.dtype.itemsize
-    work = {
-        "text": text_bytes(sizes, batch),
-        "sample": latents + sample_bytes(sizes, request, batch),
-        "decode": latents + decode_bytes(sizes, request, device, window, tile),
+    activations = {
+        "text": text_bytes(work),
+        "sample": latents + sample_bytes(work),
+        "decode": latents + decode_bytes(work, decoding),
     }
-    if tile:
-        work["decode"] += TILED_COPIES * pixels
-    if num_given:
-        work["encode"] = encode_bytes(sizes, request, num_given, device, tile)
-    if decode_while_sampling:
+    if decoding.tile:
+        activations["decode"] += TILED_COPIES * pixels
+    if work.num_given:
+        activations["encode"] = encode_bytes(work, decoding.tile)
+    if decoding.while_sampling:
         waiting = 0 if offload == "none" else vae
-        work["sample"] += waiting + work["decode"]
-    phases = (name for name in ("text", "encode", "sample", "decode") if name in work)
-    return {name: int(SLACK * (resident[name] + work[name])) for name in phases}
+        activations["sample"] += waiting + activations["decode"]
+    phases = (name for name in ("text", "encode", "sample", "decode") if name in activations)
+    return {name: int(SLACK * (resident[name] + activations[name])) for name in phases}
 
 
-def text_bytes(sizes: ModelSizes, batch: int) -> int:
+def text_bytes(work: Workload) -> int:
     """Activations of the text encoder: prompts and the negative prompt."""
-    return (batch + 1) * MAX_TOKENS * sizes.text_dim * TEXT_WIDTHS * sizes.dtype.itemsize
+    sizes = work.sizes
+    return (work.batch + 1) * MAX_TOKENS * sizes.text_dim * TEXT_WIDTHS * sizes.dtype.itemsize
 
 
-def sample_bytes(sizes: ModelSizes, request: GenerationRequest, batch: int) -> int:
+def sample_bytes(work: Workload) -> int:
     """Activations of the DiT at the last unit's finest stage, where the sequence is longest."""
+    sizes, request = work.sizes, work.request
     scales = (request.guidance_scale, request.video_guidance_scale)
-    rows = batch * (2 if any(scale != 1 for scale in scales) else 1)
+    rows = work.batch * (2 if any(scale != 1 for scale in scales) else 1)
     tokens = MAX_TOKENS + num_tokens(sizes, request)
     return rows * DIT_WIDTHS * tokens * sizes.dit.dim * sizes.dtype.itemsize
 
@@ -225,21 +229,23 @@ def num_tokens(sizes: ModelSizes, request: GenerationRequest) -> int:
     return (noisy * h * w + sum(clip.numel() for clip in clips)) // PATCH**2
 
 
-def decode_bytes(sizes: ModelSizes, request: GenerationRequest, device: str, window: int, tile: Tile | None) -> int:
+def decode_bytes(work: Workload, decoding: Decoding) -> int:
     """Activations of decoding a clip, or a tile of it, window after window."""
+    sizes, request, tile = work.sizes, work.request, decoding.tile
     height, width = (tile.height, tile.width) if tile else (request.height, request.width)
     space = sizes.vae.space_factor
     shape = (min(height, request.height) // space, min(width, request.width) // space)
-    lengths = _lengths(request.num_latent_frames, window, window)
-    return _vae_bytes(sizes.vae.model_dump_json(), sizes.dtype, device != "cpu", False, lengths, *shape)
+    lengths = _lengths(request.num_latent_frames, decoding.window, decoding.window)
+    return _vae_bytes(sizes.vae.model_dump_json(), sizes.dtype, work.device != "cpu", False, lengths, *shape)
 
 
-def encode_bytes(sizes: ModelSizes, request: GenerationRequest, num_given: int, device: str, tile: Tile | None) -> int:
+def encode_bytes(work: Workload, tile: Tile | None) -> int:
     """Activations of encoding the given frames, and those frames themselves."""
+    sizes, request = work.sizes, work.request
     height, width = (tile.height, tile.width) if tile else (request.height, request.width)
-    lengths = _lengths(num_given, 1 + sizes.vae.time_factor, sizes.vae.time_factor)
-    coded = _vae_bytes(sizes.vae.model_dump_json(), sizes.dtype, device != "cpu", True, lengths, height, width)
-    return coded + 3 * num_given * request.height * request.width * (4 + sizes.dtype.itemsize)
+    lengths = _lengths(work.num_given, 1 + sizes.vae.time_factor, sizes.vae.time_factor)
+    coded = _vae_bytes(sizes.vae.model_dump_json(), sizes.dtype, work.device != "cpu", True, lengths, height, width)
+    return coded + 3 * work.num_given * request.height * request.width * (4 + sizes.dtype.itemsize)
 
 
 def _lengths(total: int, first: int, window: int) -> tuple[int, ...]:

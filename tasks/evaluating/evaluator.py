@@ -10,7 +10,7 @@ from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import DiTLossConfig
 from pyramid_model.weights.record import ModelFolder, TrainedModel
-from tasks.models.folders import load_dit, load_vae, local_folder, read_record, writing_folder
+from tasks.models.folders import load_dit, load_vae, local_folder, pipeline_of, read_record, writing_folder
 from tasks.models.gate import decide, passed
 from tasks.running.work import Produced
 from tasks.tables.delta import ok_row
@@ -119,20 +119,13 @@ class Evaluator:
     def samples(self) -> "tuple[list[Sample], Figures, int]":
         """Clips sampled from training captions; their motion and that of the data; how many samples had NaN or Inf."""
         from pyramid_model.generate.batch import ClipBatch, PromptFeatures
-        from pyramid_model.generate.pipeline import NotFiniteError, VideoPipeline
+        from pyramid_model.generate.pipeline import NotFiniteError
         from pyramid_model.metrics.quality import motion_magnitude
         from pyramid_model.text import stack_features
         from pyramid_model.video.video import write_video
 
         subject, config = self.subject, self.config
-        pipeline = VideoPipeline(
-            self.dit,
-            self.vae,
-            pyramid=self.pyramid,
-            norm=subject.source.norm,
-            device=self.device,
-            autoregressive=subject.record is None or subject.record.autoregressive,
-        )
+        pipeline = pipeline_of(subject.record, self.dit, self.vae, device=self.device)
         loaded = load_pairs(subject.source, _distinct_texts(subject.train)[: config.num_samples])
         shown: list[Sample] = []
         motions, num_not_finite = [], 0

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.generate.amount import format_bytes, parse_bytes
-from tasks.models.folders import load_dit, load_encoder, load_vae, read_record
+from tasks.models.folders import load_dit, load_encoder, load_vae, pipeline_of, read_record
 from tasks.running.work import Produced, Row
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, ok_row
@@ -186,16 +186,9 @@ def load_pipeline(models: ModelFolders, dtype: str, device: str) -> "VideoPipeli
         return VideoPipeline.from_pretrained(models.directory, models.variant, dtype=dtype or "bfloat16", device=device)
     precision = torch_dtype(dtype or "float32")
     encoder_dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
-    record = read_record(models.dit)
-    return VideoPipeline(
-        load_dit(models.dit).to(precision),
-        load_vae(models.vae).to(precision),
-        load_encoder(models.encoder, "cpu", encoder_dtype),
-        record.pyramid if record else None,
-        norm=record.trained_on.latent_norm if record else None,
-        device=device,
-        autoregressive=record is None or record.autoregressive,
-    )
+    dit, vae = load_dit(models.dit).to(precision), load_vae(models.vae).to(precision)
+    encoder = load_encoder(models.encoder, "cpu", encoder_dtype)
+    return pipeline_of(read_record(models.dit), dit, vae, encoder, device)
 
 
 def file_name(prompt: str, seed: int, generation_id: str, suffix: str = ".mp4") -> str:

@@ -180,21 +180,18 @@ def _block_size(checkpoint: "Checkpoint", config: GenerateConfig, num_items: int
     """
     from pyramid_model.generate.device import DTYPES
     from pyramid_model.generate.model_sizes import sizes_of_checkpoint
-    from pyramid_model.generate.plan import plan_memory
+    from pyramid_model.generate.plan import Workload, plan_memory
 
     size = min(config.block_size, num_items)
     if not config.max_memory:
         return size
     sizes = sizes_of_checkpoint(checkpoint, DTYPES[config.dtype or "bfloat16"])
+    num_given = 1 if config.image or config.video else 0
     while True:
         try:
             plan_memory(
-                sizes,
-                config.request,
+                Workload(sizes, config.request, size, num_given, device or "cpu"),
                 parse_bytes(config.max_memory),
-                batch=size,
-                num_given=1 if config.image or config.video else 0,
-                device=device or "cpu",
                 offload=None if config.offload == "auto" else config.offload,
                 whole_dit=config.compile,
             )

@@ -22,6 +22,7 @@ from tasks.tables.newest import newest_row
 
 if TYPE_CHECKING:
     from pyramid_model.dit.transformer import DiT
+    from pyramid_model.generate.pipeline import VideoPipeline
     from pyramid_model.text import TextEncoder
     from pyramid_model.vae.autoencoder import CausalVideoVAE
 
@@ -187,6 +188,35 @@ def load_dit(uri: str, device: str = "cpu") -> "DiT":
 
     with local_folder(uri) as folder:
         return weights.load_dit(folder, device)
+
+
+def pipeline_of(
+    record: TrainedModel | None,
+    dit: "DiT",
+    vae: "CausalVideoVAE",
+    encoder: "TextEncoder | None" = None,
+    device: str = "",
+) -> "VideoPipeline":
+    """Models that were trained here as one pipeline: stages, units and normalisation are those of the DiT's training.
+
+    Args:
+        record: of the DiT; None: it was not trained here, and the defaults and the normalisation of the VAE are used.
+        dit: the DiT.
+        vae: the VAE of its latents.
+        encoder: the text encoder; None: batches bring the features of their prompts.
+        device: on which clips are sampled; empty: the best one available.
+    """
+    from pyramid_model.generate.pipeline import VideoPipeline
+
+    return VideoPipeline(
+        dit,
+        vae,
+        encoder,
+        record.pyramid if record else None,
+        norm=record.trained_on.latent_norm if record else None,
+        device=device,
+        autoregressive=record is None or record.autoregressive,
+    )
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.peak_memory import peak_bytes
 from pyramid_model.generate.plan import (
     TILED_COPIES,
+    Decoding,
+    Workload,
     decode_bytes,
     encode_bytes,
     num_tokens,
@@ -53,6 +55,7 @@ def sizes_of(dit: DiTConfig, vae: VAEConfig, dtype: torch.dtype = torch.bfloat16
 
 
 RELEASED = sizes_of(MiniFluxConfig(), VAEConfig())
+DEFAULT = Workload(RELEASED, GenerationRequest())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,7 +80,7 @@ def test_the_estimate_of_sampling_is_near_what_the_transformer_takes(config, dty
     text = TextFeatures(torch.zeros(2, 128, 64, dtype=dtype), mask, torch.zeros(2, config.pooled_dim, dtype=dtype))
     with torch.no_grad():
         real = peak_bytes(lambda: dit([clips], torch.full((2,), 500.0, dtype=dtype), text))
-    assert 0.7 * real <= sample_bytes(sizes, request, 1) <= 1.5 * real
+    assert 0.7 * real <= sample_bytes(Workload(sizes, request)) <= 1.5 * real
 
 
 @pytest.mark.parametrize(("window", "tile"), [(1, None), (2, None), (6, None), (1, Tile(96, 96))])
@@ -92,8 +95,9 @@ def test_the_estimate_of_decoding_is_near_what_the_vae_takes(window, tile):
 
     with torch.no_grad():
         real = peak_bytes(decode) if tile is None else peak_bytes(lambda: vae.decode(latents, window, tile=tile))
+    estimate = decode_bytes(Workload(sizes, SMALL, device="cpu"), Decoding(False, window, tile))
     pixels = TILED_COPIES * 3 * 41 * 128 * 192 * 4 if tile else 0
-    assert 0.7 * real <= decode_bytes(sizes, SMALL, "cpu", window, tile) + pixels <= 1.5 * real
+    assert 0.7 * real <= estimate + pixels <= 1.5 * real
 
 
 def test_the_estimate_of_encoding_is_near_what_the_vae_takes():
@@ -101,33 +105,34 @@ def test_the_estimate_of_encoding_is_near_what_the_vae_takes():
     vae, frames = CausalVideoVAE(TINY).eval(), torch.zeros(1, 3, 17, 128, 192)
     with torch.no_grad():
         real = peak_bytes(lambda: vae.encode(frames, window=8))
-    assert 0.7 * real <= encode_bytes(sizes, SMALL, 17, "cpu", None) <= 1.5 * real
+    assert 0.7 * real <= encode_bytes(Workload(sizes, SMALL, num_given=17, device="cpu"), None) <= 1.5 * real
 
 
 @pytest.mark.parametrize("limit", [80, 40, 24, 16, 8])
 def test_a_plan_never_exceeds_its_limit_and_more_memory_never_means_more_tiles(limit):
-    plan = plan_memory(RELEASED, GenerationRequest(), limit * GIB)
+    plan = plan_memory(DEFAULT, limit * GIB)
     assert plan.peak <= limit * GIB
-    assert plan_memory(RELEASED, GenerationRequest(), 2 * limit * GIB).tile is None or plan.tile is not None
+    assert plan_memory(DEFAULT, 2 * limit * GIB).tile is None or plan.tile is not None
     shown = str(plan)
     assert f"{plan.peaks['decode'] / GIB:.2f} GiB" in shown
     assert f"{limit:.2f} GiB" in shown
 
 
 def test_with_plenty_nothing_waits_and_with_little_everything_does():
-    assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB).offload == "none"
-    assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB).decode_while_sampling
-    tight = plan_memory(RELEASED, GenerationRequest(), 4 * GIB)
+    assert plan_memory(DEFAULT, 400 * GIB).offload == "none"
+    assert plan_memory(DEFAULT, 400 * GIB).decode_while_sampling
+    tight = plan_memory(DEFAULT, 4 * GIB)
     assert (tight.offload, tight.in_turn, tight.decode_while_sampling) == ("sequential", ("text", "dit"), False)
-    between = plan_memory(RELEASED, GenerationRequest(), 8 * GIB)
+    between = plan_memory(DEFAULT, 8 * GIB)
     assert (between.offload, between.in_turn) == ("sequential", ("text",))
-    assert plan_memory(RELEASED, GenerationRequest(), 400 * GIB, offload="model").offload == "model"
+    assert plan_memory(DEFAULT, 400 * GIB, offload="model").offload == "model"
 
 
 def test_what_is_given_costs_a_phase_and_a_batch_costs_more():
     request = GenerationRequest(num_latent_frames=3)
     alone, given, many = (
-        plan_memory(RELEASED, request, 400 * GIB, **options) for options in ({}, {"num_given": 9}, {"batch": 8})
+        plan_memory(Workload(RELEASED, request, **options), 400 * GIB)
+        for options in ({}, {"num_given": 9}, {"batch": 8})
     )
     assert set(given.peaks) - set(alone.peaks) == {"encode"}
     assert many.peaks["sample"] > alone.peaks["sample"]
@@ -136,12 +141,12 @@ def test_what_is_given_costs_a_phase_and_a_batch_costs_more():
 def test_an_impossible_limit_names_the_least_possible_and_the_phase():
     request = GenerationRequest(height=768, width=1280, num_latent_frames=31)
     with pytest.raises(ValueError, match=r"31 latent frames at 768x1280 px .* least possible is .* GiB") as refused:
-        plan_memory(RELEASED, request, 1 * GIB)
+        plan_memory(Workload(RELEASED, request), 1 * GIB)
     assert "the phase 'decode'" in str(refused.value)
     least = str(refused.value).split("least possible is ")[1].split(",")[0]
-    assert plan_memory(RELEASED, request, parse_bytes(least)).tile is not None
+    assert plan_memory(Workload(RELEASED, request), parse_bytes(least)).tile is not None
     with pytest.raises(ValueError, match=r"do not fit into 1\.0 MiB"):
-        plan_memory(RELEASED, request, 2**20)
+        plan_memory(Workload(RELEASED, request), 2**20)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("8GiB", 8 * GIB), ("8 gb", 8 * GIB), ("900M", 900 * 2**20), ("5", 5)])

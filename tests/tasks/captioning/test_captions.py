@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyarrow.compute as pc
 import pytest
 
+from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.captioning.structured import FIELDS
 from tasks.captioning.captions import captions
 from tasks.captioning.config import CaptionsConfig
@@ -91,7 +92,7 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     assert structured["text"].startswith("A red square. Slides to the right. The place, and what else is there.")
     assert captions_of(squares.root, CLIPS, result.captions)[CLIPS[0]] == "A square. It slides."
     assert captions_of(squares.root, CLIPS) == dict.fromkeys(CLIPS, "A square. It slides.")  # the preferred kind
-    texts = captions_by_kind(squares.root, CLIPS, "short;human")
+    texts = captions_by_kind(squares.root, CLIPS, (CaptionsOfKind(kind="short"), CaptionsOfKind(kind="human")))
     assert texts[CLIPS[3]] == {"short": "A square slides."}
     assert texts[CLIPS[0]] == {"short": "A square slides.", "human": "A red square slides to the right."}
     assert len(vacuum(squares.root, older_than_h=0, delete=True)) == 24  # answers whose captions are in the table

@@ -107,7 +107,7 @@ def stats(uri: Uri, table: TableName = None, version: Version = None) -> None:
             return
         for facts in manifest.overview(root):
             if facts.damage:
-                typer.echo(manifest.damage_sentence(root, facts))
+                typer.echo(facts.damage)
             else:
                 print_stats(root, facts.table, version)
 
@@ -162,8 +162,9 @@ def verify(
     uri: Uri,
     table: TableName = None,
     blobs: Annotated[bool, typer.Option(help="also read all binary values and check their crc32")] = True,
+    media: Annotated[bool, typer.Option("--media", help="also read all clips and check their crc32")] = False,
 ) -> None:
-    """Check schema, ids, checksums, references, media files and counts; exit code 1 if a check fails."""
+    """Check logs, files, ids, checksums, references, weights, media and counts; exit code 1 if a check fails."""
     from tasks.inspecting.verify import verify as run_checks
     from tasks.tables import manifest
 
@@ -171,7 +172,7 @@ def verify(
         root, table = manifest.locate(uri, table)
         if table not in (None, manifest.CLIPS_WITH_SCORES):
             manifest.check_written(root, table)
-        findings = list(run_checks(root, table, blobs))
+        findings = list(run_checks(root, table, blobs, media))
     print_grid(
         ["", "table", "check", "checked", "bad"],
         [[MARKS[f.level], f.table, f.check, f"{f.num_checked:,}", str(f.num_bad or "")] for f in findings],
@@ -184,6 +185,40 @@ def verify(
     failed = sum(finding.level == "fail" for finding in findings)
     typer.echo(f"{len(findings)} checks, {failed} failed" if failed else f"{len(findings)} checks, none failed")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def repair(
+    uri: Uri,
+    table: TableName = None,
+    apply: Annotated[bool, typer.Option("--apply", help="do it; default: only say what would be done")] = False,
+    give_up_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--give-up-damaged",
+            help="take missing and damaged Parquet files out of their tables: the next run computes their rows again",
+        ),
+    ] = False,
+) -> None:
+    """Bring back tables whose log is damaged, and rows whose commit was lost. No run may use the root meanwhile.
+
+    Nothing is deleted: damaged files of a log are renamed to NAME.damaged.
+    """
+    from tasks.tables import manifest
+    from tasks.tables.repair import repair as repair_table
+    from tasks.tables.schemas import SCHEMAS
+
+    with explained(uri):
+        root, table = manifest.locate(uri, table)
+        count = 0
+        for name in [table] if table else SCHEMAS:
+            for action in repair_table(root, name, apply, give_up_damaged):
+                typer.echo(action)
+                count += 1
+    if not count:
+        typer.echo("nothing to repair")
+    elif not apply:
+        typer.echo("nothing was changed: --apply does this")
 
 
 @app.command()

@@ -36,7 +36,7 @@ def print_grid(names: list[str], rows: list[list[str]], right: tuple[str, ...] =
 def print_overview(root: str) -> None:
     """Print one line for each table: rows, statuses, versions, size, time of the last write."""
     from tasks.inspecting.table_stats import file_size
-    from tasks.tables.manifest import damage_sentence, overview
+    from tasks.tables.manifest import overview
 
     rows = []
     tables = overview(root)
@@ -44,12 +44,12 @@ def print_overview(root: str) -> None:
         counts = ", ".join(f"{count:,} {status}" for status, count in facts.statuses.most_common())
         num_rows, counts = ("?", "[red]damaged[/]") if facts.damage else (f"{facts.num_rows:,}", counts)
         written = f"{facts.last_write.astimezone():%Y-%m-%d %H:%M:%S}" if facts.last_write else ""
-        versions = f"0–{facts.version}"
+        versions = "" if facts.damage else f"0–{facts.version}"
         rows.append([facts.table, num_rows, counts, versions, file_size(facts.size_bytes), written])
     print_grid(["table", "rows", "by status", "versions", "size", "last write"], rows, right=("rows", "size"))
     for facts in tables:
         if facts.damage:
-            print(damage_sentence(root, facts))
+            print(facts.damage)
 
 
 def print_rows(root: str, table: str, rows: "pa.Table", every_column: bool) -> None:

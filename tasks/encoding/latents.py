@@ -77,7 +77,7 @@ class LatentEncoder:
 
     def __init__(self, vae: ModelFolder, config: LatentsConfig):
         self.device = "cuda" if config.num_gpus else "cpu"
-        self.vae = load_vae(vae.uri, self.device)
+        self.vae = load_vae(vae.uri, self.device, vae.hash)
         self.vae_hash, self.config = vae.hash, config
         norm = self.vae.config.latent_norm
         self.latent_norm = norm.model_dump_json() if norm else ""

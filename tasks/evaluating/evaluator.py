@@ -63,7 +63,9 @@ class Evaluator:
         self.subject, self.config, self.folder = subject, config, folder
         is_trained = subject.candidate == "trained"
         self.judged = subject.models.dit if is_trained else save_untrained(subject)
-        self.dit, self.vae = load_dit(self.judged.uri, self.device), load_vae(subject.models.vae.uri, self.device)
+        vae = subject.models.vae
+        self.dit = load_dit(self.judged.uri, self.device, self.judged.hash)
+        self.vae = load_vae(vae.uri, self.device, vae.hash)
         self.pyramid = subject.record.pyramid if subject.record else PyramidConfig()
 
     def __call__(self, items: Sequence[EvaluationItem]) -> Produced:
@@ -112,7 +114,7 @@ class Evaluator:
         if rival and rival.hashes[1:] == subject.models.hashes[1:]:
             record = read_record(rival.dit.uri)
             pyramid = record.pyramid if record else PyramidConfig()
-            other = val_losses(load_dit(rival.dit.uri, self.device), held_out, pyramid, loss)
+            other = val_losses(load_dit(rival.dit.uri, self.device, rival.dit.hash), held_out, pyramid, loss)
             figures["val_loss_champion"] = other["val_loss"]
         return figures
 

@@ -17,6 +17,7 @@ from tasks.models.folders import load_dit, load_encoder, load_vae, pipeline_of, 
 from tasks.running.work import Produced, Row
 from tasks.tables import storage
 from tasks.tables.delta import bad_row, ok_row
+from tasks.tables.files import file_crc32
 from tasks.tables.web_hosts import allow_typed_here
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ class ClipGenerator:
             item,
             **self.columns(item),
             uri=uri,
+            size_bytes=storage.size_bytes(uri),
+            crc32=file_crc32(uri),
             timings=json.dumps(timings),
             peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),
         )

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from tasks.captioning.answers import spent_answers
 from tasks.tables import storage
 from tasks.tables.appending import compacted_versions
-from tasks.tables.delta import open_table, read_table
+from tasks.tables.delta import open_table, read_table, table_uri, table_version
+from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 COPIED = "rows name files of another root, since this one was copied or moved: which files are left over is unknown"
@@ -24,20 +25,23 @@ class NamedFile:
     row_id: str
     uri: str
     path: str  # on its file system
-    size_bytes: int | None  # None where the table has no column `size_bytes`
+    size_bytes: int | None  # this and crc32: None where the table has no such column
+    crc32: int | None
 
 
 def named_files(root: str, table: str, every_attempt: bool = False) -> list[NamedFile]:
     """Files that the ok rows of a table name; with `every_attempt`, files that any row ever written names."""
     column, id_column = MEDIA_COLUMNS[table], ID_COLUMNS[table]
-    sized = ["size_bytes"] if "size_bytes" in SCHEMAS[table].names else []
+    facts = [name for name in ("size_bytes", "crc32") if name in SCHEMAS[table].names]
     where = None if every_attempt else pc.field("status") == "ok"
-    rows = read_table(root, table, [id_column, column, *sized], where=where, latest=not every_attempt)
+    rows = read_table(root, table, [id_column, column, *facts], where=where, latest=not every_attempt)
     files = []
     for row in rows.to_pylist():
         uris = row[column] if isinstance(row[column], list) else [row[column]]
         files += [
-            NamedFile(row[id_column], uri, storage.filesystem(uri)[1], row.get("size_bytes")) for uri in uris if uri
+            NamedFile(row[id_column], uri, storage.filesystem(uri)[1], row.get("size_bytes"), row.get("crc32"))
+            for uri in uris
+            if uri
         ]
     return files
 
@@ -110,8 +114,10 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
         delete: whether to remove them.
 
     Raises:
-        ValueError: the rows name files of another root, so that every file here would seem left over.
+        ValueError: the rows name files of another root, so that every file here would seem left over; or the log of a
+            table is damaged, so that files of its rows would seem left over.
     """
+    _check_logs(root)
     fs, top = storage.filesystem(root)
     now = datetime.now(UTC)
     files = media_files(root)
@@ -135,6 +141,20 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
             unnamed_parquet(root, table, older_than_h, delete=True)
         left_over += [f"{top}/tables/{table}/{name}" for name in unnamed_files]
     return [path.removeprefix(top + "/") for path in left_over]
+
+
+def _check_logs(root: str) -> None:
+    """Raise an error if a log entry of a table was lost: `manifest repair` can bring its rows back from their files."""
+    recorded = recorded_versions(root)
+    for table in SCHEMAS:
+        lost = [str(damage) for damage in log_damage(table_uri(root, table))]
+        if not lost and (version := recorded.get(table, (-1, ""))[0]) > table_version(root, table):
+            lost = [f"version {version}, which a run recorded, is missing"]
+        if lost:
+            raise ValueError(
+                f"nothing is removed, since the log of table {table!r} is damaged ({lost[0]}): first run "
+                f"pyramid manifest repair {root} --apply"
+            )
 
 
 def _attempts(root: str, table: str) -> dict[str, int]:

@@ -7,7 +7,6 @@ that data is missing or wrong, `warn` that something is unfinished or left over.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, so pyright does not know them.
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,9 +24,23 @@ from tasks.inspecting.leftovers import (
     unnamed_media,
     unnamed_parquet,
 )
+from tasks.models.folders import changed_weights
 from tasks.tables import storage
-from tasks.tables.delta import TableError, as_dataset, crc32, open_table, read_table, table_version
-from tasks.tables.manifest import damaged_files
+from tasks.tables.delta import (
+    DamagedTableError,
+    TableError,
+    as_dataset,
+    crc32,
+    damaged_files,
+    open_table,
+    read_table,
+    table_uri,
+    table_version,
+)
+from tasks.tables.files import file_crc32
+from tasks.tables.log import log_damage, recorded_versions
+from tasks.tables.parquet_files import parquet_files
+from tasks.tables.repair import orphans
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 # (table, column) -> (table, column) that must have each of its values; an empty value refers to nothing
@@ -51,6 +64,12 @@ VACUUM = (
     "(a running step would lose files that it has not committed; without --older-than 0, files of the last day stay)"
 )
 MOVED = "rows hold absolute paths: if the root was moved, move it back; if not, restore the file, or start a new root"
+REPAIR = "pyramid manifest repair ROOT says what can be brought back, and does it with --apply; it deletes nothing"
+RESTORE = (
+    "restore the file from a copy of the root; if there is none: pyramid manifest repair ROOT --give-up-damaged takes "
+    "it out of the table, and the same pyramid command as before computes its rows again"
+)
+RETRAIN = "restore the folder from a copy; generation and evaluation refuse these weights. Without a copy train again"
 LOST = "rows are missing: restore an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
 
@@ -74,21 +93,23 @@ def _finding(table: str, check: str, num_checked: int, bad: list[str], advice: s
     return Finding(table, check, num_checked, len(bad), level, bad[0], advice)
 
 
-def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[Finding]:
+def verify(root: str, table: str | None = None, blobs: bool = True, media: bool = False) -> Iterator[Finding]:
     """Findings of every check on every table that has been written, one after another.
 
     Args:
         root: of the tables.
         table: check this one only.
         blobs: also read every binary value and compare its length and crc32; for many latents this takes long.
+        media: also read every clip, generated clip and copy of a source, and compare its checksum.
     """
     unreadable: set[str] = set()  # tables that cannot be read: no further check reads them
+    recorded = recorded_versions(root)
     for name in SCHEMAS:
-        finding = check_files(root, name)
-        if finding.level == "fail":
+        findings = [check_log(root, name), *check_recorded(root, name, recorded), check_files(root, name, blobs)]
+        if findings[-1].level == "fail":
             unreadable.add(name)
-        if finding.num_checked and table in (None, name):
-            yield finding
+        if table in (None, name):
+            yield from (finding for finding in findings if finding.num_checked)
     names = [name for name in SCHEMAS if table in (None, name) and name not in unreadable]
     for name in names:
         if open_table(root, name) is None:
@@ -99,79 +120,128 @@ def verify(root: str, table: str | None = None, blobs: bool = True) -> Iterator[
         for column, target in ((c, t) for (source, c), t in REFERENCES.items() if source == name):
             if target[0] not in unreadable:
                 yield check_reference(root, (name, column), target)
-        left_over = unnamed_parquet(root, name)
-        yield _finding(name, "no left-over Parquet files", table_version(root, name), left_over, VACUUM, "warn")
+        yield check_left_over(root, name)
     if not unreadable & {"sources", "videos", "clips"} and {"sources", "videos", "clips"} & set(names):
         yield from check_counts(root)
     files = media_files(root)
     for name in names:
         if name in MEDIA_COLUMNS:
-            yield check_media(root, name, files)
+            yield check_media(root, name, files, media)
+    if "models" in names and open_table(root, "models") is not None:
+        yield check_weights(root)
     if table is None and not unreadable & set(MEDIA_COLUMNS):
         unnamed = unnamed_media(root, files)
         left_over, advice = unnamed + half_written(root), COPIED if is_copied(root, files, unnamed) else VACUUM
         yield _finding("(files)", "no left-over files", len(files), left_over, advice, "warn")
 
 
-def check_files(root: str, table: str) -> Finding:
-    """Whether this version can read the table, and every Parquet file that its log names is complete.
+def check_log(root: str, table: str) -> Finding:
+    """Whether every entry and checkpoint of the log of a table is there and can be read."""
+    uri = table_uri(root, table)
+    num_files = len(parquet_files(uri)) and 1 + table_version_or_none(root, table)
+    return _finding(table, "log", num_files, [str(damage) for damage in log_damage(uri)], REPAIR)
 
-    For a table that has not been written yet, `num_checked` is 0.
+
+def table_version_or_none(root: str, table: str) -> int:
+    """Newest version of a table; 0 if it cannot be opened."""
+    try:
+        return table_version(root, table)
+    except TableError:
+        return 0
+
+
+def check_recorded(root: str, table: str, recorded: dict[str, tuple[int, str]]) -> Iterator[Finding]:
+    """Whether a table has the versions that the results of steps state. recorded: of `recorded_versions`."""
+    if table not in recorded:
+        return
+    version, path = recorded[table]
+    try:
+        newest = table_version(root, table)
+    except TableError:  # another check reports the damage
+        return
+    lost = [f"{path} names version {version}, the newest is {newest}"] if newest < version else []
+    yield _finding(table, "versions that runs recorded", 1, lost, REPAIR)
+
+
+def check_left_over(root: str, table: str) -> Finding:
+    """Whether no Parquet file lies in the folder of a table that is part of no version, or holds rows it lacks."""
+    delta = open_table(root, table)
+    if delta is None:
+        return Finding(table, "no left-over Parquet files", 0)
+    missing, _ = orphans(delta, table)
+    num_files = len(parquet_files(delta.table_uri))
+    if missing:
+        bad = [f"{name} has {count} rows that are not in the table" for name, count in missing.items()]
+        advice = f"a commit was lost, or its step was killed before it. {REPAIR}. Or let vacuum remove the files"
+        return _finding(table, "no left-over Parquet files", num_files, bad, advice, "warn")
+    return _finding(table, "no left-over Parquet files", num_files, unnamed_parquet(root, table), VACUUM, "warn")
+
+
+def check_files(root: str, table: str, blobs: bool = True) -> Finding:
+    """Whether this version can read the table, and every Parquet file that its log names is whole.
+
+    For a table that has not been written yet, `num_checked` is 0. blobs: compare the checksums of tables with binary
+    values too, not only sizes.
     """
+    check = "columns and files"
     try:
         delta = open_table(root, table)
     except TableError as err:
-        return _finding(table, "columns", 1, [str(err)], "use the version of this package that wrote the table")
+        damaged = isinstance(err, DamagedTableError)
+        return _finding(
+            table, check, 1, [str(err)], REPAIR if damaged else "use the version of this package that wrote the table"
+        )
     if delta is None:
-        return Finding(table, "columns and files", 0)
-    advice = "files are missing or damaged: restore them from a copy"
-    return _finding(table, "columns and files", 1 + len(delta.file_uris()), damaged_files(root, table), advice)
+        return Finding(table, check, 0)
+    bad = damaged_files(delta, every_byte=blobs or table not in BLOB_COLUMNS)
+    return _finding(table, check, 1 + len(delta.file_uris()), bad, RESTORE)
 
 
 def _check_rows(root: str, table: str) -> Iterator[Finding]:
     """Checks of the ids, attempts and statuses of every row ever written."""
     id_column = ID_COLUMNS[table]
-    names = [id_column, "attempt", "status", "error_type", "step_version", "params_hash", "code_version"]
-    rows = read_table(root, table, names, latest=False)
-    ids = rows[id_column]
-    malformed = ids.filter(pc.invert(pc.fill_null(pc.match_substring_regex(ids, "^[0-9a-f]{32}$"), False)))
-    yield _finding(
-        table, "ids are 32 hex digits", len(ids), [repr(row_id) for row_id in malformed.to_pylist()], DAMAGED
-    )
-    yield _check_doubles(table, rows, id_column)
-    pairs = zip(rows["status"].to_pylist(), rows["error_type"].to_pylist(), strict=True)
-    unclear = [f"{status!r} with error type {kind!r}" for status, kind in pairs if not _clear_status(status, kind)]
-    yield _finding(
-        table,
-        "every row says ok, or why not",
-        len(ids),
-        unclear,
-        "a bug of the step that wrote the rows: report it",
-    )
+    rows = read_table(root, table, [id_column, "attempt", "status", "error_type"], latest=False)
+    malformed = rows[id_column].filter(pc.invert(_matches(rows[id_column], "^[0-9a-f]{32}$")))
+    yield _finding(table, "ids are 32 hex digits", len(rows), [repr(i) for i in malformed.to_pylist()], DAMAGED)
+    yield _check_doubles(root, table, rows[id_column])
+    is_ok = pc.fill_null(pc.equal(rows["status"], "ok"), False)
+    has_reason = pc.fill_null(pc.not_equal(rows["error_type"], ""), False)
+    clear = pc.and_(pc.is_in(rows["status"], value_set=pa.array(STATUSES)), pc.xor(is_ok, has_reason))
+    unclear = [
+        f"{row['status']!r} with error type {row['error_type']!r}" for row in rows.filter(pc.invert(clear)).to_pylist()
+    ]
+    advice = "a bug of the step that wrote the rows: report it"
+    yield _finding(table, "every row says ok, or why not", len(rows), unclear, advice)
 
 
-def _check_doubles(table: str, rows: pa.Table, id_column: str) -> Finding:
-    """Whether no id has two rows of one attempt with the same settings.
+def _matches(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    return pc.fill_null(pc.match_substring_regex(texts, pattern), False)
+
+
+def _check_doubles(root: str, table: str, ids: pa.ChunkedArray) -> Finding:
+    """Whether no id has two rows of one attempt with the same settings. ids: of all rows.
 
     Two such rows by the same code are equal, since an id is a hash of all inputs: that is a warning only. Runs with
     different settings may write the same attempt at the same moment; `newest` decides which row counts.
     """
-    keys = list(zip(*(rows[name].to_pylist() for name in (id_column, "attempt", "params_hash")), strict=True))
-    writers: dict[tuple, set] = {key: set() for key, count in Counter(keys).items() if count > 1}
-    columns = (rows[name].to_pylist() for name in ("status", "step_version", "code_version"))
-    for key, writer in zip(keys, zip(*columns, strict=True), strict=True):
-        if key in writers:
-            writers[key].add(writer)
-    unequal = [key for key, of_key in writers.items() if len(of_key) > 1]
-    twice = [f"{row_id} attempt {attempt}: more than one row" for row_id, attempt, _ in unequal or writers]
-    check = "one row per id and attempt"
-    if unequal:
-        return _finding(table, check, len(keys), twice, "two versions of the code wrote at the same time")
-    return _finding(table, check, len(keys), twice, "two runs used one root at once; readers take one row", "warn")
-
-
-def _clear_status(status: str | None, error_type: str | None) -> bool:
-    return status in STATUSES and (status == "ok") == (not error_type)
+    check, id_column = "one row per id and attempt", ID_COLUMNS[table]
+    counts = pa.table({id_column: ids}).group_by(id_column).aggregate([([], "count_all")])
+    repeated = counts.filter(pc.field("count_all") > 1)[id_column].combine_chunks()
+    writers = ["status", "step_version", "code_version"]
+    keys = [id_column, "attempt", "params_hash"]
+    rows = read_table(root, table, [*keys, *writers], where=pc.field(id_column).isin(repeated), latest=False)
+    groups = rows.group_by(keys).aggregate([([], "count_all"), *((name, "count_distinct") for name in writers)])
+    doubles = groups.filter(pc.field("count_all") > 1)
+    unequal = doubles.filter(
+        (pc.field("status_count_distinct") > 1)
+        | (pc.field("step_version_count_distinct") > 1)
+        | (pc.field("code_version_count_distinct") > 1)
+    )
+    worst = unequal if len(unequal) else doubles
+    twice = [f"{row[id_column]} attempt {row['attempt']}: more than one row" for row in worst.to_pylist()]
+    if len(unequal):
+        return _finding(table, check, len(ids), twice, "two versions of the code wrote at the same time")
+    return _finding(table, check, len(ids), twice, "two runs used one root at once; readers take one row", "warn")
 
 
 def check_blobs(root: str, table: str) -> Finding:
@@ -228,8 +298,8 @@ def check_counts(root: str) -> Iterator[Finding]:
     yield _finding("videos", "every clip of a video has its row", len(clip_ids), missing.to_pylist(), LOST)
 
 
-def check_media(root: str, table: str, files: dict[str, int]) -> Finding:
-    """Whether every file that an ok row names exists, with the size that the row states."""
+def check_media(root: str, table: str, files: dict[str, int], every_byte: bool = False) -> Finding:
+    """Whether every file that an ok row names exists, with the size and, with `every_byte`, the checksum of the row."""
     media = named_files(root, table)
     bad = []
     for file in media:
@@ -238,4 +308,18 @@ def check_media(root: str, table: str, files: dict[str, int]) -> Finding:
             bad.append(f"{file.row_id}: no {file.uri}")
         elif size is not None and file.size_bytes is not None and size != file.size_bytes:
             bad.append(f"{file.row_id}: {file.uri} has {size} bytes, expected {file.size_bytes}")
-    return _finding(table, "media files are there", len(media), bad, MOVED)
+        elif every_byte and file.crc32 is not None and (checksum := file_crc32(file.uri)) != file.crc32:
+            bad.append(f"{file.row_id}: {file.uri} was changed: its crc32 is {checksum:08x}, expected {file.crc32:08x}")
+    check = "media files are there and unchanged" if every_byte else "media files are there"
+    return _finding(table, check, len(media), bad, MOVED)
+
+
+def check_weights(root: str) -> Finding:
+    """Whether the weights of every trained model have the hash that its row states."""
+    rows = read_table(root, "models", ["model_id", "uri", "weights_hash"], where=pc.field("status") == "ok")
+    bad = [
+        f"{row['model_id']}: {problem}"
+        for row in rows.to_pylist()
+        if (problem := changed_weights(row["uri"], row["weights_hash"]))
+    ]
+    return _finding("models", "weights have their hash", len(rows), bad, RETRAIN)

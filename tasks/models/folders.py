@@ -172,21 +172,56 @@ def _rename_new(folder: str, target: str) -> None:
         raise FileExistsError(target) from err
 
 
+def changed_weights(uri: str, expected_hash: str) -> str:
+    """What is wrong with the weights of a model, as a sentence; empty if they have the hash. Reads all bytes."""
+    try:
+        with local_folder(uri) as folder:
+            _check_weights(folder, uri, expected_hash)
+    except StepError as err:
+        return str(err)
+    return ""
+
+
+def _check_weights(folder: str, uri: str, expected_hash: str) -> None:
+    """Raise StepError if the weights in a local folder do not have the hash. uri: where they are kept."""
+    from pyramid_model.weights.weights import weights_hash
+
+    if not expected_hash:
+        return
+    remedy = "Restore the folder from a copy, or train again; pyramid manifest verify lists all damage"
+    try:
+        actual = weights_hash(folder)
+    except (OSError, ValueError) as err:
+        raise StepError(f"weights in {uri} are missing: {err}. {remedy}") from err
+    if actual != expected_hash:
+        raise StepError(f"weights in {uri} were changed: their hash is {actual}, expected {expected_hash}. {remedy}")
+
+
 @functools.cache
-def load_vae(uri: str, device: str = "cpu") -> "CausalVideoVAE":
-    """A VAE for this process; loaded once."""
+def load_vae(uri: str, device: str = "cpu", expected_hash: str = "") -> "CausalVideoVAE":
+    """A VAE for this process; loaded once.
+
+    Raises:
+        StepError: its weights do not have `expected_hash` ("": not checked).
+    """
     from pyramid_model.weights import weights
 
     with local_folder(uri) as folder:
+        _check_weights(folder, uri, expected_hash)
         return weights.load_vae(folder, device)
 
 
 @functools.cache
-def load_dit(uri: str, device: str = "cpu") -> "DiT":
-    """A DiT for this process; loaded once."""
+def load_dit(uri: str, device: str = "cpu", expected_hash: str = "") -> "DiT":
+    """A DiT for this process; loaded once.
+
+    Raises:
+        StepError: its weights do not have `expected_hash` ("": not checked).
+    """
     from pyramid_model.weights import weights
 
     with local_folder(uri) as folder:
+        _check_weights(folder, uri, expected_hash)
         return weights.load_dit(folder, device)
 
 

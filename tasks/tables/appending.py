@@ -6,23 +6,30 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from tasks.tables import storage
 from tasks.tables.delta import Lineage, TableError, content_id, open_table, read_table, table_uri
 from tasks.tables.newest import newest_by
+from tasks.tables.parquet_files import MERGED, commit, merge_files, read_parquet, write_parquet
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
-BLOB_ROW_GROUP_BYTES = 1_000_000  # a larger row is a row group of its own, so that it can be read alone
 COMMIT_TRIES = 20
 COMPACT_EVERY = 256  # versions; each adds a small file, and opening a table of a thousand files takes seconds
-SMALL_ROWS = WriterProperties(compression="ZSTD", compression_level=3)
+MERGED_BYTES = 32 * 2**20  # a merged file is smaller; files of more than half of it are not merged again
+# With these the cost of a commit does not depend on the number of commits before it: checkpoints hold neither files
+# that were merged into others nor old transactions, and entries of the log are removed after a day. Vacuum deletes
+# merged files by their age and keeps those of versions that can still be read.
+CONFIGURATION = {
+    "delta.checkpointInterval": "32",
+    "delta.deletedFileRetentionDuration": "interval 0 seconds",
+    "delta.setTransactionRetentionDuration": "interval 1 days",
+    "delta.logRetentionDuration": "interval 1 days",
+}
 
 
 def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], block_id: str, lineage: Lineage) -> int:
@@ -51,47 +58,44 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], bl
     if not rows:
         return 0
     data = _to_arrow(table, rows, lineage)
-    once = Transaction(content_id(block_id, lineage.params_hash), 1)
+    once = Transaction(content_id(block_id, lineage.params_hash), 1, int(time.time() * 1000))
     for attempt in range(COMMIT_TRIES):
         delta = _open_or_create(root, table)
-        if delta.transaction_version(once.app_id) is not None:
-            return 0
         fresh = _not_committed(delta, data, ID_COLUMNS[table])
         if not fresh.num_rows:
             return 0
         fresh = _with_column(fresh, "commit_order", [delta.version() + 1] * fresh.num_rows)
+        file = None
         try:
-            write_deltalake(
-                delta,
-                fresh,
-                mode="append",
-                schema_mode=_schema_mode(delta, table),
-                writer_properties=_writer_properties(table, fresh),
-                commit_properties=CommitProperties(app_transactions=[once]),
-            )
+            _add_missing_columns(delta, table)
+            file = write_parquet(delta.table_uri, table, [fresh])
+            commit(delta, table, [file], once=once)
             if delta.version() % COMPACT_EVERY == 0:  # versions are unique, so only one of several writers compacts
                 compact(delta, table)
             return fresh.num_rows
         except CommitFailedError:
+            if file is not None:
+                _remove(storage.join(delta.table_uri, file.path))
             time.sleep(0.05 * attempt)
     raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
 
 
 def compact(delta: DeltaTable, table: str) -> None:
-    """Rewrite the small files of a table as few large ones. Rows do not change; earlier versions stay until a vacuum.
+    """Merge the small files of a table into few large ones, and remove expired entries of its log.
 
-    Other processes may append at the same time. Tables with binary columns are not compacted: their files are laid out
-    for reads of single rows.
+    Rows do not change, and earlier versions can be read until a vacuum. Other processes may append at the same time.
+    Tables with binary columns are not merged: their files are laid out for reads of single rows. A damaged file is
+    not merged either; `manifest verify` reports it.
     """
-    if table in BLOB_COLUMNS:
-        return
-    with contextlib.suppress(CommitFailedError):  # another process has just compacted
-        delta.optimize.compact(writer_properties=SMALL_ROWS, max_concurrent_tasks=1)
+    if table not in BLOB_COLUMNS:
+        with contextlib.suppress(CommitFailedError, OSError):  # another process has just merged; or a file is damaged
+            merge_files(delta, table, MERGED_BYTES)
+    delta.cleanup_metadata()
 
 
 def compacted_versions(delta: DeltaTable) -> list[int]:
     """The last version before each compaction, if it can be read: its log has all files of the versions before it."""
-    before = [entry["version"] - 1 for entry in delta.history() if entry["operation"] == "OPTIMIZE"]
+    before = [entry["version"] - 1 for entry in delta.history() if MERGED in entry]
     return [version for version in before if _is_readable(delta.table_uri, version)]
 
 
@@ -104,12 +108,11 @@ def _is_readable(uri: str, version: int) -> bool:
     return True
 
 
-def _schema_mode(delta: DeltaTable, table: str) -> Literal["merge"] | None:
-    """`merge` for a table that lacks columns of the schema: the commit adds them. None for a complete table.
-
-    If two writers add columns at the same time, the second one has a conflict, and finds them when it tries again.
+def _add_missing_columns(delta: DeltaTable, table: str) -> None:
+    """Add the columns of the schema that the table lacks, in a commit of its own.
 
     Raises:
+        CommitFailedError: another process added columns at the same time.
         TableError: the table has columns that are not in the schema.
     """
     names = {field.name for field in delta.schema().fields}
@@ -118,7 +121,15 @@ def _schema_mode(delta: DeltaTable, table: str) -> Literal["merge"] | None:
             f"table {table!r} at {delta.table_uri} has the columns {unknown}, which this version of the package does "
             "not have: a later version wrote it. Use that version, or start a new root with --root."
         )
-    return "merge" if len(names) < len(SCHEMAS[table]) else None
+    if missing := [field for field in Schema.from_arrow(SCHEMAS[table]).fields if field.name not in names]:
+        delta.alter.add_columns(missing)
+
+
+def _remove(uri: str) -> None:
+    """Delete a file that was written for a commit that failed."""
+    fs, path = storage.filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 def _not_committed(delta: DeltaTable, data: pa.Table, id_column: str) -> pa.Table:
@@ -165,9 +176,7 @@ def _with_column(rows: pa.Table, name: str, values: list[int]) -> pa.Table:
 @functools.cache
 def _keys(uri: str, id_column: str) -> pa.Table:
     """Id, attempt and settings of each row of one Parquet file; cached, since files never change."""
-    fs, path = storage.filesystem(uri)
-    with fs.open(path) as file:
-        return pq.read_table(file, columns=[id_column, "attempt", "params_hash"])
+    return read_parquet(uri, [id_column, "attempt", "params_hash"])
 
 
 def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, made: pc.Expression | None = None) -> int:
@@ -204,7 +213,9 @@ def _open_or_create(root: str, table: str) -> DeltaTable:
     delta = open_table(root, table)
     if delta is not None:
         return delta
-    return DeltaTable.create(table_uri(root, table), schema=SCHEMAS[table], mode="ignore", name=table)
+    return DeltaTable.create(
+        table_uri(root, table), schema=SCHEMAS[table], mode="ignore", name=table, configuration=CONFIGURATION
+    )
 
 
 def _to_arrow(table: str, rows: Sequence[Mapping[str, object]], lineage: Lineage) -> pa.Table:
@@ -222,18 +233,3 @@ def _to_arrow(table: str, rows: Sequence[Mapping[str, object]], lineage: Lineage
     if unknown:
         raise TableError(f"table {table!r} has no columns {sorted(unknown)}: add them in tasks/tables/schemas.py")
     return pa.Table.from_pylist(full, schema=schema)
-
-
-def _writer_properties(table: str, data: pa.Table) -> WriterProperties:
-    blobs = BLOB_COLUMNS.get(table, ())
-    if not blobs:
-        return SMALL_ROWS
-    row_bytes = data.nbytes / max(1, data.num_rows)
-    plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
-    return WriterProperties(
-        compression="UNCOMPRESSED",
-        max_row_group_size=1
-        if row_bytes >= BLOB_ROW_GROUP_BYTES
-        else max(1, int(4 * BLOB_ROW_GROUP_BYTES // row_bytes)),
-        column_properties=dict.fromkeys(blobs, plain),
-    )

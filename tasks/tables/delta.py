@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from pyarrow.dataset import Dataset
+from pyarrow.dataset import Dataset, FileSystemDataset, ParquetFileFormat, ParquetFragmentScanOptions
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tasks.tables import storage
+from tasks.tables.log import log_damage, log_folder
 from tasks.tables.newest import ORDER, newest_by
-from tasks.tables.schemas import COMMON, ID_COLUMNS, SCHEMAS
+from tasks.tables.parquet_files import damage, parquet_files
+from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 
 CANONICAL = json.JSONEncoder(
     sort_keys=True, separators=(",", ":")
@@ -31,6 +33,10 @@ CANONICAL = json.JSONEncoder(
 
 class TableError(RuntimeError):
     """A table cannot be used; the message says which one, and what to do."""
+
+
+class DamagedTableError(TableError, ValueError):
+    """Files of a table are missing or damaged; the message names one, and the command that says what can be saved."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +102,32 @@ def open_table(root: str, table: str, version: int | None = None) -> DeltaTable 
 
     Raises:
         TableError: the version does not exist, or the table was written with other column types.
+        DamagedTableError: the log of the table is damaged.
     """
     uri = table_uri(root, table)
     try:
         delta = DeltaTable(uri, version=version)
     except TableNotFoundError:
+        if parquet_files(uri):
+            raise _damaged(root, table, f"{log_folder(uri)} is missing") from None
         return None
     except DeltaError as err:
+        if damages := log_damage(uri):
+            raise _damaged(root, table, str(damages[0])) from err
         if version is None:
-            raise
+            raise _damaged(root, table, str(err).partition("\n")[0]) from err
         newest = DeltaTable(uri).version()
         raise TableError(f"table {table!r} has no version {version}: it has 0 to {newest} ({uri})") from err
     _check_columns(delta, table, uri)
     return delta
+
+
+def _damaged(root: str, table: str, problem: str) -> DamagedTableError:
+    """The error about a damaged table. problem: a clause that names the file."""
+    return DamagedTableError(
+        f"table {table!r} is damaged: {problem}. To list all damage: pyramid manifest verify {root}; "
+        f"to bring back what can be: pyramid manifest repair {root}"
+    )
 
 
 def _check_columns(delta: DeltaTable, table: str, uri: str) -> None:
@@ -158,7 +177,10 @@ def read_table(
     id_column, filtered = ID_COLUMNS[table], _fields_of(where, schema)
     needed = list(dict.fromkeys([*names, id_column, *ORDER, *filtered]))
     # A filter on ids alone keeps or drops all attempts of an id, so it can run on the files: other blobs are not read.
-    rows = as_dataset(delta, table).to_table(columns=needed, filter=where if filtered == [id_column] else None)
+    try:
+        rows = as_dataset(delta, table).to_table(columns=needed, filter=where if filtered == [id_column] else None)
+    except (OSError, pa.ArrowInvalid) as err:
+        raise _damaged(root, table, next(iter(damaged_files(delta, table not in BLOB_COLUMNS)), str(err))) from err
     if latest:
         rows = newest_by(rows, [id_column])
     if where is not None:
@@ -171,13 +193,33 @@ def as_dataset(delta: DeltaTable, table: str) -> Dataset:
 
     Local files are opened by Arrow itself. The file system of deltalake is Python code that threads of Arrow call: a
     thread in such a call when the interpreter exits aborts the process ("terminate called without an active
-    exception").
+    exception"). Every page that is read is compared with its checksum.
     """
     uri = delta.table_uri
     own = SubTreeFileSystem(storage.filesystem(uri)[1], LocalFileSystem()) if storage.is_local(uri) else None
     files = delta.to_pyarrow_dataset(filesystem=own)
     added = [field for field in SCHEMAS[table] if field.name not in files.schema.names]
-    return files.replace_schema(pa.schema([*files.schema, *added])) if added else files
+    checked = ParquetFileFormat(
+        default_fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
+    )
+    fragments = [
+        checked.make_fragment(file.path, files.filesystem, file.partition_expression) for file in files.get_fragments()
+    ]
+    return FileSystemDataset(fragments, pa.schema([*files.schema, *added]), checked, files.filesystem)
+
+
+def damaged_files(delta: DeltaTable, every_byte: bool = True) -> list[str]:
+    """A clause for each file of an open table that is missing or damaged.
+
+    every_byte: compare checksums of the bytes; otherwise only sizes.
+    """
+    sizes = parquet_files(delta.table_uri)
+    files = pa.table(delta.get_add_actions(flatten=True)).select(["path", "size_bytes"]).to_pylist()
+    problems = (
+        damage(storage.join(delta.table_uri, file["path"]), sizes.get(file["path"]), file["size_bytes"], every_byte)
+        for file in files
+    )
+    return [problem for problem in problems if problem]
 
 
 def _fields_of(where: pc.Expression | None, schema: pa.Schema) -> list[str]:

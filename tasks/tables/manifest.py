@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.tables import storage
-from tasks.tables.delta import TableError, as_dataset, open_table, read_table, table_uri
+from tasks.tables.delta import DamagedTableError, TableError, as_dataset, open_table, read_table
 from tasks.tables.newest import ORDER, newest_by, newest_ok_by, newest_row
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables.storage import absolute_root
@@ -77,7 +77,7 @@ class TableFacts:
     size_bytes: int
     last_write: datetime | None
     statuses: Counter[str]
-    damage: str = ""  # why the table cannot be read; then rows and statuses are empty
+    damage: str = ""  # a sentence: why the table cannot be read; then there are no other facts
 
 
 def overview(root: str) -> list[TableFacts]:
@@ -87,15 +87,13 @@ def overview(root: str) -> list[TableFacts]:
 
 def table_facts(root: str, table: str) -> TableFacts | None:
     """Facts about one table; None if it has not been written yet."""
-    delta = open_table(root, table)
-    if delta is None:
-        return None
-    damage, names = "", ["status", "created_at"]
     try:
-        rows = read_table(root, table, names)
-    except (OSError, ValueError) as err:  # a file is missing, or is not Parquet
-        rows = pa.schema([SCHEMAS[table].field(name) for name in names]).empty_table()
-        damage = next(iter(damaged_files(root, table)), str(err))
+        delta = open_table(root, table)
+        if delta is None:
+            return None
+        rows = read_table(root, table, ["status", "created_at"])
+    except DamagedTableError as err:
+        return TableFacts(table, 0, 0, -1, 0, None, Counter(), str(err))
     sizes = pa.table(delta.get_add_actions(flatten=True))["size_bytes"]
     return TableFacts(
         table,
@@ -105,35 +103,12 @@ def table_facts(root: str, table: str) -> TableFacts | None:
         pc.sum(sizes).as_py() or 0,
         pc.max(rows["created_at"]).as_py(),
         Counter(rows["status"].to_pylist()),
-        damage,
     )
-
-
-def damaged_files(root: str, table: str) -> list[str]:
-    """A phrase for each Parquet file of a table that is missing, or whose size differs from the size in the log."""
-    delta = open_table(root, table)
-    if delta is None:
-        return []
-    fs, folder = storage.filesystem(table_uri(root, table))
-    sizes = {path: info["size"] for path, info in fs.find(folder, detail=True).items()}
-    bad = []
-    for file in pa.table(delta.get_add_actions(flatten=True)).select(["path", "size_bytes"]).to_pylist():
-        path = f"{folder}/{file['path']}"
-        if path not in sizes:
-            bad.append(f"{path} is missing")
-        elif sizes[path] != file["size_bytes"]:
-            bad.append(f"{path} has {sizes[path]} bytes, expected {file['size_bytes']}")
-    return bad
 
 
 def damage_report(root: str) -> list[str]:
     """A sentence for each table that cannot be read."""
-    return [damage_sentence(root, facts) for facts in overview(root) if facts.damage]
-
-
-def damage_sentence(root: str, facts: TableFacts) -> str:
-    """Message: which table cannot be read, why, and the command that lists all damage."""
-    return f"table {facts.table!r} is damaged: {facts.damage}. To list all damage: pyramid manifest verify {root}"
+    return [facts.damage for facts in overview(root) if facts.damage]
 
 
 @dataclass(frozen=True)

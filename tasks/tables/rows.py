@@ -266,6 +266,8 @@ class GenerationRow(CommonRow):
     settings: str
     weights_hash: str
     uri: str
+    size_bytes: int
+    crc32: int
     timings: str
     peak_memory_bytes: int
 

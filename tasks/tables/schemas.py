@@ -208,6 +208,8 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "settings": STRING,  # JSON
         "weights_hash": STRING,
         "uri": STRING,
+        "size_bytes": INT,
+        "crc32": INT,  # of the media file
         "timings": STRING,  # JSON
         "peak_memory_bytes": INT,
     },

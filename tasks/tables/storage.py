@@ -74,6 +74,12 @@ def exists(uri: str) -> bool:
     return fs.exists(path)
 
 
+def size_bytes(uri: str) -> int | None:
+    """Size of a file; None where its file system does not know it."""
+    fs, path = filesystem(uri)
+    return fs.size(path)
+
+
 def read_bytes(uri: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Content of a small file.
 

@@ -1,12 +1,17 @@
 """Facts about model folders, and what steps say where a model is missing."""
 
+from pathlib import Path
+
 import pytest
 
+from pyramid_model.config import VAEConfig, VAEStackConfig
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.weights.weights import save_vae, weights_hash
 from tasks.encoding.latents import LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.evaluating.config import EvaluateConfig
 from tasks.evaluating.evaluate import evaluate
-from tasks.models.folders import writing_folder
+from tasks.models.folders import changed_weights, load_vae, writing_folder
 from tasks.running.errors import StepError
 from tasks.training.train_dit import TrainDiTConfig, train_dit
 
@@ -37,3 +42,24 @@ def test_a_model_folder_appears_whole_or_not_at_all(tmp_path):
         with writing_folder(uri) as folder:
             (tmp_path / folder / "file").write_text(content)
     assert (tmp_path / "models" / "m" / "file").read_text() == "first"
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "gone"])
+def test_weights_that_differ_from_their_record_are_refused(tmp_path, damage):
+    stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+    config = VAEConfig(latent_channels=4, encoder=stack, decoder=stack)
+    save_vae(CausalVideoVAE(config), tmp_path / "vae")
+    uri = str(tmp_path / "vae")
+    expected = weights_hash(uri)
+    assert changed_weights(uri, expected) == ""
+    load_vae(uri, "cpu", expected)
+    [path] = Path(uri).glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data if damage == "bit" else data[:1000])
+    if damage == "gone":
+        path.unlink()
+    load_vae.cache_clear()
+    with pytest.raises(StepError, match=r"weights in .*vae (were changed|are missing).* Restore the folder"):
+        load_vae(uri, "cpu", expected)
+    assert changed_weights(uri, expected)

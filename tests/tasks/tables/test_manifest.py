@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tasks.inspecting.table_stats import histogram, histograms, labels, reason_c
 from tasks.inspecting.verify import blob_bytes, verify
 from tasks.tables.appending import append_block
 from tasks.tables.delta import (
+    DamagedTableError,
     Lineage,
     TableError,
     bad_row,
@@ -337,7 +339,7 @@ def test_verify_reports_a_table_of_another_version_and_goes_on(root):
     import pyarrow as pa
 
     write_deltalake(table_uri(root, "duplicates"), pa.table({"clip_id": ["a"]}))
-    assert ("duplicates", "columns") in bad_findings(root)
+    assert ("duplicates", "columns and files") in bad_findings(root)
 
 
 def test_verify_reports_files_that_a_table_has_lost_and_checks_the_others(root):
@@ -353,7 +355,7 @@ def test_verify_reports_files_that_a_table_has_lost_and_checks_the_others(root):
 def test_vacuum_removes_nothing_when_a_table_cannot_be_read(root):
     for path in Path(root, "tables", "clips").glob("*.parquet"):
         path.unlink()
-    with pytest.raises(OSError, match="parquet"):
+    with pytest.raises(DamagedTableError, match="parquet is missing"):
         vacuum(root, older_than_h=0, delete=True)
     assert Path(root, "media", "clips", f"{clip_id(1)}.mp4").exists()
 
@@ -403,3 +405,16 @@ def test_vacuum_lists_and_then_removes_what_no_row_names(root):
     assert not orphan.exists()
     assert bad_findings(root, "warn") == bad_findings(root) == []
     assert Path(root, "media", "clips", f"{clip_id(1)}.mp4").exists()
+
+
+def test_verify_compares_the_checksums_of_media_on_request(root):
+    path = Path(root, "media", "clips", f"{clip_id(2)}.mp4")
+    append(root, "clips", [clip(root, 2, attempt=2, crc32=zlib.crc32(path.read_bytes()))])
+    assert not [one for one in verify(root, media=True) if one.level == "fail"]
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    assert bad_findings(root) == []
+    [finding] = [one for one in verify(root, media=True) if one.level == "fail"]
+    assert (finding.table, finding.check) == ("clips", "media files are there and unchanged")
+    assert f"{path} was changed" in finding.example

@@ -17,6 +17,7 @@ from flows.train_dit import train_dit
 from flows.train_vae import train_vae
 from tasks.captioning.config import CaptionsResult
 from tasks.generating.config import GenerateResult
+from tasks.models.tracking import tracking_uri
 from tasks.report import report
 from tasks.report.report import ReportResult
 from tasks.training.job import TrainingResult
@@ -69,9 +70,11 @@ def data_to_model(
     Raises:
         TooFewClips: the selection has too few clips for a training; the table `selections` has the reasons.
         GateRefused: the trained model did not pass the gate.
+        RegistryError: the root is an object store, and MLFLOW_TRACKING_URI is not set.
     """
     run, plan = prepare(root, recipe, settings, ray, run_id, source)
     root, run_id = run.root, run.run_id
+    tracking_uri(root)  # a training would stop without one, after hours of work on clips
     curated = curate(root=root, recipe=plan, run_id=run_id)
     if curated.select.shortage:
         raise TooFewClips(curated.select.shortage)

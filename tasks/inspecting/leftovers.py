@@ -1,5 +1,6 @@
 """Files of a root that no row of a table names: a killed step left them, and they can be removed."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,7 +78,9 @@ def half_written(root: str) -> list[str]:
 def unfinished_trainings(root: str) -> list[str]:
     """Folders under checkpoints/ of trainings that have not ended; a training removes its folder at its end."""
     fs, top = storage.filesystem(storage.join(root, "checkpoints"))
-    return sorted(fs.ls(top, detail=False)) if fs.exists(top) else []
+    with contextlib.suppress(FileNotFoundError):  # a folder marker in an object store exists, but cannot be listed
+        return sorted(path for path in fs.ls(top, detail=False) if path.rstrip("/") != top.rstrip("/"))
+    return []
 
 
 def empty_folders(root: str) -> list[str]:
@@ -165,7 +168,8 @@ def _attempts(root: str, table: str) -> dict[str, int]:
 
 def _last_touched(fs: fsspec.AbstractFileSystem, path: str) -> datetime:
     """Time at which a file, or the newest file in a folder, was written."""
-    return max([fs.modified(name) for name in fs.find(path)], default=None) or fs.modified(path)
+    files = [name for name in fs.find(path) if not name.endswith("/")]  # object stores list markers of folders
+    return max([fs.modified(name) for name in files], default=None) or fs.modified(path)
 
 
 def _remove_empty_folders(fs: fsspec.AbstractFileSystem, folders: set[str]) -> None:

@@ -47,6 +47,7 @@ def locate(uri: str, table: str | None = None) -> tuple[str, str | None]:
                 f"{uri} is table {name!r}, and the argument is {table!r}: give the root, or leave the argument out"
             )
         root, table = parent.removesuffix("/tables"), name
+    storage.check_readable(root)
     if not storage.exists(storage.join(root, "tables")):
         raise TableError(f"no tables under {root}: expected a root that holds tables/, such as ./pyramid-demo")
     if table not in (None, CLIPS_WITH_SCORES, *SCHEMAS):

@@ -174,13 +174,41 @@ def reading(uri: str, folder: str | None = None) -> Iterator[str]:
         yield local
 
 
+CREDENTIALS = (
+    "check the name of the bucket, and set in the environment of every machine AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (gs://: GOOGLE_APPLICATION_CREDENTIALS; not AWS's own S3: AWS_ENDPOINT_URL)"
+)
+
+
+def check_readable(root: str) -> None:
+    """Raise an error, with the remedy, if the object store of `root` does not answer or refuses.
+
+    Raises:
+        PermissionError: the object store cannot be reached, or its credentials are missing or wrong.
+        ValueError: no installed package can reach a URI of this scheme.
+    """
+    if is_local(root):
+        return
+    try:
+        fs, path = filesystem(root)
+        fs.invalidate_cache(path)
+        fs.exists(path)
+    except (ImportError, ValueError) as err:  # fsspec: a package is missing, or no such protocol
+        raise ValueError(
+            f"root {root!r} cannot be reached: {err}. With uv: uv run --with s3fs pyramid … (gcsfs, adlfs, …)"
+        ) from err
+    except Exception as err:  # each package has its own classes, which are not OSErrors
+        raise PermissionError(f"root {root!r} cannot be reached ({type(err).__name__}: {err}): {CREDENTIALS}") from err
+
+
 def check_writable(root: str) -> None:
     """Raise an error, with the remedy, if `root` cannot be written.
 
     Raises:
-        PermissionError: no file can be written in the folder.
+        PermissionError: no file can be written in the folder, or as `check_readable`.
         ValueError: no installed package can reach a URI of this scheme.
     """
+    check_readable(root)
     probe = join(root, f".pyramid-write-test-{uuid.uuid4().hex}")  # steps of several runs may probe at once
     try:
         write_bytes(probe, b"")
@@ -188,10 +216,5 @@ def check_writable(root: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
     except OSError as err:
-        raise PermissionError(
-            f"cannot write under root {root!r} ({err.strerror or err}): choose a folder you own with --root"
-        ) from err
-    except (ImportError, ValueError) as err:  # fsspec: a package is missing, or no such protocol
-        raise ValueError(
-            f"root {root!r} cannot be reached: {err}. With uv: uv run --with s3fs pyramid … (gcsfs, adlfs, …)"
-        ) from err
+        remedy = "choose a folder you own with --root" if is_local(root) else CREDENTIALS
+        raise PermissionError(f"cannot write under root {root!r} ({err.strerror or err}): {remedy}") from err

@@ -50,7 +50,7 @@ def members(uri: str) -> Iterator[Member]:
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=cast(Any, _BoundedReads(file)), mode="r:") as archive:
             for number, member in enumerate(archive):
-                archive.members.clear()  # tarfile keeps them all
+                cast(Any, archive).members.clear()  # tarfile keeps them all
                 if number >= MAX_MEMBERS:
                     raise ValueError(f"it has more than {MAX_MEMBERS} members: split it into several archives")
                 key, suffix = _key(member.name)

@@ -1,9 +1,16 @@
 """One command for each flow. A command reads the results of earlier flows from the tables of `--root`."""
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import typer
 
 from flows.cli.generate import generate
 from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, RetryFailed, Root, Settings, Source
+from flows.cli.settings import combined, command_recipe, common_options
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
 
 
 def curate(
@@ -20,7 +27,20 @@ def curate(
     """
     from flows.cli.launch import launch
 
-    launch("curate", root, recipe, settings, ingest__source=source, ray__address=ray, retry_failed=retry_failed)
+    launch("curate", root, lambda: _curate_recipe(recipe, settings, common_options(source, ray, retry_failed)))
+
+
+def _curate_recipe(recipe: str, pairs: Sequence[str] | None, options: Mapping[str, Any]) -> "Recipe":
+    """The recipe with the settings of the command; an error if it would read the sample because no source is named."""
+    from flows.recipe import load_recipe, parse_settings, recipe_names
+
+    settings = combined(parse_settings(pairs or ()), options)
+    if recipe in recipe_names() and not {"ingest", "ingest.source"} & set(settings):
+        raise ValueError(
+            "no videos are named: give --source FOLDER, or a recipe file of your own with `ingest.source`. "
+            "The sample videos belong to `pyramid demo` and `pyramid run demo`"
+        )
+    return load_recipe(recipe, settings)
 
 
 def recaption(
@@ -38,7 +58,8 @@ def recaption(
     """
     from flows.cli.launch import launch
 
-    launch("recaption", root, recipe, settings, ray__address=ray, retry_failed=retry_failed)
+    options = common_options(ray=ray, retry_failed=retry_failed)
+    launch("recaption", root, lambda: command_recipe(recipe, settings, options))
 
 
 def extract(
@@ -54,7 +75,8 @@ def extract(
     """
     from flows.cli.launch import launch
 
-    launch("extract", root, recipe, settings, ray__address=ray, retry_failed=retry_failed)
+    options = common_options(ray=ray, retry_failed=retry_failed)
+    launch("extract", root, lambda: command_recipe(recipe, settings, options))
 
 
 def train_vae(
@@ -66,7 +88,7 @@ def train_vae(
     """
     from flows.cli.launch import launch
 
-    launch("train_vae", root, recipe, settings, ray__address=ray)
+    launch("train_vae", root, lambda: command_recipe(recipe, settings, common_options(ray=ray)))
 
 
 def train_dit(
@@ -78,7 +100,7 @@ def train_dit(
     """
     from flows.cli.launch import launch
 
-    launch("train_dit", root, recipe, settings, ray__address=ray)
+    launch("train_dit", root, lambda: command_recipe(recipe, settings, common_options(ray=ray)))
 
 
 def evaluate(
@@ -90,7 +112,7 @@ def evaluate(
     """
     from flows.cli.launch import launch
 
-    launch("evaluate_and_gate", root, recipe, settings, ray__address=ray)
+    launch("evaluate_and_gate", root, lambda: command_recipe(recipe, settings, common_options(ray=ray)))
 
 
 def mount(app: typer.Typer) -> None:

@@ -1,8 +1,7 @@
 """`pyramid generate`: clips and pictures from prompts on the command line."""
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,10 @@ import typer
 
 from flows.cli.option_groups import with_groups
 from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, RetryFailed, Root, Settings
+from flows.cli.settings import combined, common_options
 
 if TYPE_CHECKING:
+    from flows.recipe import Recipe
     from tasks.generating.config import GenerateResult
 
 WHAT, HOW, WHERE = "What it shows", "Size, length and look", "With what"
@@ -144,19 +145,12 @@ def generate(
 
     Example: `pyramid generate --prompts ideas.txt --weights ~/pyramid-flow-sd3 --variant 384p --max-memory 8GiB`
     """
-    from flows.cli.launch import BAD_INPUT, FAILURE, complain, launch
-    from flows.recipe import parse_settings
+    from flows.cli.launch import FAILURE, complain, launch
 
-    variant = models.variant or lone_variant(models.weights)
-    recipe = recipe or (suiting_recipe(variant) if models.weights else "demo")
-    try:
-        fps = functools.partial(request_fps, recipe, parse_settings(settings or ()))
-        overrides = asked_prompts(prompt, content.prompts) | asked_settings(content, look, models, fps, variant)
-    except ValueError as err:
-        complain(str(err))
-        raise typer.Exit(BAD_INPUT) from err
-    options = {"ray__address": ray, "retry_failed": retry_failed}
-    result: GenerateResult = launch("generate", root, recipe, settings, overrides, **options)
+    options = asked_prompts(prompt, content.prompts) | common_options(ray=ray, retry_failed=retry_failed)
+    result: GenerateResult = launch(
+        "generate", root, lambda: generation_recipe(recipe, settings, options, content, look, models)
+    )
     for file in result.files:
         typer.echo(file)
     for failure in result.failures:
@@ -165,40 +159,80 @@ def generate(
         raise typer.Exit(FAILURE)
 
 
+def generation_recipe(
+    recipe: str,
+    pairs: Sequence[str] | None,
+    options: Mapping[str, Any],
+    content: Content,
+    look: Look,
+    models: Models,
+) -> "Recipe":
+    """The recipe with the settings of the command.
+
+    Args:
+        recipe: name or path; empty: the one that suits the weights.
+        pairs: `section.key=value` of each --set.
+        options: settings by dotted name of the options without a group.
+        content: options for the content of the clip.
+        look: options for size, length and guidance.
+        models: options for weights and device.
+
+    Raises:
+        ValueError: no clip can have the length, the guidance is not a number, or an option and --set differ.
+    """
+    from flows.recipe import load_recipe, parse_settings
+
+    variant = models.variant or lone_variant(models.weights)
+    settings = parse_settings(pairs or ())
+    plan = load_recipe(recipe or (suiting_recipe(variant) if models.weights else "demo"), settings)
+    typed = {**options, **asked_settings(content, look, models, plan.generate.request.fps)}
+    return load_recipe(plan, combined(settings, typed, own_defaults(typed, variant)))
+
+
 def asked_prompts(prompt: str, file: str) -> dict[str, Any]:
-    """Overrides that replace all prompts of the recipe; none if the command line has no prompt."""
-    if not prompt and not file:
-        return {}
-    return {"generate.prompts": [prompt] if prompt else [], "generate.prompts_file": file}
+    """Settings of the prompt and of the file of prompts on the command line."""
+    return dotted("generate", {"prompts": [prompt] if prompt else None, "prompts_file": file})
 
 
-def asked_settings(
-    content: Content, look: Look, models: Models, fps: Callable[[], int], variant: str
-) -> dict[str, Any]:
-    """Overrides of the recipe, by dotted name, for the options on the command line.
+def own_defaults(options: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """Settings by dotted name that the command adds, where neither an option nor --set gives them.
+
+    Args:
+        options: settings by dotted name of the typed options.
+        variant: released DiT, e.g. 768p; empty: none.
+    """
+    defaults: dict[str, Any] = {}
+    if {"generate.prompts", "generate.prompts_file"} & set(options):  # they replace all prompts of the recipe
+        defaults |= {"generate.prompts": [], "generate.prompts_file": ""}
+    if "generate.weights" not in options:
+        return defaults
+    defaults |= {"generate.num_gpus": 0, "generate.num_cpus": 1}  # a GPU if there is one; recipes reserve a cluster's
+    length = options.get("generate.request.num_latent_frames")
+    if variant.endswith("image") and length is None:
+        length = defaults["generate.request.num_latent_frames"] = 1
+    return defaults | dotted("generate.request", recommended_look(length, bool(options.get("generate.image"))))
+
+
+def asked_settings(content: Content, look: Look, models: Models, fps: int) -> dict[str, Any]:
+    """Settings by dotted name of the options in groups.
 
     Args:
         content: options for the content of the clip.
         look: options for size, length and guidance.
         models: options for weights and device.
-        fps: returns the frame rate of the recipe's request.
-        variant: released DiT, e.g. 768p; empty: none.
+        fps: frame rate of the recipe's request.
 
     Raises:
         ValueError: no clip can have the length, or the guidance is not a number.
     """
     step = {"image": content.image, "video": content.video, "seed": look.seed, "rewrite": content.rewrite}
     step |= {name: getattr(models, name) for name in ("weights", "variant", "max_memory", "dtype", "device")}
-    if models.weights:
-        step |= {"num_gpus": 0, "num_cpus": 1}  # use a GPU if there is one; the recipes reserve GPUs of a cluster
-    is_picture = variant.endswith("image") and look.seconds is None and look.frames is None
     request = {
         "height": look.height,
         "width": look.width,
         "negative_prompt": content.negative_prompt,
-        "num_latent_frames": 1 if is_picture else asked_latent_frames(look.seconds, look.frames, fps),
+        "num_latent_frames": asked_latent_frames(look.seconds, look.frames, fps),
     }
-    request = suiting_look(request, bool(models.weights), bool(content.image))
     request |= asked_steps(look.steps) | asked_guidance(look.guidance)
     return dotted("generate", step) | dotted("generate.request", request)
 
@@ -223,27 +257,17 @@ def suiting_recipe(variant: str) -> str:
     return "384p" if "384p" in variant else "768p"
 
 
-def suiting_look(asked: Mapping[str, Any], released: bool, from_image: bool) -> dict[str, Any]:
-    """Recommended settings for a picture or a clip from a picture with released weights, overridden by the options."""
-    recommended = {}
-    if released and asked["num_latent_frames"] == 1:
-        recommended = PICTURE
-    elif released and from_image:
-        recommended = FROM_IMAGE
-    return {**recommended, **asked}
+def recommended_look(num_latent_frames: int | None, from_image: bool) -> dict[str, float]:
+    """Recommended settings of the request for released weights. num_latent_frames: None: those of the recipe."""
+    if num_latent_frames == 1:
+        return PICTURE
+    return FROM_IMAGE if from_image else {}
 
 
-def request_fps(recipe: str, settings: Mapping[str, Any]) -> int:
-    """Frame rate of the clips that a recipe with these overrides generates."""
-    from flows.recipe import load_recipe
-
-    return load_recipe(recipe, settings).generate.request.fps
-
-
-def asked_latent_frames(seconds: float | None, frames: int | None, fps: Callable[[], int]) -> int | None:
+def asked_latent_frames(seconds: float | None, frames: int | None, fps: int) -> int | None:
     """Number of latent frames of a clip of this many seconds or frames; None if both are None.
 
-    fps: returns the frame rate of the clip; called only if needed, since it reads the recipe.
+    fps: frame rate of the clip.
 
     Raises:
         ValueError: both are given, or no clip can have that length.
@@ -255,7 +279,7 @@ def asked_latent_frames(seconds: float | None, frames: int | None, fps: Callable
     if seconds is not None:
         if not 0 <= seconds <= MAX_SECONDS:
             raise ValueError(f"--seconds {seconds:g}: give a length from 0 to {MAX_SECONDS}")
-        return 1 + round(seconds * fps() / FRAMES_PER_LATENT)
+        return 1 + round(seconds * fps / FRAMES_PER_LATENT)
     assert frames is not None
     before = max(0, frames - 1) // FRAMES_PER_LATENT
     if frames < 1 or (frames - 1) % FRAMES_PER_LATENT:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,33 +26,24 @@ END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # waits for the en
 OUR_CODE = Path(__file__).parents[2]
 
 
-def launch(
-    flow: str,
-    root: str,
-    recipe: str,
-    settings: Sequence[str] | None,
-    overrides: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Any:
+def launch(flow: str, root: str, read_recipe: "Callable[[], Recipe]") -> Any:
     """Check the input, then run `flows.<flow>.<flow>` with live progress; returns its result.
 
     Args:
         flow: module and function name of the flow.
         root: folder or URI.
-        recipe: name or path.
-        settings: `section.key=value` pairs of --set.
-        overrides: settings by dotted name; --set takes precedence over them.
-        options: settings by dotted name with `__` for dots; None, "" and False keep the recipe's value.
+        read_recipe: returns the recipe with the settings of the command; its errors are reported like others.
 
     Raises:
         typer.Exit: with code 2 for bad input, 1 for a failure, 130 when interrupted; the message has been printed.
     """
-    from flows.recipe import parse_settings
+    from tasks.running.run import Run
+    from tasks.tables.storage import check_writable
 
     try:
-        if flow == "curate":
-            _refuse_sample(recipe, settings, options)
-        plan, root = _checked(root, recipe, dict(overrides or {}) | parse_settings(settings or ()), options)
+        plan = read_recipe()
+        root = Run(root=root).root
+        check_writable(root)
         if flow in ("curate", "data_to_model"):
             _check_source(plan.ingest, root)
             _check_limits(plan, root)
@@ -74,31 +65,6 @@ def launch(
             raise typer.Exit(FAILURE) from err
         complain(str(err))
         raise typer.Exit(BAD_INPUT if isinstance(err, USER_ERRORS) else FAILURE) from err
-
-
-def _checked(root: str, recipe: str, settings: Mapping[str, Any], options: dict[str, Any]) -> "tuple[Recipe, str]":
-    """The recipe and the absolute root, after checks of keys, types and write access to the root."""
-    from flows.recipe import load_recipe
-    from tasks.running.run import Run
-    from tasks.tables.storage import check_writable
-
-    overrides = {name.replace("__", "."): value for name, value in options.items() if value not in (None, "", False)}
-    plan = load_recipe(recipe, dict(settings) | overrides)
-    root = Run(root=root).root
-    check_writable(root)
-    return plan, root
-
-
-def _refuse_sample(recipe: str, settings: Sequence[str] | None, options: dict[str, Any]) -> None:
-    """Raise an error if `pyramid curate` would read the sample videos because no source is named."""
-    from flows.recipe import parse_settings, recipe_names
-
-    named = options.get("ingest__source") or {"ingest", "ingest.source"} & set(parse_settings(settings or ()))
-    if recipe in recipe_names() and not named:
-        raise ValueError(
-            "no videos are named: give --source FOLDER, or a recipe file of your own with `ingest.source`. "
-            "The sample videos belong to `pyramid demo` and `pyramid run demo`"
-        )
 
 
 def _check_source(config: "IngestConfig", root: str) -> None:

@@ -1,11 +1,13 @@
 """`pyramid demo` and `pyramid run`: the whole pipeline, from raw videos to generated clips."""
 
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from flows.cli.options import RayAddress, RetryFailed, Root, Settings, Source
+from flows.cli.settings import command_recipe, common_options
 
 
 def demo(
@@ -20,7 +22,7 @@ def demo(
 
     Example: `pyramid demo --root ./pyramid-demo`
     """
-    _run_all(root, "demo", settings, ray__address=ray, retry_failed=retry_failed)
+    _run_all(root, "demo", settings, common_options(ray=ray, retry_failed=retry_failed))
 
 
 def run(
@@ -35,16 +37,16 @@ def run(
 
     Example: `pyramid run 384p --source ~/videos --root /data/pyramid --set train_dit.optim.num_steps=20000`
     """
-    _run_all(root, recipe, settings, ingest__source=source, ray__address=ray, retry_failed=retry_failed)
+    _run_all(root, recipe, settings, common_options(source, ray, retry_failed))
 
 
-def _run_all(root: str, recipe: str, settings: list[str] | None, **options: Any) -> None:
+def _run_all(root: str, recipe: str, settings: list[str] | None, options: Mapping[str, Any]) -> None:
     """Run the flow data-to-model with live progress, then print where its results are."""
     from flows.cli.launch import launch
     from flows.cli.summary import print_summary
 
     started = time.monotonic()
-    launch("data_to_model", root, recipe, settings, **options)
+    launch("data_to_model", root, lambda: command_recipe(recipe, settings, options))
     print_summary(root, started)
 
 

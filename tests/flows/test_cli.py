@@ -47,6 +47,8 @@ def test_help_of_every_command_shows_an_example(command):
     [
         (["demo", "--set", "train_dit.optim.num_step=3"], ["train_dit.optim.num_step", "train_dit.optim.num_steps"]),
         (["demo", "--set", "train_dit.optim.num_steps=many"], ["num_steps = 'many'", "integer"]),
+        (["curate", "--source", SAMPLE, "--set", "ingest.source=other"], ["ingest.source is given twice", "'other'"]),
+        (["generate", "x", "--seed", "7", "--set", "generate.seed=8"], ["generate.seed is given twice", "'8'"]),
         (["demo", "--ray", "cluster:6379"], ["cluster:6379", "ray.address"]),
         (["run", "smok"], ["'smok'", "smoke"]),
         (["run", "smoke", "--source", "no/such/folder"], ["no/such/folder"]),

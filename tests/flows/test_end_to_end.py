@@ -17,7 +17,8 @@ HEAVY = ("torch", "ray", "mlflow", "transformers", "diffusers", "av", "matplotli
 RUN = """
 import json, sys
 from flows.cli.launch import launch
-launch("data_to_model", {root!r}, "smoke", ["ingest.source={source}"])
+from flows.cli.settings import command_recipe
+launch("data_to_model", {root!r}, lambda: command_recipe("smoke", ["ingest.source={source}"], {{}}))
 print("IMPORTED", json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
 """
 README = Path(__file__).parents[2] / "README.md"

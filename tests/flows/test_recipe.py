@@ -2,7 +2,8 @@
 
 import pytest
 
-from flows.cli.generate import asked_prompts
+from flows.cli.generate import asked_prompts, own_defaults
+from flows.cli.settings import combined
 from flows.handing_on import with_captions, with_clips, with_dit, with_features, with_selection, with_vae
 from flows.recipe import (
     PATHS,
@@ -219,7 +220,8 @@ def test_settings_that_may_be_paths_are_settings():
     ],
 )
 def test_prompts_of_the_command_line_replace_those_of_the_recipe(prompt, file, prompts, prompts_file):
-    asked = load_recipe("demo", asked_prompts(prompt, file)).generate
+    options = asked_prompts(prompt, file)
+    asked = load_recipe("demo", combined({}, options, own_defaults(options, ""))).generate
     assert (asked.prompts, asked.prompts_file.rpartition("/")[2]) == (prompts, prompts_file)
 
 

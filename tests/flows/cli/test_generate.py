@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,12 @@ from flows.cli.generate import (
     asked_latent_frames,
     dotted,
     lone_variant,
-    request_fps,
-    suiting_look,
+    own_defaults,
     suiting_recipe,
 )
 from flows.recipe import load_recipe
 
+FPS = 24  # of the recipe 768p
 SIZE = ("--height", "64", "--width", "128", "--steps", "1", "--device", "cpu", "--set", "generate.dtype=float32")
 
 
@@ -120,7 +119,7 @@ def test_a_clip_that_could_not_be_made_is_an_error_each_time_until_it_is_tried_a
     ("seconds", "frames", "expected"), [(None, None, None), (5, None, 16), (10, None, 31), (None, 1, 1), (None, 17, 3)]
 )
 def test_lengths_become_latent_frames(seconds, frames, expected):
-    assert asked_latent_frames(seconds, frames, partial(request_fps, "768p", {})) == expected
+    assert asked_latent_frames(seconds, frames, FPS) == expected
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_lengths_become_latent_frames(seconds, frames, expected):
 )
 def test_lengths_that_no_clip_has_are_refused(seconds, frames, message):
     with pytest.raises(ValueError, match=message):
-        asked_latent_frames(seconds, frames, partial(request_fps, "768p", {}))
+        asked_latent_frames(seconds, frames, FPS)
 
 
 def test_guidance_is_one_number_or_two():
@@ -142,10 +141,15 @@ def test_guidance_is_one_number_or_two():
 
 
 def test_released_weights_get_the_recommended_settings_unless_others_are_asked_for():
-    asked = {"num_latent_frames": None}
-    assert suiting_look(asked, released=True, from_image=True)["video_guidance_scale"] == 4
-    assert suiting_look({"num_latent_frames": 1}, released=True, from_image=False)["guidance_scale"] == 9
-    assert suiting_look(asked, released=False, from_image=True) == asked
+    image, weights = {"generate.image": "garden.jpg"}, {"generate.weights": "released"}
+    assert own_defaults(image | weights, "768p")["generate.request.video_guidance_scale"] == 4
+    assert own_defaults(weights, "diffusion_transformer_image") == {
+        "generate.num_gpus": 0,
+        "generate.num_cpus": 1,
+        "generate.request.num_latent_frames": 1,
+        "generate.request.guidance_scale": 9,
+    }
+    assert own_defaults(image, "") == {}
     assert [suiting_recipe(name) for name in ("384p", "diffusion_transformer_384p", "768p", "")] == [
         *("384p", "384p", "768p", "768p")
     ]

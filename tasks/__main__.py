@@ -7,7 +7,6 @@ line per second. The
 last line is `RESULT TOKEN {json}` (exit code 0) or `ERROR TOKEN {"message": …, "transient": …}` (exit code 3).
 """
 
-import importlib
 import json
 import logging
 import sys
@@ -17,25 +16,9 @@ from typing import Any
 from tasks.running.errors import EXPECTED_ERRORS, machine_lost
 from tasks.running.jobs import BEGIN, ERROR, RESULT
 from tasks.running.run import PROGRESS, Run, Sparse, StepResult
-from tasks.running.step import StepFunction, config_class
+from tasks.running.step import config_class
+from tasks.running.steps import find_step
 
-# Module of each step, in the order of the pipeline; the step's function has its module's name.
-STEPS = {
-    "ingest": "tasks.sources.ingest",
-    "clips": "tasks.cutting.clips",
-    "scores": "tasks.scoring.scores",
-    "duplicates": "tasks.selecting.duplicates",
-    "select": "tasks.selecting.select",
-    "captions": "tasks.captioning.captions",
-    "text_features": "tasks.encoding.text_features",
-    "train_vae": "tasks.training.train_vae",
-    "latents": "tasks.encoding.latents",
-    "train_dit": "tasks.training.train_dit",
-    "evaluate": "tasks.evaluating.evaluate",
-    "register": "tasks.evaluating.register",
-    "generate": "tasks.generating.generate",
-    "report": "tasks.report.report",
-}
 PROGRESS_EVERY_S = 1.0  # a driver that follows a Ray job fetches the whole log each time
 NO_TOKEN = "-"  # in place of the token of an attempt, if the input has none
 USAGE = """usage: python -m tasks STEP '{"run": {"root": …}, "config": {…}}'   (or @file, or - for standard input)"""
@@ -50,17 +33,6 @@ class LineFormatter(logging.Formatter):
             keys = ("step", "done", "total")
             return "PROGRESS " + json.dumps({key: getattr(record, key) for key in keys})
         return super().format(record)
-
-
-def find_step(name: str) -> StepFunction[Any, StepResult]:
-    """The step function of that name.
-
-    Raises:
-        ValueError: no step has this name.
-    """
-    if name not in STEPS:
-        raise ValueError(f"there is no step {name!r}: the steps are {', '.join(STEPS)}")
-    return getattr(importlib.import_module(STEPS[name]), name)
 
 
 def read_arguments(arguments: str) -> dict[str, Any]:

@@ -155,8 +155,6 @@ class ClipGenerator:
         timings["planned_bytes"] = plan.peaks
         plan_note = f"within {self.config.max_memory}, at most {format_bytes(plan.peak)} planned: {plan.summary}"
         plan_notes = [plan_note] if self.config.max_memory else []
-        if notes := [*self.notes, *clips.notes, *plan_notes]:
-            timings["notes"] = notes
         return ok_row(
             item,
             **self.columns(item),
@@ -164,6 +162,7 @@ class ClipGenerator:
             size_bytes=storage.size_bytes(uri),
             crc32=file_crc32(uri),
             timings=json.dumps(timings),
+            notes=[*self.notes, *clips.notes, *plan_notes],
             peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),
         )
 

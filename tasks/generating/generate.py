@@ -29,6 +29,7 @@ from tasks.sources.ingest import hash_file
 from tasks.tables import storage
 from tasks.tables.delta import content_id, read_table
 from tasks.tables.pending import pending
+from tasks.tables.rows import GenerationRow, as_rows
 from tasks.tables.web_hosts import allow_typed_here
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
             num_gpus=num_gpus,
         )
         result = run_blocks(run, work, items, todo.num_done)
-    rows = read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)).to_pylist()
+    rows = as_rows(read_table(run.root, "generations", where=pc.field("generation_id").isin(ids)), GenerationRow)
     clips = {row["generation_id"]: row for row in rows if row["status"] == "ok"}
     failed = [row for row in rows if row["status"] == "failed"]
     return GenerateResult(
@@ -277,12 +278,12 @@ def _reporting_units(progress: str, total: int) -> Iterator[None]:
                 fs.rm(name)
 
 
-def _note(result: StepResult, rows: Sequence[Mapping[str, str]], rewrites: Sequence[Rewrite]) -> str:
+def _note(result: StepResult, rows: Sequence[GenerationRow], rewrites: Sequence[Rewrite]) -> str:
     """Notes of the actors and of the rewriter on new clips, each sentence once; empty if there are none."""
     if not result.num_new:
         return ""
     notes = dict.fromkeys(f"prompts stay as they are: {rewrite.reason}" for rewrite in rewrites if rewrite.reason)
-    notes |= dict.fromkeys(note for row in rows for note in json.loads(row["timings"]).get("notes", []))
+    notes |= dict.fromkeys(note for row in rows for note in row["notes"] or ())
     return "; ".join(notes)
 
 

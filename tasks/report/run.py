@@ -8,12 +8,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tasks.encoding.text_features import TextFeaturesResult
 from tasks.inspecting.table_stats import compact
 from tasks.report.curation import Curation, total_s
 from tasks.report.figures import Node
 from tasks.running.run import StepResult, merged
-from tasks.selecting.select_config import SelectResult
+from tasks.running.steps import read_result
 from tasks.tables import storage
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import TableFacts
@@ -74,8 +73,6 @@ def length(seconds: float) -> str:
 
 
 Records = list[tuple[str, StepResult]]
-# Steps whose results are read in full; of other steps only the fields of StepResult are read.
-RESULTS: dict[str, type[StepResult]] = {"select": SelectResult, "text_features": TextFeaturesResult}
 
 
 def step_records(root: str) -> Records:
@@ -83,16 +80,10 @@ def step_records(root: str) -> Records:
     fs, path = storage.filesystem(storage.join(root, "runs"))
     folders = sorted(fs.ls(path, detail=False))[-MAX_RUNS:] if fs.exists(path) else []
     return [
-        (folder.rsplit("/", 1)[-1], _read_result(fs.cat_file(name)))
+        (folder.rsplit("/", 1)[-1], read_result(fs.cat_file(name)))
         for folder in folders
         for name in sorted(fs.glob(f"{folder}/*.json"))
     ]
-
-
-def _read_result(record: str | bytes) -> StepResult:
-    """The result of a step, from the JSON of its record."""
-    counts = StepResult.model_validate_json(record, extra="ignore")
-    return RESULTS[counts.step].model_validate_json(record) if counts.step in RESULTS else counts
 
 
 def step_lines(records: Records) -> list[StepResult]:

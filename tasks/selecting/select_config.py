@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.metrics.facts import SCORER_FACTS
@@ -98,6 +98,10 @@ def possible(thresholds: dict[str, Limits]) -> dict[str, Limits]:
     return thresholds
 
 
+Thresholds = Annotated[dict[str, Limits], AfterValidator(possible)]  # by scorer
+Buckets = Annotated[tuple[str, ...], AfterValidator(expand_buckets)]
+
+
 class Bounds(Config):
     """Limits of a score as values, both included, percentiles resolved; None: no limit."""
 
@@ -120,20 +124,10 @@ class SetConfig(Config):
     """One of several nested sets: clips of the set before it that also pass these limits, in buckets of its own."""
 
     name: str = Field(min_length=1, description="name of the set, e.g. 768p")
-    buckets: tuple[str, ...] = Field(min_length=1, description="as in select.buckets")
-    thresholds: dict[str, Limits] = Field({}, description="stricter than those of the set before, which also apply")
+    buckets: Buckets = Field(min_length=1, description="as in select.buckets")
+    thresholds: Thresholds = Field({}, description="stricter than those of the set before, which also apply")
     min_frames: int = Field(1, ge=1, description="frames of the clip at its own rate; select.min_frames also applies")
     max_clips: int | None = Field(None, ge=1, description="most training clips")
-
-    @field_validator("buckets")
-    @classmethod
-    def _parse(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
-        return expand_buckets(buckets)
-
-    @field_validator("thresholds")
-    @classmethod
-    def _possible(cls, thresholds: dict[str, Limits]) -> dict[str, Limits]:
-        return possible(thresholds)
 
 
 class SelectConfig(Config):
@@ -145,13 +139,13 @@ class SelectConfig(Config):
         "of each video",
     )
     preset: Preset = Field("", description="pretrain or finetune: limits for scores that thresholds does not limit")
-    thresholds: dict[str, Limits] = Field(
+    thresholds: Thresholds = Field(
         {},
         description="limits by scorer, or by duration_s, fps, height, width or aspect of the clip: min, max, "
         "min_percentile, max_percentile, e.g. {motion: {min: 1}}",
     )
     min_frames: int = Field(2, ge=1, description="least frames of a clip at its own rate")
-    buckets: tuple[str, ...] = Field(
+    buckets: Buckets = Field(
         ("384x640x121@24",),
         min_length=1,
         description="training sizes: <height>x<width>x<frames>@<fps>, or all aspect ratios of a size, e.g. 384px121@24",
@@ -184,16 +178,6 @@ class SelectConfig(Config):
         if not isinstance(given, Mapping) or not PRESETS.get(given.get("preset", "")):
             return given
         return dict(given) | {"thresholds": PRESETS[given["preset"]] | dict(given.get("thresholds") or {})}
-
-    @field_validator("buckets")
-    @classmethod
-    def _parse(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
-        return expand_buckets(buckets)
-
-    @field_validator("thresholds")
-    @classmethod
-    def _possible(cls, thresholds: dict[str, Limits]) -> dict[str, Limits]:
-        return possible(thresholds)
 
     @field_validator("drop_duplicates")
     @classmethod

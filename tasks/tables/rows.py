@@ -269,6 +269,7 @@ class GenerationRow(CommonRow):
     size_bytes: int
     crc32: int
     timings: str
+    notes: list[str]
     peak_memory_bytes: int
 
 

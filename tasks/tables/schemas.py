@@ -211,6 +211,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "size_bytes": INT,
         "crc32": INT,  # of the media file
         "timings": STRING,  # JSON
+        "notes": pa.list_(STRING),  # sentences for the user
         "peak_memory_bytes": INT,
     },
 }

@@ -195,6 +195,7 @@ def test_generation_writes_named_clips_of_the_asked_size(chain):
         assert read_clip(row["uri"], height=32, width=32).shape == (9, 32, 32, 3)
         assert row["peak_memory_bytes"] > 1e8
         assert set(json.loads(row["timings"])) >= {"text_s", "sample_s", "decode_s"}
+        assert row["notes"] == []
 
 
 def test_the_whole_chain_again_does_nothing_and_imports_nothing_heavy(chain):

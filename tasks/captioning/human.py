@@ -152,6 +152,7 @@ def match_captions(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -
         config=config,
         worker=CaptionMatcher,
         done_table="captions",
+        since={"captions": todo.version},
         worker_args={"config": config, "sidecars": sorted({item["sidecar"] for item in items} - {""})},
         block_size=config.block_size,
     )

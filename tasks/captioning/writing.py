@@ -147,6 +147,7 @@ def write_captions(run: Run, config: "CaptionsConfig", items: Sequence[ModelItem
         config=config,
         worker=CaptionWriter,
         done_table="captions",
+        since={"captions": todo.version},
         worker_args={"config": config, "writer": writer, "root": run.root},
         block_size=config.block_size,
         num_cpus=local.num_cpus if local else 0.5,

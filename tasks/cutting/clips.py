@@ -20,7 +20,7 @@ from tasks.running.step import step
 from tasks.running.work import PerItemWork, Produced, Row
 from tasks.tables import storage
 from tasks.tables.appending import append_again
-from tasks.tables.delta import bad_row, read_table
+from tasks.tables.delta import bad_row, read_table, table_version
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.rows import ClipRow, ScoreRow, SourceRow, VideoRow, as_rows
 
@@ -157,6 +157,7 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
     Raises:
         ValueError: weights or a package of TransNetV2 are missing.
     """
+    since = {table: table_version(run.root, table) for table in ("videos", "clips", "scores")}
     sources = _sources(run)
     attempts, to_restore = _pending(run, list(sources), config)
     restored = append_again(
@@ -180,6 +181,7 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
         config=config,
         worker=VideoWorker,
         done_table="videos",
+        since=since,
         worker_args={
             "config": config.model_dump(mode="json"),
             "media": media,

@@ -204,6 +204,7 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
         config=config,
         worker=LatentEncoder,
         done_table="latents",
+        since={"latents": todo.version},
         worker_args={"vae": vae, "config": config},
         block_size=config.block_size,
         num_cpus=config.num_cpus,

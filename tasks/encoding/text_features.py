@@ -150,6 +150,7 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
         config=config,
         worker=TextEncoder,
         done_table="text_features",
+        since={"text_features": todo.version},
         worker_args={
             "encoder": encoder,
             "dtype": config.dtype,

@@ -120,6 +120,7 @@ def import_official(run: Run, config: ImportConfig) -> ImportResult:
         config=config,
         worker=OfficialReader,
         done_table="latents",
+        since={"latents": todo.version},
         worker_args={"vae": vae, "encoder": encoder, "config": config},
         block_size=config.block_size,
     )

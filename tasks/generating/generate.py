@@ -75,6 +75,7 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
             config=config,
             worker=ClipGenerator,
             done_table="generations",
+            since={"generations": todo.version},
             worker_args={
                 "models": _folders(models, checkpoint),
                 "weights_hash": models.dit.hash,

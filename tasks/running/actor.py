@@ -13,6 +13,7 @@ from pyramid_model.config import Config
 from tasks.running.errors import EXPECTED_ERRORS, StepError, machine_lost
 from tasks.running.work import PerItemWork, Row, Worker
 from tasks.tables.appending import append_block
+from tasks.tables.committed_ids import CommittedIds
 from tasks.tables.delta import Lineage, content_id
 from tasks.tables.schemas import ID_COLUMNS
 
@@ -41,10 +42,14 @@ REPORT: TypeAdapter[BlockReport | Fatal] = TypeAdapter(BlockReport | Fatal)
 
 
 class BlockActor:
-    """Ray actor: builds the worker of the step once, then computes and commits one block after another."""
+    """Ray actor: builds the worker of the step once, then computes and commits one block after another.
 
-    def __init__(self, work: PerItemWork[Any], root: str, lineage: Lineage):
+    writer: 32 hex digits by which the files of all actors of this call of the step are told from others.
+    """
+
+    def __init__(self, work: PerItemWork[Any], root: str, lineage: Lineage, writer: str):
         self.root, self.lineage, self.done_table = root, lineage, work.done_table
+        self.others = {table: CommittedIds(table, version, writer) for table, version in work.since.items()}
         self.worker: Worker[Any] | None = None
         self.start_error: Fatal | None = None
         try:
@@ -87,7 +92,7 @@ class BlockActor:
         """
         ids = sorted((row[ID_COLUMNS[table]], row["attempt"]) for row in rows)
         block_id = content_id(table, self.lineage.step, ids)
-        return append_block(self.root, table, rows, block_id, self.lineage)
+        return append_block(self.root, table, rows, block_id, self.lineage, self.others.get(table))
 
 
 def _fatal(err: Exception) -> Fatal:

@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,7 @@ def _stream(run: Run, work: PerItemWork[Item], blocks: list[list[Item]], size: i
     tables = [pa.table({"items": [json.dumps(block)]}) for block in blocks]
     reports = ray.data.from_arrow(tables).map_batches(
         BlockActor,
-        fn_constructor_args=(work, run.root, lineage(run, work.step, work.version, work.config)),
+        fn_constructor_args=(work, run.root, lineage(run, work.step, work.version, work.config), uuid.uuid4().hex),
         batch_size=None,
         compute=ActorPoolStrategy(size=size),
         num_cpus=work.num_cpus,

@@ -59,6 +59,8 @@ class PerItemWork(Generic[Item]):
         num_cpus: CPUs that an actor reserves.
         num_gpus: GPUs that an actor reserves.
         max_actors: most actors, where a resource outside the cluster limits them; None: as many as fit.
+        since: versions of tables at which the step looked which rows they have; an actor then looks only at the
+            commits of others after these versions. In a table that is not named it looks at all rows.
         patience_s: the step stops when no block has finished for this time, s; None: `ray.no_progress_timeout_s`.
     """
 
@@ -73,4 +75,5 @@ class PerItemWork(Generic[Item]):
     num_cpus: float = 0.5
     num_gpus: float = 0.0
     max_actors: int | None = None
+    since: Mapping[str, int] = field(default_factory=dict)
     patience_s: float | None = None

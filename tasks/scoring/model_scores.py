@@ -6,7 +6,7 @@ Each section of the config that is present gives its scores. All weights are loc
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -168,6 +168,7 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
         table = job.work.done_table
         id_column = ID_COLUMNS[table]
         todo = pending(run.root, table, [item[id_column] for item in job.items], run.retry_failed)
+        job = replace(job, work=replace(job.work, since={table: todo.version}))
         plan.append((job, todo.items(job.items, id_column)))
     for job, items in plan:
         if items:

@@ -143,6 +143,7 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
         config=config,
         worker=ClipScorer,
         done_table="scores",
+        since={"scores": todo.version},
         block_size=config.block_size,
     )
     without_models = run_blocks(run, work, todo.items(all_items, "score_id"), todo.num_done)

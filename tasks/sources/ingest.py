@@ -215,6 +215,7 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
         config=config,
         worker=FileHasher,
         done_table="sources",
+        since={"sources": todo.version},
         worker_args={
             "config": config.model_copy(update={"fetch": web}),
             "media": run.media("sources"),

@@ -1,7 +1,6 @@
 """Writing to tables: append a block of rows exactly once, append rows again, and compact small files."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -13,9 +12,10 @@ from deltalake import DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from tasks.tables import storage
-from tasks.tables.delta import Lineage, TableError, content_id, open_table, read_table, table_uri
+from tasks.tables.committed_ids import CommittedIds, of_process
+from tasks.tables.delta import Lineage, TableError, as_dataset, content_id, open_table, read_table, table_uri
 from tasks.tables.newest import newest_by
-from tasks.tables.parquet_files import MERGED, commit, merge_files, read_parquet, write_parquet
+from tasks.tables.parquet_files import MERGED, commit, merge_files, write_parquet
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 COMMIT_TRIES = 20
@@ -32,7 +32,14 @@ CONFIGURATION = {
 }
 
 
-def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], block_id: str, lineage: Lineage) -> int:
+def append_block(
+    root: str,
+    table: str,
+    rows: Sequence[Mapping[str, object]],
+    block_id: str,
+    lineage: Lineage,
+    others: CommittedIds | None = None,
+) -> int:
     """Append rows in one atomic commit, exactly once per `block_id` and settings (`lineage.params_hash`).
 
     Rows that another run committed with the same settings are left out. A row whose id and attempt were committed with
@@ -48,6 +55,7 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], bl
         rows: columns by name; common columns that are missing are filled in.
         block_id: identity of the block.
         lineage: run, step and settings of the rows.
+        others: commits of other writers, for an actor whose blocks have no ids in common; None: all commits.
 
     Returns:
         Number of rows written: 0 if this block, or every row of it, was committed before.
@@ -58,26 +66,40 @@ def append_block(root: str, table: str, rows: Sequence[Mapping[str, object]], bl
     if not rows:
         return 0
     data = _to_arrow(table, rows, lineage)
-    once = Transaction(content_id(block_id, lineage.params_hash), 1, int(time.time() * 1000))
+    writer = others.writer if others else ""
+    # The first fails a commit of the same block by another writer at the same time; the second is looked up.
+    block, own = (
+        Transaction(content_id(block_id, lineage.params_hash, part), 1, int(time.time() * 1000))
+        for part in ("", writer)
+    )
     for attempt in range(COMMIT_TRIES):
         delta = _open_or_create(root, table)
-        fresh = _not_committed(delta, data, ID_COLUMNS[table])
+        if others and delta.transaction_version(own.app_id) is not None:
+            return 0
+        fresh = _not_committed(delta, table, data, others)
         if not fresh.num_rows:
             return 0
-        fresh = _with_column(fresh, "commit_order", [delta.version() + 1] * fresh.num_rows)
-        file = None
-        try:
-            _add_missing_columns(delta, table)
-            file = write_parquet(delta.table_uri, table, [fresh])
-            commit(delta, table, [file], once=once)
+        if _commit_rows(delta, table, fresh, writer, [block, own] if others else [block]):
             if delta.version() % COMPACT_EVERY == 0:  # versions are unique, so only one of several writers compacts
                 compact(delta, table)
             return fresh.num_rows
-        except CommitFailedError:
-            if file is not None:
-                _remove(storage.join(delta.table_uri, file.path))
-            time.sleep(0.05 * attempt)
+        time.sleep(0.05 * attempt)
     raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
+
+
+def _commit_rows(delta: DeltaTable, table: str, rows: pa.Table, writer: str, once: Sequence[Transaction]) -> bool:
+    """Write rows to a file and commit it; False, without the file, if another process was first."""
+    rows = _with_column(rows, "commit_order", [delta.version() + 1] * rows.num_rows)
+    file = None
+    try:
+        _add_missing_columns(delta, table)
+        file = write_parquet(delta.table_uri, table, [rows], writer)
+        commit(delta, table, [file], once=once)
+    except CommitFailedError:
+        if file is not None:
+            _remove(storage.join(delta.table_uri, file.path))
+        return False
+    return True
 
 
 def compact(delta: DeltaTable, table: str) -> None:
@@ -132,18 +154,19 @@ def _remove(uri: str) -> None:
         fs.rm_file(path)
 
 
-def _not_committed(delta: DeltaTable, data: pa.Table, id_column: str) -> pa.Table:
+def _not_committed(delta: DeltaTable, table: str, data: pa.Table, others: CommittedIds | None) -> pa.Table:
     """Rows of `data` that are not in the table, with the attempts under which they are appended.
 
     A row is in the table if its id has a row of the same settings and of the same or a later attempt. A row whose
-    attempt is used by other settings gets the next free attempt. A process reads each file once, so that later commits
-    are cheap.
+    attempt is used by other settings gets the next free attempt.
     """
-    files = [_keys(uri, id_column) for uri in delta.file_uris()]
-    if not files:
+    id_column = ID_COLUMNS[table]
+    possible = (others or of_process(delta, table)).may_contain(delta, data[id_column])
+    if not possible.any():
         return data
-    committed = pa.concat_tables(files)
-    committed = committed.filter(pc.field(id_column).isin(data[id_column].combine_chunks()))
+    ids = data[id_column].filter(pa.array(possible)).combine_chunks()
+    of_ids = pc.field(id_column).isin(ids)
+    committed = as_dataset(delta, table).to_table(columns=[id_column, "attempt", "params_hash"], filter=of_ids)
     if not committed.num_rows:
         return data
     last: dict[str, int] = {}  # latest attempt by id
@@ -171,12 +194,6 @@ def _with_column(rows: pa.Table, name: str, values: list[int]) -> pa.Table:
     """The rows with new values in one integer column."""
     position = rows.schema.get_field_index(name)
     return rows.set_column(position, rows.schema.field(position), pa.array(values, pa.int64()))
-
-
-@functools.cache
-def _keys(uri: str, id_column: str) -> pa.Table:
-    """Id, attempt and settings of each row of one Parquet file; cached, since files never change."""
-    return read_parquet(uri, [id_column, "attempt", "params_hash"])
 
 
 def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, made: pc.Expression | None = None) -> int:
@@ -210,12 +227,15 @@ def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, ma
 
 
 def _open_or_create(root: str, table: str) -> DeltaTable:
-    delta = open_table(root, table)
-    if delta is not None:
+    if (delta := open_table(root, table)) is not None:
         return delta
-    return DeltaTable.create(
-        table_uri(root, table), schema=SCHEMAS[table], mode="ignore", name=table, configuration=CONFIGURATION
-    )
+    with contextlib.suppress(CommitFailedError):  # another process has just created it
+        DeltaTable.create(
+            table_uri(root, table), schema=SCHEMAS[table], mode="ignore", name=table, configuration=CONFIGURATION
+        )
+    delta = open_table(root, table)
+    assert delta is not None, "it was created above, here or by another process"
+    return delta
 
 
 def _to_arrow(table: str, rows: Sequence[Mapping[str, object]], lineage: Lineage) -> pa.Table:

@@ -202,10 +202,27 @@ def as_dataset(delta: DeltaTable, table: str) -> Dataset:
     checked = ParquetFileFormat(
         default_fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
     )
+    # A file is left out by the range of its ids alone: the expressions of deltalake are null for a column without
+    # a range, and then every filter on the column leaves out the file.
+    actions = pa.table(delta.get_add_actions(flatten=True))
+    ranges = [actions[name].to_pylist() if name in actions.column_names else [] for name in _range_of(table)]
+    of_path = {path: bounds for path, *bounds in zip(actions["path"].to_pylist(), *ranges, strict=False)}
     fragments = [
-        checked.make_fragment(file.path, files.filesystem, file.partition_expression) for file in files.get_fragments()
+        checked.make_fragment(file.path, files.filesystem, _within(table, *of_path.get(file.path, (None, None))))
+        for file in files.get_fragments()
     ]
     return FileSystemDataset(fragments, pa.schema([*files.schema, *added]), checked, files.filesystem)
+
+
+def _range_of(table: str) -> tuple[str, str]:
+    """Columns of the add actions of a table with the least and the greatest id of a file."""
+    return f"min.{ID_COLUMNS[table]}", f"max.{ID_COLUMNS[table]}"
+
+
+def _within(table: str, least: str | None, most: str | None) -> pc.Expression | None:
+    """Condition that every row of a file with this range of ids meets; None without a range."""
+    row_id = pc.field(ID_COLUMNS[table])
+    return None if least is None or most is None else (row_id >= least) & (row_id <= most)
 
 
 def damaged_files(delta: DeltaTable, every_byte: bool = True) -> list[str]:

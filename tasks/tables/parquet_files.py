@@ -8,10 +8,13 @@ import contextlib
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,9 +23,11 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from tasks.tables import storage
 from tasks.tables.files import file_crc32
-from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
+from tasks.tables.schemas import BLOB_COLUMNS, SCHEMAS
 
 BLOB_ROW_GROUP_BYTES = 1_000_000  # a larger row is a row group of its own, so that it can be read alone
+BOUND_LENGTH = 32  # characters of a text in the statistics of a column
+MAX_CHARACTER = "\U0010ffff"
 ROW_GROUP_BYTES = 64 * 2**20  # in memory, of rows without blobs
 NAME = re.compile(r"(?P<writer>[0-9a-f]{32})-[0-9a-f]{16}-(?P<crc32>[0-9a-f]{8})\.parquet$")
 MERGED = "merged"  # key of the commits that merge files
@@ -54,7 +59,7 @@ def write_parquet(
         with pq.ParquetWriter(temporary, schema, write_page_checksum=True, **options) as file:
             for part in parts:
                 file.write_table(part, row_group_size=_row_group_rows(table, part))
-        size_bytes, statistics = os.path.getsize(temporary), _statistics(pq.read_metadata(temporary), table)
+        size_bytes, statistics = os.path.getsize(temporary), _statistics(pq.read_metadata(temporary))
         name = f"{writer or uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-{file_crc32(temporary):08x}.parquet"
         storage.publish(temporary, storage.join(folder, name))
     finally:
@@ -67,21 +72,37 @@ def add_action(folder: str, table: str, name: str) -> AddAction:
     """The action by which a commit adds a file that lies in the folder of a table. name: of the file."""
     fs, path = storage.filesystem(storage.join(folder, name))
     with fs.open(path, "rb") as file:
-        statistics = _statistics(pq.read_metadata(file), table)
+        statistics = _statistics(pq.read_metadata(file))
     return AddAction(name, int(fs.size(path) or 0), {}, _now_ms(), True, statistics)
 
 
-def _statistics(metadata: pq.FileMetaData, table: str) -> str:
-    """Number of rows and range of the ids of a file, as in the log: readers of single ids leave out files by them."""
-    id_column = ID_COLUMNS[table]
-    ids = metadata.schema.names.index(id_column)
-    ranges = [metadata.row_group(group).column(ids).statistics for group in range(metadata.num_row_groups)]
-    ranges = [values for values in ranges if values is not None and values.has_min_max]
-    least = {id_column: min(values.min for values in ranges)} if ranges else {}
-    most = {id_column: max(values.max for values in ranges)} if ranges else {}
-    return json.dumps(
-        {"numRecords": metadata.num_rows, "minValues": least, "maxValues": most, "nullCount": dict.fromkeys(least, 0)}
-    )
+def _statistics(metadata: pq.FileMetaData) -> str:
+    """Statistics of a file as in the log: rows, and for each column nulls and range, by which readers skip files.
+
+    A column without a range must be null in all rows: some readers leave out the file for every filter on it.
+    """
+    null_count, least, most = {}, {}, {}
+    for place in range(metadata.num_columns):
+        name = metadata.schema.column(place).path
+        parts = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
+        if "." in name or not all(part is not None and part.has_null_count for part in parts):
+            continue  # a list, or a column of blobs
+        null_count[name] = sum(part.null_count for part in parts)
+        ranges = [part for part in parts if part.has_min_max]
+        if ranges:
+            least[name] = _bound(min(part.min for part in ranges))
+            most[name] = _bound(max(part.max for part in ranges), MAX_CHARACTER)
+        elif null_count[name] < metadata.num_rows:  # every number is NaN
+            least[name], most[name] = -sys.float_info.max, sys.float_info.max
+    numbers = {"numRecords": metadata.num_rows, "minValues": least, "maxValues": most, "nullCount": null_count}
+    return json.dumps(numbers)
+
+
+def _bound(value: Any, after: str = "") -> Any:
+    """A least or greatest value as JSON. Long texts are cut, and the greatest gets the character `after`."""
+    if isinstance(value, str):
+        return value if len(value) <= BOUND_LENGTH else value[:BOUND_LENGTH] + after
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _write_options(table: str) -> dict:
@@ -105,7 +126,7 @@ def commit(
     table: str,
     added: Sequence[AddAction],
     removed: Sequence[RemoveAction] = (),
-    once: Transaction | None = None,
+    once: Sequence[Transaction] = (),
 ) -> None:
     """Commit files to an open table.
 
@@ -114,17 +135,17 @@ def commit(
         table: its name.
         added: files that `write_parquet` wrote.
         removed: files that are part of the table no longer; they stay on disk for earlier versions.
-        once: a transaction that a table accepts once.
+        once: transactions; of several commits at the same time that have one of them, only one succeeds.
 
     Raises:
-        CommitFailedError: another process committed `once`, or removed one of the files.
+        CommitFailedError: another process committed one of `once`, or removed one of the files.
     """
     delta.create_write_transaction(
         [*added, *removed],
         "append",
         SCHEMAS[table],
         commit_properties=CommitProperties(
-            app_transactions=[once] if once else None, custom_metadata={MERGED: "true"} if removed else None
+            app_transactions=list(once) or None, custom_metadata={MERGED: "true"} if removed else None
         ),
         post_commithook_properties=HOOKS,
     )

@@ -1,10 +1,16 @@
 """Pending items of a step: ids that have no committed row."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at import, so pyright does not know them.
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from tasks.tables.delta import read_table
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.schemas import ID_COLUMNS
 
 Item = TypeVar("Item", bound=Mapping[str, object])  # a TypedDict
@@ -16,6 +22,7 @@ class Pending:
 
     attempts: dict[str, int]
     num_done: int
+    version: int  # of the table that was read; -1: it was not written yet
 
     def items(self, all_items: Iterable[Item], id_column: str) -> list[Item]:
         """The items that are pending, each with the attempt to write as its `attempt`."""
@@ -25,15 +32,14 @@ class Pending:
 
 def pending(root: str, table: str, ids: Iterable[str], retry_failed: bool = False) -> Pending:
     """Anti-join: ids without a committed row; with `retry_failed` also those whose latest row failed."""
-    rows = read_table(root, table, [ID_COLUMNS[table], "status", "attempt"])
-    committed = {
-        row_id: (status, attempt)
-        for row_id, status, attempt in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True)
-    }
+    version, id_column = table_version(root, table), ID_COLUMNS[table]
     ids = list(dict.fromkeys(ids))
-    attempts: dict[str, int] = {}
-    for row_id in ids:
-        status, attempt = committed.get(row_id, ("", 0))
-        if not status or (retry_failed and status == "failed"):
-            attempts[row_id] = attempt + 1
-    return Pending(attempts, len(ids) - len(attempts))
+    requested = pa.array(ids, pa.string())
+    of_ids = pc.field(id_column).isin(requested)
+    rows = read_table(root, table, [id_column, "status", "attempt"], None if version < 0 else version, of_ids)
+    failed = rows.filter(pc.field("status") == "failed") if retry_failed else rows.slice(0, 0)
+    again = dict(zip(failed[id_column].to_pylist(), failed["attempt"].to_pylist(), strict=True))
+    committed = pc.is_in(requested, value_set=rows[id_column].combine_chunks())
+    new = dict.fromkeys(requested.filter(pc.invert(committed)).to_pylist(), 1)
+    attempts = new | {row_id: attempt + 1 for row_id, attempt in again.items()}
+    return Pending(attempts, len(ids) - len(attempts), version)

@@ -8,6 +8,7 @@ from tasks.evaluating.config import EvaluateResult
 from tasks.generating.config import GenerateResult
 from tasks.report import previews
 from tasks.running.run import Run, StepResult
+from tasks.tables.plain_text import markdown
 from tasks.training.job import TrainingResult
 
 
@@ -17,8 +18,8 @@ def publish_counts(result: StepResult) -> None:
     counts = {"in": result.num_in, "done before": result.num_done} | new
     rows = [{"what": name, "count": count} for name, count in counts.items()]
     rows += [{"what": f"rows appended to {table}", "count": count} for table, count in result.rows.items()]
-    rows += [{"what": f"because {kind}", "count": count} for kind, count in result.errors.items()]
-    summary = result.note or f"{result.num_new} new of {result.num_in}"
+    rows += [{"what": f"because {markdown(kind)}", "count": count} for kind, count in result.errors.items()]
+    summary = markdown(result.note or f"{result.num_new} new of {result.num_in}")
     description = f"**{result.step}**: {summary}, {result.wall_s:.1f} s ({result.busy_s:.1f} s of it working)"
     description += "".join(f"  \n{line}" for line in _link_lines(result.links))
     create_table_artifact(table=rows, key=f"counts-{artifact_key(result.step)}", description=description)

@@ -23,6 +23,8 @@ from tasks.running.errors import machine_lost
 from tasks.running.jobs import stop_step
 from tasks.running.run import Run, Sparse, StepResult
 from tasks.running.step import StepFunction
+from tasks.tables.plain_text import visible
+from tasks.tables.url_secrets import text_without_secrets
 
 C = TypeVar("C", bound=Config)
 R = TypeVar("R", bound=StepResult)
@@ -118,7 +120,14 @@ def flow_run_name() -> str:
 def forward_logs() -> None:
     """Send the log of the steps (loggers `pyramid.*`) to their Prefect run as well as to the console."""
     handler = APILogHandler()
+    handler.addFilter(_cleaned)
     handler.addFilter(Sparse(PROGRESS_EVERY_S))  # one line for each training step would fill the run's log
     logger = logging.getLogger("pyramid")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+
+
+def _cleaned(record: logging.LogRecord) -> bool:
+    """Log filter: passes every record, without control characters and secrets of URLs in its message."""
+    record.msg, record.args = visible(text_without_secrets(record.getMessage())), ()
+    return True

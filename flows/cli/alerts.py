@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.console import echo
+
 
 def alerts(
     webhook: Annotated[
@@ -51,4 +53,4 @@ def alerts(
         complain(str(err))
         raise typer.Exit(BAD_INPUT) from err
     for name in names:
-        typer.echo(name)
+        echo(name)

@@ -12,23 +12,22 @@ def doctor(
 
     Exit code 1: the demo would fail on this machine.
     """
-    from rich.console import Console
-
+    from flows.cli.console import PlainConsole, styled
     from flows.cli.manifest_view import MARKS, grid
     from tasks.doctor.doctor import all_checks
 
-    console = Console()
+    console = PlainConsole()
     checks = []
     with console.status("checking this machine") as status:
         for check in all_checks(root):
             checks.append(check)
             status.update(f"{check.name} done")
-    console.print(grid(["", "check", "facts"], [[MARKS[c.status], c.name, c.facts] for c in checks]))
+    console.print(grid(["", "check", "facts"], [[styled(MARKS[c.status]), c.name, c.facts] for c in checks]))
     for check in checks:
         if check.advice:
-            console.print(f"{MARKS[check.status]} [bold]{check.name}[/]: {check.advice}", highlight=False)
+            console.print(styled(MARKS[check.status], " ", (check.name, "bold"), f": {check.advice}"))
     failed = [check.name for check in checks if check.status == "fail"]
     if failed:
-        console.print(f"[red]This machine is not ready:[/] {', '.join(failed)}", highlight=False)
+        console.print(styled(("This machine is not ready:", "red"), f" {', '.join(failed)}"))
         raise typer.Exit(1)
-    console.print("This machine can run the demo: [bold]pyramid demo[/]", highlight=False)
+    console.print(styled("This machine can run the demo: ", ("pyramid demo", "bold")))

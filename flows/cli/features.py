@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.console import echo
 from flows.cli.manifest import explained
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ def export_files(
 
     with explained(root):
         result = export_official(Run(root=manifest.locate(root)[0]), folder, selection, vae, encoder)
-    typer.echo(result.note)
+    echo(result.note)
 
 
 @app.command("import")
@@ -61,9 +62,7 @@ def import_files(
     with explained(root):
         run = Run(root=root)
         result = import_official(run, ImportConfig.model_validate(options))
-        typer.echo(
-            f"{result.num_in} lines: {result.num_done} done before, {result.num_ok} new, {result.num_failed} failed"
-        )
+        echo(f"{result.num_in} lines: {result.num_done} done before, {result.num_ok} new, {result.num_failed} failed")
         for kind, count in result.errors.items():
-            typer.echo(f"  {kind}: {count} (pyramid manifest show {root} latents --where error_type={kind})")
-        typer.echo(select_imported(run, val_fraction).note)
+            echo(f"  {kind}: {count} (pyramid manifest show {root} latents --where error_type={kind})")
+        echo(select_imported(run, val_fraction).note)

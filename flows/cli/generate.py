@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli.console import echo
 from flows.cli.option_groups import with_groups
 from flows.cli.options import DATA_ROOT, RayAddress, RecipeName, RetryFailed, Root, Settings
 from flows.cli.settings import combined, common_options
@@ -152,7 +153,7 @@ def generate(
         "generate", root, lambda: generation_recipe(recipe, settings, options, content, look, models)
     )
     for file in result.files:
-        typer.echo(file)
+        echo(file)
     for failure in result.failures:
         complain(f"not generated: {failure}; after fixing the cause, run the same command with --retry-failed")
     if result.failures:

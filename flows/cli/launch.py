@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 
+from flows.cli.console import PlainConsole, styled
 from flows.cli.progress import Progress
+from tasks.tables.plain_text import cut
+from tasks.tables.url_secrets import text_without_secrets
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -47,7 +49,7 @@ def launch(flow: str, root: str, read_recipe: "Callable[[], Recipe]") -> Any:
         if flow in ("curate", "data_to_model"):
             _check_source(plan.ingest, root)
             _check_limits(plan, root)
-        with Progress(Console(highlight=False)) as progress:
+        with Progress(PlainConsole()) as progress:
             progress.waiting("starting Prefect")
             use_prefect(root)
             run_flow = getattr(importlib.import_module(f"flows.{flow}"), flow)
@@ -60,8 +62,7 @@ def launch(flow: str, root: str, read_recipe: "Callable[[], Recipe]") -> Any:
             if _disk_is_full(root):
                 complain(f"the disk that holds {root} is full: free some space, then run the same command to continue")
             else:
-                traceback.print_exc()
-                complain(f"{type(err).__name__}: {err}")
+                complain(f"{type(err).__name__}: {err}", traceback.format_exc())
             raise typer.Exit(FAILURE) from err
         complain(str(err))
         raise typer.Exit(BAD_INPUT if isinstance(err, USER_ERRORS) else FAILURE) from err
@@ -117,11 +118,12 @@ def _start_server() -> None:
     )
 
 
-def complain(message: str) -> None:
-    """Print an error on standard error; all commands print errors with this function."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print("[red]error:[/] ", end="")
-    console.print(message, markup=False)
+def complain(message: str, trace: str = "") -> None:
+    """Print an error on standard error, below the traceback of a bug; all commands print errors with this function."""
+    console = PlainConsole(stderr=True, soft_wrap=True)
+    if trace:
+        console.print(text_without_secrets(trace))
+    console.print(styled(("error:", "red"), f" {cut(text_without_secrets(message))}"))
 
 
 def _disk_is_full(root: str) -> bool:

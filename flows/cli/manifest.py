@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli.console import echo, styled
 from flows.cli.manifest_view import (
     MARKS,
     print_grid,
@@ -16,6 +17,7 @@ from flows.cli.manifest_view import (
     print_selection_diff,
     print_stats,
 )
+from tasks.tables.plain_text import visible
 
 if TYPE_CHECKING:
     from tasks.tables.manifest import Filter
@@ -83,7 +85,7 @@ def show(
         rows = manifest.select_rows(root, table, _filters(where), _names(columns), version)
         print_rows(root, table, rows.slice(0, limit), every_column=columns is not None)
         if rows.num_rows > limit:
-            typer.echo(f"{limit} of {rows.num_rows:,} rows (--limit, --where; or pyramid manifest export)")
+            echo(f"{limit} of {rows.num_rows:,} rows (--limit, --where; or pyramid manifest export)")
 
 
 def _refuse_row_options(options: dict[str, Any]) -> None:
@@ -107,7 +109,7 @@ def stats(uri: Uri, table: TableName = None, version: Version = None) -> None:
             return
         for facts in manifest.overview(root):
             if facts.damage:
-                typer.echo(facts.damage)
+                echo(facts.damage)
             else:
                 print_stats(root, facts.table, version)
 
@@ -134,18 +136,18 @@ def diff(
             raise TableError("versions belong to one table: name it, as in ROOT clips 3 7")
         manifest.check_written(root, table)
         changes = table_diff.diff(root, table, int(before), int(after))
-        typer.echo(
+        echo(
             f"{table} {before} -> {after}: {len(changes.added)} added, {len(changes.removed)} removed, "
             f"{len(changes.status_changes)} changed status"
         )
         for row_id in changes.added[:10]:
-            typer.echo(f"  + {row_id}")
+            echo(f"  + {row_id}")
         if len(changes.added) > 10:
-            typer.echo(f"  + {len(changes.added) - 10} more")
+            echo(f"  + {len(changes.added) - 10} more")
         for row_id in changes.removed:
-            typer.echo(f"  - {row_id}")
+            echo(f"  - {row_id}")
         for row_id, old, new in changes.status_changes:
-            typer.echo(f"  ~ {row_id}: {old} -> {new}")
+            echo(f"  ~ {row_id}: {old} -> {new}")
         if changes.columns:
             print_grid(
                 ["column", f"version {before}", f"version {after}"],
@@ -175,15 +177,15 @@ def verify(
         findings = list(run_checks(root, table, blobs, media))
     print_grid(
         ["", "table", "check", "checked", "bad"],
-        [[MARKS[f.level], f.table, f.check, f"{f.num_checked:,}", str(f.num_bad or "")] for f in findings],
+        [[styled(MARKS[f.level]), f.table, f.check, f"{f.num_checked:,}", str(f.num_bad or "")] for f in findings],
         right=("checked", "bad"),
     )
     for finding in findings:
         if finding.level != "ok":
-            typer.echo(f"{finding.table}: {finding.check}: {finding.num_bad}, such as {finding.example}")
-            typer.echo(f"  what to do: {finding.advice}")
+            echo(f"{finding.table}: {finding.check}: {finding.num_bad}, such as {finding.example}")
+            echo(f"  what to do: {finding.advice}")
     failed = sum(finding.level == "fail" for finding in findings)
-    typer.echo(f"{len(findings)} checks, {failed} failed" if failed else f"{len(findings)} checks, none failed")
+    echo(f"{len(findings)} checks, {failed} failed" if failed else f"{len(findings)} checks, none failed")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -213,12 +215,12 @@ def repair(
         count = 0
         for name in [table] if table else SCHEMAS:
             for action in repair_table(root, name, apply, give_up_damaged):
-                typer.echo(action)
+                echo(action)
                 count += 1
     if not count:
-        typer.echo("nothing to repair")
+        echo("nothing to repair")
     elif not apply:
-        typer.echo("nothing was changed: --apply does this")
+        echo("nothing was changed: --apply does this")
 
 
 @app.command()
@@ -238,7 +240,7 @@ def report(
         options = {"title": title or None, "max_media": max_media}
         config = ReportConfig(**{name: value for name, value in options.items() if value is not None})
         result = write_report(Run(root=root), config)
-    typer.echo(f"{result.uri}  ({result.note})")
+    echo(f"{result.uri}  ({result.note})")
 
 
 @app.command()
@@ -277,7 +279,7 @@ def export(
         if form in DATASETS:
             if columns or version is not None or table not in (None, manifest.CLIPS_WITH_SCORES) or not output:
                 raise TableError(f"--format {form} takes ROOT, --output and --where, and no table, columns or version")
-            typer.echo(_export_dataset(root, form, output, where, shard_mb))
+            echo(_export_dataset(root, form, output, where, shard_mb))
             return
         if form not in ("csv", "jsonl"):
             formats = f"csv or jsonl for rows (Parquet with --output), {', '.join(DATASETS)} for clips"
@@ -287,10 +289,10 @@ def export(
         schema, batches = export.export_rows(root, table, _filters(where), _names(columns), version)
         if output is None:
             for line, _ in export.text_lines(form, schema, batches):
-                sys.stdout.write(line)
+                sys.stdout.write(visible(line) if sys.stdout.isatty() else line)
             return
         count = export.write_export(output, schema, batches)
-    typer.echo(f"{count:,} rows of {table} -> {output}")
+    echo(f"{count:,} rows of {table} -> {output}")
 
 
 def _export_dataset(root: str, form: str, output: str, where: list[str] | None, shard_mb: float) -> str:
@@ -323,11 +325,9 @@ def vacuum(
         root, _ = manifest.locate(root)
         leftovers = find_leftovers(root, older_than_h, delete)
     for path in leftovers:
-        typer.echo(path)
+        echo(path)
     verb = "removed" if delete else "found, none removed (--delete removes them)"
-    typer.echo(
-        f"{len(leftovers)} left-over files {verb}" if leftovers else f"no left-over files older than {older_than_h} h"
-    )
+    echo(f"{len(leftovers)} left-over files {verb}" if leftovers else f"no left-over files older than {older_than_h} h")
 
 
 def _filters(where: list[str] | None) -> "list[Filter]":

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 MARKS = {
-    "pass": "[green]pass[/]",
-    "FAIL": "[red]FAIL[/]",
-    "error": "[red]error[/]",
-    "unsupported": "[dim]unsupported[/]",
+    "pass": ("pass", "green"),
+    "FAIL": ("FAIL", "red"),
+    "error": ("error", "red"),
+    "unsupported": ("unsupported", "dim"),
 }
 
 
@@ -25,27 +25,25 @@ def parity(
     """
     if not folder.is_dir():
         _refuse(f"{folder} is not a folder: give one that holds reference cases")
-    from rich.console import Console
-    from rich.markup import escape
-
+    from flows.cli.console import PlainConsole, styled
     from flows.cli.manifest_view import grid
     from pyramid_model.parity.run import all_passed, find_cases, run_cases
 
     total = len(find_cases(folder))
     if not total:
         _refuse(f"no case under {folder}: a case is a folder with config.json and safetensors files")
-    console, results = Console(), []
+    console, results = PlainConsole(), []
     with console.status("starting") as status:
         for result in run_cases(folder):
             results.append(result)
             status.update(f"{len(results)} of {total} cases")
     rows = [
         [
-            escape(r.name),
+            r.name,
             f"{r.worst.error:.1e}" if r.worst else "",
             f"{r.worst.tolerance:.1e}" if r.worst else "",
-            MARKS[r.verdict],
-            escape(r.worst.name) if r.worst else "",
+            styled(MARKS[r.verdict]),
+            r.worst.name if r.worst else "",
         ]
         for r in results
     ]
@@ -53,10 +51,10 @@ def parity(
     console.print(grid(names, rows, right=("max abs error", "tolerance")))
     for result in results:
         if result.note:
-            console.print(f"{MARKS[result.verdict]} {escape(result.note)}", highlight=False, soft_wrap=True)
+            console.print(styled(MARKS[result.verdict], f" {result.note}"), soft_wrap=True)
     counts = {verdict: sum(r.verdict == verdict for r in results) for verdict in MARKS}
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    console.print(f"{total} cases: {summary}", highlight=False)
+    console.print(f"{total} cases: {summary}")
     if not all_passed(results):
         raise typer.Exit(1)
 

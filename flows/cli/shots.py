@@ -1,6 +1,5 @@
 """`pyramid shots`: prints the shots of any videos, without a root."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +44,7 @@ def shots(
     """
     from pydantic import ValidationError
 
+    from flows.cli.console import echo_json
     from flows.cli.launch import BAD_INPUT, FAILURE, complain
     from pyramid_model.shots.shots import ShotsConfig
     from tasks.cutting.shot_lists import list_shots
@@ -62,7 +62,7 @@ def shots(
         complain(str(err))
         raise typer.Exit(BAD_INPUT) from None
     if as_json:
-        typer.echo(json.dumps(shots_by_file))
+        echo_json(shots_by_file)
     else:
         _print(shots_by_file)
     if all("error" in facts for facts in shots_by_file.values()):
@@ -71,32 +71,30 @@ def shots(
 
 def _with_status(results: Any, num_files: int) -> Any:
     """Yield each result unchanged; a status line on a terminal shows the number of files so far."""
-    from rich.console import Console
+    from flows.cli.console import PlainConsole
 
-    with Console(stderr=True).status(f"0 of {num_files} files") as status:
+    with PlainConsole(stderr=True).status(f"0 of {num_files} files") as status:
         for number, item in enumerate(results, 1):
             status.update(f"{number} of {num_files} files")
             yield item
 
 
 def _print(shots_by_file: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
+    from flows.cli.console import PlainConsole, styled
     from flows.cli.manifest_view import grid
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     rows = []
     for file, facts in shots_by_file.items():
         if "error" not in facts:
             cuts = [str(cut) for cut in facts["cuts"]]
             listed = " ".join(cuts[:MAX_LISTED_CUTS]) + (" …" if len(cuts) > MAX_LISTED_CUTS else "")
             counts = [f"{facts['frames']:,}", f"{facts['fps']:.5g}", str(len(cuts) + 1)]
-            rows.append([escape(file), *counts, listed, " ".join(f"{a}–{b}" for a, b in facts["gradual"])])
+            rows.append([file, *counts, listed, " ".join(f"{a}–{b}" for a, b in facts["gradual"])])
     if rows:
         names = ["file", "frames", "fps", "shots", "new shots at", "dissolves, fades"]
         console.print(grid(names, rows, right=("frames", "fps", "shots")))
     for file, facts in shots_by_file.items():
         if text := facts.get("error") or facts.get("problem"):
-            mark = "[red]error[/]" if "error" in facts else "[yellow]damaged[/]"
-            console.print(f"{mark} {escape(file)}: {escape(text)}", soft_wrap=True)
+            mark = ("error", "red") if "error" in facts else ("damaged", "yellow")
+            console.print(styled(mark, f" {file}: {text}"), soft_wrap=True)

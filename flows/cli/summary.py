@@ -4,9 +4,8 @@ import os
 import shlex
 
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.markup import escape
 
+from flows.cli.console import PlainConsole, styled
 from flows.cli.launch import elapsed, runner
 from tasks.running.run import Run
 from tasks.tables import storage
@@ -20,18 +19,19 @@ def print_summary(root: str, started: float) -> None:
     """Print paths of the report and of the newest generated clips, commands for both UIs, and total time."""
     run = Run(root=root)
     # Users copy paths and commands, so they are never cut or wrapped.
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]Done[/] in {elapsed(started)}.")
+    console = PlainConsole(soft_wrap=True)
+    console.print(styled("\n", ("Done", "bold"), f" in {elapsed(started)}."))
     report = storage.join(run.root, "report.html")
     if storage.exists(report):
-        console.print(f"[bold]Report[/]      {report}")
+        console.print(styled(("Report", "bold"), f"      {report}"))
     clips = generated_clips(run)
     for number, (uri, prompt) in enumerate(clips[:MOST_CLIPS]):
-        console.print(f"{'[bold]Clips[/]' if number == 0 else '     '}       {uri}  [dim]{escape(prompt)}[/]")
+        heading = ("Clips" if number == 0 else "     ", "bold")
+        console.print(styled(heading, f"       {uri}  ", (prompt, "dim")))
     if len(clips) > MOST_CLIPS:
         console.print(f"            and {len(clips) - MOST_CLIPS} more in {run.media('generated')}")
-    console.print(f"[bold]Prefect UI[/]  {prefect_command()}")
-    console.print(f"[bold]MLflow UI[/]   {mlflow_command(run.root)}")
+    console.print(styled(("Prefect UI", "bold"), f"  {prefect_command()}"))
+    console.print(styled(("MLflow UI", "bold"), f"   {mlflow_command(run.root)}"))
 
 
 def generated_clips(run: Run) -> list[tuple[str, str]]:

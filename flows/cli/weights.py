@@ -1,14 +1,16 @@
 """`pyramid weights`: inspects model folders and released directories."""
 
-import json
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.console import echo_json
+
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from pyramid_model.config import LatentNorm
     from pyramid_model.weights.weights_report import Part, Report
@@ -47,7 +49,7 @@ def inspect(
 
     report = inspect_weights(folder, with_hash)
     if as_json:
-        typer.echo(json.dumps(_as_json(report), indent=1))
+        echo_json(_as_json(report), indent=1)
     else:
         _print(report)
     if not report.is_complete:
@@ -63,62 +65,61 @@ def _as_json(report: "Report") -> dict:
 
 
 def _print(report: "Report") -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
+    from flows.cli.console import PlainConsole, styled
     from flows.cli.manifest_view import grid
     from tasks.inspecting.table_stats import file_size
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     if report.parts:
         what = f"a released directory, {report.variant} variant" if report.variant else "one model"
-        console.print(f"[bold]{escape(Path(report.folder).resolve().name)}[/]: {what}", soft_wrap=True)
+        console.print(styled((Path(report.folder).resolve().name, "bold"), f": {what}"), soft_wrap=True)
         names = ["part", "kind", "params", "dtype", "size", "tensors"]
         table = grid(names, [_row(part) for part in report.parts], right=("params", "size", "tensors"))
         table.box, table.padding = None, (0, 2, 0, 0)  # so that the folder names fit into 80 characters
         console.print("", table, "", _settings(report), "", sep="\n")
     problems = [*report.problems, *(line for part in report.parts for line in _problems(part))]
     for problem in problems:
-        console.print(f"[red]wrong:[/] {escape(problem)}", soft_wrap=True)
+        console.print(styled(("wrong:", "red"), f" {problem}"), soft_wrap=True)
     if report.is_complete:
         size = file_size(sum(part.size_bytes for part in report.parts))
-        console.print(f"[green]complete[/], {size}: every tensor has the name and shape that its config asks for")
+        rest = f", {size}: every tensor has the name and shape that its config asks for"
+        console.print(styled(("complete", "green"), rest))
 
 
-def _row(part: "Part") -> list[str]:
-    from rich.markup import escape
-
+def _row(part: "Part") -> "list[str | Text]":
+    from flows.cli.console import styled
     from tasks.inspecting.table_stats import file_size
 
     is_all = part.num_tensors == part.num_expected
     counts = f"{part.num_tensors or ''}" if is_all else f"{part.num_tensors} of {part.num_expected}"
     wrong = counts if " of " in counts else f"{counts} wrong".strip()
     return [
-        escape(part.name),
-        escape(part.kind),
+        part.name,
+        part.kind,
         _count(part.num_parameters) if part.num_parameters else "",
         ", ".join(part.dtypes or ()),
         file_size(part.size_bytes) if part.size_bytes else "",
-        f"[red]{wrong}[/]" if part.problems else f"[green]{counts or 'ok'}[/]",
+        styled((wrong, "red") if part.problems else (counts or "ok", "green")),
     ]
 
 
 def _settings(report: "Report") -> "Table":
     """Settings of each part and constants of the latents; equal settings are printed once."""
-    from rich.markup import escape
     from rich.table import Table
+
+    from flows.cli.console import styled
 
     lines, first_part = Table.grid(padding=(0, 2)), {}
     for part in report.parts:
         facts = "; ".join(f"{name} {_word(value)}" for name, value in part.facts.items())
         if facts:
-            lines.add_row(escape(part.name), f"[dim]{escape(first_part.get(facts, facts))}[/]")
+            lines.add_row(part.name, styled((first_part.get(facts, facts), "dim")))
             first_part.setdefault(facts, f"as {part.name}")
         if part.weights_hash:
-            lines.add_row("", f"[dim]hash {part.weights_hash}[/]")
+            lines.add_row("", styled((f"hash {part.weights_hash}", "dim")))
     if norm := report.latent_norm:
         first, rest = (f"shift {shift:g} scale 1/{1 / scale:.5g}" for shift, scale in _constants(norm))
-        lines.add_row("latent norm", f"[dim]first frame {first}; later frames {rest}; of the variant[/]")
+        lines.add_row("latent norm", styled((f"first frame {first}; later frames {rest}; of the variant", "dim")))
     return lines
 
 

@@ -14,6 +14,7 @@ from tasks.running.pipeline import split_blocks
 from tasks.tables import storage
 from tasks.tables.delta import TableError, content_id, read_table
 from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, select_rows
+from tasks.tables.plain_text import spreadsheet_cell
 from tasks.tables.rows import SelectedClipRow, VideoRow, as_rows
 from tasks.tables.schemas import SCHEMAS
 from tasks.tables.storage import absolute_root
@@ -117,7 +118,8 @@ def _write_open_sora(clips: Sequence[ExportedClip], output: str) -> None:
             height, width = clip["height"], clip["width"]
             shape = {"aspect_ratio": height / width, "resolution": height * width} if height and width else {}
             row = {"path": clip["uri"], "text": clip["caption"] or "", "num_frames": clip["num_frames"]}
-            table.writerow(row | {"height": height, "width": width, "fps": _fps(clip)} | shape | clip["scores"])
+            cells = row | {"height": height, "width": width, "fps": _fps(clip)} | shape | clip["scores"]
+            table.writerow({name: spreadsheet_cell(cell) for name, cell in cells.items()})
 
 
 def _write_shards(clips: Sequence[ExportedClip], folder: str, shard_bytes: float, num_without: int) -> Exported:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from tasks.tables import storage
 from tasks.tables.delta import TableError, as_dataset, open_table, read_table
 from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, check_names, filter_expression, select_rows
+from tasks.tables.plain_text import spreadsheet_cell
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 from tasks.tables.storage import absolute_root
 
@@ -88,7 +89,8 @@ def _write_parquet(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 def text_lines(form: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int]]:
     """Lines of CSV (with a header) or JSON, each with the number of rows in it: 0 for the header, otherwise 1.
 
-    Binary columns are left out: Parquet has them. In CSV, lists are JSON.
+    Binary columns are left out: Parquet has them. In CSV, lists are JSON, and texts that a spreadsheet would take for
+    formulas begin with `'`.
     """
     names = [field.name for field in schema if not pa.types.is_binary(field.type)]
     if form == "csv":
@@ -108,7 +110,8 @@ def _csv_line(cells: Sequence[object]) -> str:
 
 
 def _csv_cell(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else _json_value(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list) else _json_value(value)
+    return spreadsheet_cell(text)
 
 
 def _json_value(value: object) -> object:

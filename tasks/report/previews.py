@@ -19,6 +19,7 @@ from tasks.selecting.splits import SPLITS
 from tasks.tables import storage
 from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, newest_first
+from tasks.tables.plain_text import Markdown, code_span, markdown
 from tasks.tables.rows import EvaluationRow, GenerationRow, ModelRow, as_rows
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def curation_page(root: str) -> str:
 
 def _score_section(score: ScoreFigure) -> str:
     limits = "".join(f"; {limit.words}: drops {limit.num_dropped}" for limit in score.limits)
-    return f"**{score.name}** (mean {score.mean}{limits})\n\n{picture(score.name, svg_uri(score.svg))}"
+    return f"**{markdown(score.name)}** (mean {score.mean}{limits})\n\n{picture(score.name, svg_uri(score.svg))}"
 
 
 def training_page(root: str, model_id: str) -> str:
@@ -73,10 +74,10 @@ def training_page(root: str, model_id: str) -> str:
     if not rows:
         return f"There is no model {model_id}."
     row = rows[0]
-    figures = [f"**{chart.title}**\n\n{picture(chart.title, svg_uri(chart.svg))}" for chart in charts(row)]
+    figures = [f"**{markdown(chart.title)}**\n\n{picture(chart.title, svg_uri(chart.svg))}" for chart in charts(row)]
     metrics = [(name, figure(value)) for name, value in json.loads(row["metrics"] or "{}").items()]
     heading = f"# {row['kind']} {row['weights_hash'][:8]}, {row['num_steps']} steps"
-    return page([heading, table(("figure", "value"), metrics), *figures, f"Weights: `{row['uri']}`"])
+    return page([heading, table(("figure", "value"), metrics), *figures, f"Weights: {code_span(row['uri'])}"])
 
 
 def verdict_page(root: str, evaluation_id: str) -> str:
@@ -86,7 +87,7 @@ def verdict_page(root: str, evaluation_id: str) -> str:
         return f"There is no evaluation {evaluation_id}."
     row = rows[0]
     lines = [
-        ("passed" if check.passed else "**failed**", check.rule, figure(check.value), figure(check.limit))
+        ("passed" if check.passed else Markdown("**failed**"), check.rule, figure(check.value), figure(check.limit))
         for check in checks_of(row)
     ]
     samples = json.loads(row["metrics"]).get("samples", [])
@@ -107,7 +108,7 @@ def generations_page(root: str, weights_hash: str) -> str:
 def clip_section(prompt: str, uri: str, remark: str = "") -> str:
     """A clip as a strip of frames under its prompt."""
     strip = sheet_uri([frames_of(uri, STRIP_FRAMES)], 1)
-    return f"**{prompt}** {remark}\n\n{picture(prompt, strip)}\n\n`{uri}`"
+    return f"**{markdown(prompt)}** {remark}\n\n{picture(prompt, strip)}\n\n{code_span(uri)}"
 
 
 def frames_of(uri: str, num: int) -> "list[np.ndarray]":
@@ -162,13 +163,17 @@ def svg_uri(svg: str) -> str:
 
 def picture(name: str, uri: str) -> str:
     """A Markdown image; if the URI is empty, a remark."""
-    return f"![{name.replace(']', ' ')}]({uri})" if uri else "(no picture)"
+    return f"![{markdown(name)}]({uri})" if uri else "(no picture)"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_table_cell, line)) + " |" for line in lines)
+
+
+def _table_cell(cell: object) -> str:
+    return cell if isinstance(cell, Markdown) else markdown(str(cell))
 
 
 def figure(value: object) -> str:

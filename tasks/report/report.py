@@ -34,6 +34,7 @@ from tasks.running.step import step
 from tasks.tables import storage
 from tasks.tables.delta import table_version
 from tasks.tables.manifest import overview
+from tasks.tables.plain_text import visible
 from tasks.tables.schemas import SCHEMAS
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _environment() -> "Environment":
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -191,6 +193,13 @@ def _environment() -> "Environment":
     )
     environment.globals.update(max_sources=MAX_SOURCES, max_files=MAX_FILES, max_members=MAX_MEMBERS)
     return environment
+
+
+def _shown(value: object) -> object:
+    """A value of the page; control characters in texts of the tables are written out."""
+    from markupsafe import Markup
+
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def number_text(value: object) -> str:

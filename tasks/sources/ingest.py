@@ -34,12 +34,13 @@ from tasks.tables.host_budget import Budget, SharedBudget
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.pending import Pending, pending
 from tasks.tables.rows import SourceColumns, SourceRow, as_rows
+from tasks.tables.url_secrets import without_secrets
 from tasks.tables.web_hosts import addresses_now
 
 VERSION = "1"
 MAX_BLOCK_BYTES = 4 * 2**30  # a block is read, and so committed, within minutes even from a slow disk
 # Keys of an item that are not copied into its row.
-NOT_COLUMNS = ("attempt", "sha256", "md5", "archive", "offset", "error_type", "error")
+NOT_COLUMNS = ("attempt", "request", "sha256", "md5", "archive", "offset", "error_type", "error")
 
 
 class IngestConfig(Config):
@@ -75,10 +76,12 @@ class CardUnreachableError(RuntimeError):
 class SourceItem(SourceColumns):
     """Work item of `FileHasher`: a file of the source, with the values of its card and its list.
 
-    sha256, md5: expected checksums, "" if unknown. archive, offset, error_type, error: as in `SourceFile`.
-    video_id, copy, attempt: of a file that an earlier run has read and that is not read again.
+    request: URL with its secrets, "" if `uri` has everything. sha256, md5: expected checksums, "" if unknown. archive,
+    offset, error_type, error: as in `SourceFile`. video_id, copy, attempt: of a file that an earlier run has read and
+    that is not read again.
     """
 
+    request: str
     sha256: str
     md5: str
     archive: str
@@ -129,8 +132,8 @@ class FileHasher:
         if item["archive"]:  # decoders cannot read a member of an archive
             return True
         if is_web(item["uri"]):
-            # Only ingest has the list of allowed hosts: later steps could not read a file of an inner host again.
-            return self.config.copies != "none" or bool(addresses_now(item["uri"]))
+            # Only ingest has the list of allowed hosts and the signatures of URLs: later steps could not read these.
+            return self.config.copies != "none" or bool(item["request"]) or bool(addresses_now(item["uri"]))
         return self.config.copies == "remote" and not storage.is_local(item["uri"])
 
     def _staging(self) -> str | None:
@@ -165,7 +168,7 @@ class FileHasher:
 
     def _read(self, item: SourceItem, sink: Sink) -> None:
         if is_web(item["uri"]):
-            fetch(item["uri"], sink, self.config.fetch, self.budget, self.limit_s)
+            fetch(item["request"] or item["uri"], sink, self.config.fetch, self.budget, self.limit_s)
         elif item["archive"]:
             read_file(item["archive"], sink, item["offset"], item["size_bytes"])
         else:
@@ -309,17 +312,18 @@ def _rows(folder: str, files: Iterable[SourceFile], ids_of_urls: Mapping[str, st
         except CardUnreachableError as err:
             file, owner = replace(file, error_type="unreadable", error=str(err)), ""
         card = cards.get(owner)
-        path = file.place.removeprefix(owner.rstrip("/") + "/") if card else file.path
+        path = without_secrets(file.place).removeprefix(f"{without_secrets(owner).rstrip('/')}/") if card else file.path
         yield {
             "source_id": ids_of_urls.get(file.uri) or content_id(file.uri, file.size_bytes, file.mtime_ns),
             "uri": file.uri,
             "path": path,
             "size_bytes": file.size_bytes,
             "mtime_ns": file.mtime_ns,
-            "source": card.name if card else PurePosixPath(folder).name,
+            "source": card.name if card else PurePosixPath(without_secrets(folder)).name,
             "license": card.license_of(path) if card else "",
-            "card": card_uri(owner) if card else "",
+            "card": without_secrets(card_uri(owner)) if card else "",
             "annotations": _as_json(file.annotations),
+            "request": file.request,
             "sha256": file.sha256 or (card.file(path).sha256 if card else ""),
             "md5": file.md5,
             "archive": file.archive,

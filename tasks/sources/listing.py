@@ -4,20 +4,21 @@ import functools
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-import fsspec
-
 from tasks.sources.archives import members
+from tasks.sources.entry_names import foreign, is_of_this_machine
 from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
 from tasks.sources.lists import HEAD_BYTES, Annotation, BadEntry, Entry, is_page, list_kind, read_list
 from tasks.sources.trees import SHARD, is_candidate, local_tree, remote_tree
 from tasks.tables import storage
+from tasks.tables.delta import content_id
+from tasks.tables.url_secrets import text_without_secrets, without_secrets
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 NON_MEDIA = (
@@ -30,8 +31,6 @@ WEB = FetchConfig()
 LOOKS = 16  # files whose size is requested at once, since object stores answer slowly
 PACKED = (".tar.gz", ".tgz")  # suffixes of compressed archives, which are an error: they must be unpacked first
 SHARDS = "WebDataset shards"
-STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")  # file systems whose servers a name cannot choose
-ALLOWED = ("file", "local", "memory", "http", "https", *STORES)
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class SourceFile:
     error_type: str = ""  # empty: the file can be read
     error: str = ""
     annotations: tuple[Annotation, ...] = ()
+    request: str = ""  # URL with its password or signature, which `uri` leaves out; empty: `uri` has everything
     sha256: str = ""
     md5: str = ""
     archive: str = ""  # URI of the tar file that contains it
@@ -53,7 +53,9 @@ class SourceFile:
     @property
     def place(self) -> str:
         """Its path in the tree of folders; an archive counts as a folder."""
-        return f"{self.archive}/{self.uri.removeprefix('tar://').partition('::')[0]}" if self.archive else self.uri
+        if self.archive:
+            return f"{self.archive}/{self.uri.removeprefix('tar://').partition('::')[0]}"
+        return self.request or self.uri
 
 
 class Source(NamedTuple):
@@ -243,7 +245,12 @@ def _walk(source: str, root: str) -> Iterator[SourceFile]:
 
 
 def _bad(uri: str, path: str, error_type: str, error: str) -> SourceFile:
-    return SourceFile(printable(uri), printable(path), error_type=error_type, error=printable(error))
+    return SourceFile(
+        printable(text_without_secrets(uri)),
+        printable(text_without_secrets(path)),
+        error_type=error_type,
+        error=printable(text_without_secrets(error)),
+    )
 
 
 def _look(uri: str, path: str) -> SourceFile:
@@ -253,7 +260,8 @@ def _look(uri: str, path: str) -> SourceFile:
     try:
         if is_web(uri):  # requested only once, for the download: the content of a URL is assumed not to change
             urlsplit(uri)  # raises ValueError for an invalid URL
-            return SourceFile(uri, path)
+            public = without_secrets(uri)
+            return SourceFile(public, path, request="" if public == uri else uri)
         return _look_local(uri, path) if _is_path(uri) else _look_remote(uri, path)
     except OSError:
         return SourceFile(uri, path)
@@ -290,7 +298,7 @@ def _look_remote(uri: str, path: str) -> SourceFile:
 
 def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "MediaFolder") -> Iterator[SourceFile]:
     """The files of a list: first those with annotations, then the others. The annotations of a file are merged."""
-    annotated: dict[str, SourceFile] = {}  # by URI
+    annotated: dict[str, SourceFile] = {}  # by URI, as the list gives it
     others: list[SourceFile] = []
     with ThreadPoolExecutor(LOOKS) as pool:
         files = list(pool.map(lambda entry: _entry_file(uri, folder, entry, media), entries))
@@ -298,20 +306,30 @@ def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "
         if not file.annotations:
             others.append(file)
             continue
-        before = annotated.get(file.uri)
-        annotated[file.uri] = replace(file, annotations=before.annotations + file.annotations) if before else file
-    yield from annotated.values()
-    yield from others
+        key = file.request or file.uri
+        before = annotated.get(key)
+        annotated[key] = replace(file, annotations=before.annotations + file.annotations) if before else file
+    yield from _told_apart([*annotated.values(), *others])
+
+
+def _told_apart(files: Sequence[SourceFile]) -> Iterator[SourceFile]:
+    """The files; URLs that differ only in what is cut out of them, such as `?key=`, get a mark of what they ask for."""
+    requests: dict[str, set[str]] = {}
+    for file in files:
+        requests.setdefault(file.uri, set()).add(file.request)
+    for file in files:
+        is_shared = file.request and len(requests[file.uri]) > 1
+        yield replace(file, uri=f"{file.uri}#{content_id(file.request)[:8]}") if is_shared else file
 
 
 def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFolder") -> SourceFile:
     if isinstance(entry, BadEntry):
         return _bad(f"{uri}#{entry.text}", entry.text, "bad_entry", entry.reason)
-    if not storage.is_local(uri) and any(map(_is_of_this_machine, (entry.name, entry.url))):
+    if not storage.is_local(uri) and any(map(is_of_this_machine, (entry.name, entry.url))):
         error = f"{uri} is not on this machine, so it may not name files of this machine: copy the list here first"
         return _bad(f"{uri}#{entry.name}", entry.name, "bad_entry", error)
-    if problem := next(filter(None, (_foreign(name, folder, media.folder) for name in (entry.name, entry.url))), ""):
-        return _bad(entry.name, PurePosixPath(entry.name).name, "bad_uri", problem)
+    if problem := next(filter(None, (foreign(name, folder, media.folder) for name in (entry.name, entry.url))), ""):
+        return _bad(entry.name, PurePosixPath(without_secrets(entry.name)).name, "bad_uri", problem)
     full = media.find(entry.name)
     if not full and is_page(entry.url):
         error = (
@@ -321,27 +339,10 @@ def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFol
         return _bad(entry.url, entry.name, "not_downloaded", error)
     full = full or entry.url or _absolute(entry.name, media.folder)
     is_inside = full.startswith(f"{folder}/")
-    file = _look(full, full.removeprefix(f"{folder}/") if is_inside else PurePosixPath(full).name)
+    public = without_secrets(full)
+    path = public.removeprefix(f"{without_secrets(folder)}/") if is_inside else PurePosixPath(public).name
+    file = _look(full, path)
     return replace(file, annotations=entry.annotations, sha256=entry.sha256, md5=entry.md5)
-
-
-def _foreign(name: str, *folders: str) -> str:
-    """Why an entry of a list may not be opened: it names a file system that lists may not name; "" if it may.
-
-    folders: of the list and of its media; their file systems may be named.
-    """
-    scheme = name.partition("://")[0].lower() if "://" in name else ""
-    after_host = name.split("/", 3)[3:] if is_web(name) else [name]  # `::` in a host is part of an IPv6 address
-    if "://" in name and any("::" in part for part in after_host):
-        return f"{name} is a chain of file systems, which a list may not name: unpack or copy the file first"
-    shipped = scheme in fsspec.available_protocols()  # others are registered by the user
-    if not shipped or scheme in ALLOWED or any(folder.startswith(f"{scheme}://") for folder in folders):
-        return ""
-    return f"a list may not name files of {scheme}://, but local files, http, https and {', '.join(STORES)}, not {name}"
-
-
-def _is_of_this_machine(name: str) -> bool:
-    return name.startswith(("/", "~")) or "::" in name or ("://" in name and storage.is_local(name))
 
 
 class MediaFolder:

@@ -24,7 +24,9 @@ from tasks.tables import storage
 from tasks.tables.log import log_damage, log_folder
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.parquet_files import damage, parquet_files
+from tasks.tables.plain_text import cut, visible
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
+from tasks.tables.url_secrets import text_without_secrets
 
 CANONICAL = json.JSONEncoder(
     sort_keys=True, separators=(",", ":")
@@ -83,7 +85,8 @@ def bad_row(
         kind, text = getattr(error, "kind", type(error).__name__), str(error)
     else:
         kind, text = error
-    return {"status": status, "error_type": kind, "error": text, "attempt": item.get("attempt", 1)} | columns
+    message = cut(visible(text_without_secrets(text)))
+    return {"status": status, "error_type": kind, "error": message, "attempt": item.get("attempt", 1)} | columns
 
 
 def table_uri(root: str, table: str) -> str:

@@ -1,5 +1,7 @@
 """Texts from elsewhere (names, captions, messages) before they are shown: cut off, and without control characters."""
 
+import html
+import re
 import reprlib
 import unicodedata
 from typing import Any
@@ -45,6 +47,21 @@ def _is_hidden(sign: str) -> bool:
 def _escaped(sign: str) -> str:
     code = ord(sign)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+
+def markdown(text: str) -> str:
+    """A text for a Markdown page, on one line: its signs format nothing, and name no picture and no HTML."""
+    line = " ".join(visible(text, keep="\n\t").split())
+    return re.sub(r"([\\`*\[\]!|~$])", r"\\\1", html.escape(line, quote=False))
+
+
+def code_span(text: str) -> str:
+    """A path or name for a Markdown page, in the type of code."""
+    return f"`{visible(text, keep='').replace('`', chr(39))}`"
 
 
 def spreadsheet_cell(value: Any) -> Any:

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from tasks.tables.plain_text import cut, shown, spreadsheet_cell, visible
+from tasks.tables.plain_text import code_span, cut, markdown, shown, spreadsheet_cell, visible
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,21 @@ def test_a_csv_file_with_such_cells_is_read_back(tmp_path):
     out = io.StringIO()
     csv.writer(out).writerow([spreadsheet_cell("=1"), spreadsheet_cell("a")])
     assert out.getvalue() == "'=1,a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A cat.", "A cat."),
+        ("![b](http://127.0.0.1/x.png)", r"\!\[b\](http://127.0.0.1/x.png)"),
+        ("<img src=x>\n# a | b `c` *d*", r"&lt;img src=x&gt; # a \| b \`c\` \*d\*"),
+        ("\x1b[2J", r"\\x1b\[2J"),
+        ("camera_motion", "camera_motion"),
+    ],
+)
+def test_text_formats_nothing_in_a_markdown_page(text, expected):
+    assert markdown(text) == expected
+
+
+def test_a_path_stays_inside_its_code():
+    assert code_span("/a`![b](c)`\n/x") == r"`/a'![b](c)'\x0a/x`"

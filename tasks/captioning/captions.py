@@ -78,11 +78,11 @@ def _parents(run: Run, config: CaptionsConfig, written: Sequence[CaptionItem]) -
 
     A failed caption of other settings that is newer does not matter: an older text can still be rewritten.
     """
-    wanted = (pc.field("status") == "ok") & (pc.field("kind") == config.rewrite_from)
+    to_rewrite = (pc.field("status") == "ok") & (pc.field("kind") == config.rewrite_from)
     if config.rewrite_from in config.by_model:
         written_ids = pa.array([item["caption_id"] for item in written], pa.string())
-        wanted &= pc.field("caption_id").isin(written_ids)
-    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", *ORDER], where=wanted)
+        to_rewrite &= pc.field("caption_id").isin(written_ids)
+    rows = read_table(run.root, "captions", ["clip_id", "caption_id", "text", *ORDER], where=to_rewrite)
     newest = as_rows(newest_by(rows, ["clip_id"]), CaptionRow)
     return {row["clip_id"]: Parent(row["caption_id"], row["text"]) for row in newest}
 

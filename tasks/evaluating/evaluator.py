@@ -98,7 +98,7 @@ class Evaluator:
             metrics=json.dumps(described | finite_or_null(figures)),
             checks=json.dumps([check.model_dump() for check in checks]),
             passed=passed(checks),
-            media=[shown["uri"] for shown in (*samples, *reconstructions)],
+            media=[media["uri"] for media in (*samples, *reconstructions)],
         )
 
     def losses(self) -> Figures:
@@ -129,29 +129,29 @@ class Evaluator:
         subject, config = self.subject, self.config
         pipeline = pipeline_of(subject.record, self.dit, self.vae, device=self.device)
         loaded = load_pairs(subject.source, _distinct_texts(subject.train)[: config.num_samples])
-        shown: list[Sample] = []
+        samples: list[Sample] = []
         motions, num_not_finite = [], 0
         null = stack_features([load_null_text(subject.source)])
         for pair, latent, text in zip(loaded.pairs, loaded.latents, loaded.texts, strict=True):
             request = sized(config.request, latent.shape, self.vae.config.space_factor)
             features = PromptFeatures(stack_features([text]), null)
             try:
-                made = pipeline.generate(
+                clips = pipeline.generate(
                     ClipBatch([pair.text], request, [config.seed], offload="none", features=features)
                 )
             except NotFiniteError:
                 num_not_finite += 1
                 continue
-            uri = f"{self.folder}/sample-{len(shown)}.mp4"
-            write_video(uri, made.videos[0], fps=parse_bucket(pair.bucket).fps)
-            motions.append(motion_magnitude(made.videos[0]))
-            shown.append({"prompt": pair.text, "seed": config.seed, "uri": uri, "clip_id": pair.clip_id})
+            uri = f"{self.folder}/sample-{len(samples)}.mp4"
+            write_video(uri, clips.videos[0], fps=parse_bucket(pair.bucket).fps)
+            motions.append(motion_magnitude(clips.videos[0]))
+            samples.append({"prompt": pair.text, "seed": config.seed, "uri": uri, "clip_id": pair.clip_id})
         data = [motion_magnitude(frames) for frames in _frames(subject.train[:NUM_MOTION_CLIPS])]
         figures: Figures = {
             "motion": statistics.median(motions) if motions else None,
             "motion_data": statistics.median(data) if data else None,
         }
-        return shown, figures, num_not_finite
+        return samples, figures, num_not_finite
 
     def reconstructions(self) -> list[Reconstruction]:
         """Held-out clips (left) beside their reconstructions by the VAE (right)."""
@@ -161,15 +161,15 @@ class Evaluator:
         from pyramid_model.train.vae_loss import reconstruct
         from pyramid_model.video.video import write_video
 
-        shown: list[Reconstruction] = []
+        reconstructions: list[Reconstruction] = []
         pairs = self.subject.val[: self.config.num_reconstructions]
         for pair, frames in zip(pairs, _frames(pairs), strict=True):
             whole = frames[: len(frames) - (len(frames) - 1) % self.vae.config.time_factor]
             restored = reconstruct(self.vae, whole)
-            uri = f"{self.folder}/reconstruction-{len(shown)}.mp4"
+            uri = f"{self.folder}/reconstruction-{len(reconstructions)}.mp4"
             write_video(uri, np.concatenate([whole, restored], axis=2), fps=parse_bucket(pair.bucket).fps)
-            shown.append({"clip_id": pair.clip_id, "uri": uri, "psnr": psnr(whole, restored)})
-        return shown
+            reconstructions.append({"clip_id": pair.clip_id, "uri": uri, "psnr": psnr(whole, restored)})
+        return reconstructions
 
     def vae_figures(self, reconstructions: Sequence[Reconstruction]) -> Figures:
         """Held-out PSNR of the VAE, before and after its training if it was trained here."""
@@ -177,7 +177,7 @@ class Evaluator:
         if record and "val_psnr" in record.metrics:
             psnr = record.metrics["val_psnr"]
             return {"vae_psnr": psnr, "vae_psnr_untrained": record.metrics.get("val_psnr_untrained")}
-        measured = [shown["psnr"] for shown in reconstructions]
+        measured = [reconstruction["psnr"] for reconstruction in reconstructions]
         return {"vae_psnr": statistics.mean(measured) if measured else None}
 
     def num_not_finite(self) -> int:

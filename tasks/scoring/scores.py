@@ -41,8 +41,8 @@ class ScoresConfig(ModelScoresConfig):
     @classmethod
     def _known(cls, scorers: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [name for name in scorers if name not in SCORERS]:
-            known = ", ".join(SCORERS)
-            raise ValueError(f"no scorer is called {', '.join(unknown)}: there are {known} (scores.scorers)")
+            names = ", ".join(SCORERS)
+            raise ValueError(f"no scorer is called {', '.join(unknown)}: there are {names} (scores.scorers)")
         return tuple(dict.fromkeys(scorers))
 
     @property
@@ -149,8 +149,8 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     without_models = run_blocks(run, work, todo.items(all_items, "score_id"), todo.num_done)
     results = [without_models, *model_scores.run_planned(run, plan)]
     score_ids = [row["score_id"] for row in all_items] + model_scores.planned_score_ids(plan)
-    made = lineage(run, "scores", VERSION, config)
-    num_back = make_newest(run, score_ids, [clip["clip_id"] for clip in clips], made)
+    settings = lineage(run, "scores", VERSION, config)
+    num_back = make_newest(run, score_ids, [clip["clip_id"] for clip in clips], settings)
     if num_back:
         return merged(results, f"{num_back} scores are back to those of earlier settings")
     return results[0] if len(results) == 1 else merged(results)

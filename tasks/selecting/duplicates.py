@@ -121,12 +121,12 @@ def _append(run: Run, config: DuplicatesConfig, grouped: Mapping[str, DuplicateC
     table = read_table(run.root, "duplicates")
     searched = (row for row in as_rows(table, DuplicateRow) if (row["clips"] or "") == config.clips)
     rows = _changed(grouped, {row["duplicate_id"]: row for row in searched})
-    made = lineage(run, "duplicates", VERSION, config)
+    settings = lineage(run, "duplicates", VERSION, config)
     block_id = content_id("duplicates", sorted((row["duplicate_id"], row["attempt"], row["group_id"]) for row in rows))
-    append_block(run.root, "duplicates", rows, block_id, made)
+    append_block(run.root, "duplicates", rows, block_id, settings)
     last = newest_row(table)
     if not rows and grouped and last and (last["clips"] or "") != config.clips:
-        append_again(run.root, "duplicates", [next(iter(grouped))], made)
+        append_again(run.root, "duplicates", [next(iter(grouped))], settings)
     return rows
 
 
@@ -182,10 +182,10 @@ def _phash_details(run: Run, clip_ids: Sequence[str]) -> dict[str, dict[str, Any
     of_scorer = pc.field("scorer") == PHASH.name
     rows = read_table(run.root, "scores", ["clip_id", "details", "status", *ORDER], where=of_scorer)
     rows = newest_ok_by(rows, ["clip_id"])
-    wanted = set(clip_ids)
+    clips = set(clip_ids)
     pairs = zip(rows["clip_id"].to_pylist(), rows["details"].to_pylist(), strict=True)
-    details = {clip_id: json.loads(text) for clip_id, text in pairs if clip_id in wanted}
-    if wanted and not details:
+    details = {clip_id: json.loads(text) for clip_id, text in pairs if clip_id in clips}
+    if clips and not details:
         raise ValueError(
             f"no clip has a perceptual hash, which duplicates.methods exact and phash compare: add {PHASH.name} to "
             "scores.scorers and run the scores step, or remove both methods"
@@ -220,11 +220,11 @@ def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.
             "settings of the scores step, or remove the method"
         )
     # The files hold all attempts of a row; the filter can only compare single columns, so the loop compares attempts.
-    chosen = (pc.field("status") == "ok") & pc.field("embedding_id").isin(rows["embedding_id"].combine_chunks())
+    of_clips = (pc.field("status") == "ok") & pc.field("embedding_id").isin(rows["embedding_id"].combine_chunks())
     attempts = dict(zip(rows["embedding_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
     means: dict[int, np.ndarray] = {}
     columns = ["embedding_id", "attempt", "clip_id", "shape", "dtype", "embedding", "crc32"]
-    for batch in as_dataset(delta, "embeddings").to_batches(columns=columns, filter=chosen, batch_size=1024):
+    for batch in as_dataset(delta, "embeddings").to_batches(columns=columns, filter=of_clips, batch_size=1024):
         for row in cast("list[EmbeddingRow]", batch.to_pylist()):
             if row["attempt"] == attempts[row["embedding_id"]]:
                 means[place[row["clip_id"]]] = embedding_of(row).numpy().mean(axis=0)

@@ -80,10 +80,10 @@ class Limits(Config):
         """
         bounds = {}
         for name, sign in (("min", 1), ("max", -1), ("min_percentile", 1), ("max_percentile", -1)):
-            own, outer = getattr(self, name), getattr(wider, name)
-            if own is not None and outer is not None and sign * own < sign * outer:
-                raise ValueError(f"{name} {own:g} is looser than the {outer:g} of the set before")
-            bounds[name] = outer if own is None else own
+            bound, wider_bound = getattr(self, name), getattr(wider, name)
+            if bound is not None and wider_bound is not None and sign * bound < sign * wider_bound:
+                raise ValueError(f"{name} {bound:g} is looser than the {wider_bound:g} of the set before")
+            bounds[name] = wider_bound if bound is None else bound
         return Limits(**bounds)
 
 
@@ -216,9 +216,9 @@ class SelectConfig(Config):
         Each config has the sets up to its own and no later ones, so that a change of a stricter set changes no id of a
         wider set.
         """
-        given = self.model_dump() | {"train_set": ""}
+        settings = self.model_dump() | {"train_set": ""}
         return [
-            type(self).model_validate(given | {"sets": given.get("sets", ())[:count]})
+            type(self).model_validate(settings | {"sets": settings.get("sets", ())[:count]})
             for count in range(1, max(1, len(self.sets)) + 1)
         ]
 

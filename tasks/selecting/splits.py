@@ -55,24 +55,24 @@ def splits_of(
     label_of = [linked[number[clip["video_id"]]] for clip in clips]
     if not pinned_links:
         return [drawn[label] for label in label_of]
-    own = {
+    pinned_splits = {
         place: split_of(clip, pins[clip["video_id"]], val_fraction, test_fraction)
         for place, clip in enumerate(clips)
         if clip["video_id"] in pins
     }
-    chosen: dict[int, set[str]] = {}  # by linked videos
-    for place, split in own.items():
-        chosen.setdefault(label_of[place], set()).add(split)
-    copied = _splits_of_groups(groups, own)
+    splits_of_links: dict[int, set[str]] = {}  # by linked videos
+    for place, split in pinned_splits.items():
+        splits_of_links.setdefault(label_of[place], set()).add(split)
+    splits_of_copies = _splits_of_groups(groups, pinned_splits)
     return [
-        copied.get(place) or own.get(place) or drawn.get(label) or _agreed(chosen[label])
-        if own.get(place) != ""
+        splits_of_copies.get(place) or pinned_splits.get(place) or drawn.get(label) or _agreed(splits_of_links[label])
+        if pinned_splits.get(place) != ""
         else ""
         for place, label in enumerate(label_of)
     ]
 
 
-def _splits_of_groups(groups: Sequence[Sequence[int]], own: Mapping[int, str]) -> dict[int, str]:
+def _splits_of_groups(groups: Sequence[Sequence[int]], pinned_splits: Mapping[int, str]) -> dict[int, str]:
     """Split of the clips of groups with a pinned clip; PINS_CONFLICT where the pins of a group name several splits."""
     # Groups of different methods may share clips: a pin applies to all groups that are connected.
     members = sorted({place for group in groups for place in group})
@@ -84,9 +84,9 @@ def _splits_of_groups(groups: Sequence[Sequence[int]], own: Mapping[int, str]) -
     splits: dict[int, str] = {}
     for _, group in itertools.groupby(joined, key=lambda pair: pair[0]):
         places = [place for _, place in group]
-        named = {own[place] for place in places if place in own}
-        if named:
-            split = next(iter(named)) if len(named) == 1 else ""
+        splits_of_pins = {pinned_splits[place] for place in places if place in pinned_splits}
+        if splits_of_pins:
+            split = next(iter(splits_of_pins)) if len(splits_of_pins) == 1 else ""
             splits |= dict.fromkeys(places, split or PINS_CONFLICT)
     return splits
 
@@ -105,12 +105,12 @@ def split_of(clip: ClipRow, pins: Sequence[SplitPin], val_fraction: float, test_
     if not pins:
         return hashed_split(clip["video_id"], val_fraction, test_fraction)
     frame_s = (clip["end_s"] - clip["start_s"]) / clip["num_frames"]
-    covered = {pin: _covered_s(clip, pin) for pin in pins}
+    overlaps_s = {pin: _covered_s(clip, pin) for pin in pins}
     # Times in source.yaml are rounded: an overlap of up to half a frame does not count.
-    touched = {pin.split for pin, covered_s in covered.items() if covered_s > frame_s / 2}
-    if clip["end_s"] - clip["start_s"] - sum(covered.values()) > frame_s / 2:
-        touched.add("train")
-    return touched.pop() if len(touched) == 1 else ""
+    splits = {pin.split for pin, overlap_s in overlaps_s.items() if overlap_s > frame_s / 2}
+    if clip["end_s"] - clip["start_s"] - sum(overlaps_s.values()) > frame_s / 2:
+        splits.add("train")
+    return splits.pop() if len(splits) == 1 else ""
 
 
 def _covered_s(clip: ClipRow, pin: SplitPin) -> float:

@@ -103,11 +103,11 @@ def selected_clips(
         which = f"selection {selection!r}" if selection else "selection"
         raise ValueError(f"there is no {which} in {root}: run the select step (pyramid curate)")
     condition = pc.field("keep") & (pc.field("split") == split) if split else pc.field("keep")
-    chosen = verdicts.filter(condition).select(["clip_id", "bucket", "split"])
-    of_chosen = pc.field("clip_id").isin(chosen["clip_id"].combine_chunks())
+    selected = verdicts.filter(condition).select(["clip_id", "bucket", "split"])
+    of_selected = pc.field("clip_id").isin(selected["clip_id"].combine_chunks())
     names = None if columns is None else [*dict.fromkeys(["clip_id", *columns, "video_id", "start_frame"])]
-    clips = read_table(root, "clips", names, versions.get("clips"), of_chosen)
-    joined = left_join(clips, chosen, "clip_id", {"bucket": "bucket", "split": "split"})
+    clips = read_table(root, "clips", names, versions.get("clips"), of_selected)
+    joined = left_join(clips, selected, "clip_id", {"bucket": "bucket", "split": "split"})
     joined = joined.sort_by([("video_id", "ascending"), ("start_frame", "ascending")])
     return joined if columns is None else joined.select([*columns, "bucket", "split"])
 

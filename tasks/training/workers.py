@@ -211,10 +211,10 @@ def on_gpu(config: TrainingConfig) -> bool:
 
     cluster = ray.cluster_resources()
     cpus, gpus = cluster.get("CPU", 0), cluster.get("GPU", 0)
-    wanted = config.num_workers * config.cpus_per_worker
-    if wanted > cpus:
+    num_cpus = config.num_workers * config.cpus_per_worker
+    if num_cpus > cpus:
         raise StepError(
-            f"{config.num_workers} workers of {config.cpus_per_worker} CPUs need {wanted} CPUs and the cluster has "
+            f"{config.num_workers} workers of {config.cpus_per_worker} CPUs need {num_cpus} CPUs and the cluster has "
             f"{cpus:g}: lower num_workers or cpus_per_worker, or add nodes"
         )
     if config.use_gpu == "yes" and gpus < config.num_workers:

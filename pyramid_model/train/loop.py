@@ -6,6 +6,7 @@ run ends with the same weights, bit for bit, as a run without interruption (on t
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.train.ema import EMA
+from pyramid_model.train.saved_state import DamagedCheckpoint, previous_of, read_state
+
+LOG = logging.getLogger("pyramid.training")
 
 
 class TrainingDiverged(RuntimeError):
@@ -42,6 +46,7 @@ class TrainState:
     ema: averaged weights of the objective.
     step: number of finished steps.
     curve: rows so far, {"step", "loss", "lr", …}.
+    newest_is_damaged: the state comes from the checkpoint before the newest, which the next one replaces.
     """
 
     objective: nn.Module
@@ -49,6 +54,7 @@ class TrainState:
     ema: EMA
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
+    newest_is_damaged: bool = False
 
     @classmethod
     def start(cls, objective: nn.Module, config: OptimConfig) -> Self:
@@ -56,7 +62,7 @@ class TrainState:
         return cls(objective, make_optimizer(objective, config), EMA(unwrapped(objective), config.ema_decay))
 
     def save(self, path: str | Path) -> None:
-        """Write the state to one file, atomically: a reader gets the old file or the new one."""
+        """Write the state to one file, atomically; the file before it stays as `previous_of`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
@@ -68,17 +74,43 @@ class TrainState:
         }
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         torch.save(content, partial)
+        if path.exists() and not self.newest_is_damaged:
+            path.replace(previous_of(path))
         partial.replace(path)
+        self.newest_is_damaged = False
 
     def load(self, path: str | Path) -> bool:
-        """Restore the state from a file, if it exists. Returns whether the file exists."""
-        path = Path(path)
-        if not path.exists():
+        """Restore the state from a checkpoint or, if that is damaged, from the one before it.
+
+        Returns whether there is a checkpoint.
+
+        Raises:
+            DamagedCheckpoint: none of the two can be used.
+        """
+        damage: DamagedCheckpoint | None = None
+        for file in (str(path), previous_of(path)):
+            try:
+                if self._restore(file):
+                    self.newest_is_damaged = damage is not None
+                    return True
+            except DamagedCheckpoint as err:
+                LOG.warning("%s", err)
+                damage = damage or err
+        if damage:
+            raise damage
+        return False
+
+    def _restore(self, path: str, name: str = "") -> bool:
+        """Restore the state from one local file; returns whether it exists. name: of the file in messages."""
+        if not Path(path).exists():
             return False
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        unwrapped(self.objective).load_state_dict(content["objective"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.ema.load_state_dict(content["ema"])
+        content = read_state(path, name)
+        try:
+            unwrapped(self.objective).load_state_dict(content["objective"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.ema.load_state_dict(content["ema"])
+        except Exception as err:  # of other names or shapes
+            raise DamagedCheckpoint(name or path, f"it is of another training ({type(err).__name__})") from err
         self.step, self.curve = content["step"], content["curve"]
         return True
 

@@ -321,8 +321,9 @@ def _load(uri: str) -> Any:
         raise UnusableFile("missing", f"{uri} is missing") from err
     except pickle.UnpicklingError as err:  # torch's message advises to run the code in the file
         raise UnusableFile("unreadable", f"{uri} is not a file of tensors: it is damaged, or contains code") from err
-    except (OSError, RuntimeError, EOFError) as err:
-        raise UnusableFile("unreadable", f"{uri} is not a file of tensors: {str(err).splitlines()[0]}") from err
+    except Exception as err:  # unpickling of a damaged file can raise any exception
+        reason = (str(err).splitlines() or [""])[0]
+        raise UnusableFile("unreadable", f"{uri} is not a file of tensors: {type(err).__name__}: {reason}") from err
 
 
 def _described(content: object) -> str:

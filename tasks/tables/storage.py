@@ -160,6 +160,15 @@ def publish(path: str, uri: str) -> None:
     fs.put_file(path, target)
 
 
+def move(uri: str, target: str) -> None:
+    """Rename a file on its file system; an existing target is replaced."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        os.replace(path, filesystem(target)[1])
+    else:
+        fs.mv(path, filesystem(target)[1])
+
+
 @contextlib.contextmanager
 def reading(uri: str, folder: str | None = None) -> Iterator[str]:
     """A local path with the content of `uri`: the file itself, or a copy under `folder` that is deleted on exit."""

@@ -128,6 +128,8 @@ def _nearest(
 def _media(uri: str) -> Any:
     """Argument for decoders: the path, or the bytes of a remote object."""
     if "://" not in uri:
+        if os.path.islink(uri):  # a root from elsewhere may hold links to any file; the pipeline writes none
+            raise VideoError("link", f"{uri} is a link, and no clip of ours: put the file itself there")
         return uri
     import fsspec
 

@@ -15,6 +15,7 @@ from tasks.report.figures import Series, line_chart, smoothed
 from tasks.report.media import MediaBudget
 from tasks.report.run import Records, loads
 from tasks.tables.delta import read_table
+from tasks.tables.inside import inside
 from tasks.tables.manifest import verdicts_of
 from tasks.tables.newest import newest_first
 from tasks.tables.rows import CaptionRow, EvaluationRow, GenerationRow, ModelRow, TextFeatureRow, as_rows
@@ -183,7 +184,7 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
         samples = [
             Sample(
                 sample["prompt"],
-                budget.video(sample["uri"]),
+                budget.video(inside(root, sample["uri"])),
                 optional_video(uri_of.get(sample["clip_id"]), budget),
                 bucket_shape(buckets.get(sample["clip_id"]) or ""),
             )
@@ -191,7 +192,7 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
             if with_videos
         ]
         restored = [
-            Sample(f"{pair['psnr']:.1f} dB", budget.video(pair["uri"]))
+            Sample(f"{pair['psnr']:.1f} dB", budget.video(inside(root, pair["uri"])))
             for pair in metrics.get("reconstructions", ())
             if number == 0  # all evaluations usually have the same VAE
         ]

@@ -18,6 +18,7 @@ from tasks.report.selection import ScoreFigure, newest_select_result, score_figu
 from tasks.selecting.splits import SPLITS
 from tasks.tables import storage
 from tasks.tables.delta import read_table
+from tasks.tables.inside import inside
 from tasks.tables.newest import ORDER, newest_first
 from tasks.tables.plain_text import Markdown, code_span, markdown
 from tasks.tables.rows import EvaluationRow, GenerationRow, ModelRow, as_rows
@@ -91,7 +92,7 @@ def verdict_page(root: str, evaluation_id: str) -> str:
         for check in checks_of(row)
     ]
     samples = json.loads(row["metrics"]).get("samples", [])
-    clips = [clip_section(sample["prompt"], sample["uri"]) for sample in samples]
+    clips = [clip_section(sample["prompt"], inside(root, sample["uri"])) for sample in samples]
     heading = "# Passed the gate" if row["passed"] else "# Refused by the gate"
     return page([heading, table(("", "rule", "value", "limit"), lines), *clips])
 

@@ -21,6 +21,7 @@ from pyarrow.dataset import Dataset, FileSystemDataset, ParquetFileFormat, Parqu
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tasks.tables import storage
+from tasks.tables.inside import with_uris_inside
 from tasks.tables.log import log_damage, log_folder
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.parquet_files import damage, parquet_files
@@ -170,7 +171,8 @@ def read_table(
     """Rows of a table at a version: the latest attempt of each id, or all attempts with `latest=False`.
 
     A table that has not been written yet reads as an empty table with its schema. `where` is applied after the latest
-    attempts are chosen: an earlier ok attempt of a row whose latest attempt failed is not returned.
+    attempts are chosen: an earlier ok attempt of a row whose latest attempt failed is not returned. URIs of media and
+    models that lead out of the root are marked (`tasks.tables.inside`), so that nobody opens them.
     """
     schema = SCHEMAS[table]
     names = list(columns) if columns is not None else schema.names
@@ -188,7 +190,7 @@ def read_table(
         rows = newest_by(rows, [id_column])
     if where is not None:
         rows = rows.filter(where)
-    return rows.select(names)
+    return with_uris_inside(root, table, rows.select(names))
 
 
 def as_dataset(delta: DeltaTable, table: str) -> Dataset:

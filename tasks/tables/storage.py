@@ -11,6 +11,8 @@ from pathlib import Path
 import fsspec
 from fsspec.utils import get_protocol
 
+from tasks.tables.inside import check_no_link
+
 WEB = re.compile(r"(^|::)https?://", re.IGNORECASE)  # also inside a chain such as zip://a.mp4::http://…
 PIECE_BYTES = 4 * 2**20
 MAX_BYTES = 8 * 2**30  # of a file that is read into memory as a whole
@@ -65,6 +67,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         if "::" in uri:
             return fsspec.core.url_to_fs(uri, http=web, https=web)
         return fsspec.core.url_to_fs(uri, **web)
+    if is_local(uri):
+        check_no_link(uri)
     return fsspec.core.url_to_fs(uri)
 
 

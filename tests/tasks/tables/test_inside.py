@@ -1,0 +1,98 @@
+"""Rows of a root from elsewhere name files of that root only."""
+
+import json
+import os
+
+import pytest
+
+from pyramid_model.video.video import VideoError, read_clip
+from tasks.exchange.dataset_export import export_dataset
+from tasks.report import previews
+from tasks.report.media import MediaBudget
+from tasks.tables import storage
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id, ok_row, read_table
+from tasks.tables.files import check_unchanged
+from tasks.tables.inside import MARK, inside
+
+LINE = Lineage("r", "s", "1", "p" * 32, "x")
+OUTSIDE = [
+    "/etc/passwd",
+    "file:///etc/passwd",
+    "{root}/../secret.mp4",
+    "{root}/media/clips/../../../secret.mp4",
+    "{root}/media/./../../secret.mp4",
+    "{root}-other/media/clips/a.mp4",
+    "../secret.mp4",
+    "secret.mp4",
+    "~/secret.mp4",
+    "http://127.0.0.1:9/a.mp4",
+    "s3://bucket/a.mp4",
+    "simplecache::file:///etc/passwd",
+    "{root}/media/zip://a::/etc/passwd",
+    "",
+]
+
+
+@pytest.mark.parametrize("uri", OUTSIDE)
+def test_uris_that_lead_out_of_the_root_are_marked_in_every_column(tmp_path, uri):
+    root = str(tmp_path / "root")
+    uri = uri.format(root=root)
+    marked = f"{MARK}{uri}" if uri else ""
+    assert inside(root, uri) == marked
+    rows = {
+        "sources": ok_row({}, source_id="a", video_id="v", uri=uri, copy=uri),
+        "clips": ok_row({}, clip_id="a", video_id="v", uri=uri),
+        "models": ok_row({}, model_id="a", kind="dit", uri=uri),
+        "evaluations": ok_row({}, evaluation_id="a", media=[uri, f"{root}/media/evaluations/b.mp4"]),
+        "generations": ok_row({}, generation_id="a", prompt="p", uri=uri),
+    }
+    for table, row in rows.items():
+        append_block(root, table, [row], table, LINE)
+    assert read_table(root, "sources")["copy"].to_pylist() == [marked]
+    assert read_table(root, "sources")["uri"].to_pylist() == [uri]
+    for table in ("clips", "models", "generations"):
+        assert read_table(root, table)["uri"].to_pylist() == [marked]
+    (media,) = read_table(root, "evaluations")["media"].to_pylist()
+    assert media == [marked, f"{root}/media/evaluations/b.mp4"]
+
+
+def test_nothing_opens_a_marked_file(squares, tmp_path):
+    secret = tmp_path / "secret.mp4"
+    good = read_table(squares.root, "clips", ["clip_id", "uri", "video_id"]).to_pylist()
+    secret.write_bytes(storage.read_bytes(good[0]["uri"]))
+    size = {"height": 32, "width": 32, "fps_num": 8, "fps_den": 1, "num_frames": 9}
+    row = ok_row({"attempt": 2}, clip_id=good[0]["clip_id"], video_id=good[0]["video_id"], uri=str(secret), **size)
+    append_block(squares.root, "clips", [row], "hostile", LINE)
+    clips = {row["clip_id"]: row for row in read_table(squares.root, "clips").to_pylist()}
+    clip = clips[good[0]["clip_id"]]
+    assert clip["uri"] == f"{MARK}{secret}"
+    with pytest.raises(VideoError, match="is missing"):
+        check_unchanged(clip)
+    with pytest.raises(VideoError):
+        read_clip(clip["uri"], height=32, width=32)
+    assert MediaBudget(10**9).video(clip["uri"]) == ""
+    assert previews.frames_of(clip["uri"], 1) == []
+    with pytest.raises(Exception, match="does not exist"):
+        export_dataset(squares.root, "webdataset", str(tmp_path / "shards"))
+
+
+def test_uris_in_the_figures_of_an_evaluation_are_checked_too(tmp_path):
+    root = str(tmp_path / "root")
+    (tmp_path / "secret.mp4").write_bytes(b"x")
+    metrics = json.dumps({"samples": [{"prompt": "p", "uri": str(tmp_path / "secret.mp4")}]})
+    row = ok_row({}, evaluation_id="a", metrics=metrics, checks="[]", passed=True, media=[])
+    append_block(root, "evaluations", [row], "a", LINE)
+    assert f"`{MARK}{tmp_path}/secret.mp4`" in previews.verdict_page(root, "a")
+
+
+@pytest.mark.parametrize("folder", ["clips", "generated", "evaluations"])
+def test_a_link_in_the_media_of_a_root_is_not_followed(tmp_path, folder):
+    (tmp_path / "secret").write_bytes(b"x")
+    link = tmp_path / "root" / "media" / folder / f"{content_id(1)}.mp4"
+    link.parent.mkdir(parents=True)
+    os.symlink(tmp_path / "secret", link)
+    with pytest.raises(FileNotFoundError, match="is a link"):
+        storage.read_bytes(str(link))
+    with pytest.raises(VideoError, match="is a link"):
+        read_clip(str(link), height=32, width=32)

@@ -78,6 +78,14 @@ def read_sidecar(uri: str) -> dict[str, list[Span]]:
         line = err.object[: err.start].count(b"\n") + 1
         raise StepError(f"caption file {uri}, line {line}: it is not UTF-8 ({err.reason}); save it as UTF-8") from err
     reader = csv.DictReader(io.StringIO(text))
+    try:
+        return _spans(reader, uri)
+    except csv.Error as err:
+        raise StepError(f"caption file {uri}, line {reader.reader.line_num}: {err}") from err
+
+
+def _spans(reader: csv.DictReader, uri: str) -> dict[str, list[Span]]:
+    """See `read_sidecar`. Raises also csv.Error."""
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise StepError(f"caption file {uri} lacks the columns {missing}: its first line must be {','.join(COLUMNS)}")

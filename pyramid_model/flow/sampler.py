@@ -18,6 +18,8 @@ from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.schedule import Schedule, euler_step, sampling_local_times
 from pyramid_model.text import TextFeatures
 
+OFF = (0, 1)  # guidance scales without guidance: the published code guides above 0 only, and 1 changes nothing
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -28,7 +30,7 @@ class Sampling:
         size: t, h and w of a clip in latents.
         first_steps: Euler steps of each stage for the first unit.
         steps: Euler steps of each stage for later units.
-        guidance: guidance_scale of each unit, including given units; 1 = off.
+        guidance: guidance_scale of each unit, including given units; 0 and 1 = off, as in the published code.
         at_once: sample all frames together as one unit, for a DiT that was trained without units.
 
     Raises:
@@ -132,7 +134,7 @@ def _sample_unit(
     """
     config, steps = schedule.config, sampling.steps if earlier else sampling.first_steps
     guidance_scale = sampling.guidance[len(earlier)]
-    guided = negative is not None and guidance_scale != 1
+    guided = negative is not None and guidance_scale not in OFF
     rows = negative.concat(text) if negative is not None and guided else text
     past = latent_pyramid(torch.cat(earlier, dim=2), config.num_stages) if earlier else []
     x = start

@@ -15,6 +15,7 @@ from pyramid_model.config import VAEConfig
 from pyramid_model.dit.packing import PATCH
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.path import units_in
+from pyramid_model.flow.sampler import OFF
 from pyramid_model.generate.amount import format_bytes
 from pyramid_model.generate.model_sizes import ModelSizes
 from pyramid_model.generate.offload import Offload
@@ -210,7 +211,7 @@ def sample_bytes(work: Workload) -> int:
     """Activations of the DiT at the last unit's finest stage, where the sequence is longest."""
     sizes, request = work.sizes, work.request
     scales = (request.guidance_scale, request.video_guidance_scale)
-    rows = work.batch * (2 if any(scale != 1 for scale in scales) else 1)
+    rows = work.batch * (2 if any(scale not in OFF for scale in scales) else 1)
     tokens = MAX_TOKENS + num_tokens(sizes, request)
     return rows * DIT_WIDTHS * tokens * sizes.dit.dim * sizes.dtype.itemsize
 

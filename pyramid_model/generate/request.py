@@ -21,10 +21,10 @@ class GenerationRequest(Config):
     num_inference_steps: Steps = Field(20, description="steps of each stage for the first frame")
     video_num_inference_steps: Steps = Field(10, description="steps of each stage for every later unit")
     guidance_scale: float = Field(
-        7.0, ge=0, allow_inf_nan=False, description="guidance scale of the first frame; 1 is off"
+        7.0, ge=0, allow_inf_nan=False, description="guidance scale of the first frame; 0 and 1 are off"
     )
     video_guidance_scale: float = Field(
-        5.0, ge=0, allow_inf_nan=False, description="guidance scale of every later unit; 1 is off"
+        5.0, ge=0, allow_inf_nan=False, description="guidance scale of every later unit; 0 and 1 are off"
     )
     guidance_falloff: float = Field(
         0.0,

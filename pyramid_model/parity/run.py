@@ -62,6 +62,7 @@ def run_cases(folder: Path) -> Iterator[Result]:
 
 def run_case(folder: Path, name: str) -> Result:
     """Run one case."""
+    case = None
     try:
         case = Case(folder)
         if any(_is_kind(case.name, kind) for kind in UNSUPPORTED):
@@ -71,7 +72,8 @@ def run_case(folder: Path, name: str) -> Result:
         runner(case)
     except Exception as err:  # an error in one case must not stop the others
         note = str(err) if isinstance(err, CaseError) else f"{folder}: {type(err).__name__}: {err}"
-        return Result(name, "error", note=note)
+        compared = case.comparisons if case else []
+        return Result(name, "error", max(compared, key=lambda comparison: comparison.used, default=None), note)
     worst = max(case.comparisons, key=lambda comparison: comparison.used, default=None)
     if worst is None:
         return Result(name, "error", note=f"{folder} has nothing to compare")

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from pyramid_model.config import Config
+from pyramid_model.flow.sampler import OFF
 from pyramid_model.generate.amount import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.generating.clip_generator import ModelFolders, load_pipeline
@@ -118,7 +119,7 @@ def run_rank(
 
 def is_guided(request: GenerationRequest) -> bool:
     """Whether units after the first (for an image: the first) use guidance."""
-    return (request.guidance_scale if request.num_latent_frames == 1 else request.video_guidance_scale) != 1
+    return (request.guidance_scale if request.num_latent_frames == 1 else request.video_guidance_scale) not in OFF
 
 
 def generate_with_ray(clips: Sequence[SharedClip]) -> list[dict[str, float]]:

@@ -1,12 +1,16 @@
 """The Ray cluster of a run: connection, size of an actor pool, and single functions that run as Ray tasks."""
 
+import atexit
 import contextlib
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+import psutil
 
 from tasks.running.errors import StepError
 from tasks.running.run import RayConfig, Run
@@ -31,11 +35,12 @@ def connect(config: RayConfig) -> float:
     if ray.is_initialized():
         return 0.0
     embedded = config.address == "local"
+    others = {child.pid for child in psutil.Process().children()}
     # On a busy machine a part of Ray times out after 15 s, which no setting changes; the next start reads cached files.
     for tries_left in reversed(range(START_TRIES if embedded else 1)):
         try:
             with _quiet_stderr():
-                ray.init(
+                context: Any = ray.init(
                     address=config.address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -44,12 +49,33 @@ def connect(config: RayConfig) -> float:
                     object_store_memory=256 * 2**20 if embedded else None,
                     include_dashboard=False if embedded else None,
                 )
+            if embedded:
+                atexit.register(_remove_session, context.address_info["session_dir"])
             break
         except Exception:
             ray.shutdown()
+            _kill_new_children(others)
             if not tries_left:
                 raise
     return time.monotonic() - started
+
+
+def _remove_session(folder: str) -> None:
+    """Remove the logs and sockets of an embedded Ray, which nobody can use after its end."""
+    import ray
+
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_new_children(others: set[int]) -> None:
+    """Kill processes of Ray that a start which timed out has left. others: children from before the start."""
+    left_over = [child for child in psutil.Process().children() if child.pid not in others]
+    for child in left_over:
+        with contextlib.suppress(psutil.Error):
+            if any("ray" in part for part in child.cmdline()[:4]):
+                child.kill()
+                child.wait(10)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from tasks.tables.inside import check_no_link
 
 WEB = re.compile(r"(^|::)https?://", re.IGNORECASE)  # also inside a chain such as zip://a.mp4::http://…
 PIECE_BYTES = 4 * 2**20
+PRIVATE = 0o700  # mode of a new root: its tables and media are for its owner, until the owner opens it
 MAX_BYTES = 8 * 2**30  # of a file that is read into memory as a whole
 
 
@@ -224,6 +225,10 @@ def check_writable(root: str) -> None:
     check_readable(root)
     probe = join(root, f".pyramid-write-test-{uuid.uuid4().hex}")  # steps of several runs may probe at once
     try:
+        if is_local(root) and not os.path.exists(root):
+            os.makedirs(os.path.dirname(root), exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.mkdir(root, PRIVATE)
         write_bytes(probe, b"")
         fs, path = filesystem(probe)
         with contextlib.suppress(FileNotFoundError):

@@ -145,7 +145,7 @@ function list({ columns, words, labels, scores }) {
   more.addEventListener("click", () => {
     const before = numShown;
     page();
-    grid.children[before].querySelector("summary").focus();
+    grid.children[before]?.querySelector("summary")?.focus();
   });
   for (const link of document.querySelectorAll("[data-reason]")) {
     link.addEventListener("click", () => {

@@ -25,9 +25,10 @@ def test_a_seed_gives_the_same_clip_whatever_the_batch(tiny_dit, text_rows):
     torch.testing.assert_close(sampled(tiny_dit, *alone, [6]), together[1:], atol=1e-4, rtol=1e-4)
 
 
-def test_guidance_1_needs_no_negative_prompt(tiny_dit, text_rows):
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_guidance_0_and_1_need_no_negative_prompt(tiny_dit, text_rows, scale):
     size, text = ((1, 8, 8), (2, 2, 2), (2, 2, 2)), text_rows(1)
-    (off,) = sample_units(tiny_dit, text, text_rows(2), Sampling(PyramidConfig(), *size, [1.0]), Noise([seeded()]))
+    (off,) = sample_units(tiny_dit, text, text_rows(2), Sampling(PyramidConfig(), *size, [scale]), Noise([seeded()]))
     (absent,) = sample_units(tiny_dit, text, None, Sampling(PyramidConfig(), *size, [4.0]), Noise([seeded()]))
     assert torch.equal(off, absent)
 

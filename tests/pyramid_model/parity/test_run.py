@@ -1,6 +1,7 @@
 """Our models and paths against vectors of the original implementation; see parity/README.md. Runs in about 25 s."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def test_not_a_number_fails(tmp_path):
     tensors["out.stage1"].view(-1)[0] = float("nan")
     save_file(tensors, folder / "tensors.safetensors")
     assert run_case(folder, "case").verdict == "FAIL"
+
+
+def test_a_recorded_shape_that_does_not_fit_fails_and_the_other_checks_count(tmp_path):
+    folder = copied("renoise", tmp_path / "case")
+    tensors = load_file(folder / "tensors.safetensors")
+    tensors["out.stage1"] = tensors["out.stage1"][..., :-1].contiguous()
+    save_file(tensors, folder / "tensors.safetensors")
+    result = run_case(folder, "case")
+    assert result.verdict == "FAIL"
+    assert re.search(r"beyond tolerance: out\.stage1 \(ours has shape \(.*\), the reference \(.*\)\)$", result.note)
 
 
 @pytest.mark.parametrize(

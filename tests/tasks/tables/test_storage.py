@@ -77,3 +77,11 @@ def test_many_may_ask_at_once_whether_a_root_can_be_written(tmp_path):
 def test_a_root_of_a_kind_that_nothing_here_can_reach_is_refused_in_a_sentence():
     with pytest.raises(ValueError, match=r"root 'foo://x' cannot be reached: .*uv run --with"):
         storage.check_writable("foo://x")
+
+
+def test_a_new_root_is_private_and_an_existing_one_keeps_its_mode(tmp_path):
+    storage.check_writable(str(tmp_path / "new" / "root"))
+    assert (tmp_path / "new" / "root").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir(mode=0o755)
+    storage.check_writable(str(tmp_path / "shared"))
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755

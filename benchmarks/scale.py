@@ -100,6 +100,7 @@ def make_tables(root: str, num_clips: int) -> None:
             "height": np.full(count, 720),
             "width": rng.choice([1280, 960, 720], count),
             "size_bytes": rng.integers(100_000, 10_000_000, count),
+            "uri": [""] * count,
         }
         write_rows(root, "clips", facts)
         for scorer in (*IN_DECODE_PASS, *OTHER_SCORERS):

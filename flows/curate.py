@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows.artifacts import publish_curation
 from flows.durable import durable, flow_run_name, prepare
-from flows.handing_on import with_clips
+from flows.handing_on import with_clips, with_duplicates, with_scores
 from flows.recipe import Recipe
 from tasks.cutting import clips
 from tasks.cutting.clips import ClipsResult
@@ -64,12 +64,10 @@ def curate(
     ingested = ingest_sources(run, plan.ingest)
     cut = cut_clips(run, plan.clips)
     plan = with_clips(plan, cut)
-    curated = Curated(
-        ingest=ingested,
-        clips=cut,
-        scores=score_clips(run, plan.scores),
-        duplicates=find_duplicates(run, plan.duplicates),
-        select=select_clips(run, plan.select),
-    )
+    scored = score_clips(run, plan.scores)
+    plan = with_scores(plan, scored)
+    searched = find_duplicates(run, plan.duplicates)
+    selected = select_clips(run, with_duplicates(plan, searched).select)
+    curated = Curated(ingest=ingested, clips=cut, scores=scored, duplicates=searched, select=selected)
     publish_curation(run, curated.select)
     return curated

@@ -9,6 +9,7 @@ from tasks.captioning.config import CaptionsResult
 from tasks.cutting.clips import ClipsResult
 from tasks.encoding.latents import LatentsResult
 from tasks.encoding.text_features import TextFeaturesResult
+from tasks.running.run import StepResult
 from tasks.selecting.select_config import SelectResult
 from tasks.training.job import TrainingResult
 from tasks.training.train_dit import TrainDiTResult
@@ -22,6 +23,20 @@ def with_clips(plan: Recipe, cut: ClipsResult) -> Recipe:
         duplicates=replaced(plan.duplicates, clips=plan.duplicates.clips or cut.clips),
         select=replaced(plan.select, clips=plan.select.clips or cut.clips),
     )
+
+
+def with_scores(plan: Recipe, scored: StepResult) -> Recipe:
+    """Duplicates and the selection read the scores and embeddings of this run, even if another run adds others."""
+    return replaced(
+        plan,
+        duplicates=replaced(plan.duplicates, versions=scored.versions | plan.duplicates.versions),
+        select=replaced(plan.select, versions=scored.versions | plan.select.versions),
+    )
+
+
+def with_duplicates(plan: Recipe, searched: StepResult) -> Recipe:
+    """The selection reads the groups that this run searched."""
+    return replaced(plan, select=replaced(plan.select, versions=searched.versions | plan.select.versions))
 
 
 def with_selection(plan: Recipe, selected: SelectResult) -> Recipe:

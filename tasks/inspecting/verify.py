@@ -42,6 +42,7 @@ from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.parquet_files import parquet_files
 from tasks.tables.repair import orphans
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
+from tasks.tables.text_hashes import may_repeat
 
 # (table, column) -> (table, column) that must have each of its values; an empty value refers to nothing
 REFERENCES: dict[tuple[str, str], tuple[str, str]] = {
@@ -225,8 +226,8 @@ def _check_doubles(root: str, table: str, ids: pa.ChunkedArray) -> Finding:
     different settings may write the same attempt at the same moment; `newest` decides which row counts.
     """
     check, id_column = "one row per id and attempt", ID_COLUMNS[table]
-    counts = pa.table({id_column: ids}).group_by(id_column).aggregate([([], "count_all")])
-    repeated = counts.filter(pc.field("count_all") > 1)[id_column].combine_chunks()
+    candidates = pa.array(may_repeat(pa.table({id_column: ids}), [id_column]))
+    repeated = ids.filter(candidates).combine_chunks().unique()
     writers = ["status", "step_version", "code_version"]
     keys = [id_column, "attempt", "params_hash"]
     rows = read_table(root, table, [*keys, *writers], where=pc.field(id_column).isin(repeated), latest=False)
@@ -272,8 +273,9 @@ def blob_bytes(shape: list[int] | None, dtype: str) -> int:
 def check_reference(root: str, source: tuple[str, str], target: tuple[str, str]) -> Finding:
     """Whether every value of one (table, column) is in another one; empty values and failed rows do not count."""
     (table, column), (other, other_column) = source, target
-    values = read_table(root, table, [column], where=pc.field("status") != "failed")[column].drop_null()
-    values = values.filter(pc.not_equal(values, ""))
+    # Attempts of a row refer to the same row. Without a choice of attempts only this column is read.
+    names_one = (pc.field("status") != "failed") & (pc.field(column) != "")
+    values = read_table(root, table, [column], where=names_one, latest=False)[column]
     targets = read_table(root, other, [other_column])[other_column].combine_chunks()
     dangling = values.filter(pc.invert(pc.is_in(values, value_set=targets)))
     return _finding(table, f"{column} is in {other}", len(values), dangling.to_pylist(), RERUN)

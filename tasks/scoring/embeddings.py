@@ -10,11 +10,13 @@ from pydantic import Field
 
 from pyramid_model.config import NOT_IDENTITY, identity
 from tasks.models.score_models import load_open_clip
+from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.running.work import Produced, Row
 from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
+from tasks.scoring.newest import TRIES
 from tasks.tables.appending import append_again
-from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
+from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table, table_version
 from tasks.tables.newest import ORDER, newest_row
 from tasks.tables.rows import ClipFile, EmbeddingRow, as_rows
 
@@ -88,17 +90,28 @@ class Embedder:
         return ok_row(item, **columns, embedding=data, crc32=crc32(data), shape=shape, dtype=STORED)
 
 
-def newest_source(root: str) -> tuple[str, str]:
-    """(model_hash, sampling) of the newest embeddings; both empty when there are none."""
-    newest = newest_row(read_table(root, "embeddings", ["model_hash", "sampling", *ORDER]))
+def newest_source(root: str, version: int | None = None) -> tuple[str, str]:
+    """(model_hash, sampling) of the newest embeddings at a version of the table; both empty when there are none."""
+    newest = newest_row(read_table(root, "embeddings", ["model_hash", "sampling", *ORDER], version))
     return (newest["model_hash"], newest["sampling"]) if newest else ("", "")
 
 
-def make_newest_source(run: Run, embedding_id: str, settings: Lineage) -> None:
-    """Make the model and sampling of an embedding the newest ones: append its row again, unless they are already."""
+def make_newest_source(run: Run, embedding_id: str, settings: Lineage) -> int:
+    """Make the model and sampling of an embedding the newest ones: append its row again, unless they are already.
+
+    Returns:
+        A version of the table at which they are the newest; another run with another model may follow it.
+
+    Raises:
+        StepError: another run was faster at each try.
+    """
     row = embedding_rows(run.root, [embedding_id])[embedding_id]
-    if newest_source(run.root) != (row["model_hash"], row["sampling"]):
+    for _ in range(TRIES):
+        version = table_version(run.root, "embeddings")
+        if newest_source(run.root, version) == (row["model_hash"], row["sampling"]):
+            return version
         append_again(run.root, "embeddings", [embedding_id], settings)
+    raise StepError("another run on this root embeds the clips again and again: let one run at a time")
 
 
 def embedding_rows(root: str, embedding_ids: Iterable[str]) -> dict[str, EmbeddingRow]:

@@ -176,14 +176,20 @@ def planned(run: Run, config: ModelScoresConfig, clips: Clips) -> Plan:
     return plan
 
 
-def run_planned(run: Run, plan: Plan) -> list[StepResult]:
-    """Compute the pending items on Ray, one job after another."""
+def run_planned(run: Run, plan: Plan) -> tuple[list[StepResult], dict[str, int]]:
+    """Compute the pending items on Ray, one job after another.
+
+    Returns:
+        (their results, version of the table `embeddings` at which those of this run are the newest, if it has any).
+    """
     results = [run_blocks(run, job.work, items, len(job.items) - len(items)) for job, items in plan]
+    versions: dict[str, int] = {}
     for job, _ in plan:
         if job.work.done_table == "embeddings" and job.items:
             settings = lineage(run, STEP, job.work.version, job.work.config)
-            embeddings.make_newest_source(run, job.items[0]["embedding_id"], settings)
-    return results
+            embedding_id = job.items[0]["embedding_id"]
+            versions["embeddings"] = embeddings.make_newest_source(run, embedding_id, settings)
+    return results, versions
 
 
 def planned_score_ids(plan: Plan) -> list[str]:

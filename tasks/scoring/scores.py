@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pydantic import Field, field_validator
 
@@ -14,8 +15,9 @@ from tasks.running.step import step
 from tasks.running.work import PerItemWork, Produced, Row
 from tasks.scoring import model_scores
 from tasks.scoring.model_scores import ModelScoresConfig
-from tasks.scoring.newest import make_newest
-from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.scoring.newest import make_newest, replaced_scores
+from tasks.tables.appending import append_again
+from tasks.tables.delta import bad_row, content_id, ok_row, table_version
 from tasks.tables.pending import pending
 from tasks.tables.rows import ClipFile, as_rows
 
@@ -130,12 +132,7 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
     from tasks.tables.current import current_clips
 
     clips = as_rows(current_clips(run.root, list(ClipFile.__annotations__), config.clips), ClipFile)
-    all_items: list[ScoreItem] = [
-        {**clip, "score_id": score_id(clip["clip_id"], scorer), "scorer": scorer, "attempt": 1}
-        for clip in clips
-        for scorer in config.scorers
-    ]
-    todo = pending(run.root, "scores", [row["score_id"] for row in all_items], run.retry_failed)
+    todo = _pending(run, config, clips)
     plan = model_scores.planned(run, config, clips)
     work = PerItemWork(
         step="scores",
@@ -146,11 +143,51 @@ def scores(run: Run, config: ScoresConfig) -> StepResult:
         since={"scores": todo.version},
         block_size=config.block_size,
     )
-    without_models = run_blocks(run, work, todo.items(all_items, "score_id"), todo.num_done)
-    results = [without_models, *model_scores.run_planned(run, plan)]
-    score_ids = [row["score_id"] for row in all_items] + model_scores.planned_score_ids(plan)
+    without_models = run_blocks(run, work, todo.items, todo.num_done)
+    by_models, versions = model_scores.run_planned(run, plan)
+    results = [without_models, *by_models]
     settings = lineage(run, "scores", VERSION, config)
-    num_back = make_newest(run, score_ids, [clip["clip_id"] for clip in clips], settings)
-    if num_back:
-        return merged(results, f"{num_back} scores are back to those of earlier settings")
-    return results[0] if len(results) == 1 else merged(results)
+    num_again = append_again(run.root, "scores", todo.replaced, settings)
+    clip_ids = [clip["clip_id"] for clip in clips]
+    num_back, versions["scores"] = make_newest(run, model_scores.planned_score_ids(plan), clip_ids, settings)
+    note = f"{num_again + num_back} scores are back to those of earlier settings" if num_again + num_back else ""
+    result = merged(results, note) if note or len(results) > 1 else results[0]
+    # Another run may add scores at any time; the duplicates and select steps of this run read these versions.
+    return type(result).model_validate(dict(result, versions=result.versions | versions))
+
+
+@dataclass
+class Todo:
+    """Scores without a model of the current clips.
+
+    Args:
+        items: those that have no row; the items of a clip follow each other.
+        replaced: ids of those that have a row which is not the newest of its clip and scorer.
+        num_done: number of those that have a row.
+        version: of the table that was read.
+    """
+
+    items: list[ScoreItem] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    num_done: int = 0
+    version: int = -1
+
+
+def _pending(run: Run, config: ScoresConfig, clips: Sequence[ClipFile]) -> Todo:
+    """What has to be computed and appended again. Memory holds the ids of one scorer at a time."""
+    todo = Todo(version=table_version(run.root, "scores"))
+    clip_ids = [clip["clip_id"] for clip in clips]
+    for scorer in config.scorers:
+        ids = {score_id(clip["clip_id"], scorer): clip for clip in clips}
+        missing = pending(run.root, "scores", ids, run.retry_failed)
+        todo.num_done += missing.num_done
+        items: list[ScoreItem] = [
+            {**ids[new_id], "score_id": new_id, "scorer": scorer, "attempt": attempt}
+            for new_id, attempt in missing.attempts.items()
+        ]
+        todo.items += items
+        replaced = replaced_scores(run.root, scorer, list(ids), clip_ids)
+        todo.replaced += [row_id for row_id in replaced if row_id not in missing.attempts]
+    place = {clip_id: number for number, clip_id in enumerate(clip_ids)}
+    todo.items.sort(key=lambda item: place[item["clip_id"]])
+    return todo

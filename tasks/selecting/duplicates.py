@@ -21,13 +21,15 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 from pydantic import Field, field_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.duplicates import Pairs, across_videos, equal, groups, groups_around, near_by_embedding, near_by_hash
 from pyramid_model.metrics.facts import PHASH
+from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
 from tasks.running.work import Row
 from tasks.scoring.embeddings import newest_source
+from tasks.scoring.newest import TRIES
 from tasks.tables.appending import append_again, append_block
 from tasks.tables.current import current_clips, current_duplicates
 from tasks.tables.delta import as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
@@ -45,6 +47,12 @@ class DuplicatesConfig(Config):
 
     clips: str = Field(
         "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
+    )
+    versions: dict[str, int] = Field(
+        {},
+        description="versions of the tables scores and embeddings to read, as the scores step states them; empty: the "
+        "newest",
+        json_schema_extra=NOT_IDENTITY,
     )
     methods: tuple[DuplicateMethod, ...] = Field(
         ("exact", "phash"),
@@ -93,7 +101,7 @@ def duplicates(run: Run, config: DuplicatesConfig) -> StepResult:
     for method in config.methods:
         for row in _group_rows(method, _pairs(run, config, method, clips), clip_ids, rank, config.clips):
             grouped[row["duplicate_id"]] = row
-    rows = _append(run, config, grouped)
+    rows, version = _append(run, config, grouped)
     num_new = len({row["clip_id"] for row in rows} & set(clip_ids))
     return StepResult(
         step="duplicates",
@@ -101,7 +109,7 @@ def duplicates(run: Run, config: DuplicatesConfig) -> StepResult:
         num_done=len(clip_ids) - num_new,
         num_ok=num_new,
         rows={"duplicates": len(rows)} if rows else {},
-        versions={"duplicates": table_version(run.root, "duplicates")},
+        versions={"duplicates": version},
         note=_note(run, grouped.values(), len(clip_ids)),
         busy_s=time.time() - started,
     )
@@ -112,22 +120,36 @@ def duplicate_id(clip_id: str, method: str, clips: str) -> str:
     return content_id(clip_id, method, clips)
 
 
-def _append(run: Run, config: DuplicatesConfig, grouped: Mapping[str, DuplicateColumns]) -> list[Row]:
-    """Append rows for the clips whose group changed since the last search among these clips, and return the rows.
+def _append(run: Run, config: DuplicatesConfig, grouped: Mapping[str, DuplicateColumns]) -> tuple[list[Row], int]:
+    """Append rows for the clips whose group changed since the last search among these clips.
 
     If no group changed but the newest search is one among other clips, one row is appended again, so that this search
-    becomes the newest.
+    becomes the newest. Another run may append other groups of the same clips at any time, so the step that follows
+    reads the returned version.
+
+    Returns:
+        (rows appended, version of the table at which these groups are the newest).
+
+    Raises:
+        StepError: another run appended other groups at each try.
     """
-    table = read_table(run.root, "duplicates")
-    searched = (row for row in as_rows(table, DuplicateRow) if (row["clips"] or "") == config.clips)
-    rows = _changed(grouped, {row["duplicate_id"]: row for row in searched})
     settings = lineage(run, "duplicates", VERSION, config)
-    block_id = content_id("duplicates", sorted((row["duplicate_id"], row["attempt"], row["group_id"]) for row in rows))
-    append_block(run.root, "duplicates", rows, block_id, settings)
-    last = newest_row(table)
-    if not rows and grouped and last and (last["clips"] or "") != config.clips:
-        append_again(run.root, "duplicates", [next(iter(grouped))], settings)
-    return rows
+    appended: list[Row] = []
+    for _ in range(TRIES):
+        version = table_version(run.root, "duplicates")
+        table = read_table(run.root, "duplicates", version=version)
+        searched = (row for row in as_rows(table, DuplicateRow) if (row["clips"] or "") == config.clips)
+        rows = _changed(grouped, {row["duplicate_id"]: row for row in searched})
+        ids = sorted((row["duplicate_id"], row["attempt"], row["group_id"]) for row in rows)
+        append_block(run.root, "duplicates", rows, content_id("duplicates", ids), settings)
+        appended += rows
+        last = newest_row(table)
+        is_other = bool(grouped) and last is not None and (last["clips"] or "") != config.clips
+        if not rows and is_other:
+            append_again(run.root, "duplicates", [next(iter(grouped))], settings)
+        elif not rows:
+            return appended, version
+    raise StepError("another run on this root groups the same clips again and again: let one run at a time")
 
 
 def keeping_order(clips: pa.Table) -> np.ndarray:
@@ -156,10 +178,10 @@ def _pairs(run: Run, config: DuplicatesConfig, method: DuplicateMethod, clips: p
     """Pairs of duplicate clips by one method, as positions in `clips`."""
     clip_ids = clips["clip_id"].to_pylist()
     if method == "semantic":
-        at, vectors = mean_embeddings(run.root, clip_ids)
+        at, vectors = mean_embeddings(run.root, clip_ids, config.versions.get("embeddings"))
         pairs = near_by_embedding(vectors, config.eps, config.num_clusters)
         return Pairs(at[pairs.first], at[pairs.second], pairs.similarity)
-    details = _phash_details(run, clip_ids)
+    details = _phash_details(run, clip_ids, config.versions.get("scores"))
     hex_hashes = [details.get(clip_id, {}).get("hashes", []) for clip_id in clip_ids]
     if method == "exact":  # clips without content, such as black ones, have no hashes: they are equal by chance
         return equal(
@@ -173,14 +195,14 @@ def _pairs(run: Run, config: DuplicatesConfig, method: DuplicateMethod, clips: p
     return across_videos(near_by_hash(hashes, config.max_distance, config.min_share), video)
 
 
-def _phash_details(run: Run, clip_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Clip id -> details of the score `phash`.
+def _phash_details(run: Run, clip_ids: Sequence[str], version: int | None) -> dict[str, dict[str, Any]]:
+    """Clip id -> details of the score `phash` at a version of the table.
 
     Raises:
         ValueError: none of the clips has this score.
     """
     of_scorer = pc.field("scorer") == PHASH.name
-    rows = read_table(run.root, "scores", ["clip_id", "details", "status", *ORDER], where=of_scorer)
+    rows = read_table(run.root, "scores", ["clip_id", "details", "status", *ORDER], version, of_scorer)
     rows = newest_ok_by(rows, ["clip_id"])
     clips = set(clip_ids)
     pairs = zip(rows["clip_id"].to_pylist(), rows["details"].to_pylist(), strict=True)
@@ -193,8 +215,8 @@ def _phash_details(run: Run, clip_ids: Sequence[str]) -> dict[str, dict[str, Any
     return details
 
 
-def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each clip's embedding over its frames, of the newest model and sampling in the table.
+def mean_embeddings(root: str, clip_ids: Sequence[str], version: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each clip's embedding over its frames, of the newest model and sampling at a version of the table.
 
     Returns:
         (positions in `clip_ids`, ascending (n,) int64; vectors (n, d) float32). Clips without an embedding are absent.
@@ -208,12 +230,12 @@ def mean_embeddings(root: str, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.
     if not clip_ids:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     place = {clip_id: at for at, clip_id in enumerate(clip_ids)}
-    model_hash, sampling = newest_source(root)
+    model_hash, sampling = newest_source(root, version)
     of_source = (pc.field("model_hash") == model_hash) & (pc.field("sampling") == sampling)
     good = (pc.field("status") == "ok") & of_source
-    rows = read_table(root, "embeddings", ["embedding_id", "clip_id", "attempt"], where=good)
+    rows = read_table(root, "embeddings", ["embedding_id", "clip_id", "attempt"], version, good)
     rows = rows.filter(pc.is_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())))
-    delta = open_table(root, "embeddings")
+    delta = open_table(root, "embeddings", version)
     if not rows.num_rows or delta is None:
         raise ValueError(
             "no clip has an embedding, which duplicates.methods semantic compares: name an embedding model in the "
@@ -304,12 +326,13 @@ def num_equal_files(root: str) -> int:
     return len(video_ids) - len(set(video_ids))
 
 
-def groups_by_method(root: str, clips: str = "") -> dict[str, list[list[str]]]:
+def groups_by_method(root: str, clips: str = "", version: int | None = None) -> dict[str, list[list[str]]]:
     """Method -> groups of clip ids of the last search, the clip to keep first.
 
     clips: the search among the clips of these settings of the clips step; empty: the last search that found any.
+    version: of the table; None: the newest.
     """
-    rows = current_duplicates(root, ["method", "group_id", "rank", "clip_id"], clips)
+    rows = current_duplicates(root, ["method", "group_id", "rank", "clip_id"], clips, version)
     rows = rows.sort_by([("method", "ascending"), ("group_id", "ascending"), ("rank", "ascending")]).to_pylist()
     by_method: dict[str, list[list[str]]] = {method: [] for method in DUPLICATE_METHODS}
     for (method, _), members in itertools.groupby(rows, key=lambda row: (row["method"], row["group_id"])):

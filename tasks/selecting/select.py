@@ -78,12 +78,12 @@ def _material(run: Run, table: pa.Table, config: SelectConfig) -> Material:
     clips = as_rows(table, ClipRow)
     clip_ids = [clip["clip_id"] for clip in clips]
     positions = {clip_id: position for position, clip_id in enumerate(clip_ids)}
-    scores = score_arrays(run.root, clip_ids)
+    scores = score_arrays(run.root, clip_ids, config.versions.get("scores"))
     scores |= {name: column.to_numpy() for name, column in clip_figures(table).items()}
     _check_limits(config, scores)
     # Groups of the last search: newer clips are not in them, and clips that are no longer current are left out.
     groups: dict[str, list[list[int]]] = {}
-    for method, by_ids in groups_by_method(run.root, config.clips).items():
+    for method, by_ids in groups_by_method(run.root, config.clips, config.versions.get("duplicates")).items():
         current = ([positions[clip_id] for clip_id in group if clip_id in positions] for group in by_ids)
         groups[method] = [group for group in current if len(group) > 1]
     copies = [group for method in LINKING for group in groups[method]]

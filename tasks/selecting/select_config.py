@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pyramid_model.config import Config
+from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.metrics.facts import SCORER_FACTS
 from pyramid_model.train.buckets import expand_buckets
 from tasks.running.run import StepResult
@@ -137,6 +137,12 @@ class SelectConfig(Config):
         "",
         description="which clips: output of the clips step, part of the id of the selection; empty: the newest clips "
         "of each video",
+    )
+    versions: dict[str, int] = Field(
+        {},
+        description="versions of the tables scores and duplicates to read, as the steps before state them; empty: the "
+        "newest",
+        json_schema_extra=NOT_IDENTITY,
     )
     preset: Preset = Field("", description="pretrain or finetune: limits for scores that thresholds does not limit")
     thresholds: Thresholds = Field(

@@ -248,8 +248,8 @@ def _to_arrow(table: str, rows: Sequence[Mapping[str, object]], lineage: Lineage
         "error_type": "",
         "error": "",
     }
-    full = [common | dict(row) for row in rows]
-    unknown = {name for row in full for name in row} - set(schema.names)
+    unknown = set().union(*rows) - set(schema.names)
     if unknown:
         raise TableError(f"table {table!r} has no columns {sorted(unknown)}: add them in tasks/tables/schemas.py")
-    return pa.Table.from_pylist(full, schema=schema)
+    columns = {name: [row.get(name, common.get(name)) for row in rows] for name in schema.names}
+    return pa.table(columns, schema=schema)

@@ -1,20 +1,17 @@
 """Which ids of new rows a table may already have, without a search of the table at every commit."""
 
-# pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at import, so pyright does not know them.
-
 import json
 import threading
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from tasks.tables import storage
 from tasks.tables.log import entry_name, log_folder
 from tasks.tables.parquet_files import read_parquet
 from tasks.tables.schemas import ID_COLUMNS
+from tasks.tables.text_hashes import text_hashes
 
 
 class CommittedIds:
@@ -38,9 +35,9 @@ class CommittedIds:
         """Whether each id may have been committed up to the version of the open table: False is certain."""
         with self._lock:
             for name in self._new_files(delta):
-                self._add(_hashes(read_parquet(storage.join(delta.table_uri, name), [ID_COLUMNS[self.table]])[0]))
+                self._add(text_hashes(read_parquet(storage.join(delta.table_uri, name), [ID_COLUMNS[self.table]])[0]))
             self.version = max(delta.version(), -1 if self.version is None else self.version)
-            hashes = _hashes(ids)
+            hashes = text_hashes(ids)
             possible = np.zeros(len(hashes), bool)
             for known in self._sorted:
                 places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
@@ -77,20 +74,6 @@ class CommittedIds:
             self._sorted.append(np.sort(hashes))
         while len(self._sorted) > 1 and 2 * len(self._sorted[-1]) > len(self._sorted[-2]):
             self._sorted.append(np.sort(np.concatenate([self._sorted.pop(), self._sorted.pop()]), kind="stable"))
-
-
-def _hashes(ids: pa.ChunkedArray) -> np.ndarray:
-    """A hash of the first 16 characters of each id, uint64; these are 64 bits of a content id."""
-    padded = pc.ascii_rpad(pc.utf8_slice_codeunits(pc.fill_null(ids, ""), 0, 16), 16, padding="\0")
-    halves = np.frombuffer(b"".join(_data(chunk) for chunk in padded.chunks), np.uint64).reshape(-1, 2)
-    with np.errstate(over="ignore"):
-        return halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) + halves[:, 1]
-
-
-def _data(chunk: pa.Array) -> bytes:
-    """Bytes of an array of texts of 16 characters."""
-    fixed = chunk.cast(pa.binary()).cast(pa.binary(16))
-    return bytes(memoryview(fixed.buffers()[1])[16 * fixed.offset : 16 * (fixed.offset + len(fixed))])
 
 
 _OF_PROCESS: dict[tuple[str, str], CommittedIds] = {}  # by table and its id, for calls without ids of their own

@@ -26,7 +26,7 @@ from tasks.tables.log import log_damage, log_folder
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.parquet_files import damage, parquet_files
 from tasks.tables.plain_text import cut, visible
-from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
+from tasks.tables.schemas import BLOB_COLUMNS, COMMON, FIXED_COLUMNS, ID_COLUMNS, SCHEMAS
 from tasks.tables.url_secrets import text_without_secrets
 
 CANONICAL = json.JSONEncoder(
@@ -102,13 +102,15 @@ def table_uri(root: str, table: str) -> str:
 
 
 def open_table(root: str, table: str, version: int | None = None) -> DeltaTable | None:
-    """The table at a version (None: the newest); None if it has not been written yet.
+    """The table at a version (None: the newest); None if it has not been written yet, or at version -1.
 
     Raises:
         TableError: the version does not exist, or the table was written with other column types.
         DamagedTableError: the log of the table is damaged.
     """
     uri = table_uri(root, table)
+    if version is not None and version < 0:
+        return None
     try:
         delta = DeltaTable(uri, version=version)
     except TableNotFoundError:
@@ -180,16 +182,17 @@ def read_table(
     if delta is None:
         return pa.schema([schema.field(name) for name in names]).empty_table()
     id_column, filtered = ID_COLUMNS[table], _fields_of(where, schema)
-    needed = list(dict.fromkeys([*names, id_column, *ORDER, *filtered]))
-    # A filter on ids alone keeps or drops all attempts of an id, so it can run on the files: other blobs are not read.
+    needed = list(dict.fromkeys([*names, *filtered, *([id_column, *ORDER] if latest else [])]))
+    # A filter on fixed columns keeps or drops all attempts of an id, so it can run on the files.
+    on_files = not latest or set(filtered) <= {id_column, *FIXED_COLUMNS.get(table, ())}
     try:
-        rows = as_dataset(delta, table).to_table(columns=needed, filter=where if filtered == [id_column] else None)
+        rows = as_dataset(delta, table).to_table(columns=needed, filter=where if on_files else None)
     except (OSError, pa.ArrowInvalid) as err:
         raise _damaged(root, table, next(iter(damaged_files(delta, table not in BLOB_COLUMNS)), str(err))) from err
     if latest:
         rows = newest_by(rows, [id_column])
-    if where is not None:
-        rows = rows.filter(where)
+    if where is not None and not on_files:
+        rows = rows.select(list(dict.fromkeys([*names, *filtered]))).filter(where)
     return with_uris_inside(root, table, rows.select(names))
 
 

@@ -19,8 +19,11 @@ later.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from tasks.tables.text_hashes import may_repeat
 
 ORDER = ("commit_order", "attempt", "created_at", "run_id")  # columns that rows must have to be ordered
 
@@ -50,13 +53,16 @@ def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
         keys: columns that together are the key; with the id column the result is the latest attempts.
     """
     names = list(keys)
-    keyed = rows.select(names)
-    if keyed.group_by(names).aggregate([]).num_rows == rows.num_rows:
+    repeated = may_repeat(rows, names)  # most keys have one row: only the others are sorted and grouped
+    if not repeated.any():
         return rows
-    positions = _sorted_positions(rows)
-    ordered = keyed.take(positions).append_column("position", positions)
+    some = rows.select(list(dict.fromkeys([*names, *ORDER]))).filter(pa.array(repeated))
+    positions = _sorted_positions(some)
+    ordered = some.select(names).take(positions).append_column("position", positions)
     last = ordered.group_by(names, use_threads=False).aggregate([("position", "last")])
-    return rows.take(last["position_last"].combine_chunks().sort())
+    is_newest = ~repeated
+    is_newest[np.flatnonzero(repeated)[last["position_last"].to_numpy()]] = True
+    return rows.filter(pa.array(is_newest))
 
 
 def newest_ok_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
@@ -69,7 +75,9 @@ def newest_ok_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
         rows: with the columns `status`, `ORDER` and `keys`, in the order of the table.
         keys: columns that together are the key.
     """
-    return newest_by(rows, keys).filter(pc.field("status") == "ok")
+    newest = newest_by(rows, keys)
+    is_ok = pc.fill_null(pc.equal(newest["status"], "ok"), False)
+    return newest if pc.all(is_ok).as_py() else newest.filter(is_ok)
 
 
 def _sorted_positions(rows: pa.Table) -> pa.Array:

@@ -36,7 +36,7 @@ def pending(root: str, table: str, ids: Iterable[str], retry_failed: bool = Fals
     ids = list(dict.fromkeys(ids))
     requested = pa.array(ids, pa.string())
     of_ids = pc.field(id_column).isin(requested)
-    rows = read_table(root, table, [id_column, "status", "attempt"], None if version < 0 else version, of_ids)
+    rows = read_table(root, table, [id_column, "status", "attempt"], version, of_ids)
     failed = rows.filter(pc.field("status") == "failed") if retry_failed else rows.slice(0, 0)
     again = dict(zip(failed[id_column].to_pylist(), failed["attempt"].to_pylist(), strict=True))
     committed = pc.is_in(requested, value_set=rows[id_column].combine_chunks())

@@ -220,6 +220,17 @@ SCHEMAS: dict[str, pa.Schema] = {name: pa.schema(list((own | COMMON).items())) f
 
 ID_COLUMNS: dict[str, str] = {name: next(iter(own)) for name, own in _OWN.items()}
 
+# Columns, besides the id, that are the same in all attempts of an id, since the id is a hash of them.
+FIXED_COLUMNS: dict[str, tuple[str, ...]] = {
+    "clips": ("video_id",),
+    "scores": ("clip_id", "scorer"),
+    "embeddings": ("clip_id",),
+    "duplicates": ("clip_id", "method"),
+    "selections": ("clip_id",),
+    "captions": ("clip_id", "kind"),
+    "latents": ("clip_id",),
+}
+
 BLOB_COLUMNS: dict[str, tuple[str, ...]] = {
     "embeddings": ("embedding",),
     "latents": ("latent",),

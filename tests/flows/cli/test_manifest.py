@@ -161,3 +161,21 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(root, damage):
 
 def test_vacuum_lists_before_it_removes(root):
     assert "no left-over files older than 24 h" in run("vacuum", root)
+
+
+@pytest.mark.parametrize("command", [("show",), ("stats",), ("show", "captions"), ("stats", "captions")])
+def test_a_damaged_log_is_a_sentence_and_repair_mends_it(root, command):
+    newest = Path(root, "tables", "captions", "_delta_log", f"{2:020d}.json")
+    newest.write_bytes(newest.read_bytes()[:200])
+    name, *table = command
+    output = run(name, root, *table, code=2 if table else 0)
+    assert "table 'captions' is damaged" in output.replace("\n", " ")
+    assert f"{newest.name} is damaged: line" in output.replace("\n", "")
+    assert "Traceback" not in output
+    assert "unknown" not in output
+    failed = run("verify", root, code=1)
+    assert "pyramid manifest repair" in failed
+    assert "nothing was changed" in run("repair", root)
+    assert "1 rows that no commit names" in run("repair", root, "--apply")
+    assert "2 ok, 1 failed" in run("show", root)
+    assert "nothing to repair" in run("repair", root)

@@ -1,5 +1,8 @@
 """Of the scores of a clip under several settings, the newest counts."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ from tasks.running.run import Run, lineage
 from tasks.scoring.newest import make_newest, score_arrays
 from tasks.scoring.scores import ScoresConfig
 from tasks.tables.appending import append_block
-from tasks.tables.delta import bad_row, ok_row, read_table
+from tasks.tables.delta import Lineage, bad_row, ok_row, read_table
 
 
 @pytest.fixture
@@ -37,7 +40,48 @@ def test_the_newest_row_of_a_clip_and_scorer_counts(scored):
 
 def test_scores_of_earlier_settings_become_the_newest_again_without_a_new_value(scored):
     run, made = scored
-    assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made) == 2
+    assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made)[0] == 2
     np.testing.assert_equal(score_arrays(run.root, ["a", "b"]), {"beauty": [1, 1], "motion": [7, np.nan]})
-    assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made) == 0
+    assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made)[0] == 0
     assert read_table(run.root, "scores", latest=False).num_rows == 8
+
+
+def test_another_run_that_replaces_scores_does_not_change_what_a_pinned_version_reads(tmp_path):
+    run = Run(root=str(tmp_path))
+    mine, theirs = (Lineage(name, "scores", "1", "params", "code") for name in ("mine", "theirs"))
+
+    def score(weights: str, value: float) -> dict:
+        return ok_row({}, score_id=weights, clip_id="clip", scorer="watermark", value=value)
+
+    append_block(run.root, "scores", [score("weights a", 0.1)], "mine", mine)
+    append_block(run.root, "scores", [score("weights b", 0.9)], "theirs", theirs)
+    num_rows, version = make_newest(run, ["weights a"], ["clip"], mine)
+    assert make_newest(run, ["weights b"], ["clip"], theirs)[0] == 1
+    assert num_rows == 1
+    assert score_arrays(run.root, ["clip"], version)["watermark"].tolist() == [0.1]
+    assert score_arrays(run.root, ["clip"])["watermark"].tolist() == [0.9]
+
+
+PINNING = """
+import sys
+from tasks.running.run import Run
+from tasks.scoring.newest import make_newest, score_arrays
+from tasks.tables.appending import append_block
+from tasks.tables.delta import Lineage, content_id, ok_row
+
+root, weights = sys.argv[1:]
+made = Lineage(weights, "scores", "1", weights, "code")
+clips = [content_id("clip", number) for number in range(8)]
+ids = [content_id(clip, weights) for clip in clips]
+for clip, score_id in zip(clips, ids):
+    row = ok_row({}, score_id=score_id, clip_id=clip, scorer="s", value=float(ord(weights)))
+    append_block(root, "scores", [row], clip, made)
+for turn in range(4):
+    version = make_newest(Run(root=root), ids, clips, made)[1]
+    assert set(score_arrays(root, clips, version)["s"].tolist()) == {float(ord(weights))}
+"""
+
+
+def test_two_processes_with_other_weights_each_read_their_own_scores(tmp_path):
+    writers = [subprocess.Popen([sys.executable, "-c", PINNING, str(tmp_path), weights]) for weights in "ab"]
+    assert [writer.wait(120) for writer in writers] == [0, 0]

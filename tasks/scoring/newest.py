@@ -57,16 +57,16 @@ def make_newest(
     num_rows = 0
     for _ in range(TRIES):
         version = table_version(run.root, "scores")
-        replaced = _replaced(score_ids, _scores_of(run.root, clip_ids, version=version)) if score_ids else []
+        replaced = _replaced(score_ids, _scores_of(run.root, clip_ids, version)) if score_ids else []
         if not replaced:
             return num_rows, version
         num_rows += append_again(run.root, "scores", replaced, rows_lineage)
     raise StepError("another run on this root replaces the scores of this one again and again: let one run at a time")
 
 
-def replaced_scores(root: str, scorer: str, score_ids: Sequence[str], clip_ids: Sequence[str]) -> list[str]:
+def replaced_scores(root: str, scorer: str, score_ids: Sequence[str]) -> list[str]:
     """The ids of scores by one scorer that are not the newest of their clips, although they have a row."""
-    rows = _scores_of(root, clip_ids, pc.field("scorer") == scorer)
+    rows = read_table(root, "scores", COLUMNS, where=pc.field("scorer") == scorer)
     committed = pa.array(score_ids, pa.string())
     committed = committed.filter(pc.is_in(committed, value_set=rows["score_id"].combine_chunks()))
     return _replaced(committed, rows)
@@ -79,12 +79,7 @@ def _replaced(score_ids: Sequence[str] | pa.Array, rows: pa.Table) -> list[str]:
     return ids.filter(pc.invert(pc.is_in(ids, value_set=newest))).to_pylist()
 
 
-def _scores_of(
-    root: str, clip_ids: Collection[str], also: pc.Expression | None = None, version: int | None = None
-) -> pa.Table:
-    """COLUMNS of all scores of the clips, of any status.
-
-    also: another condition on fixed columns. version: of the table; None: the newest.
-    """
+def _scores_of(root: str, clip_ids: Collection[str], version: int) -> pa.Table:
+    """COLUMNS of all scores of the clips, of any status, at a version of the table."""
     of_clips = pc.field("clip_id").isin(pa.array(list(clip_ids), pa.string()))
-    return read_table(root, "scores", COLUMNS, version, of_clips if also is None else of_clips & also)
+    return read_table(root, "scores", COLUMNS, version, of_clips)

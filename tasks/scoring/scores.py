@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from pyramid_model.config import NOT_IDENTITY
@@ -179,14 +180,14 @@ def _pending(run: Run, config: ScoresConfig, clips: Sequence[ClipFile]) -> Todo:
     clip_ids = [clip["clip_id"] for clip in clips]
     for scorer in config.scorers:
         ids = {score_id(clip["clip_id"], scorer): clip for clip in clips}
-        missing = pending(run.root, "scores", ids, run.retry_failed)
+        missing = pending(run.root, "scores", ids, run.retry_failed, pc.field("scorer") == scorer)
         todo.num_done += missing.num_done
         items: list[ScoreItem] = [
             {**ids[new_id], "score_id": new_id, "scorer": scorer, "attempt": attempt}
             for new_id, attempt in missing.attempts.items()
         ]
         todo.items += items
-        replaced = replaced_scores(run.root, scorer, list(ids), clip_ids)
+        replaced = replaced_scores(run.root, scorer, list(ids))
         todo.replaced += [row_id for row_id in replaced if row_id not in missing.attempts]
     place = {clip_id: number for number, clip_id in enumerate(clip_ids)}
     todo.items.sort(key=lambda item: place[item["clip_id"]])

@@ -30,14 +30,20 @@ class Pending:
         return [cast("Item", {**item, "attempt": attempt}) for item, attempt in attempts if attempt is not None]
 
 
-def pending(root: str, table: str, ids: Iterable[str], retry_failed: bool = False) -> Pending:
-    """Anti-join: ids without a committed row; with `retry_failed` also those whose latest row failed."""
+def pending(
+    root: str, table: str, ids: Iterable[str], retry_failed: bool = False, where: pc.Expression | None = None
+) -> Pending:
+    """Anti-join: ids without a committed row; with `retry_failed` also those whose latest row failed.
+
+    where: a condition on fixed columns that all rows of the ids meet; for many ids it is faster than a search by id.
+    """
     version, id_column = table_version(root, table), ID_COLUMNS[table]
     ids = list(dict.fromkeys(ids))
     requested = pa.array(ids, pa.string())
-    of_ids = pc.field(id_column).isin(requested)
+    of_ids = pc.field(id_column).isin(requested) if where is None else where
     rows = read_table(root, table, [id_column, "status", "attempt"], version, of_ids)
     failed = rows.filter(pc.field("status") == "failed") if retry_failed else rows.slice(0, 0)
+    failed = failed.filter(pc.is_in(failed[id_column], value_set=requested))
     again = dict(zip(failed[id_column].to_pylist(), failed["attempt"].to_pylist(), strict=True))
     committed = pc.is_in(requested, value_set=rows[id_column].combine_chunks())
     new = dict.fromkeys(requested.filter(pc.invert(committed)).to_pylist(), 1)

@@ -74,6 +74,11 @@ class Clips:
     notes: tuple[str, ...]
 
 
+def _ends_of(text: str) -> str:
+    """A text of at most 80 characters: beginning and end of a longer one."""
+    return text if len(text) <= 80 else f"{text[:36]} … {text[-40:]}"
+
+
 class VideoPipeline:
     """A DiT with the VAE and the text encoder that belong to it.
 
@@ -194,7 +199,7 @@ class VideoPipeline:
         texts += [request.negative_prompt] if request.negative_prompt else []
         cut_off = [cut_off_text(text, self.encoder.tokenizer, MAX_TOKENS) for text in texts]
         return tuple(
-            f"the text encoder reads {MAX_TOKENS} tokens; of {text[:40]!r}… it did not see: {end!r}"
+            f"the text encoder reads {MAX_TOKENS} tokens; of {text[:40]!r}… it did not see: {_ends_of(end)!r}"
             for text, end in zip(texts, cut_off, strict=True)
             if end
         )

@@ -23,9 +23,10 @@ def load_head(path: str | Path, dim: int) -> nn.Module:
         state = torch.load(path, map_location="cpu", weights_only=True)
         layers = _layers(state)
     except Exception as err:  # unpickling a damaged file can raise any exception
+        reason = str(err) if isinstance(err, ValueError) else type(err).__name__  # torch advises to run the file's code
         raise ValueError(
             f"{path} is not an aesthetic head: expected `weight` and `bias`, or `layers.<number>.weight` and .bias, "
-            f"ending in one output ({err})"
+            f"ending in one output ({reason})"
         ) from err
     if layers[0].in_features != dim:
         raise ValueError(

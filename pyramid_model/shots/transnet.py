@@ -102,6 +102,6 @@ def load_network(weights: str = "") -> Any:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as err:
         raise ValueError(
-            f"{path} does not contain weights of TransNetV2: {err}; set shots.weights to the file of the weights"
+            f"{path} does not contain weights of TransNetV2 ({type(err).__name__}): set shots.weights to their file"
         ) from err
     return network.eval()

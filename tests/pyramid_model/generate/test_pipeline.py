@@ -211,6 +211,7 @@ def test_a_long_prompt_is_read_as_far_as_it_goes_and_that_is_said(pipeline):
     (note,) = pipeline.generate(ClipBatch(["a dog " * 100 + "at sea"], PICTURE)).notes
     assert "128 tokens" in note
     assert note.endswith("at sea, hyper quality, Ultra HD, 8K'")
+    assert len(note) < 250
 
 
 @pytest.mark.parametrize(

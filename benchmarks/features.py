@@ -280,7 +280,7 @@ def loading(run: Run, encoder_uri: str, vae_uri: str) -> Iterator[Line]:
     steps = range(20)
     batch_s = cpu_time(lambda: [training.batch(step) for step in steps]) / len(steps)
     state = TrainState.start(training.objective(), config.optim)
-    batches = [training.batch(step) for step in range(config.optim.num_steps)]
+    batches = [[training.batch(step)] for step in range(config.optim.num_steps)]
     optim: OptimConfig = config.optim
     step_s = _cpu_time_once(lambda: train(state, optim, batches.__getitem__)) / optim.num_steps
     yield Line("a training step of a small DiT, to reading its batch", f"{step_s / batch_s:.0f}x", ">= 10x")

@@ -27,7 +27,7 @@ from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import MAX_BYTES, HistoryReuse
 from pyramid_model.flow.sampler import Sampling, guidance_per_unit, sample_video
-from pyramid_model.generate.compiling import compile_blocks
+from pyramid_model.parallel.compiling import compile_blocks
 from pyramid_model.text import TextFeatures
 from pyramid_model.train.flops import Reuse, generation_flops, mfu
 from pyramid_model.vae.autoencoder import CausalVideoVAE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from pyramid_model.config import NOT_IDENTITY, Config, PyramidConfig
@@ -44,6 +46,49 @@ class OptimConfig(Config):
         if self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
         return self
+
+
+class ParallelConfig(Config):
+    """How workers divide a training among them, and how each saves memory. No setting changes what is learnt.
+
+    Workers that share a batch are consecutive; so are workers that share a copy of the weights.
+    """
+
+    share_weights: int = Field(
+        1,
+        ge=0,
+        description="workers that share one copy of weights, gradients and optimiser state (FSDP2); more workers than "
+        "that hold more copies (HSDP); 0: all workers share one; 1: each worker has a copy",
+    )
+    share_batch: int = Field(
+        1, ge=1, description="workers that share each batch: the tokens of a DiT (Ulysses), the frames of a VAE's clips"
+    )
+    checkpoint_blocks: int = Field(
+        0,
+        ge=0,
+        description="activations are computed again in the backward pass for every k-th block; 1: for all; 0: for none",
+    )
+    compile_blocks: bool = Field(False, description="compile the blocks with torch.compile; needs a compiler")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of weights and activations in the forward and backward pass; masters are float32"
+    )
+
+    def ranks_per_copy(self, num_workers: int) -> int:
+        """Number of workers that share one copy of the weights."""
+        return self.share_weights or num_workers
+
+    def check(self, num_workers: int) -> None:
+        """Check that the workers divide.
+
+        Raises:
+            ValueError: they do not divide into groups that share weights or batches.
+        """
+        for name, size in (("share_weights", self.ranks_per_copy(num_workers)), ("share_batch", self.share_batch)):
+            if num_workers % size:
+                raise ValueError(
+                    f"{num_workers} workers do not divide into groups of parallel.{name} {size}: set num_workers to a "
+                    f"multiple of {size}, or parallel.{name} to a divisor of {num_workers}"
+                )
 
 
 class VAELossConfig(Config):

@@ -10,16 +10,18 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.train.ema import EMA
+from pyramid_model.train.ranks import accumulating, mean_over_ranks, unwrapped
 from pyramid_model.train.saved_state import DamagedCheckpoint, previous_of, read_state
 
 LOG = logging.getLogger("pyramid.training")
@@ -119,11 +121,6 @@ class TrainState:
         self.ema.swap(unwrapped(self.objective))
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside a DistributedDataParallel wrapper, or itself."""
-    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-
-
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices and kernels, not biases and norms."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -146,7 +143,7 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 def train(
     state: TrainState,
     config: OptimConfig,
-    batch_for_step: Callable[[int], Batch],
+    batches_for_step: Callable[[int], Sequence[Batch]],
     *,
     validate: Callable[[], dict[str, float]] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
@@ -157,14 +154,15 @@ def train(
     Args:
         state: changed in place.
         config: see `OptimConfig`.
-        batch_for_step: this worker's batch of a step; must depend only on the step and the worker's rank.
+        batches_for_step: this worker's batches of a step, whose gradients are averaged; must depend only on the step
+            and the worker's rank. Every worker has the same number of batches.
         validate: returns figures of the model, which then has its averaged weights. Pass it on all workers, so that
             they stay synchronised.
         on_log: called with each new row of the curve; pass it on the first worker only.
         checkpoint: file to write; pass it on the first worker only.
 
     Returns:
-        The whole curve, including the rows of earlier runs. Losses are those of this worker.
+        The whole curve, including the rows of earlier runs. Losses are means over the batches of all workers.
 
     Raises:
         TrainingDiverged: a loss or gradient is not finite; the weights are still those before that step.
@@ -173,7 +171,7 @@ def train(
     if state.step == 0 and validate is not None:
         _record(state, {"step": 0, **_validated(state, validate)}, on_log)
     while state.step < config.num_steps:
-        row = _train_step(state, config, batch_for_step(state.step))
+        row = _train_step(state, config, batches_for_step(state.step))
         last = state.step == config.num_steps
         figures = _validated(state, validate) if validate and (last or _due(state.step, config.val_every)) else {}
         row |= figures
@@ -184,28 +182,40 @@ def train(
     return state.curve
 
 
-def _train_step(state: TrainState, config: OptimConfig, batch: Batch) -> dict[str, float]:
+def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]) -> dict[str, float]:
     """Do one optimiser step and return its row of the curve."""
     lr = learning_rate(config, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
-    loss, parts = state.objective(*batch.args)
-    loss.backward()
+    losses = _backward(state.objective, batches)
     grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.grad_clip)
-    _check_finite({"loss": loss.detach(), "gradient norm": grad_norm}, state.step, batch.ids)
+    grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+    figures = dict(zip(losses, mean_over_ranks(torch.stack(list(losses.values()))).tolist(), strict=True))
+    figures |= {"grad_norm": float(grad_norm)}
+    _check_finite(figures, state.step, [sample for batch in batches for sample in batch.ids])
     state.optimizer.step()
     state.ema.update(unwrapped(state.objective))
     state.step += 1
-    row = {"step": state.step, "loss": float(loss.detach()), "lr": lr, "grad_norm": float(grad_norm)}
-    return row | {name: float(part) for name, part in parts.items()}
+    return {"step": state.step, "loss": figures["loss"], "lr": lr, "grad_norm": figures["grad_norm"]} | figures
 
 
-def _check_finite(values: dict[str, Tensor], step: int, ids: list[str]) -> None:
-    for name, value in values.items():
-        if not math.isfinite(float(value)):
+def _backward(objective: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Compute the gradient of the mean loss of this worker's batches; returns the mean of "loss" and of its parts."""
+    rows: list[dict[str, Tensor]] = []
+    for number, batch in enumerate(batches, 1):
+        with accumulating(objective, last=number == len(batches)):
+            loss, parts = objective(*batch.args)
+            (loss / len(batches)).backward()
+        rows.append({"loss": loss.detach()} | parts)
+    return {name: torch.stack([row[name].float() for row in rows]).mean() for name in rows[0]}
+
+
+def _check_finite(figures: dict[str, float], step: int, ids: list[str]) -> None:
+    for name, value in (("loss", figures["loss"]), ("gradient norm", figures["grad_norm"])):
+        if not math.isfinite(value):
             raise TrainingDiverged(
-                f"{name} is {float(value)} at step {step + 1}; the weights are still those of step {step}. "
+                f"{name} is {value} at step {step + 1}; the weights are still those of step {step}. "
                 f"Samples: {', '.join(ids)}. Check these clips, or lower lr or grad_clip."
             )
 

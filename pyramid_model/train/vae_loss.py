@@ -37,6 +37,11 @@ def vae_loss(
         "l1": F.l1_loss(restored, frames),
         "kl": posterior.kl().sum() / posterior.mean.numel(),
     }
+    return weighted_loss(parts, config)
+
+
+def weighted_loss(parts: dict[str, Tensor], config: VAELossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the terms {"mse", "l1", "kl"}, and the terms without gradient."""
     loss = config.mse_weight * parts["mse"] + config.l1_weight * parts["l1"] + config.kl_weight * parts["kl"]
     return loss, {name: part.detach() for name, part in parts.items()}
 

@@ -254,7 +254,8 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
     import ray.train.torch
     import torch
 
-    from pyramid_model.train.loop import train, unwrapped
+    from pyramid_model.train.loop import train
+    from pyramid_model.train.ranks import unwrapped
     from pyramid_model.train.read_ahead import ReadAhead
     from tasks.training.state import SharedState
 
@@ -271,7 +272,7 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
     curve = train(
         state,
         job.config.optim,
-        ReadAhead(training.batch, job.config.optim.num_steps),
+        ReadAhead(lambda step: [training.batch(step)], job.config.optim.num_steps),
         validate=lambda: training.validate(unwrapped(objective)),
         on_log=board.post.remote if first else None,
         checkpoint=job.checkpoint if first else None,

@@ -1,11 +1,13 @@
-"""One rank of the checks of test_parallel.py: `python parallel_ranks.py RANK FILE`, then a JSON line a check on stdin.
+"""One rank of the tests of parallel/: `python parallel_ranks.py RANK FILE`, then a JSON line for each check on stdin.
 
-Each rank holds what it gets against what it computes alone. Answers with a JSON line: null, or the traceback.
+A line is [check, number of ranks, arguments]; further ranks do nothing. Each rank compares what it gets with what it
+computes alone. Answers with a JSON line [traceback or null, value of the check].
 """
 
 import copy
 import functools
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -15,6 +17,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+import training_ranks
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.miniflux import MiniFlux
@@ -22,7 +25,7 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.sampler import Sampling, sample_units
-from pyramid_model.generate.compiling import compile_blocks
+from pyramid_model.parallel.compiling import compile_blocks
 from pyramid_model.parallel.guidance import guidance_parallel
 from pyramid_model.parallel.layout import Layout, share_sampling
 from pyramid_model.parallel.sequence import sequence_parallel
@@ -183,17 +186,39 @@ def main(rank, file):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for number, line in enumerate(sys.stdin):
-        check, arguments = json.loads(line)
-        answer = None
-        meeting = f"file://{file}{number}"
-        dist.init_process_group("gloo", meeting, rank=rank, world_size=4, timeout=timedelta(seconds=60))
-        try:
-            globals()[f"check_{check}"](**arguments)
-        except Exception:
-            answer = traceback.format_exc()
-        dist.destroy_process_group()  # each group of a check has a thread that never rests
+        check, num_ranks, arguments = json.loads(line)
+        answer = [None, None]
+        if rank < num_ranks:
+            group = {"init_method": f"file://{file}{number}", "rank": rank, "world_size": num_ranks}
+            function = (globals() | vars(training_ranks))[f"check_{check}"]
+            answer = (in_fork if check == "training" else answer_of)(function, arguments, group)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def answer_of(function, arguments, group):
+    """[traceback or null, value] of a check in a process group."""
+    answer = [None, None]
+    dist.init_process_group("gloo", **group, timeout=timedelta(seconds=60))
+    try:
+        answer[1] = function(**arguments)
+    except Exception:
+        answer[0] = traceback.format_exc()
+    dist.destroy_process_group()  # each group of a check has a thread that never rests
+    return answer
+
+
+def in_fork(function, arguments, group):
+    """As `answer_of`, in a process of its own: torch keeps the device meshes of groups that do not exist any more."""
+    import torch._dynamo  # noqa: F401 - takes seconds, once for all forks
+
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sending.send(answer_of(function, arguments, group)), daemon=True)
+    child.start()
+    answer = receiving.recv() if receiving.poll(120) else ["no answer after 120 s", None]
+    child.kill()
+    return answer
 
 
 if __name__ == "__main__":

@@ -1,39 +1,6 @@
 """Facts about models that several ranks share: each gets what it would compute alone. Gloo on CPU, about 45 s."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-NUM_RANKS = 4
-
-
-SCRIPT = Path(__file__).parents[1] / "parallel_ranks.py"
-
-
-@pytest.fixture(scope="module")
-def on_ranks(tmp_path_factory):
-    """`on_ranks(check, ...)` runs a check of parallel_ranks.py on four processes."""
-    file = tmp_path_factory.mktemp("ranks") / "store"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    commands = [[sys.executable, str(SCRIPT), str(rank), str(file)] for rank in range(NUM_RANKS)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    children = [subprocess.Popen(command, **pipes, env=environment) for command in commands]
-
-    def on_ranks(check, **arguments):
-        for child in children:
-            child.stdin.write(json.dumps([check, arguments]) + "\n")
-            child.stdin.flush()
-        failures = [failure for child in children if (failure := json.loads(child.stdout.readline()))]
-        assert not failures, "\n".join(failures)
-
-    yield on_ranks
-    for child in children:
-        child.kill()
-        child.communicate()
 
 
 @pytest.mark.parametrize(("ulysses", "ring"), [(2, 1), (4, 1), (1, 2), (1, 4), (2, 2)])

@@ -36,7 +36,7 @@ def test_biases_and_norms_do_not_decay(tiny_vae):
 
 @pytest.fixture(params=["vae", "dit", "mmdit"])
 def training(request, tiny_vae, tiny_dit, tiny_mmdit, clips, latents):
-    """`training()`: (objective, batch_for_step) of each model, the same at every call."""
+    """`training()`: (objective, batches_for_step) of each model, the same at every call."""
     models = {"vae": tiny_vae, "dit": tiny_dit, "mmdit": tiny_mmdit}
     weights = {name: {k: v.clone() for k, v in model.state_dict().items()} for name, model in models.items()}
 
@@ -47,33 +47,33 @@ def training(request, tiny_vae, tiny_dit, tiny_mmdit, clips, latents):
             return VAEObjective(model, VAELossConfig()), vae_step
         return DiTObjective(model, PYRAMID, DiTLossConfig()), dit_step
 
-    def vae_step(step: int) -> Batch:
+    def vae_step(step: int) -> list[Batch]:
         generator = step_generator(0, step)
-        return Batch((vae_batch(clips, [step % 2], 9, generator), generator), ["a"])
+        return [Batch((vae_batch(clips, [step % 2], 9, generator), generator), ["a"])]
 
-    def dit_step(step: int) -> Batch:
+    def dit_step(step: int) -> list[Batch]:
         generator = step_generator(0, step)
         indices = batch_indices(5, 4, 0, step)
         batch = dit_batch(latents[0], latents[1], latents[1][0], indices, generator)
-        return Batch((*batch, generator, step, 0), [str(i) for i in indices])
+        return [Batch((*batch, generator, step, 0), [str(i) for i in indices])]
 
     return make
 
 
 def test_a_training_that_was_killed_ends_with_the_same_bits(training, tmp_path):
-    objective, batch_for_step = training()
+    objective, batches_for_step = training()
     whole = TrainState.start(objective, OPTIM)
-    train(whole, OPTIM, batch_for_step)
+    train(whole, OPTIM, batches_for_step)
     expected = {name: weight.clone() for name, weight in objective.state_dict().items()}
     shadow = {name: weight.clone() for name, weight in whole.ema.shadow.items()}
 
     class Killed(BaseException):
         pass
 
-    def until_killed(step: int) -> Batch:
+    def until_killed(step: int) -> list[Batch]:
         if step == 3:
             raise Killed
-        return batch_for_step(step)
+        return batches_for_step(step)
 
     checkpoint = tmp_path / "state.pt"
     often = OptimConfig.model_validate(OPTIM.model_dump() | {"checkpoint_every": 2})
@@ -85,7 +85,7 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(training, tmp_path):
     resumed = TrainState.start(objective, OPTIM)
     assert resumed.load(checkpoint)
     assert resumed.step == 2
-    curve = train(resumed, OPTIM, batch_for_step)
+    curve = train(resumed, OPTIM, batches_for_step)
     assert [row["step"] for row in curve] == [1, 2, 3, 4]
     for name, weight in objective.state_dict().items():
         assert torch.equal(weight, expected[name]), name
@@ -94,15 +94,15 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(training, tmp_path):
 
 
 def test_a_few_steps_lower_the_loss(training):
-    objective, batch_for_step = training()
+    objective, batches_for_step = training()
     config = OptimConfig(num_steps=30, lr=5e-3, warmup_steps=2, log_every=1, ema_decay=0)
-    curve = train(TrainState.start(objective, config), config, lambda step: batch_for_step(step % 2))
+    curve = train(TrainState.start(objective, config), config, lambda step: batches_for_step(step % 2))
     losses = [row["loss"] for row in curve]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
 
 
 def test_validation_sees_the_averaged_weights_and_is_logged_at_its_steps(training):
-    objective, batch_for_step = training()
+    objective, batches_for_step = training()
     state, rows = TrainState.start(objective, OPTIM), []
     name = next(iter(state.ema.shadow))
 
@@ -111,18 +111,18 @@ def test_validation_sees_the_averaged_weights_and_is_logged_at_its_steps(trainin
         return {"val_same": float(not torch.equal(shown, state.ema.shadow[name])) if state.step else 1.0}
 
     config = OptimConfig.model_validate(OPTIM.model_dump() | {"log_every": 3, "val_every": 2})
-    train(state, config, batch_for_step, validate=validate, on_log=rows.append)
+    train(state, config, batches_for_step, validate=validate, on_log=rows.append)
     assert [row["step"] for row in rows] == [0, 2, 3, 4]
     assert [row["step"] for row in rows if "val_same" in row] == [0, 2, 4]
     assert all(row.get("val_same", 1) == 1 for row in rows)
 
 
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(training):
-    objective, batch_for_step = training()
+    objective, batches_for_step = training()
 
-    def poisoned(step: int) -> Batch:
-        batch = batch_for_step(step)
-        return Batch((batch.args[0] * (math.nan if step == 2 else 1), *batch.args[1:]), ["clip-7", "clip-9"])
+    def poisoned(step: int) -> list[Batch]:
+        (batch,) = batches_for_step(step)
+        return [Batch((batch.args[0] * (math.nan if step == 2 else 1), *batch.args[1:]), ["clip-7", "clip-9"])]
 
     state = TrainState.start(objective, OPTIM)
     with pytest.raises(TrainingDiverged, match=r"loss is nan at step 3.*clip-7, clip-9"):

@@ -95,7 +95,7 @@ def undisturbed_weights(num_workers: int, folder: Path) -> str:
 
     workers = [toy_class()(rank, num_workers, "cpu") for rank in range(num_workers)]
     state = TrainState.start(workers[0].objective(), OPTIM)
-    train(state, OPTIM, lambda step: Batch(tuple(worker.batch(step).args[0] for worker in workers), []))
+    train(state, OPTIM, lambda step: [Batch(tuple(worker.batch(step).args[0] for worker in workers), [])])
     state.use_ema()
     folder.mkdir()
     workers[0].save(state.objective, str(folder))

@@ -7,7 +7,7 @@ import torch
 from pyramid_model.config import PyramidConfig
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.sampler import Sampling, sample_video
-from pyramid_model.generate.compiling import compile_blocks
+from pyramid_model.parallel.compiling import compile_blocks
 
 
 def close(actual, expected, atol=1e-5):

@@ -1,0 +1,78 @@
+"""Trainings of tiny models on one rank of several, for `parallel_ranks.py`."""
+
+import torch
+import torch.distributed as dist
+
+from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, VAEConfig, VAEStackConfig
+from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.dit.mmdit import MMDiT
+from pyramid_model.parallel.training import parallelise
+from pyramid_model.text import stack_features
+from pyramid_model.train.batches import step_generator
+from pyramid_model.train.config import DiTLossConfig, OptimConfig, ParallelConfig, VAELossConfig
+from pyramid_model.train.dit_loss import DiTObjective, validate_dit
+from pyramid_model.train.loop import Batch, TrainState, train
+from pyramid_model.train.vae_loss import VAEObjective, validate_vae
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+
+NUM_BATCHES = 4  # of a step, on any number of ranks
+OPTIM = OptimConfig(num_steps=3, lr=3e-3, warmup_steps=1, log_every=1, val_every=2, ema_decay=0.5)
+# 4 heads for Ulysses on 4 ranks; shards are uneven too: the last convolution of the VAE has 3 output channels
+SIZES = {"latent_channels": 4, "num_heads": 4, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
+PYRAMID = PyramidConfig(num_stages=2)
+
+
+def objective_of(kind):
+    """A freshly initialised objective; the same weights on every rank."""
+    torch.manual_seed(0)
+    if kind == "vae":
+        stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+        vae = CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack))
+        return VAEObjective(vae, VAELossConfig(l1_weight=0.5, kl_weight=0.1))
+    dit = (
+        MMDiT(MMDiTConfig(**SIZES, num_blocks=2, position_grid=8, position_base=4))
+        if kind == "mmdit"
+        else MiniFlux(MiniFluxConfig(**SIZES, num_double_blocks=2, num_single_blocks=1, rope_axes=(2, 2, 4)))
+    )
+    with torch.no_grad():
+        for parameter in dit.parameters():
+            parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
+    return DiTObjective(dit, PYRAMID, DiTLossConfig())
+
+
+def batch(kind, step, index):
+    """Batch `index` of a step: two latents with texts, or a clip of 33 frames."""
+    generator = step_generator(0, step, index)
+    if kind == "vae":
+        return Batch((torch.rand(1, 3, 33, 16, 16, generator=generator) * 2 - 1, generator), [f"clip{index}"])
+    rows = [(torch.randn(2 + i, 6, generator=generator), torch.randn(5, generator=generator)) for i in range(2)]
+    latents = torch.randn(2, 4, 3, 8, 8, generator=generator)
+    return Batch((latents, stack_features(rows), generator, step, index), [f"clip{index}"])
+
+
+def batches_of(kind, config):
+    """Batches of this rank at a step: those of its group, in the order of the groups."""
+    groups = dist.get_world_size() // config.share_batch
+    group = dist.get_rank() // config.share_batch
+    indices = range(group * NUM_BATCHES // groups, (group + 1) * NUM_BATCHES // groups)
+    return lambda step: [batch(kind, step, index) for index in indices]
+
+
+def validation_of(kind, objective):
+    """A function that validates the objective's model."""
+    if kind == "vae":
+        clip = torch.randint(256, (9, 16, 16, 3), dtype=torch.uint8, generator=step_generator(1, 0)).numpy()
+        return lambda: validate_vae(objective.vae, [clip])
+    generator = step_generator(1, 0)
+    latents = [torch.randn(4, 3, 8, 8, generator=generator)]
+    texts = [(torch.randn(3, 6, generator=generator), torch.randn(5, generator=generator))]
+    return lambda: validate_dit(objective.dit, latents, texts, PYRAMID, DiTLossConfig(), num_draws=1)
+
+
+def check_training(kind, **options):
+    """The curve of a training."""
+    config = ParallelConfig(**options)
+    objective = objective_of(kind)
+    module = parallelise(objective, config, torch.device("cpu"), compiler="eager")
+    state = TrainState.start(module, OPTIM)
+    return train(state, OPTIM, batches_of(kind, config), validate=validation_of(kind, objective))

@@ -179,13 +179,15 @@ def measured(name: str, root: str, results: Any) -> None:
 def measure_commits(count: int) -> None:
     """Print the mean time of an append after every number of commits."""
     with tempfile.TemporaryDirectory() as root:
-        others, started, step = CommittedIds("scores", -1, "0" * 32), time.perf_counter(), max(1, count // 8)
+        others, step = CommittedIds("scores", -1, "0" * 32), max(1, count // 8)
+        started, cpu = time.perf_counter(), time.process_time()
         for number in range(1, count + 1):
             append_block(root, "scores", block(number), f"block {number}", LINEAGE, others)
             if number % step == 0:
-                mean_ms = 1000 * (time.perf_counter() - started) / step
-                print(f"{number:,} commits: {mean_ms:.1f} ms for each of the last {step:,}", flush=True)
-                started = time.perf_counter()
+                wall_ms = 1000 * (time.perf_counter() - started) / step
+                cpu_ms = 1000 * (time.process_time() - cpu) / step
+                print(f"{number:,} commits: {wall_ms:.0f} ms, {cpu_ms:.0f} ms of CPU for each of the last {step:,}")
+                started, cpu = time.perf_counter(), time.process_time()
 
 
 def main() -> None:

@@ -70,6 +70,7 @@ RESTORE = (
     "restore the file from a copy of the root; if there is none: pyramid manifest repair ROOT --give-up-damaged takes "
     "it out of the table, and the same pyramid command as before computes its rows again"
 )
+CHANGED = "restore the file from a copy; a clip that was lost can be cut again from its video"
 RETRAIN = "restore the folder from a copy; generation and evaluation refuse these weights. Without a copy train again"
 LOST = "rows are missing: restore an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
@@ -109,6 +110,8 @@ def verify(root: str, table: str | None = None, blobs: bool = True, media: bool 
         findings = [check_log(root, name), *check_recorded(root, name, recorded), check_files(root, name, blobs)]
         if findings[-1].level == "fail":
             unreadable.add(name)
+            if findings[0].level == "fail" and findings[-1].num_checked == 1:  # the table cannot be opened
+                findings.pop()
         if table in (None, name):
             yield from (finding for finding in findings if finding.num_checked)
     names = [name for name in SCHEMAS if table in (None, name) and name not in unreadable]
@@ -313,7 +316,7 @@ def check_media(root: str, table: str, files: dict[str, int], every_byte: bool =
         elif every_byte and file.crc32 is not None and (checksum := file_crc32(file.uri)) != file.crc32:
             bad.append(f"{file.row_id}: {file.uri} was changed: its crc32 is {checksum:08x}, expected {file.crc32:08x}")
     check = "media files are there and unchanged" if every_byte else "media files are there"
-    return _finding(table, check, len(media), bad, MOVED)
+    return _finding(table, check, len(media), bad, CHANGED if bad and "changed" in bad[0] else MOVED)
 
 
 def check_weights(root: str) -> Finding:

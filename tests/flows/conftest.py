@@ -21,41 +21,10 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+BRIDGE, WEB_HOOK = (str(Path(__file__).with_name(name)) for name in ("bridge.py", "web_hook.py"))
 PASSWORD = "test:only"
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 
-# Joins connections to a listening socket of our network to a port of the namespace that runs this code.
-BRIDGE = """
-import contextlib, socket, sys, threading
-def pump(source, target):
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-door = socket.socket(fileno=int(sys.argv[1]))
-while True:
-    outer, _ = door.accept()
-    try:
-        inner = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
-    except OSError:
-        outer.close()
-        continue
-    for pair in ((outer, inner), (inner, outer)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
-"""
-# A web hook that appends the body of every request to a file.
-HOOK = """
-import http.server, sys
-class Hook(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        with open(sys.argv[2], "ab") as log:
-            log.write(self.rfile.read(int(self.headers["Content-Length"])) + b"\\n")
-        self.send_response(200)
-        self.end_headers()
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Hook).serve_forever()
-"""
 END_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 CAPTIONS = ("a bright square moves over stripes", "a dark square moves over a checkerboard")
 
@@ -208,7 +177,7 @@ class PrefectServer:
 def web_hook(tmp_path) -> Iterator[tuple[str, Path]]:
     """URL of a web hook, and the file to which it appends what it was sent."""
     port, lines = free_port(), tmp_path / "hook.jsonl"
-    with running([sys.executable, "-c", HOOK, str(port), str(lines)], tmp_path / "hook.log"):
+    with running([sys.executable, WEB_HOOK, str(port), str(lines)], tmp_path / "hook.log"):
         yield f"http://127.0.0.1:{port}/hook", lines
 
 
@@ -302,13 +271,17 @@ class Night:
         self.hooks = folder / "hooks.jsonl"
         self.started: list[subprocess.Popen] = []
         outer, inner = socket.create_server(("127.0.0.1", 0)), free_port()
-        self.start(["python", "-c", BRIDGE, str(outer.fileno()), str(inner)], "bridge", pass_fds=[outer.fileno()])
+        self.start(
+            ["python", BRIDGE, str(outer.fileno()), str(inner)],
+            "bridge",
+            pass_fds=[outer.fileno()],
+        )
         self.port = inner
         self.api = PrefectServer(folder, outer.getsockname()[1])
         own_url = {"PREFECT_API_URL": f"http://127.0.0.1:{inner}/api"}
         self.environment = self.api.environment | head.environment | own_url
         self.hook_port = free_port()
-        self.start(["python", "-c", HOOK, str(self.hook_port), str(self.hooks)], "hook")
+        self.start(["python", WEB_HOOK, str(self.hook_port), str(self.hooks)], "hook")
         self.server = self.start_server()
         self.cli("prefect", "work-pool", "create", "local-process", "--type", "process")
         where = {"PYRAMID_ROOT": str(self.root), "PYRAMID_RECIPE": "smoke", "PYRAMID_RAY": head.address}

@@ -3,7 +3,7 @@
 from typer.testing import CliRunner
 
 from flows.cli.manifest import app
-from tasks.inspecting.table_stats import score_label
+from tasks.inspecting.table_stats import histogram, reason_counts, score_label
 from tasks.tables.appending import append_block
 from tasks.tables.delta import Lineage, ok_row
 
@@ -25,3 +25,26 @@ def test_the_histograms_of_scores_come_with_what_each_score_is(tmp_path):
     output = CliRunner().invoke(app, ["stats", str(tmp_path), "scores"], env={"COLUMNS": "120"}).output
     assert "share of the frame that is letterbox or pillarbox, 0 to 1; lower is better" in output
     assert output.count("watermark") == 1
+
+
+def test_a_histogram_keeps_every_value_and_both_ends():
+    found = histogram("x", [0.0, 0.1, 5.0, 10.0], num_bins=10)
+    assert (found.counts, found.edges[0], found.edges[-1]) == ([2, 0, 0, 0, 0, 1, 0, 0, 0, 1], 0.0, 10.0)
+    assert found.spark == "█    ▄   ▄"
+    assert histogram("x", [3.0, 3.0]).counts == [2]
+    assert histogram("x", []) is None
+
+
+def test_drop_reasons_count_each_rule_alone_and_in_order():
+    reasons = reason_counts([["motion"], [], ["motion", "blur"]])
+    assert [(one.reason, one.alone, one.in_order, one.only) for one in reasons] == [
+        ("motion", 2, 2, 1),
+        ("blur", 1, 0, 0),
+    ]
+
+
+def test_rules_of_a_score_stand_together_and_duplicates_and_quotas_come_last():
+    lists = [["over_max_clips"], ["flow_low"], ["duplicate_phash"], ["too_short"], ["motion_low", "too_short"]]
+    reasons = reason_counts([*lists, ["flow_high"], ["not_in_low"]])
+    ordered = ["not_in_low", "flow_low", "flow_high", "motion_low", "too_short", "duplicate_phash", "over_max_clips"]
+    assert [one.reason for one in reasons] == ordered

@@ -14,7 +14,7 @@ from deltalake import write_deltalake
 from tasks.inspecting.export import export_rows, text_lines, write_export
 from tasks.inspecting.leftovers import vacuum
 from tasks.inspecting.table_diff import diff, score_shifts, selection_diff
-from tasks.inspecting.table_stats import histogram, histograms, labels, reason_counts, status_counts
+from tasks.inspecting.table_stats import histograms, labels, status_counts
 from tasks.inspecting.verify import blob_bytes, verify
 from tasks.tables.appending import append_block
 from tasks.tables.delta import (
@@ -175,29 +175,6 @@ def test_stats_count_statuses_and_bin_numbers(root):
         ("blur", 20.0, 300.0),
         ("motion", 0.5, 9.0),
     ]
-
-
-def test_a_histogram_keeps_every_value_and_both_ends():
-    found = histogram("x", [0.0, 0.1, 5.0, 10.0], num_bins=10)
-    assert (found.counts, found.edges[0], found.edges[-1]) == ([2, 0, 0, 0, 0, 1, 0, 0, 0, 1], 0.0, 10.0)
-    assert found.spark == "█    ▄   ▄"
-    assert histogram("x", [3.0, 3.0]).counts == [2]
-    assert histogram("x", []) is None
-
-
-def test_drop_reasons_count_each_rule_alone_and_in_order():
-    reasons = reason_counts([["motion"], [], ["motion", "blur"]])
-    assert [(one.reason, one.alone, one.in_order, one.only) for one in reasons] == [
-        ("motion", 2, 2, 1),
-        ("blur", 1, 0, 0),
-    ]
-
-
-def test_rules_of_a_score_stand_together_and_duplicates_and_quotas_come_last():
-    lists = [["over_max_clips"], ["flow_low"], ["duplicate_phash"], ["too_short"], ["motion_low", "too_short"]]
-    reasons = reason_counts([*lists, ["flow_high"], ["not_in_low"]])
-    ordered = ["not_in_low", "flow_low", "flow_high", "motion_low", "too_short", "duplicate_phash", "over_max_clips"]
-    assert [one.reason for one in reasons] == ordered
 
 
 def test_diff_names_new_ids_changed_statuses_and_columns(root):

@@ -84,7 +84,7 @@ def _trained_before(job: Job, step: str, step_version: str) -> TrainingResult | 
         weights_hash=same[0]["weights_hash"],
         uri=job.uri,
         note="trained before",
-        links=_mlflow_links(run.root, same[0]["mlflow_run_id"]),
+        links=_mlflow_links(run.root, same[0]["mlflow_run_id"] or ""),
     )
 
 
@@ -114,6 +114,8 @@ def _row(job: Job, record: TrainedModel, mlflow_run_id: str) -> Row:
 
 
 def _mlflow_links(root: str, mlflow_run: str) -> dict[str, str]:
+    if not mlflow_run:
+        return {}
     url = run_url(root, mlflow_run)
     return {"mlflow_run": mlflow_run} | ({"mlflow_url": url} if url else {})
 

@@ -1,6 +1,7 @@
 """Which DiT a recipe trains, and on clips of several sizes. Runs in 3 s."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,8 +87,8 @@ def test_a_step_trains_on_one_bucket_and_all_buckets_have_their_turn(sizes):
 
 @pytest.mark.parametrize("setting", ["model", "mmdit"])
 def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path, setting):
-    folder = tmp_path / "vae"
-    folder.mkdir()
+    folder = Path(squares.models("vae-v"))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"encoder_out_channels": 4}))
     row = {"model_id": "v", "kind": "vae", "weights_hash": "w", "uri": str(folder), "config": "{}", "metrics": "{}"}
     append_block(squares.root, "models", [ok_row({}, **row)], "vae", Lineage("test", "train_vae", "1", "", ""))

@@ -1,13 +1,17 @@
-"""Fault test of the clips step: damaged videos, a killed actor and several killed drivers must lose no row.
+"""Fault test of the clips step: damaged videos, killed, frozen and doubled processes, a full disk must lose no row.
 
     uv run python benchmarks/faults.py                            # 200 videos, 30 of them damaged; minutes
     uv run python benchmarks/faults.py --videos 40 --damaged 9
 
 A run without faults, one video after the other, gives the expected result. The run with faults starts the step again
 each time it is killed. Then its tables and media are compared with the expected ones, row by row and frame by frame.
+Where a fault ends a driver with an error, the error must name the fault. The full disk is a tmpfs of its own, so that
+fault needs root; without it a message says that it was left out. Restarts of a Prefect server and kills of its workers
+are tested in tests/flows/test_operations.py.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,6 +39,9 @@ from tasks.tables.schemas import ID_COLUMNS
 
 CONFIG = ClipsConfig(min_frames=8, max_frames=20, margin_frames=0)
 HEIGHT, WIDTH, FPS, SHOTS = 64, 96, 24, (14, 18)
+FILLER = "filler"  # file that fills the disk of a root
+DISK_BYTES_PER_VIDEO = 2**20  # size of that disk
+FROZEN_S = 45.0  # a driver stops if no block finishes within this time
 ENCODER_NOISE = 1.0  # allowed mean difference of a frame, of 255; 0.3 was measured
 TABLES = ("clips", "scores", "videos")
 
@@ -109,48 +116,87 @@ def undisturbed(folder: Path, media: Path) -> dict[str, list[dict[str, Any]]]:
 
 def driver(root: str) -> StepResult:
     """One run of the step; the processes that are killed execute this."""
-    return clips(Run(root=root, ray=RayConfig(num_cpus=2)), CONFIG)
+    return clips(Run(root=root, ray=RayConfig(num_cpus=2, no_progress_timeout_s=FROZEN_S)), CONFIG)
 
 
 @dataclass(frozen=True)
 class Blow:
-    """A kill, which happens when this share of the videos is done."""
+    """A fault, which happens when this share of the videos is done.
+
+    kill: signal to the victim; None for `disk`, which becomes full, and for `rival`, a second driver that starts.
+    error: text that the error of the driver must contain; empty: any.
+    """
 
     share: float
-    kill: signal.Signals
-    victim: str  # actor | driver
+    kill: signal.Signals | None
+    victim: str  # actor | driver | raylet | disk | rival
+    error: str = ""
+
+    @property
+    def ends_driver(self) -> bool:
+        """Whether the driver ends because of it."""
+        return self.victim in ("driver", "raylet", "disk") or self.kill is signal.SIGSTOP
+
+    def __str__(self) -> str:
+        what = {"disk": "the disk became full", "rival": "a second driver started"}
+        return what.get(self.victim) or f"{self.victim} got {self.kill.name if self.kill else ''}"
 
 
 BLOWS = (
     Blow(0.1, signal.SIGKILL, "actor"),
-    Blow(0.25, signal.SIGKILL, "driver"),
-    Blow(0.5, signal.SIGTERM, "driver"),
-    Blow(0.75, signal.SIGKILL, "driver"),
+    Blow(0.2, signal.SIGKILL, "driver"),
+    Blow(0.3, None, "rival"),
+    Blow(0.4, signal.SIGTERM, "driver"),
+    Blow(0.5, signal.SIGKILL, "raylet"),
+    Blow(0.6, signal.SIGSTOP, "actor", "no_progress_timeout_s"),
+    Blow(0.7, None, "disk", "No space left on device"),
+    Blow(0.8, signal.SIGKILL, "driver"),
 )
 
 
 def under_fire(root: str, num_videos: int, blows: Sequence[Blow] = BLOWS) -> Iterator[str]:
-    """Run the step until it completes, and kill actors and drivers on the way; yields a message for each event."""
+    """Run the step until it completes, with a fault now and then; yields a message for each event.
+
+    Raises:
+        RuntimeError: a driver ended without a fault, or its error does not name the fault.
+    """
     waiting = list(blows)
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; faults.driver({root!r})"
     while True:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        drivers, strikes = [start_driver(root)], []
         family: dict[int, psutil.Process] = {}
-        struck = False
-        while process.poll() is None:
-            family |= {one.pid: one for one in _descendants(process.pid)}
+        while drivers[0].poll() is None:
+            family |= {child.pid: child for child in _descendants(drivers[0].pid)}
             done = read_table(root, "videos", ["video_id"]).num_rows
-            if waiting and done >= waiting[0].share * num_videos and _strike(waiting[0], process, family):
-                blow = waiting.pop(0)
-                struck = blow.victim == "driver"
-                yield f"{blow.victim} struck by {blow.kill.name} at {done} of {num_videos} videos"
+            if waiting and done >= waiting[0].share * num_videos and _strike(waiting[0], root, drivers, family):
+                strikes.append(waiting.pop(0))
+                yield f"{strikes[-1]} at {done} of {num_videos} videos"
             time.sleep(0.2)
-        _, errors = process.communicate()
+        errors = [process.communicate()[1].decode() for process in drivers]
+        (Path(root) / FILLER).unlink(missing_ok=True)
         yield from _buried(family)
-        if process.returncode == 0:
+        for process, error in zip(drivers, errors, strict=True):
+            fatal = [blow for blow in strikes if blow.ends_driver]
+            if process.returncode and not fatal:
+                raise RuntimeError(f"the driver ended with {process.returncode}: {error[-3000:]}")
+            if process.returncode and fatal[-1].error not in error:
+                raise RuntimeError(
+                    f"after {fatal[-1]}, the error does not contain {fatal[-1].error!r}: {error[-3000:]}"
+                )
+        if drivers[0].returncode == 0:
             return
-        if not struck:
-            raise RuntimeError(f"the driver ended with {process.returncode}: {errors.decode()[-3000:]}")
+
+
+def start_driver(root: str) -> subprocess.Popen:
+    """A process that runs the step once."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import faults; faults.driver({root!r})"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def fill_disk(root: str) -> None:
+    """Fill the file system of a root, which must be its own, with a file."""
+    with contextlib.suppress(OSError), (Path(root) / FILLER).open("wb", buffering=0) as file:
+        while file.write(bytes(2**16)):
+            pass
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
@@ -160,33 +206,42 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _runs(one: psutil.Process, what: str) -> bool:
+def _runs(process: psutil.Process, what: str) -> bool:
     """Whether the command line of a process contains a text; False if the process has ended."""
     try:
-        return what in " ".join(one.cmdline())
+        return what in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
 
-def _strike(blow: Blow, process: subprocess.Popen, family: dict[int, psutil.Process]) -> bool:
-    """Kill the process of a blow; False if it does not run yet."""
-    if blow.victim == "driver":
-        process.send_signal(blow.kill)
-        process.wait()
-        return True
-    for one in family.values():
-        if _runs(one, "MapWorker"):
-            one.send_signal(blow.kill)
-            return True
-    return False
+def _strike(blow: Blow, root: str, drivers: list[subprocess.Popen], family: dict[int, psutil.Process]) -> bool:
+    """Cause a fault; False if its victim does not run yet."""
+    if blow.victim == "rival":
+        drivers.append(start_driver(root))
+    elif blow.victim == "disk":
+        fill_disk(root)
+    elif blow.victim == "driver":
+        assert blow.kill is not None
+        drivers[0].send_signal(blow.kill)
+        drivers[0].wait()
+    else:
+        name = {"actor": "MapWorker", "raylet": "/raylet/raylet"}[blow.victim]
+        victim = next((child for child in family.values() if _runs(child, name)), None)
+        if victim is None or blow.kill is None:
+            return False
+        victim.send_signal(blow.kill)
+    return True
 
 
 def _buried(family: dict[int, psutil.Process], patience_s: float = 60) -> Iterator[str]:
-    """Wait until the decoding processes of a driver have ended; Ray ends its own processes."""
-    decoders = [one for one in family.values() if _runs(one, "tasks.running.isolated")]
-    _, alive = psutil.wait_procs(decoders, timeout=patience_s)
-    for one in alive:
-        yield f"a decoder ({one.pid}) outlived its driver by {patience_s:g} s"
+    """Wait until the actors and decoding processes of a driver have ended; Ray ends its other processes."""
+    working = [
+        child for child in family.values() if _runs(child, "tasks.running.isolated") or _runs(child, "MapWorker")
+    ]
+    _, alive = psutil.wait_procs(working, timeout=patience_s)
+    for child in alive:
+        yield f"process {child.pid} outlived its driver by {patience_s:g} s"
+        child.kill()
 
 
 def unlike(ours: Path, theirs: Path) -> str:
@@ -249,16 +304,32 @@ def run_under_fire(folder: Path, num_videos: int, num_damaged: int, blows: Seque
     """Write the footage, run without and with faults, and compare."""
     make_footage(folder / "footage", num_videos, num_damaged)
     expected = undisturbed(folder / "footage", folder / "undisturbed")
-    run = Run(root=str(folder / "root"))
-    append_block(run.root, "sources", sources(folder / "footage"), "faults", lineage(run, "faults", "1", CONFIG))
-    started = time.monotonic()
-    for told in under_fire(run.root, num_videos, blows):
-        print(told, flush=True)
-    wall_s = time.monotonic() - started
-    statuses = Counter(read_table(run.root, "videos")["status"].to_pylist())
-    left_to_do = driver(run.root).num_new
-    num_clips = len(expected["clips"])
-    return Outcome(differences(run.root, expected), statuses, num_clips, wall_s, left_to_do)
+    with small_disk(folder / "root", DISK_BYTES_PER_VIDEO * num_videos) as has_own_disk:
+        if not has_own_disk:
+            print("the full disk is left out: mounting a tmpfs needs root", flush=True)
+            blows = [blow for blow in blows if blow.victim != "disk"]
+        run = Run(root=str(folder / "root"))
+        append_block(run.root, "sources", sources(folder / "footage"), "faults", lineage(run, "faults", "1", CONFIG))
+        started = time.monotonic()
+        for event in under_fire(run.root, num_videos, blows):
+            print(event, flush=True)
+        wall_s = time.monotonic() - started
+        statuses = Counter(read_table(run.root, "videos")["status"].to_pylist())
+        left_to_do = driver(run.root).num_new
+        return Outcome(differences(run.root, expected), statuses, len(expected["clips"]), wall_s, left_to_do)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[bool]:
+    """Mount a tmpfs of this size at a folder; yields whether that was possible."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    mounted = sys.platform == "linux" and subprocess.run(mount, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def main() -> None:

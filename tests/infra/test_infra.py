@@ -82,6 +82,17 @@ def test_every_server_asks_who_you_are(compose):
     assert services["ray-head"]["environment"]["RAY_AUTH_MODE"] == "token"
 
 
+def test_concurrency_leases_outlive_the_prefect_server(compose):
+    server = compose["services"]["prefect-server"]
+    settings = server["environment"]
+    assert settings["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] == (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    )
+    (volume, _, folder), *_ = (entry.partition(":") for entry in server["volumes"])
+    assert volume in compose["volumes"]
+    assert Path(settings["PREFECT_HOME"]).is_relative_to(folder)
+
+
 def test_compose_refuses_to_start_without_a_secret():
     """Every secret has no default, and env.example names exactly those, empty."""
     text = (INFRA / "compose.yaml").read_text()

@@ -145,12 +145,12 @@ class Blow:
 BLOWS = (
     Blow(0.1, signal.SIGKILL, "actor"),
     Blow(0.2, signal.SIGKILL, "driver"),
-    Blow(0.3, None, "rival"),
     Blow(0.4, signal.SIGTERM, "driver"),
     Blow(0.5, signal.SIGKILL, "raylet"),
     Blow(0.6, signal.SIGSTOP, "actor", "no_progress_timeout_s"),
     Blow(0.7, None, "disk", "No space left on device"),
     Blow(0.8, signal.SIGKILL, "driver"),
+    Blow(0.85, None, "rival"),
 )
 
 
@@ -183,6 +183,7 @@ def under_fire(root: str, num_videos: int, blows: Sequence[Blow] = BLOWS) -> Ite
                     f"after {fatal[-1]}, the error does not contain {fatal[-1].error!r}: {error[-3000:]}"
                 )
         if drivers[0].returncode == 0:
+            yield from (f"the work was done before this could happen: {blow}" for blow in waiting)
             return
 
 

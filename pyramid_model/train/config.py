@@ -24,6 +24,12 @@ class OptimConfig(Config):
         1e-4, ge=0, description="weight decay of matrices and kernels; biases and norms have none"
     )
     grad_clip: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    max_skips: int = Field(
+        0,
+        ge=0,
+        description="most steps that are skipped because loss or gradient is not finite; one more ends the training",
+        json_schema_extra=NOT_IDENTITY,
+    )
     ema_decay: float = Field(
         0.99,
         ge=0,

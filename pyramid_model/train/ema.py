@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class EMA:
@@ -32,13 +32,3 @@ class EMA:
             trained = weight.detach().float().clone()
             weight.copy_(self.shadow[name])
             self.shadow[name] = trained
-
-    def state_dict(self) -> dict[str, Tensor | int]:
-        """State that `load_state_dict` restores."""
-        return {"num_updates": self.num_updates} | {f"shadow.{name}": value for name, value in self.shadow.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Inverse of `state_dict`, for a model with the same parameter names."""
-        self.num_updates = int(state["num_updates"])
-        for name, value in self.shadow.items():
-            value.copy_(torch.as_tensor(state[f"shadow.{name}"]))

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.tensor import DTensor
 
+from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.train.ema import EMA
+from pyramid_model.train.guards import memory_plan, not_finite, note_skip, peak_gb, state_bytes
 from pyramid_model.train.ranks import accumulating, mean_over_ranks, unwrapped
-from pyramid_model.train.saved_state import DamagedCheckpoint, previous_of, read_state
 
 LOG = logging.getLogger("pyramid.training")
 
 
-class TrainingDiverged(RuntimeError):
-    """A loss or a gradient is not finite; the message names the step and the samples."""
+JUDGED = ("val_loss", "val_mse")  # figures of a validation that say which step is best; lower is better
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class TrainState:
     ema: averaged weights of the objective.
     step: number of finished steps.
     curve: rows so far, {"step", "loss", "lr", …}.
-    newest_is_damaged: the state comes from the checkpoint before the newest, which the next one replaces.
+    best: step and figure of the best validation; None before the first.
+    skipped: steps without finite numbers, {"step", "reason", "ids"}.
     """
 
     objective: nn.Module
@@ -56,69 +61,50 @@ class TrainState:
     ema: EMA
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
-    newest_is_damaged: bool = False
+    best: tuple[int, float] | None = None
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def start(cls, objective: nn.Module, config: OptimConfig) -> Self:
         """State before the first step."""
         return cls(objective, make_optimizer(objective, config), EMA(unwrapped(objective), config.ema_decay))
 
-    def save(self, path: str | Path) -> None:
-        """Write the state to one file, atomically; the file before it stays as `previous_of`."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "objective": unwrapped(self.objective).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "curve": self.curve,
-        }
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(content, partial)
-        if path.exists() and not self.newest_is_damaged:
-            path.replace(previous_of(path))
-        partial.replace(path)
-        self.newest_is_damaged = False
+    def tensors(self) -> dict[str, Any]:
+        """All tensors of the training by role, for `Checkpoints`; shards stay shards."""
+        model = unwrapped(self.objective)
+        weights, optimizer = get_state_dict(model, self.optimizer)
+        role = {"weights": weights, "optimizer": optimizer, "ema": self.ema.shadow}
+        return {"model": role, "rng": torch.get_rng_state()}
 
-    def load(self, path: str | Path) -> bool:
-        """Restore the state from a checkpoint or, if that is damaged, from the one before it.
+    def facts(self) -> dict[str, Any]:
+        """Numbers of the training that are no tensors. Data and noise are functions of seed, step and batch."""
+        numbers = {"step": self.step, "ema_updates": self.ema.num_updates, "best": self.best}
+        return numbers | {"curve": list(self.curve), "skipped": list(self.skipped)}
 
-        Returns whether there is a checkpoint.
-
-        Raises:
-            DamagedCheckpoint: none of the two can be used.
-        """
-        damage: DamagedCheckpoint | None = None
-        for file in (str(path), previous_of(path)):
-            try:
-                if self._restore(file):
-                    self.newest_is_damaged = damage is not None
-                    return True
-            except DamagedCheckpoint as err:
-                LOG.warning("%s", err)
-                damage = damage or err
-        if damage:
-            raise damage
-        return False
-
-    def _restore(self, path: str, name: str = "") -> bool:
-        """Restore the state from one local file; returns whether it exists. name: of the file in messages."""
-        if not Path(path).exists():
-            return False
-        content = read_state(path, name)
-        try:
-            unwrapped(self.objective).load_state_dict(content["objective"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.ema.load_state_dict(content["ema"])
-        except Exception as err:  # of other names or shapes
-            raise DamagedCheckpoint(name or path, f"it is of another training ({type(err).__name__})") from err
-        self.step, self.curve = content["step"], content["curve"]
-        return True
+    def restore(self, tensors: dict[str, Any], facts: Mapping[str, Any]) -> None:
+        """Take over a checkpoint; the tensors of the averages were filled in place."""
+        role = tensors["model"]
+        set_state_dict(
+            unwrapped(self.objective),
+            self.optimizer,
+            model_state_dict=role["weights"],
+            optim_state_dict=role["optimizer"],
+        )
+        torch.set_rng_state(tensors["rng"])
+        self.ema.num_updates = facts["ema_updates"]
+        self.step, self.curve = facts["step"], list(facts["curve"])
+        self.skipped = list(facts["skipped"])
+        self.best = tuple(facts["best"]) if facts["best"] else None
 
     def use_ema(self) -> None:
         """Replace the model's weights by the averaged weights; call once, after the last step."""
         self.ema.swap(unwrapped(self.objective))
+
+    def model_weights(self) -> dict[str, Any]:
+        """The averaged weights, whole and on the CPU, on the first rank only; a collective call, once at the end."""
+        self.use_ema()
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(unwrapped(self.objective), options=options)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -128,7 +114,11 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
+    for weight in weights:  # from the start, so that a checkpoint has the same names at every step
+        moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+        optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
+    return optimizer
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -147,7 +137,7 @@ def train(
     *,
     validate: Callable[[], dict[str, float]] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
     """Run from `state.step` to `config.num_steps`.
 
@@ -159,65 +149,80 @@ def train(
         validate: returns figures of the model, which then has its averaged weights. Pass it on all workers, so that
             they stay synchronised.
         on_log: called with each new row of the curve; pass it on the first worker only.
-        checkpoint: file to write; pass it on the first worker only.
+        checkpoints: where to save the state; pass it on all workers.
 
     Returns:
         The whole curve, including the rows of earlier runs. Losses are means over the batches of all workers.
 
     Raises:
-        TrainingDiverged: a loss or gradient is not finite; the weights are still those before that step.
+        TrainingDiverged: losses or gradients of more than `max_skips` steps are not finite; the weights are still those
+            before that step.
     """
-    started = time.perf_counter()
+    started, wait_s, stall_s = time.perf_counter(), 0.0, 0.0
+    LOG.info("%s", memory_plan(state_bytes(state.objective, state.optimizer, state.ema.shadow)))
     if state.step == 0 and validate is not None:
-        _record(state, {"step": 0, **_validated(state, validate)}, on_log)
+        figures = _validated(state, validate)
+        _note_best(state, figures)
+        _record(state, {"step": 0, **figures}, on_log)
     while state.step < config.num_steps:
-        row = _train_step(state, config, batches_for_step(state.step))
+        asked = time.perf_counter()
+        batches = batches_for_step(state.step)
+        wait_s += time.perf_counter() - asked
+        row = _train_step(state, config, batches)
         last = state.step == config.num_steps
         figures = _validated(state, validate) if validate and (last or _due(state.step, config.val_every)) else {}
         row |= figures
-        if last or figures or _due(state.step, config.log_every):
-            _record(state, row | {"elapsed_s": time.perf_counter() - started}, on_log)
-        if checkpoint is not None and (last or _due(state.step, config.checkpoint_every)):
-            state.save(checkpoint)
+        is_best = _note_best(state, figures)
+        if last or figures or "skipped" in row or _due(state.step, config.log_every):
+            times = {"elapsed_s": time.perf_counter() - started, "loader_wait_s": wait_s, "checkpoint_stall_s": stall_s}
+            _record(state, row | times | {"peak_gb": peak_gb()}, on_log)
+        if checkpoints and (last or is_best or _due(state.step, config.checkpoint_every)):
+            stall_s += checkpoints.save(state, best=state.best[0] if state.best else None)
+    if checkpoints:
+        checkpoints.wait()
+    if validate is not None and state.best and state.best[0] == 0:
+        LOG.warning("the best validation is that before the first step: this training made the model worse")
     return state.curve
 
 
 def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]) -> dict[str, float]:
-    """Do one optimiser step and return its row of the curve."""
+    """Do one optimiser step, or skip it if its numbers are not finite; returns its row of the curve."""
     lr = learning_rate(config, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
-    losses = _backward(state.objective, batches)
+    losses, suspects = _backward(state.objective, batches)
     grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.grad_clip)
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     figures = dict(zip(losses, mean_over_ranks(torch.stack(list(losses.values()))).tolist(), strict=True))
     figures |= {"grad_norm": float(grad_norm)}
-    _check_finite(figures, state.step, [sample for batch in batches for sample in batch.ids])
+    if reason := not_finite(figures):
+        everything = [sample for batch in batches for sample in batch.ids]
+        ids = everything if math.isfinite(figures["loss"]) else suspects
+        note_skip(state.skipped, reason, state.step + 1, ids, config.max_skips)
+        state.step += 1
+        return {"step": state.step, "lr": lr, "skipped": len(state.skipped)}
     state.optimizer.step()
     state.ema.update(unwrapped(state.objective))
     state.step += 1
     return {"step": state.step, "loss": figures["loss"], "lr": lr, "grad_norm": figures["grad_norm"]} | figures
 
 
-def _backward(objective: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Compute the gradient of the mean loss of this worker's batches; returns the mean of "loss" and of its parts."""
+def _backward(objective: nn.Module, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], list[str]]:
+    """Compute the gradient of the mean loss of this worker's batches.
+
+    Returns:
+        Mean of "loss" and of its parts, and the samples of batches whose loss is not finite.
+    """
     rows: list[dict[str, Tensor]] = []
     for number, batch in enumerate(batches, 1):
         with accumulating(objective, last=number == len(batches)):
             loss, parts = objective(*batch.args)
             (loss / len(batches)).backward()
         rows.append({"loss": loss.detach()} | parts)
-    return {name: torch.stack([row[name].float() for row in rows]).mean() for name in rows[0]}
-
-
-def _check_finite(figures: dict[str, float], step: int, ids: list[str]) -> None:
-    for name, value in (("loss", figures["loss"]), ("gradient norm", figures["grad_norm"])):
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"{name} is {value} at step {step + 1}; the weights are still those of step {step}. "
-                f"Samples: {', '.join(ids)}. Check these clips, or lower lr or grad_clip."
-            )
+    means = {name: torch.stack([row[name].float() for row in rows]).mean() for name in rows[0]}
+    finite = torch.stack([row["loss"] for row in rows]).isfinite().tolist()
+    return means, [sample for batch, sound in zip(batches, finite, strict=True) if not sound for sample in batch.ids]
 
 
 def _validated(state: TrainState, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -231,6 +236,15 @@ def _validated(state: TrainState, validate: Callable[[], dict[str, float]]) -> d
     finally:
         model.train(was_training)
         state.ema.swap(model)
+
+
+def _note_best(state: TrainState, figures: Mapping[str, float]) -> bool:
+    """Remember a validation that is the best so far; returns whether it is."""
+    figure = next((figures[name] for name in JUDGED if name in figures), None)
+    if figure is None or (state.best and figure >= state.best[1]):
+        return False
+    state.best = state.step, figure
+    return True
 
 
 def _record(state: TrainState, row: dict[str, float], on_log: Callable[[dict[str, float]], None] | None) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pyramid_model.config import NOT_IDENTITY, Config, identity
-from pyramid_model.train.config import OptimConfig
+from pyramid_model.train.config import OptimConfig, ParallelConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.run import Run, StepResult
 from tasks.tables import storage
@@ -25,12 +25,20 @@ class TrainingConfig(Config):
     selection: str = Field("", description="id of the selection; empty: the newest", json_schema_extra=NOT_IDENTITY)
     optim: OptimConfig = OptimConfig()
     num_workers: int = Field(1, ge=1, description="processes, each with its own batch of optim.batch_size samples")
+    parallel: ParallelConfig = Field(
+        ParallelConfig(), description="division of the training among its workers", json_schema_extra=NOT_IDENTITY
+    )
     cpus_per_worker: int = Field(
         1, ge=1, description="CPUs and torch threads of a worker", json_schema_extra=NOT_IDENTITY
     )
     use_gpu: Literal["auto", "yes", "no"] = Field(
         "auto", description="auto: if the cluster has a GPU for each worker", json_schema_extra=NOT_IDENTITY
     )
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        self.parallel.check(self.num_workers)
+        return self
 
 
 class TrainingResult(StepResult):
@@ -87,9 +95,9 @@ class Job:
         return self.run.models(f"{self.kind}-{self.model_id}")
 
     @property
-    def checkpoint(self) -> str:
-        """The file from which a killed training resumes."""
-        return storage.join(self.run.root, "checkpoints", self.model_id, "state.pt")
+    def checkpoints(self) -> str:
+        """Folder of the checkpoints from which a killed training resumes."""
+        return storage.join(self.run.root, "checkpoints", self.model_id)
 
 
 def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence[object]) -> str:

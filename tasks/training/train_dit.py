@@ -105,10 +105,16 @@ class TrainDiTConfig(TrainingConfig):
                 "(loss.sample_ratios, or one per stage): set it to "
                 f"{-(-self.optim.batch_size // self.columns) * self.columns}"
             )
-        if self.sync_group and self.num_workers % self.sync_group:
+        num_batches = self.num_workers // self.parallel.share_batch
+        if self.sync_group and num_batches % self.sync_group:
             raise ValueError(
                 f"num_workers {self.num_workers} does not divide into groups of sync_group {self.sync_group}: set one "
                 "of them so that it does"
+            )
+        if self.dit.num_heads % self.parallel.share_batch:
+            raise ValueError(
+                f"parallel.share_batch {self.parallel.share_batch} does not divide the {self.dit.num_heads} heads of "
+                f"{self.dit_setting}: set it to a divisor of {self.dit.num_heads}"
             )
         return self
 

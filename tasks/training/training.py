@@ -5,7 +5,6 @@ The training itself runs under Ray Train, see `tasks.training.workers`.
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Mapping
 
@@ -48,7 +47,7 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     timings["mlflow_s"] = time.time() - started
     block = content_id("models", job.model_id)
     append_block(run.root, "models", [row], block, lineage(run, step, step_version, job.config))
-    _remove_checkpoint(job)
+    _remove_checkpoints(job)
     return TrainingResult(
         step=step,
         num_in=1,
@@ -125,7 +124,7 @@ def _summary(metrics: Mapping[str, JsonValue]) -> str:
     return f"{name} {metrics[f'{name}_untrained']:.4g} untrained, {metrics[name]:.4g} trained"
 
 
-def _remove_checkpoint(job: Job) -> None:
-    fs, path = storage.filesystem(os.path.dirname(job.checkpoint))
+def _remove_checkpoints(job: Job) -> None:
+    fs, path = storage.filesystem(job.checkpoints)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)

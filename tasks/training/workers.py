@@ -1,10 +1,10 @@
 """Training under Ray Train: workers, their progress, and their checkpoint.
 
-Workers run `pyramid_model.train.loop` on a replica each (DistributedDataParallel when there are several). The first
-worker writes one checkpoint file atomically under `<root>/checkpoints/<model_id>/`. Every start reads that
-file, so it makes no difference whether a worker died (Ray Train starts the group again, at most `MAX_FAILURES` times)
-or the whole driver was killed (the same command starts the step again): the weights at the end are the same, bit for
-bit. Data, noise and order of samples are functions of (seed, step, worker), so the checkpoint needs nothing else.
+Workers run `pyramid_model.train.loop` and divide the training by `parallel` (`pyramid_model.parallel.training`). All
+of them write checkpoints under `<root>/checkpoints/<model_id>/`. Every start reads the newest that is whole, so it
+makes no difference whether a worker died (Ray Train starts the group again, at most `MAX_FAILURES` times) or the whole
+driver was killed (the same command starts the step again): the weights at the end are the same, bit for bit. Data,
+noise and order of samples are functions of (seed, step, worker), so a checkpoint needs no position in the data.
 """
 
 import contextlib
@@ -180,7 +180,7 @@ def _run_trainer(job: Job, board: Any, outcome: list[BaseException | None]) -> N
             ),
             run_config=RunConfig(
                 name="ray",
-                storage_path=os.path.dirname(job.checkpoint),
+                storage_path=job.checkpoints,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
         ).fit()
@@ -244,7 +244,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 def _is_final(err: Exception) -> bool:
     """Whether new workers would fail in the same way. Other errors may be caused by the death of another worker."""
-    from pyramid_model.train.loop import TrainingDiverged
+    from pyramid_model.train.guards import TrainingDiverged
 
     return isinstance(err, TrainingDiverged | StepError) or not isinstance(err, RuntimeError | OSError)
 
@@ -254,43 +254,55 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
     import ray.train.torch
     import torch
 
-    from pyramid_model.train.loop import train
-    from pyramid_model.train.ranks import unwrapped
+    from pyramid_model.parallel.training import parallelise
+    from pyramid_model.train.checkpoints import Checkpoints
+    from pyramid_model.train.loop import TrainState, train
     from pyramid_model.train.read_ahead import ReadAhead
-    from tasks.training.state import SharedState
 
     torch.set_num_threads(job.config.cpus_per_worker)
-    device = ray.train.torch.get_device()
-    training: Training = job.training(rank=rank, world_size=world_size, device=device, **job.arguments)
+    device, share = ray.train.torch.get_device(), job.config.parallel.share_batch
+    # Workers that share a batch read the same one.
+    data = {"rank": rank // share, "world_size": world_size // share}
+    training: Training = job.training(**data, device=device, **job.arguments)
     objective = training.objective().to(device)
-    if world_size > 1:
-        objective = torch.nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
-    state = SharedState.start(objective, job.config.optim)
-    state.load_alike(job.checkpoint)
+    state = TrainState.start(parallelise(objective, job.config.parallel, device), job.config.optim)
+    checkpoints = Checkpoints(job.checkpoints)
+    checkpoints.load(state)
     first = rank == 0
     started = time.time()
     curve = train(
         state,
         job.config.optim,
         ReadAhead(lambda step: [training.batch(step)], job.config.optim.num_steps),
-        validate=lambda: training.validate(unwrapped(objective)),
+        validate=lambda: training.validate(objective),
         on_log=board.post.remote if first else None,
-        checkpoint=job.checkpoint if first else None,
+        checkpoints=checkpoints,
     )
+    skipped = state.skipped
+    step = checkpoints.load_best(state)
+    weights = state.model_weights()
     if first:
-        state.use_ema()
-        _save_model(job, training, unwrapped(objective), curve, time.time() - started)
+        model = training.objective()
+        model.load_state_dict(weights)
+        _save_model(job, training, model.to(device), curve, step, skipped, time.time() - started)
 
 
 def _save_model(
-    job: Job, training: Training, objective: "nn.Module", curve: list[dict[str, float]], busy_s: float
+    job: Job,
+    training: Training,
+    objective: "nn.Module",
+    curve: list[dict[str, float]],
+    step: int,
+    skipped: list[dict[str, Any]],
+    busy_s: float,
 ) -> None:
-    """The model's folder with `training.json`, which is written after all other files."""
+    """The model's folder with `training.json`, which is written after all other files. step: of the best weights."""
     from pyramid_model.weights.weights import weights_hash
 
     if training.bad:
         LOG.warning("%d items could not be read and were left out: %s", len(training.bad), "; ".join(training.bad[:5]))
-    figures = {name: value for name, value in curve[-1].items() if name.startswith("val_")}
+    row = next(row for row in curve if row["step"] == step)
+    figures = {name: value for name, value in row.items() if name.startswith("val_")}
     untrained = {f"{name}_untrained": value for name, value in curve[0].items() if name.startswith("val_")}
     counts = {
         "num_train": training.num_train,
@@ -299,6 +311,8 @@ def _save_model(
         "bad": list(training.bad[:20]),
         "num_parameters": sum(weight.numel() for weight in objective.parameters()),
         "train_s": busy_s,
+        "best_step": step,
+        "skipped": skipped,
     }
     with writing_folder(job.uri, last=(TRAINING_FILE,)) as folder:
         training.save(objective, folder)

@@ -1,5 +1,7 @@
 """Trainings of tiny models on one rank of several, for `parallel_ranks.py`."""
 
+import math
+
 import torch
 import torch.distributed as dist
 
@@ -9,6 +11,7 @@ from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.parallel.training import parallelise
 from pyramid_model.text import stack_features
 from pyramid_model.train.batches import step_generator
+from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import DiTLossConfig, OptimConfig, ParallelConfig, VAELossConfig
 from pyramid_model.train.dit_loss import DiTObjective, validate_dit
 from pyramid_model.train.loop import Batch, TrainState, train
@@ -16,7 +19,9 @@ from pyramid_model.train.vae_loss import VAEObjective, validate_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 
 NUM_BATCHES = 4  # of a step, on any number of ranks
-OPTIM = OptimConfig(num_steps=3, lr=3e-3, warmup_steps=1, log_every=1, val_every=2, ema_decay=0.5)
+OPTIM = OptimConfig(
+    num_steps=3, lr=3e-3, warmup_steps=1, log_every=1, val_every=2, checkpoint_every=1, max_skips=1, ema_decay=0.5
+)
 # 4 heads for Ulysses on 4 ranks; shards are uneven too: the last convolution of the VAE has 3 output channels
 SIZES = {"latent_channels": 4, "num_heads": 4, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 PYRAMID = PyramidConfig(num_stages=2)
@@ -69,10 +74,34 @@ def validation_of(kind, objective):
     return lambda: validate_dit(objective.dit, latents, texts, PYRAMID, DiTLossConfig(), num_draws=1)
 
 
-def check_training(kind, **options):
-    """The curve of a training."""
+class Killed(Exception):
+    """The end of a training that is killed."""
+
+
+def check_training(kind, folder=None, killed_at=None, poisoned=None, **options):
+    """The curve of a training, which continues from the checkpoints in `folder`; empty if it is killed on the way.
+
+    poisoned: [step, rank] whose batches are not numbers; one step may be skipped.
+    """
     config = ParallelConfig(**options)
     objective = objective_of(kind)
     module = parallelise(objective, config, torch.device("cpu"), compiler="eager")
     state = TrainState.start(module, OPTIM)
-    return train(state, OPTIM, batches_of(kind, config), validate=validation_of(kind, objective))
+    checkpoints = Checkpoints(folder) if folder else None
+    batches = batches_of(kind, config)
+
+    def until_killed(step):
+        if step == killed_at:
+            raise Killed
+        if poisoned == [step, dist.get_rank()]:
+            return [Batch((batch.args[0] * math.nan, *batch.args[1:]), batch.ids) for batch in batches(step)]
+        return batches(step)
+
+    if checkpoints and checkpoints.load(state):
+        assert state.step == 2, "the training was killed at step 2"
+    validate = validation_of(kind, objective)
+    try:
+        return train(state, OPTIM, until_killed, validate=validate, checkpoints=checkpoints)
+    except Killed:
+        checkpoints.wait()
+        return []

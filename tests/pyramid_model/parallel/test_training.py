@@ -7,6 +7,7 @@ import pytest
 from pyramid_model.train.config import ParallelConfig
 
 pytestmark = pytest.mark.slow
+MEASURED = {"elapsed_s", "loader_wait_s", "checkpoint_stall_s", "peak_gb"}
 EXACT = {"abs": 1e-5, "rel": 1e-5}
 
 
@@ -28,7 +29,7 @@ def same(rows, others, **tolerance):
     rounded = ("val_psnr", "val_ssim", "val_mse")
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
-        for name in row.keys() - {"elapsed_s"}:
+        for name in row.keys() - MEASURED:
             if row[name] != pytest.approx(other[name], **(tolerance if name not in rounded else {"rel": 1e-3})):
                 return False
     return True
@@ -71,9 +72,39 @@ def test_combinations_train_as_one(curve, kind, options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        ("dit", (1, {}), (1, {})),
+        ("dit", (2, {"share_weights": 0}), (2, {"share_weights": 0})),
+        ("dit", (4, {"share_weights": 0}), (2, {})),
+        ("vae", (2, {"share_weights": 0}), (4, {"share_weights": 0})),
+        ("vae", (4, {"share_weights": 2}), (1, {})),
+        ("mmdit", (2, {}), (4, {"share_weights": 0, "share_batch": 2})),
+    ],
+)
+def test_a_killed_training_continues_on_any_ranks_with_the_losses_of_an_undisturbed_one(
+    curve, tmp_path, kind, before, after
+):
+    folder = str(tmp_path)
+    assert curve(kind, before[0], **before[1], folder=folder, killed_at=2) == []
+    resumed = curve(kind, after[0], **after[1], folder=folder)
+    if before == after:
+        assert same(resumed, curve(kind, after[0], **after[1]), abs=0, rel=0)
+    assert same(resumed, curve(kind, 1), **EXACT)
+
+
 @pytest.mark.parametrize("options", [{}, {"share_weights": 0, "checkpoint_blocks": 1}], ids=["alone", "shards"])
 def test_compiled_blocks_train_as_others(curve, options):
     assert same(curve("dit", 2, compile_blocks=True, **options), curve("dit", 1), **EXACT)
+
+
+def test_a_rank_without_finite_numbers_makes_all_ranks_skip_the_step(on_ranks):
+    curves = on_ranks("training", 2, kind="dit", share_weights=0, poisoned=[1, 1])
+    for rows in curves:
+        assert [row.get("skipped") for row in rows] == [None, None, 1, None]
+        assert rows[3]["loss"] > 0
+        assert rows[2]["val_loss"] == pytest.approx(rows[0]["val_loss"], rel=0.5)
 
 
 @pytest.mark.parametrize("kind", ["dit", "vae"])

@@ -8,9 +8,11 @@ import torch
 
 from pyramid_model.config import PyramidConfig
 from pyramid_model.train.batches import batch_indices, dit_batch, step_generator, vae_batch
+from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import DiTLossConfig, OptimConfig, VAELossConfig
 from pyramid_model.train.dit_loss import DiTObjective
-from pyramid_model.train.loop import Batch, TrainingDiverged, TrainState, learning_rate, make_optimizer, train
+from pyramid_model.train.guards import TrainingDiverged
+from pyramid_model.train.loop import Batch, TrainState, learning_rate, make_optimizer, train
 from pyramid_model.train.vae_loss import VAEObjective
 
 OPTIM = OptimConfig(num_steps=4, batch_size=3, lr=1e-2, warmup_steps=1, log_every=1, ema_decay=0.5)
@@ -75,15 +77,16 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(training, tmp_path):
             raise Killed
         return batches_for_step(step)
 
-    checkpoint = tmp_path / "state.pt"
     often = OptimConfig.model_validate(OPTIM.model_dump() | {"checkpoint_every": 2})
+    checkpoints = Checkpoints(str(tmp_path))
     objective, _ = training()
     with pytest.raises(Killed):
-        train(TrainState.start(objective, OPTIM), often, until_killed, checkpoint=checkpoint)
+        train(TrainState.start(objective, OPTIM), often, until_killed, checkpoints=checkpoints)
+    checkpoints.wait()  # here the process lives on, and with it the writing in the background
 
     objective, _ = training()
     resumed = TrainState.start(objective, OPTIM)
-    assert resumed.load(checkpoint)
+    assert checkpoints.load(resumed)
     assert resumed.step == 2
     curve = train(resumed, OPTIM, batches_for_step)
     assert [row["step"] for row in curve] == [1, 2, 3, 4]
@@ -131,6 +134,23 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(training):
     assert all(weight.isfinite().all() for weight in objective.parameters())
 
 
+def test_a_step_without_finite_numbers_is_skipped_within_the_budget(training):
+    objective, batches_for_step = training()
+
+    def poisoned(step: int) -> list[Batch]:
+        (batch,) = batches_for_step(step)
+        return [Batch((batch.args[0] * (math.nan if step in (1, 3) else 1), *batch.args[1:]), [f"clip-{step}"])]
+
+    budget = OptimConfig.model_validate(OPTIM.model_dump() | {"max_skips": 1})
+    state = TrainState.start(objective, budget)
+    with pytest.raises(TrainingDiverged, match=r"loss is nan at step 4;.* 1 steps were skipped before .*clip-3"):
+        train(state, budget, poisoned)
+    assert state.skipped == [{"step": 2, "reason": "loss is nan", "ids": ["clip-1"]}]
+    assert [row.get("skipped") for row in state.curve] == [None, 1, None]
+    assert all(weight.isfinite().all() for weight in objective.parameters())
+    assert (state.step, state.ema.num_updates) == (3, 2)
+
+
 def test_a_missing_checkpoint_changes_nothing(training, tmp_path):
     objective, _ = training()
-    assert not TrainState.start(objective, OPTIM).load(tmp_path / "none.pt")
+    assert not Checkpoints(str(tmp_path / "none")).load(TrainState.start(objective, OPTIM))

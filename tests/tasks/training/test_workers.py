@@ -126,7 +126,7 @@ def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(trained):
     assert (metrics["num_train"], metrics["num_parameters"]) == (4, 5)
     assert row["uri"] == job.uri == os.path.join(job.run.root, "models", f"vae-{job.model_id}")
     assert sorted(os.listdir(job.uri)) == ["config.json", "diffusion_pytorch_model.safetensors", "training.json"]
-    assert not os.path.exists(os.path.dirname(job.checkpoint))
+    assert not os.path.exists(job.checkpoints)
 
 
 def test_mlflow_holds_the_whole_curve_once(trained):
@@ -176,7 +176,7 @@ run_training(toy_job({str(tmp_path)!r}, 1, pause_s=0.3), "train_vae", "1")
     driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     job = toy_job(tmp_path, 1)
     give_up = time.monotonic() + 300
-    while not os.path.exists(job.checkpoint) and time.monotonic() < give_up:
+    while not list(Path(job.checkpoints).glob("step-*")) and time.monotonic() < give_up:
         assert driver.poll() is None
         time.sleep(0.1)
     os.killpg(driver.pid, signal.SIGKILL)

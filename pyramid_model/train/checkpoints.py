@@ -1,0 +1,257 @@
+"""Checkpoints of a training, written by all ranks in the background, at a path or in an object store.
+
+A checkpoint is a folder `step-00000012`: the tensors in torch's distributed format (DCP), each rank with its shards,
+and `whole.json`, which is written last, with size and checksum of each file. A local folder is written under another
+name and renamed when it is whole. Object stores have no rename: a folder without `whole.json` does not count there.
+
+DCP itself reads its list of tensors with pickle. Only continue trainings whose folder nobody else can write.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import fsspec
+import fsspec.implementations.local
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from pyramid_model.train.ranks import num_ranks
+
+LOG = logging.getLogger("pyramid.training")
+WHOLE, PARTIAL = "whole.json", ".partial-"
+BLOCK = 2**24  # bytes read at a time for a checksum
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint cannot be used; the message names the folder, the reason and the remedy."""
+
+    def __init__(self, uri: str, reason: str):
+        super().__init__(
+            f"checkpoint {uri} cannot be used: {reason}. Remove it, and the training continues from the checkpoint "
+            "before it, if there is one, or starts again"
+        )
+
+
+class Saved(Protocol):
+    """A state that can be saved: `TrainState`."""
+
+    step: int
+
+    def tensors(self) -> dict[str, Any]:
+        """All tensors, nested by role and name; loading fills them in place."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Everything else, as JSON."""
+        ...
+
+    def restore(self, tensors: dict[str, Any], facts: Mapping[str, Any]) -> None:
+        """Take over what was loaded."""
+        ...
+
+
+class Checkpoints:
+    """The checkpoints of one training. All ranks create it and make the same calls.
+
+    Args:
+        uri: folder of the training's checkpoints, which all ranks can reach.
+        keep_last: number of the newest checkpoints that are kept; the best one is kept too.
+    """
+
+    def __init__(self, uri: str, keep_last: int = 2):
+        self.uri, self.keep_last = uri.rstrip("/"), keep_last
+        self.fs, self.path = fsspec.core.url_to_fs(self.uri)
+        self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
+        self.first = num_ranks() == 1 or dist.get_rank() == 0
+        # Its own group: a checkpoint in the background must not mix its collectives with those of the next steps.
+        self.group: Any = dist.new_group(backend="gloo") if num_ranks() > 1 else None
+        self._writing: Future | None = None
+        self._damaged: set[int] = set()
+
+    def save(self, state: Saved, best: int | None = None) -> float:
+        """Copy the state and write it in the background; waits for the checkpoint before it.
+
+        Args:
+            state: of a step.
+            best: the step whose checkpoint is kept beside the last ones.
+
+        Returns:
+            Seconds for which the training stood still.
+
+        Raises:
+            OSError: the checkpoint before it could not be written, for example to a full disk.
+        """
+        started = time.perf_counter()
+        self.wait()
+        step, facts = state.step, state.facts()
+        folder = self._folder(step, partial=self.is_local)
+        if self.first:
+            self._remove(self._folder(step))
+            self._remove(folder)
+        if self.group:
+            dist.barrier(self.group)
+        # Synchronous file calls: they raise at once if the disk is full.
+        writer = FsspecWriter(self._url(folder), sync_files=False, overwrite=True)
+        content = state.tensors()
+        writing = async_save(content, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+        assert isinstance(writing, Future)
+        whole: Future = Future()
+        self._writing = whole
+        writing.add_done_callback(lambda done: self._finish(done, whole, step, facts, best))
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is whole.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            try:
+                writing.result()
+            except (Exception, CheckpointException) as err:  # the latter is no Exception
+                raise OSError(
+                    f"a checkpoint could not be written to {self.uri}: {_cause(err)}. Free space or memory there, and "
+                    "start the training again: it continues from the last whole checkpoint"
+                ) from err
+
+    def load(self, state: Saved, step: int | None = None) -> bool:
+        """Restore the newest whole checkpoint, or that of `step`. A damaged one is reported, and the next older used.
+
+        Returns whether there is a checkpoint.
+
+        Raises:
+            DamagedCheckpoint: there are checkpoints, and none can be used.
+        """
+        self.wait()
+        steps = self._agreed(sorted(self._steps(), reverse=True) if step is None else [step])
+        damage: DamagedCheckpoint | None = None
+        for candidate in steps:
+            try:
+                self._restore(state, candidate)
+                return True
+            except DamagedCheckpoint as err:
+                LOG.warning("%s", err)
+                self._damaged.add(candidate)
+                damage = damage or err
+        if damage:
+            raise damage
+        return False
+
+    def load_best(self, state: Saved) -> int:
+        """Restore the checkpoint of the best validation, if it is after step 0; returns the step of the state.
+
+        Raises:
+            DamagedCheckpoint: it cannot be used.
+        """
+        best = state.facts()["best"]
+        if best and 0 < best[0] < state.step:
+            self.load(state, step=best[0])
+        return state.step
+
+    def _restore(self, state: Saved, step: int) -> None:
+        folder = self._folder(step)
+        facts, reason = self._agreed(self._verified(folder) if self.first else None)
+        if reason:
+            raise DamagedCheckpoint(self._url(folder), reason)
+        tensors = state.tensors()
+        reader = FsspecReader(self._url(folder))
+        try:
+            load(tensors, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
+        except (Exception, CheckpointException) as err:  # of other names or shapes
+            raise DamagedCheckpoint(self._url(folder), f"it is of another training ({_cause(err)[:200]})") from err
+        state.restore(tensors, facts)
+
+    def _verified(self, folder: str) -> tuple[dict[str, Any] | None, str]:
+        """(facts, "") of a checkpoint whose files are those that were written; otherwise (None, reason)."""
+        try:
+            whole = json.loads(self.fs.cat_file(f"{folder}/{WHOLE}"))
+            for name, (size, checksum) in whole["files"].items():
+                if not self.fs.exists(f"{folder}/{name}"):
+                    return None, f"its file {name} is missing"
+                found = self._checksum(f"{folder}/{name}")
+                if found != [size, checksum]:
+                    what = "its checksum differs" if found[0] == size else f"it has {found[0]:,} of {size:,} bytes"
+                    return None, f"its file {name} has changed: {what}"
+            return whole["facts"], ""
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
+            return None, f"{WHOLE} cannot be read ({type(err).__name__})"
+
+    def _finish(self, done: Future, whole: Future, step: int, facts: dict[str, Any], best: int | None) -> None:
+        """Make the checkpoint appear, and remove old ones. Runs in the thread that wrote it."""
+        try:
+            done.result()
+            if self.first:
+                self._publish(step, facts)
+                self._retire(best)
+            whole.set_result(None)
+        except BaseException as err:
+            whole.set_exception(err)
+
+    def _publish(self, step: int, facts: dict[str, Any]) -> None:
+        folder = self._folder(step, partial=self.is_local)
+        files = {path.rsplit("/", 1)[-1]: self._checksum(path) for path in self.fs.ls(folder, detail=False)}
+        content = json.dumps({"facts": facts, "files": files})
+        self.fs.pipe_file(f"{folder}/{WHOLE}", content.encode())
+        if self.is_local:
+            self.fs.mv(folder, self._folder(step), recursive=True)
+        self._damaged.discard(step)
+
+    def _retire(self, best: int | None) -> None:
+        """Remove all but the newest checkpoints and the best; damaged ones do not count as newest."""
+        sound = sorted(set(self._steps()) - self._damaged)
+        for step in set(self._steps()) - {*sound[-self.keep_last :], best}:
+            self._remove(self._folder(step))
+
+    def _steps(self) -> list[int]:
+        """Steps of all checkpoints that are whole."""
+        self.fs.invalidate_cache()
+        if not self.first or not self.fs.exists(self.path):
+            return []
+        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.path, detail=False)]
+        steps = [int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit()]
+        return [step for step in steps if self.fs.exists(f"{self._folder(step)}/{WHOLE}")]
+
+    def _agreed(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def _checksum(self, path: str) -> list[int]:
+        """[size in bytes, CRC-32] of a file."""
+        size = checksum = 0
+        with self.fs.open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                size, checksum = size + len(block), zlib.crc32(block, checksum)
+        return [size, checksum]
+
+    def _folder(self, step: int, partial: bool = False) -> str:
+        return f"{self.path}/{PARTIAL if partial else ''}step-{step:08}"
+
+    def _url(self, folder: str) -> str:
+        return self.fs.unstrip_protocol(folder) if not self.is_local else folder
+
+    def _remove(self, folder: str) -> None:
+        if self.fs.exists(folder):
+            self.fs.rm(folder, recursive=True)
+
+
+def _cause(err: BaseException) -> str:
+    """The reason of an error; DCP keeps that of each rank in `failures`."""
+    failures = getattr(err, "failures", None)
+    first = next(iter(failures.values()))[0] if failures else err
+    return f"{type(first).__name__}: {first}"

@@ -1,0 +1,161 @@
+"""A checkpoint appears whole or not at all; a damaged one is told in a sentence, and the one before it is used."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from pyramid_model.train.checkpoints import Checkpoints, DamagedCheckpoint
+from pyramid_model.train.config import OptimConfig
+from pyramid_model.train.loop import TrainState
+
+DAMAGES = {
+    "cut off": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "garbage": lambda data: bytes(range(256)) * 8,
+    "one bit": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+}
+
+
+def state(step: int, width: int = 8) -> TrainState:
+    """A state whose tensors all depend on the step."""
+    torch.manual_seed(step)
+    made = TrainState.start(torch.nn.Linear(width, 4), OptimConfig())
+    made.step, made.ema.num_updates, made.curve = step, step, [{"step": step}]
+    for moments in made.optimizer.state.values():
+        for tensor in moments.values():
+            tensor.fill_(step)
+    return made
+
+
+def flat(value, name=""):
+    """{dotted name: tensor or number} of nested dictionaries."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {inner: x for key in value for inner, x in flat(value[key], f"{name}.{key}").items()}
+
+
+@pytest.fixture(params=["", "memory:/"], ids=["local", "object store"])
+def checkpoints(request, tmp_path):
+    return Checkpoints(f"{request.param}{tmp_path}/checkpoints")
+
+
+def files_of(checkpoints, step):
+    """Paths of the files of a checkpoint."""
+    return checkpoints.fs.ls(checkpoints._folder(step), detail=False)
+
+
+def test_everything_that_has_state_comes_back(checkpoints):
+    resumed, saved = state(0), state(3)
+    saved.best = (2, 0.5)
+    checkpoints.save(saved)
+    torch.rand(1)  # moves the generator, which the checkpoint sets back
+    assert checkpoints.load(resumed)
+    expected, restored = flat(saved.tensors()), flat(resumed.tensors())
+    assert restored.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(restored[name], value) if isinstance(value, torch.Tensor) else restored[name] == value, name
+    assert resumed.facts() == saved.facts() | {"best": (2, 0.5)}
+
+
+def test_a_walk_over_the_state_meets_nothing_that_no_checkpoint_holds():
+    made = state(3)
+    held = {tensor.data_ptr() for tensor in flat(made.tensors()).values() if isinstance(tensor, torch.Tensor)}
+    owners = [made.objective.state_dict(), made.ema.shadow, *made.optimizer.state.values()]
+    assert all(tensor.data_ptr() in held for owner in owners for tensor in owner.values())
+    stated = {"objective", "optimizer", "ema", "step", "curve", "best", "skipped"}
+    assert set(vars(made)) == stated, "put what is new into tensors() or facts(), and its name here"
+    assert set(vars(made.ema)) == {"decay", "num_updates", "shadow"}  # decay is a setting
+
+
+def test_a_training_that_goes_on_does_not_change_the_checkpoint_that_is_being_written(checkpoints):
+    going = state(3)
+    before = {name: tensor.clone() for name, tensor in going.ema.shadow.items()}
+    checkpoints.save(going)
+    for tensor in going.ema.shadow.values():
+        tensor.zero_()
+    resumed = state(0)
+    checkpoints.load(resumed)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in resumed.ema.shadow.items())
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_the_checkpoint_before_a_damaged_one_is_used(checkpoints, damage, caplog):
+    for step in (3, 4):
+        checkpoints.save(state(step))
+    checkpoints.wait()
+    for path in files_of(checkpoints, 4):
+        data = checkpoints.fs.cat_file(path)
+        checkpoints.fs.pipe_file(path, DAMAGES[damage](data))
+        resumed = state(0)
+        assert checkpoints.load(resumed)
+        assert resumed.step == 3, path
+        assert "step-00000004 cannot be used: " in caplog.text
+        assert "continues from the checkpoint before it" in caplog.text
+        caplog.clear()
+        checkpoints.fs.pipe_file(path, data)
+    assert checkpoints.load(resumed)
+    assert resumed.step == 4
+
+
+def test_if_no_checkpoint_is_sound_the_newest_is_named(checkpoints):
+    for step in (3, 4):
+        checkpoints.save(state(step))
+    checkpoints.wait()
+    for step in (3, 4):
+        checkpoints.fs.rm(next(path for path in files_of(checkpoints, step) if path.endswith("distcp")))
+    with pytest.raises(DamagedCheckpoint, match=r"step-00000004 cannot be used: its file .* is missing\. Remove it"):
+        checkpoints.load(state(0))
+
+
+def test_a_folder_that_is_not_whole_does_not_count(checkpoints):
+    checkpoints.save(state(3))
+    checkpoints.save(state(4))
+    checkpoints.wait()
+    checkpoints.fs.rm(f"{checkpoints._folder(4)}/whole.json")
+    resumed = state(0)
+    assert checkpoints.load(resumed)
+    assert resumed.step == 3
+
+
+def test_a_killed_writer_leaves_a_folder_under_another_name(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path))
+    (tmp_path / ".partial-step-00000003").mkdir()
+    (tmp_path / ".partial-step-00000003" / "__0_0.distcp").write_bytes(b"half")
+    assert not checkpoints.load(state(0))
+    checkpoints.save(state(3))
+    checkpoints.wait()
+    assert os.listdir(tmp_path) == ["step-00000003"]
+
+
+def test_the_last_two_and_the_best_are_kept(checkpoints):
+    for step in range(1, 7):
+        checkpoints.save(state(step), best=2)
+    checkpoints.wait()
+    assert sorted(checkpoints._steps()) == [2, 5, 6]
+    resumed = state(0)
+    assert checkpoints.load(resumed, step=2)
+    assert resumed.step == 2
+
+
+def test_a_checkpoint_of_another_training_is_refused(checkpoints):
+    checkpoints.save(state(3, width=16))
+    with pytest.raises(DamagedCheckpoint, match="it is of another training"):
+        checkpoints.load(state(0))
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_training_with_a_sentence(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path / "full"))
+    (tmp_path / "full").write_text("a file where the folder should be")
+    checkpoints.save(state(3))
+    with pytest.raises(OSError, match=r"a checkpoint could not be written to .*full: .*\. Free space"):
+        checkpoints.wait()
+
+
+def test_the_mark_names_every_file(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(state(3))
+    checkpoints.wait()
+    whole = json.loads((tmp_path / "step-00000003" / "whole.json").read_text())
+    assert {*whole["files"], "whole.json"} == set(os.listdir(tmp_path / "step-00000003"))

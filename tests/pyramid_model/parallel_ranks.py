@@ -196,14 +196,17 @@ def main(rank, file):
         answers.flush()
 
 
-def answer_of(function, arguments, group):
-    """[traceback or null, value] of a check in a process group."""
+def answer_of(function, arguments, group, send=None):
+    """[traceback or null, value] of a check in a process group. send: called with it before the group is destroyed."""
     answer = [None, None]
     dist.init_process_group("gloo", **group, timeout=timedelta(seconds=60))
     try:
         answer[1] = function(**arguments)
+        dist.barrier()
     except Exception:
         answer[0] = traceback.format_exc()
+    if send:
+        send(answer)
     dist.destroy_process_group()  # each group of a check has a thread that never rests
     return answer
 
@@ -214,10 +217,11 @@ def in_fork(function, arguments, group):
 
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: sending.send(answer_of(function, arguments, group)), daemon=True)
+    child = context.Process(target=answer_of, args=(function, arguments, group, sending.send), daemon=True)
     child.start()
     answer = receiving.recv() if receiving.poll(120) else ["no answer after 120 s", None]
     child.kill()
+    child.join()
     return answer
 
 

@@ -6,6 +6,7 @@ computes alone. Answers with a JSON line [traceback or null, value of the check]
 
 import copy
 import functools
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -199,6 +200,7 @@ def main(rank, file):
 def answer_of(function, arguments, group, send=None):
     """[traceback or null, value] of a check in a process group. send: called with it before the group is destroyed."""
     answer = [None, None]
+    faulthandler.dump_traceback_later(45)
     dist.init_process_group("gloo", **group, timeout=timedelta(seconds=60))
     try:
         answer[1] = function(**arguments)

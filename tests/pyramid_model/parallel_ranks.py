@@ -5,8 +5,8 @@ computes alone. Answers with a JSON line [traceback or null, value of the check]
 """
 
 import copy
-import functools
 import faulthandler
+import functools
 import json
 import multiprocessing
 import os

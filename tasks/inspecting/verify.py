@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from tasks.inspecting.leftovers import (
     COPIED,
-    MEDIA_COLUMNS,
     half_written,
     is_copied,
     media_files,
@@ -38,6 +37,7 @@ from tasks.tables.delta import (
     table_version,
 )
 from tasks.tables.files import file_crc32
+from tasks.tables.inside import MEDIA_COLUMNS
 from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.parquet_files import parquet_files
 from tasks.tables.repair import orphans

@@ -5,7 +5,6 @@ store has not changed since that was written. Moving the alias by hand changes t
 ignored.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import ModelSet
 from tasks.models.gate import Check, failures
-from tasks.models.tracking import RegistryError, client, of_root, tracking_uri
+from tasks.models.tracking import RegistryError, client, experiment_id, of_root, tracking_uri
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import read_table
@@ -122,12 +121,8 @@ def _model_files(root: str, mlflow: "MlflowClient", candidate: Champion) -> tupl
     if _sqlite_file(root) is not None:
         return Path(uri).absolute().as_uri(), run_id
     if not run_id:
-        name = model_name(root)
-        with contextlib.suppress(Exception):  # it exists
-            mlflow.create_experiment(name)
-        experiment = mlflow.get_experiment_by_name(name)
-        assert experiment is not None
-        run_id = mlflow.create_run(experiment.experiment_id, run_name=candidate.dit.hash[:8]).info.run_id
+        experiment = experiment_id(mlflow, root, model_name(root))
+        run_id = mlflow.create_run(experiment, run_name=candidate.dit.hash[:8]).info.run_id
         mlflow.set_terminated(run_id)
     mlflow.log_artifacts(run_id, uri, "model")
     return f"runs:/{run_id}/model", run_id

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
+from tasks.models.hub import once_a_node
 from tasks.running.run import Run
 from tasks.tables import storage
 from tasks.tables.delta import content_id
@@ -90,11 +89,29 @@ def client(root: str) -> "MlflowClient":
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     file = Path(uri.removeprefix("sqlite:///"))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):  # MLflow creates the tables on first use; two processes that do so at once fail
+    with once_a_node(str(file)):  # MLflow creates the tables on first use; two processes that do so at once fail
         mlflow = MlflowClient(tracking_uri=uri, registry_uri=uri)
         mlflow.search_experiments(max_results=1)
         mlflow.search_registered_models(max_results=1)
     return mlflow
+
+
+def experiment_id(mlflow: "MlflowClient", root: str, name: str) -> str:
+    """Id of the experiment of that name; creates it if it does not exist.
+
+    Raises:
+        RegistryError: MLflow did not create it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    own_files = "MLFLOW_TRACKING_URI" not in os.environ
+    if mlflow.get_experiment_by_name(name) is None:
+        with contextlib.suppress(MlflowException):  # usually another process created it just now
+            mlflow.create_experiment(name, f"{root}/mlflow/artifacts/{name}" if own_files else None)
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is None:
+        raise RegistryError(f"MLflow at {tracking_uri(root)} did not create the experiment {name!r}")
+    return experiment.experiment_id
 
 
 def run_url(root: str, run_id: str) -> str:
@@ -113,7 +130,7 @@ class TrainingLog:
     def __init__(self, run: Run, kind: str, model_id: str, params: Mapping[str, object]):
         self.client = client(run.root)
         self.silence_s = run.ray.no_progress_timeout_s
-        self.experiment = self._experiment(run.root, of_root(f"train-{kind}", run.root))
+        self.experiment = experiment_id(self.client, run.root, of_root(f"train-{kind}", run.root))
         runs = self.client.search_runs([self.experiment], f"tags.model_id = '{model_id}'", max_results=1)
         mlflow_run = runs[0] if runs else self._start(kind, model_id, params)
         self.run_id: str = mlflow_run.info.run_id
@@ -122,20 +139,6 @@ class TrainingLog:
             self.client.update_run(self.run_id, "RUNNING")
         self._set_tags({"root": run.root, "run_id": run.run_id, **run.links, LINKS: _links_note(run)})
         self._end_silent_runs()
-
-    def _experiment(self, root: str, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        own_files = "MLFLOW_TRACKING_URI" not in os.environ
-        if self.client.get_experiment_by_name(name) is None:
-            with contextlib.suppress(
-                MlflowException
-            ):  # another training created it just now; any other error is raised below
-                self.client.create_experiment(name, f"{root}/mlflow/artifacts/{name}" if own_files else None)
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            raise RegistryError(f"MLflow at {tracking_uri(root)} did not create the experiment {name!r}")
-        return experiment.experiment_id
 
     def _start(self, kind: str, model_id: str, params: Mapping[str, object]) -> "MlflowRun":
         from mlflow.entities import Param

@@ -234,7 +234,7 @@ def _within(table: str, least: str | None, most: str | None) -> pc.Expression | 
 
 
 def damaged_files(delta: DeltaTable, every_byte: bool = True) -> list[str]:
-    """A clause for each file of an open table that is missing or damaged.
+    """One message for each missing or damaged file of an open table.
 
     every_byte: compare checksums of the bytes; otherwise only sizes.
     """

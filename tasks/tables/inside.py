@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 MARK = "outside-of-the-root:"
 # Columns with files that the pipeline wrote into the root; `sources.uri` is outside by its nature.
-COLUMNS = {"sources": "copy", "clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
+MEDIA_COLUMNS = {"sources": "copy", "clips": "uri", "models": "uri", "evaluations": "media", "generations": "uri"}
 LEADS_OUT = r"(^|/)\.\.?(/|$)|::|\x00"
 OUR_MEDIA = re.compile(r"/media/(clips|generated|evaluations|sources)/[^/]+$")
 
@@ -27,8 +27,8 @@ def inside(root: str, uri: str) -> str:
 
 
 def with_uris_inside(root: str, table: str, rows: pa.Table) -> pa.Table:
-    """Rows in which every URI of COLUMNS is as `inside` gives it."""
-    name = COLUMNS.get(table)
+    """Rows in which every URI of MEDIA_COLUMNS is as `inside` gives it."""
+    name = MEDIA_COLUMNS.get(table)
     if name not in rows.column_names or not rows.num_rows:
         return rows
     place = rows.column_names.index(name)

@@ -54,7 +54,7 @@ class Markdown(str):
 
 
 def markdown(text: str) -> str:
-    """A text for a Markdown page, on one line: its signs format nothing, and name no picture and no HTML."""
+    """A text as one line of Markdown, escaped: it cannot format the page, show a picture or insert HTML."""
     line = " ".join(visible(text, keep="\n\t").split())
     return re.sub(r"([\\`*\[\]!|~$])", r"\\\1", html.escape(line, quote=False))
 

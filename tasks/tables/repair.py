@@ -74,7 +74,7 @@ def _last_entry(uri: str) -> int | None:
 
 
 def _mend_log(table: str, uri: str, damages: Sequence[LogDamage], apply: bool) -> Iterator[str]:
-    """Set damaged files of the log aside. An entry that later ones follow is replaced by one without files."""
+    """Rename damaged files of the log. An entry without files replaces a damaged entry that has later ones."""
     fs, last = storage.filesystem(uri)[0], _last_entry(uri)
     for damaged in damages:
         if fs.exists(damaged.path):

@@ -210,6 +210,7 @@ def answer_of(function, arguments, group, send=None):
     if send:
         send(answer)
     dist.destroy_process_group()  # each group of a check has a thread that never rests
+    faulthandler.cancel_dump_traceback_later()
     return answer
 
 

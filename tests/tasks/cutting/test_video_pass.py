@@ -179,7 +179,7 @@ def test_shared_odd_files_have_their_display_size(shared_assets, tmp_path, cut):
     vfr = cut(shared_assets / "odd" / "psd_goldeneye-vfr-drop3.mp4", tmp_path, config)
     assert vfr["videos"][0]["is_vfr"]
     assert all(row["end_s"] > row["start_s"] for row in vfr["clips"])
-    # All of it fades in, to plain grey.
+    # This whole video is a fade to plain grey.
     whole = ClipsConfig.model_validate(config.model_dump() | {"shots": {"find_gradual": False}})
     assert cut(shared_assets / "odd" / "psd_delayed_start.mp4", tmp_path, config)["videos"][0]["status"] == "skipped"
     late = cut(shared_assets / "odd" / "psd_delayed_start.mp4", tmp_path, whole)

@@ -112,11 +112,12 @@ def open_table(root: str, table: str, version: int | None = None) -> DeltaTable 
     if version is not None and version < 0:
         return None
     try:
-        delta = DeltaTable(uri, version=version)
-    except TableNotFoundError:
-        if parquet_files(uri):
-            raise _damaged(root, table, f"{log_folder(uri)} is missing") from None
-        return None
+        delta = _opened(uri, version)
+        # A table is created before its first file is written: if there are files, another process created it just now.
+        if delta is None and parquet_files(uri):
+            delta = _opened(uri, version)
+            if delta is None:
+                raise _damaged(root, table, f"{log_folder(uri)} is missing")
     except DeltaError as err:
         if damages := log_damage(uri):
             raise _damaged(root, table, str(damages[0])) from err
@@ -124,8 +125,17 @@ def open_table(root: str, table: str, version: int | None = None) -> DeltaTable 
             raise _damaged(root, table, str(err).partition("\n")[0]) from err
         newest = DeltaTable(uri).version()
         raise TableError(f"table {table!r} has no version {version}: it has 0 to {newest} ({uri})") from err
-    _check_columns(delta, table, uri)
+    if delta is not None:
+        _check_columns(delta, table, uri)
     return delta
+
+
+def _opened(uri: str, version: int | None) -> DeltaTable | None:
+    """The table at a version; None if it has no log."""
+    try:
+        return DeltaTable(uri, version=version)
+    except TableNotFoundError:
+        return None
 
 
 def _damaged(root: str, table: str, problem: str) -> DamagedTableError:

@@ -70,7 +70,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(uri, **web)
     if is_local(uri):
         check_no_link(uri)
-    return fsspec.core.url_to_fs(uri)
+        return fsspec.core.url_to_fs(uri)
+    # A cached listing does not know the files that other processes have written since.
+    return fsspec.core.url_to_fs(uri, use_listings_cache=False)
 
 
 def exists(uri: str) -> bool:

@@ -7,8 +7,8 @@ from prefect import flow
 
 from flows.artifacts import publish_curation
 from flows.durable import durable, flow_run_name, prepare
-from flows.handing_on import with_clips, with_duplicates, with_scores
 from flows.recipe import Recipe
+from flows.step_inputs import with_clips, with_duplicates, with_scores
 from tasks.cutting import clips
 from tasks.cutting.clips import ClipsResult
 from tasks.running.run import StepResult

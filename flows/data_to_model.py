@@ -10,9 +10,9 @@ from flows.durable import durable, flow_run_name, prepare
 from flows.evaluate_and_gate import Judgement, evaluate_and_gate
 from flows.extract import Extracted, extract
 from flows.generate import generate
-from flows.handing_on import with_captions, with_dit, with_features, with_selection, with_vae
 from flows.recaption import recaption
 from flows.recipe import Recipe
+from flows.step_inputs import with_captions, with_dit, with_features, with_selection, with_vae
 from flows.train_dit import train_dit
 from flows.train_vae import train_vae
 from tasks.captioning.config import CaptionsResult

@@ -21,7 +21,6 @@ from pyramid_model.generate.batch import ClipBatch, PromptFeatures
 from pyramid_model.generate.checks import check_request, check_widths
 from pyramid_model.generate.decoding import BackgroundDecoding, Consume, Convert, denormalise_unit
 from pyramid_model.generate.device import torch_dtype, working_device
-from pyramid_model.generate.given import encode_given, given_frames
 from pyramid_model.generate.model_sizes import sizes_of_models
 from pyramid_model.generate.offload import Offload, Placement, weight_bytes
 from pyramid_model.generate.outputs import convert_and_consumers
@@ -36,6 +35,7 @@ from pyramid_model.generate.prompt import (
 )
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.generate.sampling import latent_norm, sampling_of, seeded
+from pyramid_model.generate.start_frames import encode_given, given_frames
 from pyramid_model.parallel.compiling import compile_blocks
 from pyramid_model.text import MAX_TOKENS, TextEncoder, load_text_encoder, stack_features
 from pyramid_model.vae.autoencoder import CausalVideoVAE

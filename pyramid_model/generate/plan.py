@@ -16,7 +16,7 @@ from pyramid_model.dit.packing import PATCH
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.path import units_in
 from pyramid_model.flow.sampler import OFF
-from pyramid_model.generate.amount import format_bytes
+from pyramid_model.generate.byte_sizes import format_bytes
 from pyramid_model.generate.model_sizes import ModelSizes
 from pyramid_model.generate.offload import Offload
 from pyramid_model.generate.peak_memory import peak_bytes

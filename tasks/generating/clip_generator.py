@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
-from pyramid_model.generate.amount import format_bytes, parse_bytes
+from pyramid_model.generate.byte_sizes import format_bytes, parse_bytes
 from tasks.models.folders import load_dit, load_encoder, load_vae, pipeline_of, read_record
 from tasks.running.work import Produced, Row
 from tasks.tables import storage

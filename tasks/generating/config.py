@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pyramid_model.config import NOT_IDENTITY, Config
-from pyramid_model.generate.amount import parse_bytes
+from pyramid_model.generate.byte_sizes import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.captioning.rewriting import Mode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from pyramid_model.config import PyramidConfig, VAEConfig, identity
-from pyramid_model.generate.amount import parse_bytes
+from pyramid_model.generate.byte_sizes import parse_bytes
 from pyramid_model.generate.prompt import check_prompts
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
@@ -175,7 +175,7 @@ def _checkpoint(config: GenerateConfig) -> "Checkpoint":
 
 def _check_given(config: GenerateConfig, vae: VAEConfig, pyramid: PyramidConfig, autoregressive: bool) -> None:
     """Raise an error for an image or a video that cannot be the start of a clip."""
-    from pyramid_model.generate.given import check_given
+    from pyramid_model.generate.start_frames import check_given
 
     with given_files(config) as files:
         check_given(config.request, files.image, files.video, vae, pyramid, autoregressive)

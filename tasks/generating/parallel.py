@@ -19,7 +19,7 @@ from pydantic import Field
 
 from pyramid_model.config import Config
 from pyramid_model.flow.sampler import OFF
-from pyramid_model.generate.amount import parse_bytes
+from pyramid_model.generate.byte_sizes import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.generating.clip_generator import ModelFolders, load_pipeline
 from tasks.running.cluster import connect

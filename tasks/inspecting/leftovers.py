@@ -12,8 +12,8 @@ from tasks.captioning.answers import spent_answers
 from tasks.tables import storage
 from tasks.tables.appending import compacted_versions
 from tasks.tables.delta import open_table, read_table, table_uri, table_version
-from tasks.tables.inside import MEDIA_COLUMNS
 from tasks.tables.log import log_damage, recorded_versions
+from tasks.tables.root_paths import MEDIA_COLUMNS
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 COPIED = "rows name files of another root, since this one was copied or moved: which files are left over is unknown"

@@ -37,10 +37,10 @@ from tasks.tables.delta import (
     table_version,
 )
 from tasks.tables.files import file_crc32
-from tasks.tables.inside import MEDIA_COLUMNS
 from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.parquet_files import parquet_files
 from tasks.tables.repair import orphans
+from tasks.tables.root_paths import MEDIA_COLUMNS
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 from tasks.tables.text_hashes import may_repeat
 

@@ -15,9 +15,9 @@ from tasks.report.figures import Series, line_chart, smoothed
 from tasks.report.media import MediaBudget
 from tasks.report.run import Records, loads
 from tasks.tables.delta import read_table
-from tasks.tables.inside import inside
 from tasks.tables.manifest import verdicts_of
 from tasks.tables.newest import newest_first
+from tasks.tables.root_paths import inside
 from tasks.tables.rows import CaptionRow, EvaluationRow, GenerationRow, ModelRow, TextFeatureRow, as_rows
 
 Figure = tuple[str, object]  # name and value, as the page lists them

@@ -18,9 +18,9 @@ from tasks.report.selection import ScoreFigure, newest_select_result, score_figu
 from tasks.selecting.splits import SPLITS
 from tasks.tables import storage
 from tasks.tables.delta import read_table
-from tasks.tables.inside import inside
 from tasks.tables.newest import ORDER, newest_first
 from tasks.tables.plain_text import Markdown, code_span, markdown
+from tasks.tables.root_paths import inside
 from tasks.tables.rows import EvaluationRow, GenerationRow, ModelRow, as_rows
 
 if TYPE_CHECKING:

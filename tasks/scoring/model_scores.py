@@ -19,10 +19,9 @@ from tasks.models.folders import absolute
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.work import Item, PerItemWork, Produced, Row, Worker
-from tasks.scoring import embeddings
-from tasks.scoring import read_off as embedding_scores
+from tasks.scoring import embedding_scores, embeddings
+from tasks.scoring.embedding_scores import EmbeddingScoresConfig, frame_details
 from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
-from tasks.scoring.read_off import EmbeddingScoresConfig, frame_details
 from tasks.tables.delta import bad_row, content_id, ok_row
 from tasks.tables.pending import pending
 from tasks.tables.rows import ClipFile
@@ -313,7 +312,7 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
         config.block_size,
         config.num_gpus,
     )
-    read_off = _work(
+    score_work = _work(
         embedding_scores.VERSION,
         config,
         "scores",
@@ -324,7 +323,7 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
     )
     return [
         Job(embed, [{"embedding_id": ids[clip["clip_id"]], **clip} for clip in clips], check_model),
-        Job(read_off, embedding_scores.wanted_scores(config, ids, head_hash, captions), check_head),
+        Job(score_work, embedding_scores.wanted_scores(config, ids, head_hash, captions), check_head),
     ]
 
 

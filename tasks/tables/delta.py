@@ -21,11 +21,11 @@ from pyarrow.dataset import Dataset, FileSystemDataset, ParquetFileFormat, Parqu
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tasks.tables import storage
-from tasks.tables.inside import with_uris_inside
 from tasks.tables.log import log_damage, log_folder
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.parquet_files import damage, parquet_files
 from tasks.tables.plain_text import cut, visible
+from tasks.tables.root_paths import with_uris_inside
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, FIXED_COLUMNS, ID_COLUMNS, SCHEMAS
 from tasks.tables.url_secrets import text_without_secrets
 
@@ -184,7 +184,7 @@ def read_table(
 
     A table that has not been written yet reads as an empty table with its schema. `where` is applied after the latest
     attempts are chosen: an earlier ok attempt of a row whose latest attempt failed is not returned. URIs of media and
-    models that lead out of the root are marked (`tasks.tables.inside`), so that nobody opens them.
+    models that lead out of the root are marked (`tasks.tables.root_paths`), so that nobody opens them.
     """
     schema = SCHEMAS[table]
     names = list(columns) if columns is not None else schema.names

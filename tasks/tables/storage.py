@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 from fsspec.utils import get_protocol
 
-from tasks.tables.inside import check_no_link
+from tasks.tables.root_paths import check_no_link
 
 WEB = re.compile(r"(^|::)https?://", re.IGNORECASE)  # also inside a chain such as zip://a.mp4::http://…
 PIECE_BYTES = 4 * 2**20

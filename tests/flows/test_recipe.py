@@ -4,7 +4,6 @@ import pytest
 
 from flows.cli.generate import asked_prompts, own_defaults
 from flows.cli.settings import combined
-from flows.handing_on import with_captions, with_clips, with_dit, with_features, with_selection, with_vae
 from flows.recipe import (
     PATHS,
     Recipe,
@@ -14,6 +13,7 @@ from flows.recipe import (
     parse_settings,
     recipe_names,
 )
+from flows.step_inputs import with_captions, with_clips, with_dit, with_features, with_selection, with_vae
 from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.captioning.config import CaptionsResult

@@ -7,7 +7,7 @@ from pyramid_model.config import DiTConfig, MiniFluxConfig, MMDiTConfig, Pyramid
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
-from pyramid_model.generate.amount import format_bytes, parse_bytes
+from pyramid_model.generate.byte_sizes import format_bytes, parse_bytes
 from pyramid_model.generate.model_sizes import ModelSizes
 from pyramid_model.generate.offload import largest_layer_bytes, weight_bytes
 from pyramid_model.generate.peak_memory import peak_bytes

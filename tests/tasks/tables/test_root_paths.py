@@ -13,7 +13,7 @@ from tasks.tables import storage
 from tasks.tables.appending import append_block
 from tasks.tables.delta import Lineage, content_id, ok_row, read_table
 from tasks.tables.files import check_unchanged
-from tasks.tables.inside import MARK, inside
+from tasks.tables.root_paths import MARK, inside
 
 LINE = Lineage("r", "s", "1", "p" * 32, "x")
 OUTSIDE = [

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pyramid_model.config import PyramidConfig, VAEConfig
-from pyramid_model.generate.given import check_given, fit_image, read_ending, read_image, upright
 from pyramid_model.generate.request import GenerationRequest
+from pyramid_model.generate.start_frames import check_given, fit_image, read_ending, read_image, upright
 
 RAMP = np.linspace(0, 255, 96).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)  # dark left, bright right
 

@@ -52,7 +52,7 @@ class Recipe(Config):
     """Settings of a whole run, one section for each step. A section that is left out has the step's defaults."""
 
     ray: RayConfig = RayConfig()
-    retry_failed: bool = Field(False, description="try rows again that failed in earlier runs")
+    retry_failed: bool = Field(default=False, description="try rows again that failed in earlier runs")
     ingest: IngestConfig = IngestConfig()
     clips: ClipsConfig = ClipsConfig()
     scores: ScoresConfig = ScoresConfig()
@@ -60,7 +60,7 @@ class Recipe(Config):
     select: SelectConfig = SelectConfig()
     captions: CaptionsConfig = CaptionsConfig()
     text_features: TextFeaturesConfig = TextFeaturesConfig()
-    train_vae: TrainVAEConfig | None = Field(None, description="null: train no VAE and use latents.vae")
+    train_vae: TrainVAEConfig | None = Field(default=None, description="null: train no VAE and use latents.vae")
     latents: LatentsConfig = LatentsConfig()
     train_dit: TrainDiTConfig = TrainDiTConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -84,17 +84,20 @@ SD3_LATENT_NORM = LatentNorm(first_shift=0.1490, first_scale=1 / 1.8415, rest_sh
 class VAEStackConfig(Config):
     """Encoder or decoder of the VAE: a sequence of blocks, from pixels (encoder) or from latents (decoder) on."""
 
-    channels: tuple[int, ...] = Field((128, 256, 512, 512), description="channels of each block, from the pixel side")
+    channels: tuple[int, ...] = Field(
+        default=(128, 256, 512, 512), description="channels of each block, from the pixel side"
+    )
     layers: tuple[int, ...] = Field(
         description="residual layers of each block, in the order of computation; 0: the block only resamples"
     )
-    norm_groups: int = Field(32, ge=1, description="groups of every group norm; must divide all channel counts")
+    norm_groups: int = Field(default=32, ge=1, description="groups of every group norm; must divide all channel counts")
     resample_space: tuple[bool, ...] = Field(
-        (True, True, True, False),
+        default=(True, True, True, False),
         description="for each block, whether it halves (encoder) or doubles (decoder) h and w",
     )
     resample_time: tuple[bool, ...] = Field(
-        (True, True, True, False), description="for each block, whether it halves (encoder) or doubles (decoder) t"
+        default=(True, True, True, False),
+        description="for each block, whether it halves (encoder) or doubles (decoder) t",
     )
 
     @model_validator(mode="after")
@@ -111,11 +114,11 @@ class VAEStackConfig(Config):
 class VAEConfig(Config):
     """The causal video VAE. Defaults are the released model (335 M parameters)."""
 
-    latent_channels: int = Field(16, ge=1)
+    latent_channels: int = Field(default=16, ge=1)
     encoder: VAEStackConfig = VAEStackConfig(layers=(2, 2, 2, 2))
     decoder: VAEStackConfig = VAEStackConfig(layers=(3, 3, 3, 3))
     latent_norm: LatentNorm | None = Field(
-        None, description="shift and scale of the latents, measured after training; needed to train a DiT"
+        default=None, description="shift and scale of the latents, measured after training; needed to train a DiT"
     )
 
     @model_validator(mode="after")
@@ -150,14 +153,14 @@ class VAEConfig(Config):
 class DiTConfig(Config):
     """Settings that all diffusion transformers share."""
 
-    latent_channels: int = Field(16, ge=1)
+    latent_channels: int = Field(default=16, ge=1)
     num_heads: int = Field(ge=1)
-    head_dim: int = Field(64, ge=2)
-    text_dim: int = Field(4096, ge=1, description="width of the text encoder's output (T5-XXL: 4096)")
+    head_dim: int = Field(default=64, ge=2)
+    text_dim: int = Field(default=4096, ge=1, description="width of the text encoder's output (T5-XXL: 4096)")
     pooled_dim: int = Field(ge=1, description="width of the pooled text vector")
-    causal: bool = Field(True, description="a frame attends to itself and earlier frames only")
+    causal: bool = Field(default=True, description="a frame attends to itself and earlier frames only")
     history_time: Literal["shared", "clean"] = Field(
-        "shared",
+        default="shared",
         description="timestep of text and history. shared: that of the noisy clip, as released; clean: always 0, so "
         "their keys and values are computed once in each stage instead of at every step",
     )
@@ -176,27 +179,31 @@ class DiTConfig(Config):
 class VAEGANConfig(Config):
     """Weights of the terms of the published VAE loss. Frames are in [-1, 1]."""
 
-    pixel_weight: float = Field(10.0, ge=0, description="weight of the squared error")
-    perceptual_weight: float = Field(1.0, ge=0, description="weight of LPIPS on VGG16")
-    logvar: float = Field(0.0, description="log variance of the reconstruction; not trained")
+    pixel_weight: float = Field(default=10.0, ge=0, description="weight of the squared error")
+    perceptual_weight: float = Field(default=1.0, ge=0, description="weight of LPIPS on VGG16")
+    logvar: float = Field(default=0.0, description="log variance of the reconstruction; not trained")
     kl_weight: float = Field(
-        1e-12, ge=0, description="weight of the KL divergence from the unit normal, per latent channel"
+        default=1e-12, ge=0, description="weight of the KL divergence from the unit normal, per latent channel"
     )
     adversarial_weight: float = Field(
-        0.5, ge=0, description="weight of the adversarial loss, relative to the gradient of the reconstruction"
+        default=0.5, ge=0, description="weight of the adversarial loss, relative to the gradient of the reconstruction"
     )
-    adversarial_start: int = Field(250_000, ge=0, description="step at which the adversarial loss starts")
+    adversarial_start: int = Field(default=250_000, ge=0, description="step at which the adversarial loss starts")
 
 
 class MiniFluxConfig(DiTConfig):
     """The miniFLUX diffusion transformer. Defaults are the released model (1.97 G parameters)."""
 
-    num_heads: int = Field(30, ge=1)
-    pooled_dim: int = Field(768, ge=1, description="width of the pooled text vector (CLIP-L: 768)")
-    num_double_blocks: int = Field(8, ge=0, description="blocks with separate weights for image and text tokens")
-    num_single_blocks: int = Field(16, ge=0, description="blocks on the joined sequence of text and image tokens")
+    num_heads: int = Field(default=30, ge=1)
+    pooled_dim: int = Field(default=768, ge=1, description="width of the pooled text vector (CLIP-L: 768)")
+    num_double_blocks: int = Field(
+        default=8, ge=0, description="blocks with separate weights for image and text tokens"
+    )
+    num_single_blocks: int = Field(
+        default=16, ge=0, description="blocks on the joined sequence of text and image tokens"
+    )
     rope_axes: tuple[int, int, int] = Field(
-        (16, 24, 24), description="channels of each head for the rotary positions of t, h and w"
+        default=(16, 24, 24), description="channels of each head for the rotary positions of t, h and w"
     )
 
     @model_validator(mode="after")
@@ -209,13 +216,17 @@ class MiniFluxConfig(DiTConfig):
 class MMDiTConfig(DiTConfig):
     """The MMDiT diffusion transformer, the SD3 variant. Defaults are the released model (2.03 G parameters)."""
 
-    num_heads: int = Field(24, ge=1)
-    pooled_dim: int = Field(2048, ge=1, description="width of the pooled text vector (CLIP-L and CLIP-G: 768 + 1280)")
-    num_blocks: int = Field(24, ge=1, description="blocks with separate weights for image and text tokens")
-    position_grid: int = Field(
-        192, ge=1, description="side of the position table, in patches; larger pictures are not possible"
+    num_heads: int = Field(default=24, ge=1)
+    pooled_dim: int = Field(
+        default=2048, ge=1, description="width of the pooled text vector (CLIP-L and CLIP-G: 768 + 1280)"
     )
-    position_base: int = Field(64, ge=1, description="largest position along a side of the table; the smallest is 0")
+    num_blocks: int = Field(default=24, ge=1, description="blocks with separate weights for image and text tokens")
+    position_grid: int = Field(
+        default=192, ge=1, description="side of the position table, in patches; larger pictures are not possible"
+    )
+    position_base: int = Field(
+        default=64, ge=1, description="largest position along a side of the table; the smallest is 0"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> MMDiTConfig:
@@ -231,18 +242,20 @@ class PyramidConfig(Config):
     """Resolutions (stages) and units of time of a clip."""
 
     num_stages: int = Field(
-        3, ge=1, le=4, description="number of resolutions, from coarse to fine; each doubles h and w"
+        default=3, ge=1, le=4, description="number of resolutions, from coarse to fine; each doubles h and w"
     )
     stage_bounds: tuple[float, ...] | None = Field(
-        None, description="boundaries of the stages on the path, increasing from 0 to 1; empty: equal parts"
+        default=None, description="boundaries of the stages on the path, increasing from 0 to 1; empty: equal parts"
     )
-    gamma: float = Field(1 / 3, gt=0, le=1 / 3, description="negative correlation of the noise added at a jump")
-    shift: float = Field(1.0, gt=0, description="shift of the noise schedule; above 1, more steps are at high noise")
+    gamma: float = Field(default=1 / 3, gt=0, le=1 / 3, description="negative correlation of the noise added at a jump")
+    shift: float = Field(
+        default=1.0, gt=0, description="shift of the noise schedule; above 1, more steps are at high noise"
+    )
     frames_per_unit: int = Field(
-        1, ge=1, description="latent frames of each unit after the first one, which has one frame"
+        default=1, ge=1, description="latent frames of each unit after the first one, which has one frame"
     )
     corrupt_ratio: float = Field(
-        1 / 3, ge=0, le=1, description="largest share of noise that training adds to the history"
+        default=1 / 3, ge=0, le=1, description="largest share of noise that training adds to the history"
     )
 
     @model_validator(mode="after")

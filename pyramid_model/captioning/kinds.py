@@ -14,7 +14,7 @@ class CaptionsOfKind(Config):
 
     kind: Kind
     hashes: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         description="of the settings and files that determine the captions (`captions.prompt_hash`); null: the newest "
         "caption of each clip, whatever determined it",
     )

@@ -15,19 +15,23 @@ if TYPE_CHECKING:
 class Decoding(Config):
     """Settings of text generation; all of them can change the text."""
 
-    max_new_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0: always the most probable token")
-    seed: int = Field(0, ge=0, description="seed of sampling, used with a temperature above 0")
+    max_new_tokens: int = Field(default=256, ge=1, description="longest answer, in tokens")
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0: always the most probable token")
+    seed: int = Field(default=0, ge=0, description="seed of sampling, used with a temperature above 0")
 
 
 class FrameSampling(Config):
     """Frames of a clip for a model, each from the middle of an equal part of the clip."""
 
-    num_frames: int = Field(8, ge=1, description="frames read from each clip; with `fps`, the largest number")
+    num_frames: int = Field(default=8, ge=1, description="frames read from each clip; with `fps`, the largest number")
     fps: float | None = Field(
-        None, gt=0, description="read this many frames for each second of the clip; null: num_frames of every clip"
+        default=None,
+        gt=0,
+        description="read this many frames for each second of the clip; null: num_frames of every clip",
     )
-    longer_side: int = Field(448, ge=16, description="longer side of the frames in px; smaller clips are not scaled")
+    longer_side: int = Field(
+        default=448, ge=16, description="longer side of the frames in px; smaller clips are not scaled"
+    )
 
     def count(self, num_frames: int, fps: float) -> int:
         """Number of frames that are taken from a clip of `num_frames` frames at `fps`."""

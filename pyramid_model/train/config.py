@@ -12,40 +12,48 @@ from pyramid_model.config import NOT_IDENTITY, Config, PyramidConfig
 class OptimConfig(Config):
     """Settings of the optimiser and of the training loop."""
 
-    num_steps: int = Field(1000, ge=1, description="optimiser steps")
-    batch_size: int = Field(4, ge=1, description="samples per worker and step")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(50, ge=0, description="steps in which the learning rate rises linearly from 0")
+    num_steps: int = Field(default=1000, ge=1, description="optimiser steps")
+    batch_size: int = Field(default=4, ge=1, description="samples per worker and step")
+    lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(default=50, ge=0, description="steps in which the learning rate rises linearly from 0")
     min_lr_ratio: float = Field(
-        0.1, ge=0, le=1, description="learning rate of the last step, as a share of the peak; the decay is a cosine"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="learning rate of the last step, as a share of the peak; the decay is a cosine",
     )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(
-        1e-4, ge=0, description="weight decay of matrices and kernels; biases and norms have none"
+        default=1e-4, ge=0, description="weight decay of matrices and kernels; biases and norms have none"
     )
-    grad_clip: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    grad_clip: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
     max_skips: int = Field(
-        0,
+        default=0,
         ge=0,
         description="most steps that are skipped because loss or gradient is not finite; one more ends the training",
         json_schema_extra=NOT_IDENTITY,
     )
     ema_decay: float = Field(
-        0.99,
+        default=0.99,
         ge=0,
         lt=1,
         description="decay of the exponential moving average of the weights, which is the trained model",
     )
     log_every: int = Field(
-        10, ge=1, description="steps between points of the loss curve", json_schema_extra=NOT_IDENTITY
+        default=10, ge=1, description="steps between points of the loss curve", json_schema_extra=NOT_IDENTITY
     )
     val_every: int = Field(
-        0, ge=0, description="steps between validations; 0: only before the first and after the last step"
+        default=0, ge=0, description="steps between validations; 0: only before the first and after the last step"
     )
     checkpoint_every: int = Field(
-        100, ge=0, description="steps between checkpoints; 0: only after the last step", json_schema_extra=NOT_IDENTITY
+        default=100,
+        ge=0,
+        description="steps between checkpoints; 0: only after the last step",
+        json_schema_extra=NOT_IDENTITY,
     )
-    seed: int = Field(0, ge=0, description="seed of the initial weights and of all random draws of the training")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the initial weights and of all random draws of the training"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:
@@ -61,22 +69,25 @@ class ParallelConfig(Config):
     """
 
     share_weights: int = Field(
-        1,
+        default=1,
         ge=0,
         description="workers that share one copy of weights, gradients and optimiser state (FSDP2); more workers than "
         "that hold more copies (HSDP); 0: all workers share one; 1: each worker has a copy",
     )
     share_batch: int = Field(
-        1, ge=1, description="workers that share each batch: the tokens of a DiT (Ulysses), the frames of a VAE's clips"
+        default=1,
+        ge=1,
+        description="workers that share each batch: the tokens of a DiT (Ulysses), the frames of a VAE's clips",
     )
     checkpoint_blocks: int = Field(
-        0,
+        default=0,
         ge=0,
         description="activations are computed again in the backward pass for every k-th block; 1: for all; 0: for none",
     )
-    compile_blocks: bool = Field(False, description="compile the blocks with torch.compile; needs a compiler")
+    compile_blocks: bool = Field(default=False, description="compile the blocks with torch.compile; needs a compiler")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of weights and activations in the forward and backward pass; masters are float32"
+        default="float32",
+        description="type of weights and activations in the forward and backward pass; masters are float32",
     )
 
     def ranks_per_copy(self, num_workers: int) -> int:
@@ -100,10 +111,12 @@ class ParallelConfig(Config):
 class VAELossConfig(Config):
     """Weights of the terms of the plain VAE loss. Frames are in [-1, 1]."""
 
-    mse_weight: float = Field(1.0, ge=0, description="weight of the squared error, for colours and large shapes")
-    l1_weight: float = Field(0.0, ge=0, description="weight of the absolute error, for sharper edges")
+    mse_weight: float = Field(
+        default=1.0, ge=0, description="weight of the squared error, for colours and large shapes"
+    )
+    l1_weight: float = Field(default=0.0, ge=0, description="weight of the absolute error, for sharper edges")
     kl_weight: float = Field(
-        1e-6, ge=0, description="weight of the KL divergence from the unit normal, per latent value"
+        default=1e-6, ge=0, description="weight of the KL divergence from the unit normal, per latent value"
     )
 
 
@@ -111,15 +124,17 @@ class VAEBatchConfig(Config):
     """Batches of VAE training."""
 
     num_frames: int = Field(
-        17, ge=1, description="frames of a sample, 1 + a multiple of 8; a random part of a longer clip"
+        default=17, ge=1, description="frames of a sample, 1 + a multiple of 8; a random part of a longer clip"
     )
     crop: int | None = Field(
-        None, ge=8, multiple_of=8, description="side in px of a random square crop; null: whole frames"
+        default=None, ge=8, multiple_of=8, description="side in px of a random square crop; null: whole frames"
     )
     image_steps: int = Field(
-        0, ge=0, description="number of steps at the start that train on single frames only, which are much faster"
+        default=0,
+        ge=0,
+        description="number of steps at the start that train on single frames only, which are much faster",
     )
-    image_batch_size: int = Field(8, ge=1, description="single frames per worker and step")
+    image_batch_size: int = Field(default=8, ge=1, description="single frames per worker and step")
 
     def at(self, step: int, batch_size: int) -> tuple[int, int]:
         """(samples, frames per sample) of a step; batch_size: samples of a step on video."""
@@ -130,13 +145,15 @@ class MixConfig(Config):
     """Mixture of clips of different sizes and sources. All clips of a step have one size."""
 
     token_budget: int | None = Field(
-        None, ge=1, description="latent tokens per worker and step, for clips of any size; null: batch_size samples"
+        default=None,
+        ge=1,
+        description="latent tokens per worker and step, for clips of any size; null: batch_size samples",
     )
     source_weights: dict[str, float] = Field(
-        {}, description="weight of each source in the samples; {}: proportional to its number of clips"
+        default={}, description="weight of each source in the samples; {}: proportional to its number of clips"
     )
     image_share: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="share of the steps that train on single frames; null: proportional to their number",
@@ -157,10 +174,10 @@ class DiTLossConfig(Config):
     """Loss of the DiT."""
 
     sample_ratios: tuple[int, ...] = Field(
-        (), description="ratio of the samples of each stage, coarse to fine, e.g. [1, 2, 1]; empty: equal"
+        default=(), description="ratio of the samples of each stage, coarse to fine, e.g. [1, 2, 1]; empty: equal"
     )
     autoregressive: bool = Field(
-        True, description="train one unit at a time, conditioned on the earlier ones; false: all frames at once"
+        default=True, description="train one unit at a time, conditioned on the earlier ones; false: all frames at once"
     )
 
     def ratios(self, pyramid: PyramidConfig) -> tuple[int, ...]:

@@ -32,34 +32,44 @@ class CaptionItem(TypedDict):
 class CaptionsConfig(Config):
     """Kinds of captions, and the files or models that they come from."""
 
-    selection: str = Field("", description="id of the selection; empty: the newest")
+    selection: str = Field(default="", description="id of the selection; empty: the newest")
     kind: Kind | tuple[Kind, ...] = Field(
-        "human",
+        default="human",
         description="human: from a caption file; short, dense, structured: by a model that sees the clip; rewritten: "
         "by a model, from another caption. For several give a list, the preferred one first",
     )
     sidecar: str = Field(
-        "", description="caption file, a CSV with file, start_s, end_s, text; empty: `captions` of each source.yaml"
+        default="",
+        description="caption file, a CSV with file, start_s, end_s, text; empty: `captions` of each source.yaml",
     )
-    min_overlap: float = Field(0.3, gt=0, le=1, description="share of a clip's duration that its caption must cover")
+    min_overlap: float = Field(
+        default=0.3, gt=0, le=1, description="share of a clip's duration that its caption must cover"
+    )
     language: str = Field(
-        "en", description="language of captions, two letters; a model's text in another language fails; empty: any"
+        default="en",
+        description="language of captions, two letters; a model's text in another language fails; empty: any",
     )
     block_size: int = Field(
-        64,
+        default=64,
         ge=1,
         description="clips in a block, which is computed and committed together",
         json_schema_extra=NOT_IDENTITY,
     )
-    local: VisionModelConfig | None = Field(None, description="model that writes captions in Ray actors; null: none")
-    endpoint: EndpointConfig | None = Field(None, description="model that writes captions, on a server; null: none")
-    frames: FrameSampling = Field(FrameSampling(), description="which frames of a clip the model gets")
-    instructions: dict[Kind, str] = Field(
-        {}, description="your instructions for the model, by kind, in place of the default ones"
+    local: VisionModelConfig | None = Field(
+        default=None, description="model that writes captions in Ray actors; null: none"
     )
-    rewrite_from: Kind = Field("human", description="kind of caption that is rewritten for the kind `rewritten`")
+    endpoint: EndpointConfig | None = Field(
+        default=None, description="model that writes captions, on a server; null: none"
+    )
+    frames: FrameSampling = Field(default=FrameSampling(), description="which frames of a clip the model gets")
+    instructions: dict[Kind, str] = Field(
+        default={}, description="your instructions for the model, by kind, in place of the default ones"
+    )
+    rewrite_from: Kind = Field(
+        default="human", description="kind of caption that is rewritten for the kind `rewritten`"
+    )
     max_repetition: float = Field(
-        0.3, ge=0, le=1, description="largest share of repeated 4-word sequences; a caption with more fails"
+        default=0.3, ge=0, le=1, description="largest share of repeated 4-word sequences; a caption with more fails"
     )
 
     @property
@@ -100,4 +110,4 @@ class CaptionsResult(StepResult):
     """Result of the captions step."""
 
     captions: tuple[CaptionsOfKind, ...] = Field(description="which captions, as `captions` of later steps takes it")
-    usage: Usage | None = Field(None, description="None if no model writes captions")
+    usage: Usage | None = Field(default=None, description="None if no model writes captions")

@@ -37,47 +37,57 @@ class EndpointConfig(Decoding):
     )
     model: str = Field(description="name of the model on the server")
     revision: str = Field(
-        "", description="revision of the model, if you know it; after a change new answers are requested"
+        default="", description="revision of the model, if you know it; after a change new answers are requested"
     )
     api_key_env: str = Field(
-        "",
+        default="",
         description="NAME of the environment variable that holds the key; empty: no key",
         json_schema_extra=NOT_IDENTITY,
     )
-    timeout_s: float = Field(120, gt=0, description="most seconds for one answer", json_schema_extra=NOT_IDENTITY)
+    timeout_s: float = Field(
+        default=120, gt=0, description="most seconds for one answer", json_schema_extra=NOT_IDENTITY
+    )
     max_retries: int = Field(
-        8,
+        default=8,
         ge=0,
         description="retries after 429, 5xx, a timeout or a lost connection, each after a longer wait",
         json_schema_extra=NOT_IDENTITY,
     )
     max_concurrency: int = Field(
-        16, ge=1, description="most requests at the same time, of all actors together", json_schema_extra=NOT_IDENTITY
+        default=16,
+        ge=1,
+        description="most requests at the same time, of all actors together",
+        json_schema_extra=NOT_IDENTITY,
     )
     requests_per_minute: float | None = Field(
-        None, gt=0, description="most requests per minute, with retries; null: no limit", json_schema_extra=NOT_IDENTITY
+        default=None,
+        gt=0,
+        description="most requests per minute, with retries; null: no limit",
+        json_schema_extra=NOT_IDENTITY,
     )
     tokens_per_minute: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="most tokens per minute, of prompts and answers; null: no limit",
         json_schema_extra=NOT_IDENTITY,
     )
     usd_per_million_prompt_tokens: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="price of prompt tokens, for the costs in rows and results",
         json_schema_extra=NOT_IDENTITY,
     )
     usd_per_million_completion_tokens: float = Field(
-        0.0, ge=0, description="price of tokens in answers", json_schema_extra=NOT_IDENTITY
+        default=0.0, ge=0, description="price of tokens in answers", json_schema_extra=NOT_IDENTITY
     )
     json_schema: bool = Field(
-        True, description="send the schema of structured captions; false if the server does not support schemas"
+        default=True, description="send the schema of structured captions; false if the server does not support schemas"
     )
-    extra: dict[str, Any] = Field({}, description="additional fields of a request, e.g. {chat_template_kwargs: {…}}")
+    extra: dict[str, Any] = Field(
+        default={}, description="additional fields of a request, e.g. {chat_template_kwargs: {…}}"
+    )
     num_actors: int = Field(
-        2,
+        default=2,
         ge=1,
         description="processes that read frames and send requests; they share the limits",
         json_schema_extra=NOT_IDENTITY,

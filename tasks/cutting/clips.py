@@ -40,31 +40,35 @@ class ClipsConfig(ClipRules):
     """Settings by which videos are cut into clips."""
 
     shots: ShotsConfig = ShotsConfig()
-    max_side: int | None = Field(None, ge=16, description="longer side of clips in px; null: the size of the video")
-    crf: int = Field(
-        18, ge=0, le=51, description="x264 quality of clips; 0 is lossless, 18 is visually close to the source"
+    max_side: int | None = Field(
+        default=None, ge=16, description="longer side of clips in px; null: the size of the video"
     )
-    preset: Preset = Field("veryfast", description="x264 speed; slower presets make smaller files")
+    crf: int = Field(
+        default=18, ge=0, le=51, description="x264 quality of clips; 0 is lossless, 18 is visually close to the source"
+    )
+    preset: Preset = Field(default="veryfast", description="x264 speed; slower presets make smaller files")
     # The only setting that changes some results and not others: it changes only the clips of damaged videos, and a
     # video must be decoded to know whether it is damaged. So it is part of the hash, and `_made_alike` counts an
     # undamaged video as done if it was cut with either value.
-    salvage: bool = Field(False, description="use the undamaged parts of damaged or truncated videos")
-    keep_hdr: bool = Field(False, description="use HDR videos, although their brightness is not converted to SDR")
-    crop_letterbox: bool = Field(False, description="remove black bars that are in all frames of a video")
+    salvage: bool = Field(default=False, description="use the undamaged parts of damaged or truncated videos")
+    keep_hdr: bool = Field(
+        default=False, description="use HDR videos, although their brightness is not converted to SDR"
+    )
+    crop_letterbox: bool = Field(default=False, description="remove black bars that are in all frames of a video")
     timeout_s: float = Field(
-        1500,
+        default=1500,
         gt=0,
         description="a video fails after this time for each 128 MiB or part of it; a change redoes nothing",
         json_schema_extra=NOT_IDENTITY,
     )
     max_memory_gb: float = Field(
-        4,
+        default=4,
         gt=0,
         description="a video fails if cutting it takes more GiB of memory; a change redoes nothing",
         json_schema_extra=NOT_IDENTITY,
     )
     max_megapixels: float = Field(
-        36,
+        default=36,
         gt=0,
         description="a video with larger frames fails; 36 is above 8K; a change redoes nothing",
         json_schema_extra=NOT_IDENTITY,

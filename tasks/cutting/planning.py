@@ -17,18 +17,20 @@ T = TypeVar("T")
 class ClipRules(Config):
     """Lengths of clips, in frames of the source."""
 
-    min_frames: int = Field(25, ge=1, description="minimum length of a clip in frames; shorter shots give no clip")
+    min_frames: int = Field(
+        default=25, ge=1, description="minimum length of a clip in frames; shorter shots give no clip"
+    )
     max_frames: int = Field(
-        241,
+        default=241,
         ge=2,
         le=10_000,
         description="maximum length of a clip in frames; longer shots are split into consecutive clips",
     )
     margin_frames: int = Field(
-        1, ge=0, le=100, description="frames dropped on each side of a cut, where frames may be blended"
+        default=1, ge=0, le=100, description="frames dropped on each side of a cut, where frames may be blended"
     )
     overlap_frames: int = Field(
-        0, ge=0, description="frames that consecutive clips of a long shot have in common; less than min_frames"
+        default=0, ge=0, description="frames that consecutive clips of a long shot have in common; less than min_frames"
     )
 
     @model_validator(mode="after")

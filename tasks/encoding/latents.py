@@ -36,28 +36,33 @@ VERSION = "1"
 class LatentsConfig(Config):
     """The clips to encode, and the VAE."""
 
-    selection: str = Field("", description="id of the selection; empty: the newest")
-    vae: str = Field("", description="folder of the VAE; empty: the newest trained in this root")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type in the table; bfloat16 halves its size")
-    parts: Literal["mean", "mean,logvar"] = Field(
-        "mean", description="stored values; with logvar, at twice the size, a training can sample the posterior"
+    selection: str = Field(default="", description="id of the selection; empty: the newest")
+    vae: str = Field(default="", description="folder of the VAE; empty: the newest trained in this root")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="type in the table; bfloat16 halves its size"
     )
-    window: int | None = Field(None, ge=8, description="frames that are encoded at a time; null: whole clips")
+    parts: Literal["mean", "mean,logvar"] = Field(
+        default="mean", description="stored values; with logvar, at twice the size, a training can sample the posterior"
+    )
+    window: int | None = Field(default=None, ge=8, description="frames that are encoded at a time; null: whole clips")
     batch_size: int = Field(
-        1, ge=1, description="clips of one bucket that are encoded at a time", json_schema_extra=NOT_IDENTITY
+        default=1, ge=1, description="clips of one bucket that are encoded at a time", json_schema_extra=NOT_IDENTITY
     )
     decode_threads: int = Field(
-        1, ge=1, description="clips that are read at the same time while the VAE works", json_schema_extra=NOT_IDENTITY
+        default=1,
+        ge=1,
+        description="clips that are read at the same time while the VAE works",
+        json_schema_extra=NOT_IDENTITY,
     )
     block_size: int = Field(
-        8,
+        default=8,
         ge=1,
         description="clips in a block, which is computed and committed together",
         json_schema_extra=NOT_IDENTITY,
     )
-    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
+    num_cpus: float = Field(default=0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
     num_gpus: float = Field(
-        0, ge=0, description="GPUs of an actor; above 0 encodes on the GPU", json_schema_extra=NOT_IDENTITY
+        default=0, ge=0, description="GPUs of an actor; above 0 encodes on the GPU", json_schema_extra=NOT_IDENTITY
     )
 
 

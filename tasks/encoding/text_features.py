@@ -32,45 +32,47 @@ MAX_TOKENS = 128  # longer texts are truncated, as for the released models
 class TinyEncoderConfig(Config):
     """The small random encoder `tiny`."""
 
-    dim: int = Field(64, ge=8, description="width of the encoder `tiny`")
-    num_layers: int = Field(2, ge=1, description="layers of the encoder `tiny`")
-    vocab_size: int = Field(512, ge=64, description="largest vocabulary of the unigram tokenizer of `tiny`")
-    seed: int = Field(0, ge=0, description="seed of the random weights of `tiny`")
+    dim: int = Field(default=64, ge=8, description="width of the encoder `tiny`")
+    num_layers: int = Field(default=2, ge=1, description="layers of the encoder `tiny`")
+    vocab_size: int = Field(default=512, ge=64, description="largest vocabulary of the unigram tokenizer of `tiny`")
+    seed: int = Field(default=0, ge=0, description="seed of the random weights of `tiny`")
 
 
 class TextFeaturesConfig(TinyEncoderConfig):
     """The texts to encode, and the encoder."""
 
-    selection: str = Field("", description="id of the selection; empty: the newest")
+    selection: str = Field(default="", description="id of the selection; empty: the newest")
     captions: tuple[CaptionsOfKind, ...] = Field(
-        (),
+        default=(),
         description="captions to use, the preferred kind first, e.g. [{kind: dense}, {kind: short}]; empty: the newest "
         "of each clip",
     )
     encoder: str = Field(
-        "tiny",
+        default="tiny",
         description="tiny: a small random T5 with a tokenizer trained on the captions; else a released directory, a T5 "
         "folder, or a Hugging Face name[@revision]",
     )
-    prompts: tuple[str, ...] = Field((), description="texts to encode besides the captions")
-    prompts_file: str = Field("", description="text file of such texts, one on each line")
+    prompts: tuple[str, ...] = Field(default=(), description="texts to encode besides the captions")
+    prompts_file: str = Field(default="", description="text file of such texts, one on each line")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of the features and of the encoder's weights"
+        default="float32", description="type of the features and of the encoder's weights"
     )
     block_size: int = Field(
-        64,
+        default=64,
         ge=1,
         description="texts in a block, which is computed and committed together",
         json_schema_extra=NOT_IDENTITY,
     )
-    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
+    num_cpus: float = Field(default=0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
     num_gpus: float = Field(
-        0,
+        default=0,
         ge=0,
         description="GPUs of an actor; above 0 encodes on the GPU, above 1 spreads T5 over several",
         json_schema_extra=NOT_IDENTITY,
     )
-    batch_size: int = Field(16, ge=1, description="texts that are encoded at a time", json_schema_extra=NOT_IDENTITY)
+    batch_size: int = Field(
+        default=16, ge=1, description="texts that are encoded at a time", json_schema_extra=NOT_IDENTITY
+    )
 
     def tiny(self) -> TinyEncoderConfig:
         """The settings that the encoder `tiny` depends on, besides the captions."""

@@ -19,47 +19,50 @@ class EvaluateConfig(Config):
     """The model to evaluate, the clips for it, and the limits of the gate."""
 
     candidate: Literal["trained", "untrained"] = Field(
-        "trained", description="untrained: the same model before its first step, which the gate must refuse"
+        default="trained", description="untrained: the same model before its first step, which the gate must refuse"
     )
     dit: str = Field(
-        "", description="folder of the DiT; empty: the newest trained in this root", json_schema_extra=NOT_IDENTITY
+        default="",
+        description="folder of the DiT; empty: the newest trained in this root",
+        json_schema_extra=NOT_IDENTITY,
     )
     vae: str = Field(
-        "",
+        default="",
         description="folder of the VAE; empty: the one that the DiT was trained with",
         json_schema_extra=NOT_IDENTITY,
     )
     encoder: str = Field(
-        "",
+        default="",
         description="folder of the text encoder; empty: the one that the DiT was trained with",
         json_schema_extra=NOT_IDENTITY,
     )
     selection: str = Field(
-        "",
+        default="",
         description="id of the selection; empty: the one that the DiT was trained on",
         json_schema_extra=NOT_IDENTITY,
     )
     captions: tuple[CaptionsOfKind, ...] = Field(
-        (),
+        default=(),
         description="captions, as in train_dit.captions; empty: those that the DiT was trained on",
         json_schema_extra=NOT_IDENTITY,
     )
     gate: GateConfig = GateConfig()
-    num_val_clips: int = Field(64, ge=1, description="held-out clips for the validation loss")
+    num_val_clips: int = Field(default=64, ge=1, description="held-out clips for the validation loss")
     num_reconstructions: int = Field(
-        4, ge=0, description="held-out clips that are reconstructed and shown beside their reconstructions"
+        default=4, ge=0, description="held-out clips that are reconstructed and shown beside their reconstructions"
     )
     num_samples: int = Field(
-        2, ge=0, description="clips sampled from training captions, to measure their motion and to show them"
+        default=2, ge=0, description="clips sampled from training captions, to measure their motion and to show them"
     )
     request: GenerationRequest = Field(
-        GenerationRequest(), description="how clips are sampled; size and length are those of the training clips"
+        default=GenerationRequest(),
+        description="how clips are sampled; size and length are those of the training clips",
     )
-    seed: int = Field(0, ge=0, description="seed of the sampled clips")
+    seed: int = Field(default=0, ge=0, description="seed of the sampled clips")
     num_cpus: float = Field(
-        1, gt=0, description="CPUs and torch threads of the evaluation", json_schema_extra=NOT_IDENTITY
+        default=1, gt=0, description="CPUs and torch threads of the evaluation", json_schema_extra=NOT_IDENTITY
     )
-    num_gpus: float = Field(0, ge=0, description="1 evaluates on a GPU", json_schema_extra=NOT_IDENTITY)
+    num_gpus: float = Field(default=0, ge=0, description="1 evaluates on a GPU", json_schema_extra=NOT_IDENTITY)
 
 
 class EvaluateResult(StepResult):

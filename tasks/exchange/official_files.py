@@ -45,14 +45,14 @@ CUT_METHOD = "imported"
 class ImportConfig(Config):
     """Files to import, and the models that made them."""
 
-    annotation: str = Field("", description="jsonl with the keys video, text, latent and text_fea")
-    folder: str = Field("", description="folder that paths are relative to; empty: the annotation's folder")
-    vae: str = Field("", description="folder of the VAE that made the latents")
-    encoder: str = Field("", description="folder of the text encoders that made the text features")
-    fps: float = Field(24, gt=0, description="frame rate of the clips")
-    dtype: str = Field("bfloat16", description="type in the table, float32 or bfloat16")
+    annotation: str = Field(default="", description="jsonl with the keys video, text, latent and text_fea")
+    folder: str = Field(default="", description="folder that paths are relative to; empty: the annotation's folder")
+    vae: str = Field(default="", description="folder of the VAE that made the latents")
+    encoder: str = Field(default="", description="folder of the text encoders that made the text features")
+    fps: float = Field(default=24, gt=0, description="frame rate of the clips")
+    dtype: str = Field(default="bfloat16", description="type in the table, float32 or bfloat16")
     block_size: int = Field(
-        16,
+        default=16,
         ge=1,
         description="clips in a block, which is computed and committed together",
         json_schema_extra=NOT_IDENTITY,

@@ -57,7 +57,7 @@ class ModelFolders(Config):
     vae: str = ""
     encoder: str = ""
     directory: str = ""
-    variant: str = Field("", description="DiT in the directory; may be empty if there is only one")
+    variant: str = Field(default="", description="DiT in the directory; may be empty if there is only one")
 
     @model_validator(mode="after")
     def _check(self) -> "ModelFolders":

@@ -17,47 +17,55 @@ MAX_SEED = 2**53  # integers up to this are exact in every reader of tables and 
 class GenerateConfig(Config):
     """Prompts, weights, request and resources of the generate step."""
 
-    prompts: tuple[str, ...] = Field((), description="prompts; each gives num_per_prompt clips")
-    prompts_file: str = Field("", description="text file of more prompts, one per line")
-    num_per_prompt: int = Field(1, ge=1, description="clips for each prompt, with the seeds seed, seed + 1, …")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the first clip of each prompt")
+    prompts: tuple[str, ...] = Field(default=(), description="prompts; each gives num_per_prompt clips")
+    prompts_file: str = Field(default="", description="text file of more prompts, one per line")
+    num_per_prompt: int = Field(default=1, ge=1, description="clips for each prompt, with the seeds seed, seed + 1, …")
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="seed of the first clip of each prompt")
     rewrite: Literal["", Mode] = Field(
-        "", description="normal: into full descriptions; director: into camera directions; empty: do not rewrite"
+        default="",
+        description="normal: into full descriptions; director: into camera directions; empty: do not rewrite",
     )
-    rewriter: EndpointConfig | None = Field(None, description="language model that rewrites prompts; null: none")
-    image: str = Field("", description="picture that is the first frame of every clip")
-    video: str = Field("", description="video that every clip continues; its end is at most half of the clip")
+    rewriter: EndpointConfig | None = Field(
+        default=None, description="language model that rewrites prompts; null: none"
+    )
+    image: str = Field(default="", description="picture that is the first frame of every clip")
+    video: str = Field(default="", description="video that every clip continues; its end is at most half of the clip")
     weights: str = Field(
-        "", description="directory of released weights, or one of the same layout; empty: the champion"
+        default="", description="directory of released weights, or one of the same layout; empty: the champion"
     )
-    variant: str = Field("", description="DiT in that directory: 384p, 768p or image")
+    variant: str = Field(default="", description="DiT in that directory: 384p, 768p or image")
     request: GenerationRequest = GenerationRequest()
     dtype: Literal["", "bfloat16", "float16", "float32"] = Field(
-        "", description="type of weights; empty: bfloat16 for released weights, float32 for the champion"
+        default="", description="type of weights; empty: bfloat16 for released weights, float32 for the champion"
     )
     device: Literal["", "cuda", "mps", "cpu"] = Field(
-        "", description="device that generates; empty: a GPU if Ray has one", json_schema_extra=NOT_IDENTITY
+        default="", description="device that generates; empty: a GPU if Ray has one", json_schema_extra=NOT_IDENTITY
     )
     max_memory: str = Field(
-        "", description="most memory of the device, e.g. 8GiB; empty: all that is free", json_schema_extra=NOT_IDENTITY
+        default="",
+        description="most memory of the device, e.g. 8GiB; empty: all that is free",
+        json_schema_extra=NOT_IDENTITY,
     )
     offload: Literal["auto", "none", "model", "sequential"] = Field(
-        "auto",
+        default="auto",
         description="which models are moved to CPU memory while unused; auto: the fastest way that fits",
         json_schema_extra=NOT_IDENTITY,
     )
     compile: bool = Field(
-        False, description="compile the DiT; takes minutes before the first clip, worth it for many clips of one size"
+        default=False,
+        description="compile the DiT; takes minutes before the first clip, worth it for many clips of one size",
     )
     block_size: int = Field(
-        4,
+        default=4,
         ge=1,
         description="clips that are sampled together; fewer if max_memory requires it",
         json_schema_extra=NOT_IDENTITY,
     )
-    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor", json_schema_extra=NOT_IDENTITY)
+    num_cpus: float = Field(
+        default=1, gt=0, description="CPUs and torch threads of an actor", json_schema_extra=NOT_IDENTITY
+    )
     num_gpus: float = Field(
-        0,
+        default=0,
         ge=0,
         description="GPUs that an actor reserves; 0: one if `device` is a GPU, else none",
         json_schema_extra=NOT_IDENTITY,
@@ -85,5 +93,5 @@ class GenerateResult(StepResult):
 
     weights_hash: str = Field(description="hash of the DiT's weights")
     media: str = Field(description="folder of the clips")
-    files: tuple[str, ...] = Field((), description="paths of the clips, in the order of prompts and seeds")
-    failures: tuple[str, ...] = Field((), description="one message for each clip that could not be generated")
+    files: tuple[str, ...] = Field(default=(), description="paths of the clips, in the order of prompts and seeds")
+    failures: tuple[str, ...] = Field(default=(), description="one message for each clip that could not be generated")

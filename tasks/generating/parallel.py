@@ -32,16 +32,18 @@ class SharedClip(Config):
 
     models: ModelFolders
     prompt: str
-    seed: int = Field(0, ge=0)
-    image: str = Field("", description="picture that is the first frame")
-    video: str = Field("", description="video that the clip continues")
+    seed: int = Field(default=0, ge=0)
+    image: str = Field(default="", description="picture that is the first frame")
+    video: str = Field(default="", description="video that the clip continues")
     uri: str = Field(description="path of the clip, ending in .mp4, or .png for a picture")
     request: GenerationRequest = GenerationRequest()
-    max_memory: str = Field("", description="most memory of each rank's device, e.g. 24GiB; empty: all that is free")
-    dtype: str = Field("", description="type of all weights; empty: bfloat16 on GPUs, float32 on CPUs")
-    num_ranks: int = Field(1, ge=1, description="number of Ray actors; torchrun sets its own number of ranks")
-    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of a Ray actor")
-    num_gpus: float = Field(0, ge=0, le=1, description="GPUs of a Ray actor: 1, or 0 for none")
+    max_memory: str = Field(
+        default="", description="most memory of each rank's device, e.g. 24GiB; empty: all that is free"
+    )
+    dtype: str = Field(default="", description="type of all weights; empty: bfloat16 on GPUs, float32 on CPUs")
+    num_ranks: int = Field(default=1, ge=1, description="number of Ray actors; torchrun sets its own number of ranks")
+    num_cpus: float = Field(default=1, gt=0, description="CPUs and torch threads of a Ray actor")
+    num_gpus: float = Field(default=0, ge=0, le=1, description="GPUs of a Ray actor: 1, or 0 for none")
     ray: RayConfig = RayConfig()
 
 

@@ -12,16 +12,18 @@ class GateConfig(Config):
     """Limits that a model must meet before it may become champion."""
 
     max_loss_to_untrained: float = Field(
-        0.9, gt=0, description="largest allowed validation loss, as a share of the untrained model's"
+        default=0.9, gt=0, description="largest allowed validation loss, as a share of the untrained model's"
     )
     max_loss_to_champion: float = Field(
-        1.01, gt=0, description="largest allowed validation loss, as a share of the champion's (with the same VAE)"
+        default=1.01,
+        gt=0,
+        description="largest allowed validation loss, as a share of the champion's (with the same VAE)",
     )
     min_psnr_gain_db: float = Field(
-        1.0, description="least gain in held-out PSNR over the untrained VAE; only for VAEs trained here"
+        default=1.0, description="least gain in held-out PSNR over the untrained VAE; only for VAEs trained here"
     )
     motion_range: tuple[float, float] | None = Field(
-        None, description="allowed motion of sampled clips, as shares of the data's median; null: no limit"
+        default=None, description="allowed motion of sampled clips, as shares of the data's median; null: no limit"
     )
 
 

@@ -22,13 +22,18 @@ class VisionModelConfig(Decoding):
         "(Qwen2.5-VL, LLaVA, …)",
         json_schema_extra=NOT_IDENTITY,
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="type of the weights")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="type of the weights")
     batch_size: int = Field(
-        8, ge=1, description="clips in one batch; halved if memory is too small", json_schema_extra=NOT_IDENTITY
+        default=8, ge=1, description="clips in one batch; halved if memory is too small", json_schema_extra=NOT_IDENTITY
     )
-    num_cpus: float = Field(1, gt=0, description="CPUs and torch threads of an actor", json_schema_extra=NOT_IDENTITY)
+    num_cpus: float = Field(
+        default=1, gt=0, description="CPUs and torch threads of an actor", json_schema_extra=NOT_IDENTITY
+    )
     num_gpus: float = Field(
-        1, ge=0, description="GPUs of an actor, may be a fraction; 0: runs on the CPU", json_schema_extra=NOT_IDENTITY
+        default=1,
+        ge=0,
+        description="GPUs of an actor, may be a fraction; 0: runs on the CPU",
+        json_schema_extra=NOT_IDENTITY,
     )
 
 

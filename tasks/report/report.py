@@ -49,11 +49,13 @@ FACTS = re.compile(rb'<script type="application/json" id="made-from">(.*?)</scri
 class ReportConfig(Config):
     """Content of the report page."""
 
-    title: str = Field("Pyramid run", description="heading of the page")
-    max_media: int = Field(120, ge=0, description="most clips with a preview; also the limit for generated clips")
-    max_listed: int = Field(10_000, ge=0, description="most clips in the search of the page")
+    title: str = Field(default="Pyramid run", description="heading of the page")
+    max_media: int = Field(
+        default=120, ge=0, description="most clips with a preview; also the limit for generated clips"
+    )
+    max_listed: int = Field(default=10_000, ge=0, description="most clips in the search of the page")
     max_bytes: int = Field(
-        15_000_000, ge=250_000, description="most bytes of the page; videos that do not fit are left out"
+        default=15_000_000, ge=250_000, description="most bytes of the page; videos that do not fit are left out"
     )
 
 

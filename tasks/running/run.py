@@ -25,11 +25,15 @@ class RayConfig(Config):
     """The Ray cluster for per-clip work and training."""
 
     address: str = Field(
-        "local",
+        default="local",
         description="Ray cluster: local (embedded), auto, ray://host:10001, or jobs:http://host:8265 (Ray jobs)",
     )
-    num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; null: all CPUs of this machine")
-    no_progress_timeout_s: float = Field(1800, gt=0, description="a step stops if no block finishes within this time")
+    num_cpus: int | None = Field(
+        default=None, ge=1, description="CPUs of an embedded Ray; null: all CPUs of this machine"
+    )
+    no_progress_timeout_s: float = Field(
+        default=1800, gt=0, description="a step stops if no block finishes within this time"
+    )
 
     @field_validator("address")
     @classmethod
@@ -50,9 +54,10 @@ class Run(Config):
     run_id: str = Field(
         default_factory=lambda: time.strftime("%Y%m%dT%H%M%S"), description="id of the run, which new rows record"
     )
-    retry_failed: bool = Field(False, description="try failed rows again (appends a row with the next attempt)")
+    retry_failed: bool = Field(default=False, description="try failed rows again (appends a row with the next attempt)")
     links: dict[str, str] = Field(
-        {}, description="ids and addresses of this run elsewhere: prefect_flow_run, prefect_url, ray_job, ray_url"
+        default={},
+        description="ids and addresses of this run elsewhere: prefect_flow_run, prefect_url, ray_job, ray_url",
     )
 
     @field_validator("root")
@@ -77,18 +82,20 @@ class StepResult(Config):
 
     step: str
     num_in: int = 0
-    num_done: int = Field(0, description="already committed by an earlier run")
+    num_done: int = Field(default=0, description="already committed by an earlier run")
     num_ok: int = 0
     num_failed: int = 0
     num_skipped: int = 0
-    rows: dict[str, int] = Field({}, description="rows appended, by table")
-    versions: dict[str, int] = Field({}, description="table versions after the step")
-    errors: dict[str, int] = Field({}, description="failed and skipped rows by error_type")
-    note: str = Field("", description="short summary for people")
+    rows: dict[str, int] = Field(default={}, description="rows appended, by table")
+    versions: dict[str, int] = Field(default={}, description="table versions after the step")
+    errors: dict[str, int] = Field(default={}, description="failed and skipped rows by error_type")
+    note: str = Field(default="", description="short summary for people")
     wall_s: float = 0.0
-    busy_s: float = Field(0.0, description="time during which at least one actor or trainer was working")
-    timings: dict[str, float] = Field({}, description="seconds of other work, by name")
-    links: dict[str, str] = Field({}, description="as in `Run.links`; of trainings also mlflow_run and mlflow_url")
+    busy_s: float = Field(default=0.0, description="time during which at least one actor or trainer was working")
+    timings: dict[str, float] = Field(default={}, description="seconds of other work, by name")
+    links: dict[str, str] = Field(
+        default={}, description="as in `Run.links`; of trainings also mlflow_run and mlflow_url"
+    )
 
     @property
     def num_new(self) -> int:

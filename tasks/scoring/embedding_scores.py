@@ -34,18 +34,18 @@ class EmbeddingScoresConfig(EmbeddingsConfig):
     """The CLIP model that embeds the clips, and the scores that are computed from its features."""
 
     consistency: bool = Field(
-        True, description="compute the score `consistency`: similarity of neighbouring sampled frames"
+        default=True, description="compute the score `consistency`: similarity of neighbouring sampled frames"
     )
     aesthetic_head: str = Field(
-        "", description="path of LAION's head for this model, for the score `aesthetic`; empty: no such score"
+        default="", description="path of LAION's head for this model, for the score `aesthetic`; empty: no such score"
     )
     text_match: bool = Field(
-        False, description="compute the score `text_match`: similarity of a clip's caption and its frames"
+        default=False, description="compute the score `text_match`: similarity of a clip's caption and its frames"
     )
     captions: tuple[CaptionsOfKind, ...] = Field(
-        (), description="captions for text_match, e.g. [{kind: dense}]; empty: the newest of each clip"
+        default=(), description="captions for text_match, e.g. [{kind: dense}]; empty: the newest of each clip"
     )
-    zero_shot: dict[str, ZeroShotConfig] = Field({}, description="one score for each entry, named by its key")
+    zero_shot: dict[str, ZeroShotConfig] = Field(default={}, description="one score for each entry, named by its key")
 
     @property
     def scorers(self) -> list[str]:

@@ -31,14 +31,14 @@ class EmbeddingsConfig(TorchModelConfig):
     """The CLIP model, and the frames that it embeds."""
 
     model: str = Field(
-        "ViT-L-14",
+        default="ViT-L-14",
         min_length=1,
         description="a name of open_clip's (with `pretrained`), the Hugging Face name of an open_clip model, or its "
         "folder",
         json_schema_extra=NOT_IDENTITY,
     )
     pretrained: str = Field(
-        "openai",
+        default="openai",
         description="weights for a name of open_clip: a tag, or the path of a checkpoint",
         json_schema_extra=NOT_IDENTITY,
     )

@@ -20,17 +20,19 @@ FrameModel = Callable[["Sequence[np.ndarray]"], Sequence[Result]]  # frames of s
 class FrameModelConfig(Config):
     """The frames that a model scores, and the resources of its actors."""
 
-    num_frames: int = Field(8, ge=1, description="frames that the model reads, spread over the clip")
+    num_frames: int = Field(default=8, ge=1, description="frames that the model reads, spread over the clip")
     shorter_side: int = Field(
-        448, ge=32, description="larger frames are scaled to this shorter side in px before the model's own resizing"
+        default=448,
+        ge=32,
+        description="larger frames are scaled to this shorter side in px before the model's own resizing",
     )
     block_size: int = Field(
-        16,
+        default=16,
         ge=1,
         description="clips in a block; their sampled frames are in memory together",
         json_schema_extra=NOT_IDENTITY,
     )
-    num_cpus: float = Field(0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
+    num_cpus: float = Field(default=0.5, gt=0, description="CPUs of an actor", json_schema_extra=NOT_IDENTITY)
 
     @property
     def num_threads(self) -> int:
@@ -41,12 +43,17 @@ class FrameModelConfig(Config):
 class TorchModelConfig(FrameModelConfig):
     """Settings of a model that may run on a GPU."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the model's weights")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="type of the model's weights"
+    )
     batch_size: int = Field(
-        32, ge=1, description="frames in one pass of the model, of several clips", json_schema_extra=NOT_IDENTITY
+        default=32,
+        ge=1,
+        description="frames in one pass of the model, of several clips",
+        json_schema_extra=NOT_IDENTITY,
     )
     num_gpus: float = Field(
-        0,
+        default=0,
         ge=0,
         description="GPUs of an actor, e.g. 0.25; above 0 runs the model on the GPU",
         json_schema_extra=NOT_IDENTITY,

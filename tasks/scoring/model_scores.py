@@ -42,10 +42,10 @@ Clips = Sequence[ClipFile]
 class TextAreaConfig(FrameModelConfig):
     """Share of the picture covered by text: PP-OCR, on the CPU."""
 
-    num_frames: int = Field(4, ge=1, description="frames that the model reads, spread over the clip")
-    shorter_side: int = Field(480, ge=32, description="larger frames are scaled to this shorter side in px")
+    num_frames: int = Field(default=4, ge=1, description="frames that the model reads, spread over the clip")
+    shorter_side: int = Field(default=480, ge=32, description="larger frames are scaled to this shorter side in px")
     min_confidence: float = Field(
-        0.5, ge=0, lt=1, description="least confidence of recognised text; text below it does not count"
+        default=0.5, ge=0, lt=1, description="least confidence of recognised text; text below it does not count"
     )
 
 
@@ -59,7 +59,7 @@ class ClassifierConfig(TorchModelConfig):
     model: str = Field(min_length=1, description="folder of the classifier, or its name on Hugging Face")
     label: str = Field(min_length=1, description="label (or its number) whose probability is the score")
     reduce: Literal["mean", "min", "max"] = Field(
-        "mean", description="statistic of the frames' scores that is the score of the clip"
+        default="mean", description="statistic of the frames' scores that is the score of the clip"
     )
 
 
@@ -67,16 +67,17 @@ class ModelScoresConfig(Config):
     """Scores that need a model; a section that is left out computes nothing."""
 
     text_area: TextAreaConfig | None = Field(
-        None, description="score `text_area`: share of the picture covered by text; {} computes it"
+        default=None, description="score `text_area`: share of the picture covered by text; {} computes it"
     )
     nsfw: NSFWConfig | None = Field(
-        None, description="score `nsfw`: probability that the picture is not safe for work; {} computes it"
+        default=None, description="score `nsfw`: probability that the picture is not safe for work; {} computes it"
     )
     classifiers: dict[str, ClassifierConfig] = Field(
-        {}, description="one score for each entry, named by its key, e.g. {watermark: {model: …, label: watermark}}"
+        default={},
+        description="one score for each entry, named by its key, e.g. {watermark: {model: …, label: watermark}}",
     )
     embeddings: EmbeddingScoresConfig | None = Field(
-        None, description="CLIP features, and the scores computed from them; {} computes them"
+        default=None, description="CLIP features, and the scores computed from them; {} computes them"
     )
 
     @model_validator(mode="after")

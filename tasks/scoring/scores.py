@@ -30,11 +30,13 @@ class ScoresConfig(ModelScoresConfig):
     """Scores that every clip must have: `scorers` lists those without a model; each with a model has a section."""
 
     clips: str = Field(
-        "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
+        default="", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
     )
-    scorers: tuple[str, ...] = Field(IN_DECODE_PASS, description=f"scorers without a model: {', '.join(SCORERS)}")
+    scorers: tuple[str, ...] = Field(
+        default=IN_DECODE_PASS, description=f"scorers without a model: {', '.join(SCORERS)}"
+    )
     block_size: int = Field(
-        32,
+        default=32,
         ge=1,
         description="scores in a block, which is computed and committed together",
         json_schema_extra=NOT_IDENTITY,

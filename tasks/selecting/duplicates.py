@@ -46,36 +46,36 @@ class DuplicatesConfig(Config):
     """Methods that find duplicates, and their limits."""
 
     clips: str = Field(
-        "", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
+        default="", description="clips to use, as an output of the clips step; empty: the newest clips of each video"
     )
     versions: dict[str, int] = Field(
-        {},
+        default={},
         description="versions of the tables scores and embeddings to read, as the scores step states them; empty: the "
         "newest",
         json_schema_extra=NOT_IDENTITY,
     )
     methods: tuple[DuplicateMethod, ...] = Field(
-        ("exact", "phash"),
+        default=("exact", "phash"),
         description="exact: equal frames; phash: re-encoded, scaled or slightly cropped copies in other videos; "
         "semantic: similar by the features of a vision model, needs embeddings",
     )
     max_distance: int = Field(
-        32,
+        default=32,
         ge=0,
         le=64,
         description="phash: two frames are equal if at most this many of 256 bits differ; re-encoding changes up to 15",
     )
     min_share: float = Field(
-        0.6, gt=0, le=1, description="phash: share of a clip's frames that must match a frame of the other one"
+        default=0.6, gt=0, le=1, description="phash: share of a clip's frames that must match a frame of the other one"
     )
     eps: float = Field(
-        0.05,
+        default=0.05,
         gt=0,
         lt=1,
         description="semantic: two clips are similar if the cosine of their features is at least 1 - eps",
     )
     num_clusters: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="semantic: compare clips within this many clusters; empty: one for every 2,000 clips",
     )

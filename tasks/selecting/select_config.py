@@ -37,12 +37,12 @@ class Limits(Config):
     """Bounds of a score, both included. An empty bound has no effect; of two bounds on one side the stricter holds."""
 
     # In JSON infinity is null: an infinite bound would have the hash, and the selection ids, of no bound.
-    min: float | None = Field(None, allow_inf_nan=False)
-    max: float | None = Field(None, allow_inf_nan=False)
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
     min_percentile: float | None = Field(
-        None, ge=0, le=100, description="lower bound, as a percentile of all current clips that have the score"
+        default=None, ge=0, le=100, description="lower bound, as a percentile of all current clips that have the score"
     )
-    max_percentile: float | None = Field(None, ge=0, le=100, description="upper bound, as such a percentile")
+    max_percentile: float | None = Field(default=None, ge=0, le=100, description="upper bound, as such a percentile")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Limits":
@@ -113,10 +113,11 @@ class SelectResult(StepResult):
     """Result of the select step."""
 
     selection: str = Field(description="id of the selection to train on: the only one, or that of select.train_set")
-    sets: dict[str, str] = Field({}, description="id of the selection of each nested set, by name")
-    thresholds: dict[str, Bounds] = Field({}, description="by scorer; percentiles are resolved to values")
+    sets: dict[str, str] = Field(default={}, description="id of the selection of each nested set, by name")
+    thresholds: dict[str, Bounds] = Field(default={}, description="by scorer; percentiles are resolved to values")
     shortage: str = Field(
-        "", description="why the selection has too few clips for a training, and what to change; empty: it has enough"
+        default="",
+        description="why the selection has too few clips for a training, and what to change; empty: it has enough",
     )
 
 
@@ -125,57 +126,70 @@ class SetConfig(Config):
 
     name: str = Field(min_length=1, description="name of the set, e.g. 768p")
     buckets: Buckets = Field(min_length=1, description="as in select.buckets")
-    thresholds: Thresholds = Field({}, description="stricter than those of the set before, which also apply")
-    min_frames: int = Field(1, ge=1, description="frames of the clip at its own rate; select.min_frames also applies")
-    max_clips: int | None = Field(None, ge=1, description="most training clips")
+    thresholds: Thresholds = Field(default={}, description="stricter than those of the set before, which also apply")
+    min_frames: int = Field(
+        default=1, ge=1, description="frames of the clip at its own rate; select.min_frames also applies"
+    )
+    max_clips: int | None = Field(default=None, ge=1, description="most training clips")
 
 
 class SelectConfig(Config):
     """Which clips are selected for training, and their buckets and splits."""
 
     clips: str = Field(
-        "",
+        default="",
         description="which clips: output of the clips step, part of the id of the selection; empty: the newest clips "
         "of each video",
     )
     versions: dict[str, int] = Field(
-        {},
+        default={},
         description="versions of the tables scores and duplicates to read, as the steps before state them; empty: the "
         "newest",
         json_schema_extra=NOT_IDENTITY,
     )
-    preset: Preset = Field("", description="pretrain or finetune: limits for scores that thresholds does not limit")
+    preset: Preset = Field(
+        default="", description="pretrain or finetune: limits for scores that thresholds does not limit"
+    )
     thresholds: Thresholds = Field(
-        {},
+        default={},
         description="limits by scorer, or by duration_s, fps, height, width or aspect of the clip: min, max, "
         "min_percentile, max_percentile, e.g. {motion: {min: 1}}",
     )
-    min_frames: int = Field(2, ge=1, description="least frames of a clip at its own rate")
+    min_frames: int = Field(default=2, ge=1, description="least frames of a clip at its own rate")
     buckets: Buckets = Field(
-        ("384x640x121@24",),
+        default=("384x640x121@24",),
         min_length=1,
         description="training sizes: <height>x<width>x<frames>@<fps>, or all aspect ratios of a size, e.g. 384px121@24",
     )
-    max_upscale: float = Field(1.0, gt=0, description="largest factor by which a clip may be scaled up to its bucket")
+    max_upscale: float = Field(
+        default=1.0, gt=0, description="largest factor by which a clip may be scaled up to its bucket"
+    )
     drop_duplicates: tuple[DuplicateMethod, ...] = Field(
-        DUPLICATE_METHODS, description="methods of the duplicates step; of each of their groups one clip is kept"
+        default=DUPLICATE_METHODS,
+        description="methods of the duplicates step; of each of their groups one clip is kept",
     )
     sets: tuple[SetConfig, ...] = Field(
-        (), description="nested sets with increasing limits, each with name, buckets, thresholds, min_frames, max_clips"
+        default=(),
+        description="nested sets with increasing limits, each with name, buckets, thresholds, min_frames, max_clips",
     )
-    train_set: str = Field("", description="name of the set that later steps use; empty: the last one")
+    train_set: str = Field(default="", description="name of the set that later steps use; empty: the last one")
     sources: dict[str, float] = Field(
-        {},
+        default={},
         description="share of each source in the clips to train on, e.g. {films: 3, phones: 1}; other "
         "sources are dropped",
     )
-    max_per_video: int | None = Field(None, ge=1, description="most training clips of one video")
-    max_clips: int | None = Field(None, ge=1, description="most training clips")
+    max_per_video: int | None = Field(default=None, ge=1, description="most training clips of one video")
+    max_clips: int | None = Field(default=None, ge=1, description="most training clips")
     val_fraction: float = Field(
-        0.05, ge=0, lt=1, description="share of the videos without a pinned split that go to the validation split"
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="share of the videos without a pinned split that go to the validation split",
     )
-    test_fraction: float = Field(0.0, ge=0, lt=1, description="the same share for the test split")
-    min_val_clips: int = Field(1, ge=0, description="least validation clips; with fewer, a run stops before training")
+    test_fraction: float = Field(default=0.0, ge=0, lt=1, description="the same share for the test split")
+    min_val_clips: int = Field(
+        default=1, ge=0, description="least validation clips; with fewer, a run stops before training"
+    )
 
     @model_validator(mode="before")
     @classmethod

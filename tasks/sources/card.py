@@ -24,12 +24,12 @@ class FileCard(Config):
     """One file of the source."""
 
     path: str = Field(description="relative to the folder of source.yaml")
-    sha256: str = Field("", description="checksum; a file that differs becomes a failed row")
-    license: str = Field("", max_length=1000, description="licence, if it differs from that of the source")
+    sha256: str = Field(default="", description="checksum; a file that differs becomes a failed row")
+    license: str = Field(default="", max_length=1000, description="licence, if it differs from that of the source")
     title: str = ""
     origin: str = ""
     changes: str = ""
-    cuts: tuple[int, ...] | None = Field(None, description="first frame of each new shot, checked by hand")
+    cuts: tuple[int, ...] | None = Field(default=None, description="first frame of each new shot, checked by hand")
 
 
 class SplitPin(Config):
@@ -37,8 +37,10 @@ class SplitPin(Config):
 
     file: str = Field(description="relative to the folder of source.yaml")
     split: Split
-    start_s: float | None = Field(None, ge=0, description="seconds after the first frame; empty: from the beginning")
-    end_s: float | None = Field(None, gt=0, description="seconds after the first frame; empty: to the end")
+    start_s: float | None = Field(
+        default=None, ge=0, description="seconds after the first frame; empty: from the beginning"
+    )
+    end_s: float | None = Field(default=None, gt=0, description="seconds after the first frame; empty: to the end")
 
     @model_validator(mode="after")
     def _start_before_end(self) -> "SplitPin":
@@ -51,10 +53,10 @@ class SourceCard(Config):
     """Content of a `source.yaml`."""
 
     name: str = Field(max_length=200, description="short name, stored in the column `source`")
-    license: str = Field("", max_length=1000, description="licence of the whole source, as an SPDX expression")
+    license: str = Field(default="", max_length=1000, description="licence of the whole source, as an SPDX expression")
     attribution: str = ""
     url: str = ""
-    captions: str = Field("", description="CSV of captions by time, relative to the folder of source.yaml")
+    captions: str = Field(default="", description="CSV of captions by time, relative to the folder of source.yaml")
     files: tuple[FileCard, ...] = ()
     splits: tuple[SplitPin, ...] = ()
 

@@ -46,20 +46,26 @@ USER_AGENT = "pyramid-pipeline"
 class FetchConfig(Config):
     """Settings of downloads from web hosts; none of them changes the content of a file."""
 
-    requests_per_s: float = Field(4, gt=0, description="most requests per second to one host, of all actors together")
-    bytes_per_s: float = Field(50e6, gt=0, description="most bytes per second from one host, of all actors together")
-    connections: int = Field(4, ge=1, description="files that one actor downloads at the same time")
+    requests_per_s: float = Field(
+        default=4, gt=0, description="most requests per second to one host, of all actors together"
+    )
+    bytes_per_s: float = Field(
+        default=50e6, gt=0, description="most bytes per second from one host, of all actors together"
+    )
+    connections: int = Field(default=4, ge=1, description="files that one actor downloads at the same time")
     tries: int = Field(
-        4, ge=1, le=20, description="most tries for a file after temporary errors (429, 5xx, lost connections)"
+        default=4, ge=1, le=20, description="most tries for a file after temporary errors (429, 5xx, lost connections)"
     )
-    backoff_s: float = Field(1, gt=0, description="wait before the second try; doubled before each later one")
-    max_wait_s: float = Field(300, gt=0, description="longest Retry-After of a host; after a longer one the file fails")
+    backoff_s: float = Field(default=1, gt=0, description="wait before the second try; doubled before each later one")
+    max_wait_s: float = Field(
+        default=300, gt=0, description="longest Retry-After of a host; after a longer one the file fails"
+    )
     max_bytes: float = Field(
-        200e9, gt=0, description="most bytes of a file, since some hosts send without end; a larger file fails"
+        default=200e9, gt=0, description="most bytes of a file, since some hosts send without end; a larger file fails"
     )
-    timeout_s: float = Field(60, gt=0, description="a connection without data for this time counts as lost")
+    timeout_s: float = Field(default=60, gt=0, description="a connection without data for this time counts as lost")
     allow_hosts: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="hosts that lists may name although their addresses are not public: name, name:port, address or "
         "network such as 10.0.0.0/8",
     )

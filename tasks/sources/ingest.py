@@ -46,18 +46,18 @@ NOT_COLUMNS = ("attempt", "request", "sha256", "md5", "archive", "offset", "erro
 class IngestConfig(Config):
     """The source of the videos, and how files are read from it."""
 
-    source: str = Field("", description="folder of videos, list or annotation file, or one file; path or URI")
+    source: str = Field(default="", description="folder of videos, list or annotation file, or one file; path or URI")
     media_root: str = Field(
-        "", description="folder that paths in a list are relative to; empty: the folder of the list"
+        default="", description="folder that paths in a list are relative to; empty: the folder of the list"
     )
-    non_media: tuple[str, ...] = Field(NON_MEDIA, description="suffixes of files that are ignored in folders")
-    images: bool = Field(False, description="also read pictures in folders; each is a video of one frame")
+    non_media: tuple[str, ...] = Field(default=NON_MEDIA, description="suffixes of files that are ignored in folders")
+    images: bool = Field(default=False, description="also read pictures in folders; each is a video of one frame")
     copies: Literal["web", "remote", "none"] = Field(
-        "web", description="which files are copied to media/sources: from the web, all remote files, or none"
+        default="web", description="which files are copied to media/sources: from the web, all remote files, or none"
     )
-    fetch: FetchConfig = Field(FetchConfig(), json_schema_extra=NOT_IDENTITY)
+    fetch: FetchConfig = Field(default=FetchConfig(), json_schema_extra=NOT_IDENTITY)
     block_size: int = Field(
-        16,
+        default=16,
         ge=1,
         description="files in a block, which is computed and committed together",
         json_schema_extra=NOT_IDENTITY,
@@ -195,7 +195,7 @@ def hash_file(uri: str) -> tuple[str, int]:
 class IngestResult(StepResult):
     """Result of the ingest step."""
 
-    num_copies: int = Field(0, description="files with the same bytes as another file")
+    num_copies: int = Field(default=0, description="files with the same bytes as another file")
 
 
 @step

@@ -22,17 +22,23 @@ if TYPE_CHECKING:
 class TrainingConfig(Config):
     """Settings that both trainings share."""
 
-    selection: str = Field("", description="id of the selection; empty: the newest", json_schema_extra=NOT_IDENTITY)
+    selection: str = Field(
+        default="", description="id of the selection; empty: the newest", json_schema_extra=NOT_IDENTITY
+    )
     optim: OptimConfig = OptimConfig()
-    num_workers: int = Field(1, ge=1, description="processes, each with its own batch of optim.batch_size samples")
+    num_workers: int = Field(
+        default=1, ge=1, description="processes, each with its own batch of optim.batch_size samples"
+    )
     parallel: ParallelConfig = Field(
-        ParallelConfig(), description="division of the training among its workers", json_schema_extra=NOT_IDENTITY
+        default=ParallelConfig(),
+        description="division of the training among its workers",
+        json_schema_extra=NOT_IDENTITY,
     )
     cpus_per_worker: int = Field(
-        1, ge=1, description="CPUs and torch threads of a worker", json_schema_extra=NOT_IDENTITY
+        default=1, ge=1, description="CPUs and torch threads of a worker", json_schema_extra=NOT_IDENTITY
     )
     use_gpu: Literal["auto", "yes", "no"] = Field(
-        "auto", description="auto: if the cluster has a GPU for each worker", json_schema_extra=NOT_IDENTITY
+        default="auto", description="auto: if the cluster has a GPU for each worker", json_schema_extra=NOT_IDENTITY
     )
 
     @model_validator(mode="after")

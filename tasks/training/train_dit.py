@@ -46,7 +46,9 @@ class DiTOptimConfig(OptimConfig):
     """Optimiser settings of the DiT."""
 
     batch_size: int = Field(
-        6, ge=1, description="samples per worker and step; a multiple of the number of columns (one for each stage)"
+        default=6,
+        ge=1,
+        description="samples per worker and step; a multiple of the number of columns (one for each stage)",
     )
 
 
@@ -56,43 +58,47 @@ class TrainDiTConfig(TrainingConfig):
     # a narrower class than the base's, which a frozen config allows
     optim: DiTOptimConfig = DiTOptimConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     captions: tuple[CaptionsOfKind, ...] = Field(
-        (),
+        default=(),
         description="captions to use, the preferred kind first, e.g. [{kind: dense}, {kind: short}]; empty: the newest "
         "of each clip, or of each kind that has a weight",
         json_schema_extra=NOT_IDENTITY,
     )
     caption_weights: dict[Kind, float] = Field(
-        {},
+        default={},
         description="weights by which a caption is drawn from the kinds that a clip has, e.g. {dense: 0.7, short: 0.2, "
         "human: 0.1}; empty: always the first kind of `captions`",
     )
     vae: str = Field(
-        "",
+        default="",
         description="folder of the VAE whose latents are used; empty: the newest trained in this root",
         json_schema_extra=NOT_IDENTITY,
     )
     encoder: str = Field(
-        "",
+        default="",
         description="folder of the text encoder; empty: the one that text_features used last",
         json_schema_extra=NOT_IDENTITY,
     )
     model: MiniFluxConfig = MiniFluxConfig()
     mmdit: MMDiTConfig | None = Field(
-        None, description="sizes of an MMDiT, the SD3 variant, to train in place of `model`; null: train `model`"
+        default=None,
+        description="sizes of an MMDiT, the SD3 variant, to train in place of `model`; null: train `model`",
     )
     pyramid: PyramidConfig = PyramidConfig()
     loss: DiTLossConfig = DiTLossConfig()
-    text_dropout: float = Field(0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
-    num_val_clips: int = Field(64, ge=1, description="held-out clips for validation")
+    text_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
+    num_val_clips: int = Field(default=64, ge=1, description="held-out clips for validation")
     mix: MixConfig | None = Field(
-        None, description="mix of sizes, sources, images and videos; null: in proportion to their numbers of clips"
+        default=None,
+        description="mix of sizes, sources, images and videos; null: in proportion to their numbers of clips",
     )
     sample_posterior: Literal[True] | None = Field(
-        None,
+        default=None,
         description="true: sample latents from the posterior (needs latents.parts mean,logvar); null: use its mean",
     )
     sync_group: int | None = Field(
-        None, ge=2, description="workers in a group that read the same clips and train different units; null: no groups"
+        default=None,
+        ge=2,
+        description="workers in a group that read the same clips and train different units; null: no groups",
     )
 
     @model_validator(mode="after")

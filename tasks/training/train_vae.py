@@ -43,9 +43,9 @@ class TrainVAEConfig(TrainingConfig):
     model: VAEConfig = VAEConfig()
     loss: VAELossConfig = VAELossConfig()
     batch: VAEBatchConfig = VAEBatchConfig()
-    num_val_clips: int = Field(16, ge=1, description="held-out clips for validation")
+    num_val_clips: int = Field(default=16, ge=1, description="held-out clips for validation")
     num_norm_clips: int = Field(
-        256, ge=1, description="training clips from which shift and scale of the latents are computed"
+        default=256, ge=1, description="training clips from which shift and scale of the latents are computed"
     )
 
 

@@ -107,14 +107,14 @@ def test_settings_of_shipped_recipes_keep_their_ids(path):
 
 
 class Inner(Config):
-    threads: int = Field(1, json_schema_extra=NOT_IDENTITY)
+    threads: int = Field(default=1, json_schema_extra=NOT_IDENTITY)
     limit: float = 2.0
 
 
 class Outer(Config):
-    where: str = Field("", json_schema_extra=NOT_IDENTITY)
+    where: str = Field(default="", json_schema_extra=NOT_IDENTITY)
     inner: Inner = Inner()
-    nested: dict[str, Inner] = Field({})
+    nested: dict[str, Inner] = Field(default={})
 
 
 def test_marked_settings_are_no_part_of_the_identity_and_all_others_are():

@@ -38,7 +38,8 @@ from tasks.running.run import Run, StepResult, lineage
 from tasks.scoring.scores import ScoresConfig, score_id, scores
 from tasks.selecting.select import SelectConfig, select
 from tasks.tables.appending import append_block
-from tasks.tables.delta import content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import ok_row
 
 SAMPLE = Path(__file__).parents[1] / "datasets" / "sample"
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")

@@ -34,7 +34,9 @@ from tasks.cutting.clips import ClipsConfig, VideoWorker, clips
 from tasks.running.run import RayConfig, Run, StepResult, lineage
 from tasks.sources.ingest import hash_file
 from tasks.tables.appending import append_block
-from tasks.tables.delta import content_id, ok_row, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
+from tasks.tables.rows import ok_row
 from tasks.tables.schemas import ID_COLUMNS
 
 CONFIG = ClipsConfig(min_frames=8, max_frames=20, margin_frames=0)

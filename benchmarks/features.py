@@ -37,7 +37,9 @@ from tasks.running.run import RayConfig, Run, StepResult, added
 from tasks.tables.appending import append_block
 from tasks.tables.blob_reader import BlobReader
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import Lineage, content_id, crc32, ok_row, table_version
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import table_version
+from tasks.tables.rows import Lineage, ok_row
 from tasks.training.pairs import find_pairs, pair_source
 from tasks.training.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig
 

@@ -32,9 +32,11 @@ from tasks.selecting.duplicates import DuplicatesConfig, duplicates
 from tasks.selecting.select import SelectConfig, select
 from tasks.tables.appending import CONFIGURATION, append_block
 from tasks.tables.committed_ids import CommittedIds
-from tasks.tables.delta import Lineage, content_id, ok_row, read_table, table_uri, table_version
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table, table_uri, table_version
 from tasks.tables.parquet_files import commit, write_parquet
 from tasks.tables.pending import pending
+from tasks.tables.rows import Lineage, ok_row
 from tasks.tables.schemas import SCHEMAS
 
 CLIPS_PER_VIDEO = 10

@@ -19,7 +19,8 @@ from deltalake import write_deltalake
 from tasks.running.run import Run
 from tasks.selecting.duplicates import DuplicatesConfig, duplicates
 from tasks.selecting.select import SelectConfig, select
-from tasks.tables.delta import content_id, table_uri
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import table_uri
 from tasks.tables.schemas import SCHEMAS
 
 CLIPS_PER_VIDEO = 10

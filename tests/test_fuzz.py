@@ -24,9 +24,10 @@ from tasks.sources.card import SourceCard, read_card
 from tasks.sources.listing import source_files
 from tasks.sources.lists import BadEntry, Entry, list_kind, read_list
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, TableError, bad_row, ok_row, read_table
+from tasks.tables.delta import TableError, read_table
 from tasks.tables.manifest import OPERATORS, filter_expression, parse_filter
 from tasks.tables.plain_text import cut, markdown, shown, spreadsheet_cell, visible
+from tasks.tables.rows import Lineage, bad_row, ok_row
 from tasks.tables.schemas import SCHEMAS
 from tasks.tables.url_secrets import text_without_secrets, without_secrets
 

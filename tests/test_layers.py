@@ -1,6 +1,7 @@
 """The shape of the tree: who may import whom, what is packaged, what a folder may hold. Runs in about 5 s."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -26,6 +27,30 @@ def test_imports_point_one_way():
     # Not in this process: it would switch off every logger that is there already.
     done = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=REPO, check=False)
     assert done.returncode == 0, "run `uv run lint-imports` to see which import breaks which contract"
+
+
+def test_no_chain_of_imports_in_tasks_is_longer_than_twelve_modules():
+    """Imports inside functions and of types count too: whoever reads the first module may have to read the last."""
+    files = {".".join(file.relative_to(REPO).with_suffix("").parts): file for file in (REPO / "tasks").rglob("*.py")}
+    imports = {name: imported(file) & files.keys() - {name} for name, file in files.items()}
+
+    @functools.cache
+    def longest(name: str) -> tuple[str, ...]:
+        return (name, *max((longest(other) for other in imports[name]), key=len, default=()))
+
+    chain = max((longest(name) for name in files), key=len)
+    assert len(chain) <= 12, " imports ".join(chain)
+
+
+def imported(file: Path) -> set[str]:
+    """Dotted names of what a file imports anywhere, modules and what they define."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 def test_every_package_folder_is_packaged():

@@ -15,13 +15,14 @@ from tasks.captioning.config import HUMAN, VERSION, CaptionItem, CaptionsConfig
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
-from tasks.running.work import PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced
 from tasks.sources.card import cards_of, read_card
 from tasks.tables import storage
-from tasks.tables.delta import bad_row, content_id, ok_row, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, in_order
 from tasks.tables.pending import pending
-from tasks.tables.rows import ClipRow, SourceRow, as_rows
+from tasks.tables.rows import ClipRow, Row, SourceRow, as_rows, bad_row, ok_row
 
 COLUMNS = ("file", "start_s", "end_s", "text")
 

@@ -12,7 +12,7 @@ from pyramid_model.config import identity
 from tasks.captioning.answers import REWRITES, AnswerFiles, KeyedQuestion
 from tasks.captioning.endpoint import Endpoint, EndpointConfig, check_endpoint
 from tasks.running.errors import StepError
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 VERSION = "1"
 LOGGER = logging.getLogger("pyramid.generate")

@@ -17,10 +17,10 @@ from tasks.captioning.endpoint import Endpoint, EndpointConfig, check_endpoint
 from tasks.models.vision_models import VisionModelConfig, prepare_vision_model
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
-from tasks.running.work import PerItemWork, Produced, Row
-from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.running.work import PerItemWork, Produced
+from tasks.tables.content_ids import content_id
 from tasks.tables.pending import pending
-from tasks.tables.rows import ClipFile
+from tasks.tables.rows import ClipFile, Row, bad_row, ok_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -301,7 +301,7 @@ def load_answerer(writer: Writer) -> Answerer:
     import torch
 
     from pyramid_model.captioning.vision_model import VisionModel
-    from tasks.models.folders import local_folder
+    from tasks.tables.stored_folders import local_folder
 
     config = writer.config
     torch.set_num_threads(max(1, round(config.num_cpus)))

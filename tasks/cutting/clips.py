@@ -17,12 +17,12 @@ from tasks.running.isolated import Crashed, Isolated, MemoryExceeded, TimedOut
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, params_hash
 from tasks.running.step import step
-from tasks.running.work import PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced
 from tasks.tables import storage
 from tasks.tables.appending import append_again
-from tasks.tables.delta import bad_row, read_table, table_version
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.newest import ORDER, newest_by
-from tasks.tables.rows import ClipRow, ScoreRow, SourceRow, VideoRow, as_rows
+from tasks.tables.rows import ClipRow, Row, ScoreRow, SourceRow, VideoRow, as_rows, bad_row
 
 VERSION = "2"
 SOURCE_COLUMNS = ("video_id", "uri", "path", "size_bytes", "source", "license")

@@ -26,12 +26,11 @@ from pyramid_model.video.probe import VideoProbe
 from pyramid_model.video.video import ClipWriter, VideoError
 from tasks.cutting.clips import SALVAGED, SOURCE_COLUMNS, ClipsConfig, VideoItem
 from tasks.cutting.planning import ClipRules, plan_clips
-from tasks.running.work import Row
 from tasks.scoring.scores import score_rows, scored_size
 from tasks.sources.reading import reading_source
 from tasks.tables import storage
-from tasks.tables.delta import bad_row, content_id, ok_row
-from tasks.tables.files import file_crc32
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Row, bad_row, ok_row
 
 ENCODER = "libx264-1"  # part of clip ids: count up when the same settings give other frames
 Rows = dict[str, list[Row]]  # by table
@@ -272,7 +271,7 @@ class VideoPass:
             height=height,
             uri=storage.join(media, f"{clip_id}.mp4"),
             size_bytes=os.path.getsize(clip.path),
-            crc32=file_crc32(clip.path),
+            crc32=storage.file_crc32(clip.path),
             cut_method=self.config.shots.method,
             crop=self.framing.crop_of(probe),
         )

@@ -19,12 +19,12 @@ from tasks.running.busy import Busy
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
-from tasks.running.work import PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced
+from tasks.tables.content_ids import content_id, crc32
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import bad_row, content_id, crc32, ok_row
 from tasks.tables.files import check_unchanged
 from tasks.tables.pending import pending
-from tasks.tables.rows import SelectedClipRow, as_rows
+from tasks.tables.rows import Row, SelectedClipRow, as_rows, bad_row, ok_row
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,11 +16,12 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
-from tasks.running.work import PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced
 from tasks.tables.appending import append_again
+from tasks.tables.content_ids import content_id, crc32
 from tasks.tables.current import captions_by_kind, selected_clips
-from tasks.tables.delta import bad_row, content_id, crc32, ok_row
 from tasks.tables.pending import pending
+from tasks.tables.rows import Row, bad_row, ok_row
 
 if TYPE_CHECKING:
     from torch import Tensor

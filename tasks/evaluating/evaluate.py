@@ -17,7 +17,8 @@ from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run
 from tasks.running.step import step
 from tasks.running.work import PerItemWork
-from tasks.tables.delta import content_id, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.training.pairs import explain_no_pairs, find_pairs, pair_source
 from tasks.training.train_dit import TrainDiTConfig
 

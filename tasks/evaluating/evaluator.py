@@ -10,10 +10,11 @@ from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import DiTLossConfig
 from pyramid_model.weights.record import ModelFolder, TrainedModel
-from tasks.models.folders import load_dit, load_vae, local_folder, pipeline_of, read_record, writing_folder
+from tasks.models.folders import load_dit, load_vae, pipeline_of, read_record
 from tasks.models.gate import decide, passed
 from tasks.running.work import Produced
-from tasks.tables.delta import ok_row
+from tasks.tables.rows import ok_row
+from tasks.tables.stored_folders import local_folder, writing_folder
 from tasks.training.pairs import Pair, load_null_text, load_pairs
 from tasks.training.validation import val_losses
 

@@ -12,7 +12,8 @@ from typing import TypedDict, cast
 
 from tasks.running.pipeline import split_blocks
 from tasks.tables import storage
-from tasks.tables.delta import TableError, content_id, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import TableError, read_table
 from tasks.tables.manifest import CLIPS_WITH_SCORES, Filter, select_rows
 from tasks.tables.plain_text import spreadsheet_cell
 from tasks.tables.rows import SelectedClipRow, VideoRow, as_rows

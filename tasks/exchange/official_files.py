@@ -18,19 +18,21 @@ from pyramid_model.weights.record import ModelFolder
 from tasks.encoding.latents import latent_id
 from tasks.encoding.text_features import MAX_TOKENS, text_feature_id
 from tasks.models.encoders import find_encoder
-from tasks.models.folders import absolute, encoder_dims, find_model
+from tasks.models.folders import encoder_dims, find_model
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
 from tasks.running.step import step
-from tasks.running.work import PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced
 from tasks.selecting.select import select
 from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
-from tasks.tables.delta import bad_row, content_id, crc32, ok_row, read_table
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import read_table
 from tasks.tables.pending import pending
+from tasks.tables.rows import Row, bad_row, ok_row
 from tasks.tables.schemas import ID_COLUMNS
 from tasks.training.pairs import PairReader, find_pairs, pair_source, vae_settings
 
@@ -137,8 +139,8 @@ def _lines(config: ImportConfig) -> Iterator[AnnotationLine]:
     """
     if not config.annotation or not storage.exists(config.annotation):
         raise ValueError(f"there is no annotation {config.annotation!r}: give a .jsonl file")
-    uri = absolute(config.annotation)
-    folder = absolute(config.folder) if config.folder else uri.rpartition("/")[0]
+    uri = storage.absolute(config.annotation)
+    folder = storage.absolute(config.folder) if config.folder else uri.rpartition("/")[0]
     for number, text in enumerate(storage.read_bytes(uri).decode().splitlines(), 1):
         if not text.strip():
             continue
@@ -355,7 +357,7 @@ def export_official(run: Run, folder: str, selection: str = "", vae: str = "", e
     """
     model = find_model(run, "vae", vae)
     source = pair_source(run, selection, (), model, find_encoder(run, encoder).hash)
-    folder, num_bad = absolute(folder), 0
+    folder, num_bad = storage.absolute(folder), 0
     splits = {split: PairReader(source, find_pairs(source, split)) for split in SPLITS}
     total, done = sum(len(reader.pairs) for reader in splits.values()), 0
     if not total:

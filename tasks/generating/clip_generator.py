@@ -14,10 +14,9 @@ from pydantic import Field, model_validator
 from pyramid_model.config import Config
 from pyramid_model.generate.byte_sizes import format_bytes, parse_bytes
 from tasks.models.folders import load_dit, load_encoder, load_vae, pipeline_of, read_record
-from tasks.running.work import Produced, Row
+from tasks.running.work import Produced
 from tasks.tables import storage
-from tasks.tables.delta import bad_row, ok_row
-from tasks.tables.files import file_crc32
+from tasks.tables.rows import Row, bad_row, ok_row
 from tasks.tables.web_hosts import allow_typed_here
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class ClipGenerator:
             **self.columns(item),
             uri=uri,
             size_bytes=storage.size_bytes(uri),
-            crc32=file_crc32(uri),
+            crc32=storage.file_crc32(uri),
             timings=json.dumps(timings),
             notes=[*self.notes, *clips.notes, *plan_notes],
             peak_memory_bytes=_peak_memory_bytes(self.pipeline.device.type),

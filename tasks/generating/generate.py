@@ -17,7 +17,7 @@ from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
 from tasks.generating.clip_generator import ClipGenerator, GenerationItem, ModelFolders, given_files
 from tasks.generating.config import GenerateConfig, GenerateResult
-from tasks.models.folders import ModelSet, absolute, changed_weights, folder_hash, read_record
+from tasks.models.folders import ModelSet, changed_weights, folder_hash, read_record
 from tasks.models.registry import champion
 from tasks.running.cluster import connect
 from tasks.running.errors import StepError
@@ -27,7 +27,8 @@ from tasks.running.step import step
 from tasks.running.work import PerItemWork
 from tasks.sources.ingest import hash_file
 from tasks.tables import storage
-from tasks.tables.delta import content_id, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.tables.pending import pending
 from tasks.tables.rows import GenerationRow, as_rows
 from tasks.tables.web_hosts import allow_typed_here
@@ -167,7 +168,7 @@ def _checkpoint(config: GenerateConfig) -> "Checkpoint":
 
     if not storage.is_local(config.weights):
         raise ValueError(f"weights {config.weights!r} are remote: copy them to a folder that every node sees")
-    checkpoint = read_checkpoint(absolute(config.weights), config.variant)
+    checkpoint = read_checkpoint(storage.absolute(config.weights), config.variant)
     check_checkpoint(config.request, checkpoint)
     _check_given(config, checkpoint.vae, checkpoint.pyramid, checkpoint.autoregressive)
     return checkpoint

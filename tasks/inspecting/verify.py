@@ -25,18 +25,17 @@ from tasks.inspecting.leftovers import (
 )
 from tasks.models.folders import changed_weights
 from tasks.tables import storage
+from tasks.tables.content_ids import crc32
 from tasks.tables.delta import (
     DamagedTableError,
     TableError,
     as_dataset,
-    crc32,
     damaged_files,
     open_table,
     read_table,
     table_uri,
     table_version,
 )
-from tasks.tables.files import file_crc32
 from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.parquet_files import parquet_files
 from tasks.tables.repair import orphans
@@ -313,7 +312,7 @@ def check_media(root: str, table: str, files: dict[str, int], every_byte: bool =
             bad.append(f"{file.row_id}: no {file.uri}")
         elif size is not None and file.size_bytes is not None and size != file.size_bytes:
             bad.append(f"{file.row_id}: {file.uri} has {size} bytes, expected {file.size_bytes}")
-        elif every_byte and file.crc32 is not None and (checksum := file_crc32(file.uri)) != file.crc32:
+        elif every_byte and file.crc32 is not None and (checksum := storage.file_crc32(file.uri)) != file.crc32:
             bad.append(f"{file.row_id}: {file.uri} was changed: its crc32 is {checksum:08x}, expected {file.crc32:08x}")
     check = "media files are there and unchanged" if every_byte else "media files are there"
     return _finding(table, check, len(media), bad, CHANGED if bad and "changed" in bad[0] else MOVED)

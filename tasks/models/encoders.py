@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 import pyarrow.compute as pc
 
 from pyramid_model.weights.record import ModelFolder
-from tasks.models.folders import absolute, folder_hash, hash_records, local_folder, writing_folder
+from tasks.models.folders import folder_hash, hash_records
 from tasks.models.hub import model_folder
 from tasks.running.cluster import on_ray
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
-from tasks.tables.delta import content_id, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, newest_row
+from tasks.tables.stored_folders import local_folder, writing_folder
 
 TINY = "tiny"
 TINY_VERSION = "1"
@@ -34,7 +36,7 @@ def find_encoder(run: Run, uri: str = "") -> ModelFolder:
         if not folders:
             raise StepError(f"the folder of text encoder {newest[:8]} is missing: set `encoder` to its present folder")
         uri = folders[0]
-    uri = absolute(uri)
+    uri = storage.absolute(uri)
     return ModelFolder(uri=uri, hash=folder_hash(run, uri, "text"), random_init=_is_random(uri))
 
 

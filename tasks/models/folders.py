@@ -1,12 +1,8 @@
-"""Model folders: written atomically, read from any URI, and found by kind in the table `models`."""
+"""Model folders: found by kind in the table `models`, hashed, checked and loaded."""
 
-import contextlib
 import functools
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +13,10 @@ from pyramid_model.weights.record import TRAINING_FILE, ModelFolder, TrainedMode
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
-from tasks.tables.delta import content_id, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.tables.newest import newest_row
+from tasks.tables.stored_folders import local_folder
 
 if TYPE_CHECKING:
     from pyramid_model.dit.transformer import DiT
@@ -40,11 +38,6 @@ class ModelSet(Config):
         return self.dit.hash, self.vae.hash, self.encoder.hash
 
 
-def absolute(uri: str) -> str:
-    """A URI that means the same in every process: local paths are made absolute."""
-    return storage.filesystem(uri)[1] if storage.is_local(uri) else uri.rstrip("/")
-
-
 def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
     """The model at `uri`, or the newest one of that kind in this root.
 
@@ -53,7 +46,7 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
     """
     where = (pc.field("status") == "ok") & (pc.field("kind") == kind)
     if uri:
-        uri = absolute(uri)
+        uri = storage.absolute(uri)
         where &= pc.field("uri") == uri
     model = newest_row(read_table(run.root, "models", where=where))
     if model:
@@ -124,52 +117,6 @@ def read_record(uri: str) -> TrainedModel | None:
     """
     file = storage.join(uri, TRAINING_FILE)
     return parse_record(storage.read_bytes(file), file) if storage.exists(file) else None
-
-
-@contextlib.contextmanager
-def local_folder(uri: str) -> Iterator[str]:
-    """A local path with the content of a folder: the folder itself, or a temporary copy of a remote one."""
-    fs, path = storage.filesystem(uri)
-    if storage.is_local(uri):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        fs.get(path.rstrip("/") + "/", folder, recursive=True)
-        yield folder
-
-
-@contextlib.contextmanager
-def writing_folder(uri: str, last: Sequence[str] = ()) -> Iterator[str]:
-    """A local folder to write to; on exit without an error the complete folder is moved to `uri`.
-
-    On an object store, which cannot rename folders, the files named in `last` are put after all others: if they
-    exist, the folder is complete. An existing folder is kept, since equal names mean equal content.
-    """
-    fs, target = storage.filesystem(uri)
-    parent = os.path.dirname(target) if storage.is_local(uri) else None
-    if parent:
-        os.makedirs(parent, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=".writing-", dir=parent)
-    try:
-        yield folder
-        if parent:
-            os.chmod(folder, 0o755)
-            with contextlib.suppress(FileExistsError):
-                _rename_new(folder, target)
-        else:
-            for name in sorted(os.listdir(folder), key=lambda name: name in last):
-                fs.put(os.path.join(folder, name), f"{target}/{name}", recursive=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _rename_new(folder: str, target: str) -> None:
-    try:
-        os.rename(folder, target)
-    except OSError as err:  # ENOTEMPTY: another process has already written the folder
-        if not os.path.isdir(target):
-            raise
-        raise FileExistsError(target) from err
 
 
 def changed_weights(uri: str, expected_hash: str) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from tasks.models.folders import absolute, writing_folder
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
+from tasks.tables.stored_folders import writing_folder
 
 SOURCE_FILE = "source.yaml"  # not .json, since the content hash of a model includes JSON files
 SAFE_WEIGHTS = ("*.safetensors",)
@@ -50,7 +50,7 @@ def model_folder(
         StepError: `name` is not a folder, and cannot be fetched from the Hub; the message says what to do.
     """
     if storage.exists(name):
-        return absolute(name)
+        return storage.absolute(name)
     uri = run.models(f"{kind}-{name.replace('/', '--')}")
     with once_a_node(uri):
         if not storage.exists(uri):

@@ -8,12 +8,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.models.folders import absolute, folder_hash, local_folder, writing_folder
+from tasks.models.folders import folder_hash
 from tasks.models.hub import CONFIGS, OTHER_WEIGHTS, fetch, model_folder, once_a_node, source_of, write_source
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables import storage
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
+from tasks.tables.stored_folders import local_folder, writing_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +65,7 @@ def open_clip_folder(run: Run, model: str, pretrained: str) -> str:
         StepError: the model does not exist, or cannot be fetched.
     """
     if storage.exists(model):
-        return absolute(model)
+        return storage.absolute(model)
     if model.startswith("hf-hub:") or "/" in model:
         name = model.removeprefix("hf-hub:")
         return model_folder(run, "open_clip", name, "scores.embeddings.model", other_weights=OTHER_WEIGHTS)
@@ -146,7 +147,7 @@ def _stamp(uri: str) -> str:
     """Name for a copy of a file as it is now."""
     fs, path = storage.filesystem(uri)
     info = fs.info(path)
-    return content_id(absolute(uri), info["size"], str(info.get("mtime") or info.get("etag")))
+    return content_id(storage.absolute(uri), info["size"], str(info.get("mtime") or info.get("etag")))
 
 
 def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) -> None:
@@ -168,7 +169,7 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
         )
     config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # as in their training
     preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
-    source: dict[str, Any] = {"name": absolute(pretrained)}
+    source: dict[str, Any] = {"name": storage.absolute(pretrained)}
     if is_file:
         checkpoint = storage.reading(pretrained)
     else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tasks.models.hub import once_a_node
 from tasks.running.run import Run
 from tasks.tables import storage
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,7 +7,7 @@ from pydantic import Field
 from pyramid_model.captioning.question import Decoding
 from pyramid_model.config import NOT_IDENTITY
 from pyramid_model.weights.record import ModelFolder
-from tasks.models.folders import absolute, folder_hash
+from tasks.models.folders import folder_hash
 from tasks.models.hub import model_folder
 from tasks.running.cluster import on_ray
 from tasks.running.run import Run
@@ -44,7 +44,7 @@ def prepare_vision_model(run: Run, config: VisionModelConfig) -> ModelFolder:
         StepError: the name is not a folder, and cannot be downloaded from Hugging Face.
     """
     uri = config.name if storage.exists(config.name) else on_ray(run, _fetch, run, config.name)
-    return ModelFolder(uri=absolute(uri), hash=folder_hash(run, absolute(uri), "vision"))
+    return ModelFolder(uri=storage.absolute(uri), hash=folder_hash(run, storage.absolute(uri), "vision"))
 
 
 def _fetch(run: Run, name: str) -> str:

@@ -11,10 +11,11 @@ from pydantic import TypeAdapter
 
 from pyramid_model.config import Config
 from tasks.running.errors import EXPECTED_ERRORS, StepError, machine_lost
-from tasks.running.work import PerItemWork, Row, Worker
+from tasks.running.work import PerItemWork, Worker
 from tasks.tables.appending import append_block
 from tasks.tables.committed_ids import CommittedIds
-from tasks.tables.delta import Lineage, content_id
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, Row
 from tasks.tables.schemas import ID_COLUMNS
 
 

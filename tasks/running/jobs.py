@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pyramid_model.config import Config
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult, report_progress
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

@@ -15,7 +15,8 @@ from pydantic import Field, field_validator
 
 from pyramid_model.config import Config, identity
 from tasks.tables import storage
-from tasks.tables.delta import Lineage, content_id
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage
 
 PROGRESS = logging.getLogger("pyramid.progress")
 STEPS = logging.getLogger("pyramid.steps")

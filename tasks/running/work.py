@@ -6,14 +6,14 @@ This module does not import Ray: a step declares its work even if no item is pen
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pyramid_model.config import Config
+from tasks.tables.rows import Row
 
 # One input of a step, with its id: a TypedDict of JSON values. `Pending.items` adds its `attempt`.
 Item = TypeVar("Item", bound=Mapping[str, object])
 Item_contra = TypeVar("Item_contra", bound=Mapping[str, object], contravariant=True)
-Row = dict[str, Any]  # a row of a table, without the columns of lineage
 
 
 @dataclass(frozen=True)

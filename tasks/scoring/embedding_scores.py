@@ -10,11 +10,11 @@ from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.config import Config, identity
 from pyramid_model.metrics.facts import AESTHETIC, CONSISTENCY, TEXT_MATCH
 from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
-from tasks.running.work import Produced, Row
+from tasks.running.work import Produced
 from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
 from tasks.scoring.frames import limit_torch_threads
-from tasks.tables.delta import bad_row, content_id, ok_row
-from tasks.tables.rows import EmbeddingRow
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import EmbeddingRow, Row, bad_row, ok_row
 
 if TYPE_CHECKING:
     from torch import Tensor

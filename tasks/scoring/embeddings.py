@@ -12,13 +12,14 @@ from pyramid_model.config import NOT_IDENTITY, identity
 from tasks.models.score_models import load_open_clip
 from tasks.running.errors import StepError
 from tasks.running.run import Run
-from tasks.running.work import Produced, Row
+from tasks.running.work import Produced
 from tasks.scoring.frames import TorchModelConfig, limit_torch_threads, over_clips
 from tasks.scoring.newest import TRIES
 from tasks.tables.appending import append_again
-from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table, table_version
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.newest import ORDER, newest_row
-from tasks.tables.rows import ClipFile, EmbeddingRow, as_rows
+from tasks.tables.rows import ClipFile, EmbeddingRow, Lineage, Row, as_rows, bad_row, ok_row
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,17 +15,17 @@ from pydantic import Field, model_validator
 from pyramid_model.config import Config, identity
 from pyramid_model.metrics.facts import NSFW, SCORER_FACTS, TEXT_AREA, ScorerFacts
 from tasks.models import score_models
-from tasks.models.folders import absolute
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
-from tasks.running.work import Item, PerItemWork, Produced, Row, Worker
+from tasks.running.work import Item, PerItemWork, Produced, Worker
 from tasks.scoring import embedding_scores, embeddings
 from tasks.scoring.embedding_scores import EmbeddingScoresConfig, frame_details
 from tasks.scoring.frames import FrameModelConfig, TorchModelConfig, limit_torch_threads, over_clips
-from tasks.tables.delta import bad_row, content_id, ok_row
+from tasks.tables.content_ids import content_id
 from tasks.tables.pending import pending
-from tasks.tables.rows import ClipFile
+from tasks.tables.rows import ClipFile, Row, bad_row, ok_row
 from tasks.tables.schemas import CLIP_FIGURES, ID_COLUMNS, SCHEMAS
+from tasks.tables.storage import absolute
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables.appending import append_again
-from tasks.tables.delta import Lineage, read_table, table_version
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.newest import ORDER, newest_by, newest_ok_by
+from tasks.tables.rows import Lineage
 
 COLUMNS = ("score_id", "clip_id", "scorer", "value", "status", *ORDER)
 KEYS = ("clip_id", "scorer")

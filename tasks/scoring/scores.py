@@ -13,14 +13,15 @@ from pyramid_model.metrics.scorers import IN_DECODE_PASS, SCORERS, ClipView
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage, merged
 from tasks.running.step import step
-from tasks.running.work import PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced
 from tasks.scoring import model_scores
 from tasks.scoring.model_scores import ModelScoresConfig
 from tasks.scoring.newest import make_newest, replaced_scores
 from tasks.tables.appending import append_again
-from tasks.tables.delta import bad_row, content_id, ok_row, table_version
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import table_version
 from tasks.tables.pending import pending
-from tasks.tables.rows import ClipFile, as_rows
+from tasks.tables.rows import ClipFile, Row, as_rows, bad_row, ok_row
 
 VERSION = "1"
 LONGER_SIDE = 256  # px of the frames that are scored; the same as for shot detection

@@ -27,14 +27,14 @@ from pyramid_model.metrics.facts import PHASH
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
-from tasks.running.work import Row
 from tasks.scoring.embeddings import newest_source
 from tasks.scoring.newest import TRIES
 from tasks.tables.appending import append_again, append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import current_clips, current_duplicates
-from tasks.tables.delta import as_dataset, bad_row, content_id, ok_row, open_table, read_table, table_version
+from tasks.tables.delta import as_dataset, open_table, read_table, table_version
 from tasks.tables.newest import ORDER, newest_ok_by, newest_row
-from tasks.tables.rows import DuplicateColumns, DuplicateRow, EmbeddingRow, as_rows
+from tasks.tables.rows import DuplicateColumns, DuplicateRow, EmbeddingRow, Row, as_rows, bad_row, ok_row
 from tasks.tables.schemas import DUPLICATE_METHODS, DuplicateMethod
 
 VERSION = "1"

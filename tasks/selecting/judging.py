@@ -10,7 +10,7 @@ import numpy as np
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.selecting.quotas import over_quota
 from tasks.selecting.select_config import Bounds, Limits, SelectConfig
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 from tasks.tables.drop_reasons import (
     DUPLICATE,
     HIGH,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 from tasks.tables.drop_reasons import OVER_MAX_CLIPS, OVER_MAX_PER_VIDEO, OVER_SOURCE_SHARE, SOURCE_LEFT_OUT
 
 Dropped = list[tuple[str, np.ndarray]]

@@ -19,11 +19,12 @@ from tasks.selecting.select_config import SelectConfig, SelectResult
 from tasks.selecting.splits import SPLITS, splits_of
 from tasks.sources.card import SplitPin, cards_of, read_card
 from tasks.tables.appending import append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import clip_figures, current_clips
-from tasks.tables.delta import content_id, ok_row, read_table, table_version
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.drop_reasons import NOT_CURRENT
 from tasks.tables.manifest import newest_selection, verdicts_of
-from tasks.tables.rows import ClipRow, SelectionColumns, SelectionRow, as_rows
+from tasks.tables.rows import ClipRow, SelectionColumns, SelectionRow, as_rows, ok_row
 from tasks.tables.schemas import CLIP_FIGURES, DUPLICATE_METHODS
 
 # Groups of these methods link videos in the draw of splits. Semantic groups would link almost all videos of a root.

@@ -7,7 +7,7 @@ import numpy as np
 
 from pyramid_model.duplicates import components
 from tasks.sources.card import SplitPin
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 from tasks.tables.drop_reasons import PINS_CONFLICT
 from tasks.tables.rows import ClipRow
 

@@ -22,18 +22,19 @@ from tasks.running.cluster import connect
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
-from tasks.running.work import PerItemWork, Produced, Row
+from tasks.running.work import PerItemWork, Produced
 from tasks.sources.card import SourceCard, card_uri, read_card, read_web_card
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
 from tasks.sources.listing import IMAGES, NON_MEDIA, Source, SourceFile, source_files
 from tasks.sources.lists import Annotation
 from tasks.sources.trees import SHARD
 from tasks.tables import storage
-from tasks.tables.delta import bad_row, content_id, ok_row, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.tables.host_budget import Budget, SharedBudget
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.pending import Pending, pending
-from tasks.tables.rows import SourceColumns, SourceRow, as_rows
+from tasks.tables.rows import Row, SourceColumns, SourceRow, as_rows, bad_row, ok_row
 from tasks.tables.url_secrets import without_secrets
 from tasks.tables.web_hosts import addresses_now
 
@@ -47,9 +48,7 @@ class IngestConfig(Config):
     """The source of the videos, and how files are read from it."""
 
     source: str = Field(default="", description="folder of videos, list or annotation file, or one file; path or URI")
-    media_root: str = Field(
-        default="", description="folder that paths in a list are relative to; empty: the folder of the list"
-    )
+    media_root: str = Field(default="", description="folder of relative paths in a list; empty: that of the list")
     non_media: tuple[str, ...] = Field(default=NON_MEDIA, description="suffixes of files that are ignored in folders")
     images: bool = Field(default=False, description="also read pictures in folders; each is a video of one frame")
     copies: Literal["web", "remote", "none"] = Field(

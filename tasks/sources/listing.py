@@ -17,7 +17,7 @@ from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
 from tasks.sources.lists import HEAD_BYTES, Annotation, BadEntry, Entry, is_page, list_kind, read_list
 from tasks.sources.trees import SHARD, is_candidate, local_tree, remote_tree
 from tasks.tables import storage
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 from tasks.tables.url_secrets import text_without_secrets, without_secrets
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")

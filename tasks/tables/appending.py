@@ -13,9 +13,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from tasks.tables import storage
 from tasks.tables.committed_ids import CommittedIds, of_process
-from tasks.tables.delta import Lineage, TableError, as_dataset, content_id, open_table, read_table, table_uri
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import TableError, as_dataset, open_table, read_table, table_uri
 from tasks.tables.newest import newest_by
 from tasks.tables.parquet_files import MERGED, commit, merge_files, write_parquet
+from tasks.tables.rows import Lineage
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 
 COMMIT_TRIES = 20

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tasks.tables import storage
 from tasks.tables.blobs import DTYPES, CorruptBlobError
-from tasks.tables.delta import crc32, open_table
+from tasks.tables.content_ids import crc32
+from tasks.tables.delta import open_table
 from tasks.tables.newest import ORDER, newest_ok_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS
 

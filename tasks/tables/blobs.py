@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.tables.delta import crc32
+from tasks.tables.content_ids import crc32
 from tasks.tables.rows import EmbeddingRow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

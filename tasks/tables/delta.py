@@ -1,17 +1,12 @@
-"""Delta tables: content ids, rows of steps, and reads of a table at a pinned version.
+"""Delta tables, opened and read at a pinned version.
 
 Every table is at `<root>/tables/<name>`; `schemas` has its columns. Rows are only appended, never changed. A retry
 appends a row with `attempt + 1`, and readers take the latest attempt of each id (defined in `newest`). A column may be
 added to a schema: it is null in rows of an older table, and the next append adds it to the table.
 """
 
-import hashlib
-import json
 import re
-import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,14 +19,8 @@ from tasks.tables import storage
 from tasks.tables.log import log_damage, log_folder
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.parquet_files import damage, parquet_files
-from tasks.tables.plain_text import cut, visible
 from tasks.tables.root_paths import with_uris_inside
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, FIXED_COLUMNS, ID_COLUMNS, SCHEMAS
-from tasks.tables.url_secrets import text_without_secrets
-
-CANONICAL = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":")
-)  # created once, since steps compute hundreds of thousands of ids
 
 
 class TableError(RuntimeError):
@@ -40,54 +29,6 @@ class TableError(RuntimeError):
 
 class DamagedTableError(TableError, ValueError):
     """Files of a table are missing or damaged; the message names one, and the command that says what can be saved."""
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """Run, step, settings and code that made a row: common columns of every appended row."""
-
-    run_id: str
-    step: str
-    step_version: str
-    params_hash: str
-    code_version: str
-
-
-def content_id(*parts: object) -> str:
-    """32 hex digits of blake2b-128 over the canonical JSON of `parts` (bytes are hashed unchanged)."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        data = part if isinstance(part, bytes) else CANONICAL.encode(part).encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-def crc32(*blobs: bytes | memoryview) -> int:
-    """CRC-32 of the concatenated blobs."""
-    value = 0
-    for blob in blobs:
-        value = zlib.crc32(blob, value)
-    return value
-
-
-def ok_row(item: Mapping[str, object], **columns: object) -> dict[str, Any]:
-    """A row with status ok and the attempt of its item. item: input of the step."""
-    return {"status": "ok", "attempt": item.get("attempt", 1)} | columns
-
-
-def bad_row(
-    item: Mapping[str, object], error: Exception | tuple[str, str], status: str = "failed", **columns: object
-) -> dict[str, Any]:
-    """A row for an item that could not be computed, with its attempt.
-
-    error: (error_type, sentence), or an exception, whose `kind` (without one: class name) is the error_type.
-    """
-    if isinstance(error, Exception):
-        kind, text = getattr(error, "kind", type(error).__name__), str(error)
-    else:
-        kind, text = error
-    message = cut(visible(text_without_secrets(text)))
-    return {"status": status, "error_type": kind, "error": message, "attempt": item.get("attempt", 1)} | columns
 
 
 def table_uri(root: str, table: str) -> str:

@@ -1,18 +1,9 @@
 """Checks that the file of a clip has not changed since it was written."""
 
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.tables import storage
-
-
-def file_crc32(uri: str) -> int:
-    """CRC-32 of a file, which is read in pieces."""
-    value = 0
-    for piece in storage.read_pieces(uri):
-        value = zlib.crc32(piece, value)
-    return value
 
 
 def check_unchanged(clip: Mapping[str, Any]) -> None:
@@ -33,7 +24,7 @@ def check_unchanged(clip: Mapping[str, Any]) -> None:
         raise VideoError(
             "clip_changed", f"{clip['uri']} has {size_bytes} bytes, its row says {clip['size_bytes']}: {remedy}"
         )
-    if clip["crc32"] is not None and (checksum := file_crc32(clip["uri"])) != clip["crc32"]:
+    if clip["crc32"] is not None and (checksum := storage.file_crc32(clip["uri"])) != clip["crc32"]:
         raise VideoError(
             "clip_changed", f"{clip['uri']}: crc32 is {checksum:08x}, its row says {clip['crc32']:08x}: {remedy}"
         )

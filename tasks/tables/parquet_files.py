@@ -22,7 +22,6 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.transaction import AddAction, RemoveAction
 
 from tasks.tables import storage
-from tasks.tables.files import file_crc32
 from tasks.tables.schemas import BLOB_COLUMNS, SCHEMAS
 
 BLOB_ROW_GROUP_BYTES = 1_000_000  # a larger row is a row group of its own, so that it can be read alone
@@ -60,7 +59,7 @@ def write_parquet(
             for part in parts:
                 file.write_table(part, row_group_size=_row_group_rows(table, part))
         size_bytes, statistics = os.path.getsize(temporary), _statistics(pq.read_metadata(temporary))
-        name = f"{writer or uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-{file_crc32(temporary):08x}.parquet"
+        name = f"{writer or uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-{storage.file_crc32(temporary):08x}.parquet"
         storage.publish(temporary, storage.join(folder, name))
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -232,7 +231,7 @@ def damage(uri: str, actual: int | None, expected: int, every_byte: bool) -> str
         return f"{path} is missing"
     if actual != expected:
         return f"{path} has {actual} bytes, expected {expected}"
-    if every_byte and (name := NAME.search(uri)) and (checksum := f"{file_crc32(uri):08x}") != name["crc32"]:
+    if every_byte and (name := NAME.search(uri)) and (checksum := f"{storage.file_crc32(uri):08x}") != name["crc32"]:
         return f"{path} was changed: its crc32 is {checksum}, expected {name['crc32']}"
     return ""
 

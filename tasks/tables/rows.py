@@ -1,12 +1,20 @@
-"""Rows of every table as TypedDicts, with the columns and types of `schemas` (a test compares them).
+"""Rows of every table: as they are read, and as steps make them.
 
-A row has only the columns that were read. In a failed row the columns that could not be computed are null.
+Rows that are read are TypedDicts with the columns and types of `schemas` (a test compares them). A row has only the
+columns that were read. In a failed row the columns that could not be computed are null.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TypedDict, TypeVar, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import pyarrow as pa
+
+from tasks.tables.plain_text import cut, visible
+from tasks.tables.url_secrets import text_without_secrets
+
+Row = dict[str, Any]  # a row of a table, without the columns of lineage
 
 
 class CommonRow(TypedDict):
@@ -295,3 +303,34 @@ R = TypeVar("R")  # a TypedDict of this module
 def as_rows(rows: pa.Table, kind: type[R]) -> list[R]:
     """The rows as dicts of a type of this module. kind: the type for their table."""
     return cast("list[R]", rows.to_pylist())
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Run, step, settings and code that made a row: common columns of every appended row."""
+
+    run_id: str
+    step: str
+    step_version: str
+    params_hash: str
+    code_version: str
+
+
+def ok_row(item: Mapping[str, object], **columns: object) -> dict[str, Any]:
+    """A row with status ok and the attempt of its item. item: input of the step."""
+    return {"status": "ok", "attempt": item.get("attempt", 1)} | columns
+
+
+def bad_row(
+    item: Mapping[str, object], error: Exception | tuple[str, str], status: str = "failed", **columns: object
+) -> dict[str, Any]:
+    """A row for an item that could not be computed, with its attempt.
+
+    error: (error_type, sentence), or an exception, whose `kind` (without one: class name) is the error_type.
+    """
+    if isinstance(error, Exception):
+        kind, text = getattr(error, "kind", type(error).__name__), str(error)
+    else:
+        kind, text = error
+    message = cut(visible(text_without_secrets(text)))
+    return {"status": status, "error_type": kind, "error": message, "attempt": item.get("attempt", 1)} | columns

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -238,3 +239,16 @@ def check_writable(root: str) -> None:
     except OSError as err:
         remedy = "choose a folder you own with --root" if is_local(root) else CREDENTIALS
         raise PermissionError(f"cannot write under root {root!r} ({err.strerror or err}): {remedy}") from err
+
+
+def file_crc32(uri: str) -> int:
+    """CRC-32 of a file, which is read in pieces."""
+    value = 0
+    for piece in read_pieces(uri):
+        value = zlib.crc32(piece, value)
+    return value
+
+
+def absolute(uri: str) -> str:
+    """A URI that means the same in every process: local paths are made absolute."""
+    return filesystem(uri)[1] if is_local(uri) else uri.rstrip("/")

@@ -11,7 +11,7 @@ from pyramid_model.train.config import OptimConfig, ParallelConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.run import Run, StepResult
 from tasks.tables import storage
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,11 +15,12 @@ from pyramid_model.weights.record import TrainedModel
 from tasks.models.folders import read_record
 from tasks.models.tracking import TrainingLog, run_url
 from tasks.running.run import lineage
-from tasks.running.work import Row
 from tasks.tables import storage
 from tasks.tables.appending import append_again, append_block
-from tasks.tables.delta import content_id, ok_row, read_table, table_version
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.newest import ORDER, newest_row
+from tasks.tables.rows import Row, ok_row
 from tasks.training.job import Job, TrainingResult
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyramid_model.weights.record import TRAINING_FILE, TrainedModel
-from tasks.models.folders import read_record, writing_folder
+from tasks.models.folders import read_record
 from tasks.models.tracking import TrainingLog, check_tracking
 from tasks.running.cluster import connect
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.run import report_progress
+from tasks.tables.stored_folders import writing_folder
 from tasks.training.job import Job, Training, TrainingConfig
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from pyramid_model.config import Config
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import RayConfig, Run
 from tasks.running.work import PerItemWork, Produced
-from tasks.tables.delta import ok_row, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import ok_row
 
 class Teller:
     def __call__(self, items):

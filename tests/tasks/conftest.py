@@ -12,7 +12,8 @@ import pytest
 
 from tasks.running.run import RayConfig, Run
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, ok_row
 
 SIZE, NUM_FRAMES, FPS = 32, 9, 8
 BUCKET = f"{SIZE}x{SIZE}x{NUM_FRAMES}@{FPS}"

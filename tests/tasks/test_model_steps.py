@@ -30,8 +30,9 @@ from tasks.models.tracking import RegistryError
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, read_table
+from tasks.tables.delta import read_table
 from tasks.tables.root_paths import MARK
+from tasks.tables.rows import Lineage
 from tasks.training.pairs import find_pairs, load_null_text, load_pairs, pair_source, sources_of
 from tasks.training.train_dit import DiTOptimConfig, DiTTraining, TrainDiTConfig, train_dit
 from tasks.training.train_vae import TrainVAEConfig, train_vae

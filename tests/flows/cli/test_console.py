@@ -11,8 +11,9 @@ from flows.cli.console import PlainConsole, echo, styled
 from flows.cli.manifest_view import grid, print_rows, print_stats
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row
+from tasks.tables.content_ids import content_id
 from tasks.tables.manifest import select_rows
+from tasks.tables.rows import Lineage, ok_row
 
 HOSTILE = [
     "[/red] tiny",

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from flows.cli.manifest import app
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, bad_row, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, bad_row, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 IDS = [content_id("caption", number) for number in range(3)]

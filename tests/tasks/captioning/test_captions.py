@@ -16,9 +16,11 @@ from tasks.inspecting.leftovers import vacuum
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import captions_by_kind, captions_of, selected_clips
-from tasks.tables.delta import Lineage, content_id, read_table, table_version
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.manifest import clips_with_scores
+from tasks.tables.rows import Lineage
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}

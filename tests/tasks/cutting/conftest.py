@@ -7,7 +7,7 @@ import pytest
 from tasks.cutting.clips import ClipsConfig
 from tasks.cutting.video_pass import cut_video
 from tasks.sources.ingest import hash_file
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 CONFIG = ClipsConfig(min_frames=10, max_frames=30, margin_frames=1, max_side=96)
 

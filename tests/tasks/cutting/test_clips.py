@@ -18,8 +18,10 @@ from tasks.cutting.clips import LEAST_S, MAX_BLOCK, ClipsConfig, VideoWorker, cl
 from tasks.running.run import RayConfig, Run, lineage, params_hash
 from tasks.scoring.scores import ScoresConfig, scores
 from tasks.tables.appending import append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import current_clips
-from tasks.tables.delta import content_id, ok_row, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import ok_row
 from tasks.tables.schemas import ID_COLUMNS
 
 

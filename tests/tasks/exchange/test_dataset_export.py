@@ -14,8 +14,10 @@ from tasks.exchange.dataset_export import export_dataset
 from tasks.running.run import RayConfig, Run
 from tasks.sources.ingest import IngestConfig, ingest
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, TableError, content_id, ok_row, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import TableError, read_table
 from tasks.tables.manifest import parse_filter
+from tasks.tables.rows import Lineage, ok_row
 from tasks.tables.schemas import SCHEMAS
 
 CLIPS = sorted(content_id("clip", number) for number in range(6))

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from flows.cli.manifest import app
 from tasks.inspecting.curation_stats import duplicate_stats, selection_stats
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, ok_row
 
 
 def append(root: str, table: str, *rows: dict, settings: str = "settings") -> None:

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 from flows.cli.manifest import app
 from tasks.inspecting.table_stats import histogram, reason_counts, score_label
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, ok_row
+from tasks.tables.rows import Lineage, ok_row
 
 
 def test_a_score_is_labelled_with_its_unit_or_range_and_the_better_direction():

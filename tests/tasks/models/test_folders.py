@@ -11,8 +11,9 @@ from tasks.encoding.latents import LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.evaluating.config import EvaluateConfig
 from tasks.evaluating.evaluate import evaluate
-from tasks.models.folders import changed_weights, load_vae, writing_folder
+from tasks.models.folders import changed_weights, load_vae
 from tasks.running.errors import StepError
+from tasks.tables.stored_folders import writing_folder
 from tasks.training.train_dit import TrainDiTConfig, train_dit
 
 

@@ -18,7 +18,7 @@ from tasks.models import registry
 from tasks.models.tracking import RegistryError, TrainingLog, client, tracking_uri
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage
+from tasks.tables.rows import Lineage
 
 LINEAGE = Lineage("test", "evaluate", "1", "", "")
 

@@ -13,7 +13,8 @@ from tasks.report.curation import Curation, read_curation
 from tasks.report.report import ReportConfig, report
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, bad_row, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, bad_row, ok_row
 
 # ---- a root with a run from source files to generated clips ----------------------------------------------------------
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tasks.report.clips import file_states, is_unchanged, preview_clips
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 NUM_CLIPS, NUM_CURATED = 6, 8  # in `whole_root`; in `curated_root`
 CLIP_IDS = [content_id("clip", number) for number in range(NUM_CURATED)]

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.report.duplicates import read_duplicates, why_first
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 CLIP_IDS = [content_id("clip", number) for number in range(8)]
 

@@ -15,7 +15,8 @@ from pyramid_model.video.video import write_video
 from tasks.report.report import ReportConfig, report
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, bad_row, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, bad_row, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 NUM_CLIPS = 60  # more than one page of the list

@@ -13,7 +13,8 @@ from tasks.report.media import BESIDE_TEXT, small_frames
 from tasks.report.report import ReportConfig, report
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 

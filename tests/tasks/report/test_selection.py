@@ -10,7 +10,7 @@ from tasks.report.selection import label_figures, rule_examples, score_figures
 from tasks.running.run import Run
 from tasks.running.step import step
 from tasks.selecting.select_config import Bounds, SelectResult
-from tasks.tables.delta import content_id
+from tasks.tables.content_ids import content_id
 
 CLIP_IDS = [content_id("clip", number) for number in range(8)]
 THRESHOLDS = {"motion": [Threshold(3.0, "above"), Threshold(6.5, "below")]}

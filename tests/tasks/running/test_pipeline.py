@@ -11,8 +11,10 @@ from tasks.running.errors import StepError
 from tasks.running.pipeline import covered_s, run_blocks, split_blocks
 from tasks.running.run import RayConfig, Run
 from tasks.running.work import PerItemWork, Produced
-from tasks.tables.delta import bad_row, content_id, ok_row, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.tables.pending import pending
+from tasks.tables.rows import bad_row, ok_row
 
 IDS = [content_id("item", number) for number in range(24)]
 

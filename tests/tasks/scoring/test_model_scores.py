@@ -16,7 +16,8 @@ from tasks.scoring.scores import ScoresConfig, scores
 from tasks.selecting.duplicates import mean_embeddings
 from tasks.tables.appending import append_block
 from tasks.tables.blobs import embedding_of
-from tasks.tables.delta import ok_row, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import ok_row
 
 CLIPS = ["a", "b", "c"]
 

@@ -10,7 +10,8 @@ from tasks.running.run import Run, lineage
 from tasks.scoring.newest import make_newest, score_arrays
 from tasks.scoring.scores import ScoresConfig
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, bad_row, ok_row, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import Lineage, bad_row, ok_row
 
 
 @pytest.fixture
@@ -67,7 +68,8 @@ import sys
 from tasks.running.run import Run
 from tasks.scoring.newest import make_newest, score_arrays
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, ok_row
 
 root, weights = sys.argv[1:]
 made = Lineage(weights, "scores", "1", weights, "code")

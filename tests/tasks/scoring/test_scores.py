@@ -13,7 +13,8 @@ from tasks.cutting.clips import ClipsConfig
 from tasks.running.run import RayConfig, Run, lineage
 from tasks.scoring.scores import ScoresConfig, score_id, score_rows, scores
 from tasks.tables.appending import append_block
-from tasks.tables.delta import ok_row, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import ok_row
 
 FIRST = ("motion", "sharpness", "brightness")
 

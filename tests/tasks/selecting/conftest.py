@@ -9,9 +9,11 @@ from tasks.scoring.scores import score_id
 from tasks.selecting.select_config import SelectConfig
 from tasks.selecting.splits import hashed_split
 from tasks.tables.appending import append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import content_id, ok_row, read_table
+from tasks.tables.delta import read_table
 from tasks.tables.newest import in_order
+from tasks.tables.rows import ok_row
 
 CONFIG = SelectConfig(buckets=("48x80x9@24",), thresholds={"motion": {"min": 1, "max": 9}}, val_fraction=0.5)
 

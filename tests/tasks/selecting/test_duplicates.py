@@ -17,7 +17,9 @@ from tasks.running.run import Run, lineage, params_hash
 from tasks.selecting.duplicates import DuplicatesConfig, duplicates, groups_by_method, keeping_order, mean_embeddings
 from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import Lineage, bad_row, content_id, crc32, ok_row, read_table
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import read_table
+from tasks.tables.rows import Lineage, bad_row, ok_row
 
 CUT = ClipsConfig(min_frames=9, crf=18, preset="ultrafast")
 FPS = 24

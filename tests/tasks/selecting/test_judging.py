@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.selecting.select import select
-from tasks.tables.delta import ok_row
+from tasks.tables.rows import ok_row
 
 ALL_TRAIN = {"val_fraction": 0.0, "min_val_clips": 0}
 

@@ -12,9 +12,11 @@ from tasks.selecting.select import check_limited, select
 from tasks.selecting.select_config import Bounds, SelectConfig
 from tasks.tables import appending
 from tasks.tables.appending import append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import Lineage, content_id, ok_row, read_table, table_version
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.manifest import newest_selection, verdicts_of
+from tasks.tables.rows import Lineage, ok_row
 
 
 def test_every_clip_gets_a_verdict_and_the_second_run_writes_nothing(tables, with_changes):

@@ -6,8 +6,10 @@ from deltalake import write_deltalake
 from tasks.selecting.select import select
 from tasks.selecting.splits import hashed_split, split_of, splits_of
 from tasks.sources.card import SplitPin
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import selected_clips
-from tasks.tables.delta import content_id, ok_row, open_table
+from tasks.tables.delta import open_table
+from tasks.tables.rows import ok_row
 
 
 def test_pins_win_over_the_hash_and_move_clips_when_they_change(tables, tmp_path, with_changes):

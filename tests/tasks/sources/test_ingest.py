@@ -18,7 +18,8 @@ from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ing
 from tasks.sources.listing import source_files
 from tasks.sources.trees import OWN
 from tasks.tables.appending import _to_arrow
-from tasks.tables.delta import Lineage, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import Lineage
 
 
 def run_in(tmp_path, **kwargs) -> Run:

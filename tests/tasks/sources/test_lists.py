@@ -16,8 +16,10 @@ from tasks.sources.listing import source_files
 from tasks.sources.lists import Entry, clock_seconds, list_kind, read_list
 from tasks.tables import storage
 from tasks.tables.appending import append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import captions_of
-from tasks.tables.delta import Lineage, content_id, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import Lineage
 
 OPENVID = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"
 SPANS = "[['0:00:02.000', '0:00:03.500'], ['0:01:00.000', '0:01:04.000']]"

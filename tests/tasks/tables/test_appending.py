@@ -16,20 +16,11 @@ from tasks.inspecting.export import export_rows
 from tasks.inspecting.leftovers import unnamed_parquet
 from tasks.inspecting.verify import verify
 from tasks.tables.appending import append_block, compact
-from tasks.tables.delta import (
-    Lineage,
-    TableError,
-    bad_row,
-    content_id,
-    crc32,
-    ok_row,
-    open_table,
-    read_table,
-    table_uri,
-    table_version,
-)
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import TableError, open_table, read_table, table_uri, table_version
 from tasks.tables.manifest import parse_filter, select_rows
 from tasks.tables.pending import pending
+from tasks.tables.rows import Lineage, bad_row, ok_row
 from tasks.tables.schemas import COMMON, ID_COLUMNS, SCHEMAS
 
 LINEAGE = Lineage("run", "step", "1", "params", "code")
@@ -73,7 +64,8 @@ def test_rows_that_another_run_has_added_are_left_out_of_a_block(tmp_path):
 OVERLAPPING = """
 import sys
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage
 
 size = int(sys.argv[2])
 for first in range(0, 60, size):
@@ -97,7 +89,8 @@ def test_readers_see_each_row_once_when_three_processes_write_the_same_rows_in_o
 WRITER = """
 import sys
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage
 
 def append(block_id, number):
     rows = [{"caption_id": content_id("caption", number), "text": "text"}]

@@ -10,7 +10,9 @@ import torch
 from tasks.tables.appending import append_block
 from tasks.tables.blob_reader import BlobReader
 from tasks.tables.blobs import CorruptBlobError, tensor_bytes
-from tasks.tables.delta import Lineage, crc32, table_version
+from tasks.tables.content_ids import crc32
+from tasks.tables.delta import table_version
+from tasks.tables.rows import Lineage
 
 LINEAGE = Lineage("run", "latents", "1", "params", "code")
 SHAPE = (16, 8, 48, 80)  # 1 MB as bfloat16: a row group of its own

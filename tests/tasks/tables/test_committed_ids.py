@@ -8,7 +8,9 @@ import pytest
 
 from tasks.tables.appending import append_block, compact
 from tasks.tables.committed_ids import CommittedIds
-from tasks.tables.delta import Lineage, content_id, ok_row, open_table, read_table, table_version
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import open_table, read_table, table_version
+from tasks.tables.rows import Lineage, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "params", "code")
 OTHER_SETTINGS = Lineage("run", "step", "1", "other", "code")

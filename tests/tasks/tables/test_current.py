@@ -4,7 +4,7 @@ from pyramid_model.captioning.kinds import CaptionsOfKind
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.current import captions_of
-from tasks.tables.delta import Lineage, ok_row
+from tasks.tables.rows import Lineage, ok_row
 
 
 def test_captions_of_an_edited_file_replace_the_old_ones(tmp_path):

@@ -6,7 +6,9 @@ import pytest
 
 from tasks.tables import delta
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row, open_table, parquet_files, table_uri, table_version
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import open_table, parquet_files, table_uri, table_version
+from tasks.tables.rows import Lineage, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "params", "code")
 

@@ -17,19 +17,10 @@ from tasks.inspecting.table_diff import diff, score_shifts, selection_diff
 from tasks.inspecting.table_stats import histograms, labels, status_counts
 from tasks.inspecting.verify import blob_bytes, verify
 from tasks.tables.appending import append_block
-from tasks.tables.delta import (
-    DamagedTableError,
-    Lineage,
-    TableError,
-    bad_row,
-    content_id,
-    crc32,
-    ok_row,
-    read_table,
-    table_uri,
-    table_version,
-)
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import DamagedTableError, TableError, read_table, table_uri, table_version
 from tasks.tables.manifest import CLIPS_WITH_SCORES, clips_with_scores, locate, overview, parse_filter, select_rows
+from tasks.tables.rows import Lineage, bad_row, ok_row
 
 LINEAGE = Lineage("run", "step", "1", "recipe", "code")
 VIDEO = content_id("video")

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from tasks.inspecting.verify import verify
 from tasks.tables import appending
 from tasks.tables.appending import append_again, append_block
+from tasks.tables.content_ids import content_id
 from tasks.tables.current import current_clips
-from tasks.tables.delta import Lineage, content_id, ok_row, read_table
+from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, in_order, newest_by, newest_first, newest_ok_by, newest_row
+from tasks.tables.rows import Lineage, ok_row
 from tasks.tables.schemas import COMMON
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -152,7 +154,8 @@ def ask(root: str, table: str, row_id: str, columns: dict, made_with: str) -> No
 TWO_SETTINGS = """
 import sys
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, ok_row
 
 root, made_with = sys.argv[1:]
 for number in range(4):  # the same blocks, as two runs of the clips step on the same videos make them

@@ -8,8 +8,10 @@ import pyarrow.compute as pc
 import pytest
 
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, as_dataset, content_id, crc32, ok_row, open_table
-from tasks.tables.files import file_crc32
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import as_dataset, open_table
+from tasks.tables.rows import Lineage, ok_row
+from tasks.tables.storage import file_crc32
 
 LINEAGE = Lineage("run", "step", "1", "params", "code")
 LONG = "a scene at dusk, " * 20

@@ -11,9 +11,11 @@ import pytest
 from tasks.inspecting.leftovers import vacuum
 from tasks.inspecting.verify import verify
 from tasks.tables.appending import append_block, compact
-from tasks.tables.delta import DamagedTableError, Lineage, content_id, ok_row, open_table, read_table, table_version
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import DamagedTableError, open_table, read_table, table_version
 from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.repair import repair
+from tasks.tables.rows import Lineage, ok_row
 from tasks.tables.storage import write_bytes
 
 LINEAGE = Lineage("run", "step", "1", "params", "code")

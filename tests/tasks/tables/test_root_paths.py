@@ -11,9 +11,11 @@ from tasks.report import previews
 from tasks.report.media import MediaBudget
 from tasks.tables import storage
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row, read_table
+from tasks.tables.content_ids import content_id
+from tasks.tables.delta import read_table
 from tasks.tables.files import check_unchanged
 from tasks.tables.root_paths import MARK, inside
+from tasks.tables.rows import Lineage, ok_row
 
 LINE = Lineage("r", "s", "1", "p" * 32, "x")
 OUTSIDE = [

@@ -5,7 +5,7 @@ import pytest
 from tasks.sources.fetch import FetchConfig
 from tasks.sources.ingest import _rows
 from tasks.sources.listing import source_files
-from tasks.tables.delta import bad_row
+from tasks.tables.rows import bad_row
 from tasks.tables.url_secrets import text_without_secrets, without_secrets
 
 SIGNED = [

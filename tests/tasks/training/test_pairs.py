@@ -13,7 +13,9 @@ from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from pyramid_model.config import LatentNorm
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, crc32, ok_row, read_table, table_version
+from tasks.tables.content_ids import content_id, crc32
+from tasks.tables.delta import read_table, table_version
+from tasks.tables.rows import Lineage, ok_row
 from tasks.training.pairs import TABLES, PairReader, PairSource, find_pairs
 from tasks.training.train_dit import TrainDiTConfig
 

@@ -14,7 +14,9 @@ from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.blobs import tensor_bytes
-from tasks.tables.delta import Lineage, crc32, ok_row, table_version
+from tasks.tables.content_ids import crc32
+from tasks.tables.delta import table_version
+from tasks.tables.rows import Lineage, ok_row
 from tasks.training.pairs import TABLES, PairSource, find_pairs
 from tasks.training.train_dit import DiTTraining, TrainDiTConfig, train_dit, untrained_dit
 

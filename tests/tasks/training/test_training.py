@@ -3,7 +3,8 @@
 from tasks.models.folders import find_model
 from tasks.running.run import Run, lineage
 from tasks.tables.appending import append_block
-from tasks.tables.delta import ok_row, read_table
+from tasks.tables.delta import read_table
+from tasks.tables.rows import ok_row
 from tasks.training.job import Job, model_id
 from tasks.training.train_vae import TrainVAEConfig, VAETraining
 from tasks.training.training import run_training

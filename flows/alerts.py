@@ -124,7 +124,7 @@ def _crash_detection(silence_s: int) -> AutomationCore:
         within=timedelta(seconds=silence_s),
     )
     message = f"no heartbeat for {silence_s} s: the process of this run has ended. A new run of the flow continues."
-    crash = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
+    crash = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)
     return AutomationCore(name=CRASH_DETECTION, trigger=trigger, actions=[crash])
 
 

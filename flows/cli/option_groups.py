@@ -14,7 +14,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     in `--help` in the order of parameters and fields; names must be unique among all of them.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
     flat: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if group := groups.get(parameter.name):

@@ -37,7 +37,7 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pads: 
     outputs, first = [], 0
     for pad, samples in groupby(pads):  # consecutive samples with the same padding share the calls
         stop = first + len(list(samples))
-        outputs.append(_attend_frames(*(x[first:stop] for x in (q, k, v)), query_ends, pad))
+        outputs.append(_attend_frames(q[first:stop], k[first:stop], v[first:stop], query_ends, pad))
         first = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

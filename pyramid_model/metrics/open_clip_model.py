@@ -55,7 +55,7 @@ class OpenCLIP:
             raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {reason}") from err
         self.model.eval()
         settings = open_clip.get_model_preprocess_cfg(self.model)
-        self.preprocess = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        self.preprocess: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         self.device, self.dtype, self.batch_size = device, getattr(torch, dtype), batch_size
 
     def embed_frames(self, clips: Sequence[np.ndarray]) -> list[Tensor]:
@@ -63,7 +63,7 @@ class OpenCLIP:
         return over_frames(clips, self._prepare, self._embed, self.batch_size)
 
     def _prepare(self, frame: np.ndarray) -> Tensor:
-        return self.preprocess(Image.fromarray(frame))  # pyright: ignore[reportReturnType]
+        return self.preprocess(Image.fromarray(frame))
 
     def _embed(self, pictures: Tensor) -> Tensor:
         features = self.model.encode_image(pictures.to(self.device, self.dtype))

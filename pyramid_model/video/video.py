@@ -280,12 +280,12 @@ class VideoWriter:
         Raises:
             ValueError: the height or the width is odd, or differs from that of earlier frames.
         """
-        size = frames.shape[1:3]
-        self.clip = self.clip or ClipWriter(self.path, *size, self.rate, 1 / self.rate, self.crf, color=BT709)
+        height, width = frames.shape[1:3]
+        self.clip = self.clip or ClipWriter(self.path, height, width, self.rate, 1 / self.rate, self.crf, color=BT709)
         first = self.clip.stream.height, self.clip.stream.width
-        if size != first:
+        if (height, width) != first:
             raise ValueError(
-                f"frame {self.num_frames} has {size[0]}x{size[1]} px, earlier frames have {first[0]}x{first[1]} px: "
+                f"frame {self.num_frames} has {height}x{width} px, earlier frames have {first[0]}x{first[1]} px: "
                 "scale all frames of a video to one size"
             )
         for rgb in frames:

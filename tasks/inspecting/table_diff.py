@@ -149,8 +149,8 @@ def score_shifts(root: str, before: int, after: int) -> list[ScoreShift]:
         values_before, values_after = old.get(scorer, {}), new.get(scorer, {})
         if values_before != values_after:
             num_changed = sum(values_before.get(clip_id, value) != value for clip_id, value in values_after.items())
-            arrays = (np.array([*values.values()]) for values in (values_before, values_after))
-            shifts.append(_shift(scorer, *arrays, num_changed))
+            before_after = np.array([*values_before.values()]), np.array([*values_after.values()])
+            shifts.append(_shift(scorer, *before_after, num_changed))
     return shifts
 
 

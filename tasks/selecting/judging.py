@@ -134,9 +134,10 @@ def _fit(
     by_shape: dict[tuple[int, ...], tuple[str, str]] = {}  # computed once for clips of equal size and length
     fits = []
     for clip in clips:
-        shape = tuple(clip[name] for name in ("height", "width", "num_frames", "fps_num", "fps_den"))
+        size, rate = (clip["height"], clip["width"], clip["num_frames"]), (clip["fps_num"], clip["fps_den"])
+        shape = size + rate
         if shape not in by_shape:
-            bucket, reason = fitting_bucket(*shape[:3], Fraction(*shape[3:]), buckets, max_upscale)
+            bucket, reason = fitting_bucket(*size, Fraction(*rate), buckets, max_upscale)
             by_shape[shape] = str(bucket or ""), reason
         fits.append(by_shape[shape])
     misfits = [(name, np.array([reason == name for _, reason in fits])) for name in (TOO_SHORT, TOO_SMALL)]

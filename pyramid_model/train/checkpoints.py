@@ -4,7 +4,8 @@ A checkpoint is a folder `step-00000012`: the tensors in torch's distributed for
 and `whole.json`, which is written last, with size and checksum of each file. A local folder is written under another
 name and renamed when it is whole. Object stores have no rename: a folder without `whole.json` does not count there.
 
-DCP itself reads its list of tensors with pickle. Only continue trainings whose folder nobody else can write.
+A checkpoint that is damaged or comes from elsewhere cannot run code: sizes and checksums of all files are compared
+before any is read, and `checkpoint_reader` creates tensors and plain values only.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import fsspec
 import fsspec.implementations.local
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from pyramid_model.train.checkpoint_reader import LIST, PlainPlanner, PlainReader
 from pyramid_model.train.ranks import num_ranks
 
 LOG = logging.getLogger("pyramid.training")
@@ -166,20 +168,23 @@ class Checkpoints:
         if reason:
             raise DamagedCheckpoint(self._url(folder), reason)
         tensors = state.tensors()
-        reader = FsspecReader(self._url(folder))
+        reader, planner = PlainReader(self._url(folder)), PlainPlanner()
         try:
-            load(tensors, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
+            load(tensors, storage_reader=reader, planner=planner, process_group=self.group, no_dist=self.group is None)
+            state.restore(tensors, facts)
         except (Exception, CheckpointException) as err:  # of other names or shapes
             raise DamagedCheckpoint(self._url(folder), f"it is of another training ({_cause(err)[:200]})") from err
-        state.restore(tensors, facts)
 
     def _verified(self, folder: str) -> tuple[dict[str, Any] | None, str]:
         """(facts, "") of a checkpoint whose files are those that were written; otherwise (None, reason)."""
         try:
             whole = json.loads(self.fs.cat_file(f"{folder}/{WHOLE}"))
+            names = {path.rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False)} - {WHOLE}
+            for name in sorted({LIST, *whole["files"]} - names):
+                return None, f"its file {name[:100]} is missing"
+            for name in sorted(names - whole["files"].keys()):
+                return None, f"its file {name[:100]} is not in the list of {WHOLE}"
             for name, (size, checksum) in whole["files"].items():
-                if not self.fs.exists(f"{folder}/{name}"):
-                    return None, f"its file {name} is missing"
                 found = self._checksum(f"{folder}/{name}")
                 if found != [size, checksum]:
                     what = "its checksum differs" if found[0] == size else f"it has {found[0]:,} of {size:,} bytes"

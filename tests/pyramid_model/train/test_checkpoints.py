@@ -1,7 +1,9 @@
 """A checkpoint appears whole or not at all; a damaged one is told in a sentence, and the one before it is used."""
 
+import io
 import json
 import os
+import pickle
 
 import pytest
 import torch
@@ -159,3 +161,76 @@ def test_the_mark_names_every_file(tmp_path):
     checkpoints.wait()
     whole = json.loads((tmp_path / "step-00000003" / "whole.json").read_text())
     assert {*whole["files"], "whole.json"} == set(os.listdir(tmp_path / "step-00000003"))
+
+
+class Sneaky:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (os.environ["SNEAKY_MARKER"],)
+
+
+def as_if_written(folder):
+    """Give the files of a checkpoint the list with sizes and checksums that a stranger would write."""
+    checkpoints = Checkpoints(str(folder.parent))
+    facts = json.loads((folder / "whole.json").read_text())["facts"]
+    files = {path.name: checkpoints._checksum(str(path)) for path in folder.iterdir() if path.name != "whole.json"}
+    (folder / "whole.json").write_text(json.dumps({"facts": facts, "files": files}))
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """Folder of a checkpoint, and the folder that code of a stranger would make."""
+    monkeypatch.setenv("SNEAKY_MARKER", str(tmp_path / "marker"))
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+    checkpoints.save(state(3))
+    checkpoints.wait()
+    return checkpoints, tmp_path / "checkpoints" / "step-00000003", tmp_path / "marker"
+
+
+def test_code_in_the_list_of_tensors_never_runs(foreign):
+    checkpoints, folder, marker = foreign
+    (folder / ".metadata").write_bytes(pickle.dumps(Sneaky()))
+    with pytest.raises(DamagedCheckpoint, match=r"\.metadata has changed"):
+        checkpoints.load(state(0))
+    as_if_written(folder)
+    with pytest.raises(DamagedCheckpoint, match=r"names (posix|os)\.mkdir, which no list of tensors contains"):
+        checkpoints.load(state(0))
+    assert not marker.exists()
+
+
+def test_code_in_a_value_that_is_no_tensor_never_runs(foreign):
+    checkpoints, folder, marker = foreign
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    index = next(index for index in metadata.storage_data if index.fqn.endswith("weight_decay"))
+    code = io.BytesIO()
+    torch.save(Sneaky(), code)
+    (folder / "code.distcp").write_bytes(code.getvalue())
+    place = metadata.storage_data[index]
+    place.relative_path, place.offset, place.length = "code.distcp", 0, len(code.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    as_if_written(folder)
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.load(state(0))
+    assert not marker.exists()
+    place.relative_path = "../../code.distcp"
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    as_if_written(folder)
+    with pytest.raises(DamagedCheckpoint, match="which is not in its folder"):
+        checkpoints.load(state(0))
+
+
+@pytest.mark.parametrize("files", [{}, {"../../etc/passwd": [1, 1]}, [], {"__0_0.distcp": 3}])
+def test_a_list_of_files_that_leaves_files_out_is_refused(foreign, files):
+    checkpoints, folder, _ = foreign
+    (folder / "whole.json").write_text(json.dumps({"facts": {}, "files": files}))
+    with pytest.raises(DamagedCheckpoint, match=r"is missing|is not in the list|cannot be read"):
+        checkpoints.load(state(0))
+
+
+def test_facts_of_another_kind_are_told_in_a_sentence(foreign):
+    checkpoints, folder, _ = foreign
+    whole = json.loads((folder / "whole.json").read_text())
+    (folder / "whole.json").write_text(json.dumps(whole | {"facts": {"step": 3}}))
+    with pytest.raises(DamagedCheckpoint, match="it is of another training"):
+        checkpoints.load(state(0))

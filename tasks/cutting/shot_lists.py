@@ -72,12 +72,11 @@ def shots_of(file: str, config: Mapping[str, object], folder: str) -> ShotList:
     from pyramid_model.shots.shots import find_shots
     from pyramid_model.video.video import VideoError
     from tasks.sources.reading import reading_source
-    from tasks.tables.web_hosts import allow_typed_here
+    from tasks.tables.web_hosts import addresses_now
 
     cv2.setNumThreads(1)
-    allow_typed_here(file)
     try:
-        with reading_source(file, folder) as path:
+        with reading_source(file, folder, addresses_now(file)) as path:
             result = find_shots(path, ShotsConfig.model_validate(config))
     except VideoError as err:
         return {"error": f"{err.kind}: {err}"}

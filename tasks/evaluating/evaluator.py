@@ -14,6 +14,7 @@ from tasks.models.folders import load_dit, load_vae, pipeline_of, read_record
 from tasks.models.gate import decide, passed
 from tasks.running.work import Produced
 from tasks.tables.rows import ok_row
+from tasks.tables.storage import file_crc32
 from tasks.tables.stored_folders import local_folder, writing_folder
 from tasks.training.pairs import Pair, load_null_text, load_pairs
 from tasks.training.validation import val_losses
@@ -90,6 +91,7 @@ class Evaluator:
             "samples": samples,
             "reconstructions": reconstructions,
         }
+        media = [file["uri"] for file in (*samples, *reconstructions)]
         return ok_row(
             item,
             evaluation_id=item["evaluation_id"],
@@ -99,7 +101,8 @@ class Evaluator:
             metrics=json.dumps(described | finite_or_null(figures)),
             checks=json.dumps([check.model_dump() for check in checks]),
             passed=passed(checks),
-            media=[media["uri"] for media in (*samples, *reconstructions)],
+            media=media,
+            crc32=[file_crc32(uri) for uri in media],
         )
 
     def losses(self) -> Figures:

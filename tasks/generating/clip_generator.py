@@ -17,7 +17,7 @@ from tasks.models.folders import load_dit, load_encoder, load_vae, pipeline_of, 
 from tasks.running.work import Produced
 from tasks.tables import storage
 from tasks.tables.rows import Row, bad_row, ok_row
-from tasks.tables.web_hosts import allow_typed_here
+from tasks.tables.web_hosts import addresses_now
 
 if TYPE_CHECKING:
     from pyramid_model.generate.pipeline import Clips, VideoPipeline
@@ -169,11 +169,10 @@ class ClipGenerator:
 @contextlib.contextmanager
 def given_files(config: "GenerateConfig") -> Iterator[GivenFiles]:
     """Local copies of the image and the video that clips start with."""
-    allow_typed_here(config.image)
-    allow_typed_here(config.video)
     with contextlib.ExitStack() as inputs:
         image, video = (
-            inputs.enter_context(storage.reading(uri)) if uri else None for uri in (config.image, config.video)
+            inputs.enter_context(storage.reading(uri, hosts=addresses_now(uri))) if uri else None
+            for uri in (config.image, config.video)
         )
         yield GivenFiles(image, video)
 

@@ -38,10 +38,11 @@ def named_files(root: str, table: str, every_attempt: bool = False) -> list[Name
     rows = read_table(root, table, [id_column, column, *facts], where=where, latest=not every_attempt)
     files = []
     for row in rows.to_pylist():
-        uris = row[column] if isinstance(row[column], list) else [row[column]]
+        uris, sums = (value if isinstance(value, list) else [value] for value in (row[column], row.get("crc32")))
+        sums += [None] * len(uris)  # rows of older versions have none
         files += [
-            NamedFile(row[id_column], uri, storage.filesystem(uri)[1], row.get("size_bytes"), row.get("crc32"))
-            for uri in uris
+            NamedFile(row[id_column], uri, storage.filesystem(uri)[1], row.get("size_bytes"), checksum)
+            for uri, checksum in zip(uris, sums, strict=False)
             if uri
         ]
     return files

@@ -14,6 +14,7 @@ from typing import Any, cast
 from tasks.sources.lists import Annotation
 from tasks.tables import storage
 from tasks.tables.plain_text import cut
+from tasks.tables.web_hosts import Allowed
 
 VIDEO = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"),
@@ -37,13 +38,15 @@ class Member:
     problem: str = ""  # why the member cannot be read; "" if it can
 
 
-def members(uri: str) -> Iterator[Member]:
+def members(uri: str, hosts: Allowed = ()) -> Iterator[Member]:
     """The videos of an archive in its order, with the annotations of the members that have the same key.
+
+    hosts: as `storage.filesystem`.
 
     Raises:
         ValueError: the file is not a tar file, is compressed, or is truncated (raised after the complete members).
     """
-    fs, path = storage.filesystem(uri)
+    fs, path = storage.filesystem(uri, hosts)
     descriptions: dict[str, dict[str, bytes]] = {}  # by key and suffix
     videos: list[tuple[str, tarfile.TarInfo]] = []  # (key, member)
     damage, num_bytes = "", 0

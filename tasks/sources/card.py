@@ -13,6 +13,7 @@ from pyramid_model.config import Config
 from tasks.tables import storage
 from tasks.tables.plain_text import cut, shown
 from tasks.tables.rows import SourceRow
+from tasks.tables.web_hosts import Allowed
 from tasks.tables.yaml_text import MAX_BYTES, parse_yaml
 
 NAME = "source.yaml"
@@ -111,15 +112,17 @@ def read_card(uri: str) -> SourceCard:
     return _card(uri, parse_yaml(storage.read_bytes(uri, MAX_BYTES), uri))
 
 
-def read_web_card(uri: str) -> SourceCard | None:
+def read_web_card(uri: str, hosts: Allowed = ()) -> SourceCard | None:
     """Read a `source.yaml` from a web host; None if the answer is something else, since many hosts answer anything.
+
+    hosts: as `storage.filesystem`.
 
     Raises:
         ValueError: as `read_card`, if most keys of the answer are those of a card.
     """
     keys = "|".join(SourceCard.model_fields)
     try:
-        text = storage.read_bytes(uri, MAX_BYTES).decode("utf-8-sig")
+        text = storage.read_bytes(uri, MAX_BYTES, hosts).decode("utf-8-sig")
     except ValueError:  # too large, or not text
         return None
     try:

@@ -1,4 +1,6 @@
-"""Which files an entry of a list may name."""
+"""Which files an entry of a list may name, and how a name is written."""
+
+import os
 
 import fsspec
 
@@ -27,3 +29,12 @@ def foreign(name: str, *folders: str) -> str:
 def is_of_this_machine(name: str) -> bool:
     """Whether an entry of a list names a file of this machine, or a chain of file systems."""
     return name.startswith(("/", "~")) or "::" in name or ("://" in name and storage.is_local(name))
+
+
+def printable(name: str) -> str:
+    """A name without invalid characters: bytes that are not UTF-8, and NUL, become `\\x` and two hex digits."""
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError:  # a lone surrogate, which is possible in JSON but not in a file name
+        raw = name.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")

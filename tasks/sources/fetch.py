@@ -25,7 +25,6 @@ from tasks.tables.host_budget import Budget, HostBudget, host_of, process_budget
 from tasks.tables.web_hosts import (
     AddressRefusedError,
     addresses_now,
-    allow_here,
     check_allow_host,
     check_behind_proxy,
     make_connector,
@@ -76,10 +75,9 @@ class FetchConfig(Config):
         return tuple(map(check_allow_host, hosts))
 
     def trusting(self, *urls: str) -> "FetchConfig":
-        """These settings, with the hosts of URLs that the user typed among the allowed ones; also for this process."""
-        typed = [address for url in urls if is_web(url) for address in addresses_now(url)]
+        """These settings, with the hosts of URLs that the user typed among the allowed ones."""
+        typed = [address for url in urls for address in addresses_now(url)]
         hosts = tuple(dict.fromkeys([*self.allow_hosts, *typed]))
-        allow_here(hosts)
         return self.model_copy(update={"allow_hosts": hosts})
 
     def process_budget(self) -> HostBudget:

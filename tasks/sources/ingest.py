@@ -23,11 +23,11 @@ from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
 from tasks.running.work import PerItemWork, Produced
-from tasks.sources.card import SourceCard, card_uri, read_card, read_web_card
+from tasks.sources.card import card_uri
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
+from tasks.sources.folder_cards import CardUnreachableError, FolderCards
 from tasks.sources.listing import IMAGES, NON_MEDIA, Source, SourceFile, source_files
 from tasks.sources.lists import Annotation
-from tasks.sources.trees import SHARD
 from tasks.tables import storage
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
@@ -36,7 +36,7 @@ from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.pending import Pending, pending
 from tasks.tables.rows import Row, SourceColumns, SourceRow, as_rows, bad_row, ok_row
 from tasks.tables.url_secrets import without_secrets
-from tasks.tables.web_hosts import addresses_now
+from tasks.tables.web_hosts import Allowed, addresses_now
 
 VERSION = "1"
 MAX_BLOCK_BYTES = 4 * 2**30  # a block is read, and so committed, within minutes even from a slow disk
@@ -66,10 +66,6 @@ class IngestConfig(Config):
     def left_out(self) -> tuple[str, ...]:
         """Suffixes of files in folders that are left out."""
         return tuple(suffix for suffix in self.non_media if not (self.images and suffix in IMAGES))
-
-
-class CardUnreachableError(RuntimeError):
-    """It cannot be determined whether a source.yaml describes a file."""
 
 
 class SourceItem(SourceColumns):
@@ -206,7 +202,10 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
     """
     web = config.fetch.trusting(config.source, config.media_root)
     source = source_files(config.source, run.root, config.left_out, config.media_root, web)
-    items_by_id = {row["source_id"]: row for row in _rows(source.folder, source.files, _ids_of_urls(run, source.files))}
+    items_by_id = {
+        row["source_id"]: row
+        for row in _rows(source.folder, source.files, _ids_of_urls(run, source.files), web.allow_hosts)
+    }
     todo = pending(run.root, "sources", items_by_id, run.retry_failed)
     redescribed = _redescribed(run, items_by_id, todo)
     items = todo.items(items_by_id.values(), "source_id")
@@ -296,21 +295,23 @@ def same_videos(root: str, source_ids: Iterable[str]) -> dict[str, list[str]]:
     return {video_id: paths for video_id, paths in paths_of.items() if len(paths) > 1}
 
 
-def _rows(folder: str, files: Iterable[SourceFile], ids_of_urls: Mapping[str, str]) -> Iterator[SourceItem]:
+def _rows(
+    folder: str, files: Iterable[SourceFile], ids_of_urls: Mapping[str, str], hosts: Allowed = ()
+) -> Iterator[SourceItem]:
     """Work items of the files of a source.
 
     Args:
         folder: of the source.
         files: of the source.
         ids_of_urls: source ids of URLs that were ingested before.
+        hosts: that may be asked for cards, as `storage.filesystem`.
     """
-    cards: dict[str, SourceCard | None] = {}
+    cards = FolderCards(folder, hosts)
     for file in files:
         try:
-            owner = "" if file.error_type else _card_folder(folder, file, cards)
+            owner, card = ("", None) if file.error_type else cards.of(file.place)
         except CardUnreachableError as err:
-            file, owner = replace(file, error_type="unreadable", error=str(err)), ""
-        card = cards.get(owner)
+            file, owner, card = replace(file, error_type="unreadable", error=str(err)), "", None
         path = without_secrets(file.place).removeprefix(f"{without_secrets(owner).rstrip('/')}/") if card else file.path
         yield {
             "source_id": ids_of_urls.get(file.uri) or content_id(file.uri, file.size_bytes, file.mtime_ns),
@@ -335,65 +336,3 @@ def _rows(folder: str, files: Iterable[SourceFile], ids_of_urls: Mapping[str, st
 def _as_json(annotations: Sequence[Annotation]) -> str:
     """JSON of the column `annotations`. A lone surrogate, which JSON can contain, becomes `?`."""
     return json.dumps(annotations, ensure_ascii=False).encode("utf-8", "replace").decode() if annotations else ""
-
-
-def _card_folder(folder: str, file: SourceFile, cards: dict[str, SourceCard | None]) -> str:
-    """The nearest folder above the file with a source.yaml; the topmost folder looked at if none has one.
-
-    folder: of the source; folders above it are not looked at.
-    cards: cache of cards by folder; None: the folder has none.
-    """
-    parent = file.place.rpartition("/")[0]
-    if is_web(parent) and not file.place.startswith(folder.rstrip("/") + "/"):
-        parent = folder  # no requests for a card to the web hosts that a list names
-    while True:
-        if parent not in cards:
-            uri = card_uri(parent)
-            cards[parent] = _read_card(uri) if _card_exists(uri) else None
-            _check_pins(uri, parent, cards[parent])
-        if cards[parent] or parent == folder or not parent.startswith(folder.rstrip("/") + "/"):
-            return parent
-        parent = parent.rpartition("/")[0]
-
-
-def _read_card(uri: str) -> SourceCard | None:
-    """The card, or None if a web host answers with something else.
-
-    Raises:
-        CardUnreachableError: a card of a web host is wrong. Then its files are not used, and the others are.
-        ValueError: any other card is wrong.
-    """
-    if not is_web(uri):
-        return read_card(uri)
-    try:
-        return read_web_card(uri)
-    except Exception as err:  # a wrong card, or one that cannot be read
-        raise CardUnreachableError(str(err)) from err
-
-
-def _card_exists(uri: str) -> bool:
-    """Whether a card exists.
-
-    Raises:
-        CardUnreachableError: this cannot be determined. Then the file is not used, since the card might pin it
-            to a held-out split.
-    """
-    try:
-        return storage.exists(uri)
-    except Exception as err:  # each file system has its own exceptions
-        raise CardUnreachableError(f"whether {uri} exists cannot be determined: {type(err).__name__}: {err}") from err
-
-
-def _check_pins(uri: str, folder: str, card: SourceCard | None) -> None:
-    """Check that pinned files exist: a misspelt pin has no effect, so its file could be in the wrong split.
-
-    Raises:
-        ValueError: a pinned file does not exist.
-    """
-    pinned = {pin.file for pin in card.splits} if card else set()
-    files = (name for name in pinned if f"{SHARD}/" not in name)  # members of archives are not checked
-    if missing := sorted(name for name in files if not storage.exists(f"{folder}/{name}")):
-        raise ValueError(
-            f"{uri} pins the splits of files that do not exist: {', '.join(missing)}. Correct splits[].file, which is "
-            "relative to the folder of source.yaml, or remove the pins"
-        )

@@ -1,6 +1,7 @@
 """The files of a source: all files of a folder, the entries of a list, the videos of an archive, or one file."""
 
 import functools
+import itertools
 import os
 import posixpath
 import stat
@@ -12,13 +13,14 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from tasks.sources.archives import members
-from tasks.sources.entry_names import foreign, is_of_this_machine
+from tasks.sources.entry_names import foreign, is_of_this_machine, printable
 from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
 from tasks.sources.lists import HEAD_BYTES, Annotation, BadEntry, Entry, is_page, list_kind, read_list
 from tasks.sources.trees import SHARD, is_candidate, local_tree, remote_tree
 from tasks.tables import storage
 from tasks.tables.content_ids import content_id
 from tasks.tables.url_secrets import text_without_secrets, without_secrets
+from tasks.tables.web_hosts import Allowed
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 NON_MEDIA = (
@@ -91,11 +93,12 @@ def source_files(
         source = str(Path(source.removeprefix("file://")).expanduser().resolve())
     web = web.trusting(source, media_root)
     beginning = _web_look(source, web) if is_web(source) else None
-    if not beginning and not _reachable(source, "exists"):
+    hosts = web.allow_hosts
+    if not beginning and not _reachable(source, "exists", hosts):
         raise _no_source(source)
-    is_folder = _reachable(source, "isdir") if not beginning or beginning.is_html else False
+    is_folder = _reachable(source, "isdir", hosts) if not beginning or beginning.is_html else False
     head = beginning.head if beginning else None
-    folder, files, form = _contents(source, is_folder, head, root, non_media, media_root)
+    folder, files, form = _contents(source, is_folder, head, root, non_media, media_root, hosts)
     return Source(printable(folder), files, form)
 
 
@@ -141,14 +144,14 @@ def _web_look(source: str, web: FetchConfig) -> Look:
         raise ValueError(f"source {source!r} cannot be reached: {err}. Correct ingest.source") from err
 
 
-def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
-    """Whether a source exists, or is a folder.
+def _reachable(source: str, question: Literal["exists", "isdir"], hosts: Allowed) -> bool:
+    """Whether a source exists, or is a folder. hosts: as `storage.filesystem`.
 
     Raises:
         ValueError: its file system cannot be reached; each has its own exceptions.
     """
     try:
-        fs, path = storage.filesystem(source)
+        fs, path = storage.filesystem(source, hosts)
         return getattr(fs, question)(path)
     except Exception as err:
         raise ValueError(
@@ -157,32 +160,38 @@ def _reachable(source: str, question: Literal["exists", "isdir"]) -> bool:
 
 
 def _contents(
-    source: str, is_folder: bool, head: bytes | None, root: str, non_media: tuple[str, ...], media_root: str
+    source: str,
+    is_folder: bool,
+    head: bytes | None,
+    root: str,
+    non_media: tuple[str, ...],
+    media_root: str,
+    hosts: Allowed,
 ) -> Source:
     if is_folder:
-        candidates = [file for file in _walk(source, root) if is_candidate(file.path, non_media)]
-        files = _with_members(candidates)
+        candidates = [file for file in _walk(source, root, hosts) if is_candidate(file.path, non_media)]
+        files = _with_members(candidates, hosts)
         if not files:
             raise _no_video(source, non_media)
         return Source(source, files, SHARDS if any(file.archive for file in files) else "a folder")
     folder = source.rpartition("/")[0]
     kind = list_kind(source, head)
     if kind == "tar" or source.lower().endswith((SHARD, *PACKED)):  # a damaged archive is not detected by its content
-        files = list(_members(_look(source, PurePosixPath(source).name)))
+        files = list(_members(_look(source, PurePosixPath(source).name), hosts))
         if not files:
             raise ValueError(f"archive {source!r} holds no video: no member has the suffix of a video")
         return Source(folder, files, SHARDS)
     if not kind:
         return Source(folder, [_look(source, PurePosixPath(source).name)], "one file")
-    form, entries = read_list(source, kind)
-    media = MediaFolder(_media_folder(media_root) or folder, form.from_dataset)
-    files = _with_members(_listed(source, folder, entries, media))
+    form, entries = read_list(source, kind, hosts)
+    media = MediaFolder(_media_folder(media_root, hosts) or folder, form.from_dataset)
+    files = _with_members(_listed(source, folder, entries, media), hosts)
     if not files:
         raise ValueError(f"list {source!r} names no file: write one path or URI per line (ingest.source)")
     return Source(folder, files, f"{form.name} ({kind.upper()})")
 
 
-def _media_folder(media_root: str) -> str:
+def _media_folder(media_root: str, hosts: Allowed) -> str:
     """media_root as an absolute folder.
 
     Raises:
@@ -192,25 +201,26 @@ def _media_folder(media_root: str) -> str:
         return ""
     if storage.is_local(media_root):
         media_root = str(Path(media_root.removeprefix("file://")).expanduser().resolve())
-    if not _reachable(media_root, "isdir"):
+    if not _reachable(media_root, "isdir", hosts):
         raise ValueError(
             f"media_root {media_root!r} is not a folder: set ingest.media_root to the folder of the videos"
         )
     return media_root.rstrip("/")
 
 
-def _with_members(files: Iterable[SourceFile]) -> list[SourceFile]:
+def _with_members(files: Iterable[SourceFile], hosts: Allowed) -> list[SourceFile]:
     """The files, with each archive replaced by the videos in it."""
-    return [video for file in files for video in (_members(file) if file.uri.lower().endswith(SHARD) else [file])]
+    tars = (_members(file, hosts) if file.uri.lower().endswith(SHARD) else [file] for file in files)
+    return list(itertools.chain.from_iterable(tars))
 
 
-def _members(archive: SourceFile) -> Iterator[SourceFile]:
+def _members(archive: SourceFile, hosts: Allowed) -> Iterator[SourceFile]:
     """The videos of a WebDataset shard, then an entry with an error if the shard is damaged."""
     if archive.error_type:
         yield archive
         return
     try:
-        for member in members(archive.uri):
+        for member in members(archive.uri, hosts):
             uri, path = f"tar://{member.name}::{archive.uri}", f"{archive.path}/{member.name}"
             if printable(uri) != uri or "::" in member.name:
                 yield _bad(uri, path, "bad_name", "the name of the member is not UTF-8, or holds NUL or '::'")
@@ -223,19 +233,10 @@ def _members(archive: SourceFile) -> Iterator[SourceFile]:
         yield _bad(archive.uri, archive.path, "bad_archive", str(err))
 
 
-def printable(name: str) -> str:
-    """A name without invalid characters: bytes that are not UTF-8, and NUL, become `\\x` and two hex digits."""
-    try:
-        raw = os.fsencode(name)
-    except UnicodeEncodeError:  # a lone surrogate, which is possible in JSON but not in a file name
-        raw = name.encode("utf-8", "backslashreplace")
-    return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
-
-
-def _walk(source: str, root: str) -> Iterator[SourceFile]:
+def _walk(source: str, root: str, hosts: Allowed) -> Iterator[SourceFile]:
     """Every file in a folder and its subfolders, in the order of the paths."""
     unreadable: dict[str, OSError] = {}
-    tree = local_tree(source, root, unreadable) if storage.is_local(source) else remote_tree(source, root)
+    tree = local_tree(source, root, unreadable) if storage.is_local(source) else remote_tree(source, root, hosts)
     for uri in sorted([*tree, *unreadable]):
         path = uri.removeprefix(source.rstrip("/") + "/")
         if uri in unreadable:

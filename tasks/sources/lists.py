@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks.tables import storage
 from tasks.tables.plain_text import MAX_VALUE, cut, shown
+from tasks.tables.web_hosts import Allowed
 
 HEAD_BYTES = 64 * 2**10
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")  # suffixes of files that are lists whatever they contain
@@ -127,16 +128,18 @@ def _names(line: str, delimiter: str) -> list[str]:
         return []
 
 
-def read_list(uri: str, kind: str) -> tuple[RowFormat, Iterator[Entry | BadEntry]]:
-    """The format and the entries of a list. kind: one of `list_kind`, but not `tar`.
+def read_list(uri: str, kind: str, hosts: Allowed = ()) -> tuple[RowFormat, Iterator[Entry | BadEntry]]:
+    """The format and the entries of a list.
+
+    kind: one of `list_kind`, but not `tar`. hosts: as `storage.filesystem`.
 
     Raises:
         ValueError: the list cannot be read, or no column names videos.
     """
     if kind == "parquet":
-        names, rows = _parquet_rows(uri)
+        names, rows = _parquet_rows(uri, hosts)
     else:
-        text = _list_text(uri)
+        text = _list_text(uri, hosts)
         read = {"txt": _text_rows, "csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _json_rows}[kind]
         names, rows = read(text, uri)
     form = row_format(names)
@@ -167,9 +170,9 @@ def _entry(form: RowFormat, row: Row | BadEntry, place: str) -> Entry | BadEntry
     return entry or BadEntry(text, f"{place}: the column {column!r} is empty, or is not text")
 
 
-def _list_text(uri: str) -> str:
+def _list_text(uri: str, hosts: Allowed) -> str:
     try:
-        return storage.read_bytes(uri).decode("utf-8-sig")
+        return storage.read_bytes(uri, hosts=hosts).decode("utf-8-sig")
     except UnicodeDecodeError as err:
         raise ValueError(f"list {uri} is not UTF-8 ({err.reason} at byte {err.start}): save it as UTF-8") from err
     except OSError as err:
@@ -234,20 +237,20 @@ def _json_row(line: str) -> dict[str, object]:
     return row if isinstance(row, dict) else {}
 
 
-def _parquet_rows(uri: str) -> Rows:
+def _parquet_rows(uri: str, hosts: Allowed) -> Rows:
     from tasks.sources.parquet_rows import UNREADABLE, column_names, parquet_rows
 
     def rows() -> NumberedRows:
         number = 0
         try:
-            for number, row in enumerate(parquet_rows(uri), 1):
+            for number, row in enumerate(parquet_rows(uri, hosts), 1):
                 yield f"row {number}", row
         except UNREADABLE as err:
             place = f"row {number + 1}"
             error = f"list {uri}, {place}: this row and those after it cannot be read: {cut(str(err), 500)}"
             yield place, BadEntry(place, error)
 
-    return column_names(uri), rows()
+    return column_names(uri, hosts), rows()
 
 
 def row_format(names: Sequence[str]) -> RowFormat | None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from tasks.tables import storage
 from tasks.tables.plain_text import MAX_VALUE, cut
+from tasks.tables.web_hosts import Allowed
 
 MAX_CHUNK_BYTES = 2**30  # of a column in a row group, uncompressed
 MAX_CHUNK_VALUES = 20 * 10**6
@@ -16,13 +17,13 @@ MAX_SLICE_BYTES = 16 * 2**20  # of rows that are Python objects at the same time
 UNREADABLE = (pa.ArrowException, OSError, ValueError, ArithmeticError, MemoryError)  # errors of a damaged file
 
 
-def column_names(uri: str) -> list[str]:
-    """Names of the columns.
+def column_names(uri: str, hosts: Allowed = ()) -> list[str]:
+    """Names of the columns. hosts: as `storage.filesystem`.
 
     Raises:
         ValueError: the file cannot be read, or claims columns that are larger than any list of videos needs.
     """
-    fs, path = storage.filesystem(uri)
+    fs, path = storage.filesystem(uri, hosts)
     try:
         with fs.open(path, "rb") as file:
             table = pq.ParquetFile(file)
@@ -32,13 +33,13 @@ def column_names(uri: str) -> list[str]:
         raise ValueError(f"list {uri} cannot be read as Parquet: {cut(str(err), 500)}") from err
 
 
-def parquet_rows(uri: str) -> Iterator[dict[str, Any]]:
-    """The rows in their order.
+def parquet_rows(uri: str, hosts: Allowed = ()) -> Iterator[dict[str, Any]]:
+    """The rows in their order. hosts: as `storage.filesystem`.
 
     Raises:
         UNREADABLE: the next row and those after it cannot be read.
     """
-    fs, path = storage.filesystem(uri)
+    fs, path = storage.filesystem(uri, hosts)
     with fs.open(path, "rb") as file:
         # Cells that repeat stay one value in memory: a file of kilobytes may repeat a megabyte a million times.
         kinds = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from tasks.tables import storage
+from tasks.tables.web_hosts import Allowed
 
 SHARD = ".tar"  # suffix of archives; in a folder, the videos in an archive count
 # Entries of a root (docs/tables.md): the pipeline wrote these files, so they are not sources.
@@ -51,7 +52,7 @@ def is_own(uri: str, root: str) -> bool:
     return any(uri == own or uri.startswith(f"{own}/") for own in (f"{root}/{name}" for name in OWN))
 
 
-def remote_tree(folder: str, root: str) -> list[str]:
-    """URIs of the files in a folder of an fsspec file system, without the files of the root."""
-    fs, path = storage.filesystem(folder)
+def remote_tree(folder: str, root: str, hosts: Allowed = ()) -> list[str]:
+    """URIs of the files in a folder of an fsspec file system, without those of the root. hosts: of `filesystem`."""
+    fs, path = storage.filesystem(folder, hosts)
     return [uri for name in fs.find(path) if not is_own(uri := fs.unstrip_protocol(name), root)]

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
-from tasks.tables.web_hosts import check_proxied_here
+from tasks.tables.web_hosts import Allowed, check_behind_proxy
 
 if TYPE_CHECKING:
     from aiohttp import TraceConfig
@@ -120,6 +120,9 @@ def rate_limiting(budget: Budget, check: Callable[[str], Awaitable[None]] | None
 
 
 @functools.cache
-def process_rate_limiting() -> "TraceConfig":
-    """`rate_limiting` of `process_budget`. Cached: fsspec reuses a file system only if its options are equal."""
-    return rate_limiting(_PROCESS_BUDGET, check_proxied_here)
+def process_rate_limiting(allowed: Allowed) -> "TraceConfig":
+    """`rate_limiting` of `process_budget`. Cached: fsspec reuses a file system only if its options are equal.
+
+    allowed: hosts that may be asked though they are not public.
+    """
+    return rate_limiting(_PROCESS_BUDGET, functools.partial(check_behind_proxy, allowed=allowed))

@@ -262,6 +262,7 @@ class EvaluationRow(CommonRow):
     checks: str
     passed: bool
     media: list[str]
+    crc32: list[int] | None
 
 
 class GenerationRow(CommonRow):

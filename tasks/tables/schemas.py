@@ -199,6 +199,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "checks": STRING,  # JSON: [{"name":…, "value":…, "limit":…, "passed":…}]
         "passed": BOOL,
         "media": pa.list_(STRING),
+        "crc32": pa.list_(INT),  # of each file of media
     },
     "generations": {
         "generation_id": STRING,

@@ -1,6 +1,7 @@
 """Files under a root that is a folder or any fsspec URI (`s3://…`, `gs://…`)."""
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
@@ -13,6 +14,7 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from tasks.tables.root_paths import check_no_link
+from tasks.tables.web_hosts import Allowed, check_host, web_client
 
 WEB = re.compile(r"(^|::)https?://", re.IGNORECASE)  # also inside a chain such as zip://a.mp4::http://…
 PIECE_BYTES = 4 * 2**20
@@ -52,20 +54,25 @@ def join(root: str, *parts: str) -> str:
     return "/".join((root.rstrip("/"), *parts))
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of `uri` and the path on it."""
+def filesystem(uri: str, hosts: Allowed = ()) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of `uri` and the path on it.
+
+    hosts: web hosts that may be asked though their address is not public, as `tasks.tables.web_hosts.is_allowed`.
+
+    Raises:
+        AddressRefusedError: the address of a web host is neither public nor among `hosts`.
+    """
     if url := WEB.search(uri):
         import aiohttp
 
         from tasks.tables.host_budget import process_rate_limiting
-        from tasks.tables.web_hosts import check_here, client_here
 
-        check_here(uri[url.start() :].lstrip(":"))
+        check_host(uri[url.start() :].lstrip(":"), hosts)
 
         # Large files take long, so a transfer times out only when no data arrives, and not after five minutes in all.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
-        options = {"timeout": timeout, "trust_env": True, "trace_configs": [process_rate_limiting()]}
-        web = {"client_kwargs": options, "get_client": client_here}
+        options = {"timeout": timeout, "trust_env": True, "trace_configs": [process_rate_limiting(hosts)]}
+        web = {"client_kwargs": options, "get_client": functools.partial(web_client, hosts)}
         if "::" in uri:
             return fsspec.core.url_to_fs(uri, http=web, https=web)
         return fsspec.core.url_to_fs(uri, **web)
@@ -76,9 +83,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fsspec.core.url_to_fs(uri, use_listings_cache=False)
 
 
-def exists(uri: str) -> bool:
-    """Whether a file or folder exists."""
-    fs, path = filesystem(uri)
+def exists(uri: str, hosts: Allowed = ()) -> bool:
+    """Whether a file or folder exists. hosts: as `filesystem`."""
+    fs, path = filesystem(uri, hosts)
     return fs.exists(path)
 
 
@@ -88,14 +95,14 @@ def size_bytes(uri: str) -> int | None:
     return fs.size(path)
 
 
-def read_bytes(uri: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Content of a small file.
+def read_bytes(uri: str, max_bytes: int = MAX_BYTES, hosts: Allowed = ()) -> bytes:
+    """Content of a small file. hosts: as `filesystem`.
 
     Raises:
         ValueError: the file has more than `max_bytes`; no more than that is read, since hosts may send without end.
         FileNotFoundError: the file does not exist. Other exceptions are those of its file system.
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, hosts)
     # Without blocks, HTTP reads one stream; with blocks, a read to the end ignores the size that the host gave.
     options = {"block_size": 0} if WEB.match(uri) else {}
     content = bytearray()
@@ -178,12 +185,15 @@ def move(uri: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def reading(uri: str, folder: str | None = None) -> Iterator[str]:
-    """A local path with the content of `uri`: the file itself, or a copy under `folder` that is deleted on exit."""
+def reading(uri: str, folder: str | None = None, hosts: Allowed = ()) -> Iterator[str]:
+    """A local path with the content of `uri`: the file itself, or a copy under `folder` that is deleted on exit.
+
+    hosts: as `filesystem`.
+    """
     if is_local(uri):
         yield filesystem(uri)[1]
         return
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, hosts)
     with tempfile.TemporaryDirectory(dir=folder) as copy_folder:
         # The query of a URL may be longer than a file name may be.
         local = os.path.join(copy_folder, os.path.basename(path.partition("?")[0])[-100:] or "copy")

@@ -10,7 +10,7 @@ import functools
 import ipaddress
 import socket
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -88,10 +88,10 @@ def addresses_now(url: str) -> Allowed:
     """The addresses, as `address:port`, that the host of a URL has now; those that are public are left out.
 
     For a URL that the user typed: its host may be asked even if it is not public. A host that changes its addresses
-    afterwards gets no new ones.
+    afterwards gets no new ones. Empty for a path or a URI of another scheme.
     """
     parts = _parts(url)
-    if parts is None or not parts.hostname:
+    if parts is None or parts.scheme not in PORTS or not parts.hostname:
         return ()
     port = parts.port or PORTS.get(parts.scheme, 0)
     addresses = [address for address in _resolved(parts.hostname) if not is_public(address)]
@@ -105,18 +105,14 @@ def make_connector(allowed: Allowed, refusals: list[AddressRefusedError] | None 
     """
     import aiohttp
 
-    return aiohttp.TCPConnector(
-        socket_factory=functools.partial(_open_socket, lambda: (*allowed, *_proxies()), refusals)
-    )
+    return aiohttp.TCPConnector(socket_factory=functools.partial(_open_socket, allowed, refusals))
 
 
-def _open_socket(
-    allowed: Callable[[], Allowed], refusals: list[AddressRefusedError] | None, info: tuple[Any, ...]
-) -> socket.socket:
+def _open_socket(allowed: Allowed, refusals: list[AddressRefusedError] | None, info: tuple[Any, ...]) -> socket.socket:
     """A socket for one address. info: as an item of `socket.getaddrinfo`."""
     family, kind, protocol, _, (address, port, *_) = info
     try:
-        check_address(address, address, port, allowed())
+        check_address(address, address, port, (*allowed, *_proxies()))
     except AddressRefusedError as err:
         if refusals is not None:
             refusals.append(err)
@@ -139,38 +135,14 @@ async def check_behind_proxy(url: str, allowed: Allowed) -> None:
         check_address(parts.hostname, str(address), parts.port or PORTS.get(parts.scheme, 0), allowed)
 
 
-# ---- this process ----------------------------------------------------------------------------------------------------
-
-_ALLOWED_HERE: set[str] = set()  # for files that are opened with fsspec
-
-
-def allow_here(hosts: Iterable[str]) -> None:
-    """Allow hosts for all files that this process opens with `storage`. hosts: as `is_allowed`."""
-    _ALLOWED_HERE.update(hosts)
-
-
-def allow_typed_here(uri: str) -> None:
-    """Allow the host of a URI that the user typed, if it is a web host, for this process."""
-    if uri[:8].lower().startswith(("http://", "https://")):
-        allow_here(addresses_now(uri))
-
-
-async def client_here(**options: Any) -> "aiohttp.ClientSession":
-    """Session of fsspec's HTTP file system, which asks public hosts and those of `allow_here` only."""
+async def web_client(allowed: Allowed, **options: Any) -> "aiohttp.ClientSession":
+    """Session of fsspec's HTTP file system that asks public and allowed hosts only. allowed: as `is_allowed`."""
     import aiohttp
 
-    connector = aiohttp.TCPConnector(
-        socket_factory=functools.partial(_open_socket, lambda: (*_ALLOWED_HERE, *_proxies()), None)
-    )
-    return aiohttp.ClientSession(connector=connector, **options)
+    return aiohttp.ClientSession(connector=make_connector(allowed), **options)
 
 
-async def check_proxied_here(url: str) -> None:
-    """`check_behind_proxy` with the hosts of `allow_here`."""
-    await check_behind_proxy(url, tuple(_ALLOWED_HERE))
-
-
-def check_here(url: str) -> None:
+def check_host(url: str, allowed: Allowed) -> None:
     """Check the host of a URL by its name: fsspec shows an error of the connection as a missing file.
 
     Raises:
@@ -180,7 +152,7 @@ def check_here(url: str) -> None:
     if parts is None or not parts.hostname:
         return
     for address in _resolved(parts.hostname):
-        check_address(parts.hostname, str(address), parts.port or PORTS.get(parts.scheme, 0), _ALLOWED_HERE)
+        check_address(parts.hostname, str(address), parts.port or PORTS.get(parts.scheme, 0), allowed)
 
 
 def _proxies() -> Allowed:

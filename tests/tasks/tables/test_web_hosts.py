@@ -199,7 +199,7 @@ def test_a_list_reaches_no_inner_server_and_no_redirect_leads_there(serve, tmp_p
     source = f"http://127.0.0.1:{outer_list.port}/list.txt"
     web = FAST.trusting(source, f"{own}/")
     files = source_files(source, str(tmp_path), web=web)
-    items = [row | {"attempt": 1} for row in _rows(files.folder, files.files, {})]
+    items = [row | {"attempt": 1} for row in _rows(files.folder, files.files, {}, web.allow_hosts)]
     rows = FileHasher(IngestConfig(fetch=web), str(tmp_path / "media"))(items).rows["sources"]
     kinds = [row["error_type"] for row in rows]
     assert kinds == ["inner_address"] * 3 + ["missing"] + ["bad_entry", "bad_entry", "bad_uri"]
@@ -215,14 +215,26 @@ def test_a_source_that_the_user_typed_may_be_read_and_named_by_its_list(serve, t
         fetch(f"{server_url}/a", Sink(), FAST.trusting(server_url), BUDGET)
 
 
-def test_files_opened_with_fsspec_are_checked_too(serve, monkeypatch):
-    monkeypatch.setattr("tasks.tables.web_hosts._ALLOWED_HERE", set())  # other tests of this process typed URLs
+def test_files_opened_with_fsspec_are_checked_too(serve):
     server = serve({"/a.json": (200, {}, json.dumps({}).encode())})
     url = f"http://127.0.0.1:{server.port}/a.json"
     for uri in (url, f"simplecache::{url}"):
         with pytest.raises(Exception, match="is not public"):
             storage.exists(uri)
     assert server.asked == []
+
+
+def test_a_host_that_one_call_may_ask_is_refused_to_the_next(serve):
+    server = serve({"/a.json": (200, {}, b"{}")})
+    url = f"http://127.0.0.1:{server.port}/a.json"
+    assert storage.exists(url, addresses_now(url))
+    assert storage.read_bytes(url, hosts=addresses_now(url)) == b"{}"
+    with storage.reading(url, hosts=addresses_now(url)) as path, open(path) as file:
+        assert file.read() == "{}"
+    num_asked = len(server.asked)
+    with pytest.raises(Exception, match="is not public"):
+        storage.read_bytes(url)
+    assert len(server.asked) == num_asked
 
 
 PAGES = [
@@ -242,7 +254,7 @@ def test_a_page_that_a_host_gives_for_every_name_is_not_taken_for_a_card(serve, 
     server = serve({"/source.yaml": (200, {}, page), "/list.txt": (200, {}, b"a.mp4"), "/a.mp4": (200, {}, b"x")})
     source = f"http://127.0.0.1:{server.port}/list.txt"
     files = source_files(source, str(tmp_path), web=FAST)
-    (row,) = _rows(files.folder, files.files, {})
+    (row,) = _rows(files.folder, files.files, {}, addresses_now(source))
     assert (row["card"], row["error_type"]) == ("", "")
 
 
@@ -250,11 +262,11 @@ def test_a_card_of_a_web_host_counts_and_a_wrong_one_fails_its_files_only(serve,
     card, wrong = b"name: films\nlicense: CC0-1.0\n", b"name: films\nlicence: CC0-1.0\nurl: x"
     server = serve({"/source.yaml": (200, {}, card), "/a/source.yaml": (200, {}, wrong)})
     url = f"http://127.0.0.1:{server.port}"
-    FAST.trusting(url)
-    assert (read_web_card(f"{url}/source.yaml") or SourceCard(name="")).license == "CC0-1.0"
+    hosts = FAST.trusting(url).allow_hosts
+    assert (read_web_card(f"{url}/source.yaml", hosts) or SourceCard(name="")).license == "CC0-1.0"
     (tmp_path / "list.txt").write_text(f"{url}/a/b.mp4\n{url}/c.mp4\n")
     listed = source_files(str(tmp_path / "list.txt"), str(tmp_path), web=FAST).files
-    rows = list(_rows(url, listed, {}))
+    rows = list(_rows(url, listed, {}, hosts))
     assert [(row["source"], row["error_type"]) for row in rows][1] == ("films", "")
     assert rows[0]["error_type"] == "unreadable"
     assert "Did you mean 'license'?" in rows[0]["error"]

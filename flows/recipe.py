@@ -1,6 +1,7 @@
 """A recipe: the settings of every step, for one run from raw videos to generated clips, in one YAML file."""
 
 import difflib
+import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from tasks.selecting.duplicates import DuplicatesConfig
 from tasks.selecting.select import SelectConfig
 from tasks.sources.ingest import IngestConfig
 from tasks.tables.plain_text import MAX_VALUE, cut, shown
+from tasks.tables.url_secrets import text_without_secrets
 from tasks.tables.yaml_text import parse_yaml
 from tasks.training.train_dit import TrainDiTConfig
 from tasks.training.train_vae import TrainVAEConfig
@@ -41,6 +43,7 @@ PATHS = (
     *("evaluate.dit", "evaluate.vae", "evaluate.encoder"),
     *("generate.prompts_file", "generate.image", "generate.video", "generate.weights"),
 )
+FILES = ("ingest.source", "ingest.media_root", "captions.sidecar", *(name for name in PATHS if "prompts_file" in name))
 S = TypeVar("S", bound=Config)
 
 
@@ -144,17 +147,25 @@ def _located(recipe: Recipe) -> Recipe:
     """Make relative paths absolute if the file exists, below the current folder or else below the checkout.
 
     Steps may run in another folder or on another machine. A path that does not exist stays; the step reports it.
+
+    Raises:
+        RecipeError: a relative path does not exist here, and the step runs on a cluster, where it would be another.
     """
     values, changed = recipe.model_dump(), False
     for name in PATHS:
         *sections, key = name.split(".")
         for holder in _holders(values, sections):
             value = holder.get(key)
-            if not value or value == TINY or "://" in value:
+            if not value or value == TINY or "://" in value or value.startswith("${"):
                 continue
             places = (Path(value).expanduser(), FOLDER.parents[1] / value)
             if existing := next((place for place in places if place.exists()), None):
                 holder[key], changed = str(existing.absolute()), True
+            elif name in FILES and recipe.ray.address.startswith("jobs:") and not os.path.isabs(places[0]):
+                raise RecipeError(
+                    f"{name} = {shown(value)}: there is no such file here, and on the cluster of ray.address a "
+                    "relative path would start in another folder: give an absolute path or a URI"
+                )
     return Recipe.model_validate(values) if changed else recipe
 
 
@@ -205,7 +216,7 @@ def _problem(name: str, problem: Mapping[str, Any]) -> str:
     if isinstance(problem["input"], Mapping):  # a rule across several settings names them in its message
         return f"{name}: {message[0].lower() + message[1:]}"
     # Users may write the key itself in place of the name of its variable; it must not get into a log.
-    value = "…" if name.endswith("api_key_env") else shown(problem["input"])
+    value = "…" if name.endswith("api_key_env") else text_without_secrets(shown(problem["input"]))
     return f"{name} = {value}: {message[0].lower() + message[1:]}"
 
 

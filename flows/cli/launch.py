@@ -15,7 +15,7 @@ import typer
 from flows.cli.console import PlainConsole, styled
 from flows.cli.progress import Progress
 from tasks.tables.plain_text import cut
-from tasks.tables.url_secrets import text_without_secrets
+from tasks.tables.url_secrets import from_environment, text_without_secrets
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -73,8 +73,9 @@ def _check_source(config: "IngestConfig", root: str) -> None:
     from tasks.sources.listing import check_local_source
     from tasks.tables.storage import is_local
 
-    if is_local(config.source):
-        check_local_source(config.source, root, config.left_out)
+    source = from_environment(config.source)
+    if is_local(source):
+        check_local_source(source, root, config.left_out)
 
 
 def _check_limits(plan: "Recipe", root: str) -> None:

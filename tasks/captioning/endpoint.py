@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
 from pyramid_model.config import NOT_IDENTITY
 from tasks.running.errors import StepError
+from tasks.tables.url_secrets import without_secrets
 
 if TYPE_CHECKING:
     import openai
@@ -98,6 +99,11 @@ class EndpointConfig(Decoding):
     def _url(cls, url: str) -> str:
         if not re.match(r"https?://[^/\s]+", url):
             raise ValueError("give a URL such as http://localhost:8000/v1")
+        if without_secrets(url) != url:
+            raise ValueError(
+                "the URL contains a user name, password or key, which would be kept with the settings of the run: "
+                "store the key in an environment variable and give its name as api_key_env"
+            )
         return url.rstrip("/")
 
     @field_validator("api_key_env")

@@ -17,6 +17,7 @@ from tasks.models.folders import load_dit, load_encoder, load_vae, pipeline_of, 
 from tasks.running.work import Produced
 from tasks.tables import storage
 from tasks.tables.rows import Row, bad_row, ok_row
+from tasks.tables.url_secrets import from_environment
 from tasks.tables.web_hosts import addresses_now
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def given_files(config: "GenerateConfig") -> Iterator[GivenFiles]:
     with contextlib.ExitStack() as inputs:
         image, video = (
             inputs.enter_context(storage.reading(uri, hosts=addresses_now(uri))) if uri else None
-            for uri in (config.image, config.video)
+            for uri in map(from_environment, (config.image, config.video))
         )
         yield GivenFiles(image, video)
 

@@ -10,6 +10,7 @@ from pyramid_model.generate.request import GenerationRequest
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.captioning.rewriting import Mode
 from tasks.running.run import StepResult
+from tasks.tables.url_secrets import check_public
 
 MAX_SEED = 2**53  # integers up to this are exact in every reader of tables and forms
 
@@ -70,6 +71,11 @@ class GenerateConfig(Config):
         description="GPUs that an actor reserves; 0: one if `device` is a GPU, else none",
         json_schema_extra=NOT_IDENTITY,
     )
+
+    @field_validator("image", "video")
+    @classmethod
+    def _public(cls, url: str) -> str:
+        return check_public(url)
 
     @field_validator("max_memory")
     @classmethod

@@ -31,6 +31,7 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
 from tasks.tables.pending import pending
 from tasks.tables.rows import GenerationRow, as_rows
+from tasks.tables.url_secrets import from_environment
 from tasks.tables.web_hosts import addresses_now
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _checked_prompts(config: GenerateConfig) -> list[str]:
         )
     check_prompts(prompts)
     for kind in ("image", "video"):
-        uri = getattr(config, kind)
+        uri = from_environment(getattr(config, kind))
         if uri and not storage.exists(uri, addresses_now(uri)):
             raise FileNotFoundError(f"there is no {kind} {uri!r}: give the path of a file (generate.{kind})")
     return prompts

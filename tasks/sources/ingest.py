@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pyramid_model.config import NOT_IDENTITY, Config
 from tasks.running.cluster import connect
@@ -35,7 +35,7 @@ from tasks.tables.host_budget import Budget, SharedBudget
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.pending import Pending, pending
 from tasks.tables.rows import Row, SourceColumns, SourceRow, as_rows, bad_row, ok_row
-from tasks.tables.url_secrets import without_secrets
+from tasks.tables.url_secrets import check_public, from_environment, without_secrets
 from tasks.tables.web_hosts import Allowed, addresses_now
 
 VERSION = "1"
@@ -61,6 +61,11 @@ class IngestConfig(Config):
         description="files in a block, which is computed and committed together",
         json_schema_extra=NOT_IDENTITY,
     )
+
+    @field_validator("source", "media_root")
+    @classmethod
+    def _public(cls, url: str) -> str:
+        return check_public(url)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -200,8 +205,9 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
     Raises:
         ValueError: the source is missing or empty, or a source.yaml in it has errors.
     """
-    web = config.fetch.trusting(config.source, config.media_root)
-    source = source_files(config.source, run.root, config.left_out, config.media_root, web)
+    typed, media_root = from_environment(config.source), from_environment(config.media_root)
+    web = config.fetch.trusting(typed, media_root)
+    source = source_files(typed, run.root, config.left_out, media_root, web)
     items_by_id = {
         row["source_id"]: row
         for row in _rows(source.folder, source.files, _ids_of_urls(run, source.files), web.allow_hosts)

@@ -1,5 +1,6 @@
 """Passwords, tokens and signatures inside URLs: cut out before a URL is stored, logged or shown."""
 
+import os
 import re
 
 # Names of parameters of a query, without regard to case, `-` and `_`.
@@ -21,6 +22,7 @@ _URL = re.compile(r"(?<![A-Za-z0-9+.\-])[A-Za-z][A-Za-z0-9+.\-]{0,30}://[^\s<>\"
 _AFTER_URL = "'\"()[]{},.;:!…"  # punctuation of the sentence and not of the URL
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]{0,30}://)")  # of file systems, such as zip://a.mp4::http://…
 _USER = re.compile(r"://[^/?#]*@")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")  # of the environment
 _BARE = re.compile(
     r"(?i)\b(X-(?:Amz|Goog|Oss|Ms)-(?:Signature|Credential|Security-Token)|Signature|AccessKeyId|sig|access_token|"
     r"api_?key|client_secret|password)=[^&\s'\"<>]+"
@@ -54,6 +56,37 @@ def text_without_secrets(text: str) -> str:
     if "=" not in text and "@" not in text:
         return text
     return _BARE.sub(r"\1=…", _URL.sub(_shortened, text))
+
+
+def check_public(url: str) -> str:
+    """A URL or path of a setting, unchanged. Settings are kept by Prefect, Ray and MLflow, and are shown to many.
+
+    Raises:
+        ValueError: it contains a password, key or signature, and not as the name of an environment variable.
+    """
+    if _VARIABLE.fullmatch(url) or without_secrets(url).rstrip("?#") == url.rstrip("?#"):
+        return url
+    raise ValueError(
+        "the URL contains a user name, password, key or signature, which would be kept with the settings of the run: "
+        "store the whole URL in an environment variable and give '${NAME}'"
+    )
+
+
+def from_environment(url: str) -> str:
+    """The URL or path of a setting; for `${NAME}`, the value of the environment variable.
+
+    Raises:
+        ValueError: the variable is not set.
+    """
+    name = _VARIABLE.fullmatch(url)
+    if not name:
+        return url
+    if not (value := os.environ.get(name[1], "")):
+        raise ValueError(
+            f"the environment variable {name[1]} is not set: set it where the command runs, and on every node of the "
+            "Ray cluster"
+        )
+    return value
 
 
 def _shortened(match: re.Match[str]) -> str:

@@ -22,6 +22,7 @@ from tasks.encoding.latents import LatentsResult
 from tasks.encoding.text_features import TextFeaturesResult
 from tasks.selecting.select_config import PRESETS, SelectResult
 from tasks.tables.schemas import CLIP_FIGURES
+from tasks.tables.url_secrets import from_environment
 from tasks.training.job import TrainingResult
 from tasks.training.train_dit import TrainDiTResult
 
@@ -236,3 +237,40 @@ def test_a_rule_across_settings_is_told_without_the_whole_section():
     with pytest.raises(RecipeError) as refused:
         load_recipe("demo", {"generate.rewrite": "director"})
     assert str(refused.value).startswith("--set: generate: rewrite 'director' needs a language model: set generate.")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("ingest.source", "https://user:SECRET@host/list.txt"),
+        ("ingest.media_root", "https://host/videos?X-Amz-Signature=SECRET"),
+        ("generate.image", "https://host/a.png?token=SECRET"),
+        ("captions.endpoint", {"base_url": "https://user:SECRET@host/v1", "model": "m"}),
+        ("captions.endpoint", {"base_url": "https://host/v1?api_key=SECRET", "model": "m"}),
+    ],
+)
+def test_settings_that_prefect_keeps_hold_no_secret(name, url):
+    with pytest.raises(RecipeError, match="environment variable") as refused:
+        load_recipe("smoke", {name: url})
+    assert "SECRET" not in str(refused.value)
+
+
+def test_a_url_with_a_key_comes_from_the_environment(monkeypatch):
+    config = load_recipe("smoke", {"ingest.source": "${SOURCE_URL}", "ray.address": "jobs:http://head:8265"}).ingest
+    assert "SECRET" not in config.model_dump_json()
+    with pytest.raises(ValueError, match="SOURCE_URL is not set"):
+        from_environment(config.source)
+    monkeypatch.setenv("SOURCE_URL", "https://host/list.txt?token=SECRET")
+    assert from_environment(config.source) == "https://host/list.txt?token=SECRET"
+    assert (
+        from_environment("https://host/a?") == load_recipe("smoke", {"ingest.source": "https://host/a?"}).ingest.source
+    )
+
+
+@pytest.mark.parametrize("name", ["ingest.source", "ingest.media_root", "captions.sidecar", "generate.prompts_file"])
+def test_a_relative_path_that_is_not_here_is_not_looked_for_on_a_cluster(name):
+    assert load_recipe("smoke", {name: "not/here"})
+    with pytest.raises(RecipeError, match=r"not/here.*: there is no such file here, .* give an absolute path or a URI"):
+        load_recipe("smoke", {name: "not/here", "ray.address": "jobs:http://head:8265"})
+    assert load_recipe("smoke", {name: "/not/here", "ray.address": "jobs:http://head:8265"})
+    assert load_recipe("smoke", {name: "s3://not/here", "ray.address": "jobs:http://head:8265"})

@@ -6,7 +6,8 @@ import pytest
 
 from tasks.inspecting.verify import check_media
 from tasks.tables.appending import append_block
-from tasks.tables.delta import Lineage, content_id, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, ok_row
 
 
 @pytest.mark.parametrize("old_row", [False, True])

@@ -202,7 +202,7 @@ def test_one_request_tells_what_a_source_is(host, tmp_path):
 def test_no_request_comes_before_its_turn_whoever_makes_it(host, tmp_path):
     config, began = FetchConfig(allow_hosts=LOOPBACK, requests_per_s=5, backoff_s=0.01), time.monotonic()
     source_files(f"{host}/plain.mp4", str(tmp_path), web=config)
-    assert not storage.exists(f"{host}/source.yaml")
+    assert not storage.exists(f"{host}/source.yaml", LOOPBACK)
     fetch(f"{host}/moved.mp4", Sink(), config, config.process_budget())  # two requests
     turns = [arrived - began for arrived in Host.times]
     assert len(turns) == 4

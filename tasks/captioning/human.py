@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict, cast
 
 import pyarrow.compute as pc
@@ -159,10 +160,9 @@ def match_captions(run: Run, config: CaptionsConfig, clips: Sequence[ClipRow]) -
         step="captions",
         version=VERSION,
         config=config,
-        worker=CaptionMatcher,
+        worker=partial(CaptionMatcher, config=config, sidecars=sorted({item["sidecar"] for item in items} - {""})),
         done_table="captions",
         since={"captions": todo.version},
-        worker_args={"config": config, "sidecars": sorted({item["sidecar"] for item in items} - {""})},
         block_size=config.block_size,
     )
     result = run_blocks(run, work, todo.items(items, "caption_id"), todo.num_done)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyramid_model.captioning.instructions import asked_again, filled, instruction_for
@@ -145,10 +146,9 @@ def write_captions(run: Run, config: "CaptionsConfig", items: Sequence[ModelItem
         step="captions",
         version=VERSION,
         config=config,
-        worker=CaptionWriter,
+        worker=partial(CaptionWriter, config=config, writer=writer, root=run.root),
         done_table="captions",
         since={"captions": todo.version},
-        worker_args={"config": config, "writer": writer, "root": run.root},
         block_size=config.block_size,
         num_cpus=local.num_cpus if local else 0.5,
         num_gpus=local.num_gpus if local else 0,

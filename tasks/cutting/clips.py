@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal, TypedDict
 
 import pyarrow.compute as pc
@@ -183,14 +184,11 @@ def clips(run: Run, config: ClipsConfig) -> ClipsResult:
         step="clips",
         version=VERSION,
         config=config,
-        worker=VideoWorker,
+        worker=partial(
+            VideoWorker, config=config.model_dump(mode="json"), media=media, block_timeout_s=0.9 * patience_s
+        ),
         done_table="videos",
         since=since,
-        worker_args={
-            "config": config.model_dump(mode="json"),
-            "media": media,
-            "block_timeout_s": 0.9 * patience_s,
-        },
         block_size=min(MAX_BLOCK, 1 + len(attempts) // 64),
         max_block_bytes=MAX_BLOCK_BYTES,
         patience_s=patience_s,

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
@@ -207,10 +208,9 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
         step="latents",
         version=VERSION,
         config=config,
-        worker=LatentEncoder,
+        worker=partial(LatentEncoder, vae=vae, config=config),
         done_table="latents",
         since={"latents": todo.version},
-        worker_args={"vae": vae, "config": config},
         block_size=config.block_size,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,

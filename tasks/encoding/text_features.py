@@ -1,6 +1,7 @@
 """Step `text_features`: encode every caption and prompt with the text encoder, each distinct text once."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
@@ -151,15 +152,11 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
         step="text_features",
         version=VERSION,
         config=config,
-        worker=TextEncoder,
+        worker=partial(
+            TextEncoder, encoder=encoder, dtype=config.dtype, num_gpus=config.num_gpus, batch_size=config.batch_size
+        ),
         done_table="text_features",
         since={"text_features": todo.version},
-        worker_args={
-            "encoder": encoder,
-            "dtype": config.dtype,
-            "num_gpus": config.num_gpus,
-            "batch_size": config.batch_size,
-        },
         block_size=config.block_size,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,

@@ -1,6 +1,7 @@
 """Evaluation of a DiT on held-out clips, and the gate's verdict on it."""
 
 import json
+from functools import partial
 
 import pyarrow.compute as pc
 
@@ -41,9 +42,8 @@ def evaluate(run: Run, config: EvaluateConfig) -> EvaluateResult:
         step="evaluate",
         version=VERSION,
         config=config,
-        worker=Evaluator,
+        worker=partial(Evaluator, subject=subject, config=config, folder=run.media("evaluations", evaluation_id)),
         done_table="evaluations",
-        worker_args={"subject": subject, "config": config, "folder": run.media("evaluations", evaluation_id)},
         block_size=1,
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,

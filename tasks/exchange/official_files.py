@@ -7,6 +7,7 @@ An annotation has one JSON line per clip, `{"video", "text", "latent", "text_fea
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -120,10 +121,9 @@ def import_official(run: Run, config: ImportConfig) -> ImportResult:
         step="import_official",
         version=VERSION,
         config=config,
-        worker=OfficialReader,
+        worker=partial(OfficialReader, vae=vae, encoder=encoder, config=config),
         done_table="latents",
         since={"latents": todo.version},
-        worker_args={"vae": vae, "encoder": encoder, "config": config},
         block_size=config.block_size,
     )
     items = todo.items({item["latent_id"]: item for item in all_items}.values(), "latent_id")

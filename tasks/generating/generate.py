@@ -5,6 +5,7 @@ import contextvars
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -75,17 +76,17 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
             step="generate",
             version=VERSION,
             config=config,
-            worker=ClipGenerator,
+            worker=partial(
+                ClipGenerator,
+                models=_folders(models, checkpoint),
+                weights_hash=models.dit.hash,
+                config=config,
+                folder=folder,
+                device=device,
+                progress=progress,
+            ),
             done_table="generations",
             since={"generations": todo.version},
-            worker_args={
-                "models": _folders(models, checkpoint),
-                "weights_hash": models.dit.hash,
-                "config": config,
-                "folder": folder,
-                "device": device,
-                "progress": progress,
-            },
             block_size=block_size,
             num_cpus=config.num_cpus,
             num_gpus=num_gpus,

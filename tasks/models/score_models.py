@@ -114,20 +114,22 @@ def load_nsfw(weights: str, num_threads: int) -> "NSFWClassifier":
     return NSFWClassifier(weights, num_threads)
 
 
-def load_open_clip(uri: str, **options: Any) -> "OpenCLIP":
+def load_open_clip(
+    uri: str, device: str = "cpu", dtype: str = "float32", batch_size: int = 32, with_text: bool = False
+) -> "OpenCLIP":
     """`OpenCLIP` from the folder at a URI."""
     from pyramid_model.metrics.open_clip_model import OpenCLIP
 
     with local_folder(uri) as folder:
-        return OpenCLIP(folder, **options)
+        return OpenCLIP(folder, device, dtype, batch_size, with_text)
 
 
-def load_classifier(uri: str, label: str, **options: Any) -> "ImageClassifier":
+def load_classifier(uri: str, label: str, device: str, dtype: str, batch_size: int) -> "ImageClassifier":
     """`ImageClassifier` from the folder at a URI."""
     from pyramid_model.metrics.classifier import ImageClassifier
 
     with local_folder(uri) as folder:
-        return ImageClassifier(folder, label, **options)
+        return ImageClassifier(folder, label, device, dtype, batch_size)
 
 
 def clip_dim(uri: str) -> int:

@@ -54,7 +54,7 @@ class BlockActor:
         self.worker: Worker[Any] | None = None
         self.start_error: Fatal | None = None
         try:
-            self.worker = work.worker(**work.worker_args)
+            self.worker = work.worker()
         except Exception as err:  # reported with the first block: Ray reports an error here as a lost actor
             self.start_error = _fatal(err)
 

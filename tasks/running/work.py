@@ -32,9 +32,9 @@ class Produced:
 class Worker(Protocol[Item_contra]):
     """Computes the rows of items, one block after another, in one actor.
 
-    The actor builds it once, as `worker(**worker_args)`; the constructor loads models. An item that cannot be computed
-    becomes a row with `status`, `error_type` and `error`; an exception stops the whole step. A block may be computed
-    twice, if its first actor died: the same items must give rows with the same ids.
+    The actor builds it once; the constructor loads models. An item that cannot be computed becomes a row with `status`,
+    `error_type` and `error`; an exception stops the whole step. A block may be computed twice, if its first actor died:
+    the same items must give rows with the same ids.
     """
 
     def __call__(self, items: Sequence[Item_contra], /) -> Produced:
@@ -50,8 +50,7 @@ class PerItemWork(Generic[Item]):
         step: name of the step, for lineage and progress.
         version: VERSION of what the worker computes, for lineage.
         config: settings whose hash is written into the rows.
-        worker: class of the worker.
-        worker_args: arguments with which an actor builds the worker.
+        worker: builds the worker in an actor: its class, or a `functools.partial` of it with the arguments.
         done_table: table in which the row of an item has its status and means that it is done. Its rows are committed
             after those of all other tables, so that all rows of a done item are committed.
         block_size: items in a block: the unit of commit, and the most work lost when a machine dies.
@@ -67,9 +66,8 @@ class PerItemWork(Generic[Item]):
     step: str
     version: str
     config: Config
-    worker: Callable[..., Worker[Item]]
+    worker: Callable[[], Worker[Item]]
     done_table: str
-    worker_args: Mapping[str, object] = field(default_factory=dict)
     block_size: int = 16
     max_block_bytes: float = math.inf
     num_cpus: float = 0.5

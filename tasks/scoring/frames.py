@@ -1,7 +1,7 @@
 """Shared by all models that see sampled frames of clips: settings, and the frames of a block of clips."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
 from pydantic import Field
 
@@ -40,6 +40,14 @@ class FrameModelConfig(Config):
         return max(1, int(self.num_cpus))
 
 
+class Placement(TypedDict):
+    """Keyword arguments of the models of `TorchModelConfig`."""
+
+    device: str
+    dtype: str
+    batch_size: int
+
+
 class TorchModelConfig(FrameModelConfig):
     """Settings of a model that may run on a GPU."""
 
@@ -59,10 +67,9 @@ class TorchModelConfig(FrameModelConfig):
         json_schema_extra=NOT_IDENTITY,
     )
 
-    def placement(self) -> dict[str, Any]:
-        """Keyword arguments `device`, `dtype` and `batch_size` of a model."""
-        device = "cuda" if self.num_gpus else "cpu"
-        return {"device": device, "dtype": self.dtype, "batch_size": self.batch_size}
+    def placement(self) -> Placement:
+        """Device, type of the weights and batch size of the model."""
+        return {"device": "cuda" if self.num_gpus else "cpu", "dtype": self.dtype, "batch_size": self.batch_size}
 
 
 def limit_torch_threads(num_threads: int) -> None:

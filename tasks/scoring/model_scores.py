@@ -257,17 +257,16 @@ def _frame_job(
         {"score_id": content_id(clip["clip_id"], scorer, settings, weights_hash, VERSION), "scorer": scorer, **clip}
         for clip in clips
     ]
-    args = {"scorer": scorer, "load": load, "config": config, "reduce": reduce}
+    worker = partial(FrameScorer, scorer, load, config, reduce)
     num_gpus = config.num_gpus if isinstance(config, TorchModelConfig) else 0.0
-    return Job(_work(VERSION, config, "scores", FrameScorer, args, config.block_size, num_gpus), items, check)
+    return Job(_work(VERSION, config, "scores", worker, config.block_size, num_gpus), items, check)
 
 
 def _work(
     version: str,
     config: FrameModelConfig,
     table: Literal["scores", "embeddings"],
-    worker: Callable[..., Worker[Item]],
-    worker_args: dict[str, Any],
+    worker: Callable[[], Worker[Item]],
     block_size: int,
     num_gpus: float,
 ) -> PerItemWork[Item]:
@@ -278,7 +277,6 @@ def _work(
         config=config,
         worker=worker,
         done_table=table,
-        worker_args=worker_args,
         block_size=block_size,
         num_cpus=config.num_cpus,
         num_gpus=num_gpus,
@@ -308,8 +306,7 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
         embeddings.VERSION,
         plain,
         "embeddings",
-        embeddings.Embedder,
-        {"uri": uri, "model_hash": model_hash, "config": plain},
+        partial(embeddings.Embedder, uri, model_hash, plain),
         config.block_size,
         config.num_gpus,
     )
@@ -317,8 +314,7 @@ def _embedding_jobs(run: Run, config: EmbeddingScoresConfig, clips: Clips) -> li
         embedding_scores.VERSION,
         config,
         "scores",
-        embedding_scores.EmbeddingScorer,
-        {"root": run.root, "uri": uri, "head": head, "config": config},
+        partial(embedding_scores.EmbeddingScorer, run.root, uri, head, config),
         embedding_scores.BLOCK_SIZE,
         config.num_gpus if config.with_text else 0.0,
     )

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal, NotRequired
 from urllib.parse import urlsplit
@@ -220,15 +221,15 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
         step="ingest",
         version=VERSION,
         config=config,
-        worker=FileHasher,
+        worker=partial(
+            FileHasher,
+            config=config.model_copy(update={"fetch": web}),
+            media=run.media("sources"),
+            budget=budget,
+            limit_s=0.9 * run.ray.no_progress_timeout_s,
+        ),
         done_table="sources",
         since={"sources": todo.version},
-        worker_args={
-            "config": config.model_copy(update={"fetch": web}),
-            "media": run.media("sources"),
-            "budget": budget,
-            "limit_s": 0.9 * run.ray.no_progress_timeout_s,
-        },
         # Downloads may be slow: all files of a block are fetched at the same time.
         block_size=min(config.block_size, config.fetch.connections) if budget else config.block_size,
         max_block_bytes=MAX_BLOCK_BYTES,

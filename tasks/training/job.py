@@ -1,6 +1,6 @@
 """Description of a training that the driver sends to its workers: settings, data, and id of the trained model."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
@@ -83,16 +83,15 @@ class Training(Protocol):
 class Job:
     """One training, as the driver describes it and the workers get it.
 
-    kind: vae | dit. model_id: identity of settings and data. training: class of the `Training`, built as
-    `training(rank=…, world_size=…, device=…, **arguments)`. trained_on: data and models that the record names.
+    kind: vae | dit. model_id: identity of settings and data. training: builds the `Training` in a worker, called as
+    `training(rank=…, world_size=…, device=…)`. trained_on: data and models that the record names.
     """
 
     kind: Literal["vae", "dit"]
     model_id: str
     run: Run
     config: TrainingConfig
-    training: type
-    arguments: dict[str, object]
+    training: Callable[..., Training]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     @property

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -173,8 +174,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
         model_id=model_id("dit", VERSION, config, [*ids, len(train), null_id]),
         run=run,
         config=config,
-        training=DiTTraining,
-        arguments={"config": config, "source": source, "train": train, "val": val, "names": names},
+        training=partial(DiTTraining, config=config, source=source, train=train, val=val, names=names),
         trained_on=TrainedOn(
             selection=config.selection,
             captions=config.captions,

@@ -1,6 +1,7 @@
 """Training of the video VAE on the selected clips."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
 from pydantic import Field
@@ -67,8 +68,7 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
         model_id=model_id("vae", VERSION, config, [*ids, len(train_clips)]),
         run=run,
         config=config,
-        training=VAETraining,
-        arguments={"config": config, "train": train_clips, "val": val_clips},
+        training=partial(VAETraining, config=config, train=train_clips, val=val_clips),
         trained_on=TrainedOn(selection=config.selection, versions=versions),
     )
     return run_training(job, "train_vae", VERSION)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -29,9 +30,8 @@ def run_captions(run: Run, worker: type, ids: list[str], block_size: int = 4, **
         step="captions",
         version="1",
         config=NoSettings(),
-        worker=worker,
+        worker=partial(worker, **worker_args),
         done_table="captions",
-        worker_args=worker_args,
         block_size=block_size,
     )
     return run_blocks(run, work, todo.items([{"caption_id": row_id} for row_id in ids], "caption_id"), todo.num_done)

@@ -13,7 +13,7 @@ from tasks.training.training import run_training
 def trained(run: Run, seed: int) -> Job:
     """A training whose model is in the table."""
     config = TrainVAEConfig.model_validate({"optim": {"seed": seed}})
-    job = Job("vae", model_id("vae", "1", config, []), run, config, VAETraining, {})
+    job = Job("vae", model_id("vae", "1", config, []), run, config, VAETraining)
     facts = {"weights_hash": f"weights {seed}", "config": "{}", "metrics": "{}"}
     row = ok_row({}, model_id=job.model_id, kind="vae", uri=job.uri, **facts)
     append_block(run.root, "models", [row], job.model_id, lineage(run, "train_vae", "1", config))

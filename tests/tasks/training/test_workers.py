@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def toy_class() -> type:
 def toy_job(root: Path | str, num_workers: int, **arguments) -> Job:
     config = TrainingConfig(optim=OPTIM, num_workers=num_workers)
     run = Run(root=str(root), ray=RayConfig(num_cpus=2))
-    return Job("vae", model_id("vae", "1", config, ["a", "b"]), run, config, toy_class(), arguments)
+    return Job("vae", model_id("vae", "1", config, ["a", "b"]), run, config, partial(toy_class(), **arguments))
 
 
 def undisturbed_weights(num_workers: int, folder: Path) -> str:
@@ -148,7 +149,7 @@ import sys
 from tasks.running.run import Run
 from tasks.training.job import Job, TrainingConfig
 from tasks.training.training import run_training
-job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object, {{}})
+job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object)
 result = run_training(job, "train_vae", "1")
 assert (result.num_in, result.num_done, result.uri) == (1, 1, {job.uri!r}), result
 assert not {{"ray", "torch", "mlflow", "transformers"}} & set(sys.modules)

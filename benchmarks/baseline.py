@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.nn import functional as F
 
+from pyramid_model.config import PATCH
 from pyramid_model.dit.blocks import AttentionInput, DoubleBlock, Stream
 from pyramid_model.dit.miniflux import MiniFlux, SingleBlock
 from pyramid_model.dit.mmdit import LastBlock, MMDiT
-from pyramid_model.dit.packing import PATCH, Size, clip_positions, patchify, unpatchify
+from pyramid_model.dit.packing import Size, clip_positions, patchify, unpatchify
 from pyramid_model.dit.rope import rotate, rotation_table
 from pyramid_model.dit.transformer import size_of, timestep_features
 from pyramid_model.flow.history import history_clips, latent_pyramid

@@ -271,7 +271,7 @@ def differences(root: str, expected: dict[str, list[dict[str, Any]]]) -> list[st
     found = []
     for table in TABLES:
         id_column = ID_COLUMNS[table]
-        rows = read_table(root, table, latest=False).to_pylist()
+        rows = read_table(root, table, newest=False).to_pylist()
         ids = Counter(row[id_column] for row in rows)
         doubled = [name for name, count in ids.items() if count > 1]
         if doubled:

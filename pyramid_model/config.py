@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PerChannel = float | tuple[float, ...]
+PATCH = 2  # latent height and width of a token
 NULL_TEXT = ""  # the caption of samples without text, which guidance pushes away from
 
 

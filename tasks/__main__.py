@@ -10,8 +10,8 @@ last line is `RESULT TOKEN {json}` (exit code 0) or `ERROR TOKEN {"message": …
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tasks.running.errors import EXPECTED_ERRORS, machine_lost
 from tasks.running.jobs import BEGIN, ERROR, RESULT
@@ -35,7 +35,7 @@ class LineFormatter(logging.Formatter):
         return super().format(record)
 
 
-def read_arguments(arguments: str) -> dict[str, Any]:
+def read_arguments(arguments: str) -> dict[str, object]:
     """The JSON object itself, of `@file`, or of standard input (`-`)."""
     if arguments == "-":
         arguments = sys.stdin.read()
@@ -44,7 +44,7 @@ def read_arguments(arguments: str) -> dict[str, Any]:
     return json.loads(arguments)
 
 
-def run_step(name: str, given: dict[str, Any]) -> StepResult:
+def run_step(name: str, given: Mapping[str, object]) -> StepResult:
     """Run the step of that name; given: its `run` and its `config`."""
     function = find_step(name)
     return function(Run.model_validate(given["run"]), config_class(function).model_validate(given["config"]))
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     token = NO_TOKEN
     try:
         given = read_arguments(argv[1])
-        token = given.get("attempt", NO_TOKEN)
+        token = str(given.get("attempt", NO_TOKEN))
         print(BEGIN, token, flush=True)
         result = run_step(argv[0], given)
     except Exception as err:

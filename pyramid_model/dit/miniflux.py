@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyramid_model.config import MiniFluxConfig
+from pyramid_model.config import PATCH, MiniFluxConfig
 from pyramid_model.dit.attention import add_gated, in_chunks, modulate
 from pyramid_model.dit.blocks import AttentionInput, DoubleBlock
 from pyramid_model.dit.kv_cache import BlockKVCache
-from pyramid_model.dit.packing import PATCH, Packing, patchify
+from pyramid_model.dit.packing import Packing, patchify
 from pyramid_model.dit.transformer import DiT
 
 QK_EPS = 1e-6

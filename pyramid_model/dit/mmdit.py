@@ -12,11 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyramid_model.config import MMDiTConfig
+from pyramid_model.config import PATCH, MMDiTConfig
 from pyramid_model.dit.attention import QKV, modulate
 from pyramid_model.dit.blocks import AttentionInput, DoubleBlock, Stream, joint_attention
 from pyramid_model.dit.kv_cache import BlockKVCache
-from pyramid_model.dit.packing import PATCH, Packing
+from pyramid_model.dit.packing import Packing
 from pyramid_model.dit.rope import THETA
 from pyramid_model.dit.transformer import DiT
 

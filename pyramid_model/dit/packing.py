@@ -16,11 +16,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from pyramid_model.config import PATCH
 from pyramid_model.dit.attention import QKV, frame_attention
 from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.rope import rotate, rotation_table
-
-PATCH = 2
 
 Size = tuple[int, int, int]  # t, h, w of a clip in latents
 

@@ -10,11 +10,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyramid_model.config import DiTConfig
+from pyramid_model.config import PATCH, DiTConfig
 from pyramid_model.dit.attention import modulate
 from pyramid_model.dit.blocks import MLP
 from pyramid_model.dit.kv_cache import BlockKVCache, KVCache
-from pyramid_model.dit.packing import PATCH, Packing, Size, frame_ends, make_packing, unpatchify, without_first_frames
+from pyramid_model.dit.packing import Packing, Size, frame_ends, make_packing, unpatchify, without_first_frames
 from pyramid_model.text import TextFeatures
 
 TIMESTEP_CHANNELS = 256

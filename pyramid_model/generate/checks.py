@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pyramid_model.config import DiTConfig, MMDiTConfig, PyramidConfig, VAEConfig
-from pyramid_model.dit.packing import PATCH
+from pyramid_model.config import PATCH, DiTConfig, MMDiTConfig, PyramidConfig, VAEConfig
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.weights.checkpoint import Checkpoint
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch._subclasses import FakeTensorMode
 
-from pyramid_model.config import VAEConfig
-from pyramid_model.dit.packing import PATCH
+from pyramid_model.config import PATCH, VAEConfig
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.path import units_in
 from pyramid_model.flow.sampler import OFF

@@ -17,8 +17,8 @@ from itertools import accumulate, takewhile
 
 import torch
 
-from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
-from pyramid_model.dit.packing import PATCH, Size
+from pyramid_model.config import PATCH, MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.dit.packing import Size
 from pyramid_model.dit.transformer import TIMESTEP_CHANNELS, size_of
 from pyramid_model.flow.history import history_clips
 from pyramid_model.flow.sampler import Sampling

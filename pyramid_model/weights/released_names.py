@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pyramid_model.config import DiTConfig, LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
-from pyramid_model.dit.packing import PATCH
+from pyramid_model.config import PATCH, DiTConfig, LatentNorm, MiniFluxConfig, MMDiTConfig, VAEConfig, VAEStackConfig
 
 # our name -> released name, applied in order
 VAE_NAMES = (

@@ -225,7 +225,7 @@ def _pending(run: Run, video_ids: Sequence[str], settings: ClipsConfig) -> tuple
         newest row is of other settings).
     """
     names = ["video_id", "status", "params_hash", *ORDER]
-    attempts = read_table(run.root, "videos", [*names, "step_version", "error"], latest=False)
+    attempts = read_table(run.root, "videos", [*names, "step_version", "error"], newest=False)
     newest, of_settings = (
         {row["video_id"]: row for row in as_rows(newest_by(rows.select(names), ["video_id"]), VideoRow)}
         for rows in (attempts, attempts.filter(_with_equal_clips(settings)))

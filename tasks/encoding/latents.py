@@ -167,7 +167,7 @@ def _read(item: LatentItem) -> ReadClip:
     bucket = parse_bucket(item["bucket"])
     size = {"height": bucket.height, "width": bucket.width, "fps": bucket.fps, "num_frames": bucket.num_frames}
     try:
-        check_unchanged(item)
+        check_unchanged(item["uri"], item["size_bytes"], item["crc32"])
         return ReadClip(item, read_clip(item["uri"], **size))
     except (VideoError, ValueError) as err:
         return ReadClip(item, error=err)

@@ -19,7 +19,7 @@ from pyramid_model.weights.record import ModelFolder
 from tasks.encoding.latents import latent_id
 from tasks.encoding.text_features import MAX_TOKENS, text_feature_id
 from tasks.models.encoders import find_encoder
-from tasks.models.folders import encoder_dims, find_model
+from tasks.models.folders import encoder_dims, find_model, vae_config
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, report_progress
@@ -35,7 +35,7 @@ from tasks.tables.delta import read_table
 from tasks.tables.pending import pending
 from tasks.tables.rows import Row, bad_row, ok_row
 from tasks.tables.schemas import ID_COLUMNS
-from tasks.training.pairs import PairReader, find_pairs, pair_source, vae_settings
+from tasks.training.pairs import PairReader, find_pairs, pair_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,10 +190,10 @@ class OfficialReader:
 
     def __init__(self, vae: ModelFolder, encoder: ModelFolder, config: ImportConfig):
         self.vae, self.encoder, self.config = vae, encoder, config
-        settings = vae_settings(vae.uri)
-        self.channels = settings["encoder_out_channels"]
+        of_vae = vae_config(vae.uri)
+        self.channels = of_vae.latent_channels
         self.dims = encoder_dims(encoder.uri)
-        self.latent_norm = json.dumps(settings["latent_norm"]) if settings.get("latent_norm") else ""
+        self.latent_norm = json.dumps(of_vae.latent_norm.model_dump()) if of_vae.latent_norm else ""
 
     def __call__(self, items: Sequence[ImportItem]) -> Produced:
         """Rows of all tables; the row in `latents` has the status of the line."""

@@ -18,7 +18,7 @@ from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
 from tasks.generating.clip_generator import ClipGenerator, GenerationItem, ModelFolders, given_files
 from tasks.generating.config import GenerateConfig, GenerateResult
-from tasks.models.folders import ModelSet, changed_weights, folder_hash, read_record
+from tasks.models.folders import ModelSet, changed_weights, folder_hash, read_record, vae_config
 from tasks.models.registry import champion
 from tasks.running.cluster import connect
 from tasks.running.errors import StepError
@@ -150,14 +150,12 @@ def _check_champion(config: GenerateConfig, models: ModelSet) -> None:
     Raises:
         StepError: the weights are missing, or are not those that were evaluated.
     """
-    from pyramid_model.weights.released_names import CONFIG_FILE, vae_config_from_released
-
     for model in (models.dit, models.vae):
         if problem := changed_weights(model.uri, model.hash):
             raise StepError(f"the champion cannot generate: {problem}")
     record = read_record(models.dit.uri)
     pyramid = record.pyramid if record else PyramidConfig()
-    vae = vae_config_from_released(json.loads(storage.read_bytes(storage.join(models.vae.uri, CONFIG_FILE))))
+    vae = vae_config(models.vae.uri)
     config.request.check(vae, pyramid)
     _check_given(config, vae, pyramid, record is None or record.autoregressive)
 

@@ -29,7 +29,7 @@ def export_rows(
     columns: Sequence[str] | None = None,
     version: int | None = None,
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Schema and batches of the latest rows, read as a stream, so that a table of latents need not fit in memory.
+    """Schema and batches of the newest rows, read as a stream, so that a table of latents need not fit in memory.
 
     Raises:
         TableError: the table has not been written; unknown column or version.
@@ -42,13 +42,13 @@ def export_rows(
         raise TableError(f"table {table!r} has not been written under {root} yet")
     check_names(columns, schema)
     names = list(columns) if columns else schema.names
-    latest = read_table(root, table, [id_column, "attempt"], version, filter_expression(filters, schema))
-    ids = latest[id_column].combine_chunks()
+    newest = read_table(root, table, [id_column, "attempt"], version, filter_expression(filters, schema))
+    ids = newest[id_column].combine_chunks()
     needed = list(dict.fromkeys([*names, id_column, "attempt"]))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in as_dataset(delta, table).to_batches(columns=needed, batch_size=1024, batch_readahead=1):
-            attempts = latest["attempt"].take(pc.index_in(batch[id_column], value_set=ids)).combine_chunks()
+            attempts = newest["attempt"].take(pc.index_in(batch[id_column], value_set=ids)).combine_chunks()
             yield batch.filter(pc.equal(batch["attempt"], attempts)).select(names)
 
     return pa.schema([schema.field(name) for name in names]), batches()

@@ -35,7 +35,7 @@ def named_files(root: str, table: str, every_attempt: bool = False) -> list[Name
     column, id_column = MEDIA_COLUMNS[table], ID_COLUMNS[table]
     facts = [name for name in ("size_bytes", "crc32") if name in SCHEMAS[table].names]
     where = None if every_attempt else pc.field("status") == "ok"
-    rows = read_table(root, table, [id_column, column, *facts], where=where, latest=not every_attempt)
+    rows = read_table(root, table, [id_column, column, *facts], where=where, newest=not every_attempt)
     files = []
     for row in rows.to_pylist():
         uris, sums = (value if isinstance(value, list) else [value] for value in (row[column], row.get("crc32")))

@@ -110,7 +110,7 @@ def score_label(name: str) -> str:
 
 
 def status_counts(root: str, table: str, version: int | None = None) -> Counter[tuple[str, str]]:
-    """(status, error_type) -> number of latest rows."""
+    """(status, error_type) -> number of newest rows."""
     rows = read_table(root, table, ["status", "error_type"], version)
     return Counter(zip(rows["status"].to_pylist(), rows["error_type"].to_pylist(), strict=True))
 

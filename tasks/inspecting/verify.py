@@ -203,7 +203,7 @@ def check_files(root: str, table: str, blobs: bool = True) -> Finding:
 def _check_rows(root: str, table: str) -> Iterator[Finding]:
     """Checks of the ids, attempts and statuses of every row ever written."""
     id_column = ID_COLUMNS[table]
-    rows = read_table(root, table, [id_column, "attempt", "status", "error_type"], latest=False)
+    rows = read_table(root, table, [id_column, "attempt", "status", "error_type"], newest=False)
     malformed = rows[id_column].filter(pc.invert(_matches(rows[id_column], "^[0-9a-f]{32}$")))
     yield _finding(table, "ids are 32 hex digits", len(rows), [repr(i) for i in malformed.to_pylist()], DAMAGED)
     yield _check_doubles(root, table, rows[id_column])
@@ -232,7 +232,7 @@ def _check_doubles(root: str, table: str, ids: pa.ChunkedArray) -> Finding:
     repeated = ids.filter(candidates).combine_chunks().unique()
     writers = ["status", "step_version", "code_version"]
     keys = [id_column, "attempt", "params_hash"]
-    rows = read_table(root, table, [*keys, *writers], where=pc.field(id_column).isin(repeated), latest=False)
+    rows = read_table(root, table, [*keys, *writers], where=pc.field(id_column).isin(repeated), newest=False)
     groups = rows.group_by(keys).aggregate([([], "count_all"), *((name, "count_distinct") for name in writers)])
     doubles = groups.filter(pc.field("count_all") > 1)
     unequal = doubles.filter(
@@ -277,7 +277,7 @@ def check_reference(root: str, source: tuple[str, str], target: tuple[str, str])
     (table, column), (other, other_column) = source, target
     # Attempts of a row refer to the same row. Without a choice of attempts only this column is read.
     names_one = (pc.field("status") != "failed") & (pc.field(column) != "")
-    values = read_table(root, table, [column], where=names_one, latest=False)[column]
+    values = read_table(root, table, [column], where=names_one, newest=False)[column]
     targets = read_table(root, other, [other_column])[other_column].combine_chunks()
     dangling = values.filter(pc.invert(pc.is_in(values, value_set=targets)))
     return _finding(table, f"{column} is in {other}", len(values), dangling.to_pylist(), RERUN)

@@ -15,6 +15,7 @@ from tasks.tables import storage
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, newest_row
+from tasks.tables.rows import TextFeatureRow
 from tasks.tables.stored_folders import local_folder, writing_folder
 
 TINY = "tiny"
@@ -43,7 +44,7 @@ def find_encoder(run: Run, uri: str = "") -> ModelFolder:
 def newest_encoder_hash(run: Run) -> str:
     """Content hash of the encoder that made the newest text features; empty if there are none."""
     rows = read_table(run.root, "text_features", ["encoder_hash", *ORDER], where=pc.field("status") == "ok")
-    newest = newest_row(rows)
+    newest = newest_row(rows, TextFeatureRow)
     return newest["encoder_hash"] if newest else ""
 
 

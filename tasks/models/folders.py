@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from pyramid_model.config import Config
+from pyramid_model.config import Config, VAEConfig
 from pyramid_model.weights.record import TRAINING_FILE, ModelFolder, TrainedModel, parse_record
 from tasks.running.errors import StepError
 from tasks.running.run import Run
@@ -16,6 +16,7 @@ from tasks.tables import storage
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
 from tasks.tables.newest import newest_row
+from tasks.tables.rows import ModelRow
 from tasks.tables.stored_folders import local_folder
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
     if uri:
         uri = storage.absolute(uri)
         where &= pc.field("uri") == uri
-    model = newest_row(read_table(run.root, "models", where=where))
+    model = newest_row(read_table(run.root, "models", where=where), ModelRow)
     if model:
         return ModelFolder(uri=model["uri"], hash=model["weights_hash"])
     if not uri:
@@ -117,6 +118,13 @@ def read_record(uri: str) -> TrainedModel | None:
     """
     file = storage.join(uri, TRAINING_FILE)
     return parse_record(storage.read_bytes(file), file) if storage.exists(file) else None
+
+
+def vae_config(uri: str) -> VAEConfig:
+    """Config of the VAE in a folder at any URI; its weights are not read."""
+    from pyramid_model.weights.released_names import CONFIG_FILE, vae_config_from_released
+
+    return vae_config_from_released(json.loads(storage.read_bytes(storage.join(uri, CONFIG_FILE))))
 
 
 def changed_weights(uri: str, expected_hash: str) -> str:

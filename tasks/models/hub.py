@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -97,12 +96,12 @@ def repository_of(name: str) -> str:
     return name.partition("@")[0]
 
 
-def source_of(name: str, snapshot: Path) -> dict[str, Any]:
+def source_of(name: str, snapshot: Path) -> dict[str, str]:
     """Origin of a fetched model, for `write_source`. snapshot: its folder, as `fetch` returns it."""
     return {"name": repository_of(name), "revision": name.partition("@")[2], "commit": snapshot.name}
 
 
-def write_source(folder: str, source: Mapping[str, Any]) -> None:
+def write_source(folder: str, source: Mapping[str, object]) -> None:
     """Write `source.yaml`, which records the origin of the files in a model's folder."""
     Path(folder, SOURCE_FILE).write_text(yaml.safe_dump(dict(source), sort_keys=False))
 

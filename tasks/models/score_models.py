@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.models.folders import folder_hash
 from tasks.models.hub import CONFIGS, OTHER_WEIGHTS, fetch, model_folder, once_a_node, source_of, write_source
@@ -171,11 +171,12 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
         )
     config["quick_gelu"] = tag.get("quick_gelu", config.get("quick_gelu", False))  # as in their training
     preprocess = {name: tag[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in tag}
-    source: dict[str, Any] = {"name": storage.absolute(pretrained)}
+    source: dict[str, object] = {"name": storage.absolute(pretrained)}
     if is_file:
         checkpoint = storage.reading(pretrained)
     else:
-        path, source = _tag_weights(tag, f"{pretrained!r} of {model}")
+        path, of_hub = _tag_weights(tag, f"{pretrained!r} of {model}")
+        source = {**of_hub}
         checkpoint = nullcontext(path)
     try:
         with writing_folder(uri) as folder, checkpoint as weights:
@@ -200,7 +201,7 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
         ) from err
 
 
-def _tag_weights(tag: Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:
+def _tag_weights(tag: Mapping[str, object], what: str) -> tuple[str, dict[str, str]]:
     """Path of the weights of one of open_clip's tags in the Hub's cache, and where they come from.
 
     Without a network, open_clip's own download retries many file names, so `fetch` is used instead.
@@ -212,7 +213,7 @@ def _tag_weights(tag: Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]
     Raises:
         StepError: the Hub does not give the weights, or they are not on the Hub.
     """
-    repository, _, name = tag.get("hf_hub", "").rpartition("/")
+    repository, _, name = str(tag.get("hf_hub", "")).rpartition("/")
     if not repository:
         raise StepError(
             f"the weights {what} are not on the Hugging Face Hub: set scores.embeddings.pretrained to the path of a "

@@ -3,10 +3,9 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from pydantic import Field
 
@@ -14,7 +13,7 @@ from pyramid_model.config import Config
 from tasks.inspecting.table_stats import compact, file_size, labels
 from tasks.report import models as report_models
 from tasks.report import run as report_data
-from tasks.report.clips import file_states, is_unchanged, listing, preview_clips, script_json
+from tasks.report.clips import FileState, Listing, file_states, is_unchanged, listing, preview_clips, script_json
 from tasks.report.curation import Curation, bucket_lines, read_curation, set_lines, split_lines
 from tasks.report.duplicates import MAX_MEMBERS, read_duplicates
 from tasks.report.errors import error_lines
@@ -59,6 +58,15 @@ class ReportConfig(Config):
     )
 
 
+class MadeFrom(TypedDict):
+    """What a page was made from, which the page holds as JSON."""
+
+    versions: dict[str, int]
+    params_hash: str
+    report_version: str
+    files: NotRequired[dict[str, FileState]]
+
+
 class ReportResult(StepResult):
     """Result of the report step."""
 
@@ -70,10 +78,10 @@ def report(run: Run, config: ReportConfig) -> ReportResult:
     """Write `<root>/report.html`, unless the existing page was made from the same versions, clip files and settings."""
     uri = storage.join(run.root, "report.html")
     versions = {table: version for table in SCHEMAS if (version := table_version(run.root, table)) >= 0}
-    made_from = {"versions": versions, "params_hash": params_hash(config), "report_version": VERSION}
+    made_from: MadeFrom = {"versions": versions, "params_hash": params_hash(config), "report_version": VERSION}
     before = page_facts(uri)
     # The page lists its own clips, so their files are checked without reading a table.
-    if before and {**before, "files": None} == {**made_from, "files": None} and is_unchanged(before["files"]):
+    if before and before == {**made_from, "files": (files := before.get("files", {}))} and is_unchanged(files):
         return ReportResult(step="report", num_in=1, num_done=1, note="nothing new", uri=uri)
     report_progress("report", 0, 1)
     page = render(run.root, config, made_from)
@@ -89,7 +97,7 @@ def report(run: Run, config: ReportConfig) -> ReportResult:
     )
 
 
-def page_facts(uri: str) -> dict[str, Any] | None:
+def page_facts(uri: str) -> MadeFrom | None:
     """Versions, settings and files that an existing page was made from; None if it is missing or another program's."""
     try:
         match = FACTS.search(storage.read_bytes(uri))
@@ -98,16 +106,15 @@ def page_facts(uri: str) -> dict[str, Any] | None:
         return None
 
 
-def render(root: str, config: ReportConfig, made_from: Mapping[str, object]) -> bytes:
+def render(root: str, config: ReportConfig, made_from: MadeFrom) -> bytes:
     """The page as HTML. Generated videos get room first, then those of evaluations, then clips."""
     curation = read_curation(root)
     records = report_data.step_records(root)
-    facts = curation_facts(root, config, curation, records)
+    facts, clip_listing, files = curation_facts(root, config, curation, records)
     # A tenth and TEXT_BYTES are for figures and text, including style and script.
-    budget = MediaBudget(config.max_bytes * 9 // 10 - len(facts["listing"].text.encode()) - TEXT_BYTES)
+    budget = MediaBudget(config.max_bytes * 9 // 10 - len(clip_listing.text.encode()) - TEXT_BYTES)
     generations, num_generations = report_models.generation_cards(root, budget, config.max_media)
     evaluations = report_models.evaluations(root, budget)
-    files = facts.pop("files")
     damage = {clip_id: damage for clip_id, (_, _, damage) in files.items() if damage}
     thumbnails = budget.thumbnails({clip_id: uri for clip_id, (uri, _, damage) in files.items() if not damage})
     errors = error_lines(root)
@@ -118,6 +125,7 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, object]) -> 
         .get_template("report.html.j2")
         .render(
             facts,
+            listing=clip_listing,
             config=config,
             root=root,
             made_from=script_json({**made_from, "files": files}),
@@ -151,8 +159,10 @@ def render(root: str, config: ReportConfig, made_from: Mapping[str, object]) -> 
     return page.encode()
 
 
-def curation_facts(root: str, config: ReportConfig, curation: Curation, records: report_data.Records) -> dict[str, Any]:
-    """Values for the template about clips and their selection, by name."""
+def curation_facts(
+    root: str, config: ReportConfig, curation: Curation, records: report_data.Records
+) -> tuple[dict[str, object], Listing, dict[str, FileState]]:
+    """Values for the template about clips and their selection, by name; the listing; states of the files of clips."""
     result = newest_select_result(curation, records)
     thresholds = thresholds_of(result)
     duplicates = read_duplicates(root, curation)
@@ -162,7 +172,7 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
     chosen = preview_clips(curation, [*groups, *sides], config.max_media)
     label_by_clip = labels(root)
     intake = read_intake(root)
-    return {
+    facts = {
         "curation": curation,
         "funnel": funnel(intake, curation),
         "accounts": accounts(intake, curation),
@@ -174,9 +184,9 @@ def curation_facts(root: str, config: ReportConfig, curation: Curation, records:
         "label_figures": label_figures(curation, label_by_clip),
         "examples": examples,
         "duplicates": duplicates,
-        "files": file_states(curation, chosen),
-        "listing": listing(curation, chosen, label_by_clip, config.max_listed, config.max_bytes // 2),
     }
+    clip_listing = listing(curation, chosen, label_by_clip, config.max_listed, config.max_bytes // 2)
+    return facts, clip_listing, file_states(curation, chosen)
 
 
 def _environment() -> "Environment":

@@ -17,6 +17,7 @@ from tasks.tables import storage
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import TableFacts
 from tasks.tables.newest import newest_row
+from tasks.tables.rows import EvaluationRow
 
 MAX_RUNS = 50  # newest runs whose step records are read
 
@@ -54,7 +55,7 @@ def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
     if curation.num_judged:
         figures.append(Tile("clips kept", f"{curation.num_kept:,} of {curation.num_judged:,}"))
         figures.append(Tile("footage kept", length(total_s(curation.kept()))))
-    if row := newest_row(read_table(root, "evaluations", where=ok)):
+    if row := newest_row(read_table(root, "evaluations", where=ok), EvaluationRow):
         metrics = loads(row["metrics"])
         for name, label, unit in (("vae_psnr", "held-out PSNR of the VAE", " dB"), ("val_loss", "validation loss", "")):
             if isinstance(value := metrics.get(name), int | float):

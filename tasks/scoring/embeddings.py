@@ -93,7 +93,7 @@ class Embedder:
 
 def newest_source(root: str, version: int | None = None) -> tuple[str, str]:
     """(model_hash, sampling) of the newest embeddings at a version of the table; both empty when there are none."""
-    newest = newest_row(read_table(root, "embeddings", ["model_hash", "sampling", *ORDER], version))
+    newest = newest_row(read_table(root, "embeddings", ["model_hash", "sampling", *ORDER], version), EmbeddingRow)
     return (newest["model_hash"], newest["sampling"]) if newest else ("", "")
 
 

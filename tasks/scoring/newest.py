@@ -29,7 +29,7 @@ def score_arrays(root: str, clip_ids: Sequence[str], version: int | None = None)
     # The newest row of a clip and scorer is the newest attempt of its id, so attempts need not be chosen before.
     columns = ["clip_id", "scorer", "value", "status", *ORDER]
     of_clips = pc.field("clip_id").isin(pa.array(clip_ids, pa.string()))
-    rows = newest_ok_by(read_table(root, "scores", columns, version, of_clips, latest=False), KEYS)
+    rows = newest_ok_by(read_table(root, "scores", columns, version, of_clips, newest=False), KEYS)
     rows = rows.select(["clip_id", "scorer", "value"]).filter(pc.field("value").is_valid())
     names = rows["scorer"].combine_chunks().dictionary_encode()
     places = pc.index_in(rows["clip_id"], value_set=pa.array(clip_ids, pa.string())).to_numpy()

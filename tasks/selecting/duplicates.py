@@ -143,7 +143,7 @@ def _append(run: Run, config: DuplicatesConfig, grouped: Mapping[str, DuplicateC
         ids = sorted((row["duplicate_id"], row["attempt"], row["group_id"]) for row in rows)
         append_block(run.root, "duplicates", rows, content_id("duplicates", ids), settings)
         appended += rows
-        last = newest_row(table)
+        last = newest_row(table, DuplicateRow)
         is_other = bool(grouped) and last is not None and (last["clips"] or "") != config.clips
         if not rows and is_other:
             append_again(run.root, "duplicates", [next(iter(grouped))], settings)

@@ -226,7 +226,7 @@ def _write(run: Run, judged: Judged, is_trained: bool) -> tuple[set[str], int]:
 
 
 def _attempts(run: Run) -> dict[str, int]:
-    """Selection id -> its latest attempt."""
+    """Selection id -> its newest attempt."""
     rows = read_table(run.root, "selections", ["selection_id", "attempt"])
     return dict(zip(rows["selection_id"].to_pylist(), rows["attempt"].to_pylist(), strict=True))
 

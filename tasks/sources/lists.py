@@ -13,7 +13,6 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from tasks.tables import storage
 from tasks.tables.plain_text import MAX_VALUE, cut, shown
@@ -28,7 +27,7 @@ VIDEO_HOSTS = ("youtube.com", "youtu.be")  # their URLs lead to pages and not to
 
 # Caption of a video or of a span of it: "start_s" and "end_s" (None: of the whole video), "text", and other columns.
 Annotation = dict[str, object]
-Row = Mapping[str, Any]  # cells by column
+Row = Mapping[str, object]  # cells by column
 NumberedRows = Iterator[tuple[str, "Row | BadEntry"]]  # (place in the list, row)
 Rows = tuple[Sequence[str], NumberedRows]  # (column names, rows)
 
@@ -265,7 +264,8 @@ def _text(value: object) -> str:
 
 def _media(row: Row, names: Sequence[str]) -> str:
     """Text of the first of these columns that is not empty; "" if all are empty."""
-    return next((row[name].strip() for name in names if isinstance(row.get(name), str) and row[name].strip()), "")
+    texts = (text.strip() for name in names if isinstance(text := row.get(name), str))
+    return next((text for text in texts if text), "")
 
 
 def _plain(row: Row, media: Sequence[str], text: Sequence[str] = ()) -> Entry | None:
@@ -283,10 +283,10 @@ def _plain(row: Row, media: Sequence[str], text: Sequence[str] = ()) -> Entry | 
     return Entry(name, (times | {"text": caption} | rest,), sha256, md5)
 
 
-def _seconds(value: Any, key: str) -> float | None:
+def _seconds(value: object, key: str) -> float | None:
     if value in (None, ""):
         return None
-    seconds = float(value)
+    seconds = float(value if isinstance(value, int | float) else str(value))
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"{key} = {value!r} is not a time in seconds")
     return seconds

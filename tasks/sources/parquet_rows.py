@@ -33,7 +33,7 @@ def column_names(uri: str, hosts: Allowed = ()) -> list[str]:
         raise ValueError(f"list {uri} cannot be read as Parquet: {cut(str(err), 500)}") from err
 
 
-def parquet_rows(uri: str, hosts: Allowed = ()) -> Iterator[dict[str, Any]]:
+def parquet_rows(uri: str, hosts: Allowed = ()) -> Iterator[dict[str, object]]:
     """The rows in their order. hosts: as `storage.filesystem`.
 
     Raises:

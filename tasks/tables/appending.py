@@ -171,8 +171,8 @@ def _not_committed(delta: DeltaTable, table: str, data: pa.Table, others: Commit
     committed = as_dataset(delta, table).to_table(columns=[id_column, "attempt", "params_hash"], filter=of_ids)
     if not committed.num_rows:
         return data
-    last: dict[str, int] = {}  # latest attempt by id
-    last_of_settings: dict[tuple[str, str], int] = {}  # latest attempt by id and settings
+    last: dict[str, int] = {}  # newest attempt by id
+    last_of_settings: dict[tuple[str, str], int] = {}  # newest attempt by id and settings
     used: set[tuple[str, int]] = set()  # ids with their attempts
     for row_id, attempt, settings in _key_rows(committed, id_column):
         used.add((row_id, attempt))
@@ -214,7 +214,7 @@ def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, ma
     if not ids:
         return 0
     id_column = ID_COLUMNS[table]
-    attempts = read_table(root, table, where=pc.field(id_column).isin(pa.array(ids, pa.string())), latest=False)
+    attempts = read_table(root, table, where=pc.field(id_column).isin(pa.array(ids, pa.string())), newest=False)
     last = attempts.group_by(id_column).aggregate([("attempt", "max")])
     last_attempt = dict(zip(last[id_column].to_pylist(), last["attempt_max"].to_pylist(), strict=True))
     chosen = newest_by(attempts if made is None else attempts.filter(made), [id_column])

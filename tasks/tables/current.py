@@ -12,6 +12,7 @@ from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, verdicts_of
 from tasks.tables.newest import ORDER, newest_ok_by, newest_row
+from tasks.tables.rows import DuplicateRow
 from tasks.tables.schemas import CLIP_FIGURES
 
 
@@ -24,7 +25,7 @@ def current_clip_ids(root: str, clips: str = "") -> pa.Array:
     """
     of_settings = pc.field("params_hash") == clips if clips else None
     columns = ["video_id", "status", "clip_ids", *ORDER]
-    videos = newest_ok_by(read_table(root, "videos", columns, where=of_settings, latest=False), ["video_id"])
+    videos = newest_ok_by(read_table(root, "videos", columns, where=of_settings, newest=False), ["video_id"])
     return pc.call_function("list_flatten", [videos["clip_ids"].combine_chunks()])
 
 
@@ -71,7 +72,7 @@ def current_duplicates(root: str, columns: Sequence[str], clips: str = "", versi
         version: of the table; None: the newest.
     """
     rows = read_table(root, "duplicates", list(dict.fromkeys([*columns, "status", "clips", *ORDER])), version)
-    last = newest_row(rows)
+    last = newest_row(rows, DuplicateRow)
     searched = clips or (last and last["clips"]) or ""
     of_search = pc.field("clips") == searched
     of_search = of_search if searched else of_search | pc.field("clips").is_null()

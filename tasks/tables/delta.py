@@ -1,7 +1,7 @@
 """Delta tables, opened and read at a pinned version.
 
 Every table is at `<root>/tables/<name>`; `schemas` has its columns. Rows are only appended, never changed. A retry
-appends a row with `attempt + 1`, and readers take the latest attempt of each id (defined in `newest`). A column may be
+appends a row with `attempt + 1`, and readers take the newest attempt of each id (defined in `newest`). A column may be
 added to a schema: it is null in rows of an older table, and the next append adds it to the table.
 """
 
@@ -119,12 +119,12 @@ def read_table(
     columns: Iterable[str] | None = None,
     version: int | None = None,
     where: pc.Expression | None = None,
-    latest: bool = True,
+    newest: bool = True,
 ) -> pa.Table:
-    """Rows of a table at a version: the latest attempt of each id, or all attempts with `latest=False`.
+    """Rows of a table at a version: the newest attempt of each id, or all attempts with `newest=False`.
 
-    A table that has not been written yet reads as an empty table with its schema. `where` is applied after the latest
-    attempts are chosen: an earlier ok attempt of a row whose latest attempt failed is not returned. URIs of media and
+    A table that has not been written yet reads as an empty table with its schema. `where` is applied after the newest
+    attempts are chosen: an earlier ok attempt of a row whose newest attempt failed is not returned. URIs of media and
     models that lead out of the root are marked (`tasks.tables.root_paths`), so that nobody opens them.
     """
     schema = SCHEMAS[table]
@@ -133,14 +133,14 @@ def read_table(
     if delta is None:
         return pa.schema([schema.field(name) for name in names]).empty_table()
     id_column, filtered = ID_COLUMNS[table], _fields_of(where, schema)
-    needed = list(dict.fromkeys([*names, *filtered, *([id_column, *ORDER] if latest else [])]))
+    needed = list(dict.fromkeys([*names, *filtered, *([id_column, *ORDER] if newest else [])]))
     # A filter on fixed columns keeps or drops all attempts of an id, so it can run on the files.
-    on_files = not latest or set(filtered) <= {id_column, *FIXED_COLUMNS.get(table, ())}
+    on_files = not newest or set(filtered) <= {id_column, *FIXED_COLUMNS.get(table, ())}
     try:
         rows = as_dataset(delta, table).to_table(columns=needed, filter=where if on_files else None)
     except (OSError, pa.ArrowInvalid) as err:
         raise _damaged(root, table, next(iter(damaged_files(delta, table not in BLOB_COLUMNS)), str(err))) from err
-    if latest:
+    if newest:
         rows = newest_by(rows, [id_column])
     if where is not None and not on_files:
         rows = rows.select(list(dict.fromkeys([*names, *filtered]))).filter(where)

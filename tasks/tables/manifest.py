@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tasks.tables import storage
 from tasks.tables.delta import DamagedTableError, TableError, as_dataset, open_table, read_table
 from tasks.tables.newest import ORDER, newest_by, newest_ok_by, newest_row
+from tasks.tables.rows import SelectionRow
 from tasks.tables.schemas import BLOB_COLUMNS, COMMON, ID_COLUMNS, SCHEMAS
 from tasks.tables.storage import absolute_root
 
@@ -72,7 +73,7 @@ class TableFacts:
     """Facts about one table: a line of the overview."""
 
     table: str
-    num_rows: int  # latest attempts
+    num_rows: int  # newest attempts
     num_attempts: int
     version: int
     size_bytes: int
@@ -239,7 +240,7 @@ def _blob_lengths(root: str, table: str, column: str, ids: pa.ChunkedArray, vers
 
 def newest_selection(root: str, version: int | None = None) -> str:
     """`params_hash` of the newest selection; empty if there is none."""
-    newest = newest_row(read_table(root, "selections", ["params_hash", *ORDER], version))
+    newest = newest_row(read_table(root, "selections", ["params_hash", *ORDER], version), SelectionRow)
     return newest["params_hash"] if newest else ""
 
 

@@ -9,7 +9,7 @@ Rows are ordered by `ORDER`:
    then the later `created_at`, then the greater `run_id`.
 3. Of rows of one commit that are equal in all of these, the last one in the order of the table is the newest.
 
-The newest row of an id is its latest attempt: attempt n + 1 is written after a read of attempt n, so its commit is
+The newest row of an id is its newest attempt: attempt n + 1 is written after a read of attempt n, so its commit is
 later.
 """
 
@@ -17,12 +17,12 @@ later.
 # pyarrow.compute makes its functions at import, so pyright does not know them.
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.tables.rows import R, as_rows
 from tasks.tables.text_hashes import may_repeat
 
 ORDER = ("commit_order", "attempt", "created_at", "run_id")  # columns that rows must have to be ordered
@@ -38,11 +38,14 @@ def newest_first(rows: pa.Table) -> pa.Table:
     return rows.take(_sorted_positions(rows)[::-1])
 
 
-def newest_row(rows: pa.Table) -> dict[str, Any] | None:
-    """The newest row; None if there are no rows. rows: with the columns `ORDER`, in the order of the table."""
+def newest_row(rows: pa.Table, kind: type[R]) -> R | None:
+    """The newest row; None if there are no rows.
+
+    rows: with the columns `ORDER`, in the order of the table. kind: the type of its rows (`tasks.tables.rows`).
+    """
     if not rows.num_rows:
         return None
-    return rows.slice(_sorted_positions(rows)[-1].as_py(), 1).to_pylist()[0]
+    return as_rows(rows.slice(_sorted_positions(rows)[-1].as_py(), 1), kind)[0]
 
 
 def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
@@ -50,7 +53,7 @@ def newest_by(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
 
     Args:
         rows: with the columns `ORDER` and `keys`, in the order of the table.
-        keys: columns that together are the key; with the id column the result is the latest attempts.
+        keys: columns that together are the key; with the id column the result is the newest attempts.
     """
     names = list(keys)
     repeated = may_repeat(rows, names)  # most keys have one row: only the others are sorted and grouped

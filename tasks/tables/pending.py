@@ -33,7 +33,7 @@ class Pending:
 def pending(
     root: str, table: str, ids: Iterable[str], retry_failed: bool = False, where: pc.Expression | None = None
 ) -> Pending:
-    """Anti-join: ids without a committed row; with `retry_failed` also those whose latest row failed.
+    """Anti-join: ids without a committed row; with `retry_failed` also those whose newest row failed.
 
     where: a condition on fixed columns that all rows of the ids meet; for many ids it is faster than a search by id.
     """

@@ -7,14 +7,14 @@ columns that were read. In a failed row the columns that could not be computed a
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypedDict, TypeVar, cast
+from typing import TypedDict, TypeVar, cast
 
 import pyarrow as pa
 
 from tasks.tables.plain_text import cut, visible
 from tasks.tables.url_secrets import text_without_secrets
 
-Row = dict[str, Any]  # a row of a table, without the columns of lineage
+Row = dict[str, object]  # a row of a table, without the columns of lineage
 
 
 class CommonRow(TypedDict):
@@ -317,14 +317,14 @@ class Lineage:
     code_version: str
 
 
-def ok_row(item: Mapping[str, object], **columns: object) -> dict[str, Any]:
+def ok_row(item: Mapping[str, object], **columns: object) -> Row:
     """A row with status ok and the attempt of its item. item: input of the step."""
     return {"status": "ok", "attempt": item.get("attempt", 1)} | columns
 
 
 def bad_row(
     item: Mapping[str, object], error: Exception | tuple[str, str], status: str = "failed", **columns: object
-) -> dict[str, Any]:
+) -> Row:
     """A row for an item that could not be computed, with its attempt.
 
     error: (error_type, sentence), or an exception, whose `kind` (without one: class name) is the error_type.

@@ -22,7 +22,7 @@ COMMON: dict[str, pa.DataType] = {
     "status": STRING,  # ok | failed | skipped
     "error_type": STRING,  # short, countable: "truncated", "not_media", …
     "error": STRING,  # message as a sentence
-    "attempt": INT,  # 1 for the first try; readers take the latest attempt of each id
+    "attempt": INT,  # 1 for the first try; readers take the newest attempt of each id
     "run_id": STRING,
     "step": STRING,
     "step_version": STRING,

@@ -1,10 +1,9 @@
 """Training data of the DiT: pairs of a clip's latent and its caption's features; also used to evaluate it."""
 
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,11 +12,12 @@ from pydantic import Field
 from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from pyramid_model.config import NULL_TEXT, Config, LatentNorm
 from pyramid_model.weights.record import ModelFolder
+from tasks.models.folders import vae_config
 from tasks.running.errors import StepError
 from tasks.running.run import Run
-from tasks.tables import storage
 from tasks.tables.current import captions_by_kind, selected_clips
 from tasks.tables.delta import read_table, table_version
+from tasks.tables.rows import SelectedClipRow, as_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ def pair_source(
         encoder_hash=encoder_hash,
         versions={name: table_version(run.root, name) for name in TABLES},
         norm=latent_norm(vae.uri),
-        latent_channels=vae_settings(vae.uri)["encoder_out_channels"],
+        latent_channels=vae_config(vae.uri).latent_channels,
         sample_posterior=sample_posterior,
     )
 
@@ -108,18 +108,13 @@ def latent_norm(vae_uri: str) -> LatentNorm:
     Raises:
         StepError: config.json has no `latent_norm`.
     """
-    norm = vae_settings(vae_uri).get("latent_norm")
-    if not norm:
+    norm = vae_config(vae_uri).latent_norm
+    if norm is None:
         raise StepError(
             f"{vae_uri}/config.json has no `latent_norm`: VAEs trained here have it; to a released VAE add the "
             "constants of its DiT, MINIFLUX_LATENT_NORM or SD3_LATENT_NORM of pyramid_model.config"
         )
-    return LatentNorm.model_validate(norm)
-
-
-def vae_settings(vae_uri: str) -> dict[str, Any]:
-    """config.json of a VAE folder."""
-    return json.loads(storage.read_bytes(storage.join(vae_uri, "config.json")))
+    return norm
 
 
 def find_pairs(source: PairSource, split: str) -> list[Pair]:
@@ -143,20 +138,29 @@ def find_pairs(source: PairSource, split: str) -> list[Pair]:
             continue
         preferred = next(iter(captions.values()))
         choices = tuple(Choice(text_feature_id=features[captions[kind]], weight=weights[kind]) for kind in weights)
-        columns = {name: clip[name] for name in ("clip_id", "uri", "bucket")}
-        ids = {"latent_id": latent_id, "text_feature_id": features[preferred]}
-        pairs.append(Pair(**columns, **ids, text=preferred, choices=choices))
+        pairs.append(
+            Pair(
+                clip_id=clip["clip_id"],
+                uri=clip["uri"],
+                bucket=clip["bucket"],
+                text=preferred,
+                latent_id=latent_id,
+                text_feature_id=features[preferred],
+                choices=choices,
+            )
+        )
     return pairs
 
 
-def _texts(source: PairSource, clips: Sequence[Mapping[str, Any]]) -> dict[str, dict[Kind, str]]:
+def _texts(source: PairSource, clips: Sequence[SelectedClipRow]) -> dict[str, dict[Kind, str]]:
     """Captions by clip id and kind."""
     ids = [clip["clip_id"] for clip in clips]
     return captions_by_kind(source.run.root, ids, source.captions, source.versions["captions"])
 
 
-def _clips(source: PairSource, split: str) -> list[dict[str, Any]]:
-    return selected_clips(source.run.root, source.selection, split, ("clip_id", "uri"), source.versions).to_pylist()
+def _clips(source: PairSource, split: str) -> list[SelectedClipRow]:
+    clips = selected_clips(source.run.root, source.selection, split, ("clip_id", "uri"), source.versions)
+    return as_rows(clips, SelectedClipRow)
 
 
 def explain_no_pairs(source: PairSource, split: str) -> str:

@@ -12,7 +12,7 @@ from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, MiniFluxConfig, MMDiTC
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.models.encoders import find_encoder
-from tasks.models.folders import find_model
+from tasks.models.folders import find_model, vae_config
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.running.step import step
@@ -28,7 +28,6 @@ from tasks.training.pairs import (
     pair_source,
     sources_of,
     text_feature_ids,
-    vae_settings,
 )
 from tasks.training.training import run_training
 
@@ -194,7 +193,7 @@ def _data_ids(pair: Pair) -> list[object]:
 
 
 def _check_channels(config: TrainDiTConfig, vae_uri: str) -> None:
-    channels = vae_settings(vae_uri)["encoder_out_channels"]
+    channels = vae_config(vae_uri).latent_channels
     if config.dit.latent_channels != channels:
         raise StepError(
             f"the VAE {vae_uri} makes {channels} latent channels and {config.dit_setting}.latent_channels is "

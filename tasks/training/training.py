@@ -20,7 +20,7 @@ from tasks.tables.appending import append_again, append_block
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table, table_version
 from tasks.tables.newest import ORDER, newest_row
-from tasks.tables.rows import Row, ok_row
+from tasks.tables.rows import ModelRow, Row, ok_row
 from tasks.training.job import Job, TrainingResult
 
 
@@ -73,7 +73,7 @@ def _trained_before(job: Job, step: str, step_version: str) -> TrainingResult | 
     same = rows.filter(pc.field("model_id") == job.model_id).to_pylist()
     if not same:
         return None
-    newest = newest_row(rows)
+    newest = newest_row(rows, ModelRow)
     if newest and newest["model_id"] != job.model_id:  # steps that use the newest model must use this one
         append_again(run.root, "models", [job.model_id], lineage(run, step, step_version, job.config))
     return TrainingResult(

@@ -56,7 +56,7 @@ def ids(root: Path) -> dict[str, list[str]]:
     from tasks.tables.schemas import ID_COLUMNS
 
     return {
-        table: sorted(read_table(str(root), table, [column], latest=False)[column].to_pylist())
+        table: sorted(read_table(str(root), table, [column], newest=False)[column].to_pylist())
         for table, column in ID_COLUMNS.items()
     }
 

@@ -153,7 +153,7 @@ def test_other_settings_make_other_clips_and_the_old_ones_come_back_for_nothing(
     assert (back.num_new, back.num_done, back.note) == (0, 1, "1 videos use clips of an earlier run again")
     assert current_clips(run.root, ["clip_id"]).equals(first)
     # (41, 64) is the same clip under both settings: one row.
-    ids = read_table(run.root, "clips", ["clip_id"], latest=False)["clip_id"].to_pylist()
+    ids = read_table(run.root, "clips", ["clip_id"], newest=False)["clip_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 4
 
 
@@ -193,7 +193,7 @@ def test_a_run_killed_between_two_commits_is_completed_without_doubles(
         append_block(run.root, table, rows[table], content_id(table), lineage(run, "clips", "1", clips_config))
     assert clips(run, clips_config).num_ok == 1
     for table in ("clips", "scores", "videos"):
-        ids = read_table(run.root, table, [ID_COLUMNS[table]], latest=False)[ID_COLUMNS[table]].to_pylist()
+        ids = read_table(run.root, table, [ID_COLUMNS[table]], newest=False)[ID_COLUMNS[table]].to_pylist()
         assert sorted(ids) == sorted(row[ID_COLUMNS[table]] for row in rows[table])
     assert current_clips(run.root).num_rows == 3
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, T5Config
 
+from pyramid_model.config import LatentNorm, VAEConfig
 from pyramid_model.weights.record import ModelFolder
+from pyramid_model.weights.released_names import vae_config_to_released
 from tasks.exchange.official_files import ImportConfig, OfficialReader, _lines
 
 
@@ -17,8 +19,8 @@ from tasks.exchange.official_files import ImportConfig, OfficialReader, _lines
 def reader(tmp_path) -> OfficialReader:
     vae = tmp_path / "vae"
     vae.mkdir()
-    norm = {"first_shift": 0.0, "first_scale": 1.0, "rest_shift": 0.0, "rest_scale": 1.0}
-    (vae / "config.json").write_text(json.dumps({"encoder_out_channels": 4, "latent_norm": norm}))
+    norm = LatentNorm(first_shift=0, first_scale=1, rest_shift=0, rest_scale=1)
+    (vae / "config.json").write_text(json.dumps(vae_config_to_released(VAEConfig(latent_channels=4, latent_norm=norm))))
     # As a released directory of miniFLUX has them: a CLIP for the pooled values, and T5.
     T5Config(d_model=8).save_pretrained(tmp_path / "encoder" / "text_encoder_2")
     CLIPTextConfig(hidden_size=6, num_attention_heads=2).save_pretrained(tmp_path / "encoder" / "text_encoder")

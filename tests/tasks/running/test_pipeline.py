@@ -68,7 +68,7 @@ def test_each_item_gets_one_row_and_the_second_run_does_nothing(ray_local, tmp_p
     assert (first.num_in, first.num_ok, first.rows) == (24, 24, {"captions": 24})
     again = run_captions(run, process_writer(), IDS)
     assert (again.num_in, again.num_done, again.num_new, again.note) == (24, 24, 0, "nothing new")
-    assert read_table(run.root, "captions", latest=False).num_rows == 24
+    assert read_table(run.root, "captions", newest=False).num_rows == 24
 
 
 @pytest.mark.ray
@@ -93,7 +93,7 @@ def test_an_actor_killed_in_mid_run_loses_and_doubles_nothing(ray_local, tmp_pat
     result = run_captions(Run(root=str(tmp_path)), DiesOnce, IDS, flag=str(tmp_path / "died"))
     assert (tmp_path / "died").exists()
     assert result.num_ok == 24
-    assert sorted(read_table(str(tmp_path), "captions", latest=False)["caption_id"].to_pylist()) == sorted(IDS)
+    assert sorted(read_table(str(tmp_path), "captions", newest=False)["caption_id"].to_pylist()) == sorted(IDS)
 
 
 @pytest.mark.ray

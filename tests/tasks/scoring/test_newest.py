@@ -44,7 +44,7 @@ def test_scores_of_earlier_settings_become_the_newest_again_without_a_new_value(
     assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made)[0] == 2
     np.testing.assert_equal(score_arrays(run.root, ["a", "b"]), {"beauty": [1, 1], "motion": [7, np.nan]})
     assert make_newest(run, ["a1", "a-motion", "b1"], ["a", "b"], made)[0] == 0
-    assert read_table(run.root, "scores", latest=False).num_rows == 8
+    assert read_table(run.root, "scores", newest=False).num_rows == 8
 
 
 def test_another_run_that_replaces_scores_does_not_change_what_a_pinned_version_reads(tmp_path):

@@ -78,7 +78,7 @@ class Tables:
 
     def verdicts(self) -> dict[str, tuple]:
         """(keep, reasons, bucket, split) by clip, of the newest selection."""
-        rows = in_order(read_table(self.run.root, "selections", latest=False)).to_pylist()
+        rows = in_order(read_table(self.run.root, "selections", newest=False)).to_pylist()
         return {row["clip_id"]: (row["keep"], row["drop_reasons"], row["bucket"], row["split"]) for row in rows}
 
     def kept(self, selection: str = "") -> set[str]:

@@ -1,4 +1,4 @@
-"""Tables: ids are contents, appends happen exactly once, the latest attempt is what readers see."""
+"""Tables: ids are contents, appends happen exactly once, the newest attempt is what readers see."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_rows_that_another_run_has_added_are_left_out_of_a_block(tmp_path):
     assert append_block(root, "captions", [caption(2), caption(3)], "second", LINEAGE) == 1
     assert append_block(root, "captions", [caption(1), caption(3)], "third", LINEAGE) == 0
     assert append_block(root, "captions", [caption(1, attempt=2)], "retry", LINEAGE) == 1
-    rows = read_table(root, "captions", ["caption_id", "attempt"], latest=False).to_pylist()
+    rows = read_table(root, "captions", ["caption_id", "attempt"], newest=False).to_pylist()
     expected = [(content_id("caption", number), attempt) for number, attempt in ((1, 1), (1, 2), (2, 1), (3, 1))]
     assert sorted((row["caption_id"], row["attempt"]) for row in rows) == sorted(expected)
 
@@ -105,7 +105,7 @@ for block in range(4):
 def test_writers_in_four_processes_lose_nothing_and_commit_shared_blocks_once(tmp_path):
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(number)]) for number in (1, 2, 3, 4)]
     assert [writer.wait(120) for writer in writers] == [0] * 4
-    rows = read_table(str(tmp_path), "captions", latest=False)
+    rows = read_table(str(tmp_path), "captions", newest=False)
     assert rows.num_rows == 4 * 4 + 4
     assert len(set(rows["caption_id"].to_pylist())) == rows.num_rows
 
@@ -115,9 +115,9 @@ def test_readers_see_the_latest_attempt(tmp_path):
     failed = bad_row({"attempt": 1}, ("timeout", "took too long"), caption_id=content_id("caption", 1))
     append_block(root, "captions", [failed, caption(2)], "first", LINEAGE)
     append_block(root, "captions", [caption(1, attempt=2)], "second", LINEAGE)
-    latest = {row["caption_id"]: row["status"] for row in read_table(root, "captions").to_pylist()}
-    assert latest == {content_id("caption", 1): "ok", content_id("caption", 2): "ok"}
-    assert read_table(root, "captions", latest=False).num_rows == 3
+    newest = {row["caption_id"]: row["status"] for row in read_table(root, "captions").to_pylist()}
+    assert newest == {content_id("caption", 1): "ok", content_id("caption", 2): "ok"}
+    assert read_table(root, "captions", newest=False).num_rows == 3
 
 
 def test_a_filter_sees_only_latest_attempts(tmp_path):
@@ -230,7 +230,7 @@ def test_rewriting_small_files_beside_writers_loses_and_doubles_nothing(tmp_path
         compact(open_table(root, "captions"), "captions")
     for writer in writers:
         writer.join()
-    ids = read_table(root, "captions", latest=False)["caption_id"].to_pylist()
+    ids = read_table(root, "captions", newest=False)["caption_id"].to_pylist()
     assert sorted(ids) == sorted(content_id("caption", number) for number in range(37))
 
 
@@ -284,7 +284,7 @@ def test_the_next_append_adds_the_columns_and_earlier_versions_still_read_as_nul
 def test_writers_that_add_the_same_columns_at_once_lose_nothing(earlier):
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, earlier, str(number)]) for number in (1, 2)]
     assert [writer.wait(120) for writer in writers] == [0] * 2
-    assert read_table(earlier, "captions", latest=False).num_rows == 1 + 2 * 4 + 4
+    assert read_table(earlier, "captions", newest=False).num_rows == 1 + 2 * 4 + 4
 
 
 def test_a_writer_that_opened_the_table_before_the_columns_came_tries_again(earlier):

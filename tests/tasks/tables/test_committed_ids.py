@@ -54,7 +54,7 @@ def test_rows_that_another_run_commits_with_other_settings_meanwhile_are_another
     ids = CommittedIds("scores", table_version(root, "scores"), WRITER)
     append_block(root, "scores", rows(7), "of another run", OTHER_SETTINGS)
     assert append_block(root, "scores", rows(7), "own", LINEAGE, ids) == 1
-    attempts = read_table(root, "scores", ["score_id", "attempt", "params_hash"], latest=False).to_pylist()
+    attempts = read_table(root, "scores", ["score_id", "attempt", "params_hash"], newest=False).to_pylist()
     mine = {row["params_hash"]: row["attempt"] for row in attempts if row["score_id"] == content_id(7)}
     assert mine == {"other": 1, "params": 2}
 

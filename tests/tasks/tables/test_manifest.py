@@ -271,7 +271,7 @@ def test_verify_finds_ids_that_are_none(root):
 
 
 def test_verify_warns_of_rows_that_come_twice_and_fails_when_other_code_made_one(root):
-    rows = read_table(root, "captions", latest=False)
+    rows = read_table(root, "captions", newest=False)
     write_deltalake(table_uri(root, "captions"), rows, mode="append")
     assert bad_findings(root) == []
     [finding] = [one for one in verify(root, "captions") if one.level == "warn"]

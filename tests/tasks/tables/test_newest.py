@@ -20,7 +20,7 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.current import current_clips
 from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, in_order, newest_by, newest_first, newest_ok_by, newest_row
-from tasks.tables.rows import Lineage, ok_row
+from tasks.tables.rows import CommonRow, Lineage, ok_row
 from tasks.tables.schemas import COMMON
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -60,7 +60,7 @@ def test_the_rows_that_count_are_those_of_the_last_settings_asked_for_whatever_t
     assert newest.num_rows == len(last)
     assert in_order(table_of(shuffled)).to_pylist() == rows
     assert newest_first(table_of(shuffled)).to_pylist() == rows[::-1]
-    assert newest_row(table_of(shuffled)) == (rows[-1] if rows else None)
+    assert newest_row(table_of(shuffled), CommonRow) == (rows[-1] if rows else None)
 
 
 STATUSES = st.lists(st.tuples(st.sampled_from(CLIPS), st.sampled_from(("ok", "failed", "skipped"))), max_size=12)
@@ -94,7 +94,7 @@ def test_commits_from_one_version_are_ordered_alike_by_every_reader(commits, ran
 
 def test_rows_of_files_without_an_order_come_first_and_rows_of_one_commit_count_in_their_order():
     rows = [row_of("clip", "new", 0), row_of("clip", "old", None, hours=5, attempt=7)]
-    assert newest_row(table_of(rows)) == rows[0]
+    assert newest_row(table_of(rows), CommonRow) == rows[0]
     rows = [row_of("clip", "first", 3), row_of("clip", "second", 3)]
     assert newest_by(table_of(rows), ["clip_id"]).to_pylist() == rows[1:]
 
@@ -144,10 +144,10 @@ def ask(root: str, table: str, row_id: str, columns: dict, made_with: str) -> No
     """What a step does: make the row if there is none of these settings, else make it count again if need be."""
     id_column = {"scores": "score_id", "videos": "video_id"}[table]
     ours = pc.field("params_hash") == made_with
-    rows = read_table(root, table, [id_column, "params_hash", *ORDER], latest=False)
+    rows = read_table(root, table, [id_column, "params_hash", *ORDER], newest=False)
     if not rows.filter(ours).num_rows:
         append_block(root, table, [ok_row({}, **{id_column: row_id}, **columns)], "block", made_by(made_with))
-    elif newest_row(rows)["params_hash"] != made_with:
+    elif newest_row(rows, CommonRow)["params_hash"] != made_with:
         append_again(root, table, [row_id], made_by(made_with), ours)
 
 
@@ -173,7 +173,7 @@ def test_two_processes_with_other_settings_lose_no_row_and_each_finds_its_own_cl
     root = str(tmp_path)
     writers = [subprocess.Popen([sys.executable, "-c", TWO_SETTINGS, root, made_with]) for made_with in "ab"]
     assert [writer.wait(120) for writer in writers] == [0, 0]
-    rows = read_table(root, "videos", ["video_id", "params_hash"], latest=False).to_pylist()
+    rows = read_table(root, "videos", ["video_id", "params_hash"], newest=False).to_pylist()
     assert len(rows) == len({(row["video_id"], row["params_hash"]) for row in rows}) == 8
     for made_with in "ab":
         expected = {content_id("clip", number, made_with) for number in range(4)}
@@ -189,5 +189,5 @@ def test_a_row_whose_attempt_other_settings_have_taken_becomes_the_next_attempt_
     assert append_block(root, "videos", [video], "block", made_by("b")) == 1
     for block_id, made_with in (("block", "b"), ("another block", "b"), ("another block", "a")):
         assert append_block(root, "videos", [video], block_id, made_by(made_with)) == 0
-    rows = read_table(root, "videos", ["attempt", "params_hash"], latest=False).sort_by("attempt").to_pylist()
+    rows = read_table(root, "videos", ["attempt", "params_hash"], newest=False).sort_by("attempt").to_pylist()
     assert rows == [{"attempt": 1, "params_hash": "a"}, {"attempt": 2, "params_hash": "b"}]

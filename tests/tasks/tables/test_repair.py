@@ -135,7 +135,7 @@ def test_rows_of_a_lost_merge_are_not_doubled(root):
     compact(delta, "scores")
     entry(root, 37).write_bytes(b"")
     assert list(repair(root, "scores", apply=True))
-    assert read_table(root, "scores", latest=False).num_rows == NUM_ROWS
+    assert read_table(root, "scores", newest=False).num_rows == NUM_ROWS
 
 
 def data_file(root: str) -> Path:

@@ -70,7 +70,7 @@ def test_nothing_opens_a_marked_file(squares, tmp_path):
     clip = clips[good[0]["clip_id"]]
     assert clip["uri"] == f"{MARK}{secret}"
     with pytest.raises(VideoError, match="is missing"):
-        check_unchanged(clip)
+        check_unchanged(clip["uri"], clip["size_bytes"], clip["crc32"])
     with pytest.raises(VideoError):
         read_clip(clip["uri"], height=32, width=32)
     assert MediaBudget(10**9).video(clip["uri"]) == ""

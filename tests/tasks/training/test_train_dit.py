@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.config import LatentNorm, MiniFluxConfig, MMDiTConfig, PyramidConfig, VAEConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.train.buckets import parse_bucket
+from pyramid_model.weights.released_names import vae_config_to_released
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
@@ -91,7 +92,7 @@ def test_a_step_trains_on_one_bucket_and_all_buckets_have_their_turn(sizes):
 def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path, setting):
     folder = Path(squares.models("vae-v"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"encoder_out_channels": 4}))
+    (folder / "config.json").write_text(json.dumps(vae_config_to_released(VAEConfig(latent_channels=4))))
     row = {"model_id": "v", "kind": "vae", "weights_hash": "w", "uri": str(folder), "config": "{}", "metrics": "{}"}
     append_block(squares.root, "models", [ok_row({}, **row)], "vae", Lineage("test", "train_vae", "1", "", ""))
     encoder = tmp_path / "encoder"

@@ -29,4 +29,4 @@ def test_a_model_that_was_trained_before_is_the_newest_again(tmp_path):
         assert (result.num_done, result.weights_hash) == (1, weights_hash)
         assert find_model(run, "vae").hash == weights_hash
     run_training(first, "train_vae", "1")
-    assert read_table(run.root, "models", latest=False).num_rows == 5
+    assert read_table(run.root, "models", newest=False).num_rows == 5

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PerChannel = float | tuple[float, ...]
 PATCH = 2  # latent height and width of a token
+ENCODER_FILE = "encoder.json"  # in the folder of a text encoder that was built here: how it was built
 NULL_TEXT = ""  # the caption of samples without text, which guidance pushes away from
 
 
@@ -31,17 +33,37 @@ def identity(config: Config) -> dict[str, Any]:
     return _without_marked(config, config.model_dump(mode="json"))
 
 
+def is_identity(field: FieldInfo) -> bool:
+    """Whether a setting decides the result: whether it is not marked NOT_IDENTITY."""
+    marks = field.json_schema_extra
+    return not isinstance(marks, dict) or marks.get("identity") is not False
+
+
 def _without_marked(value: Any, dumped: Any) -> Any:
     """`dumped` without the settings marked NOT_IDENTITY. dumped: JSON of `value`."""
     if isinstance(value, Config):
         fields = type(value).model_fields
-        names = [name for name in fields if fields[name].json_schema_extra != NOT_IDENTITY]
+        names = [name for name in fields if is_identity(fields[name])]
         return {name: _without_marked(getattr(value, name), dumped[name]) for name in names}
     if isinstance(value, Mapping):
         return {key: _without_marked(inner, dumped[key]) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_without_marked(inner, json_value) for inner, json_value in zip(value, dumped, strict=True)]
     return dumped
+
+
+Kind = Literal["human", "short", "dense", "structured", "rewritten"]  # of captions
+
+
+class CaptionsOfKind(Config):
+    """The captions of one kind that are used. Several in order, the preferred one first, say which captions count."""
+
+    kind: Kind
+    hashes: tuple[str, ...] | None = Field(
+        default=None,
+        description="of the settings and files that determine the captions (`captions.prompt_hash`); null: the newest "
+        "caption of each clip, whatever determined it",
+    )
 
 
 class LatentNorm(Config):

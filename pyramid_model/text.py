@@ -15,12 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyramid_model.files_hash import files_hash
+from pyramid_model.config import ENCODER_FILE
 
 MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
-NOTE = "encoder.json"
-HASHED = (".safetensors", ".json", ".model", ".txt")  # weights, configs and every kind of tokenizer file
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def load_text_encoder(folder: str | Path, device: str = "cpu", dtype: torch.dtyp
     folder, options = Path(folder), {"device": device, "dtype": dtype}
     parts = released_text_parts(folder)
     if not parts:
-        note = folder / NOTE
+        note = folder / ENCODER_FILE
         info = json.loads(note.read_text()) if note.exists() else {}
         return TextEncoder(*_load_part(folder, folder, "T5EncoderModel", **options), info=info)
     *clip_parts, t5_part = parts
@@ -270,7 +268,7 @@ def build_tiny_text_encoder(
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     note = {"random_init": True, "seed": seed, "num_texts": len(texts), "pooled": "mean over valid tokens"}
-    (Path(folder) / NOTE).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
+    (Path(folder) / ENCODER_FILE).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
 
 
 def _unigram_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
@@ -312,20 +310,6 @@ def _reproducible(tokenizer: Any, texts: Sequence[str]) -> Any:
     ]
     ordered = sorted(scored, key=lambda piece: (-piece[1], piece[0]))
     return models.Unigram([*((token, 0.0) for token in SPECIAL_TOKENS), *ordered], 2, False)
-
-
-def text_encoder_hash(folder: str | Path) -> str:
-    """Hash of the encoders' weights, tokenizers and configs, 32 hex digits of blake2b. Loads no model.
-
-    Raises:
-        ValueError: the folder has no weights.
-    """
-    folder = Path(folder)
-    parts = [folder / name for part in released_text_parts(folder) for name in part] or [folder]
-    files = sorted(path for part in parts for path in part.iterdir() if path.suffix in HASHED)
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{folder} has no .safetensors file: it is not a text encoder")
-    return files_hash(folder, files)
 
 
 def stack_features(features: Sequence[tuple[Tensor, Tensor]]) -> TextFeatures:

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
-from pyramid_model.files_hash import files_hash
-from pyramid_model.text import HASHED
+from pyramid_model.weights.files_hash import HASHED, files_hash
 
 LOGGER = logging.getLogger(__name__)
 

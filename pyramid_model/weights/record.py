@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
-from pyramid_model.captioning.kinds import CaptionsOfKind
-from pyramid_model.config import Config, LatentNorm, PyramidConfig
+from pyramid_model.config import CaptionsOfKind, Config, LatentNorm, PyramidConfig
 
 TRAINING_FILE = "training.json"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
+from pyramid_model.config import CaptionsOfKind, Kind
 from tasks.captioning.config import HUMAN, REWRITTEN, VERSION, CaptionItem, CaptionsConfig, CaptionsResult, Usage
 from tasks.captioning.human import match_captions
 from tasks.captioning.writing import CLIP_COLUMNS, Parent, find_writer, wanted_items, write_captions

@@ -4,9 +4,8 @@ from typing import TypedDict
 
 from pydantic import Field, model_validator
 
-from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
 from pyramid_model.captioning.question import FrameSampling
-from pyramid_model.config import NOT_IDENTITY, Config
+from pyramid_model.config import NOT_IDENTITY, CaptionsOfKind, Config, Kind
 from tasks.captioning.endpoint import EndpointConfig
 from tasks.models.vision_models import VisionModelConfig
 from tasks.running.run import StepResult

@@ -7,11 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyramid_model.captioning.instructions import asked_again, filled, instruction_for
-from pyramid_model.captioning.kinds import Kind
 from pyramid_model.captioning.quality import Judged, judge, without_thoughts
 from pyramid_model.captioning.question import Answer, Answerer, NoAnswer, Question
 from pyramid_model.captioning.structured import SCHEMA, StructureError, as_prose, read_structured
-from pyramid_model.config import Config, identity
+from pyramid_model.config import Config, Kind, identity
 from tasks.captioning.answers import CAPTIONS, AnswerFiles, KeyedQuestion, Reply
 from tasks.captioning.config import REWRITTEN, STRUCTURED, CaptionItem
 from tasks.captioning.endpoint import Endpoint, EndpointConfig, check_endpoint

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import Field
 
-from pyramid_model.captioning.kinds import CaptionsOfKind
-from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, Config, identity
+from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, CaptionsOfKind, Config, identity
 from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.models.encoders import newest_encoder_hash, prepare_encoder

@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pyramid_model.captioning.kinds import CaptionsOfKind
-from pyramid_model.config import NOT_IDENTITY, Config
+from pyramid_model.config import NOT_IDENTITY, CaptionsOfKind, Config
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.weights.record import TrainedModel
 from tasks.models.folders import ModelSet

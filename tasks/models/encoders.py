@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
 
+from pyramid_model.config import ENCODER_FILE
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import folder_hash, hash_records
 from tasks.models.hub import model_folder
@@ -82,7 +83,7 @@ def _build_tiny(run: Run, uri: str, texts: list[str], settings: dict[str, int]) 
 
 def _fetch(run: Run, name: str) -> str:
     """URI of an encoder of the Hub in the root, where every node finds it."""
-    from pyramid_model.text import text_encoder_hash
+    from pyramid_model.weights.files_hash import text_encoder_hash
 
     # a released directory has all parts of a model; only its text encoders are needed
     parts = ("diffusion_transformer*", "causal_video_vae*")
@@ -94,5 +95,5 @@ def _fetch(run: Run, name: str) -> str:
 
 
 def _is_random(uri: str) -> bool:
-    note = storage.join(uri, "encoder.json")
+    note = storage.join(uri, ENCODER_FILE)
     return storage.exists(note) and bool(json.loads(storage.read_bytes(note)).get("random_init"))

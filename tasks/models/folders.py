@@ -87,7 +87,7 @@ def hash_records(run: Run) -> list[dict[str, str]]:
 
 def _hash_function(kind: str) -> Callable[[str], str]:
     if kind == "text":
-        from pyramid_model.text import text_encoder_hash
+        from pyramid_model.weights.files_hash import text_encoder_hash
 
         return text_encoder_hash
     if kind == "vision":
@@ -103,7 +103,7 @@ def _hash_function(kind: str) -> Callable[[str], str]:
 
 def _files_hash(folder: str) -> str:
     """Hash of weights, configs and tokenizer files, without README and licence."""
-    from pyramid_model.files_hash import files_hash
+    from pyramid_model.weights.files_hash import files_hash
 
     suffixes = {".json", ".safetensors", ".bin", ".pth", ".txt", ".model"}
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in suffixes)

@@ -145,7 +145,7 @@ def champion(root: str) -> Champion | None:
     if store is not None:
         if not store.exists():
             return None
-        pointer = storage.join(root, "mlflow", "champion.json")
+        pointer = _pointer(root)
         if storage.exists(pointer):
             content = json.loads(storage.read_bytes(pointer))
             if content["store"] == _stamp(store):
@@ -180,6 +180,11 @@ def _sqlite_file(root: str) -> Path | None:
     return Path(tracking_uri(root).removeprefix("sqlite:///")) if is_own else None
 
 
+def _pointer(root: str) -> str:
+    """URI of the pointer file."""
+    return storage.join(root, "mlflow", "champion.json")
+
+
 def _stamp(store: Path) -> list[int]:
     status = store.stat()
     return [status.st_mtime_ns, status.st_size]
@@ -190,4 +195,4 @@ def _write_pointer(root: str, current: Champion | None) -> None:
     if store is None:
         return
     content = {"store": _stamp(store), "champion": current.model_dump() if current else None}
-    storage.write_bytes(storage.join(root, "mlflow", "champion.json"), json.dumps(content).encode())
+    storage.write_bytes(_pointer(root), json.dumps(content).encode())

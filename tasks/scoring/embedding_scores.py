@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from pydantic import Field
 
-from pyramid_model.captioning.kinds import CaptionsOfKind
-from pyramid_model.config import Config, identity
+from pyramid_model.config import CaptionsOfKind, Config, identity
 from pyramid_model.metrics.facts import AESTHETIC, CONSISTENCY, TEXT_MATCH
 from tasks.models.score_models import clip_dim, load_aesthetic_head, load_open_clip
 from tasks.running.work import Produced

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
+from pyramid_model.config import CaptionsOfKind, Kind
 from tasks.tables.delta import read_table
 from tasks.tables.manifest import left_join, verdicts_of
 from tasks.tables.newest import ORDER, newest_ok_by, newest_row

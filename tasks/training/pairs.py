@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
-from pyramid_model.config import NULL_TEXT, Config, LatentNorm
+from pyramid_model.config import NULL_TEXT, CaptionsOfKind, Config, Kind, LatentNorm
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import vae_config
 from tasks.running.errors import StepError

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
-from pyramid_model.config import NOT_IDENTITY, NULL_TEXT, MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.config import (
+    NOT_IDENTITY,
+    NULL_TEXT,
+    CaptionsOfKind,
+    Kind,
+    MiniFluxConfig,
+    MMDiTConfig,
+    PyramidConfig,
+)
 from pyramid_model.train.config import DiTLossConfig, MixConfig, OptimConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.models.encoders import find_encoder

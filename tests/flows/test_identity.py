@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field
 
 from flows.recipe import FOLDER, Recipe
-from pyramid_model.config import NOT_IDENTITY, Config, identity
+from pyramid_model.config import NOT_IDENTITY, Config, identity, is_identity
 from tasks.exchange.official_files import ImportConfig
 from tasks.running.run import RayConfig, params_hash
 
@@ -135,7 +135,7 @@ def configs_in(annotation: Any) -> Iterator[type[Config]]:
 def hashed_settings(config: type[Config], prefix: str) -> Iterator[str]:
     """Dotted names of the settings that are part of the identity; a marked section is left out whole."""
     for name, field in config.model_fields.items():
-        if field.json_schema_extra != NOT_IDENTITY:
+        if is_identity(field):
             yield f"{prefix}.{name}"
             for inner in configs_in(field.annotation):
                 yield from hashed_settings(inner, f"{prefix}.{name}")

@@ -14,7 +14,7 @@ from flows.recipe import (
     recipe_names,
 )
 from flows.step_inputs import with_captions, with_clips, with_dit, with_features, with_selection, with_vae
-from pyramid_model.captioning.kinds import CaptionsOfKind
+from pyramid_model.config import CaptionsOfKind
 from pyramid_model.train.buckets import fitting_bucket, parse_bucket
 from tasks.captioning.config import CaptionsResult
 from tasks.cutting.clips import ClipsResult

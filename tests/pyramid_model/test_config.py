@@ -2,17 +2,29 @@
 
 import pytest
 import torch
+from pydantic import Field
 
 from pyramid_model.config import (
     MINIFLUX_LATENT_NORM,
+    NOT_IDENTITY,
     SD3_LATENT_NORM,
+    Config,
     LatentNorm,
     MiniFluxConfig,
     MMDiTConfig,
     VAEConfig,
     VAEStackConfig,
+    identity,
 )
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+
+
+def test_a_setting_with_further_marks_is_left_out_of_the_identity_too():
+    class Marked(Config):
+        steps: int = Field(default=1, json_schema_extra={"unit": "steps"})
+        threads: int = Field(default=1, json_schema_extra=NOT_IDENTITY | {"unit": "threads"})
+
+    assert identity(Marked()) == {"steps": 1}
 
 
 def test_head_sizes_without_pairs_are_refused():

@@ -7,13 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyramid_model.text import (
-    build_tiny_text_encoder,
-    load_text_encoder,
-    stack_features,
-    text_encoder_dims,
-    text_encoder_hash,
-)
+from pyramid_model.text import build_tiny_text_encoder, load_text_encoder, stack_features, text_encoder_dims
+from pyramid_model.weights.files_hash import text_encoder_hash
 
 CAPTIONS = [
     "A fat grey bunny wakes up in a dark burrow.",

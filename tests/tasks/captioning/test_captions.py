@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pyarrow.compute as pc
 import pytest
 
-from pyramid_model.captioning.kinds import CaptionsOfKind
 from pyramid_model.captioning.structured import FIELDS
+from pyramid_model.config import CaptionsOfKind
 from tasks.captioning.captions import captions
 from tasks.captioning.config import CaptionsConfig
 from tasks.captioning.writing import CLIP_COLUMNS, CaptionWriter, find_writer, wanted_items

@@ -1,6 +1,6 @@
 """Facts about the rows that count."""
 
-from pyramid_model.captioning.kinds import CaptionsOfKind
+from pyramid_model.config import CaptionsOfKind
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.current import captions_of

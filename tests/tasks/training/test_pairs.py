@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 import pytest
 from pydantic import ValidationError
 
-from pyramid_model.captioning.kinds import CaptionsOfKind, Kind
-from pyramid_model.config import LatentNorm
+from pyramid_model.config import CaptionsOfKind, Kind, LatentNorm
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.content_ids import content_id, crc32

@@ -1,6 +1,6 @@
 """The hash of several files."""
 
-from pyramid_model.files_hash import files_hash
+from pyramid_model.weights.files_hash import files_hash
 
 
 def test_the_hash_depends_on_names_and_bytes_and_not_on_the_folder(tmp_path):

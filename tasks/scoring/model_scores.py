@@ -226,6 +226,7 @@ def _packaged(
 ) -> Job[FrameScoreItem]:
     """Job of a model whose weights are part of a Python package."""
     hashes = [score_models.file_hash(path, f"scores.{facts.name}") for path in weights]
+    assert facts.of_frames, "a model that scores frames says how they are reduced to one score"
     return _frame_job(facts.name, config, clips, hashes, load, facts.of_frames, load)
 
 
@@ -248,7 +249,7 @@ def _frame_job(
     clips: Clips,
     weights_hash: str | list[str],
     load: Callable[[], Any],
-    reduce: str | None,
+    reduce: str,
     check: Callable[[], object],
 ) -> Job[FrameScoreItem]:
     """Job of a model that scores each sampled frame: an item for each clip. load, reduce: see `FrameScorer`."""

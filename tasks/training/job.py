@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -55,14 +55,21 @@ class TrainingResult(StepResult):
     uri: str = Field(description="folder of the model")
 
 
-class Training(Protocol):
+Objective = TypeVar("Objective", bound="nn.Module")
+
+
+class Training(Protocol[Objective]):
     """The part of a training that depends on the model; every worker builds it, with the data that it needs."""
 
     num_train: int
     num_val: int
-    bad: Sequence[str]  # items that could not be read, as "id: reason"
 
-    def objective(self) -> "nn.Module":
+    @property
+    def bad(self) -> Sequence[str]:
+        """Items that could not be read, as "id: reason"."""
+        ...
+
+    def objective(self) -> Objective:
         """The model with its loss, freshly initialised from the seed."""
         ...
 
@@ -70,11 +77,11 @@ class Training(Protocol):
         """This worker's batch of a step."""
         ...
 
-    def validate(self, objective: "nn.Module") -> dict[str, float]:
+    def validate(self, objective: Objective) -> dict[str, float]:
         """Figures on held-out data."""
         ...
 
-    def save(self, objective: "nn.Module", folder: str) -> None:
+    def save(self, objective: Objective, folder: str) -> None:
         """Write the model's folder."""
         ...
 
@@ -91,7 +98,7 @@ class Job:
     model_id: str
     run: Run
     config: TrainingConfig
-    training: Callable[..., Training]
+    training: Callable[..., Training[Any]]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     @property

@@ -264,7 +264,7 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
     device, share = ray.train.torch.get_device(), job.config.parallel.share_batch
     # Workers that share a batch read the same one.
     data = {"rank": rank // share, "world_size": world_size // share}
-    training: Training = job.training(**data, device=device)
+    training: Training[nn.Module] = job.training(**data, device=device)
     objective = training.objective().to(device)
     state = TrainState.start(parallelise(objective, job.config.parallel, device), job.config.optim)
     checkpoints = Checkpoints(job.checkpoints)
@@ -290,7 +290,7 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
 
 def _save_model(
     job: Job,
-    training: Training,
+    training: "Training[nn.Module]",
     objective: "nn.Module",
     curve: list[dict[str, float]],
     step: int,

@@ -50,7 +50,7 @@ def launch(flow: str, root: str, read_recipe: "Callable[[], Recipe]") -> Any:
             _check_source(plan.ingest, root)
             _check_limits(plan, root)
         with Progress(PlainConsole()) as progress:
-            progress.waiting("starting Prefect")
+            progress.activity("starting Prefect")
             use_prefect(root)
             run_flow = getattr(importlib.import_module(f"flows.{flow}"), flow)
             return run_flow(root=root, recipe=plan)

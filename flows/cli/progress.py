@@ -40,9 +40,9 @@ class Progress(logging.Handler):
         if err is not None and self.step:
             self._print(self._line("✗", "red", self.step, "stopped", time.monotonic() - self.started))
 
-    def waiting(self, what: str) -> None:
+    def activity(self, text: str) -> None:
         """Show a line for work that is not a step."""
-        self._draw(what)
+        self._draw(text)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Handle a log record: a step started, progressed, or finished."""

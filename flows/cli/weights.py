@@ -71,8 +71,8 @@ def _print(report: "Report") -> None:
 
     console = PlainConsole()
     if report.parts:
-        what = f"a released directory, {report.variant} variant" if report.variant else "one model"
-        console.print(styled((Path(report.folder).resolve().name, "bold"), f": {what}"), soft_wrap=True)
+        title = f"a released directory, {report.variant} variant" if report.variant else "one model"
+        console.print(styled((Path(report.folder).resolve().name, "bold"), f": {title}"), soft_wrap=True)
         names = ["part", "kind", "params", "dtype", "size", "tensors"]
         table = grid(names, [_row(part) for part in report.parts], right=("params", "size", "tensors"))
         table.box, table.padding = None, (0, 2, 0, 0)  # so that the folder names fit into 80 characters

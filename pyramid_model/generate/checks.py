@@ -50,9 +50,9 @@ def check_widths(dit: DiTConfig, vae: VAEConfig, text_dim: int, pooled_dim: int)
         ("text features", dit.text_dim, "T5 encoder", text_dim),
         ("pooled text features", dit.pooled_dim, "text encoder", pooled_dim),
     )
-    for what, expected, maker, actual in pairs:
+    for name, expected, maker, actual in pairs:
         if expected != actual:
             raise ValueError(
-                f"these models do not fit: the DiT expects {expected} {what}, the {maker} makes {actual}: they are not "
+                f"these models do not fit: the DiT expects {expected} {name}, the {maker} makes {actual}: they are not "
                 "of one model"
             )

@@ -80,8 +80,8 @@ class BackgroundDecoding:
         if self.error:
             raise self.error
         ready = torch.cuda.current_stream(self.device).record_event() if self.stream else None
-        for waiting, clip in zip(self.units, unit.split(1), strict=True):
-            waiting.put((clip, ready))
+        for units, clip in zip(self.units, unit.split(1), strict=True):
+            units.put((clip, ready))
 
     def results(self) -> list[Any]:
         """Wait for the last frames; return the result of `consume` for each clip."""
@@ -91,8 +91,8 @@ class BackgroundDecoding:
         return self.collected
 
     def _finish(self, end: Abandoned | None) -> None:
-        for waiting in self.units:
-            waiting.put((end, None))
+        for units in self.units:
+            units.put((end, None))
         for thread in self.threads:
             thread.join()
 
@@ -107,15 +107,15 @@ class BackgroundDecoding:
             self.error = self.error or err
 
     def _parts(self, clip: int) -> Iterator[Part]:
-        waiting: list[Tensor] = []
+        windows: list[Tensor] = []
 
         def fed() -> Iterator[Tensor]:
             while True:
-                yield waiting.pop()
+                yield windows.pop()
 
         frames = self.vae.decode_stream(fed())
         for latents in in_windows(self._arriving(clip), self.window):
-            waiting.append(latents)  # read by `next(frames)`, so no thread waits for a unit while it holds the lock
+            windows.append(latents)  # read by `next(frames)`, so no thread waits for a unit while it holds the lock
             with self.one_at_a_time:
                 part = self.convert(next(frames)[0])
             yield part

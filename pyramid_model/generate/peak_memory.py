@@ -37,9 +37,8 @@ class _Alive(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.bytes = self.peak = 0
-        self.known: set[int] = (
-            set()
-        )  # ids of live storages; an id is removed with its storage, before Python can use it again
+        # Ids of live storages. An id is removed with its storage, before Python can use it again.
+        self.counted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         for tensor in _tensors((args, kwargs)):
@@ -50,14 +49,14 @@ class _Alive(TorchDispatchMode):
         return result
 
     def _meet(self, storage: torch.UntypedStorage, size: int) -> None:
-        if id(storage) not in self.known:
-            self.known.add(id(storage))
+        if id(storage) not in self.counted:
+            self.counted.add(id(storage))
             self.bytes += size
             self.peak = max(self.peak, self.bytes)
             weakref.finalize(storage, self._part, id(storage), size)
 
     def _part(self, key: int, size: int) -> None:
-        self.known.discard(key)
+        self.counted.discard(key)
         self.bytes -= size
 
 

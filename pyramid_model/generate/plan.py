@@ -194,8 +194,8 @@ def phase_bytes(work: Workload, mode: Mode, decoding: Decoding) -> dict[str, int
     if work.num_given:
         activations["encode"] = encode_bytes(work, decoding.tile)
     if decoding.while_sampling:
-        waiting = 0 if offload == "none" else vae
-        activations["sample"] += waiting + activations["decode"]
+        vae_bytes = 0 if offload == "none" else vae  # else they are resident in every phase
+        activations["sample"] += vae_bytes + activations["decode"]
     phases = (name for name in ("text", "encode", "sample", "decode") if name in activations)
     return {name: int(SLACK * (resident[name] + activations[name])) for name in phases}
 

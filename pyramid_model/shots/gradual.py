@@ -144,9 +144,9 @@ def contrast(luma: np.ndarray) -> float:
     return cv2.meanStdDev(luma)[1].item()
 
 
-def mean_product(one: np.ndarray, other: np.ndarray) -> float:
+def mean_product(first: np.ndarray, second: np.ndarray) -> float:
     """Mean over the pixels of the product of two pictures, float32 (h w)."""
-    return float(one.ravel() @ other.ravel()) / one.size
+    return float(first.ravel() @ second.ravel()) / first.size
 
 
 def is_local(difference: np.ndarray) -> bool:
@@ -155,12 +155,12 @@ def is_local(difference: np.ndarray) -> bool:
     return float(np.median(changes)) < MIN_SPREAD * float(np.sqrt((changes * changes).mean()))
 
 
-def structure_correlation(one: np.ndarray, other: np.ndarray) -> float:
+def structure_correlation(first_luma: np.ndarray, second_luma: np.ndarray) -> float:
     """Correlation of two pictures after local normalisation, -1..1; changes of light have little effect on it.
 
-    one, other: luma, float (h w).
+    first_luma, second_luma: of the pictures, float (h w).
     """
-    first, second = (_structure(picture) for picture in (one, other))
+    first, second = (_structure(picture) for picture in (first_luma, second_luma))
     scale = float(np.sqrt((first * first).mean() * (second * second).mean()))
     return float((first * second).mean()) / scale if scale else 0.0
 

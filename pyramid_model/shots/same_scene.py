@@ -35,12 +35,12 @@ def motion_correlation(before: np.ndarray, after: np.ndarray) -> float:
     return _correlation(moved, after)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Correlation over the pixels that are not black in both pictures, which excludes black bars."""
-    is_used = np.maximum(one, other) >= BLACK
+    is_used = np.maximum(first, second) >= BLACK
     if is_used.mean() < 0.05:
         is_used = np.ones_like(is_used)
-    first, second = one[is_used].astype(np.float32), other[is_used].astype(np.float32)
+    first, second = first[is_used].astype(np.float32), second[is_used].astype(np.float32)
     first, second = first - first.mean(), second - second.mean()
     scale = float(np.sqrt((first * first).sum() * (second * second).sum()))
     return float((first * second).sum()) / scale if scale else 0.0

@@ -82,9 +82,9 @@ def parse_record(content: str | bytes, source: str) -> TrainedModel:
     try:
         return TrainedModel.model_validate_json(content)
     except ValidationError as err:
-        why = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in err.errors()[:3])
+        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in err.errors()[:3])
         raise ValueError(
-            f"{source} is not a record of a training ({why}): train the model again, or remove it"
+            f"{source} is not a record of a training ({problems}): train the model again, or remove it"
         ) from err
 
 

@@ -178,8 +178,8 @@ def _safetensors_headers(path: Path) -> dict[str, Header]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
         raise ValueError(f"{path} ({size:,} bytes) is damaged: its header cannot be read ({err}); {AGAIN}") from err
     if size != end:
-        what = "cut off" if size < end else "damaged"
-        raise ValueError(f"{path} is {what}: it has {size:,} bytes, {end:,} according to its header; {AGAIN}")
+        damage = "cut off" if size < end else "damaged"
+        raise ValueError(f"{path} is {damage}: it has {size:,} bytes, {end:,} according to its header; {AGAIN}")
     return headers
 
 

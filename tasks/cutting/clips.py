@@ -249,8 +249,8 @@ def _with_equal_clips(settings: ClipsConfig) -> pc.Expression:
     other = ClipsConfig.model_validate(settings.model_dump() | {"salvage": not settings.salvage})
     salvaged = pc.starts_with(pc.field("error"), SALVAGED)  # pyright: ignore[reportAttributeAccessIssue]
     undamaged = (pc.field("status") == "ok") & ~salvaged
-    alike = (pc.field("params_hash") == params_hash(other)) & undamaged
-    return (pc.field("step_version") == VERSION) & ((pc.field("params_hash") == params_hash(settings)) | alike)
+    same_clips = (pc.field("params_hash") == params_hash(other)) & undamaged
+    return (pc.field("step_version") == VERSION) & ((pc.field("params_hash") == params_hash(settings)) | same_clips)
 
 
 def _items(run: Run, sources: Mapping[str, list[VideoFile]], attempts: Mapping[str, int]) -> list[VideoItem]:

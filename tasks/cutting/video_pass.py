@@ -165,12 +165,12 @@ class VideoPass:
         """Frames at the size of the clips, each with the verdict whether it starts a shot or is blended."""
         detector = ShotDetector(self.config.shots)
         small_size = analysis_size(footage.probe)
-        waiting: deque[ScaledFrame] = deque()
+        undecided: deque[ScaledFrame] = deque()
         self.columns["num_shots"] = 1
 
         def with_verdicts(verdicts: Iterator[Verdict]) -> Iterator[ScaledFrame]:
             for verdict in verdicts:
-                scaled = waiting.popleft()
+                scaled = undecided.popleft()
                 scaled.starts_shot, scaled.is_blended = verdict.starts_shot, verdict.is_blended
                 self.columns["num_shots"] += verdict.starts_shot
                 self._num_blended += verdict.is_blended
@@ -179,15 +179,15 @@ class VideoPass:
         for frame in frames:
             if frame.is_corrupt and not self.config.salvage:
                 raise _Damaged
-            if waiting:
-                waiting[-1].end_pts = frame.pts
+            if undecided:
+                undecided[-1].end_pts = frame.pts
             small = frame.small(*small_size)
             image = self.framing.crop(frame.upright(*self.framing.scaled))
             gray = self._gray(frame, small, image)
-            waiting.append(ScaledFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
+            undecided.append(ScaledFrame(frame.index, frame.pts, 0, frame.is_corrupt, image, gray))
             yield from with_verdicts(detector.add(small))
-        if waiting:
-            waiting[-1].end_pts = footage.end_pts()
+        if undecided:
+            undecided[-1].end_pts = footage.end_pts()
         yield from with_verdicts(detector.end())
 
     def _gray(self, frame: Frame, small: np.ndarray, image: av.VideoFrame) -> np.ndarray:

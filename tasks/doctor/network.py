@@ -29,8 +29,8 @@ def check_port(port: int) -> Check:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as err:
-            what = PORTS.get(port, "server")
-            advice = f"fine if that is the {what}; otherwise give the {what} another port, or free this one"
+            server = PORTS.get(port, "server")
+            advice = f"fine if that is the {server}; otherwise give the {server} another port, or free this one"
             return Check(name, "warn", f"taken ({err.strerror})", advice)
     return Check(name, "ok", f"free for the {PORTS.get(port, 'server')}")
 

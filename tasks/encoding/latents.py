@@ -16,10 +16,10 @@ from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import find_model, load_vae
-from tasks.running.busy import Busy
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult
 from tasks.running.step import step
+from tasks.running.stopwatch import Stopwatch
 from tasks.running.work import PerItemWork, Produced
 from tasks.tables.content_ids import content_id, crc32
 from tasks.tables.current import selected_clips
@@ -87,7 +87,7 @@ class LatentEncoder:
         self.vae_hash, self.config = vae.hash, config
         norm = self.vae.config.latent_norm
         self.latent_norm = norm.model_dump_json() if norm else ""
-        self.busy = Busy()
+        self.stopwatch = Stopwatch()
 
     def __call__(self, items: Sequence[LatentItem]) -> Produced:
         """One row per clip."""
@@ -99,24 +99,24 @@ class LatentEncoder:
         rows = [row for batch in self._read_ahead(batches) for row in self._rows(batch)]
         position = {item["latent_id"]: number for number, item in enumerate(items)}
         rows.sort(key=lambda row: position[row["latent_id"]])
-        return Produced({"latents": rows}, self.busy.spent("vae"))
+        return Produced({"latents": rows}, self.stopwatch.spent("vae"))
 
     def _read_ahead(self, batches: list[list[LatentItem]]) -> "Iterator[list[ReadClip]]":
         """Batches with their frames. Threads read the next batches while the caller works on one."""
         num_ahead = 1 + -(-self.config.decode_threads // self.config.batch_size)  # batches
         with ThreadPoolExecutor(self.config.decode_threads, "decode") as threads:
-            waiting: deque[list[Future[ReadClip]]] = deque()
+            reads: deque[list[Future[ReadClip]]] = deque()
             for batch in batches:
-                waiting.append([threads.submit(_read, item) for item in batch])
-                if len(waiting) > num_ahead:
-                    yield [future.result() for future in waiting.popleft()]
-            while waiting:
-                yield [future.result() for future in waiting.popleft()]
+                reads.append([threads.submit(_read, item) for item in batch])
+                if len(reads) > num_ahead:
+                    yield [future.result() for future in reads.popleft()]
+            while reads:
+                yield [future.result() for future in reads.popleft()]
 
     def _rows(self, batch: "list[ReadClip]") -> list[Row]:
         """Rows of the clips of one batch."""
         frames = {read.item["latent_id"]: read.frames for read in batch if read.frames is not None}
-        with self.busy:
+        with self.stopwatch:
             latents = self.encode(list(frames.values())) if frames else []
         by_id = dict(zip(frames, latents, strict=True))
         return [self._row(read, by_id.get(read.item["latent_id"])) for read in batch]
@@ -221,7 +221,7 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
 
 
 def _throughput(result: StepResult) -> str:
-    """Clips per second, and the share of the time in which the VAE worked, not waiting for frames or commits."""
+    """Clips per second, and the share of the time in which the VAE worked, not reads for frames or commits."""
     busy_s, span_s = result.timings["vae_busy_s"], result.timings["vae_span_s"]
     if not span_s:
         return ""

@@ -11,11 +11,11 @@ from pyramid_model.weights.record import ModelFolder
 from tasks.captioning.prompts import read_prompts
 from tasks.models.encoders import newest_encoder_hash, prepare_encoder
 from tasks.models.folders import load_encoder
-from tasks.running.busy import Busy
 from tasks.running.errors import StepError
 from tasks.running.pipeline import run_blocks
 from tasks.running.run import Run, StepResult, lineage
 from tasks.running.step import step
+from tasks.running.stopwatch import Stopwatch
 from tasks.running.work import PerItemWork, Produced
 from tasks.tables.appending import append_again
 from tasks.tables.content_ids import content_id, crc32
@@ -95,14 +95,14 @@ class TextEncoder:
         self.dtype, self.batch_size = dtype, batch_size
         device = "auto" if num_gpus > 1 else "cuda" if num_gpus else "cpu"
         self.encoder = load_encoder(encoder.uri, device, dtype)
-        self.busy = Busy()
+        self.stopwatch = Stopwatch()
 
     def __call__(self, items: Sequence[TextItem]) -> Produced:
         """One row per text."""
-        with self.busy:
+        with self.stopwatch:
             features = self.encoder.encode([item["text"] for item in items], self.batch_size)
         rows = [self.row(item, *embedding) for item, embedding in zip(items, features, strict=True)]
-        return Produced({"text_features": rows}, self.busy.spent("encoder"))
+        return Produced({"text_features": rows}, self.stopwatch.spent("encoder"))
 
     def row(self, item: TextItem, embeds: "Tensor", pooled: "Tensor") -> Row:
         """Row of one text. embeds: features of the valid tokens (n d); pooled: (p)."""

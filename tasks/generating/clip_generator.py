@@ -95,16 +95,18 @@ class ClipGenerator:
         """Generate clips; one row per clip. A clip with NaN or Inf gets a failed row; the others are sampled again."""
         from pyramid_model.generate.pipeline import NotFiniteError
 
-        rows, waiting = [], list(items)
-        while waiting:
+        rows, remaining = [], list(items)
+        while remaining:
             try:
-                clips = self.generate(waiting)
+                clips = self.generate(remaining)
             except NotFiniteError as err:
-                bad = [waiting[sample] for sample in err.samples]
+                bad = [remaining[sample] for sample in err.samples]
                 rows += [bad_row(item, ("not_finite", str(err)), **self.columns(item)) for item in bad]
-                waiting = [item for item in waiting if item not in bad]
+                remaining = [item for item in remaining if item not in bad]
                 continue
-            rows += [self.row(item, uri, clips, len(waiting)) for item, uri in zip(waiting, clips.videos, strict=True)]
+            rows += [
+                self.row(item, uri, clips, len(remaining)) for item, uri in zip(remaining, clips.videos, strict=True)
+            ]
             break
         return Produced({"generations": rows})
 

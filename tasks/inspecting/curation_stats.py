@@ -73,7 +73,7 @@ def selection_stats(root: str) -> list[SetStats]:
     videos = read_table(root, "videos", ["video_id", "source"])
     clips = left_join(clips, videos, "video_id", {"source": "source"})
     stats = [_set_stats(newest_by(verdicts, ["clip_id"]), clips) for verdicts in selections]
-    return sorted(stats, key=lambda one: -one.kept)
+    return sorted(stats, key=lambda of_set: -of_set.kept)
 
 
 def _withdrawn(rows: pa.Table) -> pa.ChunkedArray:

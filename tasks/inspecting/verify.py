@@ -287,12 +287,12 @@ def check_counts(root: str) -> Iterator[Finding]:
     """Whether every readable source file has a row of `videos`, and every clip of a video a row of `clips`."""
     readable = read_table(root, "sources", ["video_id"], where=pc.field("status") == "ok")["video_id"].unique()
     videos = read_table(root, "videos", ["video_id", "clip_ids"])
-    waiting = readable.filter(pc.invert(pc.is_in(readable, value_set=videos["video_id"].combine_chunks())))
+    without_row = readable.filter(pc.invert(pc.is_in(readable, value_set=videos["video_id"].combine_chunks())))
     yield _finding(
         "sources",
         "every file became a video row",
         len(readable),
-        waiting.to_pylist(),
+        without_row.to_pylist(),
         "run pyramid curate",
         "warn",
     )

@@ -81,11 +81,11 @@ def fetch(name: str, setting: str, patterns: Sequence[str], left_out: Sequence[s
             )
         )
     except Exception as err:  # the Hub has many exceptions: no network, no such name, no access
-        why = f"{type(err).__name__}: {' '.join(str(err).split())}"
+        reason = f"{type(err).__name__}: {' '.join(str(err).split())}"
         if constants.HF_HUB_OFFLINE:
-            why = "HF_HUB_OFFLINE is set, so nothing is fetched, and this machine's cache does not hold it"
+            reason = "HF_HUB_OFFLINE is set, so nothing is fetched, and this machine's cache does not hold it"
         raise StepError(
-            f"{setting}: {name!r} is not a folder here, and the Hugging Face Hub does not give it ({why}). Set "
+            f"{setting}: {name!r} is not a folder here, and the Hugging Face Hub does not give it ({reason}). Set "
             f"{setting} to a local folder with the model's files ({', '.join(patterns)}), or to a name that can be "
             "reached; with HF_HUB_OFFLINE=1 fetch it once before (`hf download NAME`)"
         ) from err

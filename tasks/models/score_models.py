@@ -92,12 +92,12 @@ def model_hash(run: Run, uri: str) -> str:
 
 
 @contextmanager
-def naming_setting(what: str, setting: str) -> Iterator[None]:
+def naming_setting(description: str, setting: str) -> Iterator[None]:
     """Replace a ValueError about unsuitable weights by a StepError that names the setting."""
     try:
         yield
     except ValueError as err:
-        raise StepError(f"{what} cannot be used ({setting}): {err}") from err
+        raise StepError(f"{description} cannot be used ({setting}): {err}") from err
 
 
 def load_text_finder(detector: str, recogniser: str, min_confidence: float, num_threads: int) -> "TextFinder":
@@ -201,14 +201,14 @@ def _assemble_open_clip(uri: str, model: str, pretrained: str, is_file: bool) ->
         ) from err
 
 
-def _tag_weights(tag: Mapping[str, object], what: str) -> tuple[str, dict[str, str]]:
+def _tag_weights(tag: Mapping[str, object], description: str) -> tuple[str, dict[str, str]]:
     """Path of the weights of one of open_clip's tags in the Hub's cache, and where they come from.
 
     Without a network, open_clip's own download retries many file names, so `fetch` is used instead.
 
     Args:
         tag: open_clip's entry of the tag.
-        what: the tag and its model, for messages.
+        description: the tag and its model, for messages.
 
     Raises:
         StepError: the Hub does not give the weights, or they are not on the Hub.
@@ -216,14 +216,14 @@ def _tag_weights(tag: Mapping[str, object], what: str) -> tuple[str, dict[str, s
     repository, _, name = str(tag.get("hf_hub", "")).rpartition("/")
     if not repository:
         raise StepError(
-            f"the weights {what} are not on the Hugging Face Hub: set scores.embeddings.pretrained to the path of a "
-            "checkpoint"
+            f"the weights {description} are not on the Hugging Face Hub: set scores.embeddings.pretrained to the path "
+            "of a checkpoint"
         )
     for pattern in [name] if name else ["open_clip*.safetensors", "open_clip*.bin"]:
         snapshot = fetch(repository, "scores.embeddings.pretrained", [pattern])
         if paths := sorted(snapshot.glob(pattern)):
             return str(paths[0]), source_of(repository, snapshot)
     raise StepError(
-        f"{repository} on the Hugging Face Hub has no weights of open_clip for {what}: set "
+        f"{repository} on the Hugging Face Hub has no weights of open_clip for {description}: set "
         "scores.embeddings.pretrained to the path of a checkpoint"
     )

@@ -64,7 +64,7 @@ class Curation:
         """Clips that the newest selection judged."""
         return len(self.keep) - self.keep.count(None)
 
-    def kept(self) -> pa.Table:
+    def kept_clips(self) -> pa.Table:
         """The kept clips."""
         return self.clips.filter(pc.equal(self.clips["keep"], True))
 
@@ -72,8 +72,8 @@ class Curation:
 def read_curation(root: str) -> Curation:
     """The current clips of a root, in the order of (path, start)."""
     rows = clips_with_scores(root)
-    own = {*SCHEMAS["clips"].names, *JOINED}
-    scorers = [name for name in rows.column_names if name not in own]
+    no_scores = {*SCHEMAS["clips"].names, *JOINED}
+    scorers = [name for name in rows.column_names if name not in no_scores]
     current_ids = pc.unique(current_clip_ids(root))
     current = pc.is_in(rows["clip_id"], value_set=current_ids)
     rows = rows.filter(pc.and_(current, pc.equal(rows["status"], "ok")))
@@ -122,7 +122,7 @@ def aspect_name(width: int, height: int) -> str:
 
 def bucket_lines(curation: Curation) -> list[BucketLine]:
     """Kept clips by bucket: the largest pictures first, longer clips first among equals."""
-    kept_clips = curation.kept()
+    kept_clips = curation.kept_clips()
     pairs = zip(kept_clips["bucket"].to_pylist(), kept_clips["split"].to_pylist(), strict=True)
     counts = Counter((bucket, split) for bucket, split in pairs if bucket)
     names = {bucket for bucket, _ in counts}
@@ -147,7 +147,7 @@ class SplitLine:
 
 def split_lines(curation: Curation) -> list[SplitLine]:
     """Kept clips by split."""
-    kept_clips = curation.kept()
+    kept_clips = curation.kept_clips()
     lines = []
     for split in SPLITS:
         rows = kept_clips.filter(pc.equal(kept_clips["split"], split))

@@ -18,7 +18,7 @@ class FunnelLine:
     unit: str  # files | clips; bars of lines with the same unit have the same scale
     count: int
     lost: int = 0  # difference to the line before
-    why: str = ""
+    reason: str = ""
     rule: str = ""  # drop reason, "" for a line that is not a rule of the selection
 
 
@@ -26,7 +26,7 @@ class FunnelLine:
 class Account:
     """A count, and the counts that must add up to it."""
 
-    what: str
+    description: str
     total: int
     parts: dict[str, int]
 

@@ -175,8 +175,8 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
     if not rows:
         return []
     best, uri_of = reachable_champion(root), clip_uris(root)
-    chosen = verdicts_of(root)
-    buckets = dict(zip(chosen["clip_id"].to_pylist(), chosen["bucket"].to_pylist(), strict=True))
+    verdicts = verdicts_of(root)
+    buckets = dict(zip(verdicts["clip_id"].to_pylist(), verdicts["bucket"].to_pylist(), strict=True))
     lines = []
     for number, row in enumerate(rows):
         metrics = loads(row["metrics"])

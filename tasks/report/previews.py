@@ -44,13 +44,13 @@ def curation_page(root: str) -> str:
     curation, intake = read_curation(root), read_intake(root)
     thresholds = thresholds_of(newest_select_result(curation, step_records(root)))
     lines = (
-        (line.label, line.count, f"-{line.lost}" if line.lost else "", line.why) for line in funnel(intake, curation)
+        (line.label, line.count, f"-{line.lost}" if line.lost else "", line.reason) for line in funnel(intake, curation)
     )
     rules = ((rule.reason, rule.alone, rule.in_order, rule.only) for rule in curation.rules)
     splits = ((line.split, line.num_videos, line.num_clips, length(line.seconds)) for line in split_lines(curation))
     buckets = ((line.bucket, line.aspect, *line.splits.values()) for line in bucket_lines(curation))
     figures = [_score_section(figure) for figure in score_figures(curation, thresholds)]
-    kept_clips = curation.kept()
+    kept_clips = curation.kept_clips()
     uris = kept_clips["uri"].slice(0, MAX_CLIPS).to_pylist()
     sheet = picture("kept clips", sheet_uri([[frame] for uri in uris for frame in frames_of(uri, 1)], SHEET_COLUMNS))
     parts = [

@@ -169,7 +169,7 @@ def curation_facts(
     examples = rule_examples(curation, thresholds, duplicates)
     groups = [[member.clip["clip_id"] for member in group.members[:MAX_MEMBERS]] for group in duplicates.on_page]
     sides = [[clip.clip_id for clip in side] for example in examples for side in (example.dropped, example.kept)]
-    chosen = preview_clips(curation, [*groups, *sides], config.max_media)
+    previewed = preview_clips(curation, [*groups, *sides], config.max_media)
     label_by_clip = labels(root)
     intake = read_intake(root)
     facts = {
@@ -185,8 +185,8 @@ def curation_facts(
         "examples": examples,
         "duplicates": duplicates,
     }
-    clip_listing = listing(curation, chosen, label_by_clip, config.max_listed, config.max_bytes // 2)
-    return facts, clip_listing, file_states(curation, chosen)
+    clip_listing = listing(curation, previewed, label_by_clip, config.max_listed, config.max_bytes // 2)
+    return facts, clip_listing, file_states(curation, previewed)
 
 
 def _environment() -> "Environment":

@@ -54,7 +54,7 @@ def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
     figures = [Tile("footage", length(sum(seconds)))]
     if curation.num_judged:
         figures.append(Tile("clips kept", f"{curation.num_kept:,} of {curation.num_judged:,}"))
-        figures.append(Tile("footage kept", length(total_s(curation.kept()))))
+        figures.append(Tile("footage kept", length(total_s(curation.kept_clips()))))
     if row := newest_row(read_table(root, "evaluations", where=ok), EvaluationRow):
         metrics = loads(row["metrics"])
         for name, label, unit in (("vae_psnr", "held-out PSNR of the VAE", " dB"), ("val_loss", "validation loss", "")):

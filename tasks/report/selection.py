@@ -154,7 +154,7 @@ def rule_examples(
             away, near = ("descending", "ascending") if is_least else ("ascending", "descending")
             words = limit.words if limit else ""
             beyond = _samples(_first(dropped, figure, away), figure)
-            within = _samples(_first(curation.kept(), figure, near), figure)
+            within = _samples(_first(curation.kept_clips(), figure, near), figure)
             examples.append(RuleExamples(rule.reason, words, ", nearest to the limit", beyond, within))
             continue
         first = _samples(dropped.slice(0, MAX_SAMPLES))
@@ -162,7 +162,7 @@ def rule_examples(
             instead = _kept_instead(first, rule.reason.removeprefix(DUPLICATE), duplicates)
             examples.append(RuleExamples(rule.reason, "", "", first, instead, "kept instead"))
         else:
-            passing = _samples(curation.kept().slice(0, MAX_SAMPLES))
+            passing = _samples(curation.kept_clips().slice(0, MAX_SAMPLES))
             examples.append(RuleExamples(rule.reason, "", "", first, passing))
     return examples
 

@@ -62,7 +62,7 @@ def sources(root: str, curation: Curation) -> list[Source]:
     videos = {row["video_id"]: row for row in read_table(root, "videos", ["video_id", *columns]).to_pylist()}
     num_kept: Counter[str] = Counter()
     kept_s: dict[str, float] = defaultdict(float)
-    of_kept = curation.kept().select(["video_id", "duration_s"])
+    of_kept = curation.kept_clips().select(["video_id", "duration_s"])
     for video_id, seconds in zip(*(column.to_pylist() for column in of_kept.columns), strict=True):
         num_kept[video_id] += 1
         kept_s[video_id] += seconds

@@ -179,13 +179,13 @@ def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetail
         heard, ended = time.monotonic(), job.status.value in ENDED
         log_start = log_start or log.find(first_line) + len(first_line) if first_line in log else 0
         end = len(log) if ended else log.rfind("\n") + 1  # an incomplete line is kept until the rest of it arrives
-        fresh = log[log_start:end].splitlines() if log_start else []
-        for line in fresh:
+        new_lines = log[log_start:end].splitlines() if log_start else []
+        for line in new_lines:
             _forward(line, attempt.token)
-        lines += fresh
+        lines += new_lines
         if ended:
             return job, lines
-        wait_s = POLL_S if fresh else min(wait_s * 1.5, POLL_MOST_S)
+        wait_s = POLL_S if new_lines else min(wait_s * 1.5, POLL_MOST_S)
         log_start = max(log_start, end) if log_start else 0
         time.sleep(wait_s + len(log) / LOG_BYTES_PER_S)
 

@@ -139,8 +139,8 @@ class EmbeddingScorer:
         if embedding["status"] != "ok":
             return bad_row(item, (embedding["error_type"], f"no embedding: {embedding['error']}"), **columns)
         if item["scorer"] == TEXT_MATCH.name and not item["text"]:
-            why = "no_caption", "the clip has no caption: run the captions step, then score again"
-            return bad_row(item, why, status="skipped", **columns)
+            reason = "no_caption", "the clip has no caption: run the captions step, then score again"
+            return bad_row(item, reason, status="skipped", **columns)
         try:
             value, details = self.score(item["scorer"], embedding_of(embedding), texts.get(item["text"]))
         except CorruptBlobError as err:

@@ -84,8 +84,8 @@ class Embedder:
         if isinstance(features, Exception):
             return bad_row(item, features, **columns)
         if not features.isfinite().all():
-            why = "not_finite", f"the CLIP model gives NaN or Inf for clip {item['clip_id']}"
-            return bad_row(item, why, **columns)
+            reason = "not_finite", f"the CLIP model gives NaN or Inf for clip {item['clip_id']}"
+            return bad_row(item, reason, **columns)
         data = tensor_bytes(features, STORED)
         shape = list(features.shape)
         return ok_row(item, **columns, embedding=data, crc32=crc32(data), shape=shape, dtype=STORED)

@@ -157,8 +157,8 @@ def _no_clips(run: Run) -> str:
     videos = read_table(run.root, "videos", ["error_type"])["error_type"].to_pylist()
     if not videos:
         return f"there are no videos in {run.root}: ingest some and cut them first (pyramid curate --source …)"
-    why = ", ".join(f"{kind or 'ok'} {count}" for kind, count in Counter(videos).most_common())
-    return f"none of the {len(videos)} videos in {run.root} gave a clip ({why}): see pyramid manifest show videos"
+    counts = ", ".join(f"{kind or 'ok'} {count}" for kind, count in Counter(videos).most_common())
+    return f"none of the {len(videos)} videos in {run.root} gave a clip ({counts}): see pyramid manifest show videos"
 
 
 def _pins(run: Run, clips: Sequence[ClipRow]) -> dict[str, list[SplitPin]]:
@@ -186,16 +186,16 @@ def _shortage(verdicts: Sequence[SelectionColumns], config: SelectConfig) -> str
     """Why this selection cannot be trained on, and what to change; empty when it can."""
     by_split = Counter(row["split"] for row in verdicts if row["keep"])
     reasons = Counter(reason for row in verdicts for reason in row["drop_reasons"])
-    why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none dropped"
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none dropped"
     if not by_split["train"]:
         return (
-            f"no clip is left to train on: {by_split.total()} of {len(verdicts)} kept ({why}). Relax "
+            f"no clip is left to train on: {by_split.total()} of {len(verdicts)} kept ({counts}). Relax "
             "select.thresholds, select.min_frames or select.max_upscale, or choose smaller or shorter select.buckets"
         )
     if by_split["val"] < config.min_val_clips:
         return (
             f"too few validation clips for a training: {by_split['val']}, select.min_val_clips asks for "
-            f"{config.min_val_clips} ({by_split['train']} clips to train on; {why}). Raise select.val_fraction "
+            f"{config.min_val_clips} ({by_split['train']} clips to train on; {counts}). Raise select.val_fraction "
             f"({config.val_fraction:g}; whole videos are drawn, so a few videos need a large one), or pin a file or a "
             "span of time in source.yaml: splits: [{file: …, start_s: …, end_s: …, split: val}]"
         )

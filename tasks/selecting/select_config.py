@@ -280,10 +280,10 @@ class Rules(Config):
     max_clips: int | None
 
 
-def _tightened(before: Mapping[str, Limits], own: Mapping[str, Limits]) -> dict[str, Limits]:
+def _tightened(before: Mapping[str, Limits], of_set: Mapping[str, Limits]) -> dict[str, Limits]:
     """Limits of a set, combined with those of the set before."""
     tighter = {}
-    for scorer, limits in own.items():
+    for scorer, limits in of_set.items():
         try:
             tighter[scorer] = limits.within(before.get(scorer, Limits()))
         except ValueError as err:

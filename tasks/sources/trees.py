@@ -49,7 +49,7 @@ def local_tree(folder: str, root: str, unreadable: dict[str, OSError]) -> Iterat
 
 def is_own(uri: str, root: str) -> bool:
     """Whether the pipeline wrote this file or folder of the root."""
-    return any(uri == own or uri.startswith(f"{own}/") for own in (f"{root}/{name}" for name in OWN))
+    return any(uri == folder or uri.startswith(f"{folder}/") for folder in (f"{root}/{name}" for name in OWN))
 
 
 def remote_tree(folder: str, root: str, hosts: Allowed = ()) -> list[str]:

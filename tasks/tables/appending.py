@@ -70,21 +70,21 @@ def append_block(
     data = _to_arrow(table, rows, lineage)
     writer = others.writer if others else ""
     # The first fails a commit of the same block by another writer at the same time; the second is looked up.
-    block, own = (
+    of_block, of_writer = (
         Transaction(content_id(block_id, lineage.params_hash, part), 1, int(time.time() * 1000))
         for part in ("", writer)
     )
     for attempt in range(COMMIT_TRIES):
         delta = _open_or_create(root, table)
-        if others and delta.transaction_version(own.app_id) is not None:
+        if others and delta.transaction_version(of_writer.app_id) is not None:
             return 0
-        fresh = _not_committed(delta, table, data, others)
-        if not fresh.num_rows:
+        new_rows = _not_committed(delta, table, data, others)
+        if not new_rows.num_rows:
             return 0
-        if _commit_rows(delta, table, fresh, writer, [block, own] if others else [block]):
+        if _commit_rows(delta, table, new_rows, writer, [of_block, of_writer] if others else [of_block]):
             if delta.version() % COMPACT_EVERY == 0:  # versions are unique, so only one of several writers compacts
                 compact(delta, table)
-            return fresh.num_rows
+            return new_rows.num_rows
         time.sleep(0.05 * attempt)
     raise TableError(f"gave up appending to table {table!r} in {root} after {COMMIT_TRIES} conflicting commits")
 
@@ -198,7 +198,9 @@ def _with_column(rows: pa.Table, name: str, values: list[int]) -> pa.Table:
     return rows.set_column(position, rows.schema.field(position), pa.array(values, pa.int64()))
 
 
-def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, made: pc.Expression | None = None) -> int:
+def append_again(
+    root: str, table: str, ids: Sequence[str], lineage: Lineage, condition: pc.Expression | None = None
+) -> int:
     """Append the rows of these ids again, as next attempts, so that they become the newest; returns how many.
 
     A step calls this when it runs with earlier settings and has nothing to compute: the earlier results count again.
@@ -209,7 +211,7 @@ def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, ma
         table: name of the table.
         ids: values of its id column.
         lineage: of the current run and settings.
-        made: condition on attempts; the newest attempt of an id that meets it is appended. None: no condition.
+        condition: on attempts; the newest attempt of an id that meets it is appended. None: no condition.
     """
     if not ids:
         return 0
@@ -217,11 +219,11 @@ def append_again(root: str, table: str, ids: Sequence[str], lineage: Lineage, ma
     attempts = read_table(root, table, where=pc.field(id_column).isin(pa.array(ids, pa.string())), newest=False)
     last = attempts.group_by(id_column).aggregate([("attempt", "max")])
     last_attempt = dict(zip(last[id_column].to_pylist(), last["attempt_max"].to_pylist(), strict=True))
-    chosen = newest_by(attempts if made is None else attempts.filter(made), [id_column])
-    fresh = ("run_id", "params_hash", "code_version", "created_at", "commit_order")
+    newest = newest_by(attempts if condition is None else attempts.filter(condition), [id_column])
+    of_run = ("run_id", "params_hash", "code_version", "created_at", "commit_order")
     rows = [
-        {name: row[name] for name in row if name not in fresh} | {"attempt": last_attempt[row[id_column]] + 1}
-        for row in chosen.to_pylist()
+        {name: row[name] for name in row if name not in of_run} | {"attempt": last_attempt[row[id_column]] + 1}
+        for row in newest.to_pylist()
     ]
     block_id = content_id(table, "again", sorted((row[id_column], row["attempt"]) for row in rows))
     append_block(root, table, rows, block_id, lineage)

@@ -39,9 +39,9 @@ class CommittedIds:
             self.version = max(delta.version(), -1 if self.version is None else self.version)
             hashes = text_hashes(ids)
             possible = np.zeros(len(hashes), bool)
-            for known in self._sorted:
-                places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-                possible |= known[places] == hashes
+            for part in self._sorted:
+                places = np.minimum(np.searchsorted(part, hashes), len(part) - 1)
+                possible |= part[places] == hashes
             return possible
 
     def _new_files(self, delta: DeltaTable) -> list[str]:

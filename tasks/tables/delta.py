@@ -155,8 +155,8 @@ def as_dataset(delta: DeltaTable, table: str) -> Dataset:
     exception"). Every page that is read is compared with its checksum.
     """
     uri = delta.table_uri
-    own = SubTreeFileSystem(storage.filesystem(uri)[1], LocalFileSystem()) if storage.is_local(uri) else None
-    files = delta.to_pyarrow_dataset(filesystem=own)
+    local_files = SubTreeFileSystem(storage.filesystem(uri)[1], LocalFileSystem()) if storage.is_local(uri) else None
+    files = delta.to_pyarrow_dataset(filesystem=local_files)
     added = [field for field in SCHEMAS[table] if field.name not in files.schema.names]
     checked = ParquetFileFormat(
         default_fragment_scan_options=ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)

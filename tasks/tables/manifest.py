@@ -257,8 +257,8 @@ def clips_with_scores(root: str) -> pa.Table:
     The column of a score has the name of its scorer. `caption`, `keep`, `drop_reasons`, `bucket` and `split` are null
     for a clip without caption or verdict.
     """
-    own = [name for name in SCHEMAS["clips"].names if name not in COMMON]
-    clips = read_table(root, "clips", [*own, "status", "error_type", "error"])
+    of_clips = [name for name in SCHEMAS["clips"].names if name not in COMMON]
+    clips = read_table(root, "clips", [*of_clips, "status", "error_type", "error"])
     scores = read_table(root, "scores", ["clip_id", "scorer", "value", "status", *ORDER])
     scores = newest_ok_by(scores, ["clip_id", "scorer"])
     scores = scores.filter(pc.field("value").is_valid())  # some scorers have details only

@@ -17,8 +17,8 @@ def test_every_line_of_the_funnel_says_what_it_lost_and_why(curated_root, curati
         ("judged", 3, 1),
         ("kept", 3, 0),
     ]
-    assert lines[1].why == "1 unreadable, 1 with the same bytes as another"
-    assert lines[2].why == "1 truncated"
+    assert lines[1].reason == "1 unreadable, 1 with the same bytes as another"
+    assert lines[2].reason == "1 truncated"
 
 
 def test_counts_in_are_counts_out_until_rows_are_lost(curated_root, curation):

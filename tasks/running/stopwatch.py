@@ -3,8 +3,8 @@
 import time
 
 
-class Busy:
-    """Stopwatch: `with busy:` around the work of the model; `spent` returns the times since its last call."""
+class Stopwatch:
+    """Stopwatch: `with stopwatch:` around the work of the model; `spent` returns the times since its last call."""
 
     def __init__(self) -> None:
         self._busy_s = 0.0

@@ -21,18 +21,20 @@ class HistoryReuse:
     No frame attends to a later one. Keys and values of text and history therefore depend on the timestep and on the
     resolutions of the history, but not on the noisy frame.
 
-    With shared history time, the timestep of the history is the noisy frame's, which changes at every step. But a
-    history frame that has reached the coarsest resolution keeps it, and all units use the same steps. So its keys and
-    values at a given stage and step are the same in all later units, and are computed once. This is exact.
+    With shared history time, the history has the timestep of the noisy frame, which changes at every step. A history
+    frame at the coarsest resolution keeps this resolution in all later units, and all units use the same timesteps.
+    Its keys and values at a given stage and step are therefore equal in all later units, and are computed once. This is
+    exact.
 
     With clean history time, the timestep of the history is always 0, so its keys and values are the same at all steps
     of a stage. This is exact too.
 
     Args:
         dit: predicts the velocity.
-        refresh_every: number of steps that use the keys and values of the first of them. 1 is exact. A larger number is
-            an approximation with shared history time (see `errors`), and has no effect with clean history time.
-        max_bytes: largest size of the KV caches between two units, in bytes. What does not fit is computed again.
+        refresh_every: the keys and values of the history are computed at every step whose number is a multiple of this,
+            and reused until the next one. 1 is exact. A larger number is an approximation with shared history time (see
+            `errors`), and has no effect with clean history time.
+        max_bytes: most bytes of KV caches that are kept for the next unit. Frames that do not fit are computed again.
 
     Attributes:
         kv_caches: by stage, period of `refresh_every` steps, and batch rows.

@@ -197,7 +197,7 @@ def _joined(parts: Iterator[Tensor], num_frames: int) -> Tensor:
 
 
 def _with_past(chunks: Iterable[Tensor], starts_clip: bool = True) -> Iterator[tuple[Tensor, Chunk]]:
-    """Each chunk with the convolutions' past frames. A list of one chunk needs none, so none are stored."""
+    """Pairs of a chunk and the past frames of the convolutions, which are not stored if there is only one chunk."""
     is_only_chunk = isinstance(chunks, list) and len(chunks) == 1
     chunk = Chunk(starts_clip=starts_clip, keep_past=not is_only_chunk)
     for x in chunks:

@@ -23,7 +23,7 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, in_order
 from tasks.tables.pending import pending
-from tasks.tables.rows import ClipRow, Row, SourceRow, as_rows, bad_row, ok_row
+from tasks.tables.rows import ClipRow, Row, SourceRow, as_rows, ok_row, skipped_row
 
 COLUMNS = ("file", "start_s", "end_s", "text")
 
@@ -136,14 +136,14 @@ class CaptionMatcher:
         }
         if not item["sidecar"] and item["listed"] is None:
             error = "no_sidecar", f"{item['file']}: its folder has no source.yaml with `captions`, and none was given"
-            return bad_row(item, error, status="skipped", **columns)
+            return skipped_row(item, error, **columns)
         listed = [Span(**span) for span in item["listed"] or ()]
         spans = self.spans[item["sidecar"]].get(item["file"], []) if item["sidecar"] else listed
         text, share = best_caption(spans, item["start_s"], item["end_s"])
         if share < self.config.min_overlap:
             span = f"{item['file']} from {item['start_s']:.2f} to {item['end_s']:.2f} s"
             error = "no_caption", f"no caption covers {self.config.min_overlap:.0%} of {span} (best: {share:.0%})"
-            return bad_row(item, error, status="skipped", **columns)
+            return skipped_row(item, error, **columns)
         return ok_row(item, text=text, **columns)
 
 

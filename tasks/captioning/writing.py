@@ -20,14 +20,14 @@ from tasks.running.run import Run, StepResult
 from tasks.running.work import PerItemWork, Produced
 from tasks.tables.content_ids import content_id
 from tasks.tables.pending import pending
-from tasks.tables.rows import ClipFile, Row, bad_row, ok_row
+from tasks.tables.rows import ClipFile, Row, bad_row, ok_row, skipped_row
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tasks.captioning.config import CaptionsConfig
 
-VERSION = "1"  # count up when the same answer gives another row
+VERSION = "1"  # increase it when the same answer gives another row
 CLIP_COLUMNS = ("uri", "height", "width", "num_frames", "fps_num", "fps_den")
 
 
@@ -59,7 +59,7 @@ def find_writer(run: Run, config: "CaptionsConfig") -> Writer:
 
 
 def answer_settings(config: "CaptionsConfig", kind: Kind, writer: Writer) -> dict[str, object]:
-    """Everything that determines the answer of the model, besides the clip."""
+    """The settings on which the answer of the model depends, without the clip."""
     return {
         "revision": writer.revision,  # for a local model: the hash of its files, so that the folder does not matter
         "writer": identity(writer.config),
@@ -69,7 +69,7 @@ def answer_settings(config: "CaptionsConfig", kind: Kind, writer: Writer) -> dic
 
 
 def decided_by(config: "CaptionsConfig", kind: Kind, writer: Writer) -> str:
-    """Hash of what determines a caption of that kind, besides the clip: model, settings, and limits on answers."""
+    """Hash of model, settings and limits on answers: with the clip they determine a caption of that kind."""
     limits = {"language": config.language, "max_repetition": config.max_repetition}
     return content_id(answer_settings(config, kind, writer), limits, VERSION)
 
@@ -217,7 +217,7 @@ class CaptionWriter:
         if not replies:
             kind = self.config.rewrite_from
             error = "no_parent", f"the clip has no caption of the kind {kind!r} to rewrite (captions.rewrite_from)"
-            return bad_row(item, error, status="skipped", **columns)
+            return skipped_row(item, error, **columns)
         last = replies[-1].answer
         if isinstance(last, NoAnswer):
             return bad_row(item, last, **columns)
@@ -248,13 +248,13 @@ class CaptionWriter:
         return Judged(judged.text, judged.language, judged.fault, facts), json.dumps(fields, ensure_ascii=False)
 
     def _columns(self, item: ModelItem, replies: Sequence[Reply]) -> Row:
-        """Columns of good and of bad rows. Tokens and cost are summed over all answers."""
+        """Columns that ok and failed rows share. Tokens and cost are sums over all answers."""
         answers = [reply.answer for reply in replies if isinstance(reply.answer, Answer)]
         prompt = sum(answer.num_prompt_tokens for answer in answers)
         completion = sum(answer.num_completion_tokens for answer in answers)
         endpoint = self.writer.endpoint
         names = ("caption_id", "clip_id", "kind", "parent_caption_id")
-        return {name: item[name] for name in names} | {
+        columns: Row = {
             "model": self.writer.model,
             "model_revision": self.writer.revision,
             "prompt_hash": item["decided_by"],
@@ -263,6 +263,7 @@ class CaptionWriter:
             "num_completion_tokens": completion,
             "cost_usd": endpoint.cost_usd(prompt, completion) if endpoint else 0.0,
         }
+        return columns | {name: item[name] for name in names}
 
 
 class FramesOfClip:

@@ -30,7 +30,7 @@ from tasks.scoring.scores import score_rows, scored_size
 from tasks.sources.reading import reading_source
 from tasks.tables import storage
 from tasks.tables.content_ids import content_id
-from tasks.tables.rows import Row, bad_row, ok_row
+from tasks.tables.rows import Row, bad_row, ok_row, skipped_row
 
 ENCODER = "libx264-1"  # part of clip ids: count up when the same settings give other frames
 Rows = dict[str, list[Row]]  # by table
@@ -53,8 +53,8 @@ def cut_video(item: VideoItem, config: Mapping[str, object], media: str, staging
     try:
         clips = video.cut()
     except VideoError as err:
-        status = "skipped" if err.kind in ("hdr", "no_clips") else "failed"
-        return {"clips": [], "scores": [], "videos": [bad_row(item, err, status, **video.columns)]}
+        row = skipped_row if err.kind in ("hdr", "no_clips") else bad_row
+        return {"clips": [], "scores": [], "videos": [row(item, err, **video.columns)]}
     except av.error.FFmpegError as err:
         if isinstance(err, OSError):  # the video has been read, so this error comes from writing the clips
             raise
@@ -63,7 +63,7 @@ def cut_video(item: VideoItem, config: Mapping[str, object], media: str, staging
     rows: Rows = {"clips": [], "scores": []}
     for clip in clips:
         row = video.clip_row(clip, media)
-        storage.publish(clip.path, row["uri"])
+        storage.publish(clip.path, str(row["uri"]))
         rows["clips"].append(row)
         rows["scores"] += clip.scores
     clip_ids = [row["clip_id"] for row in rows["clips"]]
@@ -109,9 +109,10 @@ class VideoPass:
 
     def __init__(self, item: VideoItem, config: ClipsConfig, staging: str):
         self.item, self.config, self.staging = item, config, staging
-        self.columns: Row = {name: item[name] for name in SOURCE_COLUMNS} | {"num_shots": 0, "num_clips": 0}
+        self.columns: Row = {"num_shots": 0, "num_clips": 0}
+        self.columns |= {name: item[name] for name in SOURCE_COLUMNS}
         self.remark = ""
-        self._num_blended = 0
+        self._num_shots, self._num_blended = 0, 0
 
     def cut(self) -> list[CutClip]:
         """Clips of an undamaged video, or with `salvage`, of the undamaged parts of a damaged one.
@@ -155,7 +156,7 @@ class VideoPass:
     def _no_clips_message(self, num_frames: int) -> str:
         """Message for an undamaged video without a clip."""
         message = f"no clip of {self.config.min_frames} frames or more (clips.min_frames) in the {num_frames} frames of"
-        message += f" {self.columns['num_shots']} shots"
+        message += f" {self._num_shots} shots"
         if not self._num_blended:
             return message
         blended = f"{self._num_blended} are left out as empty or blended by fades and dissolves"
@@ -166,13 +167,13 @@ class VideoPass:
         detector = ShotDetector(self.config.shots)
         small_size = analysis_size(footage.probe)
         undecided: deque[ScaledFrame] = deque()
-        self.columns["num_shots"] = 1
+        self._count_shots(1)
 
         def with_verdicts(verdicts: Iterator[Verdict]) -> Iterator[ScaledFrame]:
             for verdict in verdicts:
                 scaled = undecided.popleft()
                 scaled.starts_shot, scaled.is_blended = verdict.starts_shot, verdict.is_blended
-                self.columns["num_shots"] += verdict.starts_shot
+                self._count_shots(verdict.starts_shot)
                 self._num_blended += verdict.is_blended
                 yield scaled
 
@@ -189,6 +190,10 @@ class VideoPass:
         if undecided:
             undecided[-1].end_pts = footage.end_pts()
         yield from with_verdicts(detector.end())
+
+    def _count_shots(self, num_new: int) -> None:
+        self._num_shots += num_new
+        self.columns["num_shots"] = self._num_shots
 
     def _gray(self, frame: Frame, small: np.ndarray, image: av.VideoFrame) -> np.ndarray:
         """Gray image for scores, (h w) uint8: from that of shot detection, or from the cropped picture.

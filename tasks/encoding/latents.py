@@ -98,7 +98,7 @@ class LatentEncoder:
         batches = [clips[start : start + size] for clips in by_bucket.values() for start in range(0, len(clips), size)]
         rows = [row for batch in self._read_ahead(batches) for row in self._rows(batch)]
         position = {item["latent_id"]: number for number, item in enumerate(items)}
-        rows.sort(key=lambda row: position[row["latent_id"]])
+        rows.sort(key=lambda row: position[str(row["latent_id"])])
         return Produced({"latents": rows}, self.stopwatch.spent("vae"))
 
     def _read_ahead(self, batches: list[list[LatentItem]]) -> "Iterator[list[ReadClip]]":

@@ -1,4 +1,4 @@
-"""Step `text_features`: encode every caption and prompt with the text encoder, each distinct text once."""
+"""Step `text_features`: encodes each distinct caption and prompt once."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -161,9 +161,8 @@ def text_features(run: Run, config: TextFeaturesConfig) -> TextFeaturesResult:
         num_gpus=config.num_gpus,
     )
     result = run_blocks(run, work, todo.items(all_items, "text_feature_id"), todo.num_done)
-    if (
-        newest_encoder_hash(run) != encoder.hash
-    ):  # an earlier encoder is used again: a row appended again makes it the newest
+    if newest_encoder_hash(run) != encoder.hash:
+        # Another encoder was used since: one row of this encoder is appended again, which makes it the newest.
         null_id = text_feature_id(NULL_TEXT, encoder.hash, config.dtype)
         append_again(run.root, "text_features", [null_id], lineage(run, "text_features", VERSION, config))
     return TextFeaturesResult(

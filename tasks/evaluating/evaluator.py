@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tasks.evaluating.config import EvaluateConfig, Subject
     from tasks.training.train_dit import TrainDiTConfig
 
-Figures = dict[str, object]  # what was measured, as the evaluation's row keeps it in JSON
+Figures = dict[str, object]  # measured values by name, as JSON in `evaluations.metrics`
 NUM_MOTION_CLIPS = 8  # training clips whose median motion is compared with that of samples
 
 
@@ -75,7 +75,7 @@ class Evaluator:
         return Produced({"evaluations": [self.row(item) for item in items]})
 
     def row(self, item: EvaluationItem) -> Figures:
-        """Measure the model, let the gate decide, and describe both in one row."""
+        """Row of an evaluation: measured values of the model, and the checks of the gate."""
         subject = self.subject
         models = subject.models.model_copy(update={"dit": self.judged})
         samples, motion, num_bad_samples = self.samples()
@@ -106,7 +106,7 @@ class Evaluator:
         )
 
     def losses(self) -> Figures:
-        """Validation loss of the candidate, of its untrained state and of the champion; same latents, same noise."""
+        """Validation losses of the candidate, its initial weights and the champion, on the same latents and noise."""
         subject = self.subject
         held_out = load_pairs(subject.source, subject.val)
         loss = settings_of(subject.record).loss if subject.record else DiTLossConfig()
@@ -123,7 +123,11 @@ class Evaluator:
         return figures
 
     def samples(self) -> "tuple[list[Sample], Figures, int]":
-        """Clips sampled from training captions; their motion and that of the data; how many samples had NaN or Inf."""
+        """Sample clips from training captions.
+
+        Returns:
+            (samples, median motion of the samples and of training clips, number of samples with NaN or Inf).
+        """
         from pyramid_model.generate.batch import ClipBatch, PromptFeatures
         from pyramid_model.generate.pipeline import NotFiniteError
         from pyramid_model.metrics.quality import motion_magnitude
@@ -227,7 +231,7 @@ def settings_of(record: TrainedModel) -> "TrainDiTConfig":
 
 
 def untrained_of(record: TrainedModel | None, model: DiTConfig) -> "DiT":
-    """A DiT before its first step; for one that was not trained here, fresh weights of its config `model`."""
+    """The DiT of a record with its initial weights; without a record, a new DiT with the config `model`."""
     from tasks.training.train_dit import TrainDiTConfig, untrained_dit
 
     setting = "mmdit" if isinstance(model, MMDiTConfig) else "model"
@@ -236,7 +240,7 @@ def untrained_of(record: TrainedModel | None, model: DiTConfig) -> "DiT":
 
 
 def save_untrained(subject: "Subject") -> ModelFolder:
-    """The model as it was before its training, in a folder beside the trained one."""
+    """Write the initial weights of the candidate into a folder beside the trained model."""
     from pyramid_model.weights.weights import save_dit, weights_hash
     from tasks.training.train_dit import untrained_dit
 

@@ -172,7 +172,7 @@ def _item(line: AnnotationLine, vae: ModelFolder, config: ImportConfig) -> Impor
     """A line as a work item. Its ids depend on the names and sizes of its files."""
     sizes = [_size(line["video"]), _size(line["latent"]), _size(line["text_fea"])]
     clip_id = content_id(CUT_METHOD, line["video"], line["latent"], line["text_fea"], line["text"], sizes, config.fps)
-    # The bucket is unknown until the latent is read, so the id has CUT_METHOD in its place; the clip makes it unique.
+    # The bucket is not known before the latent is read: CUT_METHOD takes its place in the hash.
     return {**line, "clip_id": clip_id, "latent_id": latent_id(clip_id, vae.hash, CUT_METHOD, config.dtype, "mean")}
 
 
@@ -201,7 +201,7 @@ class OfficialReader:
             name: [] for name in ("sources", "videos", "clips", "captions", "text_features", "latents")
         }
         for item in items:
-            columns = {"latent_id": item["latent_id"], "clip_id": item["clip_id"], "vae_hash": self.vae.hash}
+            columns: Row = {"latent_id": item["latent_id"], "clip_id": item["clip_id"], "vae_hash": self.vae.hash}
             try:
                 latent, text = self._latent(item["latent"]), self._text(item["text_fea"])
                 video = self._video(item, latent)
@@ -270,7 +270,7 @@ class OfficialReader:
             raise UnusableFile("missing", f"{item['video']} cannot be read: {err.strerror or err}") from err
         _, t, h, w = latent.shape
         num_frames, (num, den) = TIME_FACTOR * (t - 1) + 1, self.config.fps.as_integer_ratio()
-        file = {"video_id": video_id, "uri": item["video"], "size_bytes": size_bytes}
+        file: Row = {"video_id": video_id, "uri": item["video"], "size_bytes": size_bytes}
         shape = {"height": SPACE_FACTOR * h, "width": SPACE_FACTOR * w, "fps_num": num, "fps_den": den}
         span = {"start_frame": 0, "end_frame": num_frames, "start_s": 0.0, "end_s": num_frames / self.config.fps}
         clip = {"clip_id": item["clip_id"], "num_frames": num_frames, "shot": 0, "cut_method": CUT_METHOD}
@@ -334,7 +334,7 @@ def _described(content: object) -> str:
 
 
 def select_imported(run: Run, val_fraction: float) -> SelectResult:
-    """Select every clip that has a latent in the bucket of its size; all imported clips have one.
+    """Select all clips that have a latent in the bucket of their size. Every imported clip has one.
 
     Raises:
         StepError: the root has no latents.

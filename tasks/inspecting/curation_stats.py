@@ -58,7 +58,7 @@ class SetStats:
 
 
 def selection_stats(root: str) -> list[SetStats]:
-    """Counts of the newest selection; of nested sets, the newest selection of each set, the widest first."""
+    """Counts of the newest selection; if it has nested sets, of the newest selection of each set, the largest first."""
     names = [name for name in SCHEMAS["selections"].names if name != "selection_id"]
     rows = read_table(root, "selections", names)
     rows = rows.filter(pc.invert(_withdrawn(rows)))
@@ -77,7 +77,7 @@ def selection_stats(root: str) -> list[SetStats]:
 
 
 def _withdrawn(rows: pa.Table) -> pa.ChunkedArray:
-    """Whether each verdict says only that its clip is no longer cut."""
+    """Mask of the verdicts whose only reason is NOT_CURRENT: the clip is not cut any more, so nothing was judged."""
     return pc.fill_null(pc.equal(pc.binary_join(rows["drop_reasons"], ","), NOT_CURRENT), False)
 
 

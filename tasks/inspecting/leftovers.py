@@ -1,4 +1,4 @@
-"""Files of a root that no row of a table names: a killed step left them, and they can be removed."""
+"""Files of a root that no row of a table names. Killed steps leave such files, and they can be removed."""
 
 import contextlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.root_paths import MEDIA_COLUMNS
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
-COPIED = "rows name files of another root, since this one was copied or moved: which files are left over is unknown"
+COPIED = "rows name files of another root, because this root was copied or moved: unused files cannot be told apart"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def unnamed_media(root: str, files: dict[str, int]) -> list[str]:
 
 
 def is_copied(root: str, files: dict[str, int], unnamed: Sequence[str]) -> bool:
-    """Whether the rows name files, but none of the files of this root: then the root is a copy, or was moved."""
+    """Whether the root was copied or moved: its rows name files, and none of them is a file of this root."""
     nothing_named = bool(files) and len(unnamed) == len(files)
     return nothing_named and any(named_files(root, table) for table in MEDIA_COLUMNS)
 
@@ -77,7 +77,7 @@ def half_written(root: str) -> list[str]:
 
 
 def unfinished_trainings(root: str) -> list[str]:
-    """Folders under checkpoints/ of trainings that have not ended; a training removes its folder at its end."""
+    """Folders under checkpoints/ of trainings that did not finish. A training that finishes removes its folder."""
     fs, top = storage.filesystem(storage.join(root, "checkpoints"))
     with contextlib.suppress(FileNotFoundError):  # a folder marker in an object store exists, but cannot be listed
         return sorted(path for path in fs.ls(top, detail=False) if path.rstrip("/") != top.rstrip("/"))
@@ -107,19 +107,19 @@ def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool =
 
 
 def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]:
-    """Find files that are left over, and with `delete` remove them; returns their paths below the root.
+    """Find unused files and, with `delete`, remove them. Returns their paths below the root.
 
-    These are media and Parquet files that no row and no version names, unfinished trainings, and answers of a caption
-    model whose captions are in the table.
+    Unused are: media files that no row names, Parquet files that no version of a table names, checkpoints of
+    unfinished trainings, and answers of a caption model whose captions are in the table.
 
     Args:
         root: of the tables.
-        older_than_h: hours since a file was written last; it protects files of a running step that are not committed.
+        older_than_h: age of the files, h. Newer files are not removed: a running step may be about to commit them.
         delete: whether to remove them.
 
     Raises:
-        ValueError: the rows name files of another root, so that every file here would seem left over; or the log of a
-            table is damaged, so that files of its rows would seem left over.
+        ValueError: the rows name files of another root, or the log of a table is damaged. In both cases files that are
+            in use would look unused.
     """
     _check_logs(root)
     fs, top = storage.filesystem(root)
@@ -148,7 +148,7 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
 
 
 def _check_logs(root: str) -> None:
-    """Raise an error if a log entry of a table was lost: `manifest repair` can bring its rows back from their files."""
+    """Raise an error if the log of a table is damaged: `manifest repair` needs the files of the lost entries."""
     recorded = recorded_versions(root)
     for table in SCHEMAS:
         lost = [str(damage) for damage in log_damage(table_uri(root, table))]
@@ -162,7 +162,7 @@ def _check_logs(root: str) -> None:
 
 
 def _attempts(root: str, table: str) -> dict[str, int]:
-    """Latest attempt by id."""
+    """Newest attempt by id."""
     rows = read_table(root, table, [ID_COLUMNS[table], "attempt"])
     return dict(zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True))
 

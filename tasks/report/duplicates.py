@@ -46,7 +46,7 @@ class Group:
     members: list[Member]
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
         """Reason why the keeper comes before the next clip."""
         return why_first(self.members[0].clip, self.members[1].clip)
 

@@ -79,8 +79,8 @@ class BlockActor:
         return BlockReport(
             num_items=len(items),
             rows=appended,
-            statuses=Counter(row["status"] for row in done),
-            errors=Counter(row["error_type"] for row in done if row["status"] != "ok"),
+            statuses=Counter(str(row["status"]) for row in done),
+            errors=Counter(str(row["error_type"]) for row in done if row["status"] != "ok"),
             started=started,
             finished=time.time(),
             seconds=dict(produced.seconds),

@@ -13,7 +13,7 @@ from tasks.running.work import Produced
 from tasks.scoring.embeddings import EmbeddingsConfig, embedding_rows
 from tasks.scoring.frames import limit_torch_threads
 from tasks.tables.content_ids import content_id
-from tasks.tables.rows import EmbeddingRow, Row, bad_row, ok_row
+from tasks.tables.rows import EmbeddingRow, Row, bad_row, ok_row, skipped_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +140,7 @@ class EmbeddingScorer:
             return bad_row(item, (embedding["error_type"], f"no embedding: {embedding['error']}"), **columns)
         if item["scorer"] == TEXT_MATCH.name and not item["text"]:
             reason = "no_caption", "the clip has no caption: run the captions step, then score again"
-            return bad_row(item, reason, status="skipped", **columns)
+            return skipped_row(item, reason, **columns)
         try:
             value, details = self.score(item["scorer"], embedding_of(embedding), texts.get(item["text"]))
         except CorruptBlobError as err:

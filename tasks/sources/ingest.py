@@ -158,9 +158,9 @@ class FileHasher:
             kind = "missing" if isinstance(err, FileNotFoundError) else getattr(err, "kind", "unreadable")
             text = str(err) if isinstance(err, FetchError) else f"{type(err).__name__}: {err}"
             return bad_row(item, (kind, text), video_id="", **columns)
-        if is_web(item["uri"]):
-            columns = columns | {"size_bytes": sink.size_bytes}
-        if problem := _problem(item, sink, columns["size_bytes"]):
+        size_bytes = sink.size_bytes if is_web(item["uri"]) else item["size_bytes"]
+        columns = columns | {"size_bytes": size_bytes}
+        if problem := _problem(item, sink, size_bytes):
             return bad_row(item, problem, video_id="", **columns)
         copy = f"{self.media}/{sink.video_id}{PurePosixPath(path).suffix}" if path else ""
         if copy:

@@ -322,10 +322,8 @@ def ok_row(item: Mapping[str, object], **columns: object) -> Row:
     return {"status": "ok", "attempt": item.get("attempt", 1)} | columns
 
 
-def bad_row(
-    item: Mapping[str, object], error: Exception | tuple[str, str], status: str = "failed", **columns: object
-) -> Row:
-    """A row for an item that could not be computed, with its attempt.
+def bad_row(item: Mapping[str, object], error: Exception | tuple[str, str], **columns: object) -> Row:
+    """A failed row for an item that could not be computed, with its attempt.
 
     error: (error_type, sentence), or an exception, whose `kind` (without one: class name) is the error_type.
     """
@@ -334,4 +332,9 @@ def bad_row(
     else:
         kind, text = error
     message = cut(visible(text_without_secrets(text)))
-    return {"status": status, "error_type": kind, "error": message, "attempt": item.get("attempt", 1)} | columns
+    return {"status": "failed", "error_type": kind, "error": message, "attempt": item.get("attempt", 1)} | columns
+
+
+def skipped_row(item: Mapping[str, object], error: Exception | tuple[str, str], **columns: object) -> Row:
+    """A row like `bad_row` for an item that is left out on purpose; a retry of failed rows does not try it again."""
+    return bad_row(item, error, **columns) | {"status": "skipped"}

@@ -13,7 +13,7 @@ def test_a_group_of_duplicates_begins_with_its_keeper_and_says_why_it_is(curated
     assert found.extra_clips == {"phash": 2}
     [first] = [group for group in found.groups if group.members[0].clip["clip_id"] == CLIP_IDS[0]]
     assert [(one.clip["clip_id"], one.rank) for one in first.members] == [(CLIP_IDS[0], 0), (CLIP_IDS[1], 1)]
-    assert first.why == "larger file: 100 B, the next 99 B"
+    assert first.reason == "larger file: 100 B, the next 99 B"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The docs say what the code says: tables, settings, links. Runs in about 3 s."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -105,6 +106,61 @@ def test_links_to_files_lead_somewhere(page):
     assert not broken
 
 
+# Commands of README.md and the file that runs them: a test, or CI itself. All words but the program stand in the file.
+RUN_BY = {
+    "pip install uv": ".ci/run",
+    "uv run pytest": ".ci/run",
+    "uv run pyramid": "tests/flows/test_end_to_end.py::test_commands_of_the_readme_run",
+    "prefect work-pool create local-process --type process": "tests/flows/conftest.py::prefect_worker",
+    "prefect deploy --all": "tests/flows/conftest.py::prefect_worker",
+    "prefect worker start --pool local-process": "tests/flows/conftest.py::prefect_worker",
+}
+
+
+def shell_commands(page: Path) -> list[str]:
+    """Commands in the shell blocks of a page, without prompts, comments and variables that are set."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.partition(" #")[0].removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    commands = [command.strip() for line in lines for command in line.split("&&")]
+    return [command for command in commands if command and not command.startswith(("#", "export "))]
+
+
+@pytest.mark.parametrize("command", shell_commands(REPO / "README.md"))
+def test_every_command_of_the_readme_is_run_by_a_test(command):
+    (shown,) = (
+        shown for shown in RUN_BY if command == shown or (command.startswith("uv run pyramid ") and shown in command)
+    )
+    file, _, name = RUN_BY[shown].partition("::")
+    text = (REPO / file).read_text()
+    assert f"def {name}(" in text or not name
+    if not command.startswith("uv run pyramid "):  # that test takes its commands from the README
+        assert all(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) for word in shown.split()[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_modules_and_scripts_that_a_page_runs_exist(page):
+    for command in re.findall(r"^(?:uv run )?(?:python|torchrun)\b.*$", page.read_text(), re.MULTILINE):
+        if module := re.search(r" -m ([\w.]+)", command):
+            assert importlib.util.find_spec(module[1]), command
+        elif script := re.search(r" ([\w/]+\.py)\b", command):
+            assert (REPO / script[1]).is_file(), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_python_in_the_docs_defines_or_imports_every_name(page):
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        checked = subprocess.run(
+            [Path(sys.executable).with_name("ruff"), "check", "--isolated", "--select", "E9,F", "-"],
+            input=code,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stdout
+        for module, names in re.findall(r"^from ((?:pyramid_model|tasks)[\w.]*) import ([\w, ]+)", code, re.MULTILINE):
+            assert all(hasattr(importlib.import_module(module), name) for name in names.split(", ")), module
+
+
 def test_commands_in_the_docs_exist():
     """Every `pyramid <command>` that a page mentions is one of the CLI's, and so is every option after it."""
     from typer.main import get_command
@@ -113,8 +169,8 @@ def test_commands_in_the_docs_exist():
 
     commands = get_command(app).commands
     for page in PAGES:
-        for line in re.findall(r"^(?:\$ |uv run )?pyramid .*$", page.read_text(), re.MULTILINE):
-            words = line.removeprefix("$ ").removeprefix("uv run ").partition("#")[0].split()[1:]
+        for line in re.findall(r"^(?:.*&& )?(?:\$ )?(?:uv run )?(pyramid .*)$", page.read_text(), re.MULTILINE):
+            words = line.partition("#")[0].split()[1:]
             command = commands.get(words[0])
             assert command is not None or words[0].startswith("-"), f"{page.name}: {line}"
             while hasattr(command, "commands") and len(words) > 1:

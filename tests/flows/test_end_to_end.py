@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -22,7 +23,8 @@ launch("data_to_model", {root!r}, lambda: command_recipe("smoke", ["ingest.sourc
 print("IMPORTED", json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
 """
 README = Path(__file__).parents[2] / "README.md"
-COMMANDS = re.findall(r"^uv run pyramid ([^#\n]+)", README.read_text(), re.MULTILINE)
+RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
+COMMANDS = re.findall(r"^(?:pip install uv && )?uv run pyramid ([^#\n]+)", README.read_text(), re.MULTILINE)
 # Tiny random weights at a tiny size: the same options on the same code.
 TINY = "--height 64 --width 128 --steps 1 --device cpu --set generate.dtype=float32"
 KILL_WITHIN_STEPS = ((0, 6), (6, 12))  # so once early and once late
@@ -125,6 +127,13 @@ def steps_finished(root: Path) -> int:
     return len(names)
 
 
+def as_smoke(source: Path) -> str:
+    """Options that give the recipe demo the settings of the recipe smoke, and these videos."""
+    smoke, demo = (yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in ("smoke", "demo"))
+    sections = {name: smoke.get(name, {}) for name in {*smoke, *demo}} | {"ingest": {"source": str(source)}}
+    return " ".join(f"--set {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in sorted(sections.items()))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_readme_run(done, command, prefect_server, tiny_source, released, tmp_path):
     """Each line of the README on the finished root, with the smoke recipe in place of the demo."""
@@ -132,6 +141,7 @@ def test_commands_of_the_readme_run(done, command, prefect_server, tiny_source, 
 
     Image.new("RGB", (128, 64), "teal").save(tmp_path / "boat.jpg")
     given = command.strip().replace("run demo", "run smoke").replace("--seconds 5", "--seconds 0.4")
+    given = f"demo --root {done} {as_smoke(tiny_source)}" if given == "demo" else given
     given += " --recipe smoke" if given.startswith("curate") else ""
     given += f" {TINY}" if "--weights" in given else ""
     places = {

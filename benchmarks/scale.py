@@ -14,7 +14,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -74,14 +74,32 @@ def random_ids(rng: np.random.Generator, count: int) -> list[str]:
     return [text[start : start + 32] for start in range(0, len(text), 32)]
 
 
+def clip_columns(rng: np.random.Generator, ids: Sequence[str], videos: Sequence[str]) -> dict[str, Any]:
+    """Columns of `clips` of 2 to 16 s without files; CLIPS_PER_VIDEO clips of each video."""
+    count, number = len(ids), np.arange(len(ids))
+    num_frames, start_s = rng.integers(48, 384, count), number % CLIPS_PER_VIDEO * 20.0
+    return {
+        "clip_id": ids,
+        "video_id": [videos[place // CLIPS_PER_VIDEO] for place in number],
+        "num_frames": num_frames,
+        "start_frame": (start_s * 24).astype(int),
+        "start_s": start_s,
+        "end_s": start_s + num_frames / 24,
+        "fps_num": np.full(count, 24),
+        "fps_den": np.full(count, 1),
+        "height": np.full(count, 720),
+        "width": rng.choice([1280, 960, 720], count),
+        "size_bytes": rng.integers(100_000, 10_000_000, count),
+        "uri": [""] * count,
+    }
+
+
 def make_tables(root: str, num_clips: int) -> None:
     """Sources, videos, clips and scores, as `curate` writes them."""
     rng = np.random.default_rng(0)
     for first in range(0, num_clips, PER_FILE):
         count = min(PER_FILE, num_clips - first)
-        number = np.arange(count)
         ids, videos = random_ids(rng, count), random_ids(rng, -(-count // CLIPS_PER_VIDEO))
-        num_frames, start_s = rng.integers(48, 384, count), number % CLIPS_PER_VIDEO * 20.0
         source = rng.choice(["films", "phones"], len(videos)).tolist()
         files = {"video_id": videos, "uri": [f"/videos/{name}.mp4" for name in videos], "source": source}
         files |= {name: [""] * len(videos) for name in ("path", "card", "annotations", "copy")}
@@ -90,24 +108,11 @@ def make_tables(root: str, num_clips: int) -> None:
         settings = [params_hash(ClipsConfig())] * len(videos)
         files = {name: files[name] for name in ("video_id", "uri", "path", "source")}
         write_rows(root, "videos", files | {"clip_ids": of_video, "params_hash": settings})
-        facts = {
-            "clip_id": ids,
-            "video_id": [videos[place // CLIPS_PER_VIDEO] for place in number],
-            "num_frames": num_frames,
-            "start_frame": (start_s * 24).astype(int),
-            "start_s": start_s,
-            "end_s": start_s + num_frames / 24,
-            "fps_num": np.full(count, 24),
-            "fps_den": np.full(count, 1),
-            "height": np.full(count, 720),
-            "width": rng.choice([1280, 960, 720], count),
-            "size_bytes": rng.integers(100_000, 10_000_000, count),
-            "uri": [""] * count,
-        }
-        write_rows(root, "clips", facts)
+        write_rows(root, "clips", clip_columns(rng, ids, videos))
         for scorer in (*IN_DECODE_PASS, *OTHER_SCORERS):
-            own = [score_id(clip_id, scorer) for clip_id in ids] if scorer in IN_DECODE_PASS else random_ids(rng, count)
-            columns = {"score_id": own, "clip_id": ids, "scorer": [scorer] * count, "value": rng.random(count)}
+            computed = scorer in IN_DECODE_PASS
+            score_ids = [score_id(clip_id, scorer) for clip_id in ids] if computed else random_ids(rng, count)
+            columns = {"score_id": score_ids, "clip_id": ids, "scorer": [scorer] * count, "value": rng.random(count)}
             if scorer == "phash":
                 hashes = [rng.bytes(32).hex() for _ in range(4 * count)]
                 columns["details"] = [

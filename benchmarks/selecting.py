@@ -8,37 +8,18 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from deltalake import write_deltalake
+from scale import CLIPS_PER_VIDEO, clip_columns, write_rows
 
 from tasks.running.run import Run
 from tasks.selecting.duplicates import DuplicatesConfig, duplicates
 from tasks.selecting.select import SelectConfig, select
 from tasks.tables.content_ids import content_id
-from tasks.tables.delta import table_uri
-from tasks.tables.schemas import SCHEMAS
 
-CLIPS_PER_VIDEO = 10
 SCORERS = [f"score{number}" for number in range(10)]
 HASHES = 20  # of a clip of five seconds
 COPIES = 0.05  # share of the clips that are copies of a clip of another video
-
-
-def write_rows(root: str, table: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
-    """Append ok rows; missing columns are empty."""
-    count = len(next(iter(columns.values())))
-    common = {"status": ["ok"] * count, "attempt": [1] * count, "created_at": [datetime.now(UTC)] * count}
-    full = common | dict(columns)
-    arrays = [
-        pa.array(full[field.name], field.type) if field.name in full else pa.nulls(count, field.type)
-        for field in SCHEMAS[table]
-    ]
-    write_deltalake(table_uri(root, table), pa.table(arrays, schema=SCHEMAS[table]), mode="append", name=table)
 
 
 def made_hashes(rng: np.random.Generator, num_clips: int) -> list[list[str]]:
@@ -61,32 +42,20 @@ def flips(rng: np.random.Generator) -> np.ndarray:
 def make_tables(root: str, num_clips: int) -> None:
     """Write tables of clips of 2 to 16 s from two sources, with ten scores for each clip."""
     rng = np.random.default_rng(0)
-    number = np.arange(num_clips)
-    ids = [content_id("clip", int(one)) for one in number]
-    videos = [content_id("video", int(one)) for one in range(-(-num_clips // CLIPS_PER_VIDEO))]
-    num_frames = rng.integers(48, 384, num_clips)
-    start_s = number % CLIPS_PER_VIDEO * 20.0
-    clips = {
-        "clip_id": ids,
-        "video_id": [videos[one // CLIPS_PER_VIDEO] for one in number],
-        "num_frames": num_frames,
-        "start_frame": (start_s * 24).astype(int),
-        "start_s": start_s,
-        "end_s": start_s + num_frames / 24,
-        "fps_num": [24] * num_clips,
-        "fps_den": [1] * num_clips,
-        "height": [720] * num_clips,
-        "width": rng.choice([1280, 960, 720], num_clips),
-        "size_bytes": rng.integers(100_000, 10_000_000, num_clips),
-    }
-    write_rows(root, "clips", clips)
+    ids = [content_id("clip", number) for number in range(num_clips)]
+    videos = [content_id("video", number) for number in range(-(-num_clips // CLIPS_PER_VIDEO))]
+    write_rows(root, "clips", clip_columns(rng, ids, videos))
     of_video = [ids[start : start + CLIPS_PER_VIDEO] for start in range(0, num_clips, CLIPS_PER_VIDEO)]
     sources = rng.choice(["films", "phones"], len(videos))
     write_rows(root, "videos", {"video_id": videos, "clip_ids": of_video, "source": sources})
     hashes = enumerate(made_hashes(rng, num_clips))
-    details = [json.dumps({"hashes": own, "frames_hash": str(place)}) for place, own in hashes]
+    details = [json.dumps({"hashes": of_clip, "frames_hash": str(place)}) for place, of_clip in hashes]
     for scorer in ("phash", *SCORERS):
-        scores = {"score_id": [content_id(one, scorer) for one in ids], "clip_id": ids, "scorer": [scorer] * num_clips}
+        scores = {
+            "score_id": [content_id(clip_id, scorer) for clip_id in ids],
+            "clip_id": ids,
+            "scorer": [scorer] * num_clips,
+        }
         values = {"details": details} if scorer == "phash" else {"value": rng.random(num_clips)}
         write_rows(root, "scores", scores | values)
 

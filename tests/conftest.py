@@ -1,6 +1,8 @@
 """Fixtures for every test folder."""
 
 import os
+import socket
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +14,18 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that none of them is left alone in the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """`free_port()`: a port of this machine that no server uses."""
+
+    def free_port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return free_port
 
 
 @pytest.fixture(scope="session")

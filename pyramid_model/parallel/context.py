@@ -77,20 +77,6 @@ def decode_in_context(vae: CausalVideoVAE, latents: Tensor, group: dist.ProcessG
     return vae.decoder(vae.from_latents(latents, chunk), chunk)
 
 
-def gather_latents(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Gather the latents of all ranks: (b c 1+kn h w) on every rank.
-
-    The backward pass returns to each rank the gradient of its own frames, from its own loss only. If all ranks compute
-    the same loss from the gathered latents, such as the KL term, the sum of weight gradients over the group therefore
-    counts this loss once.
-
-    Args:
-        x: this rank's latents: 1 + n frames on the first rank, n on every other.
-        group: the ranks that share the clip.
-    """
-    return _Gather.apply(x, group)
-
-
 @dataclass
 class _RankChunk(Chunk):
     """A chunk that holds one rank's frames of a clip; the previous rank holds the previous chunk."""
@@ -170,25 +156,3 @@ def _frames_first(x: Tensor) -> Tensor:
 def _frames_third(x: Tensor) -> Tensor:
     """Inverse of `_frames_first`."""
     return rearrange(x, "t b h w c -> b c t h w")
-
-
-class _Gather(torch.autograd.Function):
-    """All-gather along t; the backward pass returns the gradient of this rank's own frames."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """x: (b c t h w) -> (b c 1+kn h w)."""
-        frames = _frames_first(x)
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        n = len(frames) - (rank == 0)
-        ctx.own = _rank_frames(rank, n)
-        # Not every backend gathers tensors of different sizes: pad all ranks but the first with one frame.
-        padded = torch.cat([frames, frames[:1]]) if rank else frames
-        parts = [torch.empty_like(padded, memory_format=torch.contiguous_format) for _ in range(ranks)]
-        dist.all_gather(parts, padded.contiguous(), group=group)
-        return _frames_third(torch.cat([parts[0], *(part[:n] for part in parts[1:])]))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The gradient of x."""
-        return grad[:, :, ctx.own], None

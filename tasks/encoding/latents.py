@@ -221,7 +221,7 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
 
 
 def _throughput(result: StepResult) -> str:
-    """Clips per second, and the share of the time in which the VAE worked, not reads for frames or commits."""
+    """Clips per second, and the share of the time in which the VAE worked, not waiting for frames or commits."""
     busy_s, span_s = result.timings["vae_busy_s"], result.timings["vae_span_s"]
     if not span_s:
         return ""

@@ -34,7 +34,7 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.current import current_clips, current_duplicates
 from tasks.tables.delta import as_dataset, open_table, read_table, table_version
 from tasks.tables.newest import ORDER, newest_ok_by, newest_row
-from tasks.tables.rows import DuplicateColumns, DuplicateRow, EmbeddingRow, Row, as_rows, bad_row, ok_row
+from tasks.tables.rows import DuplicateColumns, DuplicateRow, EmbeddingRow, Row, as_rows, ok_row, skipped_row
 from tasks.tables.schemas import DUPLICATE_METHODS, DuplicateMethod
 
 VERSION = "1"
@@ -306,7 +306,7 @@ def _changed(grouped: Mapping[str, DuplicateColumns], committed: Mapping[str, Du
         if before["group_id"] and duplicate_id not in grouped:
             error = ("left_group", "the clip is no longer cut, or no longer a duplicate of the others")
             columns = {name: before[name] for name in ("duplicate_id", "clip_id", "method", "clips")}
-            rows.append(bad_row({"attempt": before["attempt"] + 1}, error, "skipped", **columns | NO_GROUP))
+            rows.append(skipped_row({"attempt": before["attempt"] + 1}, error, **columns | NO_GROUP))
     return rows
 
 

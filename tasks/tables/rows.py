@@ -282,22 +282,6 @@ class GenerationRow(CommonRow):
     peak_memory_bytes: int
 
 
-ROWS: dict[str, type[CommonRow]] = {
-    "sources": SourceRow,
-    "videos": VideoRow,
-    "clips": ClipRow,
-    "scores": ScoreRow,
-    "embeddings": EmbeddingRow,
-    "duplicates": DuplicateRow,
-    "selections": SelectionRow,
-    "captions": CaptionRow,
-    "latents": LatentRow,
-    "text_features": TextFeatureRow,
-    "models": ModelRow,
-    "evaluations": EvaluationRow,
-    "generations": GenerationRow,
-}
-
 R = TypeVar("R")  # a TypedDict of this module
 
 

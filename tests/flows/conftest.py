@@ -74,12 +74,6 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | own | extra
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], Any], float, str], Any]:
     """`until(ready, timeout_s, what)`: the first truthy answer of `ready`."""
@@ -174,7 +168,7 @@ class PrefectServer:
 
 
 @pytest.fixture
-def web_hook(tmp_path) -> Iterator[tuple[str, Path]]:
+def web_hook(tmp_path, free_port) -> Iterator[tuple[str, Path]]:
     """URL of a web hook, and the file to which it appends what it was sent."""
     port, lines = free_port(), tmp_path / "hook.jsonl"
     with running([sys.executable, WEB_HOOK, str(port), str(lines)], tmp_path / "hook.log"):
@@ -182,7 +176,7 @@ def web_hook(tmp_path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture(scope="package")
-def prefect_server(tmp_path_factory) -> Iterator[PrefectServer]:
+def prefect_server(tmp_path_factory, free_port) -> Iterator[PrefectServer]:
     """A Prefect server of the session's own: its home, port and password touch nobody else's."""
     home = tmp_path_factory.mktemp("prefect")
     port = free_port()
@@ -232,7 +226,7 @@ class RayHead:
 
 
 @pytest.fixture(scope="module")
-def ray_head() -> Iterator[RayHead]:
+def ray_head(free_port) -> Iterator[RayHead]:
     """`ray start --head` with a Jobs server."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets live below it
     unshare = next((u for u in (["unshare", "-n"], ["unshare", "-rn"]) if can(u)), [])
@@ -264,7 +258,7 @@ def can(unshare: list[str]) -> bool:
 class Night:
     """The servers of one installation, which a test may kill and start again."""
 
-    def __init__(self, head, folder: Path) -> None:
+    def __init__(self, head, folder: Path, free_port: Callable[[], int]) -> None:
         self.head, self.folder = head, folder
         self.root = folder / "root"
         self.root.mkdir()
@@ -365,9 +359,9 @@ class Night:
 
 
 @pytest.fixture(scope="module")
-def night(ray_head, tmp_path_factory) -> Iterator[Night]:
+def night(ray_head, tmp_path_factory, free_port) -> Iterator[Night]:
     """A Prefect server, a worker and a Ray head that tests may kill, with a web hook that is told what goes wrong."""
-    night = Night(ray_head, tmp_path_factory.mktemp("night"))
+    night = Night(ray_head, tmp_path_factory.mktemp("night"), free_port)
     night.cli("pyramid", "alerts", "--webhook", f"http://127.0.0.1:{night.hook_port}/hook", "--silence", "120")
     yield night
     for process in reversed(night.started):

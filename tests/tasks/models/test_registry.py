@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -112,7 +111,7 @@ def test_only_a_model_that_is_not_there_is_made(run, monkeypatch):
 
 
 @pytest.fixture(params=["file", "server"])
-def registry_run(request, run, monkeypatch, tmp_path) -> Iterator[Run]:
+def registry_run(request, run, monkeypatch, tmp_path, free_port) -> Iterator[Run]:
     """The root with its own SQLite file, and with a tracking server."""
     if request.param == "file":
         yield run
@@ -135,12 +134,6 @@ def registry_run(request, run, monkeypatch, tmp_path) -> Iterator[Run]:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(20)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def is_healthy(url: str) -> bool:

@@ -6,7 +6,8 @@ from datetime import datetime
 import pyarrow as pa
 import pytest
 
-from tasks.tables.rows import ROWS, ClipRow, as_rows
+from tasks.tables import rows
+from tasks.tables.rows import ClipRow, as_rows
 from tasks.tables.schemas import SCHEMAS
 
 
@@ -26,12 +27,17 @@ def python_type(kind: pa.DataType) -> type:
     return found
 
 
+def row_class(table: str) -> str:
+    """Name of the class of the rows of a table: `TextFeatureRow` for text_features."""
+    return "".join(word.capitalize() for word in table.removesuffix("s").split("_")) + "Row"
+
+
 @pytest.mark.parametrize("table", SCHEMAS)
 def test_typed_rows_have_the_columns_and_types_of_the_schema(table):
     expected = {field.name: python_type(field.type) for field in SCHEMAS[table]}
-    assert typing.get_type_hints(ROWS[table]) == expected
+    assert typing.get_type_hints(getattr(rows, row_class(table))) == expected
 
 
 def test_rows_hold_the_columns_that_were_read():
-    rows = as_rows(pa.table({"clip_id": ["a"], "width": [64]}), ClipRow)
-    assert rows == [{"clip_id": "a", "width": 64}]
+    clips = as_rows(pa.table({"clip_id": ["a"], "width": [64]}), ClipRow)
+    assert clips == [{"clip_id": "a", "width": 64}]

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Callable
 
 import pytest
 
@@ -17,13 +16,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
+def free_port():
     """`free_port()`: a port of this machine that no server uses."""
 
     def free_port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return server.getsockname()[1]
 
     return free_port
 
@@ -305,21 +303,15 @@ def write_vision_model():
         return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
     def qwen3(words):
-        names = ("image_pad", "video_pad", "vision_start", "vision_end")
-        ids = [words.convert_tokens_to_ids(f"<|{name}|>") for name in names]
+        tokens = {"image": "image_pad", "video": "video_pad"} | {end: end for end in ("vision_start", "vision_end")}
+        ids = {f"{name}_token_id": words.convert_tokens_to_ids(f"<|{token}|>") for name, token in tokens.items()}
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
         config = transformers.Qwen3VLConfig(
             text_config=sizes
             | {"vocab_size": len(words), "num_key_value_heads": 2, "head_dim": 8, "rope_parameters": rope},
             vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
             | {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 64},
-            **dict(
-                zip(
-                    ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
-                    ids,
-                    strict=True,
-                )
-            ),
+            **ids,
         )
         pixels = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64 * 4}
         processor = transformers.Qwen3VLProcessor(
@@ -390,17 +382,14 @@ def write_open_clip():
 @pytest.fixture(scope="session")
 def write_classifier():
     """`write_classifier(folder, labels)`: a tiny random ViT image classifier of transformers; returns the folder."""
-    from pathlib import Path
-
     import torch
 
-    def write(folder: Path, labels: tuple[str, ...] = ("clean", "watermark")) -> Path:
+    def write(folder, labels: tuple[str, ...] = ("clean", "watermark")):
         from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
         torch.manual_seed(0)
         sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        names = dict(enumerate(labels))
-        config = ViTConfig(**sizes, image_size=32, patch_size=16, id2label=names)
+        config = ViTConfig(**sizes, image_size=32, patch_size=16, id2label=dict(enumerate(labels)))
         model = ViTForImageClassification(config)
         torch.nn.init.normal_(model.classifier.weight)  # so that frames are told apart
         model.save_pretrained(folder)

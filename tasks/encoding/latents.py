@@ -21,9 +21,9 @@ from tasks.running.run import Run, StepResult
 from tasks.running.step import step
 from tasks.running.stopwatch import Stopwatch
 from tasks.running.work import PerItemWork, Produced
+from tasks.tables import storage
 from tasks.tables.content_ids import content_id, crc32
 from tasks.tables.current import selected_clips
-from tasks.tables.files import check_unchanged
 from tasks.tables.pending import pending
 from tasks.tables.rows import Row, SelectedClipRow, as_rows, bad_row, ok_row
 
@@ -171,6 +171,28 @@ def _read(item: LatentItem) -> ReadClip:
         return ReadClip(item, read_clip(item["uri"], **size))
     except (VideoError, ValueError) as err:
         return ReadClip(item, error=err)
+
+
+def check_unchanged(uri: str, size_bytes: int | None, checksum: int | None) -> None:
+    """Compare the file of a clip with the size and the CRC-32 of its row, which are null in old rows.
+
+    Raises:
+        VideoError: the file is missing, or has changed since it was cut.
+    """
+    from pyramid_model.video.video import VideoError  # imports PyAV, which the driver of a step does not need
+
+    remedy = "cut it again: pyramid curate --retry-failed, or put the file back"
+    try:
+        fs, path = storage.filesystem(uri)
+        actual = fs.size(path)
+    except FileNotFoundError as err:
+        raise VideoError("missing", f"{uri} is missing: {remedy}") from err
+    if size_bytes not in (None, actual):
+        raise VideoError("clip_changed", f"{uri} has {actual} bytes, its row says {size_bytes}: {remedy}")
+    if checksum is not None and (actual_checksum := storage.file_crc32(uri)) != checksum:
+        raise VideoError(
+            "clip_changed", f"{uri}: crc32 is {actual_checksum:08x}, its row says {checksum:08x}: {remedy}"
+        )
 
 
 class LatentsResult(StepResult):

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from pyramid_model.video.video import VideoError, read_clip
+from tasks.encoding.latents import check_unchanged
 from tasks.exchange.dataset_export import export_dataset
 from tasks.report import previews
 from tasks.report.media import MediaBudget
@@ -13,7 +14,6 @@ from tasks.tables import storage
 from tasks.tables.appending import append_block
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
-from tasks.tables.files import check_unchanged
 from tasks.tables.root_paths import MARK, inside
 from tasks.tables.rows import Lineage, ok_row
 

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.running.run import RayConfig, Run
 from tasks.tables.appending import append_block
-from tasks.tables.content_ids import content_id
+from tasks.tables.content_ids import content_id, crc32
 from tasks.tables.rows import Lineage, ok_row
 
 SIZE, NUM_FRAMES, FPS = 32, 9, 8
@@ -73,6 +73,68 @@ def shared_squares(tmp_path_factory) -> Run:
     """A root that the tests of one file share."""
     folder = tmp_path_factory.mktemp("squares")
     return fill_root(folder / "root", folder / "footage")
+
+
+class SmallRoot:
+    """A whole root: one video, three clips, their scores, selections, a caption and a latent. Rows can be added."""
+
+    LINEAGE = Lineage("run", "step", "1", "recipe", "code")
+    VIDEO = content_id("video")
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.append("sources", [ok_row({}, source_id=content_id("source"), video_id=self.VIDEO, uri="/films/a.mp4")])
+        self.append("videos", [ok_row({}, video_id=self.VIDEO, clip_ids=[self.clip_id(n) for n in (1, 2, 3)])])
+        self.append("clips", [self.clip(number) for number in (1, 2, 3)])
+        values = {"motion": (0.5, 2.0, 9.0), "blur": (100.0, 20.0, 300.0)}
+        scores = [self.score(place + 1, name, values[name][place]) for name in values for place in range(3)]
+        self.append("scores", scores)
+        verdicts = {1: ["motion"], 2: [], 3: ["motion", "blur"]}
+        self.append("selections", [self.selection(number, reasons) for number, reasons in verdicts.items()])
+        caption = {"clip_id": self.clip_id(2), "kind": "human", "text": "a hill, at dusk"}
+        self.append("captions", [ok_row({}, caption_id=content_id("caption"), **caption)])
+        self.append("latents", [self.latent(2)])
+
+    def append(self, table: str, rows: list[dict], lineage: Lineage = LINEAGE) -> None:
+        block = content_id(table, len(rows), repr(rows), lineage.params_hash)
+        append_block(self.root, table, rows, block, lineage)
+
+    def clip(self, number: int, **columns) -> dict:
+        """A row of `clips`, with a file."""
+        path = Path(self.root, "media", "clips", f"{self.clip_id(number)}.mp4")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"clip" * number)
+        facts = {"video_id": self.VIDEO, "uri": str(path), "size_bytes": 4 * number, "num_frames": 10 * number}
+        return ok_row({}, clip_id=self.clip_id(number), **facts) | columns
+
+    @staticmethod
+    def clip_id(number: int) -> str:
+        return content_id("clip", number)
+
+    def score(self, number: int, scorer: str, value: float) -> dict:
+        ids = {"score_id": content_id(number, scorer), "clip_id": self.clip_id(number)}
+        return ok_row({}, **ids, scorer=scorer, value=value)
+
+    def selection(self, number: int, reasons: list[str]) -> dict:
+        verdict = {"keep": not reasons, "drop_reasons": reasons, "split": "train"}
+        return ok_row({}, selection_id=content_id("selection", number), clip_id=self.clip_id(number), **verdict)
+
+    def latent(self, number: int, **columns) -> dict:
+        blob = bytes([number]) * 16
+        stored = {"shape": [1, 2, 2, 2], "dtype": "bfloat16", "latent": blob, "crc32": crc32(blob)}
+        return ok_row({}, latent_id=content_id("latent", number), clip_id=self.clip_id(number), **stored) | columns
+
+    def bad_findings(self, level: str = "fail") -> list[tuple[str, str]]:
+        """(table, check) of what `manifest verify` finds."""
+        from tasks.inspecting.verify import verify
+
+        return [(finding.table, finding.check) for finding in verify(self.root) if finding.level == level]
+
+
+@pytest.fixture
+def small(tmp_path) -> SmallRoot:
+    """A root of its own, without models."""
+    return SmallRoot(str(tmp_path / "root"))
 
 
 class ChatServer:

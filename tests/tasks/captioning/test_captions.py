@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 
 import pyarrow.compute as pc
 import pytest
@@ -11,44 +10,23 @@ from pyramid_model.captioning.structured import FIELDS
 from pyramid_model.config import CaptionsOfKind
 from tasks.captioning.captions import captions
 from tasks.captioning.config import CaptionsConfig
-from tasks.captioning.writing import CLIP_COLUMNS, CaptionWriter, find_writer, wanted_items
 from tasks.inspecting.leftovers import vacuum
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.tables.appending import append_block
 from tasks.tables.content_ids import content_id
-from tasks.tables.current import captions_by_kind, captions_of, selected_clips
+from tasks.tables.current import captions_by_kind, captions_of
 from tasks.tables.delta import read_table, table_version
 from tasks.tables.manifest import clips_with_scores
 from tasks.tables.rows import Lineage
 
 CLIPS = [content_id("clip", number) for number in range(6)]
 SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}
-PRICES = {"usd_per_million_prompt_tokens": 10.0, "usd_per_million_completion_tokens": 100.0}
-
-
-def by_endpoint(server, kind, max_concurrency: int = 1, **settings) -> CaptionsConfig:
-    endpoint = {"base_url": server.url, "model": "tiny", "max_retries": 0, "max_concurrency": max_concurrency}
-    given = {"kind": kind, "endpoint": endpoint | PRICES, "frames": {"num_frames": 3}, "block_size": 6}
-    return CaptionsConfig.model_validate(given | settings)
-
-
-def written(run: Run, config: CaptionsConfig, attempt: int = 1) -> list[dict]:
-    """Rows that the actor makes of all clips, and that nobody commits."""
-    clips = selected_clips(run.root, columns=("clip_id", *CLIP_COLUMNS)).to_pylist()
-    writer = find_writer(run, config)
-    items = wanted_items(config, config.by_model, writer, clips, {})
-    return CaptionWriter(config, writer, run.root)([item | {"attempt": attempt} for item in items]).rows["captions"]
 
 
 def rows_of(run: Run, kind: str) -> dict[str, dict]:
     rows = read_table(run.root, "captions", where=pc.field("kind") == kind).to_pylist()
     return {row["clip_id"]: row for row in rows}
-
-
-def in_turn(server, answers: Sequence[tuple]):
-    left = iter(answers)
-    return lambda text, times: next(left)
 
 
 def as_instructed(server):
@@ -65,7 +43,7 @@ def as_instructed(server):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server):
+def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server, by_endpoint, written):
     chat_server.script = as_instructed(chat_server)
     written(squares, by_endpoint(chat_server, "short"))  # answered, and killed before the rows were committed
     assert len(chat_server.requests) == 6
@@ -106,37 +84,7 @@ def test_every_kind_is_written_and_paid_for_once(ray_local, squares, chat_server
     assert stopped.value.transient
 
 
-def test_another_limit_judges_kept_answers_anew_and_a_retry_asks_again(squares, chat_server):
-    written(squares, by_endpoint(chat_server, "short"))
-    rows = written(squares, by_endpoint(chat_server, "short", max_repetition=0.1))
-    assert {json.loads(row["quality"])["num_asked"] for row in rows} == {0}
-    assert len(vacuum(squares.root, older_than_h=0)) == 0  # no caption of theirs is in the table
-    rows = written(squares, by_endpoint(chat_server, "short"), attempt=2)
-    assert {json.loads(row["quality"])["num_asked"] for row in rows} == {1}
-    assert chat_server.requests[-1]["seed"] == chat_server.requests[0]["seed"] + 1
-
-
-def test_answers_of_no_use_are_rows_with_a_reason(squares, chat_server):
-    answers = [
-        chat_server.completion("I'm sorry, but I cannot describe this."),
-        chat_server.completion(""),
-        chat_server.completion("a square a square a square a square a square a square."),
-        chat_server.completion("一个红色的方块在灰色的平面上慢慢地向右滑动。"),
-        chat_server.completion("A square that goes on and", finish="length"),
-        chat_server.error(400, "image too large"),
-    ]
-    chat_server.script = in_turn(chat_server, answers)
-    rows = written(squares, by_endpoint(chat_server, "short"))
-    assert {row["status"] for row in rows} == {"failed"}
-    assert Counter(row["error_type"] for row in rows) == Counter(
-        ["refused", "empty", "repetitive", "language", "cut", "bad_request"]
-    )
-    refused = next(row for row in rows if row["error_type"] == "refused")
-    assert json.loads(refused["quality"])["answer"] == "I'm sorry, but I cannot describe this."
-    assert refused["num_prompt_tokens"] == 100
-
-
-def test_of_several_kinds_the_preferred_good_one_is_the_newest_of_a_clip(squares, chat_server):
+def test_of_several_kinds_the_preferred_good_one_is_the_newest_of_a_clip(squares, chat_server, by_endpoint, written):
     def script(text, times):
         refused = "25 words" not in text and times == 1  # the dense caption of the first clip
         return chat_server.completion("I cannot help." if refused else "Short." if "25 words" in text else "Dense.")
@@ -153,31 +101,6 @@ def test_of_several_kinds_the_preferred_good_one_is_the_newest_of_a_clip(squares
     assert table_version(squares.root, "captions") == version  # said once
     captions(squares, by_endpoint(chat_server, ["short", "dense"]))
     assert set(captions_of(squares.root, CLIPS).values()) == {"Short."}
-
-
-def test_a_structured_caption_is_repaired_or_asked_for_once_more(squares, chat_server):
-    good = json.dumps(SQUARE)
-    first = [f"```json\n{good[:-1]},}}\n```", good, '{"subject": "a square"}', "A red square.", good, good]
-    again = [good, "still no JSON"]
-    chat_server.script = in_turn(chat_server, [chat_server.completion(text) for text in first + again])
-    rows = written(squares, by_endpoint(chat_server, "structured"))
-    assert Counter(row["error_type"] for row in rows if row["status"] != "ok") == {"bad_json": 1}
-    assert sum(json.loads(row["quality"]).get("repaired", False) for row in rows) == 1
-    assert sorted(row["num_prompt_tokens"] for row in rows) == [100] * 4 + [200] * 2
-    second = chat_server.text(chat_server.requests[6])
-    assert "'action' is a required property" in second
-    assert '{"subject": "a square"}' in second
-
-
-def test_a_clip_that_is_gone_fails_and_the_others_go_on(squares, chat_server):
-    from tasks.tables import storage
-
-    fs, path = storage.filesystem(squares.media("clips", f"{CLIPS[1]}.mp4"))
-    fs.rm(path)
-    rows = written(squares, by_endpoint(chat_server, ("short", "dense")))
-    bad = [row for row in rows if row["status"] == "failed"]
-    assert {(row["clip_id"], row["error_type"]) for row in bad} == {(CLIPS[1], "missing")}
-    assert len(chat_server.requests) == 10
 
 
 @pytest.mark.ray

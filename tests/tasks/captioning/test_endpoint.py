@@ -2,14 +2,12 @@
 
 import asyncio
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from pyramid_model.captioning.question import Answer, NoAnswer, Question
-from tasks.captioning.answers import AnswerFiles, KeyedQuestion
 from tasks.captioning.endpoint import Endpoint, EndpointConfig, Pace, check_endpoint
 from tasks.running.errors import StepError
 
@@ -191,21 +189,3 @@ def test_a_pace_spreads_what_is_taken_over_the_minute():
 def test_the_price_is_per_million_tokens(chat_server):
     prices = {"usd_per_million_prompt_tokens": 2.0, "usd_per_million_completion_tokens": 8.0}
     assert endpoint(chat_server, **prices).cost_usd(1_000_000, 500_000) == 6.0
-
-
-def test_answers_that_came_before_the_end_of_a_step_are_not_asked_for_again(chat_server, tmp_path):
-    def dies(text, times):
-        return chat_server.error(401, "quota used up") if text == "c" else chat_server.completion(f"answer to {text}")
-
-    chat_server.script = dies
-    files = AnswerFiles(str(tmp_path), "captions")
-    keyed = [KeyedQuestion(f"key-{text}", lambda text=text: Question(text)) for text in "abc"]
-    with pytest.raises(StepError, match="quota used up"):
-        files.ask(keyed, Endpoint(endpoint(chat_server, max_concurrency=1)))
-    chat_server.script = lambda text, times: chat_server.completion(f"answer to {text}")
-    found = files.ask(keyed, Endpoint(endpoint(chat_server)))
-    assert [one.answer.text for one in found] == ["answer to a", "answer to b", "answer to c"]
-    assert [reply.asked for reply in found] == [False, False, True]
-    assert [chat_server.text(body) for body in chat_server.requests] == ["a", "b", "c", "c"]
-    Path(files.uri("key-a")).write_text('{"answer": ')
-    assert files.read("key-a") is None  # damaged: asked for again

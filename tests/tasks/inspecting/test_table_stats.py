@@ -1,11 +1,14 @@
 """Figures of one table, as `pyramid manifest stats` prints them."""
 
+import json
+
 from typer.testing import CliRunner
 
 from flows.cli.manifest import app
-from tasks.inspecting.table_stats import histogram, reason_counts, score_label
+from tasks.inspecting.table_stats import histogram, histograms, labels, reason_counts, score_label, status_counts
 from tasks.tables.appending import append_block
-from tasks.tables.rows import Lineage, ok_row
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, bad_row, ok_row
 
 
 def test_a_score_is_labelled_with_its_unit_or_range_and_the_better_direction():
@@ -48,3 +51,22 @@ def test_rules_of_a_score_stand_together_and_duplicates_and_quotas_come_last():
     reasons = reason_counts([*lists, ["flow_high"], ["not_in_low"]])
     ordered = ["not_in_low", "flow_low", "flow_high", "motion_low", "too_short", "duplicate_phash", "over_max_clips"]
     assert [one.reason for one in reasons] == ordered
+
+
+def test_stats_count_statuses_and_bin_numbers(small):
+    small.append("clips", [bad_row({}, ("timeout", "took too long"), clip_id=small.clip_id(9))])
+    assert status_counts(small.root, "clips") == {("ok", ""): 3, ("failed", "timeout"): 1}
+    assert [(one.name, one.edges[0], one.edges[-1]) for one in histograms(small.root, "scores")] == [
+        ("blur", 20.0, 300.0),
+        ("motion", 0.5, 9.0),
+    ]
+
+
+def test_labels_come_from_the_details_of_the_newest_score(small):
+    nested = {"details": json.dumps({"frames": [{"label": "cat"}]}), "score_id": content_id("frames")}
+    small.append("scores", [small.score(1, "classifier", 0.5) | nested])
+    assert labels(small.root) == {}
+    for number, label in enumerate(("static", "pan left")):
+        details = {"details": json.dumps({"label": label}), "score_id": content_id("camera", number)}
+        small.append("scores", [small.score(1, "camera_motion", 0.5) | details])
+    assert labels(small.root) == {"camera_motion": {small.clip_id(1): "pan left"}}

@@ -13,7 +13,6 @@ from tasks.evaluating.config import EvaluateConfig
 from tasks.evaluating.evaluate import evaluate
 from tasks.models.folders import changed_weights, load_vae
 from tasks.running.errors import StepError
-from tasks.tables.stored_folders import writing_folder
 from tasks.training.train_dit import TrainDiTConfig, train_dit
 
 
@@ -31,18 +30,6 @@ def test_steps_say_which_step_must_run_first(squares):
 def test_a_folder_without_a_model_is_named(squares):
     with pytest.raises(StepError, match="there is no model folder '/nowhere'"):
         latents(squares, LatentsConfig(vae="/nowhere"))
-
-
-def test_a_model_folder_appears_whole_or_not_at_all(tmp_path):
-    uri = str(tmp_path / "models" / "m")
-    with pytest.raises(RuntimeError), writing_folder(uri) as folder:  # noqa: PT012
-        (tmp_path / "models").joinpath(folder, "half").write_text("x")
-        raise RuntimeError
-    assert not list((tmp_path / "models").iterdir())
-    for content in ("first", "second"):
-        with writing_folder(uri) as folder:
-            (tmp_path / folder / "file").write_text(content)
-    assert (tmp_path / "models" / "m" / "file").read_text() == "first"
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "gone"])

@@ -273,17 +273,6 @@ def test_a_host_is_asked_no_more_often_than_allowed(host):
     assert max(Host.times) - min(Host.times) >= 7 / 20 - 0.02  # the last of eight comes seven turns after the first
 
 
-def test_bytes_and_pauses_are_booked_for_each_host_alone():
-    budget = HostBudget(requests_per_s=10, bytes_per_s=1000)
-    assert budget.reserve("a", num_requests=1) == 0
-    assert budget.reserve("a", num_bytes=500) == pytest.approx(0.1, abs=0.05)
-    assert budget.reserve("a", num_requests=1) == pytest.approx(0.6, abs=0.05)
-    assert budget.reserve("b", num_requests=1) == 0
-    budget.hold("b", 5)
-    assert budget.waits() == pytest.approx({"a": 0.7, "b": 5}, abs=0.1)
-    assert budget.reserve("b", num_requests=1) == pytest.approx(5, abs=0.1)
-
-
 def test_the_two_forms_of_retry_after_are_understood():
     assert retry_after_s("120") == 120
     assert retry_after_s(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=3)

@@ -13,7 +13,6 @@ import pytest
 from fsspec import AbstractFileSystem, register_implementation
 
 from tasks.running.run import RayConfig, Run
-from tasks.sources.card import read_card
 from tasks.sources.ingest import FileHasher, IngestConfig, _rows, hash_file, ingest
 from tasks.sources.listing import source_files
 from tasks.sources.trees import OWN
@@ -323,25 +322,6 @@ def test_the_card_gives_name_licences_and_checksums(ray_local, tmp_path):
         "c.mp4": ("films", "CC-BY-4.0", "failed"),
     }
     assert rows["a.mp4"]["card"] == f"{folder}/source.yaml"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: [", "source.yaml is not YAML"),
-        ("- a\n- b", "must be a mapping with the keys name, license"),
-        ("name: x\nlicence: MIT", "no key 'licence'. Did you mean 'license'\\? Keys of source.yaml: name, license, "),
-        ("files: [{path: a.mp4, sha: ab}]", "no key 'files.0.sha'.*Keys of files: path, sha256, license"),
-        ("splits: [{file: a.mp4, split: val, start: 2}]", "'splits.0.start'. Did you mean 'start_s'\\?"),
-        ("files: [{title: A}]", "wrong: files.0.path is missing"),
-        ("splits: [{file: a.mp4, split: valid}]", "splits.0.split = 'valid'.*'train', 'val' or 'test'"),
-        ("splits: [{file: a.mp4, split: val, start_s: 5, end_s: 2}]", "start_s 5 is not before end_s 2"),
-    ],
-)
-def test_a_wrong_card_is_explained(tmp_path, text, message):
-    (tmp_path / "source.yaml").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_card(str(tmp_path / "source.yaml"))
 
 
 def test_a_pin_on_a_file_that_is_not_there_is_an_error_not_a_leak(tmp_path):

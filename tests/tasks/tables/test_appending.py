@@ -19,7 +19,6 @@ from tasks.tables.appending import append_block, compact
 from tasks.tables.content_ids import content_id, crc32
 from tasks.tables.delta import TableError, open_table, read_table, table_uri, table_version
 from tasks.tables.manifest import parse_filter, select_rows
-from tasks.tables.pending import pending
 from tasks.tables.rows import Lineage, bad_row, ok_row
 from tasks.tables.schemas import COMMON, ID_COLUMNS, SCHEMAS
 
@@ -138,15 +137,6 @@ def test_rows_by_id_are_read_without_the_files_of_others(tmp_path):
             path.unlink()
     rows = read_table(root, "latents", where=pc.field("latent_id").isin([wanted]))
     assert rows["latent_id"].to_pylist() == [wanted]
-
-
-def test_pending_is_what_has_no_row_and_failed_rows_only_on_request(tmp_path):
-    root = str(tmp_path)
-    append_block(root, "captions", [ok_row({}, caption_id="a"), bad_row({}, ("x", "y"), caption_id="b")], "1", LINEAGE)
-    assert pending(root, "captions", ["a", "b", "c"]).attempts == {"c": 1}
-    retry = pending(root, "captions", ["a", "b", "c"], retry_failed=True)
-    assert retry.attempts == {"b": 2, "c": 1}
-    assert retry.num_done == 1
 
 
 def test_a_pinned_version_does_not_see_later_rows(tmp_path):

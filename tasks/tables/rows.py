@@ -262,7 +262,7 @@ class EvaluationRow(CommonRow):
     checks: str
     passed: bool
     media: list[str]
-    crc32: list[int] | None
+    crc32: list[int]
 
 
 class GenerationRow(CommonRow):

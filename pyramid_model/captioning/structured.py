@@ -16,7 +16,7 @@ FIELDS = {
 }
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {name: {"type": "string", "minLength": 1, "description": what} for name, what in FIELDS.items()},
+    "properties": {name: {"type": "string", "minLength": 1, "description": text} for name, text in FIELDS.items()},
     "required": list(FIELDS),
     "additionalProperties": False,
 }

@@ -71,13 +71,13 @@ class HistoryReuse:
         if key not in self.kv_caches:
             self.kv_caches[key] = KVCache(self.num_blocks)
         kv_cache = self.kv_caches[key]
-        # frames that stay in the cache for the next unit
-        lasting = min(_coarsest_frames(history, stage, noisy), self._max_frames(clips, text, kv_cache))
-        num_cached = max(kv_cache.num_frames, lasting) if self.period == 1 else sum(clip.shape[2] for clip in history)
+        # Number of frames that stay in the cache for the next unit.
+        num_kept = min(_coarsest_frames(history, stage, noisy), self._max_frames(clips, text, kv_cache))
+        num_cached = max(kv_cache.num_frames, num_kept) if self.period == 1 else sum(clip.shape[2] for clip in history)
         (velocity,) = self.dit([clips], timestep, text, kv_cache, num_cached)
         if (step + 1) % self.period == 0 or step + 1 == num_steps:
             self._measure(velocity, clips, timestep, text, step)
-            kv_cache.cut(lasting)
+            kv_cache.cut(num_kept)
         return velocity
 
     def _max_frames(self, clips: list[Tensor], text: TextFeatures, kv_cache: KVCache) -> int:

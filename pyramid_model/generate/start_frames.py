@@ -134,15 +134,15 @@ def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width:
     try:
         with Footage(str(path)) as footage:
             half_step = 1 / footage.probe.fps / 2 if footage.probe.fps else Fraction(0)
-            size, shown, shown_at = (footage.probe.width, footage.probe.height), None, Fraction(0)
+            size, current, current_s = (footage.probe.width, footage.probe.height), None, Fraction(0)
             for frame in chain(footage.frames(), (None,)):
-                if frame is not None and shown is not None:
-                    shown_at += (frame.pts - shown.pts) * footage.probe.time_base
-                shown_until = shown_at - half_step if frame else shown_at + half_step
-                while shown is not None and due < shown_until:  # repeated if the video has a lower frame rate
-                    last_frames.append(shown)
+                if frame is not None and current is not None:
+                    current_s += (frame.pts - current.pts) * footage.probe.time_base
+                end_s = current_s - half_step if frame else current_s + half_step
+                while current is not None and due < end_s:  # repeated if the video has a lower frame rate
+                    last_frames.append(current)
                     num_taken, due = num_taken + 1, due + Fraction(1, fps)
-                shown = frame
+                current = frame
             images: list[np.ndarray] = []
             for frame, before in zip(last_frames, (None, *last_frames), strict=False):
                 images.append(images[-1] if frame is before else _fitted(frame, size, height, width))
@@ -153,10 +153,10 @@ def read_ending(path: str | Path, num_frames: int, fps: int, height: int, width:
 
 def _fitted(frame: Frame, size: tuple[int, int], height: int, width: int) -> np.ndarray:
     """A frame resized and cropped by `fit_image`. size: width and height at which the video is shown."""
-    shown = Image.fromarray(frame.rgb())
-    if shown.size != size:  # the pixels of the file are not square
-        shown = shown.resize(size, Image.Resampling.LANCZOS)
-    return fit_image(shown, height, width)
+    picture = Image.fromarray(frame.rgb())
+    if picture.size != size:  # the pixels of the file are not square
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return fit_image(picture, height, width)
 
 
 def most_given(request: GenerationRequest, vae: VAEConfig, pyramid: PyramidConfig) -> int:

@@ -82,12 +82,12 @@ def _withdrawn(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def _set_stats(verdicts: pa.Table, clips: pa.Table) -> SetStats:
-    kept = left_join(verdicts.filter(pc.field("keep")), clips, "clip_id", {"source": "source"})
+    clips_kept = left_join(verdicts.filter(pc.field("keep")), clips, "clip_id", {"source": "source"})
     shares: dict[str, dict[str, Counter[str]]] = {}
     for name in ("source", "bucket"):
         shares[name] = {}
-        for value, split in zip(kept[name].to_pylist(), kept["split"].to_pylist(), strict=True):
+        for value, split in zip(clips_kept[name].to_pylist(), clips_kept["split"].to_pylist(), strict=True):
             shares[name].setdefault(value or "(none)", Counter())[split] += 1
     name = (verdicts["subset"][0].as_py() or "") if verdicts.num_rows else ""
     rules = reason_counts([reasons or [] for reasons in verdicts["drop_reasons"].to_pylist()])
-    return SetStats(name, kept.num_rows, verdicts.num_rows, rules, shares)
+    return SetStats(name, clips_kept.num_rows, verdicts.num_rows, rules, shares)

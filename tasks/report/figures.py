@@ -94,15 +94,15 @@ def _arrow(start: Node, end: Node) -> str:
     (x0, y0), (x1, y1) = _corner(start), _corner(end)
     x0, y0, y1 = x0 + BOX_W, y0 + BOX_H // 2, y1 + BOX_H // 2
     middle = (x0 + x1) / 2
-    waiting = " waiting" if end.count is None else ""
+    state = " waiting" if end.count is None else ""
     path = f"M{x0} {y0}C{middle} {y0} {middle} {y1} {x1 - 5} {y1}"
     head = f"M{x1 - 6} {y1 - 4}L{x1 - 1} {y1}L{x1 - 6} {y1 + 4}"
-    return f'<path class="edge{waiting}" d="{path}"/><path class="edge head{waiting}" d="{head}"/>'
+    return f'<path class="edge{state}" d="{path}"/><path class="edge head{state}" d="{head}"/>'
 
 
 def _box(node: Node) -> str:
     x, y = _corner(node)
-    waiting = " waiting" if node.count is None else ""
+    state = " waiting" if node.count is None else ""
     number = "–" if node.count is None else f"{node.count:,}"
     middle = x + BOX_W / 2
     detail = (
@@ -112,7 +112,7 @@ def _box(node: Node) -> str:
     )
     label_y, count_y = (y + 17, y + 39) if node.detail else (y + 22, y + 47)
     return (
-        f'<g class="node{waiting}"><rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="9"/>'
+        f'<g class="node{state}"><rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="9"/>'
         f'<text class="label" x="{middle}" y="{label_y}">{escape(node.label)}</text>'
         f'<text class="count" x="{middle}" y="{count_y}">{number}</text>{detail}</g>'
     )

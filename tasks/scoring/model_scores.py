@@ -84,10 +84,12 @@ class ModelScoresConfig(Config):
     def _told_apart(self) -> "ModelScoresConfig":
         zero_shot = self.embeddings.zero_shot if self.embeddings else ()
         names = [*SCORER_FACTS, *self.classifiers, *zero_shot]
-        if odd := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
-            raise ValueError(f"{odd[0]!r} cannot name a score: start with a small letter; then letters, digits and _")
-        if taken := sorted(TAKEN.intersection(names)):
-            raise ValueError(f"{taken[0]!r} says something else of a clip and cannot name a score: rename yours")
+        if invalid := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
+            raise ValueError(
+                f"{invalid[0]!r} cannot name a score: start with a small letter; then letters, digits and _"
+            )
+        if columns := sorted(TAKEN.intersection(names)):
+            raise ValueError(f"{columns[0]!r} is a column or a figure of clips and cannot name a score: rename yours")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two scorers would be called {', '.join(twice)}: rename yours (scores.classifiers, …)")
         return self

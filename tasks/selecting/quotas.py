@@ -41,10 +41,10 @@ def over_quota(
     draw = {place: content_id("draw", clip_ids[place]) for place in candidates.tolist()}
     remaining = sorted(draw, key=lambda place: draw[place])
 
-    def drop(reason: str, kept: list[int]) -> None:
+    def drop(reason: str, others: list[int]) -> None:
         nonlocal remaining
-        dropped.append((reason, np.array(sorted(set(remaining) - set(kept)), np.int64)))
-        remaining = kept
+        dropped.append((reason, np.array(sorted(set(remaining) - set(others)), np.int64)))
+        remaining = others
 
     if max_per_video:
         drop(OVER_MAX_PER_VIDEO, _first_of_each(remaining, videos, dict.fromkeys(videos, max_per_video)))

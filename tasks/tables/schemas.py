@@ -217,9 +217,9 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
     },
 }
 
-SCHEMAS: dict[str, pa.Schema] = {name: pa.schema(list((own | COMMON).items())) for name, own in _OWN.items()}
+SCHEMAS: dict[str, pa.Schema] = {name: pa.schema(list((columns | COMMON).items())) for name, columns in _OWN.items()}
 
-ID_COLUMNS: dict[str, str] = {name: next(iter(own)) for name, own in _OWN.items()}
+ID_COLUMNS: dict[str, str] = {name: next(iter(columns)) for name, columns in _OWN.items()}
 
 # Columns, besides the id, that are the same in all attempts of an id, since the id is a hash of them.
 FIXED_COLUMNS: dict[str, tuple[str, ...]] = {

@@ -39,7 +39,7 @@ def test_the_media_of_a_copied_root_are_kept(small, tmp_path):
     shutil.copytree(small.root, tmp_path / "copy")
     with pytest.raises(ValueError, match="this root was copied or moved"):
         vacuum(str(tmp_path / "copy"), older_than_h=0, delete=True)
-    [left] = [one for one in verify(str(tmp_path / "copy")) if one.level == "warn"]
+    [left] = [finding for finding in verify(str(tmp_path / "copy")) if finding.level == "warn"]
     assert left.num_bad == 3
     assert "this root was copied or moved" in left.advice
 
@@ -54,7 +54,7 @@ def test_vacuum_lists_and_then_removes_what_no_row_names(small):
         ("(files)", "no left-over files"),
         ("clips", "no left-over Parquet files"),
     ]
-    assert all("--older-than 0" in one.advice for one in verify(small.root) if one.level == "warn")
+    assert all("--older-than 0" in finding.advice for finding in verify(small.root) if finding.level == "warn")
     names = ["media/clips/.writing-x/0.mp4", "tables/clips/part-of-a-killed-writer.parquet"]
     assert vacuum(small.root, older_than_h=1) == []
     assert vacuum(small.root, older_than_h=0) == names

@@ -16,19 +16,19 @@ from tasks.tables.rows import Lineage, ok_row
 
 def test_a_whole_root_passes_every_check(small):
     findings = list(verify(small.root))
-    assert {one.level for one in findings} == {"ok"}
+    assert {finding.level for finding in findings} == {"ok"}
     assert len(findings) > 30
 
 
 def test_verify_finds_a_changed_byte(small):
     small.append("latents", [small.latent(3, latent=bytes(16))])
     assert small.bad_findings() == [("latents", "checksums and lengths of binary values")]
-    assert not [one for one in verify(small.root, blobs=False) if one.level == "fail"]
+    assert not [finding for finding in verify(small.root, blobs=False) if finding.level == "fail"]
 
 
 def test_verify_finds_a_value_that_does_not_fill_its_shape(small):
     small.append("latents", [small.latent(3, shape=[4, 4, 4, 4])])
-    [finding] = [one for one in verify(small.root) if one.level == "fail"]
+    [finding] = [finding for finding in verify(small.root) if finding.level == "fail"]
     assert "16 bytes, expected 512 (bfloat16)" in finding.example
     assert (blob_bytes([2, 3], "float32"), blob_bytes([2, 3], "bfloat16")) == (24, 12)
 
@@ -42,7 +42,7 @@ def test_verify_warns_of_rows_that_come_twice_and_fails_when_other_code_made_one
     rows = read_table(small.root, "captions", newest=False)
     write_deltalake(table_uri(small.root, "captions"), rows, mode="append")
     assert small.bad_findings() == []
-    [finding] = [one for one in verify(small.root, "captions") if one.level == "warn"]
+    [finding] = [finding for finding in verify(small.root, "captions") if finding.level == "warn"]
     assert (finding.check, finding.num_bad) == ("one row per id and attempt", rows.num_rows)
     other = rows.set_column(rows.schema.get_field_index("code_version"), "code_version", [["other"] * rows.num_rows])
     write_deltalake(table_uri(small.root, "captions"), other, mode="append")
@@ -54,7 +54,7 @@ def test_verify_finds_rows_without_a_reason_and_rows_that_refer_to_nothing(small
     small.append(
         "scores", [small.score(8, "motion", 1.0), small.score(9, "motion", 1.0) | {"status": "failed"}, no_clip]
     )
-    (lost,) = [one for one in verify(small.root, "scores") if one.check == "clip_id is in clips"]
+    (lost,) = [finding for finding in verify(small.root, "scores") if finding.check == "clip_id is in clips"]
     assert lost.num_bad == 1  # a row that failed may well have no clip
     assert small.bad_findings() == [("scores", "every row says ok, or why not"), ("scores", "clip_id is in clips")]
 
@@ -62,7 +62,7 @@ def test_verify_finds_rows_without_a_reason_and_rows_that_refer_to_nothing(small
 def test_verify_finds_missing_and_changed_media_files(small):
     os.unlink(Path(small.root, "media", "clips", f"{small.clip_id(1)}.mp4"))
     Path(small.root, "media", "clips", f"{small.clip_id(2)}.mp4").write_bytes(b"cut")
-    [finding] = [one for one in verify(small.root) if one.level == "fail"]
+    [finding] = [finding for finding in verify(small.root) if finding.level == "fail"]
     assert (finding.check, finding.num_bad) == ("media files are there", 2)
 
 
@@ -86,21 +86,21 @@ def test_verify_reports_files_that_a_table_has_lost_and_checks_the_others(small)
     for path in Path(small.root, "tables", "clips").glob("*.parquet"):
         path.unlink()
     findings = list(verify(small.root))
-    [lost] = [one for one in findings if one.level == "fail"]
+    [lost] = [finding for finding in findings if finding.level == "fail"]
     assert (lost.table, lost.check, lost.num_bad) == ("clips", "columns and files", 1)
-    assert any(one.table == "scores" and one.check == "ids are 32 hex digits" for one in findings)
-    assert [one.table for one in verify(small.root, "scores")].count("clips") == 0
+    assert any(finding.table == "scores" and finding.check == "ids are 32 hex digits" for finding in findings)
+    assert [finding.table for finding in verify(small.root, "scores")].count("clips") == 0
 
 
 def test_verify_compares_the_checksums_of_media_on_request(small):
     path = Path(small.root, "media", "clips", f"{small.clip_id(2)}.mp4")
     small.append("clips", [small.clip(2, attempt=2, crc32=zlib.crc32(path.read_bytes()))])
-    assert not [one for one in verify(small.root, media=True) if one.level == "fail"]
+    assert not [finding for finding in verify(small.root, media=True) if finding.level == "fail"]
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)
     assert small.bad_findings() == []
-    [finding] = [one for one in verify(small.root, media=True) if one.level == "fail"]
+    [finding] = [finding for finding in verify(small.root, media=True) if finding.level == "fail"]
     assert (finding.table, finding.check) == ("clips", "media files are there and unchanged")
     assert f"{path} was changed" in finding.example
 

@@ -210,7 +210,7 @@ def test_names_that_would_mean_two_scores_are_refused():
     with pytest.raises(ValueError, match="'Water mark' cannot name a score"):
         ScoresConfig.model_validate({"classifiers": {"Water mark": {"model": "m", "label": "x"}}})
     for name in ("width", "fps", "caption", "keep"):
-        with pytest.raises(ValueError, match=f"'{name}' says something else of a clip"):
+        with pytest.raises(ValueError, match=f"'{name}' is a column or a figure of clips"):
             ScoresConfig.model_validate({"classifiers": {name: {"model": "m", "label": "x"}}})
 
 

@@ -61,7 +61,7 @@ def connect(config: RayConfig) -> float:
 
 
 def _remove_session(folder: str) -> None:
-    """Remove the logs and sockets of an embedded Ray, which nobody can use after its end."""
+    """Remove the logs and sockets of an embedded Ray that has ended."""
     import ray
 
     ray.shutdown()

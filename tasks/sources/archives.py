@@ -65,7 +65,7 @@ def members(uri: str, hosts: Allowed = ()) -> Iterator[Member]:
                     num_bytes += member.size
                     if num_bytes > MAX_TEXTS_BYTES:
                         raise ValueError(f"its texts have more than {MAX_TEXTS_BYTES} bytes: split the archive")
-    # tarfile raises errors of all kinds for headers that nobody writes: of memory, overflow, recursion, arithmetic.
+    # tarfile raises errors of all kinds for malformed headers: of memory, overflow, recursion, arithmetic.
     except (tarfile.TarError, OSError, ValueError, EOFError, MemoryError, ArithmeticError, LookupError) as err:
         damage = f"{uri} cannot be read as an uncompressed tar file: {type(err).__name__}: {cut(str(err), 500)}"
     except (RecursionError, TypeError, AttributeError) as err:

@@ -125,7 +125,7 @@ def read_table(
 
     A table that has not been written yet reads as an empty table with its schema. `where` is applied after the newest
     attempts are chosen: an earlier ok attempt of a row whose newest attempt failed is not returned. URIs of media and
-    models that lead out of the root are marked (`tasks.tables.root_paths`), so that nobody opens them.
+    models that lead out of the root are marked (`tasks.tables.root_paths`), so that no reader opens them.
     """
     schema = SCHEMAS[table]
     names = list(columns) if columns is not None else schema.names

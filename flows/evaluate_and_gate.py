@@ -20,7 +20,7 @@ PROMOTED = "pyramid.champion.promoted"
 
 
 class GateError(RuntimeError):
-    """The gate lets an untrained model pass, so its verdict on a trained one means nothing."""
+    """The gate accepted an untrained model, so its limits are too loose to judge a trained one."""
 
 
 @dataclass(frozen=True)

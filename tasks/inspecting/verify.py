@@ -167,7 +167,7 @@ def check_recorded(root: str, table: str, recorded: dict[str, tuple[int, str]]) 
 
 
 def check_left_over(root: str, table: str) -> Finding:
-    """Whether no Parquet file lies in the folder of a table that is part of no version, or holds rows it lacks."""
+    """Find Parquet files that no version of a table names, and among them those with rows that the table lacks."""
     delta = open_table(root, table)
     if delta is None:
         return Finding(table, "no left-over Parquet files", 0)
@@ -222,7 +222,7 @@ def _matches(texts: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
 
 
 def _check_doubles(root: str, table: str, ids: pa.ChunkedArray) -> Finding:
-    """Whether no id has two rows of one attempt with the same settings. ids: of all rows.
+    """Find ids that have two rows with the same attempt and settings. ids: of all rows.
 
     Two such rows by the same code are equal, since an id is a hash of all inputs: that is a warning only. Runs with
     different settings may write the same attempt at the same moment; `newest` decides which row counts.

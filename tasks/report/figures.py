@@ -270,9 +270,9 @@ def _y_ticks(values: Sequence[float], log: bool) -> tuple[list[float], tuple[flo
     return [tick for tick in _round_ticks(*bounds, 5) if tick > 0 or not log], bounds
 
 
-def _round_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) inside a range, about `about` of them."""
-    raw = (high - low) / about
+def _round_ticks(low: float, high: float, num_ticks: int) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) inside a range, about `num_ticks` of them."""
+    raw = (high - low) / num_ticks
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
     first = math.ceil(low / step - 1e-9)

@@ -107,7 +107,7 @@ def page_facts(uri: str) -> MadeFrom | None:
 
 
 def render(root: str, config: ReportConfig, made_from: MadeFrom) -> bytes:
-    """The page as HTML. Generated videos get room first, then those of evaluations, then clips."""
+    """The page as HTML. The byte budget goes to generated videos, then to evaluations, then to clips."""
     curation = read_curation(root)
     records = report_data.step_records(root)
     facts, clip_listing, files = curation_facts(root, config, curation, records)

@@ -189,7 +189,7 @@ def select_rows(
     version: int | None = None,
     limit: int | None = None,
 ) -> pa.Table:
-    """Latest rows of a table or of the joined view; binary columns become their lengths in bytes.
+    """Newest rows of a table or of the joined view; binary columns become their lengths in bytes.
 
     Raises:
         TableError: unknown column or version.

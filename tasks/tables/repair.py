@@ -27,7 +27,7 @@ from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 
 def repair(root: str, table: str, apply: bool = False, give_up_damaged: bool = False) -> Iterator[str]:
-    """Say what brings a table back, one sentence an action, and with `apply` do it.
+    """Yield the repairs that a table needs, one sentence each; with `apply`, carry them out.
 
     No other process may write to the table meanwhile.
 
@@ -91,7 +91,7 @@ def _mend_log(table: str, uri: str, damages: Sequence[LogDamage], apply: bool) -
 
 
 def _empty_entry(table: str, version: int) -> list[dict]:
-    """Actions of a log entry without files; version 0 also says what the columns of the table are."""
+    """Actions of a log entry without files; version 0 also defines the columns of the table."""
     info = {"commitInfo": {"timestamp": int(time.time() * 1000), "operation": "REPAIR", "operationParameters": {}}}
     if version:
         return [info]

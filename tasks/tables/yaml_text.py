@@ -1,4 +1,4 @@
-"""YAML from elsewhere: size, depth, aliases and numbers are bounded before values are made of it."""
+"""YAML from elsewhere: size, depth, aliases and numbers are checked before Python values are built."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C is
 
 
 class _Loader(_Safe):
-    """Safe loader without numbers of any length, which take time quadratic in their length."""
+    """Safe loader that refuses long numbers, whose conversion takes time quadratic in their length."""
 
 
 def _bounded(loader: Any, node: Any) -> Any:

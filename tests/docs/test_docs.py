@@ -138,6 +138,12 @@ def test_every_command_of_the_readme_is_run_by_a_test(command):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_modules_that_a_page_names_exist(page):
+    named = re.findall(r"`((?:flows|tasks|pyramid_model|tests|docs|benchmarks)/[\w/]+\.py)`", page.read_text())
+    assert not [name for name in named if not (REPO / name).is_file()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_modules_and_scripts_that_a_page_runs_exist(page):
     for command in re.findall(r"^(?:uv run )?(?:python|torchrun)\b.*$", page.read_text(), re.MULTILINE):
         if module := re.search(r" -m ([\w.]+)", command):

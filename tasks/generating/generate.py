@@ -150,8 +150,8 @@ def _check_champion(config: GenerateConfig, models: ModelSet) -> None:
     Raises:
         StepError: the weights are missing, or are not those that were evaluated.
     """
-    for model in (models.dit, models.vae):
-        if problem := changed_weights(model.uri, model.hash):
+    for model, kind in ((models.dit, "weights"), (models.vae, "weights"), (models.encoder, "text")):
+        if problem := changed_weights(model.uri, model.hash, kind):
             raise StepError(f"the champion cannot generate: {problem}")
     record = read_record(models.dit.uri)
     pyramid = record.pyramid if record else PyramidConfig()
@@ -224,11 +224,17 @@ def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
 def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, str]:
     """Settings that change the clips besides the request: given files by their hash ("" for none), variant, type."""
     return {
-        "image_hash": hash_file(config.image)[0] if config.image else "",
-        "video_hash": hash_file(config.video)[0] if config.video else "",
+        "image_hash": _given_hash(config.image),
+        "video_hash": _given_hash(config.video),
         "variant": checkpoint.name if checkpoint else "",
         "dtype": config.dtype or ("bfloat16" if checkpoint else "float32"),
     }
+
+
+def _given_hash(setting: str) -> str:
+    """Hash of the bytes of a given image or video; "" for none."""
+    uri = from_environment(setting)
+    return hash_file(uri, addresses_now(uri))[0] if uri else ""
 
 
 def _device(run: Run, config: GenerateConfig) -> tuple[str, float]:

@@ -1,19 +1,21 @@
 """Files of a root that no row of a table names. Killed steps leave such files, and they can be removed."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import fsspec
 import pyarrow.compute as pc
+from pydantic import BaseModel, ValidationError
 
 from tasks.captioning.answers import spent_answers
+from tasks.models.folders import ModelSet, hash_records
 from tasks.tables import storage
 from tasks.tables.appending import compacted_versions
 from tasks.tables.delta import open_table, read_table, table_uri, table_version
 from tasks.tables.log import log_damage, recorded_versions
-from tasks.tables.root_paths import MEDIA_COLUMNS
+from tasks.tables.root_paths import MEDIA_COLUMNS, inside
 from tasks.tables.schemas import ID_COLUMNS, SCHEMAS
 
 COPIED = "rows name files of another root, because this root was copied or moved: unused files cannot be told apart"
@@ -46,6 +48,37 @@ def named_files(root: str, table: str, every_attempt: bool = False) -> list[Name
             if uri
         ]
     return files
+
+
+class EvaluatedModels(BaseModel):
+    """The part of the figures of an evaluation that names its models."""
+
+    models: ModelSet
+
+
+def named_models(root: str, unreadable: Container[str] = ()) -> dict[tuple[str, str], str]:
+    """Model folders of the root that rows name: (uri, hash) -> kind, as `changed_weights` takes them.
+
+    These are trained models, the models of evaluations (among them untrained ones), and encoders of text features.
+    unreadable: tables that are not read.
+    """
+    is_ok, models = pc.field("status") == "ok", {}
+    if "models" not in unreadable:
+        for row in read_table(root, "models", ["uri", "weights_hash"], where=is_ok).to_pylist():
+            models[row["uri"], row["weights_hash"]] = "weights"
+    if "evaluations" not in unreadable:
+        for row in read_table(root, "evaluations", ["metrics"], where=is_ok).to_pylist():
+            with contextlib.suppress(ValidationError):  # no JSON of ours
+                evaluated = EvaluatedModels.model_validate_json(row["metrics"]).models
+                trained = (evaluated.dit, evaluated.vae)
+                models |= {(model.uri, model.hash): "weights" for model in trained}
+                models[evaluated.encoder.uri, evaluated.encoder.hash] = "text"
+    if "text_features" not in unreadable:
+        rows = read_table(root, "text_features", ["encoder_hash"], where=is_ok)
+        encoders = set(rows["encoder_hash"].unique().to_pylist())
+        records = [record for record in hash_records(root) if record["hash"] in encoders]
+        models |= {(record["uri"], record["hash"]): "text" for record in records}
+    return {key: kind for key, kind in models.items() if inside(root, key[0]) == key[0]}
 
 
 def media_files(root: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ that data is missing or wrong, `warn` that something is unfinished or left over.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, so pyright does not know them.
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from tasks.inspecting.leftovers import (
     is_copied,
     media_files,
     named_files,
+    named_models,
     unnamed_media,
     unnamed_parquet,
 )
@@ -131,7 +132,7 @@ def verify(root: str, table: str | None = None, blobs: bool = True, media: bool 
         if name in MEDIA_COLUMNS:
             yield check_media(root, name, files, media)
     if "models" in names and open_table(root, "models") is not None:
-        yield check_weights(root)
+        yield check_weights(root, unreadable)
     if table is None and not unreadable & set(MEDIA_COLUMNS):
         unnamed = unnamed_media(root, files)
         left_over, advice = unnamed + half_written(root), COPIED if is_copied(root, files, unnamed) else VACUUM
@@ -318,12 +319,9 @@ def check_media(root: str, table: str, files: dict[str, int], every_byte: bool =
     return _finding(table, check, len(media), bad, CHANGED if bad and "changed" in bad[0] else MOVED)
 
 
-def check_weights(root: str) -> Finding:
-    """Whether the weights of every trained model have the hash that its row states."""
-    rows = read_table(root, "models", ["model_id", "uri", "weights_hash"], where=pc.field("status") == "ok")
-    bad = [
-        f"{row['model_id']}: {problem}"
-        for row in rows.to_pylist()
-        if (problem := changed_weights(row["uri"], row["weights_hash"]))
-    ]
-    return _finding("models", "weights have their hash", len(rows), bad, RETRAIN)
+def check_weights(root: str, unreadable: Container[str] = ()) -> Finding:
+    """Whether every model of the root that a row names has its hash. unreadable: tables that are not read."""
+    models = named_models(root, unreadable)
+    problems = [changed_weights(uri, expected, kind) for (uri, expected), kind in models.items()]
+    bad = [problem for problem in problems if problem]
+    return _finding("models", "weights have their hash", len(models), bad, RETRAIN)

@@ -33,7 +33,7 @@ def find_encoder(run: Run, uri: str = "") -> ModelFolder:
         newest = newest_encoder_hash(run)
         if not newest:
             raise StepError(f"no text features in {run.root}: run the text_features step, or set `encoder` to a folder")
-        folders = [record["uri"] for record in hash_records(run) if record["hash"] == newest]
+        folders = [record["uri"] for record in hash_records(run.root) if record["hash"] == newest]
         folders = [folder for folder in folders if storage.exists(folder)]
         if not folders:
             raise StepError(f"the folder of text encoder {newest[:8]} is missing: set `encoder` to its present folder")

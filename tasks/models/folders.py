@@ -79,9 +79,9 @@ def folder_hash(run: Run, uri: str, kind: str) -> str:
     return json.loads(storage.read_bytes(record))["hash"]
 
 
-def hash_records(run: Run) -> list[dict[str, str]]:
+def hash_records(root: str) -> list[dict[str, str]]:
     """Every cached hash: {"uri", "hash"}."""
-    fs, path = storage.filesystem(run.models("hashes"))
+    fs, path = storage.filesystem(storage.join(root, "models", "hashes"))
     return [json.loads(fs.cat_file(name)) for name in sorted(fs.glob(f"{path}/*.json"))]
 
 
@@ -127,25 +127,26 @@ def vae_config(uri: str) -> VAEConfig:
     return vae_config_from_released(json.loads(storage.read_bytes(storage.join(uri, CONFIG_FILE))))
 
 
-def changed_weights(uri: str, expected_hash: str) -> str:
-    """What is wrong with the weights of a model, as a sentence; empty if they have the hash. Reads all bytes."""
+def changed_weights(uri: str, expected_hash: str, kind: str = "weights") -> str:
+    """What is wrong with the files of a model, as a sentence; empty if they have the hash. Reads all bytes.
+
+    kind: as `folder_hash`.
+    """
     try:
         with local_folder(uri) as folder:
-            _check_weights(folder, uri, expected_hash)
+            _check_weights(folder, uri, expected_hash, kind)
     except StepError as err:
         return str(err)
     return ""
 
 
-def _check_weights(folder: str, uri: str, expected_hash: str) -> None:
+def _check_weights(folder: str, uri: str, expected_hash: str, kind: str = "weights") -> None:
     """Raise StepError if the weights in a local folder do not have the hash. uri: where they are kept."""
-    from pyramid_model.weights.weights import weights_hash
-
     if not expected_hash:
         return
     remedy = "Restore the folder from a copy, or train again; pyramid manifest verify lists all damage"
     try:
-        actual = weights_hash(folder)
+        actual = _hash_function(kind)(folder)
     except (OSError, ValueError) as err:
         raise StepError(f"weights in {uri} are missing: {err}. {remedy}") from err
     if actual != expected_hash:

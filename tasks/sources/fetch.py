@@ -24,6 +24,7 @@ from tasks.tables import storage
 from tasks.tables.host_budget import Budget, HostBudget, host_of, process_budget, rate_limiting
 from tasks.tables.web_hosts import (
     AddressRefusedError,
+    Allowed,
     addresses_now,
     check_allow_host,
     check_behind_proxy,
@@ -149,14 +150,14 @@ class Sink:
         return self._sums[name].hexdigest()
 
 
-def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = None) -> None:
-    """Read a file on any file system, or a part of it, into the sink.
+def read_file(uri: str, sink: Sink, start: int = 0, size_bytes: int | None = None, hosts: Allowed = ()) -> None:
+    """Read a file on any file system, or a part of it, into the sink. hosts: as `storage.filesystem`.
 
     Raises:
         FileNotFoundError: the file does not exist. Other exceptions come from its file system.
     """
     sink.restart()
-    for piece in storage.read_pieces(uri, start, size_bytes):
+    for piece in storage.read_pieces(uri, start, size_bytes, hosts):
         sink.write(piece)
 
 

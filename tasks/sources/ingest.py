@@ -171,7 +171,7 @@ class FileHasher:
         if is_web(item["uri"]):
             fetch(item["request"] or item["uri"], sink, self.config.fetch, self.budget, self.limit_s)
         elif item["archive"]:
-            read_file(item["archive"], sink, item["offset"], item["size_bytes"])
+            read_file(item["archive"], sink, item["offset"], item["size_bytes"], self.config.fetch.allow_hosts)
         else:
             read_file(item["uri"], sink)
 
@@ -186,10 +186,10 @@ def _problem(item: SourceItem, sink: Sink, size_bytes: int) -> tuple[str, str] |
     return None
 
 
-def hash_file(uri: str) -> tuple[str, int]:
-    """(blake2b-128 hex, size in bytes) of a file."""
+def hash_file(uri: str, hosts: Allowed = ()) -> tuple[str, int]:
+    """(blake2b-128 hex, size in bytes) of a file. hosts: as `storage.filesystem`."""
     sink = Sink()
-    read_file(uri, sink)
+    read_file(uri, sink, hosts=hosts)
     return sink.video_id, sink.size_bytes
 
 

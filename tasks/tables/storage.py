@@ -114,13 +114,15 @@ def read_bytes(uri: str, max_bytes: int = MAX_BYTES, hosts: Allowed = ()) -> byt
     return bytes(content)
 
 
-def read_pieces(uri: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
-    """Yield the bytes of a file from `start` on, in pieces. size_bytes: number of bytes; None: up to the end.
+def read_pieces(uri: str, start: int = 0, size_bytes: int | None = None, hosts: Allowed = ()) -> Iterator[bytes]:
+    """Yield the bytes of a file from `start` on, in pieces.
+
+    size_bytes: number of bytes; None: up to the end. hosts: as `filesystem`.
 
     Raises:
         FileNotFoundError: the file does not exist. Other exceptions are those of its file system.
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, hosts)
     with fs.open(path, "rb") as file:
         if start:
             file.seek(start)

@@ -23,6 +23,7 @@ from tasks.evaluating.register import RegisterConfig, register
 from tasks.exchange.official_files import ImportConfig, export_official, import_official, select_imported
 from tasks.generating.config import GenerateConfig
 from tasks.generating.generate import generate
+from tasks.inspecting.verify import check_weights
 from tasks.models.folders import find_model, folder_hash, load_encoder, load_vae
 from tasks.models.gate import GateConfig
 from tasks.models.registry import champion
@@ -300,3 +301,22 @@ def test_a_damaged_latent_is_left_out_and_named(chain):
     assert pairs[0].clip_id in loaded.bad[0]
     assert "crc32" in loaded.bad[0]
     assert load_null_text(now)[0].shape[-1] == 16
+
+
+def test_every_model_that_a_row_names_is_compared_with_its_hash(chain):
+    root = chain.run.root
+    sound = check_weights(root)
+    files = sorted(Path(root, "models").glob("*/*.safetensors"))
+    folders = {file.parent.name for file in files}
+    assert sound.level == "ok"
+    assert sound.num_checked == len(folders)
+    assert {name.partition("-")[0] for name in folders} == {"dit", "vae", "text_encoder"}
+    assert any(name.endswith("-untrained") for name in folders)
+    for file in files:
+        data = file.read_bytes()
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        finding = check_weights(root)
+        assert (finding.level, finding.num_bad) == ("fail", 1)
+        assert f"{file.parent} were changed" in finding.example
+        file.write_bytes(data)

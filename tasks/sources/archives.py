@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from tasks.sources.lists import Annotation
 from tasks.tables import storage
-from tasks.tables.plain_text import cut
+from tasks.tables.plain_text import cut, shown
 from tasks.tables.web_hosts import Allowed
 
 VIDEO = (
@@ -71,7 +71,7 @@ def members(uri: str, hosts: Allowed = ()) -> Iterator[Member]:
     except (RecursionError, TypeError, AttributeError) as err:
         damage = f"{uri} cannot be read as an uncompressed tar file: {type(err).__name__}: {cut(str(err), 500)}"
     for key, member in videos:
-        yield _video(member, descriptions.get(key, {}))
+        yield _video(member, descriptions.get(key, {}), fs.size(path))
     if damage:
         raise ValueError(damage)
 
@@ -102,9 +102,13 @@ def _key(name: str) -> tuple[str, str]:
     return (match[1], PurePosixPath(name).suffix.lower()) if match else (name, "")
 
 
-def _video(member: tarfile.TarInfo, description: dict[str, bytes]) -> Member:
+def _video(member: tarfile.TarInfo, description: dict[str, bytes], archive_bytes: int | None) -> Member:
     if not member.isreg() or member.issparse():
         return Member(member.name, 0, 0, problem=f"{member.name} is a link or a sparse file in its archive")
+    end = member.offset_data + member.size
+    if member.size < 0 or (archive_bytes is not None and end > archive_bytes):
+        problem = f"{member.name} claims {shown(member.size)} bytes, which the archive does not have"
+        return Member(member.name, 0, 0, problem=problem)
     return Member(member.name, member.offset_data, member.size, _annotations(description))
 
 

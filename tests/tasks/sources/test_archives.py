@@ -110,6 +110,7 @@ def hostile_tars() -> dict[str, bytes]:
     negative[124:136] = b"\xff" * 12
     negative[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(negative[:512]))[0]
     records = [b"99999999999999 path=a.mp4\n", b"20 size=-9999999999\n", b"30 GNU.sparse.numblocks=9999999\n"]
+    records += [b"29 size=99999999999999999999\n", b"13 size=-512\n"]
     described = [head("pax", b"x", len(r), r)[:1024] + head("a.mp4", b"0", 1, b"x") for r in records]
     return {
         "longname": head("././@LongLink", b"L", 1 << 44),
@@ -118,6 +119,7 @@ def hostile_tars() -> dict[str, bytes]:
         "global pax": head("pax", b"g", 1 << 44),
         "negative": bytes(negative),
         **{f"record {number}": tar for number, tar in enumerate(described)},
+        "video": head("a.mp4", tarfile.REGTYPE, 1 << 60),
         "texts": head("a.json", tarfile.REGTYPE, 1 << 40),
         "noise": bytes(range(256)) * 8,
     }
@@ -130,6 +132,7 @@ def test_a_hostile_archive_is_a_row_and_the_other_files_go_on(tmp_path, name):
     files = source_files(str(tmp_path), str(tmp_path / "root")).files
     assert [file.path for file in files if not file.error_type and not file.archive] == ["good.mp4"]
     assert all(len(file.error) < 1000 for file in files)
+    assert all(0 <= file.size_bytes <= (tmp_path / "bad.tar").stat().st_size for file in files)
 
 
 def test_the_attack_of_1536_bytes_is_told_with_its_name(tmp_path):

@@ -40,7 +40,7 @@ from tasks.tables.delta import (
 from tasks.tables.log import log_damage, recorded_versions
 from tasks.tables.parquet_files import parquet_files
 from tasks.tables.repair import orphans
-from tasks.tables.root_paths import MEDIA_COLUMNS
+from tasks.tables.root_paths import MARK, MEDIA_COLUMNS
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS, SCHEMAS
 from tasks.tables.text_hashes import may_repeat
 
@@ -71,6 +71,10 @@ RESTORE = (
     "it out of the table, and the same pyramid command as before computes its rows again"
 )
 CHANGED = "restore the file from a copy; a clip that was lost can be cut again from its video"
+OUTSIDE = (
+    "the rows name files outside of the root, which are not opened. If you imported them yourself, name their folder: "
+    "export PYRAMID_MEDIA_FOLDERS=/folder/of/the/videos, on every machine"
+)
 RETRAIN = "restore the folder from a copy; generation and evaluation refuse these weights. Without a copy train again"
 LOST = "rows are missing: restore an earlier copy of the table, or start a new root"
 DAMAGED = "the file was changed or damaged: restore it from a copy, or start a new root"
@@ -316,7 +320,8 @@ def check_media(root: str, table: str, files: dict[str, int], every_byte: bool =
         elif every_byte and file.crc32 is not None and (checksum := storage.file_crc32(file.uri)) != file.crc32:
             bad.append(f"{file.row_id}: {file.uri} was changed: its crc32 is {checksum:08x}, expected {file.crc32:08x}")
     check = "media files are there and unchanged" if every_byte else "media files are there"
-    return _finding(table, check, len(media), bad, CHANGED if bad and "changed" in bad[0] else MOVED)
+    advice = CHANGED if bad and "changed" in bad[0] else OUTSIDE if bad and MARK in bad[0] else MOVED
+    return _finding(table, check, len(media), bad, advice)
 
 
 def check_weights(root: str, unreadable: Container[str] = ()) -> Finding:

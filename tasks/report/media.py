@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.tables import storage
+from tasks.tables.root_paths import MARK
 
 WHOLE_BYTES = 150_000  # a file up to this size is not encoded again
 
@@ -42,6 +43,7 @@ class MediaBudget:
     used_bytes: int = 0
     left_out: int = 0  # videos that did not fit
     missing: int = 0  # videos that could not be read
+    outside: int = 0  # of these, videos that lie outside of the root
 
     def video(self, uri: str) -> str:
         """`data:video/mp4;base64,…` of a clip or picture of ours; "" when it is missing or does not fit."""
@@ -55,6 +57,7 @@ class MediaBudget:
             data = data if len(data) <= WHOLE_BYTES and not uri.endswith(".png") else preview(data, BESIDE_TEXT)
         except (OSError, VideoError):
             self.missing += 1
+            self.outside += uri.startswith(MARK)
             return ""
         return self._taken("video/mp4", data)
 
@@ -63,6 +66,7 @@ class MediaBudget:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             pairs = dict(zip(uris, pool.map(thumbnail, uris.values()), strict=True))
         self.missing += sum(pair is None for pair in pairs.values())
+        self.outside += sum(uri.startswith(MARK) for uri in uris.values())
         return {name: (texts[0], texts[1]) for name, pair in pairs.items() if pair and (texts := self._room_for(*pair))}
 
     def _taken(self, mime: str, data: bytes) -> str:

@@ -22,6 +22,10 @@ PRIVATE = 0o700  # mode of a new root: its tables and media are for its owner, u
 MAX_BYTES = 8 * 2**30  # of a file that is read into memory as a whole
 
 
+class NotAFileError(OSError, ValueError):
+    """A path is that of a folder, a pipe or a device: it cannot be read, or not to an end."""
+
+
 def is_local(uri: str) -> bool:
     """Whether `uri` is a plain path (or `file://`) on this machine."""
     return get_protocol(uri) in ("file", "local")
@@ -99,13 +103,13 @@ def read_bytes(uri: str, max_bytes: int = MAX_BYTES, hosts: Allowed = ()) -> byt
     """Content of a small file. hosts: as `filesystem`.
 
     Raises:
-        ValueError: the file has more than `max_bytes`; no more than that is read, since hosts may send without end. Or
-            it is a folder, pipe or device.
+        ValueError: the file has more than `max_bytes`; no more than that is read, since hosts may send without end.
+        NotAFileError: it is a folder, pipe or device.
         FileNotFoundError: the file does not exist. Other exceptions are those of its file system.
     """
     fs, path = filesystem(uri, hosts)
     if is_local(uri) and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
-        raise ValueError(f"{uri} is a folder, pipe or device, where a file is expected")
+        raise NotAFileError(f"{uri} is a folder, pipe or device, where a file is expected")
     # Without blocks, HTTP reads one stream; with blocks, a read to the end ignores the size that the host gave.
     options = {"block_size": 0} if WEB.match(uri) else {}
     content = bytearray()

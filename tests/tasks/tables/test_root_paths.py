@@ -8,13 +8,14 @@ import pytest
 from pyramid_model.video.video import VideoError, read_clip
 from tasks.encoding.latents import check_unchanged
 from tasks.exchange.dataset_export import export_dataset
+from tasks.inspecting.verify import check_media
 from tasks.report import previews
 from tasks.report.media import MediaBudget
 from tasks.tables import storage
 from tasks.tables.appending import append_block
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
-from tasks.tables.root_paths import MARK, inside
+from tasks.tables.root_paths import FOLDERS, MARK, inside, media_folders
 from tasks.tables.rows import Lineage, ok_row
 
 LINE = Lineage("r", "s", "1", "p" * 32, "x")
@@ -98,3 +99,36 @@ def test_a_link_in_the_media_of_a_root_is_not_followed(tmp_path, folder):
         storage.read_bytes(str(link))
     with pytest.raises(VideoError, match="is a link"):
         read_clip(str(link), height=32, width=32)
+
+
+def test_the_user_alone_says_which_files_outside_of_the_root_its_rows_may_name(tmp_path, monkeypatch):
+    root, videos = str(tmp_path / "root"), tmp_path / "videos"
+    videos.mkdir()
+    (videos / "a.mp4").write_bytes(b"x")
+    uris = [f"{videos}/a.mp4", f"{videos}/../a.mp4", f"{videos}-other/a.mp4", f"{root}/media/clips/a.mp4"]
+    rows = [ok_row({}, clip_id=str(number), video_id="v", uri=uri) for number, uri in enumerate(uris)]
+    append_block(root, "clips", rows, "a", LINE)
+    # What the root itself says allows nothing.
+    append_block(root, "sources", [ok_row({}, source_id="a", video_id="v", uri=str(videos))], "a", LINE)
+
+    def clips() -> list[str]:
+        return read_table(root, "clips").sort_by("clip_id")["uri"].to_pylist()
+
+    assert [uri.startswith(MARK) for uri in clips()] == [True, True, True, False]
+    assert check_media(root, "clips", {}).advice.startswith("the rows name files outside of the root")
+    budget = MediaBudget(10**6)
+    assert budget.video(clips()[0]) == ""
+    assert (budget.missing, budget.outside) == (1, 1)
+    monkeypatch.setenv(FOLDERS, f"/elsewhere:{videos}/:s3://bucket/videos")
+    assert media_folders() == ["/elsewhere", str(videos), "s3://bucket/videos"]
+    assert [uri.startswith(MARK) for uri in clips()] == [False, True, True, False]
+    assert inside(root, "s3://bucket/videos/a.mp4") == "s3://bucket/videos/a.mp4"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_pipe_or_a_folder_in_the_place_of_a_clip_is_a_missing_video(tmp_path, make):
+    make(tmp_path / "a.mp4")
+    budget = MediaBudget(10**6)
+    assert budget.video(str(tmp_path / "a.mp4")) == ""
+    assert budget.thumbnails({"a": str(tmp_path / "a.mp4")}) == {}
+    assert (budget.missing, budget.outside) == (2, 0)

@@ -278,11 +278,11 @@ def loading(run: Run, encoder_uri: str, vae_uri: str) -> Iterator[Line]:
     )
     source = pair_source(run, "", (), find_model(run, "vae", vae_uri), find_encoder(run, encoder_uri).hash)
     pairs = find_pairs(source, "train"), find_pairs(source, "val")
-    training = DiTTraining(config, source, *pairs, [""] * len(pairs[0]), 0, 1, torch.device("cpu"))
+    training = DiTTraining(config, source, *pairs, [""] * len(pairs[0]), torch.device("cpu"))
     steps = range(20)
-    batch_s = cpu_time(lambda: [training.batch(step) for step in steps]) / len(steps)
+    batch_s = cpu_time(lambda: [training.batch(step, 0) for step in steps]) / len(steps)
     state = TrainState.start(training.objective(), config.optim)
-    batches = [[training.batch(step)] for step in range(config.optim.num_steps)]
+    batches = [[training.batch(step, 0)] for step in range(config.optim.num_steps)]
     optim: OptimConfig = config.optim
     step_s = _cpu_time_once(lambda: train(state, optim, batches.__getitem__)) / optim.num_steps
     yield Line("a training step of a small DiT, to reading its batch", f"{step_s / batch_s:.0f}x", ">= 10x")

@@ -10,6 +10,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from tasks.running.run import PROGRESS, STEPS, StepResult
+from tasks.training.board import LOG as TRAINING
 
 NAME_WIDTH = 14
 PLAIN_EVERY_S = 30.0
@@ -25,7 +26,7 @@ class Progress(logging.Handler):
         self.step, self.started, self.counts, self.printed = "", time.monotonic(), "", time.monotonic()
 
     def __enter__(self) -> "Progress":
-        for logger in (PROGRESS, STEPS):
+        for logger in (PROGRESS, STEPS, TRAINING):
             logger.setLevel(logging.INFO)
             logger.addHandler(self)
         if self.live:
@@ -33,7 +34,7 @@ class Progress(logging.Handler):
         return self
 
     def __exit__(self, kind: type | None, err: BaseException | None, trace: TracebackType | None) -> None:
-        for logger in (PROGRESS, STEPS):
+        for logger in (PROGRESS, STEPS, TRAINING):
             logger.removeHandler(self)
         if self.live:
             self.live.stop()
@@ -45,7 +46,7 @@ class Progress(logging.Handler):
         self._draw(text)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Handle a log record: a step started, progressed, or finished."""
+        """Handle a log record: a step started, progressed, or finished, or a training has a message."""
         event = getattr(record, "event", "")
         if event == "started":
             self.step, self.started, self.counts = record.step, time.monotonic(), ""  # type: ignore[attr-defined]
@@ -58,6 +59,8 @@ class Progress(logging.Handler):
             self.counts = f"{record.done}/{record.total}"  # type: ignore[attr-defined]
             self._draw(self.step or record.step)  # type: ignore[attr-defined]
             self._plain(record.getMessage())
+        elif record.name == TRAINING.name:
+            self._print(Text(f"  {record.getMessage()}", "yellow" if record.levelno > logging.INFO else "dim"))
 
     def finished(self, result: StepResult) -> None:
         """Print the final line of a step: inputs, outputs and time."""

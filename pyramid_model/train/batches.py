@@ -1,11 +1,10 @@
-"""Batches of a training step and their random numbers, as functions of (seed, step, rank).
+"""Batches of a training step and their random numbers, as functions of (seed, step, index of the batch).
 
 There is no state, so a run that is interrupted and resumed at any step continues bit for bit as without interruption.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -17,42 +16,12 @@ from pyramid_model.text import TextFeatures, stack_features
 from pyramid_model.vae.pixels import to_unit_range
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> Generator:
-    """CPU generator for one step on one rank; a different one for each (seed, step, rank)."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+def step_generator(seed: int, step: int, index: int = 0) -> Generator:
+    """CPU generator for one batch of a step; a different one for each (seed, step, index)."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
-def batch_indices(
-    num_items: int, batch_size: int, seed: int, step: int, rank: int = 0, world_size: int = 1
-) -> list[int]:
-    """Positions of one rank's samples at one step.
-
-    All ranks together iterate over a shuffled list of the training set, shuffled again for each epoch, so every sample
-    occurs equally often.
-
-    Args:
-        num_items: size of the training set.
-        batch_size: samples per rank and step; may exceed num_items.
-        seed: seed of the shuffles.
-        step: optimiser step, from 0.
-        rank: rank of this worker.
-        world_size: number of workers.
-
-    Raises:
-        ValueError: the training set is empty.
-    """
-    if num_items < 1:
-        raise ValueError("the training set is empty: select at least one clip for the split `train`")
-    first = (step * world_size + rank) * batch_size
-    indices = []
-    for position in range(first, first + batch_size):
-        epoch, place = divmod(position, num_items)
-        indices.append(int(shuffled(num_items, seed, epoch)[place]))
-    return indices
-
-
-@functools.lru_cache(maxsize=64)  # neighbouring steps use the same one or two permutations for each size of clips
 def shuffled(num_items: int, seed: int, epoch: int) -> Tensor:
     """A random permutation of 0 … num_items - 1, (num_items,) int64; a different one for every seed and epoch."""
     return torch.randperm(num_items, generator=step_generator(seed, epoch, -1))

@@ -68,10 +68,11 @@ class Checkpoints:
     Args:
         uri: folder of the training's checkpoints, which all ranks can reach.
         keep_last: number of the newest checkpoints that are kept; the best one is kept too.
+        about: the training, as JSON, which every checkpoint states.
     """
 
-    def __init__(self, uri: str, keep_last: int = 2):
-        self.uri, self.keep_last = uri.rstrip("/"), keep_last
+    def __init__(self, uri: str, keep_last: int = 2, about: Mapping[str, Any] | None = None):
+        self.uri, self.keep_last, self.about = uri.rstrip("/"), keep_last, dict(about or {})
         self.fs, self.path = fsspec.core.url_to_fs(self.uri)
         self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
         self.first = num_ranks() == 1 or dist.get_rank() == 0
@@ -152,15 +153,21 @@ class Checkpoints:
         return False
 
     def load_best(self, state: Saved) -> int:
-        """Restore the checkpoint of the best validation, if it is after step 0; returns the step of the state.
+        """Restore the checkpoint of the best validation, if it is one of the training; returns the step of the state.
 
         Raises:
             DamagedCheckpoint: it cannot be used.
         """
-        best = state.facts()["best"]
-        if best and 0 < best[0] < state.step:
-            self.load(state, step=best[0])
+        facts = state.facts()
+        if facts["best"] and facts["first_step"] < facts["best"][0] < state.step:
+            self.load(state, step=facts["best"][0])
         return state.step
+
+    def retire(self, best: int | None, keep_last: int) -> None:
+        """Remove all but the newest checkpoints and the best, on the first rank; damaged ones are not the newest."""
+        sound = sorted(set(self._steps()) - self._damaged)
+        for step in set(self._steps()) - {*sound[-keep_last:], best}:
+            self._remove(self._folder(step))
 
     def _restore(self, state: Saved, step: int) -> None:
         folder = self._folder(step)
@@ -199,7 +206,7 @@ class Checkpoints:
             done.result()
             if self.first:
                 self._publish(step, facts)
-                self._retire(best)
+                self.retire(best, self.keep_last)
             whole.set_result(None)
         except BaseException as err:
             whole.set_exception(err)
@@ -207,17 +214,11 @@ class Checkpoints:
     def _publish(self, step: int, facts: dict[str, Any]) -> None:
         folder = self._folder(step, partial=self.is_local)
         files = {path.rsplit("/", 1)[-1]: self._checksum(path) for path in self.fs.ls(folder, detail=False)}
-        content = json.dumps({"facts": facts, "files": files})
+        content = json.dumps({"about": self.about, "facts": facts, "files": files})
         self.fs.pipe_file(f"{folder}/{WHOLE}", content.encode())
         if self.is_local:
             self.fs.mv(folder, self._folder(step), recursive=True)
         self._damaged.discard(step)
-
-    def _retire(self, best: int | None) -> None:
-        """Remove all but the newest checkpoints and the best; damaged ones do not count as newest."""
-        sound = sorted(set(self._steps()) - self._damaged)
-        for step in set(self._steps()) - {*sound[-self.keep_last :], best}:
-            self._remove(self._folder(step))
 
     def _steps(self) -> list[int]:
         """Steps of all checkpoints that are whole."""

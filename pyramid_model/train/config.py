@@ -12,8 +12,10 @@ from pyramid_model.config import NOT_IDENTITY, Config, PyramidConfig
 class OptimConfig(Config):
     """Settings of the optimiser and of the training loop."""
 
-    num_steps: int = Field(default=1000, ge=1, description="optimiser steps")
-    batch_size: int = Field(default=4, ge=1, description="samples per worker and step")
+    num_steps: int = Field(
+        default=1000, ge=1, description="optimiser steps; a training that continues another does so many more"
+    )
+    batch_size: int = Field(default=4, ge=1, description="samples of a batch")
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=50, ge=0, description="steps in which the learning rate rises linearly from 0")
     min_lr_ratio: float = Field(
@@ -134,7 +136,7 @@ class VAEBatchConfig(Config):
         ge=0,
         description="number of steps at the start that train on single frames only, which are much faster",
     )
-    image_batch_size: int = Field(default=8, ge=1, description="single frames per worker and step")
+    image_batch_size: int = Field(default=8, ge=1, description="single frames of a batch")
 
     def at(self, step: int, batch_size: int) -> tuple[int, int]:
         """(samples, frames per sample) of a step; batch_size: samples of a step on video."""
@@ -145,9 +147,7 @@ class MixConfig(Config):
     """Mixture of clips of different sizes and sources. All clips of a step have one size."""
 
     token_budget: int | None = Field(
-        default=None,
-        ge=1,
-        description="latent tokens per worker and step, for clips of any size; null: batch_size samples",
+        default=None, ge=1, description="latent tokens of a batch, for clips of any size; null: batch_size samples"
     )
     source_weights: dict[str, float] = Field(
         default={}, description="weight of each source in the samples; {}: proportional to its number of clips"

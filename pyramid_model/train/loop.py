@@ -50,8 +50,10 @@ class TrainState:
     objective: module that returns (loss, parts); may be wrapped for data parallelism.
     optimizer: updates the parameters of the objective.
     ema: averaged weights of the objective.
-    step: number of finished steps.
-    curve: rows so far, {"step", "loss", "lr", …}.
+    step: number of finished steps, with those of the trainings that this one continues.
+    first_step: step at which this training began.
+    untrained: validation figures of the model before the first step of all.
+    curve: rows of this training so far, {"step", "loss", "lr", …}.
     best: step and figure of the best validation; None before the first.
     skipped: steps without finite numbers, {"step", "reason", "ids"}.
     """
@@ -60,6 +62,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: EMA
     step: int = 0
+    first_step: int = 0
+    untrained: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     best: tuple[int, float] | None = None
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -78,8 +82,9 @@ class TrainState:
 
     def facts(self) -> dict[str, Any]:
         """Numbers of the training that are no tensors. Data and noise are functions of seed, step and batch."""
-        numbers = {"step": self.step, "ema_updates": self.ema.num_updates, "best": self.best}
-        return numbers | {"curve": list(self.curve), "skipped": list(self.skipped)}
+        numbers = {"step": self.step, "first_step": self.first_step, "ema_updates": self.ema.num_updates}
+        rows = {"curve": list(self.curve), "skipped": list(self.skipped)}
+        return numbers | rows | {"best": self.best, "untrained": dict(self.untrained)}
 
     def restore(self, tensors: dict[str, Any], facts: Mapping[str, Any]) -> None:
         """Take over a checkpoint; the tensors of the averages were filled in place."""
@@ -92,9 +97,22 @@ class TrainState:
         )
         torch.set_rng_state(tensors["rng"])
         self.ema.num_updates = facts["ema_updates"]
-        self.step, self.curve = facts["step"], list(facts["curve"])
+        self.step, self.first_step, self.curve = facts["step"], facts["first_step"], list(facts["curve"])
+        self.untrained = dict(facts["untrained"])
         self.skipped = list(facts["skipped"])
         self.best = tuple(facts["best"]) if facts["best"] else None
+
+    def begin(self, config: OptimConfig, untrained: dict[str, float]) -> None:
+        """Begin another training with the weights, moments and averages of the one that was loaded.
+
+        Its steps are counted on, so that it goes on in the data where the other one ended. It has its own settings,
+        curve and best step. untrained: figures of the initial weights on its held-out data.
+        """
+        self.first_step, self.untrained = self.step, untrained
+        self.curve, self.skipped, self.best = [], [], None
+        decaying, rest = self.optimizer.param_groups
+        decaying["weight_decay"], rest["weight_decay"] = config.weight_decay, 0.0
+        decaying["betas"] = rest["betas"] = config.betas
 
     def use_ema(self) -> None:
         """Replace the model's weights by the averaged weights; call once, after the last step."""
@@ -122,7 +140,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """Learning rate of a step: a linear rise, then half a cosine down to `min_lr_ratio` of the peak."""
+    """Learning rate of a step, counted from the first of the training.
+
+    It rises linearly, then falls by half a cosine to `min_lr_ratio` of the peak.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.num_steps - 1 - config.warmup_steps)
@@ -139,7 +160,7 @@ def train(
     on_log: Callable[[dict[str, float]], None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
-    """Run from `state.step` to `config.num_steps`.
+    """Run from `state.step` until the training has made `config.num_steps` steps.
 
     Args:
         state: changed in place.
@@ -160,17 +181,19 @@ def train(
     """
     started, wait_s, stall_s = time.perf_counter(), 0.0, 0.0
     LOG.info("%s", memory_plan(state_bytes(state.objective, state.optimizer, state.ema.shadow)))
-    if state.step == 0 and validate is not None:
-        figures = _validated(state, validate)
+    if state.step == state.first_step and validate is not None:
+        figures = validated(state, validate)
+        state.untrained = state.untrained or figures
         _note_best(state, figures)
-        _record(state, {"step": 0, **figures}, on_log)
-    while state.step < config.num_steps:
+        _record(state, {"step": state.step, **figures}, on_log)
+    last_step = state.first_step + config.num_steps
+    while state.step < last_step:
         asked = time.perf_counter()
         batches = batches_for_step(state.step)
         wait_s += time.perf_counter() - asked
         row = _train_step(state, config, batches)
-        last = state.step == config.num_steps
-        figures = _validated(state, validate) if validate and (last or _due(state.step, config.val_every)) else {}
+        last = state.step == last_step
+        figures = validated(state, validate) if validate and (last or _due(state.step, config.val_every)) else {}
         row |= figures
         is_best = _note_best(state, figures)
         if last or figures or "skipped" in row or _due(state.step, config.log_every):
@@ -180,14 +203,14 @@ def train(
             stall_s += checkpoints.save(state, best=state.best[0] if state.best else None)
     if checkpoints:
         checkpoints.wait()
-    if validate is not None and state.best and state.best[0] == 0:
+    if validate is not None and state.best and state.best[0] == state.first_step:
         LOG.warning("the best validation is that before the first step: this training made the model worse")
     return state.curve
 
 
 def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]) -> dict[str, float]:
     """Do one optimiser step, or skip it if its numbers are not finite; returns its row of the curve."""
-    lr = learning_rate(config, state.step)
+    lr = learning_rate(config, state.step - state.first_step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
@@ -225,7 +248,7 @@ def _backward(objective: nn.Module, batches: Sequence[Batch]) -> tuple[dict[str,
     return means, [sample for batch, sound in zip(batches, finite, strict=True) if not sound for sample in batch.ids]
 
 
-def _validated(state: TrainState, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+def validated(state: TrainState, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Validation figures of the averaged weights. Restores the trained weights exactly."""
     model = unwrapped(state.objective)
     state.ema.swap(model)

@@ -1,15 +1,17 @@
-"""Batches from clips of different sizes and sources, as a function of (seed, step, rank).
+"""Batches from clips of different sizes and sources, as a function of (seed, step, index of the batch).
 
-An epoch is a shuffled list of steps. Each step has samples of one shape, and a shape has as many steps as its samples
-need. Within a shape, all workers together iterate over shuffled lists of its samples. Two workers get the same sample
-at a step only where one list ends and the next begins, or if a source is repeated within a list.
+An epoch is a shuffled list of steps. All batches of a step have samples of one shape, so that they cost the same, and a
+shape has as many steps as its samples need. Within a shape, the batches iterate over shuffled lists of its samples. A
+step has a sample twice only where one list ends and the next begins, if a source is repeated within a list, or if there
+are fewer samples than a step needs.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from pyramid_model.train.batches import shuffled, step_generator
 from pyramid_model.train.config import MixConfig
 
 Shape = tuple[int, ...]  # of a latent, c t h w
+Sample = TypeVar("Sample")
 
 
 def num_tokens(shape: Shape) -> int:
@@ -30,17 +33,17 @@ class BatchPlan:
     """Plan of batches, each with samples of one shape.
 
     Args:
-        shapes: (c t h w) of every sample.
+        shapes: (c t h w) of every sample; samples of one shape can be stacked.
         sources: name of the source of every sample.
         mix: settings of the mixture.
-        batch_size: samples per worker and step if `mix.token_budget` is empty.
+        batch_size: samples of a batch if `mix.token_budget` is empty.
         multiple_of: with a token budget, every batch size is a multiple of this.
         seed: seed of all shuffles.
-        world_size: number of workers with different samples.
+        num_batches: batches of a step with different samples.
 
     Raises:
-        ValueError: the sources in `mix` are not those of the samples, or `mix.image_share` needs images or videos that
-            are missing.
+        ValueError: there are no samples, the sources in `mix` are not those of the samples, or `mix.image_share` needs
+            images or videos that are missing.
     """
 
     def __init__(
@@ -51,66 +54,122 @@ class BatchPlan:
         batch_size: int,
         multiple_of: int,
         seed: int,
-        world_size: int,
+        num_batches: int,
     ):
-        self.seed, self.world_size = seed, world_size
+        if not shapes:
+            raise ValueError("the training set is empty: select at least one clip for the split `train`")
+        self.seed, self.num_batches = seed, num_batches
         weights = _sample_weights(sources, mix.source_weights)
         groups: dict[Shape, dict[str, list[int]]] = {}
         for position, (shape, source) in enumerate(zip(shapes, sources, strict=True)):
             if weights[source] > 0:
                 groups.setdefault(shape, {}).setdefault(source, []).append(position)
         self.shapes = sorted(groups)
-        self.members = [groups[shape] for shape in self.shapes]
+        self.members = [
+            {source: np.array(positions, np.int32) for source, positions in groups[shape].items()}
+            for shape in self.shapes
+        ]
+        self.alike = [np.sort(np.concatenate(list(members.values()))) for members in self.members]
+        self._group = np.full(len(shapes), -1, np.int32)  # of every sample
+        for group, positions in enumerate(self.alike):
+            self._group[positions] = group
         self.batch_sizes = [_batch_size(shape, mix.token_budget, batch_size, multiple_of) for shape in self.shapes]
         self.shares = [
             {source: weights[source] * len(positions) for source, positions in members.items()}
             for members in self.members
         ]
-        sizes = (size * world_size for size in self.batch_sizes)
+        sizes = (size * num_batches for size in self.batch_sizes)
         steps = [sum(share.values()) / size for share, size in zip(self.shares, sizes, strict=True)]
         self.num_steps = [
             max(1, round(count)) if count else 0 for count in _with_images(self.shapes, steps, mix.image_share)
         ]
 
-    def pick(self, step: int, rank: int) -> list[int]:
-        """Positions of one worker's samples at a step, all of one shape."""
+    def pick(self, step: int, index: int) -> list[int]:
+        """Positions of the samples of a batch, all of one shape."""
         epoch, place = divmod(step, sum(self.num_steps))
         groups, occurrences = self._epoch(epoch)
         group, size = int(groups[place]), self.batch_sizes[int(groups[place])]
         turn = epoch * self.num_steps[group] + int(occurrences[place])
-        first = (turn * self.world_size + rank) * size
+        first = (turn * self.num_batches + index) * size
         return [self._walk(group, position) for position in range(first, first + size)]
+
+    def largest(self) -> list[int]:
+        """Positions of the samples of a batch that needs the most memory."""
+        used = [group for group, steps in enumerate(self.num_steps) if steps]
+        group = max(used, key=lambda group: self.batch_sizes[group] * num_tokens(self.shapes[group]))
+        return np.resize(self.alike[group], self.batch_sizes[group]).tolist()
+
+    def readable(self, position: int, read: Callable[[int], Sample | None]) -> tuple[int, Sample] | None:
+        """A sample with its position. One that cannot be read is replaced by the next of its shape that can be.
+
+        read: returns the sample at a position, or None. The result is None if no sample of the shape can be read.
+        """
+        alike = self.alike[self._group[position]]
+        place = int(np.searchsorted(alike, position))
+        for offset in range(len(alike)):
+            candidate = int(alike[(place + offset) % len(alike)])
+            if (sample := read(candidate)) is not None:
+                return candidate, sample
+        return None
+
+    def describe(
+        self, buckets: Sequence[str], selected: Mapping[str, int], num_steps: int, with_tokens: bool = True
+    ) -> list[str]:
+        """The plan as lines for people.
+
+        Args:
+            buckets: of every sample.
+            selected: number of selected clips of each bucket, with those that have no sample.
+            num_steps: steps of the training.
+            with_tokens: whether the samples are latents, whose tokens count.
+        """
+        epochs = num_steps / sum(self.num_steps)
+        lines = [
+            f"{len(self._group):,} clips; {num_steps:,} steps of {self.num_batches} batches are {epochs:.3g} epochs"
+        ]
+        sampled = Counter(buckets)
+        for group, shape in enumerate(self.shapes):
+            bucket, count, size = buckets[self.alike[group][0]], len(self.alike[group]), self.batch_sizes[group]
+            line = f"{bucket}: {count:,} clips, {size} in a batch"
+            line += f" of {size * num_tokens(shape):,} tokens, " if with_tokens else ", "
+            line += f"{self.num_steps[group]:,} steps an epoch" if self.num_steps[group] else "not used (mix)"
+            if count < size * self.num_batches:
+                line += f"; fewer than the {size * self.num_batches} of a step, so some repeat"
+            lines.append(line)
+        missing = {bucket: count - sampled[bucket] for bucket, count in selected.items()}
+        return lines + [f"{bucket}: {count:,} selected clips lack data" for bucket, count in missing.items() if count]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a plan lives as long as its training
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Group of every step of an epoch, and how many earlier steps of the epoch had that group; (steps,) each."""
         order = shuffled(sum(self.num_steps), self.seed + 1, epoch).numpy()
         groups = np.repeat(np.arange(len(self.num_steps)), self.num_steps)[order]
-        occurrences = np.zeros(len(groups), np.int64)
+        occurrences = np.zeros(len(groups), np.int32)
         for group, count in enumerate(self.num_steps):
             occurrences[groups == group] = np.arange(count)
         return groups, occurrences
 
     def _walk(self, group: int, position: int) -> int:
         """The sample at a position of the endless sequence of a group's shuffled lists."""
-        block, place = divmod(position, sum(map(len, self.members[group].values())))
+        block, place = divmod(position, len(self.alike[group]))
         return int(self._block(group, block)[place])
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - of each size of clips one or two
     def _block(self, group: int, block: int) -> np.ndarray:
         """One shuffled list of a group: as many samples as the group has, from each source by its share."""
         members = self.members[group]
-        counts = _counts(self.shares[group], sum(map(len, members.values())), self.seed, block)
-        samples = np.array(
-            [
-                positions[int(shuffled(len(positions), self.seed, block + i // len(positions))[i % len(positions)])]
-                for positions, count in zip(members.values(), counts, strict=True)
-                for i in range(count)
-            ]
+        counts = _counts(self.shares[group], len(self.alike[group]), self.seed, block)
+        samples = np.concatenate(
+            [self._drawn(positions, count, block) for positions, count in zip(members.values(), counts, strict=True)]
         )
         if len(members) == 1:  # already in random order
             return samples
         return samples[shuffled(len(samples), self.seed + 2, block).numpy()]
+
+    def _drawn(self, positions: np.ndarray, count: int, block: int) -> np.ndarray:
+        """`count` samples of one source, each once before one comes twice."""
+        rounds = [shuffled(len(positions), self.seed, block + i) for i in range(-(-count // len(positions)))]
+        return positions[torch.cat(rounds).numpy()[:count]] if rounds else positions[:0]
 
 
 def _batch_size(shape: Shape, token_budget: int | None, batch_size: int, multiple_of: int) -> int:

@@ -109,12 +109,17 @@ def half_written(root: str) -> list[str]:
     return sorted(path for path in _files(root, "models") if "/.writing-" in path)
 
 
-def unfinished_trainings(root: str) -> list[str]:
-    """Folders under checkpoints/ of trainings that did not finish. A training that finishes removes its folder."""
+def spent_checkpoints(root: str) -> list[str]:
+    """Folders under checkpoints/ of trainings that have not ended, or that another training has continued."""
     fs, top = storage.filesystem(storage.join(root, "checkpoints"))
+    folders: list[str] = []
     with contextlib.suppress(FileNotFoundError):  # a folder marker in an object store exists, but cannot be listed
-        return sorted(path for path in fs.ls(top, detail=False) if path.rstrip("/") != top.rstrip("/"))
-    return []
+        folders = sorted(path for path in fs.ls(top, detail=False) if path.rstrip("/") != top.rstrip("/"))
+    if not folders:
+        return []
+    rows = read_table(root, "models", ["model_id", "parent_id"], where=pc.field("status") == "ok")
+    may_continue = set(rows["model_id"].to_pylist()) - set(rows["parent_id"].to_pylist())
+    return [path for path in folders if path.rstrip("/").rpartition("/")[2] not in may_continue]
 
 
 def empty_folders(root: str) -> list[str]:
@@ -142,8 +147,9 @@ def unnamed_parquet(root: str, table: str, older_than_h: int = 0, delete: bool =
 def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]:
     """Find unused files and, with `delete`, remove them. Returns their paths below the root.
 
-    Unused are: media files that no row names, Parquet files that no version of a table names, checkpoints of
-    unfinished trainings, and answers of a caption model whose captions are in the table.
+    Unused are: media files that no row names, Parquet files that no version of a table names, checkpoints of trainings
+    that did not finish or that another training has continued, and answers of a caption model whose captions are in the
+    table.
 
     Args:
         root: of the tables.
@@ -164,7 +170,7 @@ def vacuum(root: str, older_than_h: int = 24, delete: bool = False) -> list[str]
     left_over = [
         path
         for path in (
-            *(*unnamed, *half_written(root), *unfinished_trainings(root), *empty_folders(root)),
+            *(*unnamed, *half_written(root), *spent_checkpoints(root), *empty_folders(root)),
             *spent_answers(root, _attempts(root, "captions")),
         )
         if (now - _last_touched(fs, path)).total_seconds() >= older_than_h * 3600

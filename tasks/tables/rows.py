@@ -242,6 +242,10 @@ class ModelRow(CommonRow):
     kind: str
     weights_hash: str
     uri: str
+    line_id: str
+    parent_id: str
+    data_id: str
+    first_step: int
     num_steps: int
     config: str
     metrics: str

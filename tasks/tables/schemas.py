@@ -178,11 +178,15 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
     },
     # Trained models; MLflow has their curves, and says which model is champion.
     "models": {
-        "model_id": STRING,  # H(training config, data ids): the same training never runs twice
+        "model_id": STRING,  # H(line_id, settings, data_id, parent): the same training never runs twice
         "kind": STRING,  # vae | dit
         "weights_hash": STRING,
         "uri": STRING,
-        "num_steps": INT,
+        "line_id": STRING,  # H(model, loss, seed, for a DiT VAE and text encoder): trainings that may continue another
+        "parent_id": STRING,  # model_id of the training that was continued; empty: initial weights
+        "data_id": STRING,  # H(ids of the training data)
+        "first_step": INT,  # steps before this training
+        "num_steps": INT,  # of this training
         "config": STRING,  # JSON
         "metrics": STRING,  # JSON: final figures
         "curve": STRING,  # JSON: [{"step":…, "loss":…, …}]

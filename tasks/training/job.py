@@ -1,22 +1,24 @@
 """Description of a training that the driver sends to its workers: settings, data, and id of the trained model."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from pyramid_model.config import NOT_IDENTITY, Config, identity
+from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.train.config import OptimConfig, ParallelConfig
 from pyramid_model.weights.record import TrainedOn
+from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult
-from tasks.tables import storage
-from tasks.tables.content_ids import content_id
+from tasks.training.line import Kind, TrainingIds, checkpoints_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pyramid_model.train.loop import Batch
+
+RAY_FOLDER = "ray"  # in the folder of the checkpoints
 
 
 class TrainingConfig(Config):
@@ -25,9 +27,21 @@ class TrainingConfig(Config):
     selection: str = Field(
         default="", description="id of the selection; empty: the newest", json_schema_extra=NOT_IDENTITY
     )
+    continue_from: str = Field(
+        default="",
+        description="training that this one continues: newest (of the same model and loss), a model_id, or a folder of "
+        "checkpoints; empty: none, so that the training starts from initial weights",
+        json_schema_extra=NOT_IDENTITY,
+    )
     optim: OptimConfig = OptimConfig()
+    num_batches: int = Field(
+        default=1, ge=1, description="batches of a step, each of optim.batch_size samples, which the workers divide"
+    )
     num_workers: int = Field(
-        default=1, ge=1, description="processes, each with its own batch of optim.batch_size samples"
+        default=1,
+        ge=1,
+        description="processes; a divisor of num_batches (with share_batch: of num_batches times that)",
+        json_schema_extra=NOT_IDENTITY,
     )
     parallel: ParallelConfig = Field(
         default=ParallelConfig(),
@@ -44,7 +58,19 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _check_workers(self) -> Self:
         self.parallel.check(self.num_workers)
+        groups = self.num_workers // self.parallel.share_batch
+        if self.num_batches % groups:
+            sharing = f" in groups of parallel.share_batch {self.parallel.share_batch}"
+            raise ValueError(
+                f"{self.num_workers} workers{sharing if self.parallel.share_batch > 1 else ''} cannot divide "
+                f"num_batches {self.num_batches}: set num_batches to a multiple of {groups}, or num_workers lower"
+            )
         return self
+
+    def batches_of_rank(self, rank: int, num_ranks: int) -> range:
+        """Indices of the batches that a worker computes at a step; workers that share a batch have the same ones."""
+        groups, group = num_ranks // self.parallel.share_batch, rank // self.parallel.share_batch
+        return range(group * self.num_batches // groups, (group + 1) * self.num_batches // groups)
 
 
 class TrainingResult(StepResult):
@@ -59,10 +85,14 @@ Objective = TypeVar("Objective", bound="nn.Module")
 
 
 class Training(Protocol[Objective]):
-    """The part of a training that depends on the model; every worker builds it, with the data that it needs."""
+    """The part of a training that depends on the model. Every worker builds it; all workers see the same data."""
 
     num_train: int
     num_val: int
+
+    def describe(self) -> list[str]:
+        """The plan of the data, for people: clips, batches, tokens and epochs of every size."""
+        ...
 
     @property
     def bad(self) -> Sequence[str]:
@@ -73,8 +103,8 @@ class Training(Protocol[Objective]):
         """The model with its loss, freshly initialised from the seed."""
         ...
 
-    def batch(self, step: int) -> "Batch":
-        """This worker's batch of a step."""
+    def batch(self, step: int, index: int) -> "Batch":
+        """Batch `index` of a step, of `num_batches`: a function of both, the same on every worker."""
         ...
 
     def validate(self, objective: Objective) -> dict[str, float]:
@@ -90,16 +120,26 @@ class Training(Protocol[Objective]):
 class Job:
     """One training, as the driver describes it and the workers get it.
 
-    kind: vae | dit. model_id: identity of settings and data. training: builds the `Training` in a worker, called as
-    `training(rank=…, world_size=…, device=…)`. trained_on: data and models that the record names.
+    kind: vae | dit. ids: of the training and of the one that it continues. training: builds the `Training` in a worker,
+    called as `training(device=…)`. trained_on: data and models that the record names.
     """
 
-    kind: Literal["vae", "dit"]
-    model_id: str
+    kind: Kind
+    ids: TrainingIds
     run: Run
     config: TrainingConfig
     training: Callable[..., Training[Any]]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
+
+    @property
+    def model_id(self) -> str:
+        """Id of the training."""
+        return self.ids.model_id
+
+    @property
+    def first_step(self) -> int:
+        """Steps of the trainings before this one."""
+        return self.ids.parent.step if self.ids.parent else 0
 
     @property
     def uri(self) -> str:
@@ -108,33 +148,23 @@ class Job:
 
     @property
     def checkpoints(self) -> str:
-        """Folder of the checkpoints from which a killed training resumes."""
-        return storage.join(self.run.root, "checkpoints", self.model_id)
+        """Folder of the checkpoints, from which a killed training resumes, and a later training continues."""
+        return checkpoints_of(self.run.root, self.model_id)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every checkpoint says about its training, as JSON."""
+        settings, data = self.config.model_dump(mode="json"), self.trained_on.model_dump(mode="json")
+        return {"kind": self.kind, "model_id": self.model_id, "settings": settings, "trained_on": data}
 
 
-def model_id(kind: str, version: str, config: TrainingConfig, data_ids: Sequence[object]) -> str:
-    """Identity of a training: the same settings on the same data are never trained twice."""
-    return content_id(kind, version, identity(config), list(data_ids))
+def check_disjoint(train_ids: Sequence[str], val_ids: Sequence[str]) -> None:
+    """Check that no held-out clip is trained on.
 
-
-def positions_alike(groups: Sequence[Hashable]) -> list[list[int]]:
-    """For each sample, the positions of all samples of the same group (shape)."""
-    members: dict[Hashable, list[int]] = {}
-    for position, group in enumerate(groups):
-        members.setdefault(group, []).append(position)
-    return [members[group] for group in groups]
-
-
-def pick_samples(
-    alike: Sequence[Sequence[int]], batch_size: int, seed: int, step: int, rank: int, world_size: int
-) -> list[int]:
-    """Positions of one worker's samples at a step, all of one group (clips of one size can be stacked).
-
-    The group is drawn again at each step, in proportion to its size, and is the same for all workers.
-    alike: of each sample, the positions of its group (`positions_alike`).
+    Raises:
+        StepError: a clip is in both splits.
     """
-    from pyramid_model.train.batches import batch_indices
-
-    drawn = batch_indices(len(alike), 1, seed + 1, step)[0] if len(alike[0]) < len(alike) else 0
-    chosen = alike[drawn]
-    return [chosen[i] for i in batch_indices(len(chosen), batch_size, seed, step, rank, world_size)]
+    if both := set(train_ids) & set(val_ids):
+        raise StepError(
+            f"{len(both)} clips are in the splits train and val, such as {min(both)}: run the select step again"
+        )

@@ -1,7 +1,7 @@
 """Training of the diffusion transformer on latents and text features."""
 
-import itertools
 import random
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +23,8 @@ from tasks.models.folders import find_model, vae_config
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.running.step import step
-from tasks.training.job import Job, TrainingConfig, TrainingResult, model_id, pick_samples, positions_alike
+from tasks.training.job import Job, TrainingConfig, TrainingResult, check_disjoint
+from tasks.training.line import identify
 from tasks.training.pairs import (
     Pair,
     PairReader,
@@ -46,16 +47,14 @@ if TYPE_CHECKING:
     from pyramid_model.train.loop import Batch
     from pyramid_model.train.mixture import BatchPlan
 
-VERSION = "2"
+VERSION = "3"
 
 
 class DiTOptimConfig(OptimConfig):
     """Optimiser settings of the DiT."""
 
     batch_size: int = Field(
-        default=6,
-        ge=1,
-        description="samples per worker and step; a multiple of the number of columns (one for each stage)",
+        default=6, ge=1, description="samples of a batch; a multiple of the number of columns (one for each stage)"
     )
 
 
@@ -94,10 +93,7 @@ class TrainDiTConfig(TrainingConfig):
     loss: DiTLossConfig = DiTLossConfig()
     text_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
     num_val_clips: int = Field(default=64, ge=1, description="held-out clips for validation")
-    mix: MixConfig | None = Field(
-        default=None,
-        description="mix of sizes, sources, images and videos; null: in proportion to their numbers of clips",
-    )
+    mix: MixConfig = MixConfig()
     sample_posterior: Literal[True] | None = Field(
         default=None,
         description="true: sample latents from the posterior (needs latents.parts mean,logvar); null: use its mean",
@@ -105,7 +101,7 @@ class TrainDiTConfig(TrainingConfig):
     sync_group: int | None = Field(
         default=None,
         ge=2,
-        description="workers in a group that read the same clips and train different units; null: no groups",
+        description="consecutive batches of a step that have the same clips and train different units; null: 1",
     )
 
     @model_validator(mode="after")
@@ -118,10 +114,9 @@ class TrainDiTConfig(TrainingConfig):
                 "(loss.sample_ratios, or one per stage): set it to "
                 f"{-(-self.optim.batch_size // self.columns) * self.columns}"
             )
-        num_batches = self.num_workers // self.parallel.share_batch
-        if self.sync_group and num_batches % self.sync_group:
+        if self.sync_group and self.num_batches % self.sync_group:
             raise ValueError(
-                f"num_workers {self.num_workers} does not divide into groups of sync_group {self.sync_group}: set one "
+                f"num_batches {self.num_batches} does not divide into groups of sync_group {self.sync_group}: set one "
                 "of them so that it does"
             )
         if self.dit.num_heads % self.parallel.share_batch:
@@ -159,8 +154,8 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
     """Train a DiT, or return the existing model for the same settings, latents and captions.
 
     Raises:
-        StepError: a split has no clip with latent and caption, the model does not fit VAE or encoder, or training
-            failed.
+        StepError: a split has no clip with latent and caption, the model does not fit VAE or encoder, there is no
+            training to continue, or training failed.
     """
     vae = find_model(run, "vae", config.vae)
     encoder = find_encoder(run, config.encoder)
@@ -172,23 +167,26 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
     for split, pairs in (("train", train), ("val", val)):
         if not pairs:
             raise StepError(explain_no_pairs(source, split))
-    names = sources_of(source, train) if config.mix and config.mix.source_weights else [""] * len(train)
+    check_disjoint([pair.clip_id for pair in train], [pair.clip_id for pair in val])
+    names = sources_of(source, train) if config.mix.source_weights else [""] * len(train)
     null_id = text_feature_ids(source).get(NULL_TEXT, "")
     ids = [_data_ids(pair) for pair in (*train, *val)]
+    trained_on = TrainedOn(
+        selection=config.selection,
+        captions=config.captions,
+        versions=source.versions,
+        vae=vae,
+        encoder=encoder,
+        latent_norm=source.norm,
+    )
+    data_ids = [*ids, len(train), null_id]
     job = Job(
         kind="dit",
-        model_id=model_id("dit", VERSION, config, [*ids, len(train), null_id]),
+        ids=identify(run, "dit", VERSION, config, config.continue_from, trained_on, data_ids),
         run=run,
         config=config,
         training=partial(DiTTraining, config=config, source=source, train=train, val=val, names=names),
-        trained_on=TrainedOn(
-            selection=config.selection,
-            captions=config.captions,
-            versions=source.versions,
-            vae=vae,
-            encoder=encoder,
-            latent_norm=source.norm,
-        ),
+        trained_on=trained_on,
     )
     return TrainDiTResult(**dict(run_training(job, "train_dit", VERSION)), vae=vae.uri, encoder=encoder.uri)
 
@@ -218,34 +216,27 @@ class DiTTraining:
         train: list[Pair],
         val: list[Pair],
         names: list[str],
-        rank: int,
-        world_size: int,
         device: "device",
     ):
-        self.config, self.source, self.rank, self.device = config, source, rank, device
+        self.config, self.source, self.device = config, source, device
         self.train, self.val = PairReader(source, train), load_pairs(source, val)
         self.null = load_null_text(source)
         self.num_train, self.num_val = len(self.train.pairs), len(self.val.pairs)
         if not self.num_train or not self.num_val:
             raise StepError(f"no latent of a split can be read ({', '.join(self.bad) or 'their rows are missing'})")
-        self.alike = positions_alike(self.train.shapes)
-        # The workers of a sync group see the same clips, as if they were one worker.
-        group = config.sync_group or 1
-        self.data_rank, self.data_world = rank // group, world_size // group
+        self.selected = Counter(pair.bucket for pair in train)
+        self.sync_group = config.sync_group or 1
         self.plan = self._plan(dict(zip((pair.clip_id for pair in train), names, strict=True)))
         self._check_text()
 
-    def _plan(self, names: dict[str, str]) -> "BatchPlan | None":
-        """The plan of batches if `mix` is set; None otherwise."""
+    def _plan(self, names: dict[str, str]) -> "BatchPlan":
         from pyramid_model.train.mixture import BatchPlan
 
         config = self.config
-        if config.mix is None:
-            return None
         sources = [names[pair.clip_id] for pair in self.train.pairs]
         batch = config.optim.batch_size, config.columns, config.optim.seed
         try:
-            return BatchPlan(self.train.shapes, sources, config.mix, *batch, self.data_world)
+            return BatchPlan(self.train.shapes, sources, config.mix, *batch, config.num_batches // self.sync_group)
         except ValueError as err:
             raise StepError(f"train_dit.{err}") from err
 
@@ -253,6 +244,11 @@ class DiTTraining:
     def bad(self) -> list[str]:
         """Pairs that could not be read so far."""
         return [*self.train.bad, *self.val.bad]
+
+    def describe(self) -> list[str]:
+        """See `BatchPlan.describe`."""
+        buckets = [pair.bucket for pair in self.train.pairs]
+        return self.plan.describe(buckets, self.selected, self.config.optim.num_steps)
 
     def _check_text(self) -> None:
         """Check that the widths of the text features fit the model."""
@@ -270,18 +266,20 @@ class DiTTraining:
         from pyramid_model.train.dit_loss import DiTObjective
 
         longest = max(shape[1] for shape in self.train.shapes)
-        group = self.config.sync_group or 1
-        return DiTObjective(untrained_dit(self.config), self.config.pyramid, self.config.loss, group, longest)
+        sizes = self.config.pyramid, self.config.loss, self.sync_group, longest
+        return DiTObjective(untrained_dit(self.config), *sizes)
 
-    def batch(self, step: int) -> "Batch":
-        """This worker's latents of one shape, with their texts."""
+    def batch(self, step: int, index: int) -> "Batch":
+        """Latents of one shape, with their texts."""
         from pyramid_model.train.batches import dit_batch, step_generator
         from pyramid_model.train.loop import Batch
         from pyramid_model.vae.posterior import Posterior
 
-        generator = step_generator(self.config.optim.seed, step, self.rank)
-        chance = random.Random(f"caption/{self.config.optim.seed}/{step}/{self.rank}")
-        samples = [self._sound(position, chance) for position in self._positions(step)]
+        # The batches of a sync group have the same clips, as if they were one batch.
+        positions = self.plan.pick(step, index // self.sync_group)
+        generator = step_generator(self.config.optim.seed, step, index)
+        chance = random.Random(f"caption/{self.config.optim.seed}/{step}/{index}")
+        samples = [self._readable(position, chance) for position in positions]
         raw, text = dit_batch(
             [latent for _, latent, _ in samples],
             [(embeds.float(), pooled.float()) for _, _, (embeds, pooled) in samples],
@@ -294,21 +292,13 @@ class DiTTraining:
         if self.config.sample_posterior:
             raw = Posterior.from_moments(raw).sample(generator)
         latents = self.source.norm.normalise(raw)
-        args = (latents, text.to(self.device), generator, step, self.rank)
+        args = (latents, text.to(self.device), generator, step, index)
         return Batch(args, [self.train.pairs[position].clip_id for position, _, _ in samples])
 
-    def _positions(self, step: int) -> list[int]:
-        if self.plan:
-            return self.plan.pick(step, self.data_rank)
-        optim = self.config.optim
-        return pick_samples(self.alike, optim.batch_size, optim.seed, step, self.data_rank, self.data_world)
-
-    def _sound(self, position: int, chance: random.Random) -> "tuple[int, Tensor, tuple[Tensor, Tensor]]":
+    def _readable(self, position: int, chance: random.Random) -> "tuple[int, Tensor, tuple[Tensor, Tensor]]":
         """A sample with its position. A damaged one is replaced by the next of its shape that can be read."""
-        group = self.alike[position]
-        for candidate in itertools.chain([position], group[group.index(position) + 1 :], group):
-            if sample := self.train.read(candidate, chance):
-                return candidate, *sample
+        if readable := self.plan.readable(position, lambda candidate: self.train.read(candidate, chance)):
+            return readable[0], *readable[1]
         raise StepError(
             f"every latent of a size is damaged, first: {self.train.bad[0]}. Restore the tables from a copy, or run "
             "the steps latents and text_features with --retry-failed after removing the damaged rows"

@@ -1,21 +1,23 @@
 """Training of the video VAE on the selected clips."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pyramid_model.config import VAEConfig
+from pyramid_model.config import NOT_IDENTITY, VAEConfig
 from pyramid_model.train.buckets import parse_bucket
-from pyramid_model.train.config import VAEBatchConfig, VAELossConfig
+from pyramid_model.train.config import MixConfig, VAEBatchConfig, VAELossConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.running.step import step
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import table_version
-from tasks.training.job import Job, TrainingConfig, TrainingResult, model_id, pick_samples, positions_alike
+from tasks.training.job import Job, TrainingConfig, TrainingResult, check_disjoint
+from tasks.training.line import identify
 from tasks.training.training import run_training
 
 if TYPE_CHECKING:
@@ -23,19 +25,12 @@ if TYPE_CHECKING:
     from torch import device
 
     from pyramid_model.train.loop import Batch
+    from pyramid_model.train.mixture import BatchPlan
     from pyramid_model.train.vae_loss import VAEObjective
+    from tasks.training.clip_reader import SelectedClip
 
-VERSION = "2"
+VERSION = "3"
 CLIP_COLUMNS = ("clip_id", "uri")  # `selected_clips` adds bucket and split
-
-
-class SelectedClip(TypedDict):
-    """A clip of a selection. bucket: the size it is decoded at."""
-
-    clip_id: str
-    uri: str
-    bucket: str
-    split: str
 
 
 class TrainVAEConfig(TrainingConfig):
@@ -48,6 +43,12 @@ class TrainVAEConfig(TrainingConfig):
     num_norm_clips: int = Field(
         default=256, ge=1, description="training clips from which shift and scale of the latents are computed"
     )
+    cache_gb: float = Field(
+        default=1.0,
+        ge=0,
+        description="decoded clips that a worker keeps in memory, GB; others are decoded again in each epoch",
+        json_schema_extra=NOT_IDENTITY,
+    )
 
 
 @step
@@ -55,21 +56,24 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
     """Train a VAE, or return the existing model for the same settings and clips.
 
     Raises:
-        StepError: no training or no validation clips, clips that are too short, or a training that failed.
+        StepError: no training or no validation clips, clips that are too short, no training to continue, or a training
+            that failed.
     """
     train_clips = selected_clips(run.root, config.selection, "train", CLIP_COLUMNS).to_pylist()
     val_clips = selected_clips(run.root, config.selection, "val", CLIP_COLUMNS).to_pylist()[: config.num_val_clips]
     check_splits(len(train_clips), len(val_clips), "clips")
+    check_disjoint([clip["clip_id"] for clip in train_clips], [clip["clip_id"] for clip in val_clips])
     _check_frames(config, train_clips)
     ids = [[clip["clip_id"], clip["bucket"]] for clip in (*train_clips, *val_clips)]
     versions = {name: table_version(run.root, name) for name in ("clips", "selections")}
+    trained_on = TrainedOn(selection=config.selection, versions=versions)
     job = Job(
         kind="vae",
-        model_id=model_id("vae", VERSION, config, [*ids, len(train_clips)]),
+        ids=identify(run, "vae", VERSION, config, config.continue_from, trained_on, [*ids, len(train_clips)]),
         run=run,
         config=config,
         training=partial(VAETraining, config=config, train=train_clips, val=val_clips),
-        trained_on=TrainedOn(selection=config.selection, versions=versions),
+        trained_on=trained_on,
     )
     return run_training(job, "train_vae", VERSION)
 
@@ -88,7 +92,7 @@ def check_splits(num_train: int, num_val: int, what: str) -> None:
             )
 
 
-def _check_frames(config: TrainVAEConfig, clips: Sequence[SelectedClip]) -> None:
+def _check_frames(config: TrainVAEConfig, clips: "Sequence[SelectedClip]") -> None:
     factor = config.model.time_factor
     num_frames = config.batch.num_frames
     if (num_frames - 1) % factor:
@@ -106,43 +110,49 @@ def _check_frames(config: TrainVAEConfig, clips: Sequence[SelectedClip]) -> None
 
 
 class VAETraining:
-    """The VAE's part of a training. Every worker holds all clips, decoded at the size of their bucket, in memory.
+    """The VAE's part of a training. Clips are decoded when a step needs them, at the size of their bucket.
 
-    That is 0.4 MB for a clip of 33 frames at 64x64 px and 120 MB for one of 121 frames at 480x704 px. A
-    machine holds one copy for each of its workers: use more machines, or select fewer clips, before memory is full.
+    A decoded clip takes 0.4 MB for 33 frames at 64x64 px and 120 MB for 121 frames at 480x704 px.
     """
 
     def __init__(
         self,
         config: TrainVAEConfig,
-        train: Sequence[SelectedClip],
-        val: Sequence[SelectedClip],
-        rank: int,
-        world_size: int,
+        train: "Sequence[SelectedClip]",
+        val: "Sequence[SelectedClip]",
         device: "device",
     ):
-        self.config, self.rank, self.world_size, self.device = config, rank, world_size, device
-        self.bad: list[str] = []
-        self.train_ids, self.train = self._read(train)
-        self.val_ids, self.val = self._read(val)
-        check_splits(len(self.train), len(self.val), f"readable clips (first error: {(self.bad or ['none'])[0]})")
-        self.num_train, self.num_val = len(self.train), len(self.val)
-        self.alike = positions_alike([clip.shape[1:] for clip in self.train])
+        self.config, self.device = config, device
+        from tasks.training.clip_reader import ClipReader
 
-    def _read(self, clips: Sequence[SelectedClip]) -> tuple[list[str], "list[np.ndarray]"]:
-        """Ids and frames of the clips that can be read; the others are listed in `bad`."""
-        from pyramid_model.video.video import VideoError, read_clip
+        self.train = ClipReader(train, config.cache_gb * 1e9, config.cpus_per_worker)
+        held_out = ClipReader(val, 0, config.cpus_per_worker)
+        frames = held_out.threads.map(held_out.read, range(len(val)))
+        self.val = [clip for clip in frames if clip is not None]
+        self.bad_val = held_out.bad
+        check_splits(len(train), len(self.val), f"readable clips (first error: {(self.bad_val or ['none'])[0]})")
+        self.num_train, self.num_val = len(train), len(self.val)
+        self.plans = {size: self._plan(size) for size in (config.batch.image_batch_size, config.optim.batch_size)}
 
-        ids, frames = [], []
-        for clip in clips:
-            bucket = parse_bucket(clip["bucket"])
-            size = {"height": bucket.height, "width": bucket.width}
-            try:
-                frames.append(read_clip(clip["uri"], **size, fps=bucket.fps, num_frames=bucket.num_frames))
-                ids.append(clip["clip_id"])
-            except (VideoError, ValueError) as err:
-                self.bad.append(f"{clip['clip_id']}: {err}")
-        return ids, frames
+    def _plan(self, batch_size: int) -> "BatchPlan":
+        from pyramid_model.train.mixture import BatchPlan
+
+        sources = [""] * self.num_train
+        sizes = batch_size, 1, self.config.optim.seed, self.config.num_batches
+        return BatchPlan(self.train.shapes, sources, MixConfig(), *sizes)
+
+    @property
+    def bad(self) -> list[str]:
+        """Clips that could not be read so far."""
+        return [*self.train.bad, *self.bad_val]
+
+    def describe(self) -> list[str]:
+        """See `BatchPlan.describe`; of the steps on video."""
+        buckets = [clip["bucket"] for clip in self.train.clips]
+        num_steps = max(0, self.config.optim.num_steps - self.config.batch.image_steps)
+        return self.plans[self.config.optim.batch_size].describe(
+            buckets, Counter(buckets), num_steps, with_tokens=False
+        )
 
     def objective(self) -> "VAEObjective":
         """The VAE with its loss; the same weights in every worker."""
@@ -158,17 +168,28 @@ class VAETraining:
         initialise_vae(vae, step_generator(self.config.optim.seed, 0, -2))
         return VAEObjective(vae, self.config.loss)
 
-    def batch(self, step: int) -> "Batch":
-        """Random cuts of this worker's clips."""
+    def batch(self, step: int, index: int) -> "Batch":
+        """Random excerpts of clips."""
         from pyramid_model.train.batches import step_generator, vae_batch
         from pyramid_model.train.loop import Batch
 
-        optim = self.config.optim
-        generator = step_generator(optim.seed, step, self.rank)
-        batch_size, num_frames = self.config.batch.at(step, optim.batch_size)
-        indices = pick_samples(self.alike, batch_size, optim.seed, step, self.rank, self.world_size)
-        frames = vae_batch(self.train, indices, num_frames, generator, self.config.batch.crop)
-        return Batch((frames.to(self.device), generator), [self.train_ids[i] for i in indices])
+        config = self.config.batch
+        batch_size, num_frames = config.at(step, self.config.optim.batch_size)
+        plan = self.plans[batch_size]
+        generator = step_generator(self.config.optim.seed, step, index)
+        readable = list(self.train.threads.map(partial(self._readable, plan), plan.pick(step, index)))
+        clips = [frames for _, frames in readable]
+        frames = vae_batch(clips, range(len(clips)), num_frames, generator, config.crop)
+        ids = [self.train.clips[position]["clip_id"] for position, _ in readable]
+        return Batch((frames.to(self.device), generator), ids)
+
+    def _readable(self, plan: "BatchPlan", position: int) -> "tuple[int, np.ndarray]":
+        """A clip with its position. One that cannot be read is replaced by the next of its size."""
+        if readable := plan.readable(position, self.train.read):
+            return readable
+        raise StepError(
+            f"no clip of a size can be read, first: {self.train.bad[0]}. Restore the clips or select others"
+        )
 
     def validate(self, objective: "VAEObjective") -> dict[str, float]:
         """Reconstruction of the held-out clips."""
@@ -189,7 +210,9 @@ class VAETraining:
         factor = vae.config.time_factor
         latents = []
         with torch.inference_mode():
-            for clip in self.train[: self.config.num_norm_clips]:
+            for clip in map(self.train.read, range(min(self.config.num_norm_clips, self.num_train))):
+                if clip is None:
+                    continue
                 frames = to_unit_range(clip[: len(clip) - (len(clip) - 1) % factor])[None]
                 latents.append(vae.encode(frames.to(self.device)).mode().cpu())
         norm = measure_latent_norm(latents)

@@ -21,7 +21,8 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table, table_version
 from tasks.tables.newest import ORDER, newest_row
 from tasks.tables.rows import ModelRow, Row, ok_row
-from tasks.training.job import Job, TrainingResult
+from tasks.training.job import RAY_FOLDER, Job, TrainingResult
+from tasks.training.line import check_parent
 
 
 def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
@@ -37,6 +38,8 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     run = job.run
     timings: dict[str, float] = {}
     if read_record(job.uri) is None:
+        if job.ids.parent:
+            check_parent(job.kind, job.ids.parent)
         from tasks.training.workers import fit
 
         timings = fit(job, step)
@@ -48,7 +51,7 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     timings["mlflow_s"] = time.time() - started
     block = content_id("models", job.model_id)
     append_block(run.root, "models", [row], block, lineage(run, step, step_version, job.config))
-    _remove_checkpoints(job)
+    _remove_state_of_ray(job)
     return TrainingResult(
         step=step,
         num_in=1,
@@ -103,6 +106,10 @@ def _row(job: Job, record: TrainedModel, mlflow_run_id: str) -> Row:
         kind=job.kind,
         weights_hash=record.weights_hash,
         uri=job.uri,
+        line_id=job.ids.line_id,
+        parent_id=job.ids.parent.model_id if job.ids.parent else "",
+        data_id=job.ids.data_id,
+        first_step=job.first_step,
         num_steps=job.config.optim.num_steps,
         config=record.model_dump_json(include={"settings", "trained_on"}),
         metrics=json.dumps(record.metrics),
@@ -125,7 +132,8 @@ def _summary(metrics: Mapping[str, JsonValue]) -> str:
     return f"{name} {metrics[f'{name}_untrained']:.4g} untrained, {metrics[name]:.4g} trained"
 
 
-def _remove_checkpoints(job: Job) -> None:
-    fs, path = storage.filesystem(job.checkpoints)
+def _remove_state_of_ray(job: Job) -> None:
+    """Remove the files of Ray Train beside the checkpoints, which a later training may continue."""
+    fs, path = storage.filesystem(storage.join(job.checkpoints, RAY_FOLDER))
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)

@@ -4,7 +4,8 @@ Workers run `pyramid_model.train.loop` and divide the training by `parallel` (`p
 of them write checkpoints under `<root>/checkpoints/<model_id>/`. Every start reads the newest that is whole, so it
 makes no difference whether a worker died (Ray Train starts the group again, at most `MAX_FAILURES` times) or the whole
 driver was killed (the same command starts the step again): the weights at the end are the same, bit for bit. Data,
-noise and order of samples are functions of (seed, step, worker), so a checkpoint needs no position in the data.
+noise and order of samples are functions of (seed, step, index of the batch), so a checkpoint needs no position in the
+data, and any number of workers that divides the batches of a step sees the same ones.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,40 +24,15 @@ from tasks.running.cluster import connect
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.run import report_progress
 from tasks.tables.stored_folders import writing_folder
-from tasks.training.job import Job, Training, TrainingConfig
+from tasks.training.board import LOG, Board, ToBoard
+from tasks.training.job import RAY_FOLDER, Job, Training, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-LOG = logging.getLogger("pyramid.training")
 MAX_FAILURES = 2
 POLL_S = 0.5
 LOG_AGAIN_S = 300.0  # pause after an outage of MLflow before the next try
-
-
-class Board:
-    """Ray actor between workers and driver: rows of the curve, and the reason why a training cannot go on."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.fatal = ""
-
-    def post(self, row: dict[str, float]) -> None:
-        """Add a row."""
-        self.rows.append(row)
-
-    def fail(self, reason: str) -> None:
-        """Record the first reason why new workers would fail in the same way."""
-        self.fatal = self.fatal or reason
-
-    def failed(self) -> str:
-        """The reason; empty if there is none."""
-        return self.fatal
-
-    def take(self) -> tuple[list[dict[str, float]], str]:
-        """Rows since the last call, and the reason."""
-        rows, self.rows = self.rows, []
-        return rows, self.fatal
 
 
 class Curve:
@@ -143,11 +120,13 @@ def _watch(job: Job, step: str, board: Any, fitting: threading.Thread, curve: Cu
     last_seen, first_row = time.monotonic(), 0.0
     while fitting.is_alive():
         fitting.join(POLL_S)
-        rows, fatal = ray.get(board.take.remote())
+        rows, messages, fatal = ray.get(board.take.remote())
+        for level, message in messages:
+            LOG.log(level, "%s", message)
         if rows:
             first_row = first_row or time.time()
             last_seen = time.monotonic()
-            report_progress(step, int(rows[-1]["step"]), num_steps, "steps")
+            report_progress(step, int(rows[-1]["step"]) - job.first_step, num_steps, "steps")
             curve.add(rows)
         if fatal:
             ray.shutdown()  # ends the workers; Ray Train would start them again first
@@ -180,7 +159,7 @@ def _run_trainer(job: Job, board: Any, outcome: list[BaseException | None]) -> N
                 num_workers=job.config.num_workers, use_gpu=with_gpu, resources_per_worker=resources
             ),
             run_config=RunConfig(
-                name="ray",
+                name=RAY_FOLDER,
                 storage_path=job.checkpoints,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
@@ -257,54 +236,63 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
 
     from pyramid_model.parallel.training import parallelise
     from pyramid_model.train.checkpoints import Checkpoints
-    from pyramid_model.train.loop import TrainState, train
+    from pyramid_model.train.loop import TrainState, train, validated
     from pyramid_model.train.read_ahead import ReadAhead
 
     torch.set_num_threads(job.config.cpus_per_worker)
-    device, share = ray.train.torch.get_device(), job.config.parallel.share_batch
-    # Workers that share a batch read the same one.
-    data = {"rank": rank // share, "world_size": world_size // share}
-    training: Training[nn.Module] = job.training(**data, device=device)
+    first = rank == 0
+    if first:
+        LOG.setLevel(logging.INFO)
+        LOG.addHandler(ToBoard(board))
+    device = ray.train.torch.get_device()
+    training: Training[nn.Module] = job.training(device=device)
     objective = training.objective().to(device)
     state = TrainState.start(parallelise(objective, job.config.parallel, device), job.config.optim)
-    checkpoints = Checkpoints(job.checkpoints)
-    checkpoints.load(state)
-    first = rank == 0
-    started = time.time()
-    curve = train(
-        state,
-        job.config.optim,
-        ReadAhead(lambda step: [training.batch(step)], job.config.optim.num_steps),
-        validate=lambda: training.validate(objective),
-        on_log=board.post.remote if first else None,
-        checkpoints=checkpoints,
+    checkpoints = Checkpoints(job.checkpoints, about=job.about)
+    validate = partial(training.validate, objective)
+    if not checkpoints.load(state) and (parent := job.ids.parent):
+        untrained = validated(state, validate)
+        Checkpoints(parent.checkpoints).load(state, step=parent.step)
+        state.begin(job.config.optim, untrained)
+    indices = job.config.batches_of_rank(rank, world_size)
+    batches = ReadAhead(
+        lambda step: [training.batch(step, index) for index in indices], state.first_step + job.config.optim.num_steps
     )
-    skipped = state.skipped
+    if first:
+        for line in training.describe():
+            LOG.info("%s", line)
+    started = time.time()
+    on_log = board.post.remote if first else None
+    train(state, job.config.optim, batches, validate=validate, on_log=on_log, checkpoints=checkpoints)
+    facts = state.facts()
     step = checkpoints.load_best(state)
     weights = state.model_weights()
     if first:
         model = training.objective()
         model.load_state_dict(weights)
-        _save_model(job, training, model.to(device), curve, step, skipped, time.time() - started)
+        _save_model(job, training, model.to(device), facts, step, time.time() - started)
+        checkpoints.retire(step, keep_last=1)
 
 
 def _save_model(
     job: Job,
     training: "Training[nn.Module]",
     objective: "nn.Module",
-    curve: list[dict[str, float]],
+    facts: dict[str, Any],
     step: int,
-    skipped: list[dict[str, Any]],
     busy_s: float,
 ) -> None:
-    """The model's folder with `training.json`, which is written after all other files. step: of the best weights."""
+    """The model's folder with `training.json`, which is written after all other files.
+
+    facts: of the state after the last step. step: of the weights.
+    """
     from pyramid_model.weights.weights import weights_hash
 
     if training.bad:
         LOG.warning("%d items could not be read and were left out: %s", len(training.bad), "; ".join(training.bad[:5]))
-    row = next(row for row in curve if row["step"] == step)
+    row = next(row for row in facts["curve"] if row["step"] == step)
     figures = {name: value for name, value in row.items() if name.startswith("val_")}
-    untrained = {f"{name}_untrained": value for name, value in curve[0].items() if name.startswith("val_")}
+    untrained = {f"{name}_untrained": value for name, value in facts["untrained"].items()}
     counts = {
         "num_train": training.num_train,
         "num_val": training.num_val,
@@ -313,7 +301,7 @@ def _save_model(
         "num_parameters": sum(weight.numel() for weight in objective.parameters()),
         "train_s": busy_s,
         "best_step": step,
-        "skipped": skipped,
+        "skipped": facts["skipped"],
     }
     with writing_folder(job.uri, last=(TRAINING_FILE,)) as folder:
         training.save(objective, folder)
@@ -324,7 +312,7 @@ def _save_model(
             settings=job.config.model_dump(mode="json"),
             trained_on=job.trained_on,
             metrics=figures | untrained | counts,
-            curve=curve,
+            curve=facts["curve"],
             busy_s=busy_s,
         )
         Path(folder, TRAINING_FILE).write_text(record.model_dump_json(indent=1))

@@ -216,7 +216,7 @@ assert not {{"ray", "torch", "mlflow", "transformers", "av"}} & set(sys.modules)
     assert {table: len(rows_of(chain, table)) for table in counts} == counts
 
 
-def training_of(chain: Chain, rank: int = 0, world_size: int = 1, **settings) -> DiTTraining:
+def training_of(chain: Chain, **settings) -> DiTTraining:
     """The DiT's side of a training on this root, as a worker would build it."""
     import torch
 
@@ -225,16 +225,16 @@ def training_of(chain: Chain, rank: int = 0, world_size: int = 1, **settings) ->
     sampled = bool(config.sample_posterior)
     source = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash, config.caption_weights, sampled)
     train, val = find_pairs(source, "train"), find_pairs(source, "val")
-    return DiTTraining(config, source, train, val, sources_of(source, train), rank, world_size, torch.device("cpu"))
+    return DiTTraining(config, source, train, val, sources_of(source, train), torch.device("cpu"))
 
 
-def test_workers_of_a_sync_group_see_the_same_clips_and_train_other_units(chain):
-    first, second = (training_of(chain, rank, 2, sync_group=2, num_workers=2) for rank in (0, 1))
+def test_batches_of_a_sync_group_have_the_same_clips_and_train_other_units(chain):
+    training = training_of(chain, sync_group=2, num_batches=2)
     for step in range(3):
-        batches = first.batch(step), second.batch(step)
+        batches = training.batch(step, 0), training.batch(step, 1)
         assert batches[0].ids == batches[1].ids
         assert batches[0].args[0].equal(batches[1].args[0])
-    objective = first.objective()
+    objective = training.objective()
     assert {objective._units_to_train(step, rank, 2) for step in (0, 1) for rank in (0, 1)} == {(2, 1), (1, 2)}
 
 
@@ -242,7 +242,7 @@ def test_a_mixture_names_the_sources_and_a_budget_sets_the_batch(chain):
     assert set(sources_of(training_of(chain).source, training_of(chain).train.pairs)) == {None}
     tokens = 2 * 2 * 2  # of a latent of 2 frames of 4 x 4
     training = training_of(chain, mix={"token_budget": 7 * tokens})
-    assert len(training.batch(0).ids) == 6  # the largest multiple of two stages within the budget
+    assert len(training.batch(0, 0).ids) == 6  # the largest multiple of two stages within the budget
 
 
 def test_latents_are_drawn_from_the_posterior_where_that_is_asked_for(chain):
@@ -251,10 +251,10 @@ def test_latents_are_drawn_from_the_posterior_where_that_is_asked_for(chain):
     assert latents(chain.run, LatentsConfig(parts="mean,logvar")).num_ok == 6
     means, draws = training_of(chain), training_of(chain, sample_posterior=True)
     assert [pair.clip_id for pair in means.train.pairs] == [pair.clip_id for pair in draws.train.pairs]
-    drawn, mean = draws.batch(0).args[0], means.batch(0).args[0]
+    drawn, mean = draws.batch(0, 0).args[0], means.batch(0, 0).args[0]
     assert drawn.shape == mean.shape
     assert 0 < (drawn - mean).abs().mean() < 5
-    assert draws.batch(0).args[0].equal(drawn)  # the same draw every time
+    assert draws.batch(0, 0).args[0].equal(drawn)  # the same draw every time
 
 
 def test_training_files_go_out_and_come_back_with_the_same_values(chain, tmp_path):
@@ -293,7 +293,7 @@ def test_a_damaged_latent_is_left_out_and_named(chain):
     assert not load_pairs(source, pairs).bad  # at the pinned version all is well
     training = training_of(chain)
     position = next(i for i, pair in enumerate(training.train.pairs) if pair.latent_id == pairs[0].latent_id)
-    assert training._sound(position, random.Random(0))[0] != position  # another one of its size takes its place
+    assert training._readable(position, random.Random(0))[0] != position  # another one of its size takes its place
     assert pairs[0].clip_id in training.bad[0]
     now = pair_source(chain.run, "", "", find_model(chain.run, "vae"), encoder_hash)
     loaded = load_pairs(now, pairs)

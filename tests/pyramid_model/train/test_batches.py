@@ -5,31 +5,15 @@ import pytest
 import torch
 
 from pyramid_model.text import stack_features
-from pyramid_model.train.batches import batch_indices, dit_batch, step_generator, vae_batch
+from pyramid_model.train.batches import dit_batch, step_generator, vae_batch
 from pyramid_model.vae.pixels import to_uint8
 
 
-def test_every_sample_comes_up_equally_often_over_all_workers():
-    drawn = [i for step in range(7) for rank in (0, 1) for i in batch_indices(7, 2, 3, step, rank, world_size=2)]
-    assert sorted(drawn) == sorted(list(range(7)) * 4)
-
-
-def test_batches_are_functions_of_seed_step_and_rank():
-    assert batch_indices(9, 4, seed=1, step=5) == batch_indices(9, 4, seed=1, step=5)
+def test_random_numbers_are_functions_of_seed_step_and_batch():
     draws = [
         torch.rand(3, generator=step_generator(*key)).tolist() for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
     ]
     assert len({tuple(draw) for draw in draws}) == 4
-
-
-def test_batches_stay_what_they_were_when_models_were_trained_with_them():
-    drawn = [batch_indices(7, 3, 11, step) for step in (0, 1, 2, 3, 4, 0)]
-    assert drawn == [[1, 3, 5], [4, 2, 0], [6, 4, 5], [1, 2, 3], [0, 6, 2], [1, 3, 5]]
-
-
-def test_an_empty_training_set_is_refused():
-    with pytest.raises(ValueError, match="training set is empty"):
-        batch_indices(0, 2, 0, 0)
 
 
 def test_vae_cuts_are_frames_of_the_clip_in_order(clips):

@@ -25,6 +25,7 @@ def state(step: int, width: int = 8) -> TrainState:
     torch.manual_seed(step)
     made = TrainState.start(torch.nn.Linear(width, 4), OptimConfig())
     made.step, made.ema.num_updates, made.curve = step, step, [{"step": step}]
+    made.first_step, made.untrained = step // 2, {"val_loss": float(step)}
     for moments in made.optimizer.state.values():
         for tensor in moments.values():
             tensor.fill_(step)
@@ -66,7 +67,7 @@ def test_a_walk_over_the_state_meets_nothing_that_no_checkpoint_holds():
     held = {tensor.data_ptr() for tensor in flat(made.tensors()).values() if isinstance(tensor, torch.Tensor)}
     owners = [made.objective.state_dict(), made.ema.shadow, *made.optimizer.state.values()]
     assert all(tensor.data_ptr() in held for owner in owners for tensor in owner.values())
-    stated = {"objective", "optimizer", "ema", "step", "curve", "best", "skipped"}
+    stated = {"objective", "optimizer", "ema", "step", "first_step", "untrained", "curve", "best", "skipped"}
     assert set(vars(made)) == stated, "put what is new into tensors() or facts(), and its name here"
     assert set(vars(made.ema)) == {"decay", "num_updates", "shadow"}  # decay is a setting
 

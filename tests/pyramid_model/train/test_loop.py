@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyramid_model.config import PyramidConfig
-from pyramid_model.train.batches import batch_indices, dit_batch, step_generator, vae_batch
+from pyramid_model.train.batches import dit_batch, step_generator, vae_batch
 from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import DiTLossConfig, OptimConfig, VAELossConfig
 from pyramid_model.train.dit_loss import DiTObjective
@@ -55,7 +55,7 @@ def training(request, tiny_vae, tiny_dit, tiny_mmdit, clips, latents):
 
     def dit_step(step: int) -> list[Batch]:
         generator = step_generator(0, step)
-        indices = batch_indices(5, 4, 0, step)
+        indices = torch.randint(5, (4,), generator=step_generator(1, step)).tolist()
         batch = dit_batch(latents[0], latents[1], latents[1][0], indices, generator)
         return [Batch((*batch, generator, step, 0), [str(i) for i in indices])]
 
@@ -149,6 +149,30 @@ def test_a_step_without_finite_numbers_is_skipped_within_the_budget(training):
     assert [row.get("skipped") for row in state.curve] == [None, 1, None]
     assert all(weight.isfinite().all() for weight in objective.parameters())
     assert (state.step, state.ema.num_updates) == (3, 2)
+
+
+def test_a_training_that_continues_another_counts_its_steps_on_and_has_its_own_settings(training, tmp_path):
+    objective, batches_for_step = training()
+    checkpoints = Checkpoints(str(tmp_path))
+    train(TrainState.start(objective, OPTIM), OPTIM, batches_for_step, checkpoints=checkpoints)
+
+    other = OptimConfig.model_validate(OPTIM.model_dump() | {"num_steps": 2, "lr": 1e-3, "betas": (0.8, 0.9)})
+    objective, _ = training()
+    state = TrainState.start(objective, other)
+    assert checkpoints.load(state)
+    before = {name: weight.clone() for name, weight in objective.state_dict().items()}
+    state.begin(other, {"val_loss": 9.0})
+    assert all(torch.equal(weight, before[name]) for name, weight in objective.state_dict().items())
+    asked = []
+    curve = train(
+        state, other, lambda step: asked.append(step) or batches_for_step(step), validate=lambda: {"val_loss": 1.0}
+    )
+    assert asked == [4, 5]
+    assert [row["step"] for row in curve] == [4, 5, 6]
+    assert [row["lr"] for row in curve[1:]] == [learning_rate(other, 0), learning_rate(other, 1)]
+    assert (state.untrained, state.best) == ({"val_loss": 9.0}, (4, 1.0))
+    assert {group["betas"] for group in state.optimizer.param_groups} == {(0.8, 0.9)}
+    assert [group["weight_decay"] for group in state.optimizer.param_groups] == [other.weight_decay, 0]
 
 
 def test_a_missing_checkpoint_changes_nothing(training, tmp_path):

@@ -11,8 +11,8 @@ LONG, SHORT, IMAGE = (16, 4, 8, 8), (16, 2, 8, 8), (16, 1, 8, 8)
 SHAPES = [LONG] * 12 + [SHORT] * 20 + [IMAGE] * 30
 
 
-def plan_of(mix: MixConfig, shapes=SHAPES, sources=None, world_size=1, multiple_of=2) -> BatchPlan:
-    return BatchPlan(shapes, sources or ["a"] * len(shapes), mix, 4, multiple_of, 0, world_size)
+def plan_of(mix: MixConfig, shapes=SHAPES, sources=None, num_batches=1, multiple_of=2) -> BatchPlan:
+    return BatchPlan(shapes, sources or ["a"] * len(shapes), mix, 4, multiple_of, 0, num_batches)
 
 
 def test_a_step_has_one_shape_and_as_many_samples_as_fill_the_budget():
@@ -25,11 +25,11 @@ def test_a_step_has_one_shape_and_as_many_samples_as_fill_the_budget():
     assert sizes == {LONG: 4, SHORT: 10, IMAGE: 20}  # multiples of two within the budget
 
 
-def test_every_sample_comes_once_an_epoch_and_workers_never_share_one():
+def test_every_sample_comes_once_an_epoch_and_batches_never_share_one():
     shapes = [LONG] * 16 + [SHORT] * 24
-    plan = plan_of(MixConfig(), shapes, world_size=2)
+    plan = plan_of(MixConfig(), shapes, num_batches=2)
     steps = range(sum(plan.num_steps))
-    seen = Counter(i for step in steps for rank in (0, 1) for i in plan.pick(step, rank))
+    seen = Counter(i for step in steps for index in (0, 1) for i in plan.pick(step, index))
     assert seen == Counter(range(40))
     assert all(not set(plan.pick(step, 0)) & set(plan.pick(step, 1)) for step in range(100))
 
@@ -66,3 +66,68 @@ def test_what_cannot_be_mixed_is_refused():
         plan_of(MixConfig(image_share=0.5), [LONG] * 4)
     with pytest.raises(ValueError, match="at least one must be more than 0"):
         MixConfig(source_weights={"a": 0.0})
+
+
+def plan_of_one_shape(num_samples, batch_size, seed, num_batches=1) -> BatchPlan:
+    return BatchPlan([LONG] * num_samples, [""] * num_samples, MixConfig(), batch_size, 1, seed, num_batches)
+
+
+def test_every_sample_comes_up_equally_often_over_all_batches():
+    plan = plan_of_one_shape(7, 2, 3, num_batches=2)
+    drawn = [i for step in range(7) for index in (0, 1) for i in plan.pick(step, index)]
+    assert sorted(drawn) == sorted(list(range(7)) * 4)
+
+
+def test_batches_stay_what_they_were_when_models_were_trained_with_them():
+    plan = plan_of_one_shape(7, 3, 11)
+    drawn = [plan.pick(step, 0) for step in (0, 1, 2, 3, 4, 0)]
+    assert drawn == [[1, 3, 5], [4, 2, 0], [6, 4, 5], [1, 2, 3], [0, 6, 2], [1, 3, 5]]
+
+
+def test_an_empty_training_set_is_refused():
+    with pytest.raises(ValueError, match="training set is empty"):
+        plan_of_one_shape(0, 2, 0)
+
+
+def test_a_group_smaller_than_a_step_repeats_its_samples():
+    plan = plan_of_one_shape(3, 4, 0, num_batches=2)
+    assert sorted(Counter(plan.pick(0, 0) + plan.pick(0, 1)).values()) == [2, 3, 3]
+    (_, line) = plan.describe(["a"] * 3, {"a": 3}, 10)
+    assert line.endswith("fewer than the 8 of a step, so some repeat")
+
+
+def test_the_plan_counts_clips_tokens_and_epochs_and_names_what_is_lost():
+    plan = plan_of(MixConfig(image_share=0), num_batches=2)
+    buckets = {LONG: "long", SHORT: "short", IMAGE: "image"}
+    lines = plan.describe([buckets[shape] for shape in SHAPES], {"long": 12, "short": 23, "tiny": 2}, 9)
+    assert lines == [
+        "62 clips; 9 steps of 2 batches are 2.25 epochs",
+        "image: 30 clips, 4 in a batch of 64 tokens, not used (mix)",
+        "short: 20 clips, 4 in a batch of 128 tokens, 2 steps an epoch",
+        "long: 12 clips, 4 in a batch of 256 tokens, 2 steps an epoch",
+        "short: 3 selected clips lack data",
+        "tiny: 2 selected clips lack data",
+    ]
+
+
+def test_samples_of_a_step_share_one_shape_and_every_sample_comes_up():
+    shapes = [LONG] * 6 + [SHORT] * 2
+    plan, seen = plan_of(MixConfig(), shapes, num_batches=2), set()
+    for step in range(40):
+        positions = plan.pick(step, 0) + plan.pick(step, 1)
+        assert len({shapes[position] for position in positions}) == 1
+        seen.update(positions)
+    assert seen == set(range(8))
+
+
+def test_a_sample_that_cannot_be_read_is_replaced_by_the_next_of_its_shape():
+    plan = plan_of(MixConfig())
+    assert plan.readable(5, lambda position: str(position)) == (5, "5")
+    assert plan.readable(11, {3: "three", 20: "of another shape"}.get) == (3, "three")
+    assert plan.readable(11, lambda position: None) is None
+
+
+def test_the_largest_batch_has_the_most_tokens():
+    plan = plan_of(MixConfig(token_budget=10 * num_tokens(IMAGE)))
+    assert {SHAPES[i] for i in plan.largest()} == {IMAGE}  # of the others fewer fit into the budget
+    assert {SHAPES[i] for i in plan_of(MixConfig()).largest()} == {LONG}

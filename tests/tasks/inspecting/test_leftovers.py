@@ -8,7 +8,9 @@ import pytest
 
 from tasks.inspecting.leftovers import vacuum
 from tasks.inspecting.verify import verify
+from tasks.tables.appending import append_block
 from tasks.tables.delta import DamagedTableError
+from tasks.tables.rows import Lineage, ok_row
 
 
 def test_vacuum_removes_nothing_when_a_table_cannot_be_read(small):
@@ -64,3 +66,13 @@ def test_vacuum_lists_and_then_removes_what_no_row_names(small):
     assert not orphan.exists()
     assert small.bad_findings("warn") == small.bad_findings() == []
     assert Path(small.root, "media", "clips", f"{small.clip_id(1)}.mp4").exists()
+
+
+def test_vacuum_keeps_checkpoints_of_a_training_until_another_has_continued_it(tmp_path):
+    root = str(tmp_path)
+    for name in ("first", "second", "killed"):
+        Path(root, "checkpoints", name, "step-00000008").mkdir(parents=True)
+    lineage = Lineage("test", "train_dit", "1", "", "")
+    for name, parent in (("first", ""), ("second", "first")):
+        append_block(root, "models", [ok_row({}, model_id=name, kind="dit", parent_id=parent)], name, lineage)
+    assert vacuum(root, older_than_h=0) == ["checkpoints/first", "checkpoints/killed"]

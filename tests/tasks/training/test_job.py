@@ -1,55 +1,37 @@
-"""Facts about the identity of a training and the samples of its steps."""
+"""What a training refuses before it starts."""
 
-from pyramid_model.config import MiniFluxConfig, MMDiTConfig
-from tasks.training.job import model_id, pick_samples, positions_alike
-from tasks.training.train_dit import TrainDiTConfig
+import pytest
 
-
-def test_samples_of_a_step_share_one_group_and_every_sample_comes_up():
-    groups = ["a"] * 6 + ["b"] * 2
-    seen = set()
-    for step in range(40):
-        picked = [pick_samples(positions_alike(groups), 2, 0, step, rank, 2) for rank in (0, 1)]
-        assert len({groups[i] for ranks in picked for i in ranks}) == 1
-        seen.update(i for ranks in picked for i in ranks)
-    assert seen == set(range(8))
+from pyramid_model.train.config import MixConfig
+from pyramid_model.train.mixture import BatchPlan
+from tasks.running.errors import StepError
+from tasks.training.job import TrainingConfig, check_disjoint
 
 
-def test_samples_of_a_step_stay_what_they_were_when_models_were_trained_with_them():
-    alike = positions_alike(["a", "b", "a", "c", "a", "b", "a"])
-    assert alike == [[0, 2, 4, 6], [1, 5], [0, 2, 4, 6], [3], [0, 2, 4, 6], [1, 5], [0, 2, 4, 6]]
-    picked = [pick_samples(alike, 2, 5, step, rank, 2) for step in range(4) for rank in (0, 1)]
-    assert picked == [
-        [6, 0],
-        [4, 2],
-        [5, 1],
-        [1, 5],
-        [2, 0],
-        [4, 6],
-        [4, 0],
-        [2, 6],
-    ]  # as of version 1 of both trainings
+def test_workers_that_cannot_divide_the_batches_of_a_step_are_refused():
+    TrainingConfig.model_validate({"num_workers": 4, "num_batches": 2, "parallel": {"share_batch": 2}})
+    with pytest.raises(ValueError, match=r"4 workers cannot divide num_batches 6: set num_batches to a multiple of 4"):
+        TrainingConfig(num_workers=4, num_batches=6)
 
 
-SIZES = {"latent_channels": 4, "num_heads": 1, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
+def test_a_clip_of_both_splits_is_refused():
+    check_disjoint(["a", "b"], ["c"])
+    with pytest.raises(StepError, match="1 clips are in the splits train and val, such as b: run the select step"):
+        check_disjoint(["a", "b"], ["b", "c"])
 
 
-MINIFLUX = MiniFluxConfig(**SIZES, num_double_blocks=1, num_single_blocks=1, rope_axes=(2, 2, 4))
+def test_an_epoch_on_two_numbers_of_workers_has_every_sample_once():
+    shape = (16, 2, 8, 8)
+    plan = BatchPlan([shape] * 48, [""] * 48, MixConfig(), 2, 1, 0, 4)
+    seen = []
+    for step in range(6):
+        config = TrainingConfig(num_workers=4 if step < 3 else 2, num_batches=4)
+        for rank in range(config.num_workers):
+            for index in config.batches_of_rank(rank, config.num_workers):
+                seen += plan.pick(step, index)
+    assert sorted(seen) == list(range(48))
 
 
-MMDIT = MMDiTConfig(**SIZES, num_blocks=1, position_grid=4, position_base=4)
-
-
-def test_models_of_two_kinds_have_two_ids():
-    config = TrainDiTConfig(model=MINIFLUX)
-    ids = {model_id("dit", "1", c, []) for c in (config, TrainDiTConfig(model=MINIFLUX, mmdit=MMDIT))}
-    assert len(ids) == 2
-
-
-def test_where_data_lie_and_how_often_a_training_reports_are_no_part_of_its_id():
-    config = TrainDiTConfig(model=MINIFLUX)
-    changes = {"selection": "s", "vae": "/vae", "encoder": "/encoder", "use_gpu": "no", "optim": {"log_every": 1}}
-    other = TrainDiTConfig.model_validate({"model": MINIFLUX, **changes})
-    assert model_id("dit", "1", other, []) == model_id("dit", "1", config, [])
-    longer = TrainDiTConfig.model_validate({"model": MINIFLUX, "optim": {"num_steps": 9999}})
-    assert model_id("dit", "1", longer, []) != model_id("dit", "1", config, [])
+def test_workers_that_share_a_batch_compute_the_same_ones():
+    config = TrainingConfig.model_validate({"num_workers": 4, "num_batches": 4, "parallel": {"share_batch": 2}})
+    assert [list(config.batches_of_rank(rank, 4)) for rank in range(4)] == [[0, 1], [0, 1], [2, 3], [2, 3]]

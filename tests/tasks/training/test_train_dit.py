@@ -67,25 +67,28 @@ def sizes(tmp_path) -> Run:
 
 
 def test_a_step_trains_on_one_bucket_and_all_buckets_have_their_turn(sizes):
-    config = TrainDiTConfig(model=MINIFLUX, pyramid=PyramidConfig(num_stages=2), optim={"batch_size": 2})
+    config = TrainDiTConfig(model=MINIFLUX, pyramid=PyramidConfig(num_stages=2), optim={"batch_size": 2}, num_batches=2)
     norm = LatentNorm(first_shift=0, first_scale=1, rest_shift=0, rest_scale=1)
     versions = {name: table_version(sizes.root, name) for name in TABLES}
     known = {"run": sizes, "selection": "", "captions": (), "vae_hash": "vae", "encoder_hash": "t5"}
     source = PairSource(**known, versions=versions, norm=norm, latent_channels=4)
     train, val = find_pairs(source, "train"), find_pairs(source, "val")
     assert (len(train), len(val)) == (18, 3)
-    workers = [DiTTraining(config, source, train, val, [""] * 18, rank, 2, torch.device("cpu")) for rank in (0, 1)]
+    training = DiTTraining(config, source, train, val, [""] * 18, torch.device("cpu"))
     bucket, seen = {pair.clip_id: pair.bucket for pair in train}, set()
-    objective = workers[0].objective()
+    objective = training.objective()
     for step in range(24):
-        batches = [worker.batch(step) for worker in workers]
+        batches = [training.batch(step, index) for index in (0, 1)]
+        assert {clip_id for batch in batches for clip_id in batch.ids} <= bucket.keys()  # none is held out
         (trained,) = {bucket[clip_id] for batch in batches for clip_id in batch.ids}
         assert {tuple(batch.args[0].shape) for batch in batches} == {(2, *latent_shape(trained))}
         if trained not in seen:
             assert objective(*batches[0].args)[0].isfinite()
         seen.add(trained)
     assert seen == set(BUCKETS)
-    assert 0 < workers[0].validate(objective)["val_loss"] < 10  # held-out clips of all buckets
+    assert not bucket.keys() & {pair.clip_id for pair in val}
+    assert training.describe()[0] == "18 clips; 1,000 steps of 2 batches are 167 epochs"
+    assert 0 < training.validate(objective)["val_loss"] < 10  # held-out clips of all buckets
 
 
 @pytest.mark.parametrize("setting", ["model", "mmdit"])

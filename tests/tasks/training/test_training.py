@@ -5,7 +5,8 @@ from tasks.running.run import Run, lineage
 from tasks.tables.appending import append_block
 from tasks.tables.delta import read_table
 from tasks.tables.rows import ok_row
-from tasks.training.job import Job, model_id
+from tasks.training.job import Job
+from tasks.training.line import TrainingIds
 from tasks.training.train_vae import TrainVAEConfig, VAETraining
 from tasks.training.training import run_training
 
@@ -13,7 +14,8 @@ from tasks.training.training import run_training
 def trained(run: Run, seed: int) -> Job:
     """A training whose model is in the table."""
     config = TrainVAEConfig.model_validate({"optim": {"seed": seed}})
-    job = Job("vae", model_id("vae", "1", config, []), run, config, VAETraining)
+    ids = TrainingIds(model_id=f"model {seed}", line_id=f"line {seed}", data_id="clips")
+    job = Job("vae", ids, run, config, VAETraining)
     facts = {"weights_hash": f"weights {seed}", "config": "{}", "metrics": "{}"}
     row = ok_row({}, model_id=job.model_id, kind="vae", uri=job.uri, **facts)
     append_block(run.root, "models", [row], job.model_id, lineage(run, "train_vae", "1", config))

@@ -13,14 +13,17 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
 from pyramid_model.train.config import OptimConfig
+from pyramid_model.weights.record import TrainedOn
 from tasks.models.tracking import RegistryError
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import read_table
-from tasks.training.job import Job, TrainingConfig, model_id
+from tasks.training.job import Job, TrainingConfig
+from tasks.training.line import identify
 from tasks.training.training import run_training
 from tasks.training.workers import Curve, _machine_lost, on_gpu
 
@@ -34,8 +37,11 @@ def toy_class() -> type:
     class Toy:
         num_train, num_val, bad = 4, 1, ()
 
-        def __init__(self, rank, world_size, device, dies_at=None, diverges_at=None, pause_s=0.0):
-            self.rank, self.dies_at, self.diverges_at, self.pause_s = rank, dies_at, diverges_at, pause_s
+        def __init__(self, device, dies_at=None, diverges_at=None, pause_s=0.0):
+            self.dies_at, self.diverges_at, self.pause_s = dies_at, diverges_at, pause_s
+
+        def describe(self):
+            return ["4 clips, 2 of them twice"]
 
         def objective(self):
             import torch
@@ -52,16 +58,16 @@ def toy_class() -> type:
             torch.manual_seed(0)
             return Objective()
 
-        def batch(self, step):
+        def batch(self, step, index):
             from pyramid_model.train.batches import step_generator
             from pyramid_model.train.loop import Batch
 
             time.sleep(self.pause_s)
-            if self.dies_at and step == self.dies_at[0] and self.rank == 1 and not os.path.exists(self.dies_at[1]):
+            if self.dies_at and step == self.dies_at[0] and index == 1 and not os.path.exists(self.dies_at[1]):
                 Path(self.dies_at[1]).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            x = toy_samples(step_generator(0, step, self.rank))
-            return Batch((x * float("nan") if step == self.diverges_at else x,), [f"clip-{self.rank}"])
+            x = toy_samples(step_generator(0, step, index))
+            return Batch((x * float("nan") if step == self.diverges_at else x,), [f"clip-{index}"])
 
         def validate(self, objective):
             import torch
@@ -83,23 +89,32 @@ def toy_class() -> type:
     return Toy
 
 
-def toy_job(root: Path | str, num_workers: int, **arguments) -> Job:
-    config = TrainingConfig(optim=OPTIM, num_workers=num_workers)
+def toy_job(
+    root: Path | str, num_workers: int, num_batches: int = 0, clips=("a", "b"), continue_from="", **arguments
+) -> Job:
+    """A training of two clips. num_batches: 0: one for each worker."""
+    config = TrainingConfig(optim=OPTIM, num_workers=num_workers, num_batches=num_batches or num_workers)
     run = Run(root=str(root), ray=RayConfig(num_cpus=2))
-    return Job("vae", model_id("vae", "1", config, ["a", "b"]), run, config, partial(toy_class(), **arguments))
+    ids = identify(run, "vae", "1", config, continue_from, TrainedOn(), clips)
+    return Job("vae", ids, run, config, partial(toy_class(), **arguments))
 
 
-def undisturbed_weights(num_workers: int, folder: Path) -> str:
-    """Weights hash of the same training in this process, without Ray: one step sees the batches of all workers."""
+def undisturbed_weights(num_batches: int, folder: Path, num_steps: int = OPTIM.num_steps) -> str:
+    """Weights hash of the same training in this process, without Ray: one call sees all batches of a step.
+
+    num_steps: with more than those of a training, others continue it.
+    """
     from pyramid_model.train.loop import Batch, TrainState, train
     from pyramid_model.weights.weights import weights_hash
 
-    workers = [toy_class()(rank, num_workers, "cpu") for rank in range(num_workers)]
-    state = TrainState.start(workers[0].objective(), OPTIM)
-    train(state, OPTIM, lambda step: [Batch(tuple(worker.batch(step).args[0] for worker in workers), [])])
+    toy = toy_class()("cpu")
+    state = TrainState.start(toy.objective(), OPTIM)
+    while state.step < num_steps:
+        state.begin(OPTIM, {})
+        train(state, OPTIM, lambda step: [Batch(tuple(toy.batch(step, i).args[0] for i in range(num_batches)), [])])
     state.use_ema()
     folder.mkdir()
-    workers[0].save(state.objective, str(folder))
+    toy.save(state.objective, str(folder))
     return weights_hash(folder)
 
 
@@ -119,7 +134,7 @@ def test_two_workers_end_with_the_same_weights_bit_for_bit_although_one_died(tra
     assert trained[1]["weights_hash"] == undisturbed_weights(2, tmp_path / "model")
 
 
-def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(trained):
+def test_a_training_leaves_weights_figures_curve_and_its_last_and_best_checkpoint(trained):
     job, row = trained
     metrics, curve = json.loads(row["metrics"]), json.loads(row["curve"])
     assert [point["step"] for point in curve] == list(range(9))
@@ -127,7 +142,27 @@ def test_a_training_leaves_weights_figures_curve_and_no_checkpoint(trained):
     assert (metrics["num_train"], metrics["num_parameters"]) == (4, 5)
     assert row["uri"] == job.uri == os.path.join(job.run.root, "models", f"vae-{job.model_id}")
     assert sorted(os.listdir(job.uri)) == ["config.json", "diffusion_pytorch_model.safetensors", "training.json"]
-    assert not os.path.exists(job.checkpoints)
+    assert set(os.listdir(job.checkpoints)) == {"step-00000008", f"step-{metrics['best_step']:08}"}
+    assert (row["line_id"], row["data_id"]) == (job.ids.line_id, job.ids.data_id)
+    assert (row["first_step"], row["num_steps"], row["parent_id"]) == (0, 8, "")
+
+
+def test_a_training_continues_with_new_clips_on_another_number_of_workers(trained, tmp_path):
+    job, row = trained
+    root = shutil.copytree(job.run.root, tmp_path / "root")
+    assert toy_job(root, 2, continue_from="newest").model_id == job.model_id
+    longer = toy_job(root, 1, 2, clips=("a", "b", "c"), continue_from="newest")
+    assert run_training(longer, "train_vae", "1").num_ok == 1
+    child = read_table(str(root), "models", where=pc.field("model_id") == longer.model_id).to_pylist()[0]
+    assert (child["parent_id"], child["line_id"]) == (job.model_id, row["line_id"])
+    assert child["data_id"] != row["data_id"]
+    assert (child["first_step"], child["num_steps"]) == (8, 8)
+    assert child["weights_hash"] == undisturbed_weights(2, tmp_path / "model", num_steps=16)
+    assert [point["step"] for point in json.loads(child["curve"])] == list(range(8, 17))
+    metrics = json.loads(child["metrics"])
+    assert metrics["val_loss_untrained"] == json.loads(row["metrics"])["val_loss_untrained"]
+    again = toy_job(root, 1, 2, clips=("a", "b", "c"), continue_from="newest")
+    assert run_training(again, "train_vae", "1").num_done == 1
 
 
 def test_mlflow_holds_the_whole_curve_once(trained):
@@ -148,8 +183,10 @@ def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(trained)
 import sys
 from tasks.running.run import Run
 from tasks.training.job import Job, TrainingConfig
+from tasks.training.line import TrainingIds
 from tasks.training.training import run_training
-job = Job("vae", {job.model_id!r}, Run(root={job.run.root!r}), TrainingConfig(), object)
+ids = TrainingIds(model_id={job.model_id!r}, line_id="", data_id="")
+job = Job("vae", ids, Run(root={job.run.root!r}), TrainingConfig(), object)
 result = run_training(job, "train_vae", "1")
 assert (result.num_in, result.num_done, result.uri) == (1, 1, {job.uri!r}), result
 assert not {{"ray", "torch", "mlflow", "transformers"}} & set(sys.modules)
@@ -207,7 +244,7 @@ def test_more_workers_than_the_cluster_holds_are_refused_instead_of_waiting(ray_
 
     connect(RayConfig(num_cpus=2))
     with pytest.raises(StepError, match="64 workers of 1 CPUs need 64 CPUs"):
-        on_gpu(TrainingConfig(num_workers=64))
+        on_gpu(TrainingConfig(num_workers=64, num_batches=64))
     with pytest.raises(StepError, match="set use_gpu to auto"):
         on_gpu(TrainingConfig(use_gpu="yes"))
 

@@ -137,6 +137,8 @@ def changed_weights(uri: str, expected_hash: str, kind: str = "weights") -> str:
             _check_weights(folder, uri, expected_hash, kind)
     except StepError as err:
         return str(err)
+    except OSError as err:  # a folder of an object store that is not there
+        return f"weights in {uri} are missing: {type(err).__name__}"
     return ""
 
 

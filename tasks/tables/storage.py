@@ -9,11 +9,12 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 from fsspec.utils import get_protocol
 
-from tasks.tables.root_paths import check_no_link
+from tasks.tables.root_paths import MARK, check_no_link
 from tasks.tables.web_hosts import Allowed, check_host, web_client
 
 WEB = re.compile(r"(^|::)https?://", re.IGNORECASE)  # also inside a chain such as zip://a.mp4::http://…
@@ -59,13 +60,15 @@ def join(root: str, *parts: str) -> str:
 
 
 def filesystem(uri: str, hosts: Allowed = ()) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of `uri` and the path on it.
+    """The fsspec file system of `uri` and the path on it; a URI that `root_paths` marked is a file that does not exist.
 
     hosts: web hosts that may be asked though their address is not public, as `tasks.tables.web_hosts.is_allowed`.
 
     Raises:
         AddressRefusedError: the address of a web host is neither public nor among `hosts`.
     """
+    if uri.startswith(MARK):  # whatever follows is no name of a file of ours: the path does not exist
+        return fsspec.filesystem("file"), f"/dev/{quote(uri, safe=':')[:200]}"
     if url := WEB.search(uri):
         import aiohttp
 

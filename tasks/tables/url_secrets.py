@@ -22,6 +22,7 @@ _URL = re.compile(r"(?<![A-Za-z0-9+.\-])[A-Za-z][A-Za-z0-9+.\-]{0,30}://[^\s<>\"
 _AFTER_URL = "'\"()[]{},.;:!…"  # punctuation of the sentence and not of the URL
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]{0,30}://)")  # of file systems, such as zip://a.mp4::http://…
 _USER = re.compile(r"://[^/?#]*@")
+_USER_IN_QUERY = re.compile(r"://[^/?#&;]*@")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")  # of the environment
 _BARE = re.compile(
     r"(?i)\b(X-(?:Amz|Goog|Oss|Ms)-(?:Signature|Credential|Security-Token)|Signature|AccessKeyId|sig|access_token|"
@@ -46,7 +47,11 @@ def without_secrets(url: str) -> str:
     host = host.rpartition("@")[2]
     if "://" in path:  # a chain of file systems, or a URL that is part of a path
         path = _USER.sub("://", path)
-    query, fragment = _public(query), _public(fragment) if "=" in fragment else fragment
+    query = _public(_USER_IN_QUERY.sub("://", query))
+    if "://" in fragment:
+        fragment = without_secrets(fragment)
+    elif "=" in fragment:
+        fragment = _public(fragment)
     end = (question + query if query else "") + (fragment_sign + fragment if fragment else "")
     return f"{scheme}://{host}{slash}{path}{end}"
 

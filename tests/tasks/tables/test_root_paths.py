@@ -8,7 +8,7 @@ import pytest
 from pyramid_model.video.video import VideoError, read_clip
 from tasks.encoding.latents import check_unchanged
 from tasks.exchange.dataset_export import export_dataset
-from tasks.inspecting.verify import check_media
+from tasks.inspecting.verify import check_media, verify
 from tasks.report import previews
 from tasks.report.media import MediaBudget
 from tasks.tables import storage
@@ -32,6 +32,10 @@ OUTSIDE = [
     "http://127.0.0.1:9/a.mp4",
     "s3://bucket/a.mp4",
     "simplecache::file:///etc/passwd",
+    "zip://a.mp4::http://127.0.0.1:9/a.zip",
+    "/../../../../../../etc/passwd",
+    "\x00",
+    "a" * 5000,
     "{root}/media/zip://a::/etc/passwd",
     "",
 ]
@@ -56,6 +60,8 @@ def test_uris_that_lead_out_of_the_root_are_marked_in_every_column(tmp_path, uri
     assert read_table(root, "sources")["uri"].to_pylist() == [uri]
     for table in ("clips", "models", "generations"):
         assert read_table(root, table)["uri"].to_pylist() == [marked]
+    assert not marked or not storage.exists(marked)
+    assert all(finding.check for finding in verify(root, media=True))  # goes on to its end
     (media,) = read_table(root, "evaluations")["media"].to_pylist()
     assert media == [marked, f"{root}/media/evaluations/b.mp4"]
 

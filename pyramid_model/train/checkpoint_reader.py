@@ -28,7 +28,7 @@ _CLASSES = {
 
 
 class ListUnpickler(pickle.Unpickler):
-    """Unpickler of a list of tensors, which creates the classes of such a list only."""
+    """Unpickler of the list of tensors; it creates only the classes that such a list contains."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The class or function of a name.
@@ -43,7 +43,7 @@ class ListUnpickler(pickle.Unpickler):
 
 
 class PlainReader(FsspecReader):
-    """DCP's reader of a folder that does not run code of the list of tensors."""
+    """DCP's reader of a folder; it reads the list of tensors without running code from it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The list of tensors of a checkpoint.
@@ -64,9 +64,9 @@ class PlainReader(FsspecReader):
 
 
 class PlainPlanner(DefaultLoadPlanner):
-    """DCP's plan of a load, which reads values that are no tensors without running code of their file."""
+    """DCP's load planner; it reads values other than tensors without running code from their file."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Put a value that is no tensor, such as a learning rate, into the state."""
+        """Put a value other than a tensor, such as a learning rate, into the state."""
         path = self.mappings[read_item.dest_index.fqn]
         set_element(self.original_state_dict, path, torch.load(value, weights_only=True))

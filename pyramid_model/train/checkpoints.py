@@ -153,7 +153,7 @@ class Checkpoints:
         return False
 
     def load_best(self, state: Saved) -> int:
-        """Restore the checkpoint of the best validation, if it is one of the training; returns the step of the state.
+        """Restore the checkpoint with the best validation if this training wrote it; returns the step of the state.
 
         Raises:
             DamagedCheckpoint: it cannot be used.
@@ -192,10 +192,10 @@ class Checkpoints:
             for name in sorted(names - whole["files"].keys()):
                 return None, f"its file {name[:100]} is not in the list of {WHOLE}"
             for name, (size, checksum) in whole["files"].items():
-                found = self._checksum(f"{folder}/{name}")
-                if found != [size, checksum]:
-                    what = "its checksum differs" if found[0] == size else f"it has {found[0]:,} of {size:,} bytes"
-                    return None, f"its file {name} has changed: {what}"
+                actual = self._checksum(f"{folder}/{name}")
+                if actual != [size, checksum]:
+                    change = "its checksum differs" if actual[0] == size else f"it has {actual[0]:,} of {size:,} bytes"
+                    return None, f"its file {name} has changed: {change}"
             return whole["facts"], ""
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
             return None, f"{WHOLE} cannot be read ({type(err).__name__})"

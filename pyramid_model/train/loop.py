@@ -262,7 +262,7 @@ def validated(state: TrainState, validate: Callable[[], dict[str, float]]) -> di
 
 
 def _note_best(state: TrainState, figures: Mapping[str, float]) -> bool:
-    """Remember a validation that is the best so far; returns whether it is."""
+    """Record a validation result if it is the best so far; returns whether it is."""
     figure = next((figures[name] for name in JUDGED if name in figures), None)
     if figure is None or (state.best and figure >= state.best[1]):
         return False

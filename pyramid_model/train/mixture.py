@@ -69,9 +69,9 @@ class BatchPlan:
             {source: np.array(positions, np.int32) for source, positions in groups[shape].items()}
             for shape in self.shapes
         ]
-        self.alike = [np.sort(np.concatenate(list(members.values()))) for members in self.members]
+        self.positions_by_group = [np.sort(np.concatenate(list(members.values()))) for members in self.members]
         self._group = np.full(len(shapes), -1, np.int32)  # of every sample
-        for group, positions in enumerate(self.alike):
+        for group, positions in enumerate(self.positions_by_group):
             self._group[positions] = group
         self.batch_sizes = [_batch_size(shape, mix.token_budget, batch_size, multiple_of) for shape in self.shapes]
         self.shares = [
@@ -97,17 +97,17 @@ class BatchPlan:
         """Positions of the samples of a batch that needs the most memory."""
         used = [group for group, steps in enumerate(self.num_steps) if steps]
         group = max(used, key=lambda group: self.batch_sizes[group] * num_tokens(self.shapes[group]))
-        return np.resize(self.alike[group], self.batch_sizes[group]).tolist()
+        return np.resize(self.positions_by_group[group], self.batch_sizes[group]).tolist()
 
     def readable(self, position: int, read: Callable[[int], Sample | None]) -> tuple[int, Sample] | None:
-        """A sample with its position. One that cannot be read is replaced by the next of its shape that can be.
+        """(position, sample) of a sample. If it cannot be read, the next sample of its shape that can be read.
 
         read: returns the sample at a position, or None. The result is None if no sample of the shape can be read.
         """
-        alike = self.alike[self._group[position]]
-        place = int(np.searchsorted(alike, position))
-        for offset in range(len(alike)):
-            candidate = int(alike[(place + offset) % len(alike)])
+        same_shape = self.positions_by_group[self._group[position]]
+        place = int(np.searchsorted(same_shape, position))
+        for offset in range(len(same_shape)):
+            candidate = int(same_shape[(place + offset) % len(same_shape)])
             if (sample := read(candidate)) is not None:
                 return candidate, sample
         return None
@@ -129,7 +129,8 @@ class BatchPlan:
         ]
         sampled = Counter(buckets)
         for group, shape in enumerate(self.shapes):
-            bucket, count, size = buckets[self.alike[group][0]], len(self.alike[group]), self.batch_sizes[group]
+            positions, size = self.positions_by_group[group], self.batch_sizes[group]
+            bucket, count = buckets[positions[0]], len(positions)
             line = f"{bucket}: {count:,} clips, {size} in a batch"
             line += f" of {size * num_tokens(shape):,} tokens, " if with_tokens else ", "
             line += f"{self.num_steps[group]:,} steps an epoch" if self.num_steps[group] else "not used (mix)"
@@ -150,15 +151,15 @@ class BatchPlan:
         return groups, occurrences
 
     def _walk(self, group: int, position: int) -> int:
-        """The sample at a position of the endless sequence of a group's shuffled lists."""
-        block, place = divmod(position, len(self.alike[group]))
+        """The sample at a position in the sequence of a group's shuffled lists, one list after another."""
+        block, place = divmod(position, len(self.positions_by_group[group]))
         return int(self._block(group, block)[place])
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - of each size of clips one or two
     def _block(self, group: int, block: int) -> np.ndarray:
         """One shuffled list of a group: as many samples as the group has, from each source by its share."""
         members = self.members[group]
-        counts = _counts(self.shares[group], len(self.alike[group]), self.seed, block)
+        counts = _counts(self.shares[group], len(self.positions_by_group[group]), self.seed, block)
         samples = np.concatenate(
             [self._drawn(positions, count, block) for positions, count in zip(members.values(), counts, strict=True)]
         )
@@ -167,7 +168,7 @@ class BatchPlan:
         return samples[shuffled(len(samples), self.seed + 2, block).numpy()]
 
     def _drawn(self, positions: np.ndarray, count: int, block: int) -> np.ndarray:
-        """`count` samples of one source, each once before one comes twice."""
+        """`count` samples of one source. A sample repeats only after every other one was drawn as often."""
         rounds = [shuffled(len(positions), self.seed, block + i) for i in range(-(-count // len(positions)))]
         return positions[torch.cat(rounds).numpy()[:count]] if rounds else positions[:0]
 

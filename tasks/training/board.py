@@ -1,4 +1,4 @@
-"""What the workers of a training tell its driver: rows of the curve, messages, and why it cannot go on."""
+"""Reports of the workers of a training to its driver: rows of the curve, log messages, and a final error."""
 
 import logging
 from typing import Any

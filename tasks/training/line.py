@@ -63,7 +63,7 @@ def identify(
     trained_on: TrainedOn,
     data_ids: Sequence[object],
 ) -> TrainingIds:
-    """Ids of the training that settings and data ask for.
+    """Ids of the training with these settings and data.
 
     Args:
         run: its root has the earlier trainings.

@@ -252,14 +252,14 @@ class PairReader:
         # Drawn also where the latent is damaged, so that the random numbers of a step do not depend on earlier reads.
         text_id = pair.drawn_text_id(chance) if chance else pair.text_feature_id
         blobs = []
-        for what, reader, row_id in (("latent", self._latents, pair.latent_id), ("text", self._texts, text_id)):
+        for kind, reader, row_id in (("latent", self._latents, pair.latent_id), ("text", self._texts, text_id)):
             if (position, row_id) in self._damaged:
                 return None
             try:
                 blobs.append(reader.read(row_id))
             except CorruptBlobError as err:
                 self._damaged.add((position, row_id))
-                self.bad.append(f"clip {pair.clip_id} ({what} {row_id}): {err}")
+                self.bad.append(f"clip {pair.clip_id} ({kind} {row_id}): {err}")
                 return None
         (latent,), (embeds, pooled) = blobs
         return latent[: self._channels], (embeds, pooled)

@@ -78,7 +78,7 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
     return run_training(job, "train_vae", VERSION)
 
 
-def check_splits(num_train: int, num_val: int, what: str) -> None:
+def check_splits(num_train: int, num_val: int, description: str) -> None:
     """Raise an error for a training without training clips or without held-out clips.
 
     Raises:
@@ -87,7 +87,7 @@ def check_splits(num_train: int, num_val: int, what: str) -> None:
     for split, count in (("train", num_train), ("val", num_val)):
         if not count:
             raise StepError(
-                f"no {what} in the split {split!r}: loosen the limits of the select step, "
+                f"no {description} in the split {split!r}: loosen the limits of the select step, "
                 "add videos, or pin a split in source.yaml"
             )
 

@@ -187,7 +187,7 @@ def page(tmp_path_factory) -> Path:
             selection_id=content_id(one),
             clip_id=one,
             keep=n > 10,
-            drop_reasons=[] if n > 10 else ["motion_low"],
+            drop_reasons=[] if n > 10 else ["motion_low", "rule_" * 60],
             bucket="32x64x8@8",
             split="train" if n % 5 else "val",
         )

@@ -30,7 +30,7 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The log line of one record."""
         if record.name == PROGRESS.name and hasattr(record, "total"):
-            keys = ("step", "done", "total")
+            keys = ("step", "done", "total", "detail")
             return "PROGRESS " + json.dumps({key: getattr(record, key) for key in keys})
         return super().format(record)
 

@@ -56,7 +56,7 @@ class Progress(logging.Handler):
             self.step = ""
             self._draw("…")
         elif hasattr(record, "total"):
-            self.counts = f"{record.done}/{record.total}"  # type: ignore[attr-defined]
+            self.counts = f"{record.done}/{record.total}  {record.detail}"  # type: ignore[attr-defined]
             self._draw(self.step or record.step)  # type: ignore[attr-defined]
             self._plain(record.getMessage())
         elif record.name == TRAINING.name:

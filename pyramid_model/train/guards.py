@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from pyramid_model.train.ranks import num_ranks
 
 LOG = logging.getLogger("pyramid.training")
+GROWTH = 1.2  # peak memory that is so many times that of the first steps is reported
 
 
 class TrainingDiverged(RuntimeError):
@@ -76,17 +77,36 @@ def state_bytes(objective: nn.Module, optimizer: torch.optim.Optimizer, shadow: 
 
 
 def memory_plan(sizes: Mapping[str, int]) -> str:
-    """One line for people: `state_bytes` in MB, and the sum. Activations come on top."""
+    """One line for people: bytes by what they are for in MB, and the sum."""
     parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
-    return f"memory of each worker without activations: {sum(sizes.values()) / 1e6:,.1f} MB ({parts})"
+    return f"memory of each worker: {sum(sizes.values()) / 1e6:,.1f} MB ({parts})"
 
 
 def peak_gb() -> float:
-    """Most memory that this process has used, in GB: of its GPU if it has one, otherwise of the machine."""
+    """Most memory in GB that this process used: of its GPU since the last call; without one, since it started."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+        most = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return most / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+class PeakWatch:
+    """Warns when the peak memory of later steps is more than GROWTH times that of earlier ones."""
+
+    def __init__(self):
+        self.limit_gb = math.inf
+
+    def note(self, step: int, peak: float) -> None:
+        """Compare the peak of the last steps, in GB, up to `step`."""
+        if peak > self.limit_gb:
+            LOG.warning(
+                "memory grows: the steps up to %d needed %.2f GB, more than the limit of %.2f GB from earlier steps",
+                *(step, peak, self.limit_gb),
+            )
+        if peak > self.limit_gb or math.isinf(self.limit_gb):
+            self.limit_gb = GROWTH * peak
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.train.ema import EMA
-from pyramid_model.train.guards import memory_plan, not_finite, note_skip, peak_gb, state_bytes
+from pyramid_model.train.guards import PeakWatch, not_finite, note_skip, peak_gb
 from pyramid_model.train.ranks import accumulating, mean_over_ranks, unwrapped
 
 LOG = logging.getLogger("pyramid.training")
@@ -159,6 +159,7 @@ def train(
     validate: Callable[[], dict[str, float]] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    measure: Callable[[float], dict[str, float]] | None = None,
 ) -> list[dict[str, float]]:
     """Run from `state.step` until the training has made `config.num_steps` steps.
 
@@ -171,6 +172,7 @@ def train(
             they stay synchronised.
         on_log: called with each new row of the curve; pass it on the first worker only.
         checkpoints: where to save the state; pass it on all workers.
+        measure: returns figures of the steps since its last call, for the curve; called with their seconds.
 
     Returns:
         The whole curve, including the rows of earlier runs. Losses are means over the batches of all workers.
@@ -179,8 +181,7 @@ def train(
         TrainingDiverged: losses or gradients of more than `max_skips` steps are not finite; the weights are still those
             before that step.
     """
-    started, wait_s, stall_s = time.perf_counter(), 0.0, 0.0
-    LOG.info("%s", memory_plan(state_bytes(state.objective, state.optimizer, state.ema.shadow)))
+    started, wait_s, stall_s, steps_s, watch = time.perf_counter(), 0.0, 0.0, [], PeakWatch()
     if state.step == state.first_step and validate is not None:
         figures = validated(state, validate)
         state.untrained = state.untrained or figures
@@ -192,13 +193,17 @@ def train(
         batches = batches_for_step(state.step)
         wait_s += time.perf_counter() - asked
         row = _train_step(state, config, batches)
+        steps_s.append(time.perf_counter() - asked)
         last = state.step == last_step
         figures = validated(state, validate) if validate and (last or _due(state.step, config.val_every)) else {}
         row |= figures
         is_best = _note_best(state, figures)
         if last or figures or "skipped" in row or _due(state.step, config.log_every):
             times = {"elapsed_s": time.perf_counter() - started, "loader_wait_s": wait_s, "checkpoint_stall_s": stall_s}
-            _record(state, row | times | {"peak_gb": peak_gb()}, on_log)
+            row |= times | {"step_s": sum(steps_s) / len(steps_s), "peak_gb": peak_gb()}
+            watch.note(state.step, row["peak_gb"])
+            _record(state, row | (measure(sum(steps_s)) if measure else {}), on_log)
+            steps_s.clear()
         if checkpoints and (last or is_best or _due(state.step, config.checkpoint_every)):
             stall_s += checkpoints.save(state, best=state.best[0] if state.best else None)
     if checkpoints:

@@ -162,9 +162,10 @@ def lineage(run: Run, step: str, step_version: str, config: Config) -> Lineage:
     return Lineage(run.run_id, step, step_version, params_hash(config), code_version())
 
 
-def report_progress(step: str, done: int, total: int, unit: str = "") -> None:
-    """Log how far a step is, for the live line of the CLI and the log of Prefect."""
-    PROGRESS.info("%s %d/%d %s", step, done, total, unit, extra={"step": step, "done": done, "total": total})
+def report_progress(step: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
+    """Log how far a step is, for the live line of the CLI and the log of Prefect. detail: further figures."""
+    counts = {"step": step, "done": done, "total": total, "detail": detail}
+    PROGRESS.info("%s %d/%d %s", step, done, total, f"{unit}, {detail}" if detail else unit, extra=counts)
 
 
 class Sparse(logging.Filter):

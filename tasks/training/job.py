@@ -107,6 +107,10 @@ class Training(Protocol[Objective]):
         """Batch `index` of a step, of `num_batches`: a function of both, the same on every worker."""
         ...
 
+    def largest(self) -> "Batch":
+        """The batch that needs the most memory."""
+        ...
+
     def validate(self, objective: Objective) -> dict[str, float]:
         """Figures on held-out data."""
         ...

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -271,12 +272,22 @@ class DiTTraining:
 
     def batch(self, step: int, index: int) -> "Batch":
         """Latents of one shape, with their texts."""
+        # The batches of a sync group have the same clips, as if they were one batch.
+        return self._batch_of(self.plan.pick(step, index // self.sync_group), step, index)
+
+    def largest(self) -> "Batch":
+        """The batch with the most tokens; its finest stage trains the last unit, which has the longest history."""
+        from pyramid_model.flow.path import units_in
+
+        positions = self.plan.largest()
+        units = units_in(self.train.shapes[positions[0]][1], self.config.pyramid.frames_per_unit)
+        return self._batch_of(positions, max(1, units // self.sync_group) - 1, self.sync_group - 1)
+
+    def _batch_of(self, positions: Sequence[int], step: int, index: int) -> "Batch":
         from pyramid_model.train.batches import dit_batch, step_generator
         from pyramid_model.train.loop import Batch
         from pyramid_model.vae.posterior import Posterior
 
-        # The batches of a sync group have the same clips, as if they were one batch.
-        positions = self.plan.pick(step, index // self.sync_group)
         generator = step_generator(self.config.optim.seed, step, index)
         chance = random.Random(f"caption/{self.config.optim.seed}/{step}/{index}")
         samples = [self._readable(position, chance) for position in positions]

@@ -170,16 +170,23 @@ class VAETraining:
 
     def batch(self, step: int, index: int) -> "Batch":
         """Random excerpts of clips."""
+        batch_size, num_frames = self.config.batch.at(step, self.config.optim.batch_size)
+        plan = self.plans[batch_size]
+        return self._batch_of(plan, plan.pick(step, index), num_frames, step, index)
+
+    def largest(self) -> "Batch":
+        """Excerpts of the largest clips."""
+        plan = self.plans[self.config.optim.batch_size]
+        return self._batch_of(plan, plan.largest(), self.config.batch.num_frames, 0, 0)
+
+    def _batch_of(self, plan: "BatchPlan", positions: Sequence[int], num_frames: int, step: int, index: int) -> "Batch":
         from pyramid_model.train.batches import step_generator, vae_batch
         from pyramid_model.train.loop import Batch
 
-        config = self.config.batch
-        batch_size, num_frames = config.at(step, self.config.optim.batch_size)
-        plan = self.plans[batch_size]
         generator = step_generator(self.config.optim.seed, step, index)
-        readable = list(self.train.threads.map(partial(self._readable, plan), plan.pick(step, index)))
+        readable = list(self.train.threads.map(partial(self._readable, plan), positions))
         clips = [frames for _, frames in readable]
-        frames = vae_batch(clips, range(len(clips)), num_frames, generator, config.crop)
+        frames = vae_batch(clips, range(len(clips)), num_frames, generator, self.config.batch.crop)
         ids = [self.train.clips[position]["clip_id"] for position, _ in readable]
         return Batch((frames.to(self.device), generator), ids)
 

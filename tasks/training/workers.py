@@ -13,10 +13,12 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyramid_model.train.config import ParallelConfig
 from pyramid_model.weights.record import TRAINING_FILE, TrainedModel
 from tasks.models.folders import read_record
 from tasks.models.tracking import TrainingLog, check_tracking
@@ -28,7 +30,10 @@ from tasks.training.board import LOG, Board, ToBoard
 from tasks.training.job import RAY_FOLDER, Job, Training, TrainingConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from pyramid_model.train.throughput import Throughput
 
 MAX_FAILURES = 2
 POLL_S = 0.5
@@ -126,7 +131,8 @@ def _watch(job: Job, step: str, board: Any, fitting: threading.Thread, curve: Cu
         if rows:
             first_row = first_row or time.time()
             last_seen = time.monotonic()
-            report_progress(step, int(rows[-1]["step"]) - job.first_step, num_steps, "steps")
+            done = int(rows[-1]["step"]) - job.first_step
+            report_progress(step, done, num_steps, "steps", progress_detail(rows[-1], num_steps - done))
             curve.add(rows)
         if fatal:
             ray.shutdown()  # ends the workers; Ray Train would start them again first
@@ -135,6 +141,15 @@ def _watch(job: Job, step: str, board: Any, fitting: threading.Thread, curve: Cu
             ray.shutdown()
             raise StepError(f"step {step!r}: no training step within {limit_s:g} s (ray.no_progress_timeout_s)")
     return first_row or time.time()
+
+
+def progress_detail(row: Mapping[str, float], steps_left: int) -> str:
+    """Figures of a row of the curve and the time that is left, such as "loss 0.31, 12,000 tokens/s, 3 min left"."""
+    formats = {"loss": "loss {:.4g}", "tokens_per_s": "{:,.0f} tokens/s", "mfu": "MFU {:.0%}"}
+    parts = [text.format(row[name]) for name, text in formats.items() if name in row]
+    if "step_s" in row and steps_left:
+        parts.append(f"{steps_left * row['step_s'] / 60:,.0f} min left")
+    return ", ".join(parts)
 
 
 def _machine_lost(err: BaseException) -> bool:
@@ -225,8 +240,9 @@ def train_worker(settings: dict[str, Any]) -> None:
 def _is_final(err: Exception) -> bool:
     """Whether new workers would fail in the same way. Other errors may be caused by the death of another worker."""
     from pyramid_model.train.guards import TrainingDiverged
+    from pyramid_model.train.rehearsal import DoesNotFit
 
-    return isinstance(err, TrainingDiverged | StepError) or not isinstance(err, RuntimeError | OSError)
+    return isinstance(err, TrainingDiverged | DoesNotFit | StepError) or not isinstance(err, RuntimeError | OSError)
 
 
 def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
@@ -236,8 +252,10 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
 
     from pyramid_model.parallel.training import parallelise
     from pyramid_model.train.checkpoints import Checkpoints
+    from pyramid_model.train.guards import memory_plan, state_bytes
     from pyramid_model.train.loop import TrainState, train, validated
     from pyramid_model.train.read_ahead import ReadAhead
+    from pyramid_model.train.rehearsal import rehearse
 
     torch.set_num_threads(job.config.cpus_per_worker)
     first = rank == 0
@@ -254,16 +272,19 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
         untrained = validated(state, validate)
         Checkpoints(parent.checkpoints).load(state, step=parent.step)
         state.begin(job.config.optim, untrained)
+    sizes = state_bytes(state.objective, state.optimizer, state.ema.shadow)
+    sizes["activations of the largest batch"] = rehearse(state.objective, training.largest(), sizes)
     indices = job.config.batches_of_rank(rank, world_size)
     batches = ReadAhead(
         lambda step: [training.batch(step, index) for index in indices], state.first_step + job.config.optim.num_steps
     )
     if first:
-        for line in training.describe():
+        for line in (*training.describe(), memory_plan(sizes)):
             LOG.info("%s", line)
     started = time.time()
     on_log = board.post.remote if first else None
-    train(state, job.config.optim, batches, validate=validate, on_log=on_log, checkpoints=checkpoints)
+    measure = _throughput(objective, job.config.parallel, device) if first else None
+    train(state, job.config.optim, batches, validate=validate, on_log=on_log, checkpoints=checkpoints, measure=measure)
     facts = state.facts()
     step = checkpoints.load_best(state)
     weights = state.model_weights()
@@ -272,6 +293,20 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
         model.load_state_dict(weights)
         _save_model(job, training, model.to(device), facts, step, time.time() - started)
         checkpoints.retire(step, keep_last=1)
+
+
+def _throughput(objective: "nn.Module", parallel: ParallelConfig, device: "torch.device") -> "Throughput | None":
+    """Counts tokens and FLOPs of a DiT; None for a VAE, whose FLOPs are not known."""
+    import torch
+
+    from pyramid_model.train.dit_loss import DiTObjective
+    from pyramid_model.train.flops import matrix_rate
+    from pyramid_model.train.throughput import Throughput
+
+    if not isinstance(objective, DiTObjective):
+        return None
+    rate = matrix_rate(device, getattr(torch, parallel.precision))
+    return Throughput(objective.dit, parallel.share_batch, rate)
 
 
 def _save_model(

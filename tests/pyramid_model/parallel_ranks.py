@@ -8,7 +8,6 @@ import copy
 import faulthandler
 import functools
 import json
-import multiprocessing
 import os
 import re
 import sys
@@ -192,39 +191,28 @@ def main(rank, file):
         if rank < num_ranks:
             group = {"init_method": f"file://{file}{number}", "rank": rank, "world_size": num_ranks}
             function = (globals() | vars(training_ranks))[f"check_{check}"]
-            answer = (in_fork if check == "training" else answer_of)(function, arguments, group)
+            answer = answer_of(function, arguments, group, lasts=check == "training")
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-def answer_of(function, arguments, group, send=None):
-    """[traceback or null, value] of a check in a process group. send: called with it before the group is destroyed."""
+def answer_of(function, arguments, group, lasts):
+    """[traceback or null, value] of a check in a process group.
+
+    lasts: the group is that of all checks of this process, since torch keeps the device meshes of destroyed groups.
+    """
     answer = [None, None]
     faulthandler.dump_traceback_later(45)
-    dist.init_process_group("gloo", **group, timeout=timedelta(seconds=60))
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", **group, timeout=timedelta(seconds=60))
     try:
         answer[1] = function(**arguments)
         dist.barrier()
     except Exception:
         answer[0] = traceback.format_exc()
-    if send:
-        send(answer)
-    dist.destroy_process_group()  # each group of a check has a thread that never rests
+    if not lasts:
+        dist.destroy_process_group()  # each group of a check has a thread that never rests
     faulthandler.cancel_dump_traceback_later()
-    return answer
-
-
-def in_fork(function, arguments, group):
-    """As `answer_of`, in a process of its own: torch keeps the device meshes of groups that do not exist any more."""
-    import torch._dynamo  # noqa: F401 - takes seconds, once for all forks
-
-    context = multiprocessing.get_context("fork")
-    receiving, sending = context.Pipe(duplex=False)
-    child = context.Process(target=answer_of, args=(function, arguments, group, sending.send), daemon=True)
-    child.start()
-    answer = receiving.recv() if receiving.poll(120) else ["no answer after 120 s", None]
-    child.kill()
-    child.join()
     return answer
 
 

@@ -1,4 +1,4 @@
-"""Four processes that run the checks of `parallel_ranks.py`."""
+"""Processes that run the checks of `parallel_ranks.py`."""
 
 import json
 import os
@@ -13,11 +13,11 @@ SCRIPT = Path(__file__).parents[1] / "parallel_ranks.py"
 
 
 class Ranks:
-    """Four processes that each run one rank of a check at a time."""
+    """Processes that each run one rank of a check at a time."""
 
-    def __init__(self, file):
+    def __init__(self, file, num_processes=NUM_RANKS):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        commands = [[sys.executable, str(SCRIPT), str(rank), str(file)] for rank in range(NUM_RANKS)]
+        commands = [[sys.executable, str(SCRIPT), str(rank), str(file)] for rank in range(num_processes)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.children = [subprocess.Popen(command, **pipes, env=environment) for command in commands]
 
@@ -39,16 +39,20 @@ class Ranks:
 def on_ranks(tmp_path_factory):
     """`on_ranks(check, num_ranks=4, **arguments)` runs a check on the processes; returns the values of the ranks.
 
-    Checks of trainings have processes of their own: these fork, which hangs in a process that has computed gradients.
+    Trainings on one number of ranks have processes of their own, whose process group lasts; a failure ends them.
     """
     folder = tmp_path_factory.mktemp("ranks")
     ranks = {}
 
     def on_ranks(check, num_ranks=NUM_RANKS, **arguments):
-        name = "training" if check == "training" else "others"
+        name = f"training{num_ranks}" if check == "training" else "others"
         if name not in ranks:
-            ranks[name] = Ranks(folder / name)
-        return ranks[name].run(check, num_ranks, arguments)
+            ranks[name] = Ranks(folder / name, num_ranks if check == "training" else NUM_RANKS)
+        try:
+            return ranks[name].run(check, num_ranks, arguments)
+        except BaseException:
+            ranks.pop(name).end()
+            raise
 
     yield on_ranks
     for group in ranks.values():

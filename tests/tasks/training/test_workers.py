@@ -25,7 +25,7 @@ from tasks.tables.delta import read_table
 from tasks.training.job import Job, TrainingConfig
 from tasks.training.line import identify
 from tasks.training.training import run_training
-from tasks.training.workers import Curve, _machine_lost, on_gpu
+from tasks.training.workers import Curve, _machine_lost, on_gpu, progress_detail
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 OPTIM = OptimConfig(num_steps=8, batch_size=2, lr=0.01, warmup_steps=2, log_every=1, checkpoint_every=1)
@@ -68,6 +68,12 @@ def toy_class() -> type:
                 os.kill(os.getpid(), signal.SIGKILL)
             x = toy_samples(step_generator(0, step, index))
             return Batch((x * float("nan") if step == self.diverges_at else x,), [f"clip-{index}"])
+
+        def largest(self):
+            from pyramid_model.train.batches import step_generator
+            from pyramid_model.train.loop import Batch
+
+            return Batch((toy_samples(step_generator(0, 0, 0)),), ["clip-0"])
 
         def validate(self, objective):
             import torch
@@ -256,6 +262,12 @@ def test_a_training_that_lost_its_machines_may_be_tried_again_and_one_that_faile
     assert _machine_lost(WorkerGroupError("two workers", {0: RuntimeError("gloo"), 1: NodeDiedError("gone")}))
     assert _machine_lost(ControllerError(NodeDiedError("gone")))
     assert not _machine_lost(WorkerGroupError("one worker", {0: RuntimeError("CUDA out of memory")}))
+
+
+def test_progress_has_loss_speed_and_the_time_that_is_left():
+    row = {"step": 40, "loss": 0.31234, "tokens_per_s": 12000.4, "mfu": 0.412, "step_s": 0.5}
+    assert progress_detail(row, 600) == "loss 0.3123, 12,000 tokens/s, MFU 41%, 5 min left"
+    assert progress_detail({"step": 0, "val_loss": 1.0}, 640) == ""
 
 
 @pytest.fixture

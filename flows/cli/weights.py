@@ -1,4 +1,4 @@
-"""`pyramid weights`: inspects model folders and released directories."""
+"""`pyramid weights`: inspects model folders and released directories, and exports checkpoints."""
 
 from itertools import groupby
 from pathlib import Path
@@ -15,15 +15,10 @@ if TYPE_CHECKING:
     from pyramid_model.config import LatentNorm
     from pyramid_model.weights.weights_report import Part, Report
 
-app = typer.Typer(no_args_is_help=True, help="Inspect model folders and released directories.")
+app = typer.Typer(no_args_is_help=True, help="Inspect model folders, and export checkpoints of trainings.")
 
 MAX_PROBLEMS = 3  # problems of one kind printed for each part; the others are only counted
 OF_TENSORS = ("missing", "unexpected", "shape")  # first words of problems that name a tensor, not a file
-
-
-@app.callback()
-def _keep_the_name() -> None:
-    """Keeps the name `inspect`: without a callback, typer would run a single command as the group itself."""
 
 
 @app.command()
@@ -54,6 +49,28 @@ def inspect(
         _print(report)
     if not report.is_complete:
         raise typer.Exit(FAILURE)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="folder step-… of a checkpoint, or of all checkpoints: the newest")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="new folder for config.json and the weights")],
+) -> None:
+    """Write the averaged weights of a CHECKPOINT to DIR in the layout of released models, as safetensors.
+
+    Example: `pyramid weights export ./mine/checkpoints/MODEL_ID ./my-dit`
+    """
+    from flows.cli.launch import FAILURE, complain
+    from pyramid_model.train.checkpoints import DamagedCheckpoint
+    from tasks.running.errors import StepError
+    from tasks.training.export import export_checkpoint
+
+    try:
+        step = export_checkpoint(checkpoint, folder)
+    except (StepError, DamagedCheckpoint) as err:
+        complain(str(err))
+        raise typer.Exit(FAILURE) from err
+    typer.echo(f"{folder}: weights of step {step}")
 
 
 def _as_json(report: "Report") -> dict:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyramid_model.train.loop import Batch
     from pyramid_model.train.mixture import BatchPlan
     from pyramid_model.train.vae_loss import VAEObjective
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
     from tasks.training.clip_reader import SelectedClip
 
 VERSION = "3"
@@ -156,17 +157,9 @@ class VAETraining:
 
     def objective(self) -> "VAEObjective":
         """The VAE with its loss; the same weights in every worker."""
-        import torch
-
-        from pyramid_model.train.batches import step_generator
-        from pyramid_model.train.vae_init import initialise_vae
         from pyramid_model.train.vae_loss import VAEObjective
-        from pyramid_model.vae.autoencoder import CausalVideoVAE
 
-        torch.manual_seed(self.config.optim.seed)
-        vae = CausalVideoVAE(self.config.model)
-        initialise_vae(vae, step_generator(self.config.optim.seed, 0, -2))
-        return VAEObjective(vae, self.config.loss)
+        return VAEObjective(untrained_vae(self.config), self.config.loss)
 
     def batch(self, step: int, index: int) -> "Batch":
         """Random excerpts of clips."""
@@ -225,3 +218,17 @@ class VAETraining:
         norm = measure_latent_norm(latents)
         vae.config = VAEConfig.model_validate(vae.config.model_dump() | {"latent_norm": norm})
         save_vae(vae, folder)
+
+
+def untrained_vae(config: TrainVAEConfig) -> "CausalVideoVAE":
+    """The VAE of a training with this config, before its first step."""
+    import torch
+
+    from pyramid_model.train.batches import step_generator
+    from pyramid_model.train.vae_init import initialise_vae
+    from pyramid_model.vae.autoencoder import CausalVideoVAE
+
+    torch.manual_seed(config.optim.seed)
+    vae = CausalVideoVAE(config.model)
+    initialise_vae(vae, step_generator(config.optim.seed, 0, -2))
+    return vae

@@ -16,7 +16,7 @@ from tasks.sources.ingest import IngestConfig
 HEAVY = ("torch", "ray", "prefect", "mlflow", "transformers", "diffusers", "av", "deltalake", "numpy", "matplotlib")
 COMMANDS = (
     *("demo", "run", "curate", "recaption", "extract", "train-vae", "train-dit", "evaluate", "generate"),
-    *("parity", "weights inspect"),
+    *("parity", "weights inspect", "weights export"),
 )
 SAMPLE = str(Path(__file__).parents[2] / "datasets" / "sample")
 

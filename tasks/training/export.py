@@ -72,9 +72,10 @@ def export_checkpoint(checkpoint: str, folder: str) -> int:
 def _find(checkpoint: str) -> tuple[str, int, dict[str, Any]]:
     """Folder of the checkpoints, the step, and what the checkpoint says about its training."""
     fs, path = storage.filesystem(checkpoint)
-    files = sorted(fs.glob(f"{path}/step-*/whole.json"))
-    above = checkpoint.rstrip("/").rpartition("/")[0]
-    uri, files = (checkpoint, files) if files else (above, fs.glob(f"{path}/whole.json"))
+    files = sorted(map(str, fs.glob(f"{path}/step-*/whole.json")))
+    uri = checkpoint
+    if not files:
+        uri, files = checkpoint.rstrip("/").rpartition("/")[0], list(map(str, fs.glob(f"{path}/whole.json")))
     if not files:
         raise StepError(f"{checkpoint} has no checkpoint: give a folder step-… with whole.json, or the folder above it")
     content = json.loads(fs.cat_file(files[-1]))

@@ -1,0 +1,123 @@
+"""What a training spends beside its steps: waiting for data and checkpoints, averages, lookup of samples, memory.
+
+    uv run python benchmarks/training.py            # about two minutes on two cores
+
+A small VAE is trained in one process on synthetic clips, in a temporary folder. Each figure is a ratio within one run.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyramid_model.config import VAEConfig, VAEStackConfig
+from pyramid_model.train.checkpoints import Checkpoints
+from pyramid_model.train.config import MixConfig
+from pyramid_model.train.loop import TrainState, train
+from pyramid_model.train.mixture import BatchPlan
+from pyramid_model.train.read_ahead import ReadAhead
+from pyramid_model.video.video import write_video
+from tasks.training.clip_reader import SelectedClip
+from tasks.training.train_vae import TrainVAEConfig, VAETraining
+
+SIZE, NUM_FRAMES, FPS = 64, 17, 12
+STACK = VAEStackConfig(channels=(16, 32, 64, 64), layers=(1, 1, 1, 1), norm_groups=2)
+CONFIG = TrainVAEConfig.model_validate(
+    {
+        "model": VAEConfig(latent_channels=16, encoder=STACK, decoder=STACK),
+        "batch": {"num_frames": 9},
+        "optim": {"num_steps": 60, "batch_size": 2, "warmup_steps": 2, "checkpoint_every": 20},
+        "cache_gb": 0,  # every clip is decoded again
+    }
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure and its target."""
+
+    name: str
+    value: str
+    target: str = ""
+
+
+def main() -> None:
+    """Print all figures."""
+    if len(sys.argv) == 3 and sys.argv[1] == "--memory":
+        plan_of(int(sys.argv[2])).pick(0, 0)
+        status = Path("/proc/self/status").read_text()  # getrusage would count the memory of the parent
+        print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+        return
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for line in (*steps(Path(folder)), *lookup(), *memory()):
+            print(f"{line.name:<58} {line.value:>10}  {line.target}", flush=True)
+
+
+def steps(folder: Path) -> Iterator[Line]:
+    """Shares of a training that are no steps."""
+    training = VAETraining(CONFIG, write_clips(folder, 24), write_clips(folder, 1), torch.device("cpu"))
+    state = TrainState.start(training.objective(), CONFIG.optim)
+    batches = ReadAhead(lambda step: [training.batch(step, 0)], CONFIG.optim.num_steps)
+    row = train(state, CONFIG.optim, batches, checkpoints=Checkpoints(str(folder / "checkpoints")))[-1]
+    started = time.perf_counter()
+    for _ in range(20):
+        state.ema.update(state.objective)
+    average_s = (time.perf_counter() - started) / 20
+    total = row["elapsed_s"]
+    yield Line("waiting for data, share of the training", f"{row['loader_wait_s'] / total:.1%}", "<= 5%")
+    yield Line("waiting for checkpoints, one in 20 steps", f"{row['checkpoint_stall_s'] / total:.1%}", "<= 5%")
+    yield Line("averages, share of a step", f"{average_s / row['step_s']:.1%}", "<= 2%")
+
+
+def write_clips(folder: Path, count: int) -> list[SelectedClip]:
+    """Clips of noise that moves."""
+    noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    frames = np.stack([np.roll(noise, 2 * t, axis=1) for t in range(NUM_FRAMES)])
+    clips: list[SelectedClip] = []
+    for number in range(count):
+        uri = str(folder / f"{count}-{number}.mp4")
+        write_video(uri, frames, FPS)
+        bucket = f"{SIZE}x{SIZE}x{NUM_FRAMES}@{FPS}"
+        clips.append({"clip_id": uri, "uri": uri, "bucket": bucket, "split": "train"})
+    return clips
+
+
+def plan_of(num_clips: int) -> BatchPlan:
+    """The plan of a training of clips of two sizes."""
+    shapes = [(16, 3, 8, 16), (16, 3, 16, 8)] * (num_clips // 2)
+    return BatchPlan(shapes, [""] * num_clips, MixConfig(), 6, 3, 0, 8)
+
+
+def lookup() -> Iterator[Line]:
+    """Time to look up the samples of a batch, once the epoch is shuffled."""
+    times = {}
+    for num_clips in (1_000, 100_000):
+        plan = plan_of(num_clips)
+        for step in range(20):
+            plan.pick(step, 0)
+        started = time.perf_counter()
+        for step in range(100):
+            plan.pick(step % 20, step % 8)
+        times[num_clips] = (time.perf_counter() - started) / 600
+    yield Line("lookup of a sample among 100,000 clips", f"{times[100_000] * 1e6:.1f} us", "")
+    yield Line("the same, to 1,000 clips", f"{times[100_000] / times[1_000]:.2f}x", "about 1x")
+
+
+def memory() -> Iterator[Line]:
+    """Peak memory of a process with a plan."""
+    peaks = {}
+    for num_clips in (10_000, 100_000):
+        command = [sys.executable, __file__, "--memory", str(num_clips)]
+        peaks[num_clips] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    yield Line("memory of a plan of 100,000 clips, to 10,000", f"{peaks[100_000] / peaks[10_000]:.2f}x", "<= 1.1x")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyramid_model.config import ENCODER_FILE
+from pyramid_model.foreign_code import loading_problem
 
 MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
@@ -221,7 +222,8 @@ def _load_part(folder: Path, tokenizer: Path, kind: str, device: str, dtype: tor
     except (OSError, ValueError, SafetensorError) as err:
         name = kind.removesuffix("WithProjection").removesuffix("TextModel").removesuffix("EncoderModel")
         raise ValueError(
-            f"{folder} holds no {name} text encoder, or {tokenizer} no tokenizer, as transformers saves them: {err}"
+            f"{folder} holds no {name} text encoder, or {tokenizer} no tokenizer, as transformers saves them: "
+            f"{loading_problem(err)}"
         ) from err
     return model.eval() if spread else model.eval().to(device), words
 

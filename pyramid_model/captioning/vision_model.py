@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyramid_model.captioning.question import Answer, Decoding, Keep, NoAnswer, Question
+from pyramid_model.foreign_code import loading_problem
 from pyramid_model.weights.files_hash import HASHED, files_hash
 
 LOGGER = logging.getLogger(__name__)
@@ -150,7 +151,8 @@ def load_vision_model(folder: str | Path, device: str, dtype: torch.dtype) -> tu
         if not getattr(processor, "chat_template", None):
             raise ValueError("its processor has no chat template: use a model that is tuned to follow instructions")
     except (OSError, ValueError, SafetensorError) as err:
-        raise ValueError(f"{folder} holds no vision-language model as transformers saves them: {err}") from err
+        reason = loading_problem(err)
+        raise ValueError(f"{folder} holds no vision-language model as transformers saves them: {reason}") from err
     return model.eval().to(device), processor
 
 

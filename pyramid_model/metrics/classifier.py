@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyramid_model.foreign_code import loading_problem
 from pyramid_model.metrics.frame_batches import over_frames
 
 
@@ -47,7 +48,9 @@ class ImageClassifier:
                 output_loading_info=True,
             )
         except Exception as err:  # transformers raises exceptions of many libraries
-            raise ValueError(f"{folder} holds no image classifier that transformers can load: {err}") from err
+            raise ValueError(
+                f"{folder} holds no image classifier that transformers can load: {loading_problem(err)}"
+            ) from err
         if missing := sorted(str(name) for name in info["missing_keys"]):
             raise ValueError(f"{folder}: the weights of {len(missing)} layers are missing, {missing[0]} the first")
         self.model: Any = model.to(device).eval()

@@ -5,6 +5,7 @@ Features have unit length, so their dot products are cosines. In this module `cl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pyramid_model.foreign_code import REFUSED, loading_problem, never_ask
 from pyramid_model.metrics.frame_batches import over_frames
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -47,12 +49,13 @@ class OpenCLIP:
 
         name = f"local-dir:{folder}"
         precision = PRECISIONS[dtype]
+        never_ask()
         try:
+            _check_tokenizer_arguments(folder)
             self.model: Any = open_clip.create_model(name, precision=precision, device=device, require_pretrained=True)
             self.tokenize: Any = open_clip.get_tokenizer(name) if with_text else None
         except Exception as err:  # open_clip raises exceptions of many libraries
-            reason = " ".join(str(err).split())  # torch reports mismatches on several lines
-            raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {reason}") from err
+            raise ValueError(f"{folder} holds no CLIP model that open_clip can load: {loading_problem(err)}") from err
         self.model.eval()
         settings = open_clip.get_model_preprocess_cfg(self.model)
         self.preprocess: Any = image_transform_v2(PreprocessCfg(**settings), is_train=False)
@@ -80,6 +83,14 @@ class OpenCLIP:
     def logit_scale(self) -> float:
         """Factor by which the model multiplies a cosine to get a logit."""
         return float(self.model.logit_scale.detach().exp())
+
+
+def _check_tokenizer_arguments(folder: str | Path) -> None:
+    """Raise ValueError if the config would make open_clip run code of the folder: it passes them to transformers."""
+    config = json.loads((Path(folder) / "open_clip_config.json").read_text())
+    arguments = config.get("model_cfg", {}).get("text_cfg", {}).get("tokenizer_kwargs") or {}
+    if arguments.get("trust_remote_code"):
+        raise ValueError(REFUSED)
 
 
 def consistency(features: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tasks.tables import storage
 from tasks.tables.committed_ids import CommittedIds, of_process
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import TableError, as_dataset, open_table, read_table, table_uri
+from tasks.tables.log import CHECKPOINT_INTERVAL
 from tasks.tables.newest import newest_by
 from tasks.tables.parquet_files import MERGED, commit, merge_files, write_parquet
 from tasks.tables.rows import Lineage
@@ -27,7 +28,7 @@ MERGED_BYTES = 32 * 2**20  # a merged file is smaller; files of more than half o
 # that were merged into others nor old transactions, and entries of the log are removed after a day. Vacuum deletes
 # merged files by their age and keeps those of versions that can still be read.
 CONFIGURATION = {
-    "delta.checkpointInterval": "32",
+    "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
     "delta.deletedFileRetentionDuration": "interval 0 seconds",
     "delta.setTransactionRetentionDuration": "interval 1 days",
     "delta.logRetentionDuration": "interval 1 days",

@@ -16,7 +16,7 @@ from pyarrow.dataset import Dataset, FileSystemDataset, ParquetFileFormat, Parqu
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tasks.tables import storage
-from tasks.tables.log import log_damage, log_folder
+from tasks.tables.log import log_damage, log_folder, newest_damage
 from tasks.tables.newest import ORDER, newest_by
 from tasks.tables.parquet_files import damage, parquet_files
 from tasks.tables.root_paths import with_uris_inside
@@ -67,6 +67,8 @@ def open_table(root: str, table: str, version: int | None = None) -> DeltaTable 
         newest = DeltaTable(uri).version()
         raise TableError(f"table {table!r} has no version {version}: it has 0 to {newest} ({uri})") from err
     if delta is not None:
+        if lost := newest_damage(uri, delta.version()):
+            raise _damaged(root, table, str(lost))
         _check_columns(delta, table, uri)
     return delta
 

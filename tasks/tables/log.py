@@ -1,6 +1,8 @@
 """Checks of the log of a table: its entries, checkpoints, and the versions that runs recorded."""
 
+import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from tasks.tables import storage
 ENTRY = re.compile(r"(\d{20})\.json$")
 CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(\..+)?\.parquet$")
 HINT = "_last_checkpoint"
+CHECKPOINT_INTERVAL = 32  # versions
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,32 @@ def log_damage(table_uri: str) -> list[LogDamage]:
             bad.append(LogDamage(f"{folder}/{entry_name(version)}", problem, version))
     missing = [LogDamage(f"{folder}/{entry_name(v)}", "is missing", v) for v in _missing(entries, usable)]
     return sorted(bad + missing, key=lambda damage: -1 if damage.version is None else damage.version)
+
+
+def newest_damage(table_uri: str, version: int) -> LogDamage | None:
+    """Damage of an entry that readers of a version apply after the newest checkpoint; None if there is none.
+
+    delta-rs takes an empty entry, or one that ends between two lines, for a commit without rows. Only local folders are
+    looked at: an object store writes an entry whole or not at all.
+    """
+    if not storage.is_local(table_uri):
+        return None
+    _, folder = storage.filesystem(log_folder(table_uri))
+    for number in range(version, max(-1, version - CHECKPOINT_INTERVAL), -1):
+        path = f"{folder}/{entry_name(number)}"
+        try:
+            facts = os.stat(path)
+        except FileNotFoundError:
+            continue  # removed after a checkpoint, or an error of delta-rs
+        if problem := _problem_of_file(path, facts.st_size, facts.st_mtime_ns):
+            return LogDamage(path, problem, number)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _problem_of_file(path: str, size_bytes: int, _mtime_ns: int) -> str:
+    """`_entry_problem` of a local file, remembered while its size and time stay the same."""
+    return _entry_problem(storage.read_bytes(path)) if size_bytes else _entry_problem(b"")
 
 
 def _missing(entries: list[int], checkpoints: set[int]) -> list[int]:

@@ -57,6 +57,11 @@ def half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def first_lines(path: Path) -> None:
+    """Cut the lines off that name files."""
+    path.write_bytes(b"".join(line for line in path.read_bytes().splitlines(True) if not line.startswith(b'{"add"')))
+
+
 def first_entries_and_checkpoint(root: str) -> None:
     half(checkpoint(root))
     for version in (0, 1):
@@ -68,6 +73,7 @@ LOG_DAMAGES: dict[str, tuple[Callable[[str], object], str]] = {
     "last truncated": (lambda root: half(entry(root, 36)), "036.json"),
     "last garbage": (lambda root: entry(root, 36).write_bytes(os.urandom(500)), "036.json"),
     "last empty": (lambda root: entry(root, 36).write_bytes(b""), "036.json"),
+    "last cut off between lines": (lambda root: first_lines(entry(root, 36)), "036.json"),
     "last gone": (lambda root: entry(root, 36).unlink(), "1-scores.json names version 36"),
     "middle gone": (lambda root: entry(root, 34).unlink(), "034.json"),
     "middle garbage": (lambda root: entry(root, 34).write_bytes(b"{"), "034.json"),
@@ -106,11 +112,20 @@ def test_a_damaged_log_is_one_failed_check_and_repair_brings_every_row_back(root
     assert append(root, NUM_ROWS) == 1
 
 
-@pytest.mark.parametrize("name", ["last truncated", "middle gone", "checkpoint truncated", "whole log"])
+READERS_SEE = ("last truncated", "last empty", "last cut off between lines", "middle gone", "middle garbage")
+
+
+@pytest.mark.parametrize("name", [*READERS_SEE, "checkpoint truncated", "whole log"])
 def test_readers_of_a_damaged_log_get_a_sentence(root, name):
     LOG_DAMAGES[name][0](root)
     with pytest.raises(DamagedTableError, match=r"table 'scores' is damaged: .*_delta_log.*manifest repair"):
         read_table(root, "scores")
+
+
+def test_writers_append_nothing_to_a_damaged_log(root):
+    entry(root, 36).write_bytes(b"")
+    with pytest.raises(DamagedTableError, match=r"036\.json is empty"):
+        append(root, NUM_ROWS)
 
 
 @pytest.mark.parametrize("name", ["last truncated", "last gone", "last empty"])

@@ -59,7 +59,7 @@ class ReportConfig(Config):
 
 
 class MadeFrom(TypedDict):
-    """What a page was made from, which the page holds as JSON."""
+    """Table versions, settings and clip files that a page was made from; the page contains them as JSON."""
 
     versions: dict[str, int]
     params_hash: str
@@ -98,7 +98,7 @@ def report(run: Run, config: ReportConfig) -> ReportResult:
 
 
 def page_facts(uri: str) -> MadeFrom | None:
-    """Versions, settings and files that an existing page was made from; None if it is missing or another program's."""
+    """What an existing page was made from; None if the page is missing, or was written by another program."""
     try:
         match = FACTS.search(storage.read_bytes(uri))
         return json.loads(match[1]) if match else None
@@ -196,7 +196,7 @@ def _environment() -> "Environment":
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_shown,
+        finalize=_without_controls,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -207,8 +207,8 @@ def _environment() -> "Environment":
     return environment
 
 
-def _shown(value: object) -> object:
-    """A value of the page; control characters in texts of the tables are written out."""
+def _without_controls(value: object) -> object:
+    """A value of the page, with control characters of its text written as `\\x1b`; other values are unchanged."""
     from markupsafe import Markup
 
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -32,7 +32,7 @@ class BlockReport(Config):
 
 
 class Fatal(Config):
-    """The error by which a worker stopped the step, as text: Ray Data would replace an exception by one of its own."""
+    """The error with which a worker stopped the step, as text: Ray Data would replace the exception by its own."""
 
     message: str
     transient: bool  # a machine or a connection was lost: the same step may succeed when it runs again
@@ -45,7 +45,7 @@ REPORT: TypeAdapter[BlockReport | Fatal] = TypeAdapter(BlockReport | Fatal)
 class BlockActor:
     """Ray actor: builds the worker of the step once, then computes and commits one block after another.
 
-    writer: 32 hex digits by which the files of all actors of this call of the step are told from others.
+    writer: 32 hex digits with which the names of all files of this call of the step begin.
     """
 
     def __init__(self, work: PerItemWork[Any], root: str, lineage: Lineage, writer: str):

@@ -69,9 +69,8 @@ def _remove_session(folder: str) -> None:
 
 
 def _kill_new_children(others: set[int]) -> None:
-    """Kill processes of Ray that a start which timed out has left. others: children from before the start."""
-    left_over = [child for child in psutil.Process().children() if child.pid not in others]
-    for child in left_over:
+    """Kill the processes that a start of Ray left behind when it timed out. others: children from before the start."""
+    for child in (child for child in psutil.Process().children() if child.pid not in others):
         with contextlib.suppress(psutil.Error):
             if any("ray" in part for part in child.cmdline()[:4]):
                 child.kill()

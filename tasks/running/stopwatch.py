@@ -1,10 +1,10 @@
-"""Stopwatch: how long the model of a worker computes, and how long it waits for data or tables."""
+"""Times of the model of a worker: how long it computes, and how long it waits for data or tables."""
 
 import time
 
 
 class Stopwatch:
-    """Stopwatch: `with stopwatch:` around the work of the model; `spent` returns the times since its last call."""
+    """Put `with stopwatch:` around the work of the model; `spent` returns the times since its last call."""
 
     def __init__(self) -> None:
         self._busy_s = 0.0

@@ -81,7 +81,7 @@ class ModelScoresConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _told_apart(self) -> "ModelScoresConfig":
+    def _names_differ(self) -> "ModelScoresConfig":
         zero_shot = self.embeddings.zero_shot if self.embeddings else ()
         names = [*SCORER_FACTS, *self.classifiers, *zero_shot]
         if invalid := [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
@@ -228,7 +228,7 @@ def _packaged(
 ) -> Job[FrameScoreItem]:
     """Job of a model whose weights are part of a Python package."""
     hashes = [score_models.file_hash(path, f"scores.{facts.name}") for path in weights]
-    assert facts.of_frames, "a model that scores frames says how they are reduced to one score"
+    assert facts.of_frames, "the facts of a scorer of frames name the statistic that is the score of the clip"
     return _frame_job(facts.name, config, clips, hashes, load, facts.of_frames, load)
 
 

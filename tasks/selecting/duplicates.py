@@ -153,7 +153,7 @@ def _append(run: Run, config: DuplicatesConfig, grouped: Mapping[str, DuplicateC
 
 
 def keeping_order(clips: pa.Table) -> np.ndarray:
-    """Rank of each clip by which the clip to keep of a group is chosen, (n,) int64; 0 is best.
+    """Rank of each clip, (n,) int64; 0 is best. Of each group, the clip of the lowest rank is kept.
 
     Clips are ordered by pixels per frame (most first), then number of frames (most first, in steps of a fifth: the ends
     of copies differ by a few frames), then file size (largest first: all clips are encoded at one quality, so a larger

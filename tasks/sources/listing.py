@@ -310,11 +310,11 @@ def _listed(uri: str, folder: str, entries: Iterable[Entry | BadEntry], media: "
         key = file.request or file.uri
         before = annotated.get(key)
         annotated[key] = replace(file, annotations=before.annotations + file.annotations) if before else file
-    yield from _told_apart([*annotated.values(), *others])
+    yield from _with_distinct_uris([*annotated.values(), *others])
 
 
-def _told_apart(files: Sequence[SourceFile]) -> Iterator[SourceFile]:
-    """The files; URLs that differ only in what is cut out of them, such as `?key=`, get a mark of what they ask for."""
+def _with_distinct_uris(files: Sequence[SourceFile]) -> Iterator[SourceFile]:
+    """The files, with distinct URIs: URLs that differ only in their secrets, such as `?key=`, get a hash as suffix."""
     requests: dict[str, set[str]] = {}
     for file in files:
         requests.setdefault(file.uri, set()).add(file.request)

@@ -92,17 +92,17 @@ def test_datasets_folder_holds_no_python():
 
 def test_import_datasets_is_hugging_faces_from_the_repository_root():
     script = "import datasets; assert datasets.load_dataset; print(datasets.__file__)"
-    found = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
-    assert "site-packages" in found.stdout
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
+    assert "site-packages" in done.stdout
 
 
 def test_no_file_names_a_path_of_somebodys_machine():
     named = {
-        str(file.relative_to(REPO)): found.group().decode()
+        str(file.relative_to(REPO)): match.group().decode()
         for file in tracked_files()
         if file.suffix not in (".mkv", ".mp4", ".webm", ".avi", ".png", ".jpg", ".gif", ".safetensors")
         and file != Path(__file__)
-        and (found := MACHINE_PATH.search(file.read_bytes()))
+        and (match := MACHINE_PATH.search(file.read_bytes()))
     }
     assert not named
 

@@ -12,16 +12,16 @@ FORBIDDEN = ("pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "ev
 ALLOWED = {"tasks/tables/yaml_text.py": ("yaml.load",)}  # with a safe loader of its own
 
 
-def calls() -> list:
-    found = []
+def all_calls() -> list:
+    calls = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                found.append((str(path.relative_to(ROOT)), ast.unparse(node.func), node))
-    return found
+                calls.append((str(path.relative_to(ROOT)), ast.unparse(node.func), node))
+    return calls
 
 
-CALLS = calls()
+CALLS = all_calls()
 
 
 def keyword(node: ast.Call, name: str) -> object:

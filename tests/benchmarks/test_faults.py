@@ -20,7 +20,7 @@ def test_killed_actors_and_drivers_and_damaged_videos_lose_and_double_nothing(mo
         faults.Blow(0.3, signal.SIGKILL, "driver"),
         faults.Blow(0.6, signal.SIGTERM, "driver"),
     )
-    found = faults.run_under_fire(tmp_path, 28, len(faults.DAMAGE), blows)
-    assert found.differences == []
-    assert found.statuses == Counter(ok=21, failed=7)
-    assert found.left_to_do == 0
+    outcome = faults.run_under_fire(tmp_path, 28, len(faults.DAMAGE), blows)
+    assert outcome.differences == []
+    assert outcome.statuses == Counter(ok=21, failed=7)
+    assert outcome.left_to_do == 0

@@ -94,9 +94,9 @@ def test_every_field_failure_is_listed_with_tests_that_exist_or_a_reason():
         file = ""
         for name, test in re.findall(r"`([\w.…]+)::(\w+)", tests):
             file = file if name == "…" else name
-            found = [path for path in (REPO / "tests").rglob(file) if f"def {test}(" in path.read_text()]
+            files = [path for path in (REPO / "tests").rglob(file) if f"def {test}(" in path.read_text()]
             # Two files of one name in two folders: the test is in one of them.
-            assert len(found) == 1, f"{number}: {file}::{test}"
+            assert len(files) == 1, f"{number}: {file}::{test}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
@@ -127,14 +127,14 @@ def shell_commands(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", shell_commands(REPO / "README.md"))
 def test_every_command_of_the_readme_is_run_by_a_test(command):
-    (shown,) = (
-        shown for shown in RUN_BY if command == shown or (command.startswith("uv run pyramid ") and shown in command)
+    (part,) = (
+        part for part in RUN_BY if command == part or (command.startswith("uv run pyramid ") and part in command)
     )
-    file, _, name = RUN_BY[shown].partition("::")
+    file, _, name = RUN_BY[part].partition("::")
     text = (REPO / file).read_text()
     assert f"def {name}(" in text or not name
     if not command.startswith("uv run pyramid "):  # that test takes its commands from the README
-        assert all(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) for word in shown.split()[1:])
+        assert all(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) for word in part.split()[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
@@ -183,6 +183,6 @@ def test_commands_in_the_docs_exist():
                 words = words[1:]
                 command = command.commands.get(words[0])
                 assert command is not None, f"{page.name}: {line}"
-            known = {option for param in getattr(command, "params", ()) for option in param.opts} | {"--help", "-h"}
+            options = {option for param in getattr(command, "params", ()) for option in param.opts} | {"--help", "-h"}
             used = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
-            assert used <= known, f"{page.name}: {line}"
+            assert used <= options, f"{page.name}: {line}"

@@ -60,18 +60,18 @@ def moving_square(num_frames: int, seed: int, dark: bool) -> np.ndarray:
     back = np.where(pattern, rng.integers(90, 160, 3), rng.integers(0, 256, 3)).astype(np.uint8)
     frames = np.repeat(back[None], num_frames, axis=0)
     for t in range(num_frames):
-        left = 4 + 3 * t
-        frames[t, 30:60, left : left + 30] = 20 if dark else 235
+        edge = 4 + 3 * t
+        frames[t, 30:60, edge : edge + 30] = 20 if dark else 235
     return frames
 
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without what would point a child at somebody's own servers."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "PYRAMID_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "PYRAMID_"))}
     own = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     # Under `uv run`, Ray would pack the working directory of whatever it starts and send it to its workers.
     own |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    return kept | own | extra
+    return inherited | own | extra
 
 
 @pytest.fixture(scope="session")
@@ -321,9 +321,9 @@ class Night:
 
     def run(self, source: Path, **settings: Any) -> str:
         """Ask for a run of `curate`; its id."""
-        (found,) = self.api.call("POST", "/deployments/filter", {"deployments": {"name": {"any_": ["curate"]}}})
+        (deployment,) = self.api.call("POST", "/deployments/filter", {"deployments": {"name": {"any_": ["curate"]}}})
         body = {"parameters": {"source": str(source), "settings": {"clips.min_frames": 9} | settings}}
-        return self.api.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+        return self.api.call("POST", f"/deployments/{deployment['id']}/create_flow_run", body)["id"]
 
     def state(self, run_id: str) -> dict:
         return self.api.call("GET", f"/flow_runs/{run_id}")["state"]
@@ -345,8 +345,8 @@ class Night:
         said = subprocess.run(
             [*self.head.enter, sys.executable, "-c", code], env=self.head.environment, capture_output=True, text=True
         ).stdout
-        found = json.loads(said.split("JOBS ")[1])
-        return {name: status for name, status in found.items() if name.startswith("pyramid-clips-")}
+        statuses = json.loads(said.split("JOBS ")[1])
+        return {name: status for name, status in statuses.items() if name.startswith("pyramid-clips-")}
 
     def told(self) -> list[str]:
         """What the web hook was told."""

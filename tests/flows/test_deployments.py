@@ -23,7 +23,7 @@ FLOWS = {
 @pytest.fixture(scope="module")
 def deployments(prefect_server, prefect_worker) -> dict[str, dict]:
     """Every deployment by name."""
-    return {found["name"]: found for found in prefect_server.call("POST", "/deployments/filter", {})}
+    return {deployment["name"]: deployment for deployment in prefect_server.call("POST", "/deployments/filter", {})}
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def test_the_server_asks_for_a_password(prefect_server):
 def test_every_flow_is_deployed_with_its_schedule_limit_and_module_path(deployments):
     assert set(deployments) == set(FLOWS)
     for name, schedule in FLOWS.items():
-        found = deployments[name]
+        deployment = deployments[name]
         module = name.replace("-", "_")
-        assert found["entrypoint"] == f"flows.{module}.{module}"
-        assert found["global_concurrency_limit"]["limit"] == 1
-        assert found["tags"]
-        assert [entry["slug"] for entry in found["schedules"]] == ([schedule] if schedule else [])
-        assert found["parameters"]["recipe"] == "smoke"
-        assert found["parameters"]["ray"] == "local"
+        assert deployment["entrypoint"] == f"flows.{module}.{module}"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+        assert deployment["tags"]
+        assert [entry["slug"] for entry in deployment["schedules"]] == ([schedule] if schedule else [])
+        assert deployment["parameters"]["recipe"] == "smoke"
+        assert deployment["parameters"]["ray"] == "local"
 
 
 def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, until):
@@ -67,7 +67,7 @@ def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, u
     # Log lines travel in batches and may arrive after the state.
     until(lambda: "select finished" in log_of(prefect_server, by_hand), 60, "the log of select")
     body = {"artifacts": {"flow_run_id": {"any_": [by_hand["id"]]}}}
-    artifacts = {found["key"]: found for found in prefect_server.call("POST", "/artifacts/filter", body)}
+    artifacts = {artifact["key"]: artifact for artifact in prefect_server.call("POST", "/artifacts/filter", body)}
     assert set(artifacts) == {
         "curation",
         *(f"counts-{step}" for step in ("ingest", "clips", "scores", "duplicates", "select")),
@@ -77,8 +77,8 @@ def test_run_by_hand_completes_with_log_and_artifacts(prefect_server, by_hand, u
 
 
 def test_settings_of_a_run_leave_the_deployments_root_recipe_and_ray_alone(prefect_worker, by_hand):
-    kept = {"root": str(prefect_worker), "recipe": "smoke", "ray": "local"}
-    assert kept.items() <= by_hand["parameters"].items()
+    parameters = {"root": str(prefect_worker), "recipe": "smoke", "ray": "local"}
+    assert parameters.items() <= by_hand["parameters"].items()
     assert by_hand["parameters"]["settings"] == {"clips.crf": 30}
 
 

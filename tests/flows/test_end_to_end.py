@@ -116,9 +116,9 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(done, start, tmp_pa
         process.kill()
         process.wait(20)
     assert start(root).wait(600) == 0, root.with_suffix(".log").read_text()
-    found, wanted = ids(root), ids(done)
+    present, wanted = ids(root), ids(done)
     for table in wanted:
-        assert found[table] == wanted[table], f"{table}, seed {seed}"
+        assert present[table] == wanted[table], f"{table}, seed {seed}"
 
 
 def steps_finished(root: Path) -> int:

@@ -100,10 +100,10 @@ def hashes(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_settings_of_shipped_recipes_keep_their_ids(path):
-    found, expected = hashes(path), IDENTITY[path.stem]
-    moved = {f"{path.stem}: {step}": (expected.get(step), hash_) for step, hash_ in found.items()}
+    actual, expected = hashes(path), IDENTITY[path.stem]
+    moved = {f"{path.stem}: {step}": (expected.get(step), hash_) for step, hash_ in actual.items()}
     assert {step: pair for step, pair in moved.items() if pair[0] != pair[1]} == {}, "see the first lines of this file"
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
 
 
 class Inner(Config):

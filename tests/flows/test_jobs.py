@@ -69,12 +69,12 @@ def jobs(head, log: Path) -> dict[str, str]:
 def servers_of(root: Path) -> list[int]:
     """Processes of Prefect's temporary server that keeps its database under this root."""
     home = str(root / "prefect")
-    found = []
+    pids = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if "uvicorn" in process.cmdline() and process.environ().get("PREFECT_HOME") == home:
-                found.append(process.pid)
-    return found
+                pids.append(process.pid)
+    return pids
 
 
 def finished(process: subprocess.Popen, log: Path) -> dict:
@@ -112,9 +112,9 @@ def test_log_of_a_job_is_in_prefect_and_ctrl_c_stops_it(ray_head, root, source, 
             return ""
         with (
             contextlib.suppress(sqlite3.OperationalError),  # no such table yet, or being written
-            contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as found,
+            contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection,
         ):
-            return "\n".join(row[0] for row in found.execute("select message from log"))
+            return "\n".join(row[0] for row in connection.execute("select message from log"))
         return ""
 
     until(lambda: f"clips 0/{NUM_VIDEOS}" in lines(), 180, "the job's log in Prefect")

@@ -57,7 +57,8 @@ def test_a_long_shot_of_any_common_aspect_and_rate_is_trained_on(name, fps):
 @pytest.mark.parametrize("name", ["demo", "smoke", "384p", "768p"])
 def test_prompts_are_sampled_at_a_size_that_was_trained(name):
     recipe = load_recipe(name)
-    sizes = {(one.height, one.width, 1 + one.num_frames // 8) for one in map(parse_bucket, recipe.select.buckets)}
+    buckets = map(parse_bucket, recipe.select.buckets)
+    sizes = {(bucket.height, bucket.width, 1 + bucket.num_frames // 8) for bucket in buckets}
     for request in (recipe.generate.request, recipe.evaluate.request):
         assert (request.height, request.width, request.num_latent_frames) in sizes
 
@@ -169,8 +170,8 @@ def test_every_setting_that_may_be_a_path_is_found_from_where_the_run_starts(tmp
 
 
 def test_settings_that_may_be_paths_are_settings():
-    known = set(dotted_names(Recipe))
-    assert [name for name in PATHS if "*" not in name and name not in known] == []
+    names = set(dotted_names(Recipe))
+    assert [name for name in PATHS if "*" not in name and name not in names] == []
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def objects(name: str) -> list[dict]:
 
 
 def one(name: str) -> dict:
-    (found,) = objects(name)
-    return found
+    (resource,) = objects(name)
+    return resource
 
 
 # compose
@@ -158,10 +158,10 @@ def test_what_the_dockerfile_copies_is_in_the_build_context():
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_manifests_name_what_they_are(path):
-    for found in yaml.safe_load_all(path.read_text()):
-        assert found["apiVersion"]
-        assert found["kind"]
-        assert {"name", "generateName"} & set(found["metadata"])
+    for resource in yaml.safe_load_all(path.read_text()):
+        assert resource["apiVersion"]
+        assert resource["kind"]
+        assert {"name", "generateName"} & set(resource["metadata"])
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
@@ -185,24 +185,24 @@ def limits(template: dict) -> dict:
 
 def nodes(cluster: dict) -> list[tuple[int, int]]:
     """(CPUs, GPUs) of every node that work may be put on."""
-    found = []
+    places = []
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         has = limits(group["template"])
         cpus = int(group["rayStartParams"].get("num-cpus", has["cpu"]))
-        found += [(cpus, int(has.get("nvidia.com/gpu", 0)))] * group.get("replicas", 1)
-    return found
+        places += [(cpus, int(has.get("nvidia.com/gpu", 0)))] * group.get("replicas", 1)
+    return places
 
 
 def misfits(recipe: Recipe, cluster: dict) -> list[str]:
     """Sections of a GPU recipe that would wait for ever, or be refused, on a cluster."""
     train = recipe.train_dit
     places = sum(min(cpus // train.cpus_per_worker, gpus) for cpus, gpus in nodes(cluster))
-    found = [] if places >= train.num_workers else ["train_dit"]
+    steps = [] if places >= train.num_workers else ["train_dit"]
     for name in ("text_features", "latents", "evaluate", "generate"):
         actor = getattr(recipe, name)
         if not any(cpus >= actor.num_cpus and gpus >= actor.num_gpus for cpus, gpus in nodes(cluster)):
-            found.append(name)
-    return found
+            steps.append(name)
+    return steps
 
 
 @pytest.mark.parametrize("name", ["384p", "768p"])
@@ -239,7 +239,7 @@ def pods() -> list[dict]:
     for spec in (cluster, job["rayClusterSpec"]):
         templates += [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
     templates += [
-        found["spec"]["template"] for found in objects("prefect-worker.yaml") if found["kind"] == "Deployment"
+        resource["spec"]["template"] for resource in objects("prefect-worker.yaml") if resource["kind"] == "Deployment"
     ]
     template = json.loads((KUBERNETES / "prefect-work-pool.json").read_text())
     templates.append(template["job_configuration"]["job_manifest"]["spec"]["template"])
@@ -258,7 +258,7 @@ def test_pods_are_confined_and_limited():
 
 def test_volumes_and_secrets_that_pods_use_are_there():
     claims = {one("storage.yaml")["metadata"]["name"]}
-    secrets = {found["metadata"]["name"] for found in objects("secrets.example.yaml")}
+    secrets = {resource["metadata"]["name"] for resource in objects("secrets.example.yaml")}
     for pod in pods():
         volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
         used = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
@@ -272,13 +272,13 @@ def test_volumes_and_secrets_that_pods_use_are_there():
 
 
 def test_secret_template_holds_no_secret():
-    for found in objects("secrets.example.yaml"):
-        assert "data" not in found
-        assert all("REPLACE_ME" in value for value in found["stringData"].values())
+    for resource in objects("secrets.example.yaml"):
+        assert "data" not in resource
+        assert all("REPLACE_ME" in value for value in resource["stringData"].values())
 
 
 def test_nothing_comes_in_unless_allowed():
-    policies = {found["metadata"]["name"]: found["spec"] for found in objects("network-policy.yaml")}
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in objects("network-policy.yaml")}
     closed = policies.pop("pyramid-deny-ingress")
     assert closed == {"podSelector": {}, "policyTypes": ["Ingress"]}
     assert all(rule["from"] for spec in policies.values() for rule in spec["ingress"])
@@ -337,7 +337,7 @@ def test_prefect_reads_the_template(pool):
 
 
 def test_worker_image_is_the_locked_prefect(locked):
-    deployment = next(found for found in objects("prefect-worker.yaml") if found["kind"] == "Deployment")
+    deployment = next(resource for resource in objects("prefect-worker.yaml") if resource["kind"] == "Deployment")
     image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
     assert image.startswith(f"prefecthq/prefect:{locked['prefect']}-")
 

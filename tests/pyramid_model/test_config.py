@@ -40,12 +40,12 @@ def test_rope_axes_that_do_not_fill_a_head_are_refused():
 def test_latent_norm_treats_the_first_frame_apart_and_inverts():
     norm = LatentNorm(first_shift=1.0, first_scale=2.0, rest_shift=(0.0, 3.0), rest_scale=(1.0, 0.5))
     latents = torch.randn(2, 2, 3, 2, 2)
-    kept = latents.clone()
+    before = latents.clone()
     normalised = norm.normalise(latents)
     torch.testing.assert_close(normalised[:, :, 0], (latents[:, :, 0] - 1) * 2)
     torch.testing.assert_close(normalised[:, 1, 1:], (latents[:, 1, 1:] - 3) * 0.5)
     torch.testing.assert_close(norm.denormalise(normalised), latents)
-    assert torch.equal(latents, kept)
+    assert torch.equal(latents, before)
 
 
 @pytest.mark.parametrize("norm", [MINIFLUX_LATENT_NORM, SD3_LATENT_NORM])

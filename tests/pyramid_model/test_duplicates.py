@@ -137,4 +137,4 @@ def test_frames_are_hashed_at_one_rate_whatever_that_of_the_clip(num_frames, fps
 def test_pixels_and_their_shape_make_the_hash_of_frames():
     frames = RNG.integers(0, 255, (3, 4, 6), np.uint8)
     assert frames_hash(frames) == frames_hash(frames.copy(order="F"))
-    assert len({frames_hash(one) for one in (frames, frames.reshape(3, 6, 4), frames[:2], 255 - frames)}) == 4
+    assert len({frames_hash(video) for video in (frames, frames.reshape(3, 6, 4), frames[:2], 255 - frames)}) == 4

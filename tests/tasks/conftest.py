@@ -24,9 +24,9 @@ def moving_square(channel: int, speed: int) -> np.ndarray:
     """A coloured square that slides to the right on grey; (t h w 3) uint8."""
     frames = np.full((NUM_FRAMES, SIZE, SIZE, 3), 90, np.uint8)
     for t in range(NUM_FRAMES):
-        left = (4 + speed * t) % (SIZE - 8)
-        frames[t, 10:20, left : left + 8] = 30
-        frames[t, 10:20, left : left + 8, channel] = 220
+        edge = (4 + speed * t) % (SIZE - 8)
+        frames[t, 10:20, edge : edge + 8] = 30
+        frames[t, 10:20, edge : edge + 8, channel] = 220
     return frames
 
 
@@ -46,10 +46,10 @@ def fill_root(root: Path, footage: Path) -> Run:
         write_video(uri, moving_square(number % 3, 1 + number // 3), FPS)
         if number != 3:
             captions.append(f"{name},0.0,1.2,A {colour} square slides to the right.")
-        found = {"video_id": video_id, "uri": str(footage / name), "path": name}
+        columns = {"video_id": video_id, "uri": str(footage / name), "path": name}
         card = str(footage / "source.yaml")
-        rows["sources"].append(ok_row({}, source_id=content_id("source", number), card=card, **found))
-        rows["videos"].append(ok_row({}, **found))
+        rows["sources"].append(ok_row({}, source_id=content_id("source", number), card=card, **columns))
+        rows["videos"].append(ok_row({}, **columns))
         seconds = {"start_s": 0.0, "end_s": NUM_FRAMES / FPS, "start_frame": 0, "num_frames": NUM_FRAMES}
         size = {"height": SIZE, "width": SIZE, "fps_num": FPS, "fps_den": 1}
         rows["clips"].append(ok_row({}, clip_id=clip_id, video_id=video_id, uri=uri, **seconds, **size))
@@ -57,8 +57,8 @@ def fill_root(root: Path, footage: Path) -> Run:
         rows["selections"].append(ok_row({}, selection_id=content_id(clip_id), clip_id=clip_id, **verdict))
     (footage / "captions.csv").write_text("\n".join(captions) + "\n")
     (footage / "source.yaml").write_text("name: squares\ncaptions: captions.csv\n")
-    for table, found in rows.items():
-        append_block(run.root, table, found, "fixture", Lineage("test", "fixture", "1", "squares", ""))
+    for table, table_rows in rows.items():
+        append_block(run.root, table, table_rows, "fixture", Lineage("test", "fixture", "1", "squares", ""))
     return run
 
 
@@ -162,7 +162,7 @@ class ChatServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with server.lock:
                     server.requests.append(body | {"arrived_s": time.monotonic()})
-                    times = sum(server.text(one) == server.text(body) for one in server.requests)
+                    times = sum(server.text(request) == server.text(body) for request in server.requests)
                     server.at_once += 1
                     server.most_at_once = max(server.most_at_once, server.at_once)
                 try:

@@ -157,10 +157,10 @@ def test_latents_are_the_raw_posterior_means(chain):
 
 def test_the_dit_records_what_it_was_trained_on(chain):
     row = next(row for row in rows_of(chain, "models") if row["kind"] == "dit")
-    known = json.loads(row["config"])["trained_on"]
-    assert known["vae"]["uri"] == chain.results["train_vae"].uri
-    assert known["versions"]["latents"] >= 0
-    assert known["encoder"]["random_init"]
+    trained_on = json.loads(row["config"])["trained_on"]
+    assert trained_on["vae"]["uri"] == chain.results["train_vae"].uri
+    assert trained_on["versions"]["latents"] >= 0
+    assert trained_on["encoder"]["random_init"]
     metrics = json.loads(row["metrics"])
     assert (metrics["num_train"], metrics["num_val"]) == (3, 2)  # one clip has no caption
     assert metrics["val_loss"] < metrics["val_loss_untrained"]
@@ -277,7 +277,7 @@ def test_training_files_go_out_and_come_back_with_the_same_values(chain, tmp_pat
     for pair, latent, text in zip(back.pairs, back.latents, back.texts, strict=True):
         # The videos of imported rows lie outside the new root, so their URIs are marked there.
         number = by_text[pair.uri.removeprefix(MARK), pair.text]
-        raw, expected = (source.norm.denormalise(one[None]) for one in (latent, there.latents[number]))
+        raw, expected = (source.norm.denormalise(part[None]) for part in (latent, there.latents[number]))
         np.testing.assert_allclose(raw, expected, rtol=2**-8, atol=1e-4)  # bfloat16 in between
         np.testing.assert_allclose(text[0], there.texts[number][0], rtol=0.01, atol=0.01)
 

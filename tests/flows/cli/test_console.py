@@ -36,10 +36,10 @@ def printed(*parts) -> str:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_shown_as_it_is_without_control_characters(name):
-    shown = printed(name) + printed(styled(("ok", "green"), f" {name}")) + printed(grid(["a"], [[name]]))
-    for part in (shown, printed(Text(name))):
+    text = printed(name) + printed(styled(("ok", "green"), f" {name}")) + printed(grid(["a"], [[name]]))
+    for part in (text, printed(Text(name))):
         assert not set("\x1b\x07\r\x9b\u202e") & set(part)
-    assert shown.count(name.replace("\x1b", r"\x1b").replace("\x07", r"\x07")) == 3 or not name.isprintable()
+    assert text.count(name.replace("\x1b", r"\x1b").replace("\x07", r"\x07")) == 3 or not name.isprintable()
 
 
 @pytest.mark.parametrize("name", HOSTILE)

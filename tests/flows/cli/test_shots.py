@@ -39,9 +39,9 @@ def test_json_says_of_every_file_where_its_shots_begin_or_why_nothing_can_be_sai
     command = [sys.executable, "-c", "from flows.cli.main import app; app()", "shots", "--json", *map(str, names)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert list(found) == [str(name) for name in names]
-    good, torn, text, missing, directory, *unreachable = found.values()
+    shots_by_file = json.loads(done.stdout)
+    assert list(shots_by_file) == [str(name) for name in names]
+    good, torn, text, missing, directory, *unreachable = shots_by_file.values()
     assert good == {"cuts": [20], "gradual": [], "fps": 25.0, "frames": 35}
     assert torn["problem"].startswith("truncated: ")
     assert 0 < torn["frames"] < 35
@@ -62,9 +62,9 @@ def test_names_are_paths_whatever_they_look_like_and_a_pipe_is_not_waited_for(fo
         (tmp_path / name).symlink_to(folder / "a good one.mp4")
     os.mkfifo(tmp_path / "pipe.jpg")
     monkeypatch.chdir(tmp_path)
-    found = json.loads(shots("--json", *names, "pipe.jpg", "--timeout", 60).stdout)
-    assert [found[name].get("cuts") for name in names] == [[20]] * 3
-    assert found["pipe.jpg"] == {"error": "unreadable: pipe.jpg is a folder, pipe, socket or device, not a file"}
+    lists = json.loads(shots("--json", *names, "pipe.jpg", "--timeout", 60).stdout)
+    assert [lists[name].get("cuts") for name in names] == [[20]] * 3
+    assert lists["pipe.jpg"] == {"error": "unreadable: pipe.jpg is a folder, pipe, socket or device, not a file"}
 
 
 class Host(http.server.SimpleHTTPRequestHandler):
@@ -82,13 +82,15 @@ class Host(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "found"),
+    ("name", "options", "shot_list"),
     [
         (f"good.mp4?signature={'0' * 300}", (), {"cuts": [20], "gradual": [], "fps": 25.0, "frames": 35}),
         ("stuck.mp4", ("--timeout", 4), {"error": "timeout: not done after 4 s (--timeout)"}),
     ],
 )
-def test_of_what_is_fetched_nothing_stays_even_when_it_is_given_up(folder, tmp_path, monkeypatch, name, options, found):
+def test_of_what_is_fetched_nothing_stays_even_when_it_is_given_up(
+    folder, tmp_path, monkeypatch, name, options, shot_list
+):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "stuck.mp4").write_bytes(bytes(2**20))
@@ -96,7 +98,7 @@ def test_of_what_is_fetched_nothing_stays_even_when_it_is_given_up(folder, tmp_p
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Host, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{name}"
-        assert json.loads(shots("--json", url, *options).stdout) == {url: found}
+        assert json.loads(shots("--json", url, *options).stdout) == {url: shot_list}
         server.shutdown()
     assert list((tmp_path / "tmp").iterdir()) == []
 

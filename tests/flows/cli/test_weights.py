@@ -45,9 +45,9 @@ def test_json_says_the_same_and_the_hash_is_that_of_the_loader(released):
     folder = released("sd3") / "diffusion_transformer_768p"
     done = inspect(folder, "--json", "--hash")
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["is_complete"] is True
-    (part,) = found["parts"]
+    facts = json.loads(done.stdout)
+    assert facts["is_complete"] is True
+    (part,) = facts["parts"]
     assert (part["kind"], part["num_tensors"], part["facts"]["blocks"]) == ("MMDiT", 75, "2 double")
     assert part["weights_hash"] == weights_hash(folder)
 

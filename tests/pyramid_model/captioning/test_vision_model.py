@@ -20,11 +20,11 @@ def test_a_local_model_answers_each_question_as_if_it_were_alone(kind, write_vis
         Question("Describe it.", frames(0), fps=2.0),
         Question("Say it in one sentence.", frames(1), fps=2.0),
     ]
-    kept: dict[int, Answer] = {}
+    answers: dict[int, Answer] = {}
     model = VisionModel(folder, Decoding(max_new_tokens=6), dtype=torch.float32, batch_size=2)
-    together = model.answer(questions, kept.__setitem__)
+    together = model.answer(questions, answers.__setitem__)
     model.batch_size = 1
-    assert model.answer(questions, lambda *_: None) == together == [kept[0], kept[1]]
+    assert model.answer(questions, lambda *_: None) == together == [answers[0], answers[1]]
 
 
 def test_a_folder_without_weights_or_chat_template_is_no_vision_model(write_vision_model, tmp_path):

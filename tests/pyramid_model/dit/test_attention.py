@@ -30,11 +30,11 @@ def test_one_call_a_frame_finds_what_a_dense_mask_finds(pads):
     torch.testing.assert_close(frame_attention(q, k, v, ENDS, pads), masked(q, k, v, pads))
 
 
-@pytest.mark.parametrize("known", [5, 7])
-def test_the_last_queries_alone_find_what_they_find_together_with_the_others(known):
+@pytest.mark.parametrize("num_known", [5, 7])
+def test_the_last_queries_alone_find_what_they_find_together_with_the_others(num_known):
     q, k, v = qkv()
     whole = frame_attention(q, k, v, ENDS, (0, 2))
-    torch.testing.assert_close(frame_attention(q[:, known:], k, v, ENDS, (0, 2)), whole[:, known:])
+    torch.testing.assert_close(frame_attention(q[:, num_known:], k, v, ENDS, (0, 2)), whole[:, num_known:])
 
 
 def test_no_more_is_computed_than_what_is_seen():

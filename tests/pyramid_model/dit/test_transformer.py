@@ -68,9 +68,9 @@ def test_without_causality_one_frame_is_predicted_the_same_and_two_are_not(dit, 
     free = type(dit)(replaced(dit.config, causal=False))
     free.load_state_dict(dit.state_dict())
     timestep, text = torch.tensor([400.0]), text_rows(1)
-    one, two = column((1, 4, 4)), column((2, 4, 4))
-    close(free([one], timestep, text)[0], dit([one], timestep, text)[0])
-    assert (free([two], timestep, text)[0] - dit([two], timestep, text)[0]).abs().max() > 1e-2
+    short, long = column((1, 4, 4)), column((2, 4, 4))
+    close(free([short], timestep, text)[0], dit([short], timestep, text)[0])
+    assert (free([long], timestep, text)[0] - dit([long], timestep, text)[0]).abs().max() > 1e-2
 
 
 def test_a_fresh_model_predicts_zero_and_every_weight_gets_a_gradient_once_it_does_not(dit, text_rows):

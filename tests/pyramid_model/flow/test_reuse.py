@@ -80,8 +80,8 @@ def test_with_clean_history_time_the_timestep_reaches_the_noisy_frame_alone(dit,
     for timestep in (900.0, 100.0):
         kv_caches.append(KVCache(len(clean.blocks)))
         clean([[history, noisy]], torch.tensor([timestep]), text, kv_caches[-1], num_cached=2)
-    for one, other in zip(*(kv_cache.blocks for kv_cache in kv_caches), strict=True):
-        assert torch.equal(one.keys, other.keys)
+    for block, other in zip(*(kv_cache.blocks for kv_cache in kv_caches), strict=True):
+        assert torch.equal(block.keys, other.keys)
     at_0 = torch.tensor([0.0])
     close(clean([[history, noisy]], at_0, text)[0], dit([[history, noisy]], at_0, text)[0])
 

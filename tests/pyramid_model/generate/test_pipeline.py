@@ -62,8 +62,8 @@ def test_frames_a_tensor_and_latents_are_the_same_clip(pipeline):
     assert latents.videos == []
     torch.testing.assert_close(latents.latents, frames.latents, atol=0, rtol=0)
     assert floats.videos[0].shape == (3, 17, 64, 128)
-    shown = np.moveaxis(floats.videos[0].numpy() * 255, 0, -1)
-    assert np.abs(shown - frames.videos[0]).max() <= 1.01
+    pixels = np.moveaxis(floats.videos[0].numpy() * 255, 0, -1)
+    assert np.abs(pixels - frames.videos[0]).max() <= 1.01
 
 
 def test_one_latent_frame_is_a_picture_that_can_be_a_png(pipeline, tmp_path):
@@ -293,11 +293,11 @@ def test_a_damaged_part_is_named_before_anything_is_loaded_unless_it_is_not_need
 def test_sizes_for_a_plan_are_known_without_loading(tmp_path, write_model_directory, kind, dtype):
     folder = write_model_directory(tmp_path, kind)
     loaded = VideoPipeline.from_pretrained(folder, "384p", dtype=str(dtype).removeprefix("torch."), device="cpu").sizes
-    known = sizes_of_checkpoint(read_checkpoint(folder, "384p"), dtype)
+    sizes = sizes_of_checkpoint(read_checkpoint(folder, "384p"), dtype)
     for name in ("text_bytes", "text_layer_bytes"):  # all but ids of positions
-        assert 0 <= getattr(loaded, name) - getattr(known, name) <= 2 * 77 * 8
-    same = {"text_bytes": known.text_bytes, "text_layer_bytes": known.text_layer_bytes}
-    assert replace(loaded, **same) == known
+        assert 0 <= getattr(loaded, name) - getattr(sizes, name) <= 2 * 77 * 8
+    same = {"text_bytes": sizes.text_bytes, "text_layer_bytes": sizes.text_layer_bytes}
+    assert replace(loaded, **same) == sizes
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is such a device")
@@ -307,10 +307,10 @@ def test_a_device_that_is_not_there_is_refused_before_weights_are_read(folder):
 
 
 def test_pictures_beyond_the_positions_of_an_mmdit_are_refused(tmp_path, write_model_directory):
-    found = read_checkpoint(write_model_directory(tmp_path, "sd3"), "384p")
-    check_checkpoint(CLIP, found)
+    checkpoint = read_checkpoint(write_model_directory(tmp_path, "sd3"), "384p")
+    check_checkpoint(CLIP, checkpoint)
     with pytest.raises(ValueError, match=r"width 192 px: .* at most 128 px\. Set request\.width"):
-        check_checkpoint(CLIP.model_copy(update={"width": 192}), found)
+        check_checkpoint(CLIP.model_copy(update={"width": 192}), checkpoint)
 
 
 def test_a_rarer_refresh_of_history_is_told_with_its_error(pipeline):

@@ -113,9 +113,9 @@ def test_a_plan_never_exceeds_its_limit_and_more_memory_never_means_more_tiles(l
     plan = plan_memory(DEFAULT, limit * GIB)
     assert plan.peak <= limit * GIB
     assert plan_memory(DEFAULT, 2 * limit * GIB).tile is None or plan.tile is not None
-    shown = str(plan)
-    assert f"{plan.peaks['decode'] / GIB:.2f} GiB" in shown
-    assert f"{limit:.2f} GiB" in shown
+    text = str(plan)
+    assert f"{plan.peaks['decode'] / GIB:.2f} GiB" in text
+    assert f"{limit:.2f} GiB" in text
 
 
 def test_with_plenty_nothing_waits_and_with_little_everything_does():

@@ -24,18 +24,18 @@ def test_transparent_parts_are_black_whatever_colour_lies_below(tmp_path):
     pixels = np.dstack([RAMP, np.full(RAMP.shape[:2], 255, np.uint8)])
     pixels[:32] = (255, 0, 255, 0)
     Image.fromarray(pixels).save(tmp_path / "hole.png")
-    shown = np.asarray(read_image(tmp_path / "hole.png"))
-    assert shown[:32].max() == 0
-    np.testing.assert_array_equal(shown[32:], RAMP[32:])
-    np.testing.assert_array_equal(fit_image(Image.fromarray(pixels), 64, 96), shown)
+    picture = np.asarray(read_image(tmp_path / "hole.png"))
+    assert picture[:32].max() == 0
+    np.testing.assert_array_equal(picture[32:], RAMP[32:])
+    np.testing.assert_array_equal(fit_image(Image.fromarray(pixels), 64, 96), picture)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "CMYK", "1"])
 def test_an_image_of_any_mode_becomes_rgb(tmp_path, mode):
     Image.fromarray(RAMP).convert(mode).save(tmp_path / "image.tiff")
-    shown = np.asarray(read_image(tmp_path / "image.tiff")).astype(int)
-    assert shown.shape == (64, 96, 3)
-    assert shown[:, 64:].mean() > shown[:, :32].mean() + 100
+    picture = np.asarray(read_image(tmp_path / "image.tiff")).astype(int)
+    assert picture.shape == (64, 96, 3)
+    assert picture[:, 64:].mean() > picture[:, :32].mean() + 100
 
 
 def test_a_photo_that_was_taken_sideways_is_turned_upright(tmp_path):
@@ -43,24 +43,24 @@ def test_a_photo_that_was_taken_sideways_is_turned_upright(tmp_path):
     turned[0x0112] = 6
     Image.fromarray(RAMP).save(tmp_path / "photo.jpg", exif=turned)
     for photo in (read_image(tmp_path / "photo.jpg"), upright(Image.open(tmp_path / "photo.jpg"))):
-        shown = np.asarray(photo).astype(int)
-        assert shown.shape == (96, 64, 3)
-        assert shown[64:].mean() > shown[:32].mean() + 100
+        picture = np.asarray(photo).astype(int)
+        assert picture.shape == (96, 64, 3)
+        assert picture[64:].mean() > picture[:32].mean() + 100
 
 
 def test_frames_of_samples_that_are_not_square_are_stretched_as_a_player_does(shoot, tmp_path):
     frames = shoot(tmp_path / "wide.mp4", (12,), size=(96, 96), aspect=(2, 1))
-    shown, total = read_ending(tmp_path / "wide.mp4", 9, 24, 96, 192)
-    assert (shown.shape, total) == ((9, 96, 192, 3), 12)
+    ending, total = read_ending(tmp_path / "wide.mp4", 9, 24, 96, 192)
+    assert (ending.shape, total) == ((9, 96, 192, 3), 12)
     stretched = cv2.resize(frames[-1], (192, 96), interpolation=cv2.INTER_LANCZOS4)
-    assert np.abs(shown[-1].astype(int) - stretched).mean() < 8
+    assert np.abs(ending[-1].astype(int) - stretched).mean() < 8
 
 
 @pytest.mark.parametrize(("fps", "num_frames", "total"), [(12, 10, 19), (30, 30, 24), (60, 60, 24), (24, 5, 5)])
 def test_a_video_of_another_rate_is_taken_at_the_rate_of_the_clip(shoot, tmp_path, fps, num_frames, total):
     shoot(tmp_path / "video.mp4", (num_frames,), size=(64, 96), fps=fps)
-    shown, found = read_ending(tmp_path / "video.mp4", 9, 24, 64, 128)
-    assert (found, len(shown)) == (total, min(total, 9))
+    ending, num_at_rate = read_ending(tmp_path / "video.mp4", 9, 24, 64, 128)
+    assert (num_at_rate, len(ending)) == (total, min(total, 9))
 
 
 def test_a_frame_is_shown_until_the_next_one_comes(tmp_path):
@@ -72,8 +72,8 @@ def test_a_frame_is_shown_until_the_next_one_comes(tmp_path):
             frame.pts, frame.time_base = pts, Fraction(1, 24)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    shown, total = read_ending(tmp_path / "gap.mkv", 20, 24, 64, 96)
-    greys = shown.mean(axis=(1, 2, 3)).round(-1).astype(int).tolist()
+    ending, total = read_ending(tmp_path / "gap.mkv", 20, 24, 64, 96)
+    greys = ending.mean(axis=(1, 2, 3)).round(-1).astype(int).tolist()
     assert (total, greys) == (12, [40] + [80] * 9 + [200, 240])
 
 

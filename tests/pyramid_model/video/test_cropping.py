@@ -43,7 +43,7 @@ def boxed(path: Path, film: np.ndarray, top: int, left: int, gop: int = 250, rot
 
 def within_2_px(box: Box | None, *expected: int) -> bool:
     """Whether the box is that one, give or take."""
-    return box is not None and all(abs(found - wanted) <= 2 for found, wanted in zip(box, expected, strict=True))
+    return box is not None and all(abs(actual - wanted) <= 2 for actual, wanted in zip(box, expected, strict=True))
 
 
 @pytest.mark.parametrize("gop", [2, 250])
@@ -57,8 +57,8 @@ def test_bars_on_all_sides_and_of_a_turned_video_are_those_of_what_is_shown(tmp_
     path = boxed(tmp_path / "window.mp4", film[::3], top=40, left=30, height=440, width=920)
     assert within_2_px(find_picture(path), 30, 40, 30 + WIDTH, 40 + HEIGHT)
     turned = boxed(tmp_path / "turned.mp4", film[::3], top=40, left=0, height=420, rotation=90)
-    shown = probe(turned)
-    assert (shown.width, shown.height) == (420, WIDTH)
+    header = probe(turned)
+    assert (header.width, header.height) == (420, WIDTH)
     assert within_2_px(find_picture(turned), 40, 0, 40 + HEIGHT, WIDTH)
 
 

@@ -28,10 +28,10 @@ def examine(path):
 
 def test_a_sound_file_has_the_frames_that_were_filmed(tmp_path, shoot):
     shoot(tmp_path / "a.mp4", [30, 20], fps=25)
-    header, found = examine(tmp_path / "a.mp4")
+    header, integrity = examine(tmp_path / "a.mp4")
     assert (header.width, header.height, header.rotation, header.fps) == (160, 96, 0, 25)
-    assert (found.num_frames, found.num_frames_corrupt, found.num_pts_repaired) == (50, 0, 0)
-    assert (found.is_vfr, found.problem, found.duration_s) == (False, None, pytest.approx(2.0))
+    assert (integrity.num_frames, integrity.num_frames_corrupt, integrity.num_pts_repaired) == (50, 0, 0)
+    assert (integrity.is_vfr, integrity.problem, integrity.duration_s) == (False, None, pytest.approx(2.0))
 
 
 def test_frames_come_in_order_with_growing_times(tmp_path, shoot):
@@ -47,19 +47,19 @@ def test_decoding_only_to_look_spares_deblocking_and_shows_the_same_miniatures()
     path = str(Path(__file__).parents[3] / "datasets" / "sample" / "bbb_meadow.mp4")
     with Footage(path) as footage, Footage(path, only_to_look=True) as quick:
         pairs = list(itertools.islice(zip(footage.frames(), quick.frames(), strict=True), 60))
-    whole = [np.array_equal(one.image.to_ndarray(), other.image.to_ndarray()) for one, other in pairs]
+    whole = [np.array_equal(frame.image.to_ndarray(), other.image.to_ndarray()) for frame, other in pairs]
     assert 0.2 < np.mean(whole) < 0.8, "frames from which others are predicted must be exact, and others are not"
-    small = [np.abs(one.small(144, 256).astype(int) - other.small(144, 256)).mean() for one, other in pairs]
+    small = [np.abs(frame.small(144, 256).astype(int) - other.small(144, 256)).mean() for frame, other in pairs]
     assert max(small) < 0.5
-    assert [one.pts for one, _ in pairs] == [other.pts for _, other in pairs]
+    assert [frame.pts for frame, _ in pairs] == [other.pts for _, other in pairs]
 
 
 def test_a_variable_frame_rate_is_noticed_and_measured(tmp_path, shoot):
     times = [*range(0, 1000, 40), *range(1000, 3000, 125)]  # 25 fps, then 8
     shoot(tmp_path / "a.mp4", [41], times=times)
-    _, found = examine(tmp_path / "a.mp4")
-    assert found.is_vfr
-    assert float(found.fps) == pytest.approx(40 / 2.875, rel=1e-3)
+    _, integrity = examine(tmp_path / "a.mp4")
+    assert integrity.is_vfr
+    assert float(integrity.fps) == pytest.approx(40 / 2.875, rel=1e-3)
     assert [frame.pts for frame in decode(str(tmp_path / "a.mp4"))] == pytest.approx(
         [round(t / 1000 / probe(str(tmp_path / "a.mp4")).time_base) for t in times]
     )
@@ -67,31 +67,31 @@ def test_a_variable_frame_rate_is_noticed_and_measured(tmp_path, shoot):
 
 def test_a_bare_stream_without_times_keeps_its_rate(tmp_path, shoot):
     shoot(tmp_path / "a.h264", [50], fps=25)
-    header, found = examine(tmp_path / "a.h264")
-    assert (found.fps, found.num_pts_repaired, found.is_vfr) == (header.fps, 49, False) == (25, 49, False)
-    assert found.duration_s == pytest.approx(2)
+    header, integrity = examine(tmp_path / "a.h264")
+    assert (integrity.fps, integrity.num_pts_repaired, integrity.is_vfr) == (header.fps, 49, False) == (25, 49, False)
+    assert integrity.duration_s == pytest.approx(2)
 
 
 def test_millisecond_rounding_is_not_a_variable_rate(tmp_path, shoot):
     shoot(tmp_path / "a.mkv", [40], fps=24)
-    _, found = examine(tmp_path / "a.mkv")
-    assert (found.is_vfr, found.fps, found.problem) == (False, Fraction(24), None)
+    _, integrity = examine(tmp_path / "a.mkv")
+    assert (integrity.is_vfr, integrity.fps, integrity.problem) == (False, Fraction(24), None)
 
 
 def test_a_longer_sound_track_is_no_truncation(tmp_path, shoot):
     shoot(tmp_path / "a.mkv", [24], audio_s=3.0)
     shoot(tmp_path / "a.mp4", [24], audio_s=3.0)
     for name in ("a.mkv", "a.mp4"):
-        header, found = examine(tmp_path / name)
-        assert (header.has_audio, found.num_frames, found.problem) == (True, 24, None)
+        header, integrity = examine(tmp_path / name)
+        assert (header.has_audio, integrity.num_frames, integrity.problem) == (True, 24, None)
 
 
 def test_a_transport_stream_may_start_late(tmp_path, shoot):
     shoot(tmp_path / "a.ts", [30], fps=25, times=list(range(5000, 6200, 40)))
-    header, found = examine(tmp_path / "a.ts")
+    header, integrity = examine(tmp_path / "a.ts")
     assert header.start_pts * header.time_base == 5
-    assert (header.num_frames_header, found.num_frames, found.problem) == (0, 30, None)
-    assert found.duration_s == pytest.approx(1.2)
+    assert (header.num_frames_header, integrity.num_frames, integrity.problem) == (0, 30, None)
+    assert integrity.duration_s == pytest.approx(1.2)
 
 
 def stream_copied(source, target, first_pts_s: float) -> int:
@@ -115,19 +115,19 @@ def stream_copied(source, target, first_pts_s: float) -> int:
 
 def test_frames_that_a_stream_copied_cut_hides_are_not_seen(good, tmp_path):
     num_packets = stream_copied(good, tmp_path / "a.mp4", 30 / 24)
-    header, found = examine(tmp_path / "a.mp4")
+    header, integrity = examine(tmp_path / "a.mp4")
     assert header.num_frames_header == num_packets == 120
-    assert (found.num_frames, found.problem) == (90, None)
+    assert (integrity.num_frames, integrity.problem) == (90, None)
     whole, rest = list(decode(str(good))), list(decode(str(tmp_path / "a.mp4")))
-    for shown, expected in ((rest[0], whole[30]), (rest[-1], whole[-1])):
-        assert (shown.rgb() == expected.rgb()).all()
+    for frame, expected in ((rest[0], whole[30]), (rest[-1], whole[-1])):
+        assert (frame.rgb() == expected.rgb()).all()
 
 
 @pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)])
 def test_broadcast_rates_stay_exact(tmp_path, shoot, fps):
     shoot(tmp_path / "a.mp4", [30], fps=fps)
-    header, found = examine(tmp_path / "a.mp4")
-    assert header.fps == found.fps == fps
+    header, integrity = examine(tmp_path / "a.mp4")
+    assert header.fps == integrity.fps == fps
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +142,11 @@ def good(tmp_path_factory, shoot):
 def test_a_truncated_file_is_found_out(good, tmp_path, share):
     data = good.read_bytes()
     (tmp_path / "a.mp4").write_bytes(data[: int(len(data) * share)])
-    _, found = examine(tmp_path / "a.mp4")
-    assert found.num_frames < 120
-    assert found.problem
-    assert found.problem.kind in ("truncated", "corrupt_frames")
-    assert share > 0.9 or found.problem.kind == "truncated"
+    _, integrity = examine(tmp_path / "a.mp4")
+    assert integrity.num_frames < 120
+    assert integrity.problem
+    assert integrity.problem.kind in ("truncated", "corrupt_frames")
+    assert share > 0.9 or integrity.problem.kind == "truncated"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -156,9 +156,9 @@ def test_flipped_bits_are_found_out(good, tmp_path, seed):
     for position in random.integers(len(data) // 3, len(data), 40):
         data[position] ^= 1 << int(random.integers(8))
     (tmp_path / "a.mp4").write_bytes(data)
-    _, found = examine(tmp_path / "a.mp4")
-    assert found.num_frames_corrupt > 0
-    assert found.problem
+    _, integrity = examine(tmp_path / "a.mp4")
+    assert integrity.num_frames_corrupt > 0
+    assert integrity.problem
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,8 @@ SHARED = {
 def test_every_odd_file_ends_as_a_reason_or_as_a_video(shared_assets):
     for path in sorted((shared_assets / "odd").glob("*.m*")) + sorted((shared_assets / "odd").glob("*.avi")):
         try:
-            _, found = examine(path)
-            problem = found.problem
+            _, integrity = examine(path)
+            problem = integrity.problem
         except VideoError as err:
             problem = err
         assert (problem.kind if problem else None) == SHARED.get(path.name), path.name
@@ -274,7 +274,7 @@ def test_a_picture_that_is_too_large_is_told_as_that_however_large_it_is(tmp_pat
     rows = zlib.compress(bytes(min(side, 200) * (3 * side + 1)))
     chunks = (b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")
     path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
     with pytest.raises(VideoError, match=rf"{side}x{side} px, .* \(clips\.max_megapixels\)") as caught:
         Footage(str(path), max_pixels=10_000)
     assert caught.value.kind == "too_large"

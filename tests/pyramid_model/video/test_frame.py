@@ -44,21 +44,21 @@ def test_a_mirrored_file_is_shown_as_players_show_it(tmp_path, shoot, matrix):
     a, b, c, d = (value << 16 for value in matrix)
     struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
-    shown = MIRRORED[matrix](filmed[0])
+    upright = MIRRORED[matrix](filmed[0])
     frame = next(decode(str(path)))
-    height, width = shown.shape[:2]
+    height, width = upright.shape[:2]
     header = probe(str(path))
     assert (header.height, header.width) == (height, width)
-    assert np.abs(frame.rgb().astype(int) - shown).mean() < 4
-    assert np.abs(frame.upright(height, width).to_ndarray(format="rgb24").astype(int) - shown).mean() < 4
+    assert np.abs(frame.rgb().astype(int) - upright).mean() < 4
+    assert np.abs(frame.upright(height, width).to_ndarray(format="rgb24").astype(int) - upright).mean() < 4
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv422p10le", "gray"])
 def test_odd_sizes_and_other_formats_become_even_yuv420p(tmp_path, shoot, pix_fmt):
     size = (95, 159) if pix_fmt != "yuv422p10le" else (95, 158)
     filmed = shoot(tmp_path / "a.mp4", [5], size=size, pix_fmt=pix_fmt)
-    _, found = examine(tmp_path / "a.mp4")
-    assert (found.num_frames, found.problem) == (5, None)
+    _, integrity = examine(tmp_path / "a.mp4")
+    assert (integrity.num_frames, integrity.problem) == (5, None)
     image = next(decode(str(tmp_path / "a.mp4"))).upright(94, 158)
     assert (image.format.name, image.width, image.height) == ("yuv420p", 158, 94)
     assert np.abs(image.to_ndarray(format="rgb24").astype(int).mean() - filmed[0].mean()) < 8

@@ -30,19 +30,19 @@ def copied(released, tmp_path):
 def test_a_released_directory_loads_whole_with_the_latent_norm_of_its_variant(
     released, tmp_path, variant, norm, kind, names
 ):
-    found = find_released(released(variant))
-    vae, text = found.load_vae(dtype=torch.bfloat16), load_text_encoder(found.folder)
-    assert list(found.dits) == names
+    directory = find_released(released(variant))
+    vae, text = directory.load_vae(dtype=torch.bfloat16), load_text_encoder(directory.folder)
+    assert list(directory.dits) == names
     assert vae.config.latent_norm == norm
-    assert load_vae(found.vae).config.latent_norm is None  # nothing in its files says so
+    assert load_vae(directory.vae).config.latent_norm is None  # nothing in its files says so
     save_vae(vae, tmp_path)
     assert load_vae(tmp_path).config.latent_norm == norm
     for name in names:
-        dit = found.load_dit(name)
+        dit = directory.load_dit(name)
         assert type(dit) is kind
         assert (dit.config.text_dim, dit.config.pooled_dim) == (text.dim, text.pooled_dim)
         assert dit.config.latent_channels == vae.config.latent_channels
-    assert found.dit("diffusion_transformer_384p") == found.dit("384p")
+    assert directory.dit("diffusion_transformer_384p") == directory.dit("384p")
 
 
 def test_a_dit_that_is_not_there_is_answered_by_those_that_are(released):

@@ -21,9 +21,9 @@ def test_answers_that_came_before_the_end_of_a_step_are_not_asked_for_again(chat
     with pytest.raises(StepError, match="quota used up"):
         files.ask(keyed, Endpoint(EndpointConfig(base_url=chat_server.url, model="tiny", max_concurrency=1)))
     chat_server.script = lambda text, times: chat_server.completion(f"answer to {text}")
-    found = files.ask(keyed, Endpoint(EndpointConfig(base_url=chat_server.url, model="tiny")))
-    assert [one.answer.text for one in found] == ["answer to a", "answer to b", "answer to c"]
-    assert [reply.asked for reply in found] == [False, False, True]
+    replies = files.ask(keyed, Endpoint(EndpointConfig(base_url=chat_server.url, model="tiny")))
+    assert [reply.answer.text for reply in replies] == ["answer to a", "answer to b", "answer to c"]
+    assert [reply.asked for reply in replies] == [False, False, True]
     assert [chat_server.text(body) for body in chat_server.requests] == ["a", "b", "c", "c"]
     Path(files.uri("key-a")).write_text('{"answer": ')
     assert files.read("key-a") is None  # damaged: asked for again

@@ -22,8 +22,8 @@ def rewriter(server) -> EndpointConfig:
 def test_the_mode_decides_what_is_asked_and_an_answer_is_kept(chat_server, tmp_path):
     chat_server.script = lambda text, times: chat_server.completion(f'Sure! Here is the description: "{FULLER}"')
     for mode, words in (("normal", "full description"), ("director", "directions for the camera")):
-        (found,) = rewrite_prompts(str(tmp_path), ["a rabbit"], mode, rewriter(chat_server))
-        assert (found.prompt, found.text, found.reason) == ("a rabbit", FULLER, "")
+        (rewrite,) = rewrite_prompts(str(tmp_path), ["a rabbit"], mode, rewriter(chat_server))
+        assert (rewrite.prompt, rewrite.text, rewrite.reason) == ("a rabbit", FULLER, "")
         asked = chat_server.text(chat_server.requests[-1])
         assert words in asked
         assert asked.endswith("Request: a rabbit")

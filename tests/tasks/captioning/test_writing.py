@@ -13,8 +13,8 @@ SQUARE = FIELDS | {"subject": "a red square", "action": "slides to the right"}
 
 
 def in_turn(server, answers: Sequence[tuple]):
-    left = iter(answers)
-    return lambda text, times: next(left)
+    remaining = iter(answers)
+    return lambda text, times: next(remaining)
 
 
 def test_another_limit_judges_kept_answers_anew_and_a_retry_asks_again(squares, chat_server, by_endpoint, written):

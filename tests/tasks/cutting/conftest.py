@@ -42,11 +42,11 @@ def clips_config() -> ClipsConfig:
 def cut() -> Callable[..., dict[str, list[dict]]]:
     """Rows by table of one video, cut in this process."""
 
-    def cut_file(path, tmp_path, config=CONFIG, known=()) -> dict[str, list[dict]]:
+    def cut_file(path, tmp_path, config=CONFIG, committed_ids=()) -> dict[str, list[dict]]:
         media, staging = tmp_path / "media", tmp_path / "staging"
         media.mkdir(exist_ok=True)
         staging.mkdir(exist_ok=True)
-        item = source_row(path) | {"attempt": 1, "committed_ids": list(known)}
+        item = source_row(path) | {"attempt": 1, "committed_ids": list(committed_ids)}
         return cut_video(item, config.model_dump(mode="json"), str(media), str(staging))
 
     return cut_file

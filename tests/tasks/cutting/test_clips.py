@@ -168,7 +168,7 @@ def test_salvage_cuts_the_damaged_videos_alone_and_going_back_cuts_none(
     ingested(run, tmp_path / "in", source)
     salvage = ClipsConfig.model_validate(clips_config.model_dump() | {"salvage": True})
     results = [clips(run, config) for config in (clips_config, salvage, clips_config, salvage)]
-    assert [(one.num_ok, one.num_failed, one.num_done) for one in results] == [
+    assert [(result.num_ok, result.num_failed, result.num_done) for result in results] == [
         (1, 1, 0),
         (1, 0, 1),
         (0, 0, 2),

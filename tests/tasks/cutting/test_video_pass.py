@@ -22,8 +22,8 @@ def first_and_last_are_the_source_s(rows: dict, path) -> None:
         assert row["start_s"] < row["end_s"]
         for got, index in ((read[0], row["start_frame"]), (read[-1], row["end_frame"] - 1)):
             near = source_frames[max(0, index - 1) : index + 2]
-            shown = [frame.upright(row["height"], row["width"]).to_ndarray(format="rgb24") for frame in near]
-            errors = [np.abs(picture.astype(int) - got).mean() for picture in shown]
+            pictures = [frame.upright(row["height"], row["width"]).to_ndarray(format="rgb24") for frame in near]
+            errors = [np.abs(picture.astype(int) - got).mean() for picture in pictures]
             # Of a still picture the neighbours are as close but for rounding.
             assert errors[[frame.index for frame in near].index(index)] < min(errors) + 0.1
             assert min(errors) < 4
@@ -72,9 +72,9 @@ def test_a_picture_is_a_clip_of_one_frame_as_it_is_shown(tmp_path, name, orienta
     picture.save(tmp_path / name, exif=exif)
     (row,) = cut(tmp_path / name, tmp_path, ClipsConfig(min_frames=25))["clips"]
     assert (row["num_frames"], row["height"], row["width"]) == (1, *size)
-    (shown,) = read_clip(row["uri"], height=size[0], width=size[1], fps=24, num_frames=1)
+    (frame,) = read_clip(row["uri"], height=size[0], width=size[1], fps=24, num_frames=1)
     expected = pixels if orientation == 1 else np.rot90(pixels, -1)
-    assert np.abs(shown.astype(int) - expected).mean() < 4
+    assert np.abs(frame.astype(int) - expected).mean() < 4
 
 
 def test_no_clip_contains_a_frame_of_a_fade(tmp_path, shoot, cut, clips_config):
@@ -98,8 +98,8 @@ def test_no_clip_contains_a_frame_of_a_fade(tmp_path, shoot, cut, clips_config):
     (video,) = cut(tmp_path / "fade.mp4", tmp_path, long)["videos"]
     assert video["error_type"] == "no_clips"
     assert "left out as empty or blended by fades and dissolves: clips.shots.find_gradual=false would" in video["error"]
-    kept = ClipsConfig.model_validate(long.model_dump() | {"shots": {"find_gradual": False}})
-    assert cut(tmp_path / "fade.mp4", tmp_path, kept)["clips"]
+    with_fades = ClipsConfig.model_validate(long.model_dump() | {"shots": {"find_gradual": False}})
+    assert cut(tmp_path / "fade.mp4", tmp_path, with_fades)["clips"]
 
 
 @pytest.mark.slow
@@ -137,10 +137,10 @@ def test_a_video_that_cannot_be_fetched_again_is_a_failed_row(footage, tmp_path,
 
 def test_clips_that_are_known_get_no_second_row(footage, tmp_path, cut):
     first = cut(footage / "good.mp4", tmp_path)
-    known = [row["clip_id"] for row in first["clips"]] + [row["score_id"] for row in first["scores"][:4]]
-    again = cut(footage / "good.mp4", tmp_path, known=known)
+    committed_ids = [row["clip_id"] for row in first["clips"]] + [row["score_id"] for row in first["scores"][:4]]
+    again = cut(footage / "good.mp4", tmp_path, committed_ids=committed_ids)
     assert (len(again["clips"]), len(again["scores"])) == (0, len(first["scores"]) - 4)
-    assert again["videos"][0]["clip_ids"] == first["videos"][0]["clip_ids"] == known[:3]
+    assert again["videos"][0]["clip_ids"] == first["videos"][0]["clip_ids"] == committed_ids[:3]
 
 
 def test_of_a_finished_clip_no_frames_stay_in_memory(footage, tmp_path, source, clips_config):
@@ -160,12 +160,12 @@ def test_black_bars_are_cut_off_on_request(shoot, tmp_path, cut):
     rows = cut(tmp_path / "barred.mp4", tmp_path, asked)
     [picture] = rows["clips"]
     assert (picture["height"], picture["width"], picture["crop"]) == (72, 160, [0, 12, 160, 72])
-    shown = read_clip(picture["uri"], height=72, width=160, num_frames=1)[0]
-    assert np.abs(shown.astype(int) - frames[0, 12:-12]).mean() < 6
+    frame = read_clip(picture["uri"], height=72, width=160, num_frames=1)[0]
+    assert np.abs(frame.astype(int) - frames[0, 12:-12]).mean() < 6
     whole = cut(tmp_path / "barred.mp4", tmp_path, unasked)
     assert [(row["height"], row["crop"]) for row in whole["clips"]] == [(96, None)]
     assert whole["clips"][0]["clip_id"] != picture["clip_id"]
-    shares = [row["value"] for found in (whole, rows) for row in found["scores"] if row["scorer"] == "borders"]
+    shares = [row["value"] for tables in (whole, rows) for row in tables["scores"] if row["scorer"] == "borders"]
     assert shares == pytest.approx([24 / 96, 0])
     plain = [cut(tmp_path / "plain.mp4", tmp_path, config)["clips"][0]["clip_id"] for config in (asked, unasked)]
     assert plain[0] == plain[1]

@@ -9,9 +9,9 @@ from tasks.doctor.doctor import all_checks
 
 
 def test_every_check_runs_here(tmp_path):
-    found = list(all_checks(str(tmp_path)))
-    assert not [check for check in found if check.name == "a check broke"]
-    assert all(check.advice for check in found if check.status != "ok")
+    checks = list(all_checks(str(tmp_path)))
+    assert not [check for check in checks if check.name == "a check broke"]
+    assert all(check.advice for check in checks if check.status != "ok")
 
 
 @pytest.mark.parametrize(

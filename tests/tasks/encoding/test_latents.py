@@ -33,7 +33,7 @@ def vae(tmp_path_factory) -> ModelFolder:
 @pytest.fixture(scope="module")
 def items(tmp_path_factory) -> list[dict]:
     """Five clips, of two buckets in turn."""
-    folder, found = tmp_path_factory.mktemp("clips"), []
+    folder, clips = tmp_path_factory.mktemp("clips"), []
     for number in range(5):
         path = folder / f"{number}.mp4"
         frames = np.random.default_rng(number).integers(0, 255, (9, 32, 32, 3), np.uint8)
@@ -41,8 +41,8 @@ def items(tmp_path_factory) -> list[dict]:
         data = path.read_bytes()
         bucket = ("32x32x9@8", "16x32x1@8")[number % 2]
         row = {"latent_id": f"latent{number}", "clip_id": f"clip{number}", "uri": str(path), "bucket": bucket}
-        found.append(row | {"size_bytes": len(data), "crc32": zlib.crc32(data), "attempt": 1})
-    return found
+        clips.append(row | {"size_bytes": len(data), "crc32": zlib.crc32(data), "attempt": 1})
+    return clips
 
 
 def stored(row: dict) -> np.ndarray:
@@ -53,9 +53,9 @@ def test_clips_that_are_coded_together_get_the_latents_they_get_alone(vae, items
     alone = LatentEncoder(vae, LatentsConfig())(items).rows["latents"]
     together = LatentEncoder(vae, LatentsConfig(batch_size=3, decode_threads=2))(items).rows["latents"]
     assert [row["latent_id"] for row in together] == [item["latent_id"] for item in items]
-    for one, other in zip(alone, together, strict=True):
-        assert one["shape"] == ([4, 2, 4, 4] if one["bucket"] == "32x32x9@8" else [4, 1, 2, 4])
-        np.testing.assert_allclose(stored(other), stored(one), atol=1e-5)
+    for row, other in zip(alone, together, strict=True):
+        assert row["shape"] == ([4, 2, 4, 4] if row["bucket"] == "32x32x9@8" else [4, 1, 2, 4])
+        np.testing.assert_allclose(stored(other), stored(row), atol=1e-5)
 
 
 def test_windows_change_no_latent(vae, items):

@@ -49,13 +49,13 @@ def test_shards_hold_each_clip_with_its_caption_and_what_is_known_of_it(root, tm
     with tarfile.open(tmp_path / "shards" / "clips-000000.tar") as archive:
         names = archive.getnames()
         archive.extractall(tmp_path, filter="data")
-    found = {name: (tmp_path / name).read_bytes() for name in names}
+    contents = {name: (tmp_path / name).read_bytes() for name in names}
     assert [name for name in names if name.endswith(".mp4")] == [f"{clip}.mp4" for clip in CLIPS]
-    assert {name[:-4]: text.decode() for name, text in found.items() if name.endswith(".txt")} == TEXTS
-    about = json.loads(found[f"{CLIPS[3]}.json"])
+    assert {name[:-4]: text.decode() for name, text in contents.items() if name.endswith(".txt")} == TEXTS
+    about = json.loads(contents[f"{CLIPS[3]}.json"])
     assert (about["scores"], about["num_frames"], about["video_end_s"]) == ({"motion": 3 / 8}, 9, 9 / 8)
     uri = dict(zip(*(read_table(root, "clips")[name].to_pylist() for name in ("clip_id", "uri")), strict=True))
-    assert found[f"{CLIPS[0]}.mp4"] == Path(uri[CLIPS[0]]).read_bytes()
+    assert contents[f"{CLIPS[0]}.mp4"] == Path(uri[CLIPS[0]]).read_bytes()
 
 
 def test_an_interrupted_export_goes_on_and_another_one_is_kept_apart(root, tmp_path):
@@ -127,5 +127,5 @@ def test_exported_shards_and_lines_can_be_ingested_again_with_their_captions(ray
         assert (result.num_ok, result.num_failed) == (6, 0)
     rows = read_table(run.root, "sources").to_pylist()
     assert len({row["video_id"] for row in rows}) == 6
-    found = [(Path(row["path"]).stem, json.loads(row["annotations"])[0]["text"]) for row in rows if row["annotations"]]
-    assert sorted(found) == sorted(2 * list(TEXTS.items()))
+    texts = [(Path(row["path"]).stem, json.loads(row["annotations"])[0]["text"]) for row in rows if row["annotations"]]
+    assert sorted(texts) == sorted(2 * list(TEXTS.items()))

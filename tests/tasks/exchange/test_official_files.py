@@ -67,8 +67,8 @@ def bad_text(path: Path) -> None:
 
 
 def with_another_dimension(path: Path) -> None:
-    found = torch.load(path)
-    torch.save(found | {"pooled_prompt_embed": found["pooled_prompt_embed"][None]}, path)
+    content = torch.load(path)
+    torch.save(content | {"pooled_prompt_embed": content["pooled_prompt_embed"][None]}, path)
 
 
 def of_another_t5(path: Path) -> None:

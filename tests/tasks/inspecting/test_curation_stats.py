@@ -39,14 +39,14 @@ def test_groups_are_counted_by_method_and_size_without_those_that_dissolved(root
         for number, similarity in enumerate(similarities):
             columns = {"method": method, "group_id": group, "keeper": not number, "similarity": float(similarity)}
             append(root, "duplicates", ok_row({}, duplicate_id=content_id(group, number), clip_id="a", **columns))
-    left = {"status": "skipped", "duplicate_id": content_id("left"), "method": "phash", "group_id": "", "clip_id": "d"}
-    append(root, "duplicates", left)
+    row = {"status": "skipped", "duplicate_id": content_id("left"), "method": "phash", "group_id": "", "clip_id": "d"}
+    append(root, "duplicates", row)
     exact, phash = duplicate_stats(root)
     assert (exact.method, exact.num_groups, exact.num_extra, exact.sizes) == ("exact", 1, 1, Counter({2: 1}))
     assert (phash.num_groups, phash.num_clips, phash.num_extra, phash.sizes) == (2, 5, 3, Counter({3: 1, 2: 1}))
     assert (phash.similarity.edges[0], phash.similarity.edges[-1]) == (0.9, 1.0)
-    shown = CliRunner().invoke(app, ["stats", root, "duplicates"], env={"COLUMNS": "160"}).output
-    assert "1 of 2, 1 of 3" in shown
+    output = CliRunner().invoke(app, ["stats", root, "duplicates"], env={"COLUMNS": "160"}).output
+    assert "1 of 2, 1 of 3" in output
 
 
 def test_each_nested_set_is_counted_by_rule_source_bucket_and_split(root):
@@ -63,12 +63,12 @@ def test_each_nested_set_is_counted_by_rule_source_bucket_and_split(root):
     }
     assert small.shares["source"] == {"films": Counter(train=1, val=1), "(none)": Counter(train=1)}
     assert small.shares["bucket"] == {"48x80x9@24": Counter(train=2, val=1)}
-    shown = CliRunner().invoke(app, ["stats", root, "selections"], env={"COLUMNS": "120"}).output
-    assert "newest selection, set large: 1 of 4 clips kept" in shown
+    output = CliRunner().invoke(app, ["stats", root, "selections"], env={"COLUMNS": "120"}).output
+    assert "newest selection, set large: 1 of 4 clips kept" in output
 
 
 def test_without_sets_only_the_newest_selection_counts(root):
     append(root, "selections", verdict("a", subset="small"), settings="small")
     append(root, "selections", verdict("a"), verdict("b", "motion_low"), settings="plain")
-    (one,) = selection_stats(root)
-    assert (one.name, one.kept, one.judged) == ("", 1, 2)
+    (stats,) = selection_stats(root)
+    assert (stats.name, stats.kept, stats.judged) == ("", 1, 2)

@@ -41,9 +41,9 @@ def test_the_media_of_a_copied_root_are_kept(small, tmp_path):
     shutil.copytree(small.root, tmp_path / "copy")
     with pytest.raises(ValueError, match="this root was copied or moved"):
         vacuum(str(tmp_path / "copy"), older_than_h=0, delete=True)
-    [left] = [finding for finding in verify(str(tmp_path / "copy")) if finding.level == "warn"]
-    assert left.num_bad == 3
-    assert "this root was copied or moved" in left.advice
+    [warning] = [finding for finding in verify(str(tmp_path / "copy")) if finding.level == "warn"]
+    assert warning.num_bad == 3
+    assert "this root was copied or moved" in warning.advice
 
 
 def test_vacuum_lists_and_then_removes_what_no_row_names(small):

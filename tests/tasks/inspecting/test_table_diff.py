@@ -15,10 +15,10 @@ def test_diff_names_new_ids_changed_statuses_and_columns(small):
     before = table_version(small.root, "clips")
     small.append("clips", [small.clip(4)])
     small.append("clips", [small.clip(9, attempt=2)])
-    found = diff(small.root, "clips", before, table_version(small.root, "clips"))
-    assert (found.added, found.removed) == ([small.clip_id(4)], [])
-    assert found.status_changes == [(small.clip_id(9), "failed", "ok")]
-    assert found.columns["num_frames"] == ("10 … 30, mean 20", "10 … 90, mean 38")
+    changes = diff(small.root, "clips", before, table_version(small.root, "clips"))
+    assert (changes.added, changes.removed) == ([small.clip_id(4)], [])
+    assert changes.status_changes == [(small.clip_id(9), "failed", "ok")]
+    assert changes.columns["num_frames"] == ("10 … 30, mean 20", "10 … 90, mean 38")
 
 
 def judged(number: int, reasons: list[str], split: str = "train") -> dict:
@@ -31,13 +31,13 @@ def test_a_diff_of_selections_names_clips_that_are_newly_kept_and_dropped_by_rea
     verdicts = [judged(1, []), judged(2, ["duplicate_phash"]), judged(3, ["blur_low"]), judged(4, [])]
     small.append("selections", verdicts, replace(small.LINEAGE, params_hash="stricter"))
     middle = table_version(small.root, "selections")
-    found = selection_diff(small.root, before, middle)
-    assert (found.num_kept, found.num_judged, found.same_settings) == ((1, 2), (3, 4), False)
-    assert found.newly_kept == {"motion": [small.clip_id(1)], "new clip": [small.clip_id(4)]}
-    assert found.newly_dropped == {"duplicate_phash": [small.clip_id(2)]}
+    changes = selection_diff(small.root, before, middle)
+    assert (changes.num_kept, changes.num_judged, changes.same_settings) == ((1, 2), (3, 4), False)
+    assert changes.newly_kept == {"motion": [small.clip_id(1)], "new clip": [small.clip_id(4)]}
+    assert changes.newly_dropped == {"duplicate_phash": [small.clip_id(2)]}
     small.append("selections", [judged(4, [], "val")], replace(small.LINEAGE, params_hash="stricter"))
-    found = selection_diff(small.root, middle, table_version(small.root, "selections"))
-    assert (found.newly_kept, found.newly_dropped, found.num_moved, found.same_settings) == ({}, {}, 1, True)
+    changes = selection_diff(small.root, middle, table_version(small.root, "selections"))
+    assert (changes.newly_kept, changes.newly_dropped, changes.num_moved, changes.same_settings) == ({}, {}, 1, True)
 
 
 def test_a_diff_of_scores_shows_which_distributions_moved_and_how_far(small):

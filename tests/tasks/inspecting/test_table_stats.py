@@ -31,16 +31,16 @@ def test_the_histograms_of_scores_come_with_what_each_score_is(tmp_path):
 
 
 def test_a_histogram_keeps_every_value_and_both_ends():
-    found = histogram("x", [0.0, 0.1, 5.0, 10.0], num_bins=10)
-    assert (found.counts, found.edges[0], found.edges[-1]) == ([2, 0, 0, 0, 0, 1, 0, 0, 0, 1], 0.0, 10.0)
-    assert found.spark == "█    ▄   ▄"
+    bins = histogram("x", [0.0, 0.1, 5.0, 10.0], num_bins=10)
+    assert (bins.counts, bins.edges[0], bins.edges[-1]) == ([2, 0, 0, 0, 0, 1, 0, 0, 0, 1], 0.0, 10.0)
+    assert bins.spark == "█    ▄   ▄"
     assert histogram("x", [3.0, 3.0]).counts == [2]
     assert histogram("x", []) is None
 
 
 def test_drop_reasons_count_each_rule_alone_and_in_order():
     reasons = reason_counts([["motion"], [], ["motion", "blur"]])
-    assert [(one.reason, one.alone, one.in_order, one.only) for one in reasons] == [
+    assert [(reason.reason, reason.alone, reason.in_order, reason.only) for reason in reasons] == [
         ("motion", 2, 2, 1),
         ("blur", 1, 0, 0),
     ]
@@ -50,13 +50,13 @@ def test_rules_of_a_score_stand_together_and_duplicates_and_quotas_come_last():
     lists = [["over_max_clips"], ["flow_low"], ["duplicate_phash"], ["too_short"], ["motion_low", "too_short"]]
     reasons = reason_counts([*lists, ["flow_high"], ["not_in_low"]])
     ordered = ["not_in_low", "flow_low", "flow_high", "motion_low", "too_short", "duplicate_phash", "over_max_clips"]
-    assert [one.reason for one in reasons] == ordered
+    assert [reason.reason for reason in reasons] == ordered
 
 
 def test_stats_count_statuses_and_bin_numbers(small):
     small.append("clips", [bad_row({}, ("timeout", "took too long"), clip_id=small.clip_id(9))])
     assert status_counts(small.root, "clips") == {("ok", ""): 3, ("failed", "timeout"): 1}
-    assert [(one.name, one.edges[0], one.edges[-1]) for one in histograms(small.root, "scores")] == [
+    assert [(bins.name, bins.edges[0], bins.edges[-1]) for bins in histograms(small.root, "scores")] == [
         ("blur", 20.0, 300.0),
         ("motion", 0.5, 9.0),
     ]

@@ -90,12 +90,12 @@ def test_promotion_is_idempotent_reversible_and_noticed_by_the_next_reader(run):
 
 def test_roots_that_share_a_tracking_store_have_a_champion_and_curves_each(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
-    one, other = (Run(root=str(tmp_path / place / "videos")) for place in ("a", "b"))
-    registry.promote(one, evaluated(one, "a"))
-    assert registry.champion(other.root) is None
-    registry.promote(other, evaluated(other, "b"))
-    assert registry.champion(one.root).dit.hash == "a"
-    logs = [TrainingLog(run, "vae", "m1", {}) for run in (one, other)]
+    first, second = (Run(root=str(tmp_path / place / "videos")) for place in ("a", "b"))
+    registry.promote(first, evaluated(first, "a"))
+    assert registry.champion(second.root) is None
+    registry.promote(second, evaluated(second, "b"))
+    assert registry.champion(first.root).dit.hash == "a"
+    logs = [TrainingLog(run, "vae", "m1", {}) for run in (first, second)]
     assert logs[0].run_id != logs[1].run_id
 
 

@@ -12,15 +12,15 @@ CAPTION = "A rabbit <yawns> & stretches"
 
 
 def test_the_listing_holds_each_clip_with_its_scores_verdict_and_caption(whole_root, page_of, embedded):
-    found = embedded(page_of(whole_root), "listing")
-    columns, words = found["columns"], found["words"]
+    facts = embedded(page_of(whole_root), "listing")
+    columns, words = facts["columns"], facts["words"]
     place = columns["id"].index(CLIP_IDS[1])
     assert sorted(columns["id"]) == sorted(CLIP_IDS[:NUM_CLIPS])
     assert (columns["keep"][place], columns["caption"][place], columns["reasons"][place]) == (True, CAPTION, [])
     assert columns["captions"][place] == []
     both = [["dense", "A hill and a cloud."], ["short", "A hill."]]
     assert columns["captions"][columns["id"].index(CLIP_IDS[2])] == both
-    assert (found["scores"]["motion"][place], found["scores"]["sharpness"][place]) == (1.5, 50.0)
+    assert (facts["scores"]["motion"][place], facts["scores"]["sharpness"][place]) == (1.5, 50.0)
     assert words["path"]["values"][words["path"]["at"][place]] == "meadow.mp4"
     short = page_of(whole_root, max_listed=2, max_media=1)
     assert len(embedded(short, "listing")["columns"]["id"]) == 2
@@ -39,9 +39,9 @@ def test_clips_whose_files_are_gone_or_cut_short_are_counted_also_when_no_table_
     cut.write_bytes(cut.read_bytes()[:1000])
     page = page_of(root)
     assert "1 missing, 1 truncated or changed" in page
-    found = embedded(page, "thumbnails")
-    assert found["damage"] == {CLIP_IDS[1]: "missing", CLIP_IDS[2]: "truncated"}
-    assert not found["damage"].keys() & found["thumbnails"].keys()
+    facts = embedded(page, "thumbnails")
+    assert facts["damage"] == {CLIP_IDS[1]: "missing", CLIP_IDS[2]: "truncated"}
+    assert not facts["damage"].keys() & facts["thumbnails"].keys()
     shutil.rmtree(Path(root, "media"))
     assert f"{NUM_CLIPS} missing, 0 truncated or changed" in page_of(root)
 

@@ -21,8 +21,8 @@ def test_that_a_wider_set_dropped_a_clip_is_said_only_where_nothing_else_is(cura
     lists = [["not_in_wide", "motion_low"], ["not_in_wide"], [], *[[]] * 5]
     column = curation.clips.column_names.index("drop_reasons")
     clips = curation.clips.set_column(column, "drop_reasons", pa.array(lists, pa.list_(pa.string())))
-    found = replace(curation, clips=clips).rules
-    assert [(rule.reason, rule.alone, rule.only) for rule in found] == [("not_in_wide", 1, 1), ("motion_low", 1, 1)]
+    rules = replace(curation, clips=clips).rules
+    assert [(rule.reason, rule.alone, rule.only) for rule in rules] == [("not_in_wide", 1, 1), ("motion_low", 1, 1)]
 
 
 def test_each_nested_set_is_counted_for_itself(curated_root, curation):

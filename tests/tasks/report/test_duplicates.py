@@ -9,10 +9,10 @@ CLIP_IDS = [content_id("clip", number) for number in range(8)]
 
 
 def test_a_group_of_duplicates_begins_with_its_keeper_and_says_why_it_is(curated_root, curation):
-    found = read_duplicates(curated_root, curation)
-    assert found.extra_clips == {"phash": 2}
-    [first] = [group for group in found.groups if group.members[0].clip["clip_id"] == CLIP_IDS[0]]
-    assert [(one.clip["clip_id"], one.rank) for one in first.members] == [(CLIP_IDS[0], 0), (CLIP_IDS[1], 1)]
+    duplicates = read_duplicates(curated_root, curation)
+    assert duplicates.extra_clips == {"phash": 2}
+    [first] = [group for group in duplicates.groups if group.members[0].clip["clip_id"] == CLIP_IDS[0]]
+    assert [(member.clip["clip_id"], member.rank) for member in first.members] == [(CLIP_IDS[0], 0), (CLIP_IDS[1], 1)]
     assert first.reason == "larger file: 100 B, the next 99 B"
 
 

@@ -39,8 +39,8 @@ def test_smoothing_keeps_a_constant_and_damps_a_jump():
 
 
 def test_a_histogram_pales_what_is_dropped_and_keeps_its_limits_in_view():
-    found = histogram("motion", [float(v) for v in range(10)], num_bins=10)
-    svg = histogram_figure(found, [0] * 5 + [1] * 5, [Threshold(4.5, "above"), Threshold(20.0, "below")])
+    bins = histogram("motion", [float(v) for v in range(10)], num_bins=10)
+    svg = histogram_figure(bins, [0] * 5 + [1] * 5, [Threshold(4.5, "above"), Threshold(20.0, "below")])
     assert svg.count('class="bar dropped"') == 5
     assert svg.count('class="bar"') == 5
     assert [float(x) for x in re.findall(r'class="limit" d="M([\d.]+)', svg)][1] <= 300
@@ -63,5 +63,5 @@ def test_labels_of_limits_stay_in_the_figure_and_cover_neither_each_other_nor_an
     (begin, end, row), (other_begin, other_end, other_row) = spans
     assert row != other_row or end <= other_begin or other_end <= begin
     for line, own in zip(re.findall(r'class="limit" d="M([\d.]+) (\d+)V', svg), spans, strict=True):
-        over = [one for one in spans if one is not own and one[0] <= float(line[0]) <= one[1]]
+        over = [span for span in spans if span is not own and span[0] <= float(line[0]) <= span[1]]
         assert all(int(line[1]) >= y - 8 for _, _, y in over)

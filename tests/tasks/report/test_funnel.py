@@ -22,9 +22,9 @@ def test_every_line_of_the_funnel_says_what_it_lost_and_why(curated_root, curati
 
 
 def test_counts_in_are_counts_out_until_rows_are_lost(curated_root, curation):
-    found = accounts(read_intake(curated_root), curation)
-    assert all(account.adds_up for account in found)
-    assert found[0].parts == {"videos": 3, "with the same bytes as another": 1, "failed": 1}
-    assert found[2].parts == {"kept": 3, "dropped": 4, "not judged yet": 1}
+    counts = accounts(read_intake(curated_root), curation)
+    assert all(account.adds_up for account in counts)
+    assert counts[0].parts == {"videos": 3, "with the same bytes as another": 1, "failed": 1}
+    assert counts[2].parts == {"kept": 3, "dropped": 4, "not judged yet": 1}
     lost = replace(curation, clips=curation.clips.slice(1))
     assert [account.adds_up for account in accounts(read_intake(curated_root), lost)] == [True, True, False]

@@ -90,7 +90,7 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self.unread, self.number, self.problems, self.session = b"", 0, [], ""
-        [target] = [one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "page"]
+        [target] = [info for info in self.ask("Target.getTargets")["targetInfos"] if info["type"] == "page"]
         self.session = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.ask(f"{domain}.enable")
@@ -140,12 +140,12 @@ def browser(tmp_path_factory):
     command = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if command is None:
         pytest.skip("no Chromium on this machine")
-    found = Browser(command, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.process.kill()
-    found.process.wait()
-    os.close(found.commands)
-    os.close(found.events)
+    chromium = Browser(command, tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.process.kill()
+    chromium.process.wait()
+    os.close(chromium.commands)
+    os.close(chromium.events)
 
 
 @pytest.fixture(scope="module")
@@ -169,29 +169,35 @@ def page(tmp_path_factory) -> Path:
     numbers = dict(enumerate(clip_ids))
     clips = [
         ok_row(
-            {}, clip_id=one, uri=uri if n < 3 else f"{root}/none.mp4", start_s=float(n), end_s=n + 0.5, shot=n, **facts
+            {},
+            clip_id=clip_id,
+            uri=uri if n < 3 else f"{root}/none.mp4",
+            start_s=float(n),
+            end_s=n + 0.5,
+            shot=n,
+            **facts,
         )
-        for n, one in numbers.items()
+        for n, clip_id in numbers.items()
     ]
     append(root, "clips", clips)
     scorers = [f"scorer_{number}" for number in range(12)] + ["a_scorer_" + "with_a_long_name_" * 4, "motion"]
     scores = [
-        ok_row({}, score_id=content_id(one, scorer), clip_id=one, scorer=scorer, value=float(n))
-        for n, one in numbers.items()
+        ok_row({}, score_id=content_id(clip_id, scorer), clip_id=clip_id, scorer=scorer, value=float(n))
+        for n, clip_id in numbers.items()
         for scorer in scorers
     ]
     append(root, "scores", scores)
     verdicts = [
         ok_row(
             {},
-            selection_id=content_id(one),
-            clip_id=one,
+            selection_id=content_id(clip_id),
+            clip_id=clip_id,
             keep=n > 10,
             drop_reasons=[] if n > 10 else ["motion_low", "rule_" * 60],
             bucket="32x64x8@8",
             split="train" if n % 5 else "val",
         )
-        for n, one in numbers.items()
+        for n, clip_id in numbers.items()
     ]
     append(root, "selections", verdicts)
     append(
@@ -207,28 +213,28 @@ def append(root: str, table: str, rows: list[dict]) -> None:
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_nothing_on_the_page_is_wider_than_its_window(browser, page, width):
     browser.show(page, width)
-    found = browser.run(LAYOUT)
-    assert (browser.problems, found["overflow"], found["wider"]) == ([], 0, [])
+    layout = browser.run(LAYOUT)
+    assert (browser.problems, layout["overflow"], layout["wider"]) == ([], 0, [])
 
 
 def test_the_search_finds_clips_by_verdict_word_and_rule_and_sorts_them(browser, page):
     browser.show(page, 1280)
-    found = browser.run(SEARCH)
-    assert (found["all"], found["cards"], found["cards_of_two_pages"]) == ("60 of 60 clips, 48 shown", 48, 60)
-    assert (found["more"], found["more_at_the_end"]) == (True, False)
-    assert (found["kept"], found["words"]) == ("49 of 60 clips, 48 shown", "1 of 60 clips")
-    assert (found["linked"], found["focused"]) == ("11 of 60 clips", "reason")
-    assert found["highest"] == "motion 59"
+    facts = browser.run(SEARCH)
+    assert (facts["all"], facts["cards"], facts["cards_of_two_pages"]) == ("60 of 60 clips, 48 shown", 48, 60)
+    assert (facts["more"], facts["more_at_the_end"]) == (True, False)
+    assert (facts["kept"], facts["words"]) == ("49 of 60 clips, 48 shown", "1 of 60 clips")
+    assert (facts["linked"], facts["focused"]) == ("11 of 60 clips", "reason")
+    assert facts["highest"] == "motion 59"
     assert browser.problems == []
 
 
 @pytest.mark.parametrize(("motion", "plays"), [("no-preference", True), ("reduce", False)])
 def test_previews_play_only_in_view_and_for_readers_who_want_motion(browser, page, motion, plays):
     browser.show(page, 1280, prefers_reduced_motion=motion)
-    found = browser.run(VIDEO)
-    assert (found["before"], found["inside"]) == ([64, 36], [64, 36])  # a still until it plays
-    assert (found["playing"], found["let_go"]) == (plays, True)
-    assert found["paused_by_button"] == plays  # the button starts what the preference had stopped
+    facts = browser.run(VIDEO)
+    assert (facts["before"], facts["inside"]) == ([64, 36], [64, 36])  # a still until it plays
+    assert (facts["playing"], facts["let_go"]) == (plays, True)
+    assert facts["paused_by_button"] == plays  # the button starts what the preference had stopped
     assert browser.problems == []
 
 

@@ -29,7 +29,7 @@ def test_thresholds_are_drawn_into_the_histograms_of_their_scores(tmp_path, page
 
 
 def test_limits_say_how_many_clips_each_of_them_drops(curation):
-    figures = {one.name: one for one in score_figures(curation, THRESHOLDS)}
+    figures = {figure.name: figure for figure in score_figures(curation, THRESHOLDS)}
     assert list(figures) == ["duration_s", "motion"]  # the camera's labels are no numbers
     assert [(limit.words, limit.num_dropped) for limit in figures["motion"].limits] == [("≥ 3", 3), ("≤ 6.5", 0)]
     assert (figures["motion"].count, figures["motion"].num_without) == (8, 0)

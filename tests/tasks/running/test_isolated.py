@@ -108,4 +108,4 @@ def test_a_hang_in_c_that_lets_no_python_run_is_ended_too_and_leaves_no_zombie(i
     child = isolated("timeit:timeit")
     with pytest.raises(TimedOut):
         child.call(1, stmt="import ctypes; ctypes.PyDLL(None).sleep(30)", number=1)
-    assert not [one for one in psutil.Process().children() if one.status() == psutil.STATUS_ZOMBIE]
+    assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]

@@ -131,9 +131,9 @@ def test_a_bug_stops_the_step_with_its_cause_and_keeps_what_was_committed(ray_lo
     with pytest.raises(StepError, match=r"step 'captions' stopped: OSError: .*No space left on device") as raised:
         run_captions(Run(root=str(tmp_path)), DiskFull, IDS)
     assert not raised.value.transient
-    kept = read_table(str(tmp_path), "captions").num_rows
-    assert kept % 4 == 0
-    assert kept < 24
+    num_rows = read_table(str(tmp_path), "captions").num_rows
+    assert num_rows % 4 == 0
+    assert num_rows < 24
 
 
 @pytest.mark.ray

@@ -103,18 +103,18 @@ def test_stored_features_are_those_of_the_model_and_scores_follow_from_them(scor
     run, _ = scored
     good = [row for row in read_table(run.root, "embeddings").to_pylist() if row["status"] == "ok"]
     features = {row["clip_id"]: embedding_of(row) for row in good}
-    assert {clip: tuple(found.shape) for clip, found in features.items()} == {"a": (3, 8), "b": (3, 8)}
+    assert {clip: tuple(vectors.shape) for clip, vectors in features.items()} == {"a": (3, 8), "b": (3, 8)}
     at, means = mean_embeddings(run.root, CLIPS)
     assert at.tolist() == [0, 1]
     np.testing.assert_allclose(means[1], features["b"].mean(0).numpy(), atol=1e-6)
     shape = {"height": 64, "width": 96, "num_frames": 12, "fps": 24.0}
     frames = spread_frames(run.media("clips", "b.mp4"), **shape, num_wanted=3, shorter_side=448)
     torch.testing.assert_close(features["b"], OpenCLIP(weights / "clip").embed_frames([frames])[0], atol=1e-3, rtol=0)
-    found = {scorer: values[0] for scorer, values in score_arrays(run.root, ["b"]).items()}
-    assert found["consistency"] == pytest.approx(float(consistency(features["b"]).mean()), abs=1e-6)
+    scores = {scorer: values[0] for scorer, values in score_arrays(run.root, ["b"]).items()}
+    assert scores["consistency"] == pytest.approx(float(consistency(features["b"]).mean()), abs=1e-6)
     marks = load_head(weights / "one.pth", 8)(features["b"])
-    assert found["aesthetic"] == pytest.approx(float(marks.mean()), abs=1e-6)
-    assert 0 < found["people"] < 1
+    assert scores["aesthetic"] == pytest.approx(float(marks.mean()), abs=1e-6)
+    assert 0 < scores["people"] < 1
 
 
 @pytest.mark.ray
@@ -186,9 +186,9 @@ def test_a_checkpoint_of_a_model_of_open_clips_own_is_loaded_with_its_config(tmp
     import open_clip
 
     folder = write_open_clip(tmp_path / "tiny-clip")
-    known = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "tiny.json").write_text(json.dumps(known))
+    (tmp_path / "models" / "tiny.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "models")
     run = Run(root=str(tmp_path / "root"))
     from tasks.models.score_models import load_open_clip, open_clip_folder

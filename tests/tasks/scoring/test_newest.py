@@ -34,8 +34,8 @@ def scored(tmp_path):
 
 def test_the_newest_row_of_a_clip_and_scorer_counts(scored):
     run, _ = scored
-    found = score_arrays(run.root, ["b", "a", "c"])
-    np.testing.assert_equal(found, {"beauty": [np.nan, 2, np.nan], "motion": [np.nan, 7, np.nan]})
+    arrays = score_arrays(run.root, ["b", "a", "c"])
+    np.testing.assert_equal(arrays, {"beauty": [np.nan, 2, np.nan], "motion": [np.nan, 7, np.nan]})
     assert score_arrays(run.root, ["b"]) == {}
 
 

@@ -70,8 +70,8 @@ class Footage:
         staging.mkdir()
         rows = cut_video(item, CUT.model_dump(mode="json"), self.run.media("clips"), str(staging))
         source = {"source_id": content_id(name), "video_id": video_id, "uri": str(path)}
-        for table, found in (rows | {"sources": [ok_row({}, **source)]}).items():
-            append_block(self.run.root, table, found, f"{table} {name}", lineage(self.run, "clips", "1", CUT))
+        for table, table_rows in (rows | {"sources": [ok_row({}, **source)]}).items():
+            append_block(self.run.root, table, table_rows, f"{table} {name}", lineage(self.run, "clips", "1", CUT))
         self.clips[name] = rows["videos"][0].get("clip_ids", [])
 
     def groups(self, method: str) -> set[frozenset[str]]:
@@ -139,9 +139,9 @@ def test_only_groups_that_changed_are_written_again_and_settings_come_back(foota
 
 def test_the_clip_with_the_most_detail_is_kept_whatever_came_first(footage, tmp_path):
     duplicates(footage.run, DuplicatesConfig())
-    kept = footage.keepers()
-    assert len(kept) == 2
-    assert not kept & {"small.mp4 0", "cropped.mp4 0", "slow.mp4 0", "late.mp4 0"}
+    keepers = footage.keepers()
+    assert len(keepers) == 2
+    assert not keepers & {"small.mp4 0", "cropped.mp4 0", "slow.mp4 0", "late.mp4 0"}
     backwards = Footage(tmp_path)
     backwards.film("small.mp4", scaled(A, 72, 128), crf=30)
     backwards.film("late.mp4", A[4:])

@@ -30,7 +30,7 @@ def test_every_clip_gets_a_verdict_and_the_second_run_writes_nothing(tables, wit
 
 
 def test_the_settings_asked_for_last_count_although_the_clock_was_set_back(tables, monkeypatch, with_changes):
-    kept = select(tables.run, with_changes()).selection
+    first = select(tables.run, with_changes()).selection
 
     class Earlier(datetime):
         @classmethod
@@ -39,10 +39,10 @@ def test_the_settings_asked_for_last_count_although_the_clock_was_set_back(table
 
     monkeypatch.setattr(appending, "datetime", Earlier)
     dropped = select(tables.run, SelectConfig(thresholds={"motion": {"min": 250}})).selection
-    assert newest_selection(tables.run.root) == dropped != kept
+    assert newest_selection(tables.run.root) == dropped != first
     assert verdicts_of(tables.run.root)["keep"].to_pylist() == [False] * 3
     select(tables.run, with_changes())
-    assert newest_selection(tables.run.root) == kept
+    assert newest_selection(tables.run.root) == first
 
 
 def test_a_selection_judges_the_clips_of_its_own_run_although_other_settings_cut_since(tables, with_changes, clip):
@@ -56,7 +56,7 @@ def test_a_selection_judges_the_clips_of_its_own_run_although_other_settings_cut
         result = select(tables.run, with_changes(clips=made_with))
         assert result.num_in == len(expected)
         selections[made_with] = result.selection
-        chosen = {name: selected_clips(tables.run.root, one)["clip_id"] for name, one in selections.items()}
+        chosen = {name: selected_clips(tables.run.root, selection)["clip_id"] for name, selection in selections.items()}
         assert set(chosen[made_with].to_pylist()) == expected
     assert set(chosen["theirs"].to_pylist()) == {"a2", "c1"}
 

@@ -29,7 +29,7 @@ def shard(path, files: dict[str, bytes], **kinds: bytes) -> str:
 def found_in(source: str) -> dict[str, tuple[str, list[str]]]:
     """(error_type, texts) by path."""
     files = source_files(source, "/elsewhere").files
-    return {file.path: (file.error_type, [one["text"] for one in file.annotations]) for file in files}
+    return {file.path: (file.error_type, [annotation["text"] for annotation in file.annotations]) for file in files}
 
 
 def test_the_videos_of_a_shard_come_with_the_captions_beside_them(tmp_path):
@@ -87,8 +87,8 @@ def test_members_are_read_in_place_and_never_written_under_their_own_names(ray_l
     first = ingest(run, config)
     assert (first.num_ok, first.note) == (3, "read as WebDataset shards")
     rows = {row["path"]: row for row in read_table(run.root, "sources").to_pylist()}
-    found = {path.removeprefix("s.tar/"): storage.read_bytes(row["copy"]) for path, row in rows.items()}
-    assert found == {name: content for name, content in files.items() if name.endswith(".mp4")}
+    contents = {path.removeprefix("s.tar/"): storage.read_bytes(row["copy"]) for path, row in rows.items()}
+    assert contents == {name: content for name, content in files.items() if name.endswith(".mp4")}
     assert all(row["copy"] == run.media("sources", row["video_id"] + ".mp4") for row in rows.values())
     assert rows["s.tar/1.mp4"]["license"] == "CC0-1.0"
     assert rows["s.tar/1.mp4"]["uri"] == f"tar://1.mp4::{folder}/s.tar"

@@ -90,9 +90,9 @@ class Host(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def tagged(self, breaks_off: bool) -> None:
-        asked, known = self.headers["Range"], self.headers["If-Range"]
+        asked, validator = self.headers["Range"], self.headers["If-Range"]
         body = BODY if Host.tag in (TAG, WEAK) else BODY[::-1]
-        start = int(asked[len("bytes=") : -1]) if asked and known == Host.tag else 0
+        start = int(asked[len("bytes=") : -1]) if asked and validator == Host.tag else 0
         lies = self.path.endswith("lies.mp4") and start
         self.send_response(206 if start else 200)
         self.send_header("ETag", Host.tag)
@@ -102,7 +102,7 @@ class Host(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         sent = body[start : start + 100_000] if breaks_off else body[start:]
         self.wfile.write(sent)
-        Host.parts.append((asked, known, len(sent)))
+        Host.parts.append((asked, validator, len(sent)))
         Host.tag = Host.next_tag
         if breaks_off:
             time.sleep(0.3)  # what was sent has arrived before the connection is lost
@@ -188,8 +188,8 @@ def test_a_part_that_is_not_the_one_that_was_asked_for_is_not_appended(host):
 
 
 def test_one_request_tells_what_a_source_is(host, tmp_path):
-    ((found,), form) = source_files(f"{host}/slow.mp4", str(tmp_path), web=QUICK)[1:]
-    assert (found.uri, form) == (f"{host}/slow.mp4", "one file")
+    ((file,), form) = source_files(f"{host}/slow.mp4", str(tmp_path), web=QUICK)[1:]
+    assert (file.uri, form) == (f"{host}/slow.mp4", "one file")
     assert Host.asked == {"/slow.mp4": 1}
     with pytest.raises(ValueError, match="does not exist"):
         source_files(f"{host}/gone.mp4", str(tmp_path), web=QUICK)

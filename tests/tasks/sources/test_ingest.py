@@ -70,8 +70,8 @@ def test_a_list_names_files_absolute_or_beside_it(tmp_path, name, text):
     for video in ("a.mp4", "b.mp4"):
         (tmp_path / video).write_bytes(b"x")
     (tmp_path / name).write_text(text.format(folder=tmp_path))
-    found = source_files(str(tmp_path / name), "/elsewhere")[1]
-    assert [(file.uri, file.size_bytes) for file in found] == [(f"{tmp_path}/a.mp4", 1), (f"{tmp_path}/b.mp4", 1)]
+    files = source_files(str(tmp_path / name), "/elsewhere")[1]
+    assert [(file.uri, file.size_bytes) for file in files] == [(f"{tmp_path}/a.mp4", 1), (f"{tmp_path}/b.mp4", 1)]
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_a_bad_entry_of_a_list_gets_its_reason_and_the_others_go_on(tmp_path, na
 
 def reasons(source, root="/elsewhere") -> list[tuple[str, str]]:
     """(path, error_type) of the rows that ingest would write for a source, those of readable files empty."""
-    found = source_files(str(source), root)
-    items = list(_rows(found.folder, found.files, {}))
+    listed = source_files(str(source), root)
+    items = list(_rows(listed.folder, listed.files, {}))
     items = [json.loads(json.dumps(item)) | {"attempt": 1} for item in items]
     rows = FileHasher(IngestConfig(), "/proc/no-copies")(items).rows["sources"]
     _to_arrow("sources", rows, Lineage("test", "ingest", "1", "", ""))  # any of them can be written
@@ -177,8 +177,8 @@ def test_a_file_is_not_used_while_nobody_can_tell_what_its_card_says(tmp_path):
 
     register_implementation("noanswer", NoAnswer, clobber=True)
     (tmp_path / "list.txt").write_text("noanswer://b/held_out.mp4\n")
-    found = source_files(str(tmp_path / "list.txt"), "/elsewhere")
-    [item] = _rows(found.folder, found.files, {})
+    listed = source_files(str(tmp_path / "list.txt"), "/elsewhere")
+    [item] = _rows(listed.folder, listed.files, {})
     assert (item["path"], item["error_type"]) == ("held_out.mp4", "unreadable")
     assert item["error"].startswith("whether noanswer://b/source.yaml exists cannot be determined: RuntimeError")
     assert item["size_bytes"] == hash_file(item["uri"])[1]  # the file itself could be read

@@ -40,8 +40,8 @@ def bucket():
 def rows_of(source: str, media: str, **settings) -> dict[str, dict]:
     """Rows of `sources` by path, as the ingest step would write them."""
     config = IngestConfig(source=source, **settings)
-    found = source_files(source, "/elsewhere")
-    items = [item | {"attempt": 1} for item in _rows(found.folder, found.files, {})]
+    listed = source_files(source, "/elsewhere")
+    items = [item | {"attempt": 1} for item in _rows(listed.folder, listed.files, {})]
     return {row["path"]: row for row in FileHasher(config, media)(items).rows["sources"]}
 
 

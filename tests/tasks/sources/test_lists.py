@@ -62,13 +62,13 @@ def test_openvid_csv_gives_captions_and_scores_of_whole_videos_wherever_they_wer
 def test_panda_csv_gives_spans_and_says_what_cannot_be_fetched(tmp_path):
     video(tmp_path / "videos" / "ab" / "abc.webm")
     (tmp_path / "panda.csv").write_text(PANDA)
-    found = found_in(tmp_path / "panda.csv", media_root=str(tmp_path / "videos"))
-    said, _ = found["videos/ab/abc.webm"]
+    entries = found_in(tmp_path / "panda.csv", media_root=str(tmp_path / "videos"))
+    said, _ = entries["videos/ab/abc.webm"]
     assert said == (
         {"start_s": 2.0, "end_s": 3.5, "text": "A dog runs.", "matching_score": 0.41},
         {"start_s": 60.0, "end_s": 64.0, "text": "It's raining.", "matching_score": 0.5},
     )
-    kinds = [kind for _, kind in found.values()]
+    kinds = [kind for _, kind in entries.values()]
     assert sorted(kinds) == ["", "bad_entry", "bad_entry", "not_downloaded"]
     files = source_files(str(tmp_path / "panda.csv"), "/elsewhere").files
     reasons = " ".join(file.error for file in files)
@@ -143,16 +143,16 @@ def test_captions_of_one_file_in_several_rows_come_together(tmp_path):
     video(tmp_path / "a.mp4")
     rows = ("0,1,One.", "1,2,Two.", "-1,2,Three.", "3,1,Four.")
     (tmp_path / "l.csv").write_text("path,start_s,end_s,text\n" + "".join(f"a.mp4,{row}\n" for row in rows))
-    found = found_in(tmp_path / "l.csv")
-    assert [span["text"] for span in found["a.mp4"][0]] == ["One.", "Two."]
-    assert [kind for _, kind in found.values()] == ["", "bad_entry", "bad_entry"]
+    entries = found_in(tmp_path / "l.csv")
+    assert [span["text"] for span in entries["a.mp4"][0]] == ["One.", "Two."]
+    assert [kind for _, kind in entries.values()] == ["", "bad_entry", "bad_entry"]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "~/secret.mp4", "file:///etc/passwd", "zip://x::/etc/a.zip"])
 def test_a_list_from_elsewhere_may_not_name_files_of_this_machine(name):
     storage.write_bytes("memory://lists/list.csv", f"path,text\n{name},A secret.\nb.mp4,A bear.\n".encode())
-    found = source_files("memory://lists/list.csv", "/elsewhere").files
-    assert [(file.uri, file.error_type) for file in found] == [
+    files = source_files("memory://lists/list.csv", "/elsewhere").files
+    assert [(file.uri, file.error_type) for file in files] == [
         ("memory://lists/b.mp4", ""),
         (f"memory://lists/list.csv#{name}", "bad_entry"),
     ]

@@ -50,9 +50,9 @@ def test_every_row_comes_back_bit_for_bit_in_any_order_and_only_what_was_asked_f
     reader = reader_of(root, [*written, "unknown"])
     assert reader.shapes == {row_id: tuple(latent.shape) for row_id, latent in written.items()}
     for row_id in reversed(written):
-        (found,) = reader.read(row_id)
-        assert found.dtype == torch.bfloat16
-        assert torch.equal(found, written[row_id])
+        (tensor,) = reader.read(row_id)
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, written[row_id])
     assert set(reader_of(root, ["id4"]).shapes) == {"id4"}
     with pytest.raises(KeyError):
         reader.read("unknown")
@@ -98,9 +98,9 @@ def test_texts_come_with_their_pooled_vector(tmp_path):
         "b",
         LINEAGE,
     )
-    found = BlobReader(str(tmp_path), "text_features", table_version(str(tmp_path), "text_features"), ["t"]).read("t")
-    assert torch.equal(found[0], embeds)
-    assert torch.equal(found[1], pooled)
+    tensors = BlobReader(str(tmp_path), "text_features", table_version(str(tmp_path), "text_features"), ["t"]).read("t")
+    assert torch.equal(tensors[0], embeds)
+    assert torch.equal(tensors[1], pooled)
 
 
 def test_a_forked_process_and_a_pickled_reader_read_by_themselves(latents):

@@ -91,6 +91,6 @@ def test_the_joined_view_of_clips_without_scores_is_the_clips(tmp_path):
 def test_the_overview_counts_rows_once_and_attempts_apart(small):
     small.append("videos", [bad_row({}, ("truncated", "ends early"), video_id=content_id("other"))])
     small.append("videos", [ok_row({"attempt": 2}, video_id=content_id("other"))])
-    [facts] = [one for one in overview(small.root) if one.table == "videos"]
+    [facts] = [table for table in overview(small.root) if table.table == "videos"]
     assert (facts.num_rows, facts.num_attempts, dict(facts.statuses)) == (2, 3, {"ok": 2})
     assert facts.size_bytes > 0

@@ -161,7 +161,7 @@ def data_file(root: str) -> Path:
 def test_a_lost_or_cut_file_of_rows_is_found_and_can_be_given_up(root, damage):
     path = data_file(root)
     damage(path)
-    [finding] = [one for one in verify(root, "scores") if one.level == "fail"]
+    [finding] = [finding for finding in verify(root, "scores") if finding.level == "fail"]
     assert finding.check == "columns and files"
     assert path.name in finding.example
     with pytest.raises(DamagedTableError, match=path.name):
@@ -183,8 +183,8 @@ def test_a_flipped_bit_in_every_column_of_a_file_is_found(root):
             data = bytearray(original)
             data[position] ^= 1
             path.write_bytes(data)
-            failed = [one for one in verify(root, "scores") if one.level == "fail"]
-            assert [one.check for one in failed] == ["columns and files"], column.path_in_schema
+            failed = [finding for finding in verify(root, "scores") if finding.level == "fail"]
+            assert [finding.check for finding in failed] == ["columns and files"], column.path_in_schema
             assert f"{path} was changed" in failed[0].example
 
 

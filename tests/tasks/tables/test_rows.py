@@ -23,8 +23,8 @@ def python_type(kind: pa.DataType) -> type:
         bytes: pa.types.is_binary,
         datetime: pa.types.is_timestamp,
     }
-    [found] = [python for python, check in checks.items() if check(kind)]
-    return found
+    [match] = [python for python, check in checks.items() if check(kind)]
+    return match
 
 
 def row_class(table: str) -> str:

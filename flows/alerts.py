@@ -62,10 +62,14 @@ def _emit(event: str, run: Run, text: str) -> None:
 
 
 def _limit(variable: str, default: float) -> float:
-    """A share that `pyramid alerts` stored on the server, or the default."""
+    """A share that `pyramid alerts` stored on the server; the default for a value that is no number."""
     value = Variable.get(variable, default=default)
-    assert isinstance(value, int | float), f"the Prefect variable {variable} is {value!r}, not a number"
-    return float(value)
+    if isinstance(value, int | float):
+        return float(value)
+    LOG.warning(
+        "the Prefect variable %s is %r, not a number: %g is used. Set it with pyramid alerts", variable, value, default
+    )
+    return default
 
 
 def set_up_alerts(

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,8 @@ def folder_hash(run: Run, uri: str, kind: str) -> str:
     """Content hash of a folder: `weights` of a model, `text` encoder, `vision`-language model, or any other (`files`).
 
     Hashing reads gigabytes and may need torch, so the hash is cached under `<root>/models/hashes`. Its key contains
-    the sizes and times of the files.
+    the sizes and times of the files, also the time of the last change that programs cannot set (ctime), so a copy with
+    the times of another file has a hash of its own. Bytes that a disk changes by itself are found by `changed_weights`.
 
     Raises:
         StepError: the folder does not exist.
@@ -70,13 +71,18 @@ def folder_hash(run: Run, uri: str, kind: str) -> str:
     if not fs.isdir(path):
         raise StepError(f"there is no model folder {uri!r}: give the folder that holds config.json and the weights")
     files = sorted(dict(fs.find(path, detail=True)).items())
-    stamp = [[name[len(path) :], info["size"], str(info.get("mtime") or info.get("etag"))] for name, info in files]
+    stamp = [[name[len(path) :], info["size"], *_times(info)] for name, info in files]
     record = run.models("hashes", content_id(kind, uri, stamp) + ".json")
     if not storage.exists(record):
         with local_folder(uri) as folder:
             entry = {"uri": uri, "hash": _hash_function(kind)(folder)}
         storage.write_bytes(record, json.dumps(entry).encode())
     return json.loads(storage.read_bytes(record))["hash"]
+
+
+def _times(info: Mapping[str, object]) -> list[str]:
+    """What changes with the content of a file. info: of fsspec, which gives the ctime of a local file as `created`."""
+    return [str(info.get("mtime") or info.get("etag") or info.get("ETag")), str(info.get("created"))]
 
 
 def hash_records(root: str) -> list[dict[str, str]]:

@@ -179,7 +179,7 @@ def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetail
         heard, ended = time.monotonic(), job.status.value in ENDED
         log_start = log_start or log.find(first_line) + len(first_line) if first_line in log else 0
         end = len(log) if ended else log.rfind("\n") + 1  # an incomplete line is kept until the rest of it arrives
-        new_lines = log[log_start:end].splitlines() if log_start else []
+        new_lines = log[log_start:end].rstrip("\n").split("\n") if log_start < end and log_start else []
         for line in new_lines:
             _forward(line, attempt.token)
         lines += new_lines
@@ -193,11 +193,21 @@ def _follow(client: "JobSubmissionClient", attempt: Attempt) -> "tuple[JobDetail
 def _forward(line: str, token: str) -> None:
     """Log a line of the job at its level. A progress line becomes a progress record; a result line is not logged."""
     line = ANSI_CODES.sub("", line)
-    if line.startswith("PROGRESS "):
-        report_progress(**json.loads(line.removeprefix("PROGRESS ")))
+    if progress := _progress(line):
+        report_progress(**progress)
     elif line.strip() and token not in line:
         level, _, text = line.partition(" ")
         LOG.log(LEVELS.get(level, logging.INFO), "%s", text if level in LEVELS else line)
+
+
+def _progress(line: str) -> dict[str, Any]:
+    """Arguments of `report_progress` that a line of the job states; empty if it is another line."""
+    try:
+        progress = json.loads(line.removeprefix("PROGRESS ")) if line.startswith("PROGRESS ") else {}
+    except ValueError:
+        return {}
+    has_all = isinstance(progress, dict) and progress.keys() == {"step", "done", "total"}
+    return progress if has_all and all(isinstance(progress[key], int) for key in ("done", "total")) else {}
 
 
 def _outcome(attempt: Attempt, job: "JobDetails", lines: list[str]) -> str:

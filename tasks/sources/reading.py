@@ -17,8 +17,11 @@ def reading_source(uri: str, folder: str, hosts: Allowed = ()) -> Iterator[str]:
     hosts: as `storage.filesystem`.
 
     Raises:
-        VideoError: the file cannot be fetched. A damaged local file raises an error only when it is opened.
+        VideoError: the file cannot be fetched, or is a folder, pipe or device. A damaged local file raises an error
+            only when it is opened.
     """
+    if os.path.exists(uri) and not os.path.isfile(uri):  # a pipe would be waited for without end
+        raise VideoError("unreadable", f"{uri} is a folder, pipe or device, where a file is expected")
     with contextlib.ExitStack() as stack:
         try:
             path = uri if os.path.exists(uri) else stack.enter_context(storage.reading(uri, folder, hosts))

@@ -1,5 +1,6 @@
 """Facts about model folders, and what steps say where a model is missing."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from tasks.encoding.latents import LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.evaluating.config import EvaluateConfig
 from tasks.evaluating.evaluate import evaluate
-from tasks.models.folders import changed_weights, load_vae
+from tasks.models.folders import changed_weights, folder_hash, load_vae
 from tasks.running.errors import StepError
+from tasks.running.run import Run
 from tasks.training.train_dit import TrainDiTConfig, train_dit
 
 
@@ -30,6 +32,18 @@ def test_steps_say_which_step_must_run_first(squares):
 def test_a_folder_without_a_model_is_named(squares):
     with pytest.raises(StepError, match="there is no model folder '/nowhere'"):
         latents(squares, LatentsConfig(vae="/nowhere"))
+
+
+def test_files_that_changed_and_kept_size_and_time_have_another_hash(tmp_path):
+    run = Run(root=str(tmp_path / "root"))
+    path = tmp_path / "model" / "weights.bin"
+    path.parent.mkdir()
+    path.write_bytes(b"abcd")
+    facts = path.stat()
+    before = folder_hash(run, str(path.parent), "files")
+    path.write_bytes(b"abce")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert folder_hash(run, str(path.parent), "files") != before
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "gone"])

@@ -223,6 +223,16 @@ def test_lines_of_an_earlier_attempt_are_neither_taken_for_ours_nor_shown_again(
     assert ("pyramid.jobs", 30, "no source") in caplog.record_tuples  # with its level, without its colour
 
 
+def test_lines_that_look_like_ours_and_line_separators_in_a_result_end_no_driver(head, caplog):
+    result = StepResult(step="clips", num_ok=3, note="a\u2028b\x85c")
+    head.log = (
+        f"BEGIN TOKEN\nPROGRESS of the film\nPROGRESS [1]\nPROGRESS {{}}\nRESULT TOKEN {result.model_dump_json()}\n"
+    )
+    caplog.set_level("INFO", "pyramid.jobs")
+    assert submit(head) == result
+    assert "PROGRESS of the film" in caplog.text
+
+
 def test_a_job_that_succeeded_without_our_result_is_an_error(head):
     head.log = printed("of-yesterday")
     with pytest.raises(StepError, match=r"ended as SUCCEEDED .*\n\(it printed none\)"):

@@ -1,5 +1,7 @@
 """A source file is read in place; one that is not there is named."""
 
+import os
+
 import pytest
 
 from pyramid_model.video.video import VideoError
@@ -28,3 +30,10 @@ def test_a_file_that_is_gone_is_missing(tmp_path):
     with pytest.raises(VideoError) as raised, reading_source("memory://reading/gone.mp4", str(tmp_path)):
         pass
     assert raised.value.kind == "missing"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_that_a_row_names_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match="where a file is expected"), reading_source(f"{tmp_path}/a.mp4", "/tmp"):
+        pass

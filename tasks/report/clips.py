@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from tasks.report.curation import Curation
 from tasks.tables import storage
+from tasks.tables.plain_text import visible
 
 FileState = tuple[str, int | None, str]  # URI, size in bytes as the table has it, damage as `file_damage` calls it
 
@@ -129,8 +130,17 @@ def _captions(curation: Curation, ids: Sequence[str]) -> list[list[list[str]]]:
 
 
 def script_json(value: object) -> str:
-    """JSON for a script element, escaped so that it cannot end the element or begin a comment."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    """JSON for a script element, escaped so that it cannot end the element or begin a comment; texts are `visible`."""
+    return json.dumps(_visible(value), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _visible(value: object) -> object:
+    """A JSON value in which control characters and marks of the direction of writing are written out in every text."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(name): _visible(entry) for name, entry in value.items()}
+    return [_visible(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _coded(texts: Sequence[str | None]) -> dict[str, list]:

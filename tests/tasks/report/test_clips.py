@@ -1,9 +1,10 @@
 """Clips on the page of the report: which are shown moving, the listing for the search, and files that are gone."""
 
+import json
 import shutil
 from pathlib import Path
 
-from tasks.report.clips import file_states, is_unchanged, preview_clips
+from tasks.report.clips import file_states, is_unchanged, preview_clips, script_json
 from tasks.tables.content_ids import content_id
 
 NUM_CLIPS, NUM_CURATED = 6, 8  # in `whole_root`; in `curated_root`
@@ -44,6 +45,13 @@ def test_clips_whose_files_are_gone_or_cut_short_are_counted_also_when_no_table_
     assert not facts["damage"].keys() & facts["thumbnails"].keys()
     shutil.rmtree(Path(root, "media"))
     assert f"{NUM_CLIPS} missing, 0 truncated or changed" in page_of(root)
+
+
+def test_marks_that_turn_the_direction_of_writing_are_written_out_in_the_listing():
+    text = script_json({"words": {"a\u202eb": ["c\u2066d", ("\x1b[2J", 1, None)]}, "caption": "two\nlines </script>"})
+    assert not set("\u202e\u2066\x1b<") & set(text)
+    values = {"words": {r"a\u202eb": [r"c\u2066d", [r"\x1b[2J", 1, None]]}, "caption": "two\nlines </script>"}
+    assert json.loads(text) == values
 
 
 def test_rules_and_groups_take_turns_for_the_room_that_previews_have(curation):

@@ -64,8 +64,7 @@ def check_written(root: str, table: str) -> None:
     """
     table = "clips" if table == CLIPS_WITH_SCORES else table
     if open_table(root, table) is None:
-        writer = f"pyramid {WRITERS[table]} writes it" if table in WRITERS else "no step writes it yet"
-        raise TableError(f"table {table!r} has not been written under {root} yet: {writer}")
+        raise TableError(f"table {table!r} has not been written under {root} yet: pyramid {WRITERS[table]} writes it")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class TableFacts:
 
     table: str
     num_rows: int  # newest attempts
-    num_attempts: int
     version: int
     size_bytes: int
     last_write: datetime | None
@@ -95,12 +93,11 @@ def table_facts(root: str, table: str) -> TableFacts | None:
             return None
         rows = read_table(root, table, ["status", "created_at"])
     except DamagedTableError as err:
-        return TableFacts(table, 0, 0, -1, 0, None, Counter(), str(err))
+        return TableFacts(table, 0, -1, 0, None, Counter(), str(err))
     sizes = pa.table(delta.get_add_actions(flatten=True))["size_bytes"]
     return TableFacts(
         table,
         rows.num_rows,
-        delta.count(),
         delta.version(),
         pc.sum(sizes).as_py() or 0,
         pc.max(rows["created_at"]).as_py(),

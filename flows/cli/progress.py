@@ -47,17 +47,18 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Handle a log record: a step started, progressed, or finished, or a training has a message."""
-        event = getattr(record, "event", "")
+        fields = vars(record)  # with those that `@step` and `report_progress` add
+        event = fields.get("event")
         if event == "started":
-            self.step, self.started, self.counts = record.step, time.monotonic(), ""  # type: ignore[attr-defined]
+            self.step, self.started, self.counts = fields["step"], time.monotonic(), ""
             self._draw(self.step)
         elif event == "finished":
-            self.finished(record.result)  # type: ignore[attr-defined]
+            self.finished(fields["result"])
             self.step = ""
             self._draw("…")
-        elif hasattr(record, "total"):
-            self.counts = f"{record.done}/{record.total}  {record.detail}"  # type: ignore[attr-defined]
-            self._draw(self.step or record.step)  # type: ignore[attr-defined]
+        elif "total" in fields:
+            self.counts = f"{fields['done']}/{fields['total']}  {fields['detail']}"
+            self._draw(self.step or fields["step"])
             self._plain(record.getMessage())
         elif record.name == TRAINING.name:
             self._print(Text(f"  {record.getMessage()}", "yellow" if record.levelno > logging.INFO else "dim"))
@@ -89,7 +90,7 @@ class Progress(logging.Handler):
 
 
 def describe(result: StepResult) -> str:
-    """`8 in: 7 ok, 1 failed (truncated) → 24 clips`."""
+    """`8 in: 7 ok, 1 failed (1 truncated) → 24 clips`."""
     if not result.num_new:
         return f"{result.num_in} in: {result.note or 'nothing new'}"
     counts = {"done before": result.num_done, "ok": result.num_ok, "failed": result.num_failed}

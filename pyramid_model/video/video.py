@@ -133,8 +133,8 @@ def _media(uri: str) -> Any:
         return uri
     import fsspec
 
-    with fsspec.open(uri, "rb") as file:
-        return io.BytesIO(file.read())  # type: ignore[union-attr]
+    fs, path = fsspec.url_to_fs(uri)
+    return io.BytesIO(fs.cat_file(path))
 
 
 def open_clip(uri: str) -> contextlib.AbstractContextManager[tuple[Any, Any]]:

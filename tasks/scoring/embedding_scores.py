@@ -18,6 +18,8 @@ from tasks.tables.rows import EmbeddingRow, Row, bad_row, ok_row, skipped_row
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pyramid_model.metrics.open_clip_model import OpenCLIP
+
 VERSION = "1"
 BLOCK_SIZE = 256  # scores in a block; each takes a few products of small matrices
 
@@ -113,7 +115,7 @@ class EmbeddingScorer:
         self.head = load_aesthetic_head(head, clip_dim(uri)) if head else None
         self.model = load_open_clip(uri, with_text=True, **config.placement()) if config.with_text else None
         self.questions = {
-            name: [self.model.embed_texts(texts) for texts in (zero_shot.prompts, zero_shot.against)]  # type: ignore[union-attr]
+            name: (self._clip.embed_texts(zero_shot.prompts), self._clip.embed_texts(zero_shot.against))
             for name, zero_shot in config.zero_shot.items()
         }
 
@@ -124,12 +126,16 @@ class EmbeddingScorer:
         rows = [self.row(item, embeddings[item["embedding_id"]], texts) for item in items]
         return Produced({"scores": rows})
 
+    @property
+    def _clip(self) -> "OpenCLIP":
+        assert self.model, "the model is loaded if a score compares frames with texts"
+        return self.model
+
     def _embedded(self, texts: set[str]) -> "dict[str, Tensor]":
         if not texts:
             return {}
-        assert self.model, "items have texts only for text_match, and then the model is loaded"
         ordered = sorted(texts)
-        return dict(zip(ordered, self.model.embed_texts(ordered), strict=True))
+        return dict(zip(ordered, self._clip.embed_texts(ordered), strict=True))
 
     def row(self, item: EmbeddingScoreItem, embedding: EmbeddingRow, texts: "Mapping[str, Tensor]") -> Row:
         """Row of one score."""
@@ -157,9 +163,10 @@ class EmbeddingScorer:
         if scorer == CONSISTENCY.name:
             by_frame = consistency(features)
         elif scorer == AESTHETIC.name:
-            by_frame = self.head(features)[:, 0]  # type: ignore[misc]
+            assert self.head, "the head is loaded if its score is computed"
+            by_frame = self.head(features)[:, 0]
         else:
-            by_frame = zero_shot(features, *self.questions[scorer], self.model.logit_scale)  # type: ignore[union-attr]
+            by_frame = zero_shot(features, *self.questions[scorer], self._clip.logit_scale)
         return float(by_frame.mean()), frame_details(by_frame.tolist(), len(features))
 
 

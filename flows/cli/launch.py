@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 FULL_BYTES = 2**20
+PREFECT_SETTINGS = ("logging.yml", "profiles.toml")  # files that Prefect reads in PREFECT_HOME
 END_WITH = 'while kill -0 "$0"; do sleep 1; done; kill "$1"'  # waits for the end of process $0, then ends process $1
 OUR_CODE = Path(__file__).parents[2]
 
@@ -90,17 +91,32 @@ def use_prefect(root: str) -> None:
     """Start Prefect's temporary server if no server is configured; must run before Prefect is first imported.
 
     The server's database is under the root, so that the history of runs stays with the root.
+
+    Raises:
+        ValueError: the root has settings of Prefect, which it may have brought from elsewhere.
     """
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     # The log is sent to the Prefect run; the console shows our progress instead.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if not os.environ.get("PREFECT_API_URL") and "://" not in root:
-        os.environ.setdefault("PREFECT_HOME", str(Path(root) / "prefect"))
+    if not os.environ.get("PREFECT_API_URL") and "://" not in root and "PREFECT_HOME" not in os.environ:
+        home = Path(root) / "prefect"
+        _refuse_settings(home)
+        os.environ["PREFECT_HOME"] = str(home)
     from prefect.settings import PREFECT_API_URL
 
     if not PREFECT_API_URL.value():
         _start_server()
+
+
+def _refuse_settings(home: Path) -> None:
+    """Raise ValueError if Prefect would read settings under the root: `logging.yml` may name code that it then runs."""
+    for name in PREFECT_SETTINGS:
+        if os.path.lexists(home / name):
+            raise ValueError(
+                f"{home / name} holds settings of Prefect, which may run code, and no command of ours writes it: "
+                "delete it, or set PREFECT_HOME to a folder of your own"
+            )
 
 
 def _start_server() -> None:

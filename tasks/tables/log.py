@@ -158,6 +158,7 @@ def _results(root: str) -> Iterator[tuple[str, dict[str, int]]]:
     for path in sorted(fs.glob(f"{folder}/*/*.json")):
         try:
             versions = json.loads(fs.cat_file(path))["versions"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # another file of a run, or the result of a run that was killed
-        yield str(path), versions
+        if isinstance(versions, dict) and all(isinstance(version, int) for version in versions.values()):
+            yield str(path), versions

@@ -76,6 +76,21 @@ def test_empty_source_folder_is_refused(tmp_path, monkeypatch):
     assert str(tmp_path / "videos") in done.stderr
 
 
+@pytest.mark.parametrize("name", ["logging.yml", "profiles.toml"])
+def test_settings_of_prefect_that_a_root_brings_are_not_read(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    ran = tmp_path / "ran"
+    settings = tmp_path / "root" / "prefect" / name
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"version: 1\nhandlers: {{h: {{(): subprocess.getoutput, cmd: 'touch {ran}'}}}}")
+    done = pyramid("curate", "--source", SAMPLE, "--root", str(tmp_path / "root"))
+    assert done.exit_code == 2, done.stderr
+    assert "holds settings of Prefect" in done.stderr
+    assert "PREFECT_HOME" in done.stderr
+    assert not ran.exists()
+
+
 def test_unwritable_root_is_refused():
     done = pyramid("demo", "--root", "/proc/nowhere")
     assert done.exit_code == 2

@@ -190,6 +190,9 @@ def test_a_flipped_bit_in_every_column_of_a_file_is_found(root):
 
 def test_recorded_versions_are_the_greatest_that_any_result_states(root):
     write_bytes(f"{root}/runs/run/2-scores.json", b'{"step": "scores", "versions": {"scores": 7, "clips": 3}}')
-    write_bytes(f"{root}/runs/run/3-other.json", b"not JSON")
+    others = [b"not JSON", b"[]", b"[" * 100_000]
+    others += [b'{"versions": [99]}', b'{"versions": null}', b'{"versions": {"a": "9"}}']
+    for number, other in enumerate(others, 3):
+        write_bytes(f"{root}/runs/run/{number}-other.json", other)
     versions = {table: version for table, (version, _) in recorded_versions(root).items()}
     assert versions == {"scores": 36, "clips": 3}

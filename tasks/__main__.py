@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tasks.running.errors import EXPECTED_ERRORS, machine_lost
 from tasks.running.jobs import BEGIN, ERROR, RESULT
-from tasks.running.run import PROGRESS, Run, Sparse, StepResult
+from tasks.running.run import PROGRESS, PROGRESS_FIELDS, Run, Sparse, StepResult
 from tasks.running.step import config_class
 from tasks.running.steps import find_step
 
@@ -30,8 +30,7 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The log line of one record."""
         if record.name == PROGRESS.name and hasattr(record, "total"):
-            keys = ("step", "done", "total", "detail")
-            return "PROGRESS " + json.dumps({key: getattr(record, key) for key in keys})
+            return "PROGRESS " + json.dumps({key: getattr(record, key) for key in PROGRESS_FIELDS})
         return super().format(record)
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyramid_model.config import Config
 from tasks.running.errors import StepError
-from tasks.running.run import Run, StepResult, report_progress
+from tasks.running.run import PROGRESS_FIELDS, Run, StepResult, report_progress
 from tasks.tables.content_ids import content_id
 
 if TYPE_CHECKING:
@@ -206,8 +206,9 @@ def _progress(line: str) -> dict[str, Any]:
         progress = json.loads(line.removeprefix("PROGRESS ")) if line.startswith("PROGRESS ") else {}
     except ValueError:
         return {}
-    has_all = isinstance(progress, dict) and progress.keys() == {"step", "done", "total"}
-    return progress if has_all and all(isinstance(progress[key], int) for key in ("done", "total")) else {}
+    if not isinstance(progress, dict) or progress.keys() != PROGRESS_FIELDS.keys():
+        return {}
+    return progress if all(isinstance(progress[name], kind) for name, kind in PROGRESS_FIELDS.items()) else {}
 
 
 def _outcome(attempt: Attempt, job: "JobDetails", lines: list[str]) -> str:

@@ -19,6 +19,7 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.rows import Lineage
 
 PROGRESS = logging.getLogger("pyramid.progress")
+PROGRESS_FIELDS = {"step": str, "done": int, "total": int, "detail": str}  # of a progress record
 STEPS = logging.getLogger("pyramid.steps")
 
 

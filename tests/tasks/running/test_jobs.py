@@ -13,12 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tasks.__main__ import main
+from tasks.__main__ import LineFormatter, main
 from tasks.cutting import clips
 from tasks.cutting.clips import ClipsConfig
 from tasks.running import jobs
 from tasks.running.errors import StepError
-from tasks.running.run import RayConfig, Run, StepResult
+from tasks.running.run import RayConfig, Run, StepResult, report_progress
 from tasks.selecting.select_config import Bounds, SelectConfig, SelectResult
 
 
@@ -221,6 +221,18 @@ def test_lines_of_an_earlier_attempt_are_neither_taken_for_ours_nor_shown_again(
         submit(head)
     assert "at work" not in caplog.text + str(raised.value)
     assert ("pyramid.jobs", 30, "no source") in caplog.record_tuples  # with its level, without its colour
+
+
+def test_progress_that_a_step_prints_is_progress_for_the_driver_again(head, caplog):
+    caplog.set_level("INFO", "pyramid.progress")
+    report_progress("train_dit", 3, 9, "steps", "loss 0.5")
+    [record] = caplog.records
+    line = LineFormatter("%(levelname)s %(message)s").format(record)
+    caplog.clear()
+    head.log = f"BEGIN TOKEN\n{line}\n" + printed("TOKEN").partition("\n")[2]
+    submit(head)
+    [again] = [record for record in caplog.records if record.name == "pyramid.progress"]
+    assert (again.step, again.done, again.total, again.detail) == ("train_dit", 3, 9, "loss 0.5")
 
 
 def test_lines_that_look_like_ours_and_line_separators_in_a_result_end_no_driver(head, caplog):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -32,6 +33,8 @@ from pyramid_model.train.ranks import num_ranks
 LOG = logging.getLogger("pyramid.training")
 WHOLE, PARTIAL = "whole.json", ".partial-"
 BLOCK = 2**24  # bytes read at a time for a checksum
+# One process needs no process group.
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 
 class DamagedCheckpoint(ValueError):

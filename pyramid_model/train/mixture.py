@@ -123,7 +123,10 @@ class BatchPlan:
             num_steps: steps of the training.
             with_tokens: whether the samples are latents, whose tokens count.
         """
-        epochs = num_steps / sum(self.num_steps)
+        used = [group for group, steps in enumerate(self.num_steps) if steps]
+        num_drawn = self.num_batches * sum(self.num_steps[group] * self.batch_sizes[group] for group in used)
+        num_drawn *= num_steps / sum(self.num_steps)
+        epochs = num_drawn / sum(len(self.positions_by_group[group]) for group in used)
         lines = [
             f"{len(self._group):,} clips; {num_steps:,} steps of {self.num_batches} batches are {epochs:.3g} epochs"
         ]

@@ -176,6 +176,17 @@ class TrainingLog:
             self.last_step = max(int(row["step"]) for row in new)
             self._set_tags({LAST_STEP: self.last_step})
 
+    def add_checkpoint(self, step: int, uri: str, figures: Mapping[str, object]) -> None:
+        """Record a kept checkpoint as a LoggedModel of the run, with its figures as parameters; once for each step."""
+        name = f"step-{step:08}"
+        models = self.client.search_logged_models([self.experiment], filter_string=f"source_run_id = '{self.run_id}'")
+        if any(model.name == name for model in models):
+            return
+        params = {key: str(value)[:PARAM_LENGTH] for key, value in figures.items()}
+        source = {"name": name, "source_run_id": self.run_id, "model_type": "checkpoint"}
+        model = self.client.create_logged_model(self.experiment, **source, tags={"uri": uri}, params=params)
+        self.client.finalize_logged_model(model.model_id, "READY")
+
     def finish(self, results: Mapping[str, object], tags: Mapping[str, str]) -> str:
         """Record results that are not part of the curve as tags, mark the run finished and return its id."""
         last_values = self.client.get_run(self.run_id).data.metrics

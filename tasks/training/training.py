@@ -95,6 +95,11 @@ def _log(job: Job, record: TrainedModel) -> str:
     """Log the record of the model to MLflow; returns the id of the MLflow run."""
     log = TrainingLog(job.run, job.kind, job.model_id, job.config.model_dump(mode="json"))
     log.add(record.curve)
+    kept_steps = (record.metrics["best_step"], record.curve[-1]["step"])
+    for row in record.curve:
+        if row["step"] in kept_steps:
+            step = int(row["step"])
+            log.add_checkpoint(step, storage.join(job.checkpoints, f"step-{step:08}"), row)
     return log.finish(record.metrics, {"uri": job.uri, "weights_hash": record.weights_hash})
 
 

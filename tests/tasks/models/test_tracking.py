@@ -34,6 +34,16 @@ def test_a_resumed_training_goes_on_with_its_own_curve(run):
     assert stored.data.tags["result.num_train"] == "7"
 
 
+def test_a_kept_checkpoint_is_a_model_of_the_run_with_its_figures_once(run):
+    log = TrainingLog(run, "vae", "m1", {})
+    for _ in range(2):
+        log.add_checkpoint(700, "s3://bucket/checkpoints/m1/step-00000700", {"step": 700, "val_loss": 0.25})
+    (model,) = log.client.search_logged_models([log.experiment])
+    assert (model.name, model.source_run_id, str(model.status)) == ("step-00000700", log.run_id, "READY")
+    assert model.params == {"step": "700", "val_loss": "0.25"}
+    assert model.tags["uri"] == "s3://bucket/checkpoints/m1/step-00000700"
+
+
 def test_the_run_names_where_it_came_from(run):
     tags = TrainingLog(run, "vae", "m1", {}).client.search_runs(["1"])[0].data.tags
     assert (tags["root"], tags["run_id"], tags["ray_job"]) == (run.root, run.run_id, "pyramid-train-vae-1")

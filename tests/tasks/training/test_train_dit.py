@@ -90,7 +90,7 @@ def test_a_step_trains_on_one_bucket_and_all_buckets_have_their_turn(sizes):
     assert tuple(largest.args[0].shape) == (2, *latent_shape("32x64x17@8"))
     assert objective._units_to_train(*largest.args[3:], 3)[-1] == 3  # the last unit at the finest stage
     assert not bucket.keys() & {pair.clip_id for pair in val}
-    assert training.describe()[0] == "18 clips; 1,000 steps of 2 batches are 167 epochs"
+    assert training.describe()[0] == "18 clips; 1,000 steps of 2 batches are 222 epochs"
     assert 0 < training.validate(objective)["val_loss"] < 10  # held-out clips of all buckets
 
 

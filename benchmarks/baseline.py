@@ -155,8 +155,8 @@ class Call:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention: queries, keys and values of the joined sequence (b h n d) -> output (b n h*d)."""
         q, k = (self._turned(x) for x in (q, k))
-        found = self._masked(q, k, v) if self.habits.dense_mask else self._by_frame(q, k, v)
-        return rearrange(found, "b h n d -> b n (h d)")
+        attention = self._masked(q, k, v) if self.habits.dense_mask else self._by_frame(q, k, v)
+        return rearrange(attention, "b h n d -> b n (h d)")
 
     def _turned(self, x: Tensor) -> Tensor:
         if not self.habits.real_rotation:
@@ -173,16 +173,16 @@ class Call:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
 
     def _by_frame(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        found, start = [], 0
+        outputs, start = [], 0
         for n in [self.lengths[0] + self.lengths[1], *self.lengths[2:]]:
             stop = start + n
             real = None
             if not self.text_mask.all():
                 real = F.pad(self.text_mask, (0, stop - self.lengths[0]), value=True)[:, None, None]
             part = (q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop])
-            found.append(F.scaled_dot_product_attention(*part, attn_mask=real))
+            outputs.append(F.scaled_dot_product_attention(*part, attn_mask=real))
             start = stop
-        return torch.cat(found, dim=2)
+        return torch.cat(outputs, dim=2)
 
 
 def transform(dit: MiniFlux | MMDiT, image: Tensor, text: Tensor, cond: Tensor, call: Call) -> Tensor:
@@ -208,10 +208,10 @@ def double_block(
     if last:
         shift, scale = scale, shift
     text_qkv = qkv(block.text, modulated(text, shift, scale))
-    found = call.attend(*(torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True)))
-    text_found, image_found = found.split([text.shape[1], image.shape[1]], dim=1)
-    image = finish(block.image, image, image_found, image_rest)
-    return image, text if last else finish(block.text, text, text_found, text_rest)
+    attention = call.attend(*(torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True)))
+    text_attention, image_attention = attention.split([text.shape[1], image.shape[1]], dim=1)
+    image = finish(block.image, image, image_attention, image_rest)
+    return image, text if last else finish(block.text, text, text_attention, text_rest)
 
 
 def single_block(block: SingleBlock, joined: Tensor, cond: Tensor, call: Call) -> Tensor:
@@ -230,10 +230,10 @@ def qkv(side: AttentionInput, x: Tensor) -> QKV:
     return side.norm_q(q), side.norm_k(k), v
 
 
-def finish(side: Stream, x: Tensor, found: Tensor, rest: list[Tensor]) -> Tensor:
+def finish(side: Stream, x: Tensor, attention: Tensor, rest: list[Tensor]) -> Tensor:
     """Tokens (b n d) of one side after attention and MLP."""
     gate, mlp_shift, mlp_scale, mlp_gate = rest
-    x = x + gate * side.to_out(found)
+    x = x + gate * side.to_out(attention)
     return x + mlp_gate * side.mlp(modulated(x, mlp_shift, mlp_scale))
 
 

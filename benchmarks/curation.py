@@ -77,7 +77,7 @@ def film(path: Path, size: tuple[int, int], shot_frames: int, start: int = 0) ->
         options = {"crf": "23", "preset": "medium", "threads": "1"}
         stream: Any = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for source in sorted(one for one in SAMPLE.iterdir() if one.suffix in SUFFIXES):
+        for source in sorted(file for file in SAMPLE.iterdir() if file.suffix in SUFFIXES):
             for frame in decode(str(source)):
                 if frame.index >= start + shot_frames:
                     break
@@ -193,10 +193,10 @@ def finished_root(root: Path, num_clips: int) -> Run:
     for first in range(0, num_clips // 10, 16):
         rows: dict[str, list[dict[str, Any]]] = {"sources": [], "clips": [], "scores": [], "videos": []}
         for video in range(first, min(first + 16, num_clips // 10)):
-            for table, found in _finished_video(f"video {video}").items():
-                rows[table] += found
-        for table, found in rows.items():
-            append_block(run.root, table, found, content_id(table, first), done)
+            for table, table_rows in _finished_video(f"video {video}").items():
+                rows[table] += table_rows
+        for table, table_rows in rows.items():
+            append_block(run.root, table, table_rows, content_id(table, first), done)
     return run
 
 
@@ -293,8 +293,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     table = Table("what", "figure", "to reach", "")
     with tempfile.TemporaryDirectory(prefix="pyramid-curation-") as folder:
-        for one in measured(options.only, QUICK if options.quick else FULL, Path(folder)):
-            table.add_row(one.what, one.figure, one.target, "reached" if one.reached else "[red]not reached[/]")
+        for line in measured(options.only, QUICK if options.quick else FULL, Path(folder)):
+            table.add_row(line.what, line.figure, line.target, "reached" if line.reached else "[red]not reached[/]")
     console.print(table)
 
 

@@ -254,10 +254,10 @@ def unlike(ours: Path, theirs: Path) -> str:
     """
     if not ours.exists():
         return "is missing"
-    found, wanted = (pictures(path) for path in (ours, theirs))
-    if found.shape != wanted.shape:
-        return f"has {len(found)} frames, not {len(wanted)}"
-    return "shows something else" if np.abs(found - wanted).mean(axis=(1, 2)).max() > ENCODER_NOISE else ""
+    actual, wanted = (pictures(path) for path in (ours, theirs))
+    if actual.shape != wanted.shape:
+        return f"has {len(actual)} frames, not {len(wanted)}"
+    return "shows something else" if np.abs(actual - wanted).mean(axis=(1, 2)).max() > ENCODER_NOISE else ""
 
 
 def pictures(path: Path) -> np.ndarray:
@@ -268,28 +268,28 @@ def pictures(path: Path) -> np.ndarray:
 
 def differences(root: str, expected: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Differences between tables and media of a root and the expected ones, as messages; empty if there are none."""
-    found = []
+    messages = []
     for table in TABLES:
         id_column = ID_COLUMNS[table]
         rows = read_table(root, table, newest=False).to_pylist()
         ids = Counter(row[id_column] for row in rows)
         doubled = [name for name, count in ids.items() if count > 1]
         if doubled:
-            found.append(f"{len(doubled)} ids of {table} are there more than once")
+            messages.append(f"{len(doubled)} ids of {table} are there more than once")
         wanted = {row[id_column] for row in expected[table]}
         if missing := wanted - set(ids):
-            found.append(f"{len(missing)} of {len(wanted)} rows of {table} are missing")
+            messages.append(f"{len(missing)} of {len(wanted)} rows of {table} are missing")
         if extra := set(ids) - wanted:
-            found.append(f"{len(extra)} rows of {table} should not be there")
+            messages.append(f"{len(extra)} rows of {table} should not be there")
     verdict = {row["video_id"]: (row["status"], row.get("error_type", "")) for row in expected["videos"]}
     for row in read_table(root, "videos", ["video_id", "path", "status", "error_type"]).to_pylist():
         if (row["status"], row["error_type"]) != verdict.get(row["video_id"]):
-            found.append(f"{row['path']}: {row['status']} {row['error_type']}, not {verdict.get(row['video_id'])}")
+            messages.append(f"{row['path']}: {row['status']} {row['error_type']}, not {verdict.get(row['video_id'])}")
     media = Path(root) / "media" / "clips"
     theirs = {Path(row["uri"]).name: Path(row["uri"]) for row in expected["clips"]}
-    found += [f"the clip {path.name} should not be there" for path in media.glob("*.mp4") if path.name not in theirs]
+    messages += [f"the clip {path.name} should not be there" for path in media.glob("*.mp4") if path.name not in theirs]
     told = {name: unlike(media / name, path) for name, path in theirs.items()}
-    return found + [f"the clip {name} {what}" for name, what in told.items() if what]
+    return messages + [f"the clip {name} {what}" for name, what in told.items() if what]
 
 
 @dataclass(frozen=True)
@@ -343,15 +343,16 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="pyramid-faults-") as folder:
-        found = run_under_fire(Path(folder), options.videos, options.damaged)
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(found.statuses.items()))
-    print(f"{options.videos} videos: {counts}; {found.num_clips} clips; {found.left_to_do} left; {found.wall_s:.0f} s")
+        outcome = run_under_fire(Path(folder), options.videos, options.damaged)
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(outcome.statuses.items()))
+    clips = f"{outcome.num_clips} clips; {outcome.left_to_do} left"
+    print(f"{options.videos} videos: {counts}; {clips}; {outcome.wall_s:.0f} s")
     print(
-        *found.differences
+        *outcome.differences
         or ["no row lost or duplicated; every clip shows the same pictures as in the run without faults"],
         sep="\n",
     )
-    sys.exit(bool(found.differences or found.left_to_do or sum(found.statuses.values()) != options.videos))
+    sys.exit(bool(outcome.differences or outcome.left_to_do or sum(outcome.statuses.values()) != options.videos))
 
 
 if __name__ == "__main__":

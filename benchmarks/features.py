@@ -114,8 +114,8 @@ def reading(root: Path, repeats: int) -> Iterator[Line]:
 def latent_row(row_id: str) -> dict:
     """A row of `latents` with random values."""
     data = tensor_bytes(torch.randn(ROW_SHAPE), "bfloat16")
-    known = {"latent_id": row_id, "clip_id": row_id, "vae_hash": "v", "bucket": "384x640x121@24"}
-    return ok_row({}, **known, shape=list(ROW_SHAPE), dtype="bfloat16", latent=data, crc32=crc32(data))
+    columns = {"latent_id": row_id, "clip_id": row_id, "vae_hash": "v", "bucket": "384x640x121@24"}
+    return ok_row({}, **columns, shape=list(ROW_SHAPE), dtype="bfloat16", latent=data, crc32=crc32(data))
 
 
 def cpu_time(function: Callable[[], object]) -> float:
@@ -134,12 +134,12 @@ def _cpu_time_once(function: Callable[[], object]) -> float:
 
 def texts(folder: Path, count: int) -> Iterator[Line]:
     """Number of tokens that the encoder computes, compared with the number of valid tokens."""
-    found = sorted(make_texts(count), key=len)
-    build_tiny_text_encoder(found, folder, dim=64, num_layers=2, vocab_size=256)
+    captions = sorted(make_texts(count), key=len)
+    build_tiny_text_encoder(captions, folder, dim=64, num_layers=2, vocab_size=256)
     encoder = load_text_encoder(folder)
-    encoded, kept = tokens_encoded(encoder, [found[first : first + 64] for first in range(0, count, 64)])
-    yield Line("tokens encoded for each that is kept", f"{encoded / kept:.3f}", "1 = no padding")
-    at_128 = encoder_seconds(encoder, found[:64], 128) / encoder_seconds(encoder, found[:64], None)
+    encoded, num_valid = tokens_encoded(encoder, [captions[first : first + 64] for first in range(0, count, 64)])
+    yield Line("tokens encoded for each that is kept", f"{encoded / num_valid:.3f}", "1 = no padding")
+    at_128 = encoder_seconds(encoder, captions[:64], 128) / encoder_seconds(encoder, captions[:64], None)
     yield Line("time of padding to 128 tokens, to ours", f"{at_128:.1f}x")
 
 
@@ -155,17 +155,17 @@ def tokens_encoded(encoder: TextEncoder, blocks: list[list[str]]) -> tuple[int, 
     hook = encoder.t5.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
     )
-    kept = sum(len(embeds) for block in blocks for embeds, _ in encoder.encode(block))
+    num_valid = sum(len(embeds) for block in blocks for embeds, _ in encoder.encode(block))
     hook.remove()
-    return sum(seen), kept
+    return sum(seen), num_valid
 
 
 @torch.no_grad()
-def encoder_seconds(encoder: TextEncoder, found: list[str], length: int | None) -> float:
+def encoder_seconds(encoder: TextEncoder, captions: list[str], length: int | None) -> float:
     """CPU seconds of encoding, with padding to a fixed length or with our batches."""
     if length is None:
-        return cpu_time(lambda: encoder.encode(found))
-    batch = encoder.tokenizer(found, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return cpu_time(lambda: encoder.encode(captions))
+    batch = encoder.tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return cpu_time(lambda: encoder.t5(batch.input_ids, attention_mask=batch.attention_mask))
 
 
@@ -206,27 +206,27 @@ def make_vae(folder: Path) -> ModelFolder:
 def add_clips(run: Run, numbers: range, folder: Path) -> None:
     """Add selected clips with one caption each to the tables, as curation writes them."""
     rows: dict[str, list[dict]] = {"sources": [], "videos": [], "clips": [], "selections": []}
-    known = folder / "captions.csv"
-    lines = known.read_text().splitlines() if known.exists() else ["file,start_s,end_s,text"]
+    sidecar = folder / "captions.csv"
+    lines = sidecar.read_text().splitlines() if sidecar.exists() else ["file,start_s,end_s,text"]
     (folder / "source.yaml").write_text("name: made-up\ncaptions: captions.csv\n")
     for number, text in zip(numbers, make_texts(len(numbers)), strict=True):
         video_id, clip_id, name = content_id("video", number), content_id("clip", number), f"{number}.mp4"
         uri = run.media("clips", f"{clip_id}.mp4")
         write_video(uri, moving_noise(number), FPS)
         lines.append(f"{name},0,10,{text}")
-        found = {"video_id": video_id, "uri": uri, "path": name, "source": "made-up"}
+        columns = {"video_id": video_id, "uri": uri, "path": name, "source": "made-up"}
         card = str(folder / "source.yaml")
-        rows["sources"].append(ok_row({}, source_id=content_id("source", number), card=card, **found))
-        rows["videos"].append(ok_row({}, **found))
+        rows["sources"].append(ok_row({}, source_id=content_id("source", number), card=card, **columns))
+        rows["videos"].append(ok_row({}, **columns))
         span = {"start_s": 0.0, "end_s": NUM_FRAMES / FPS, "start_frame": 0, "num_frames": NUM_FRAMES}
         rows["clips"].append(
             ok_row({}, clip_id=clip_id, video_id=video_id, uri=uri, size_bytes=Path(uri).stat().st_size, **span)
         )
         verdict = {"keep": True, "drop_reasons": [], "bucket": BUCKET, "split": "train" if number % 10 else "val"}
         rows["selections"].append(ok_row({}, selection_id=content_id(clip_id), clip_id=clip_id, **verdict))
-    known.write_text("\n".join(lines) + "\n")
-    for table, found in rows.items():
-        append_block(run.root, table, found, f"{table}{numbers.start}", LINEAGE)
+    sidecar.write_text("\n".join(lines) + "\n")
+    for table, table_rows in rows.items():
+        append_block(run.root, table, table_rows, f"{table}{numbers.start}", LINEAGE)
 
 
 def moving_noise(seed: int) -> np.ndarray:
@@ -255,8 +255,8 @@ def busy(run: Run, vae: ModelFolder, count: int) -> Iterator[Line]:
     )
     together = LatentEncoder(vae, LatentsConfig(batch_size=4))(items[:8]).rows["latents"]
     difference = max(
-        np.abs(np.frombuffer(one["latent"], np.float32) - np.frombuffer(other["latent"], np.float32)).max()
-        for one, other in zip(alone, together, strict=False)
+        np.abs(np.frombuffer(row["latent"], np.float32) - np.frombuffer(other["latent"], np.float32)).max()
+        for row, other in zip(alone, together, strict=False)
     )
     yield Line("largest change of a latent by batching", f"{difference:.1e}", "<= 1e-5")
 

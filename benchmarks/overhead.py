@@ -38,11 +38,13 @@ def timed(*arguments: str) -> float:
 
 def runs(root: Path) -> list[list[tuple[float, StepResult]]]:
     """Runs of a root, oldest first; each is a list of (start in epoch seconds, result) of its steps by time."""
-    found = []
+    results = []
     for folder in sorted((root / "runs").iterdir()):
         files = sorted(folder.glob("*.json"))
-        found.append([(int(f.name.split("-")[0]) / 1000, StepResult.model_validate_json(f.read_text())) for f in files])
-    return [run for run in found if run]
+        results.append(
+            [(int(f.name.split("-")[0]) / 1000, StepResult.model_validate_json(f.read_text())) for f in files]
+        )
+    return [run for run in results if run]
 
 
 def step_table(run: list[tuple[float, StepResult]]) -> tuple[Table, Counter[str]]:

@@ -203,7 +203,7 @@ def as_users_call(bench: Bench) -> list[Item]:
     arguments = (clip.config, clip.sampling)
     num_text = max(NUM_TEXT, NUM_NEGATIVE)
     frames = (partial(bench.frames, straightforward) for straightforward in (True, False))
-    kept = generation_flops(*arguments, num_text=num_text, reuse=Reuse(across_units=True))
+    reused = generation_flops(*arguments, num_text=num_text, reuse=Reuse(across_units=True))
     return [
         *(
             Item(
@@ -224,13 +224,13 @@ def as_users_call(bench: Bench) -> list[Item]:
             "history between units, ours: computed again | kept",
             lambda: bench.sample(straightforward=False, reuse=HistoryReuse(bench.dit, max_bytes=0)),
             lambda: bench.sample(straightforward=False),
-            (generation_flops(*arguments, num_text=num_text), kept),
+            (generation_flops(*arguments, num_text=num_text), reused),
         ),
         Item(
             "a whole clip, guided",
             lambda: bench.sample(straightforward=True),
             lambda: bench.sample(straightforward=False),
-            (generation_flops(*arguments, num_text=MAX_TOKENS, dense=True), kept),
+            (generation_flops(*arguments, num_text=MAX_TOKENS, dense=True), reused),
         ),
         *([Item("a whole clip and its frames", *frames)] if bench.vae else []),
     ]
@@ -240,15 +240,15 @@ def as_users_call(bench: Bench) -> list[Item]:
 def measure(item: Item, repeats: int, budget_s: float) -> tuple[Times, Times]:
     """Times of both sides in alternating runs: `repeats` runs, and more within the budget. The first one warms up."""
     sides = (item.straightforward, item.ours)
-    found: tuple[list[Times], list[Times]] = ([], [])
+    both_times: tuple[list[Times], list[Times]] = ([], [])
     started = time.perf_counter()
-    while len(found[0]) < repeats or (time.perf_counter() - started < budget_s and len(found[0]) < 200):
-        for run, times in zip(sides, found, strict=True):
+    while len(both_times[0]) < repeats or (time.perf_counter() - started < budget_s and len(both_times[0]) < 200):
+        for run, times in zip(sides, both_times, strict=True):
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             times.append(Times(time.perf_counter() - wall, time.process_time() - cpu))
     first, second = (
-        Times(statistics.median(t.wall for t in times), statistics.median(t.cpu for t in times)) for times in found
+        Times(statistics.median(t.wall for t in times), statistics.median(t.cpu for t in times)) for times in both_times
     )
     return first, second
 

@@ -82,11 +82,11 @@ def read_labels(folder: Path) -> list[Labels]:
         return [Labels(folder / file["path"], file["cuts"]) for file in files if "cuts" in file]
     path = folder / "transitions.json"
     transitions = json.loads(path.read_text()) if path.exists() else {}
-    found = []
+    labelled = []
     for name, cuts in json.loads((folder / "cuts.json").read_text()).items():
         spans = [[(a, b) for a, b, *_ in transitions.get(name, {}).get(kind, [])] for kind in ("gradual", "ignore")]
-        found.append(Labels(next(path for path in sorted(folder.rglob("*")) if path.name == name), cuts, *spans))
-    return found
+        labelled.append(Labels(next(path for path in sorted(folder.rglob("*")) if path.name == name), cuts, *spans))
+    return labelled
 
 
 def score(labels: Labels, config: ShotsConfig) -> Score:
@@ -94,12 +94,12 @@ def score(labels: Labels, config: ShotsConfig) -> Score:
     started = time.process_time()
     shots = find_shots(str(labels.path), config)
     seconds = time.process_time() - started
-    hits = sum(any(abs(cut - found) <= 1 for found in shots.cuts) for cut in labels.cuts)
+    hits = sum(any(abs(cut - shot_start) <= 1 for shot_start in shots.cuts) for cut in labels.cuts)
     false = [
-        found
-        for found in shots.cuts
-        if not any(abs(cut - found) <= 1 for cut in labels.cuts)
-        and not any(first <= found <= last for first, last in labels.gradual + labels.ignored)
+        shot_start
+        for shot_start in shots.cuts
+        if not any(abs(cut - shot_start) <= 1 for cut in labels.cuts)
+        and not any(first <= shot_start <= last for first, last in labels.gradual + labels.ignored)
     ]
     trimmed, gradual, ignored = (_frames(spans) for spans in (shots.gradual, labels.gradual, labels.ignored))
     counts = (len(trimmed & gradual), len(gradual), len(trimmed - gradual - ignored), shots.num_frames, seconds)
@@ -128,9 +128,9 @@ def main() -> None:
     for method in [options.method] if options.method else methods:
         total = Score()
         for labels in videos:
-            found = score(labels, ShotsConfig(method=method))
-            total.add(found)
-            table.add_row(method, labels.path.name, *found.row())
+            tally = score(labels, ShotsConfig(method=method))
+            total.add(tally)
+            table.add_row(method, labels.path.name, *tally.row())
         table.add_row(f"[bold]{method}[/]", "[bold]all[/]", *total.row(), end_section=True)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     console = Console(width=140 if not sys.stdout.isatty() else None)

@@ -29,12 +29,15 @@ def connect(config: RayConfig) -> float:
     # Ray's own warnings stay in its log files; errors that concern the user reach the driver as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
+    embedded = config.address == "local"
+    if embedded:
+        # As on macOS and Windows: with the address of a network card, Ray listens on every address of the machine.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     started = time.monotonic()
     import ray
 
     if ray.is_initialized():
         return 0.0
-    embedded = config.address == "local"
     others = {child.pid for child in psutil.Process().children()}
     # On a busy machine a part of Ray times out after 15 s, which no setting changes; the next start reads cached files.
     for tries_left in reversed(range(START_TRIES if embedded else 1)):

@@ -21,3 +21,22 @@ def test_the_folder_of_an_embedded_ray_goes_with_its_driver():
     folder = result.stdout.strip().splitlines()[-1]
     assert "session_" in folder
     assert not os.path.exists(folder)
+
+
+LISTENERS = """
+import psutil
+from tasks.running.cluster import connect
+from tasks.running.run import RayConfig
+connect(RayConfig(num_cpus=1))
+me = psutil.Process()
+sockets = [socket for process in [me, *me.children(recursive=True)] for socket in process.net_connections("inet")]
+print("LISTENS", *{socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}, flush=True)
+"""
+
+
+@pytest.mark.ray
+def test_an_embedded_ray_listens_on_loopback_alone():
+    result = subprocess.run([sys.executable, "-c", LISTENERS], capture_output=True, text=True, timeout=300, check=True)
+    addresses = result.stdout.split("LISTENS")[1].split()
+    assert addresses
+    assert all(address.removeprefix("::ffff:").startswith("127.") or address == "::1" for address in addresses)

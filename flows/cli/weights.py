@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import echo_json
+from flows.cli.console import echo, echo_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +70,7 @@ def export(
     except (StepError, DamagedCheckpoint) as err:
         complain(str(err))
         raise typer.Exit(FAILURE) from err
-    typer.echo(f"{folder}: weights of step {step}")
+    echo(f"{folder}: weights of step {step}")
 
 
 def _as_json(report: "Report") -> dict:

@@ -105,7 +105,7 @@ class Footage:
         options = {"protocol_whitelist": "file", "format_whitelist": MEDIA_FORMATS, "max_pixels": str(max_pixels)}
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block until something writes to it
-                raise VideoError("unreadable", f"{path} is a folder, pipe, socket or device, not a file")
+                raise VideoError("unreadable", f"{path} is a folder, pipe or device, where a file is expected")
             # An absolute path, because FFmpeg reads the part before a colon in a relative path as a protocol.
             absolute_path, demuxer = os.path.abspath(path), "jpeg_pipe" if _is_jpeg(path) else None
             self.container: Any = av.open(absolute_path, format=demuxer, options=options)

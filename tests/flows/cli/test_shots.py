@@ -64,7 +64,7 @@ def test_names_are_paths_whatever_they_look_like_and_a_pipe_is_not_waited_for(fo
     monkeypatch.chdir(tmp_path)
     lists = json.loads(shots("--json", *names, "pipe.jpg", "--timeout", 60).stdout)
     assert [lists[name].get("cuts") for name in names] == [[20]] * 3
-    assert lists["pipe.jpg"] == {"error": "unreadable: pipe.jpg is a folder, pipe, socket or device, not a file"}
+    assert lists["pipe.jpg"] == {"error": "unreadable: pipe.jpg is a folder, pipe or device, where a file is expected"}
 
 
 class Host(http.server.SimpleHTTPRequestHandler):

@@ -26,13 +26,13 @@ def bucket():
             environment.setenv(name, "any")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        storage.filesystem("s3://films")[0].mkdir("films")
+        storage.filesystem("s3://lists")[0].mkdir("lists")
         for name in ("in/a.mp4", "in/deep/copy.mp4"):
-            storage.write_bytes(f"s3://films/{name}", b"video" * 1000)
-        storage.write_bytes("s3://films/in/source.yaml", b"name: films\nlicense: CC0-1.0\n")
-        storage.write_bytes("s3://films/in/notes.md", b"notes")
-        storage.write_bytes("s3://films/list.csv", b"path,text\nin/a.mp4,A bear.\nin/gone.mp4,Gone.\n/etc/passwd,Us.\n")
-        yield "s3://films"
+            storage.write_bytes(f"s3://lists/{name}", b"video" * 1000)
+        storage.write_bytes("s3://lists/in/source.yaml", b"name: films\nlicense: CC0-1.0\n")
+        storage.write_bytes("s3://lists/in/notes.md", b"notes")
+        storage.write_bytes("s3://lists/list.csv", b"path,text\nin/a.mp4,A bear.\nin/gone.mp4,Gone.\n/etc/passwd,Us.\n")
+        yield "s3://lists"
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
@@ -60,7 +60,7 @@ def test_copies_are_kept_when_asked_for(bucket, tmp_path):
     row = rows_of(f"{bucket}/in", f"{tmp_path}/media", copies="remote")["a.mp4"]
     assert row["copy"] == f"{tmp_path}/media/{row['video_id']}.mp4"
     assert storage.read_bytes(row["copy"]) == b"video" * 1000
-    row = rows_of(f"{bucket}/in", "s3://films/root/media/sources", copies="remote")["a.mp4"]
+    row = rows_of(f"{bucket}/in", "s3://lists/root/media/sources", copies="remote")["a.mp4"]
     assert storage.read_bytes(row["copy"]) == b"video" * 1000
 
 

@@ -19,10 +19,8 @@ import torch
 
 from pyramid_model.config import LatentNorm, MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
 from pyramid_model.text import TextEncoder, build_tiny_text_encoder, load_text_encoder
-from pyramid_model.train.batches import step_generator
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.train.loop import TrainState, train
-from pyramid_model.train.vae_init import initialise_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.video.video import write_video
 from pyramid_model.weights.record import ModelFolder
@@ -198,7 +196,6 @@ def extraction(folder: Path, count: int) -> Iterator[Line]:
 def make_vae(folder: Path) -> ModelFolder:
     """A narrow VAE with random weights."""
     vae = CausalVideoVAE(VAEConfig(latent_channels=16, encoder=STACK, decoder=STACK, latent_norm=NORM))
-    initialise_vae(vae, step_generator(0, 0))
     save_vae(vae, folder)
     return ModelFolder(uri=str(folder), hash=weights_hash(folder))
 

@@ -132,6 +132,10 @@ class Checkpoints:
                     "start the training again: it continues from the last whole checkpoint"
                 ) from err
 
+    def exist(self) -> bool:
+        """Whether there is a whole checkpoint."""
+        return self._agreed(bool(self._steps()))
+
     def load(self, state: Saved, step: int | None = None) -> bool:
         """Restore the newest whole checkpoint, or that of `step`. A damaged one is reported, and the next older used.
 

@@ -180,11 +180,11 @@ class Evaluator:
         return reconstructions
 
     def vae_figures(self, reconstructions: Sequence[Reconstruction]) -> Figures:
-        """Held-out PSNR of the VAE, before and after its training if it was trained here."""
+        """Held-out PSNR of the VAE; if it was trained here, also before its training and of the linear codec."""
         record = read_record(self.subject.models.vae.uri)
         if record and "val_psnr" in record.metrics:
-            psnr = record.metrics["val_psnr"]
-            return {"vae_psnr": psnr, "vae_psnr_untrained": record.metrics.get("val_psnr_untrained")}
+            names = ("val_psnr", "val_psnr_untrained", "val_psnr_linear")
+            return {name.replace("val_", "vae_"): record.metrics.get(name) for name in names}
         measured = [reconstruction["psnr"] for reconstruction in reconstructions]
         return {"vae_psnr": statistics.mean(measured) if measured else None}
 

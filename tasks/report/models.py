@@ -167,6 +167,7 @@ class Evaluation:
     reconstructions: list[Sample]
     psnr: float | None  # of the VAE on held-out clips, dB
     psnr_untrained: float | None
+    psnr_linear: float | None  # of the linear codec with as many numbers
 
 
 def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
@@ -206,6 +207,7 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
             restored,
             metrics.get("vae_psnr"),
             metrics.get("vae_psnr_untrained"),
+            metrics.get("vae_psnr_linear"),
         )
         lines.append(evaluation)
     return lines

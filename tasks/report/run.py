@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,17 @@ def tiles(root: str, curation: Curation, num_failed: int) -> list[Tile]:
         metrics = loads(row["metrics"])
         for name, label, unit in (("vae_psnr", "held-out PSNR of the VAE", " dB"), ("val_loss", "validation loss", "")):
             if isinstance(value := metrics.get(name), int | float):
-                untrained = metrics.get(f"{name}_untrained")
-                beside = f", untrained {compact(untrained)}{unit}" if isinstance(untrained, int | float) else ""
-                figures.append(Tile(label + beside, compact(value) + unit))
+                figures.append(Tile(label + _baseline(metrics, name, unit), compact(value) + unit))
         figures.append(Tile("newest verdict of the gate", *(("passed", "ok") if row["passed"] else ("failed", "bad"))))
     return [*figures, Tile("failed rows", compact(num_failed), "bad" if num_failed else "")]
+
+
+def _baseline(metrics: Mapping[str, object], name: str, unit: str) -> str:
+    """The figure of the linear codec, else of the untrained model, as text that follows a label; "" without both."""
+    for other, label in (("linear", "linear codec"), ("untrained", "untrained")):
+        if isinstance(figure := metrics.get(f"{name}_{other}"), int | float):
+            return f", {label} {compact(figure)}{unit}"
+    return ""
 
 
 def length(seconds: float) -> str:

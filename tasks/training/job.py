@@ -100,7 +100,11 @@ class Training(Protocol[Objective]):
         ...
 
     def objective(self) -> Objective:
-        """The model with its loss, freshly initialised from the seed."""
+        """The model with its loss, with random weights from the seed."""
+        ...
+
+    def initialise(self, objective: Objective) -> None:
+        """Set the weights that a new training starts with, the same on every worker; may use the training data."""
         ...
 
     def batch(self, step: int, index: int) -> "Batch":
@@ -113,6 +117,10 @@ class Training(Protocol[Objective]):
 
     def validate(self, objective: Objective) -> dict[str, float]:
         """Figures on held-out data."""
+        ...
+
+    def baselines(self) -> dict[str, float]:
+        """Figures of simple methods on the held-out data, which the model should beat; computed once, at the end."""
         ...
 
     def save(self, objective: Objective, folder: str) -> None:

@@ -270,6 +270,9 @@ class DiTTraining:
         sizes = self.config.pyramid, self.config.loss, self.sync_group, longest
         return DiTObjective(untrained_dit(self.config), *sizes)
 
+    def initialise(self, objective: "DiTObjective") -> None:
+        """A DiT starts with its random weights."""
+
     def batch(self, step: int, index: int) -> "Batch":
         """Latents of one shape, with their texts."""
         # The batches of a sync group have the same clips, as if they were one batch.
@@ -320,6 +323,10 @@ class DiTTraining:
         from tasks.training.validation import val_losses
 
         return val_losses(objective.dit, self.val, self.config.pyramid, self.config.loss)
+
+    def baselines(self) -> dict[str, float]:
+        """None yet."""
+        return {}
 
     def save(self, objective: "DiTObjective", folder: str) -> None:
         """Write the DiT."""

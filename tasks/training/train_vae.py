@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from pyramid_model.vae.autoencoder import CausalVideoVAE
     from tasks.training.clip_reader import SelectedClip
 
-VERSION = "3"
+VERSION = "4"
+NUM_INIT_EXCERPTS, MAX_INIT_FRAMES, MAX_INIT_SIDE = 64, 17, 128  # that the first weights are fitted to
+MAX_CODEC_CLIPS = 256  # that the linear codec is fitted to
 CLIP_COLUMNS = ("clip_id", "uri")  # `selected_clips` adds bucket and split
 
 
@@ -161,6 +163,29 @@ class VAETraining:
 
         return VAEObjective(untrained_vae(self.config), self.config.loss)
 
+    def initialise(self, objective: "VAEObjective") -> None:
+        """Fit the VAE to excerpts of training clips as a linear codec."""
+        import torch
+
+        from pyramid_model.train.batches import step_generator, vae_batch
+        from pyramid_model.train.vae_init import initialise_vae
+
+        buckets = [parse_bucket(clip["bucket"]) for clip in self.train.clips]
+        time, space = self.config.model.time_factor, self.config.model.space_factor
+        num_frames = min(MAX_INIT_FRAMES, *(bucket.num_frames for bucket in buckets))
+        side = min(MAX_INIT_SIDE, *(min(bucket.height, bucket.width) for bucket in buckets))
+        generator = step_generator(self.config.optim.seed, 0, -2)
+        excerpts = []
+        for number in range(NUM_INIT_EXCERPTS):
+            clip = self.train.read(number % self.num_train)
+            if clip is not None:
+                sizes = num_frames - (num_frames - 1) % time, generator, side - side % space
+                excerpts.append(vae_batch([clip], [0], *sizes))
+        if not excerpts:
+            raise StepError(f"no clip can be read, first: {self.train.bad[0]}. Restore the clips or select others")
+        device = next(objective.parameters()).device
+        initialise_vae(objective.vae, torch.cat(excerpts).to(device), generator)
+
     def batch(self, step: int, index: int) -> "Batch":
         """Random excerpts of clips."""
         batch_size, num_frames = self.config.batch.at(step, self.config.optim.batch_size)
@@ -198,6 +223,14 @@ class VAETraining:
         factor = self.config.model.time_factor
         return validate_vae(objective.vae, [clip[: len(clip) - (len(clip) - 1) % factor] for clip in self.val])
 
+    def baselines(self) -> dict[str, float]:
+        """`val_psnr_linear`: dB of the linear codec with as many numbers as the VAE, fitted to training clips."""
+        from pyramid_model.metrics.linear_codec import LinearCodec
+
+        clips = [self.train.read(position) for position in range(min(MAX_CODEC_CLIPS, self.num_train))]
+        codec = LinearCodec.fit([clip for clip in clips if clip is not None], self.config.model)
+        return {"val_psnr_linear": codec.validate(self.val)["val_psnr"]}
+
     def save(self, objective: "VAEObjective", folder: str) -> None:
         """Measure shift and scale of the latents on training clips, and write the VAE with them."""
         import torch
@@ -221,14 +254,10 @@ class VAETraining:
 
 
 def untrained_vae(config: TrainVAEConfig) -> "CausalVideoVAE":
-    """The VAE of a training with this config, before its first step."""
+    """The VAE of a training with this config, with random weights."""
     import torch
 
-    from pyramid_model.train.batches import step_generator
-    from pyramid_model.train.vae_init import initialise_vae
     from pyramid_model.vae.autoencoder import CausalVideoVAE
 
     torch.manual_seed(config.optim.seed)
-    vae = CausalVideoVAE(config.model)
-    initialise_vae(vae, step_generator(config.optim.seed, 0, -2))
-    return vae
+    return CausalVideoVAE(config.model)

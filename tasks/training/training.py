@@ -134,7 +134,8 @@ def _mlflow_links(root: str, mlflow_run: str) -> dict[str, str]:
 
 def _summary(metrics: Mapping[str, JsonValue]) -> str:
     name = "val_psnr" if "val_psnr" in metrics else "val_loss"
-    return f"{name} {metrics[f'{name}_untrained']:.4g} untrained, {metrics[name]:.4g} trained"
+    linear = f", linear codec {metrics['val_psnr_linear']:.4g}" if "val_psnr_linear" in metrics else ""
+    return f"{name} {metrics[f'{name}_untrained']:.4g} untrained, {metrics[name]:.4g} trained{linear}"
 
 
 def _remove_state_of_ray(job: Job) -> None:

@@ -265,8 +265,10 @@ def _train(job: Job, board: Any, rank: int, world_size: int) -> None:
     device = ray.train.torch.get_device()
     training: Training[nn.Module] = job.training(device=device)
     objective = training.objective().to(device)
-    state = TrainState.start(parallelise(objective, job.config.parallel, device), job.config.optim)
     checkpoints = Checkpoints(job.checkpoints, about=job.about)
+    if not checkpoints.exist() and not job.ids.parent:
+        training.initialise(objective)
+    state = TrainState.start(parallelise(objective, job.config.parallel, device), job.config.optim)
     validate = partial(training.validate, objective)
     if not checkpoints.load(state) and (parent := job.ids.parent):
         untrained = validated(state, validate)
@@ -337,7 +339,7 @@ def _save_model(
         "train_s": busy_s,
         "best_step": step,
         "skipped": facts["skipped"],
-    }
+    } | training.baselines()
     with writing_folder(job.uri, last=(TRAINING_FILE,)) as folder:
         training.save(objective, folder)
         record = TrainedModel(

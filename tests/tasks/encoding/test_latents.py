@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from pyramid_model.config import LatentNorm, VAEConfig, VAEStackConfig
-from pyramid_model.train.batches import step_generator
-from pyramid_model.train.vae_init import initialise_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.video.video import write_video
 from pyramid_model.weights.record import ModelFolder
@@ -25,7 +23,6 @@ NORM = LatentNorm(first_shift=0.1, first_scale=2.0, rest_shift=-0.2, rest_scale=
 def vae(tmp_path_factory) -> ModelFolder:
     folder = tmp_path_factory.mktemp("vae")
     model = CausalVideoVAE(VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK, latent_norm=NORM))
-    initialise_vae(model, step_generator(0, 0))
     save_vae(model, folder)
     return ModelFolder(uri=str(folder), hash=weights_hash(folder))
 

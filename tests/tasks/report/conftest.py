@@ -133,7 +133,13 @@ def write_evaluation(root: str, candidate: str) -> None:
     sample, restored = (video(root, "evaluations", evaluation_id, f"{name}-0.mp4") for name in ("sample", "restored"))
     metrics = {
         "candidate": candidate,
-        **{"val_loss": 0.12, "val_loss_untrained": 1.1, "vae_psnr": 24.5, "vae_psnr_untrained": 6.1},
+        **{
+            "val_loss": 0.12,
+            "val_loss_untrained": 1.1,
+            "vae_psnr": 24.5,
+            "vae_psnr_untrained": 6.1,
+            "vae_psnr_linear": 23.9,
+        },
         "samples": [{"prompt": CAPTION, "uri": sample, "clip_id": CLIP_IDS[1], "seed": 0}],
         "reconstructions": [{"clip_id": CLIP_IDS[5], "uri": restored, "psnr": 23.25}],
     }

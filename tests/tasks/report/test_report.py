@@ -58,12 +58,12 @@ def test_the_page_shows_what_is_in_the_tables(whole_root, page_of):
     page = page_of(whole_root, title="A run & more")
     for text in (
         *("A run &amp; more", "A rabbit &lt;yawns&gt; &amp; stretches", "Something never filmed", "CC-BY-3.0"),
-        *("Films by nobody in particular", "ends after 3 of 9 s", "5 of 6 clips kept", "24.5 dB, untrained 6.1"),
+        *("Films by nobody in particular", "ends after 3 of 9 s", "5 of 6 clips kept", "24.5 dB, linear codec 23.9"),
         *("val_loss_to_untrained", "did not pass", "histogram of sharpness", "no training clip has this prompt"),
         *("cut shorter", "23.2 dB", "untrained model"),
     ):
-        assert text.replace(" dB, untrained 6.1", " dB") in page
-    assert "untrained 6.1 dB" in page
+        assert text.replace(" dB, linear codec 23.9", " dB") in page
+    assert "linear codec 23.9 dB" in page
     assert "<yawns>" not in page
 
 

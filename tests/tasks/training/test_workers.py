@@ -58,6 +58,12 @@ def toy_class() -> type:
             torch.manual_seed(0)
             return Objective()
 
+        def initialise(self, objective):
+            pass
+
+        def baselines(self):
+            return {"val_loss_of_a_guess": 7.0}
+
         def batch(self, step, index):
             from pyramid_model.train.batches import step_generator
             from pyramid_model.train.loop import Batch

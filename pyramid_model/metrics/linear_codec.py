@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from pyramid_model.config import VAEConfig
 from pyramid_model.metrics.quality import psnr
 
-MAX_BLOCKS = 200_000  # on which the components are fitted
+MAX_BLOCKS = 2_000  # of a clip on which the components are fitted, evenly spaced
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,20 @@ class LinearCodec:
     rest: tuple[np.ndarray, np.ndarray]
 
     @classmethod
-    def fit(cls, clips: Sequence[np.ndarray], vae: VAEConfig) -> LinearCodec:
-        """Fit to training clips, uint8 (t h w 3) each with at least 1 + `vae.time_factor` frames.
+    def fit(cls, clips: Iterable[np.ndarray], vae: VAEConfig) -> LinearCodec:
+        """Fit to training clips, uint8 (t h w 3) each with at least 1 + `vae.time_factor` frames, one after another.
 
         Raises:
             ValueError: no clip is that long.
         """
         space, time = vae.space_factor, vae.time_factor
-        first = [_blocks(clip[:1], space, 1) for clip in clips]
-        rest = [_blocks(clip[1 : 1 + (len(clip) - 1) // time * time], space, time) for clip in clips]
-        if not sum(len(blocks) for blocks in rest):
+        first, rest = _Moments(3 * space**2), _Moments(3 * space**2 * time)
+        for clip in clips:
+            first.add(_blocks(clip[:1], space, 1))
+            rest.add(_blocks(clip[1 : 1 + (len(clip) - 1) // time * time], space, time))
+        if not rest.num_blocks:
             raise ValueError(f"a linear codec is fitted to clips of at least {1 + time} frames")
-        return cls(space, time, _components(first, vae.latent_channels), _components(rest, vae.latent_channels))
+        return cls(space, time, first.components(vae.latent_channels), rest.components(vae.latent_channels))
 
     def restore(self, clip: np.ndarray) -> np.ndarray:
         """A clip of 1 + k * time frames, uint8 (t h w 3), coded and decoded: same shape."""
@@ -71,11 +73,23 @@ def _blocks(frames: np.ndarray, space: int, time: int) -> np.ndarray:
     return grid.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, time * space * space * 3).astype(np.float32)
 
 
-def _components(parts: Sequence[np.ndarray], num_kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and principal components of blocks."""
-    blocks = np.concatenate(parts)
-    blocks = blocks[:: -(-len(blocks) // MAX_BLOCKS)]
-    mean = blocks.mean(axis=0)
-    centred = blocks - mean
-    _, axes = np.linalg.eigh((centred.T @ centred / len(blocks)).astype(np.float64))
-    return mean, axes[:, ::-1][:, :num_kept].T.astype(np.float32)
+class _Moments:
+    """Sums over blocks of pixels, from which their principal components follow without keeping the blocks."""
+
+    def __init__(self, num_pixels: int):
+        self.num_blocks = 0
+        self.total = np.zeros(num_pixels)
+        self.products = np.zeros((num_pixels, num_pixels))
+
+    def add(self, blocks: np.ndarray) -> None:
+        """Add the blocks (n pixels) of a clip, at most MAX_BLOCKS of them."""
+        blocks = blocks[:: max(1, -(-len(blocks) // MAX_BLOCKS))].astype(np.float64)
+        self.num_blocks += len(blocks)
+        self.total += blocks.sum(axis=0)
+        self.products += blocks.T @ blocks
+
+    def components(self, num_kept: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and principal components of the blocks."""
+        mean = self.total / self.num_blocks
+        _, axes = np.linalg.eigh(self.products / self.num_blocks - np.outer(mean, mean))
+        return mean.astype(np.float32), axes[:, ::-1][:, :num_kept].T.astype(np.float32)

@@ -230,7 +230,6 @@ def check_readable(root: str) -> None:
         return
     try:
         fs, path = filesystem(root)
-        fs.invalidate_cache(path)
         fs.exists(path)
     except (ImportError, ValueError) as err:  # fsspec: a package is missing, or no such protocol
         raise ValueError(

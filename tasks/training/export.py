@@ -83,7 +83,7 @@ def _find(checkpoint: str) -> tuple[str, int, dict[str, Any]]:
 
 
 def _objective(about: Mapping[str, Any]) -> "DiTObjective | VAEObjective":
-    """The untrained model of a training with its loss."""
+    """Model and loss of a training, with random weights."""
     from pyramid_model.train.dit_loss import DiTObjective
     from pyramid_model.train.vae_loss import VAEObjective
 

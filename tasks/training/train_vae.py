@@ -227,8 +227,8 @@ class VAETraining:
         """`val_psnr_linear`: dB of the linear codec with as many numbers as the VAE, fitted to training clips."""
         from pyramid_model.metrics.linear_codec import LinearCodec
 
-        clips = [self.train.read(position) for position in range(min(MAX_CODEC_CLIPS, self.num_train))]
-        codec = LinearCodec.fit([clip for clip in clips if clip is not None], self.config.model)
+        clips = map(self.train.read, range(min(MAX_CODEC_CLIPS, self.num_train)))
+        codec = LinearCodec.fit((clip for clip in clips if clip is not None), self.config.model)
         return {"val_psnr_linear": codec.validate(self.val)["val_psnr"]}
 
     def save(self, objective: "VAEObjective", folder: str) -> None:

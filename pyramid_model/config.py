@@ -172,6 +172,10 @@ class VAEConfig(Config):
         """Frames per latent frame after the first one (8 as released)."""
         return 2 ** sum(self.encoder.resample_time)
 
+    def whole_frames(self, num_frames: int) -> int:
+        """The greatest number of frames, at most `num_frames`, that is 1 + a multiple of `time_factor`."""
+        return num_frames - (num_frames - 1) % self.time_factor
+
 
 class DiTConfig(Config):
     """Settings that all diffusion transformers share."""

@@ -83,7 +83,7 @@ def memory_plan(sizes: Mapping[str, int]) -> str:
 
 
 def peak_gb() -> float:
-    """Most memory in GB that this process used: of its GPU since the last call; without one, since it started."""
+    """Peak memory of this process in GB. With a GPU: of the GPU, since the last call. Without: since the start."""
     if torch.cuda.is_available():
         most = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -102,7 +102,7 @@ class CausalVideoVAE(nn.Module):
         space, time = self.config.space_factor, self.config.time_factor
         _, _, t, h, w = frames.shape
         if (t - 1) % time:
-            raise ValueError(f"{t} frames: the VAE needs 1 + {time}k frames, for example {t - (t - 1) % time}")
+            raise ValueError(f"{t} frames: the VAE needs 1 + {time}k frames, for example {self.config.whole_frames(t)}")
         if h % space or w % space:
             raise ValueError(f"frames of {h}x{w} px: height and width must be multiples of {space}")
         if window is not None and (window < time or window % time):

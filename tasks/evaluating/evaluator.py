@@ -172,7 +172,7 @@ class Evaluator:
         reconstructions: list[Reconstruction] = []
         pairs = self.subject.val[: self.config.num_reconstructions]
         for pair, frames in zip(pairs, _frames(pairs), strict=True):
-            whole = frames[: len(frames) - (len(frames) - 1) % self.vae.config.time_factor]
+            whole = frames[: self.vae.config.whole_frames(len(frames))]
             restored = reconstruct(self.vae, whole)
             uri = f"{self.folder}/reconstruction-{len(reconstructions)}.mp4"
             write_video(uri, np.concatenate([whole, restored], axis=2), fps=parse_bucket(pair.bucket).fps)

@@ -325,7 +325,7 @@ def check_media(root: str, table: str, files: dict[str, int], every_byte: bool =
 
 
 def check_weights(root: str, unreadable: Container[str] = ()) -> Finding:
-    """Whether every model of the root that a row names has its hash. unreadable: tables that are not read."""
+    """Compare each model folder that a row names with the hash in the row. unreadable: tables that are left out."""
     models = named_models(root, unreadable)
     problems = [changed_weights(uri, expected, kind) for (uri, expected), kind in models.items()]
     bad = [problem for problem in problems if problem]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.running.errors import StepError
 from tasks.tables import storage
 from tasks.tables.stored_folders import writing_folder
+from tasks.training.line import newest_checkpoint
 from tasks.training.train_dit import TrainDiTConfig, untrained_dit
 from tasks.training.train_vae import TrainVAEConfig, untrained_vae
 
@@ -71,14 +72,11 @@ def export_checkpoint(checkpoint: str, folder: str) -> int:
 
 def _find(checkpoint: str) -> tuple[str, int, dict[str, Any]]:
     """Folder of the checkpoints, the step, and what the checkpoint says about its training."""
-    fs, path = storage.filesystem(checkpoint)
-    files = sorted(map(str, fs.glob(f"{path}/step-*/whole.json")))
-    uri = checkpoint
-    if not files:
-        uri, files = checkpoint.rstrip("/").rpartition("/")[0], list(map(str, fs.glob(f"{path}/whole.json")))
-    if not files:
+    uri, content = checkpoint, newest_checkpoint(checkpoint)
+    if content is None and storage.exists(file := storage.join(checkpoint, "whole.json")):
+        uri, content = checkpoint.rstrip("/").rpartition("/")[0], json.loads(storage.read_bytes(file))
+    if content is None:
         raise StepError(f"{checkpoint} has no checkpoint: give a folder step-… with whole.json, or the folder above it")
-    content = json.loads(fs.cat_file(files[-1]))
     return uri, int(content["facts"]["step"]), content["about"]
 
 

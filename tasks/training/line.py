@@ -93,6 +93,13 @@ def identify(
     return TrainingIds(model_id=model_id, line_id=line_id, data_id=data_id, parent=parent)
 
 
+def newest_checkpoint(folder: str) -> dict[str, Any] | None:
+    """Content of `whole.json` of the newest checkpoint in a folder of checkpoints; None if it has none."""
+    fs, path = storage.filesystem(folder)
+    files = sorted(map(str, fs.glob(f"{path}/step-*/whole.json")))
+    return json.loads(fs.cat_file(files[-1])) if files else None
+
+
 def check_parent(kind: Kind, parent: Parent) -> None:
     """Check that the checkpoint exists from which a training starts.
 
@@ -150,13 +157,11 @@ def _find_parent(root: str, kind: Kind, continue_from: str, line: Mapping[str, A
 
 def _read_parent(root: str, kind: Kind, folder: str) -> tuple[Parent, dict[str, Any]]:
     """The training whose checkpoints are in a folder, and what its newest one says about it."""
-    fs, path = storage.filesystem(folder)
-    files = sorted(fs.glob(f"{path}/step-*/whole.json"))
-    if not files:
+    content = newest_checkpoint(folder)
+    if content is None:
         raise StepError(
             f"train_{kind}.continue_from {folder!r} is neither the model_id of a {kind} that was trained in {root} nor "
             f"a folder with checkpoints (step-…/whole.json): pyramid manifest show {root} models lists the trainings"
         )
-    content = json.loads(fs.cat_file(files[-1]))
     about = content["about"]
     return Parent(model_id=about["model_id"], step=content["facts"]["step"], checkpoints=folder), about

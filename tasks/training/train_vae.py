@@ -96,12 +96,11 @@ def check_splits(num_train: int, num_val: int, description: str) -> None:
 
 
 def _check_frames(config: TrainVAEConfig, clips: "Sequence[SelectedClip]") -> None:
-    factor = config.model.time_factor
     num_frames = config.batch.num_frames
-    if (num_frames - 1) % factor:
-        nearest = num_frames - (num_frames - 1) % factor
+    if num_frames != (nearest := config.model.whole_frames(num_frames)):
         raise StepError(
-            f"train_vae.batch.num_frames {num_frames} does not fit the VAE, which takes 1 + {factor}k frames: "
+            f"train_vae.batch.num_frames {num_frames} does not fit the VAE, which takes 1 + "
+            f"{config.model.time_factor}k frames: "
             f"set it to {nearest}"
         )
     shortest = min(parse_bucket(clip["bucket"]).num_frames for clip in clips)
@@ -171,7 +170,7 @@ class VAETraining:
         from pyramid_model.train.vae_init import initialise_vae
 
         buckets = [parse_bucket(clip["bucket"]) for clip in self.train.clips]
-        time, space = self.config.model.time_factor, self.config.model.space_factor
+        space = self.config.model.space_factor
         num_frames = min(MAX_INIT_FRAMES, *(bucket.num_frames for bucket in buckets))
         side = min(MAX_INIT_SIDE, *(min(bucket.height, bucket.width) for bucket in buckets))
         generator = step_generator(self.config.optim.seed, 0, -2)
@@ -179,7 +178,7 @@ class VAETraining:
         for number in range(NUM_INIT_EXCERPTS):
             clip = self.train.read(number % self.num_train)
             if clip is not None:
-                sizes = num_frames - (num_frames - 1) % time, generator, side - side % space
+                sizes = self.config.model.whole_frames(num_frames), generator, side - side % space
                 excerpts.append(vae_batch([clip], [0], *sizes))
         if not excerpts:
             raise StepError(f"no clip can be read, first: {self.train.bad[0]}. Restore the clips or select others")
@@ -220,8 +219,8 @@ class VAETraining:
         """Reconstruction of the held-out clips."""
         from pyramid_model.train.vae_loss import validate_vae
 
-        factor = self.config.model.time_factor
-        return validate_vae(objective.vae, [clip[: len(clip) - (len(clip) - 1) % factor] for clip in self.val])
+        whole = [clip[: self.config.model.whole_frames(len(clip))] for clip in self.val]
+        return validate_vae(objective.vae, whole)
 
     def baselines(self) -> dict[str, float]:
         """`val_psnr_linear`: dB of the linear codec with as many numbers as the VAE, fitted to training clips."""
@@ -240,13 +239,12 @@ class VAETraining:
         from pyramid_model.weights.weights import save_vae
 
         vae = objective.vae.eval()
-        factor = vae.config.time_factor
         latents = []
         with torch.inference_mode():
             for clip in map(self.train.read, range(min(self.config.num_norm_clips, self.num_train))):
                 if clip is None:
                     continue
-                frames = to_unit_range(clip[: len(clip) - (len(clip) - 1) % factor])[None]
+                frames = to_unit_range(clip[: vae.config.whole_frames(len(clip))])[None]
                 latents.append(vae.encode(frames.to(self.device)).mode().cpu())
         norm = measure_latent_norm(latents)
         vae.config = VAEConfig.model_validate(vae.config.model_dump() | {"latent_norm": norm})

@@ -1,4 +1,4 @@
-"""Which source.yaml describes a file, and what is said if it is no file that can be read."""
+"""The source.yaml that describes a file, and the error if it cannot be read."""
 
 import os
 

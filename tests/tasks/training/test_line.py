@@ -1,4 +1,4 @@
-"""Which training a new one continues, and when nothing is new."""
+"""A new training continues the right one; nothing is trained if settings and data are unchanged."""
 
 import json
 from pathlib import Path

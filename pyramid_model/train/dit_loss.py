@@ -13,8 +13,11 @@ from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noisy_columns, units_in, units_to_train
 from pyramid_model.flow.schedule import Schedule
+from pyramid_model.metrics.linear_predictor import LinearPredictor
 from pyramid_model.text import TextFeatures, stack_features
 from pyramid_model.train.config import DiTLossConfig
+
+MAX_UNITS = 3  # of a clip that a validation covers
 
 
 def dit_loss(
@@ -101,13 +104,13 @@ class DiTObjective(nn.Module):
 
 @torch.no_grad()
 def validate_dit(
-    dit: DiT,
+    dit: DiT | LinearPredictor,
     latents: Sequence[Tensor],
     texts: Sequence[tuple[Tensor, Tensor]],
     pyramid: PyramidConfig,
     config: DiTLossConfig,
     num_draws: int = 4,
-    max_units: int = 3,
+    max_units: int = MAX_UNITS,
     seed: int = 0,
 ) -> dict[str, float]:
     """Loss on held-out clips at every stage and at several units, with the same noise in every call.
@@ -131,7 +134,7 @@ def validate_dit(
     text = stack_features([row for row in texts for _ in range(pyramid.num_stages)]).to(device)
     generator = torch.Generator().manual_seed(seed)
     losses: list[dict[str, Tensor]] = []
-    for unit in _units_to_validate(clips.shape[2], pyramid, config, max_units):
+    for unit in units_to_validate(clips.shape[2], pyramid, config, max_units):
         num_units = unit if unit is None else (unit,) * pyramid.num_stages
         for _ in range(num_draws):
             noise = Noise(generator, device)
@@ -140,9 +143,10 @@ def validate_dit(
     return {name: float(torch.stack([parts[name] for parts in losses]).mean()) for name in losses[0]}
 
 
-def _units_to_validate(
-    num_frames: int, pyramid: PyramidConfig, config: DiTLossConfig, max_units: int
+def units_to_validate(
+    num_frames: int, pyramid: PyramidConfig, config: DiTLossConfig, max_units: int = MAX_UNITS
 ) -> list[int] | list[None]:
+    """Units of a clip of `num_frames` latent frames that a validation covers; [None]: all frames at once."""
     if not config.autoregressive:
         return [None]
     units = units_in(num_frames, pyramid.frames_per_unit)

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from pyramid_model.config import DiTConfig, MMDiTConfig, PyramidConfig
@@ -17,7 +17,7 @@ from tasks.tables.rows import ok_row
 from tasks.tables.storage import file_crc32
 from tasks.tables.stored_folders import local_folder, writing_folder
 from tasks.training.pairs import Pair, load_null_text, load_pairs
-from tasks.training.validation import val_losses
+from tasks.training.validation import val_baselines, val_losses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tasks.training.train_dit import TrainDiTConfig
 
 Figures = dict[str, object]  # measured values by name, as JSON in `evaluations.metrics`
+MAX_CODEC_CLIPS = 64  # training clips on which the linear codec of a VAE that was not trained here is fitted
 NUM_MOTION_CLIPS = 8  # training clips whose median motion is compared with that of samples
 
 
@@ -106,11 +107,15 @@ class Evaluator:
         )
 
     def losses(self) -> Figures:
-        """Validation losses of the candidate, its initial weights and the champion, on the same latents and noise."""
+        """Validation losses of the candidate, its baselines, its initial weights and the champion.
+
+        All are of the same latents and noise.
+        """
         subject = self.subject
         held_out = load_pairs(subject.source, subject.val)
         loss = settings_of(subject.record).loss if subject.record else DiTLossConfig()
         figures: Figures = dict(val_losses(self.dit, held_out, self.pyramid, loss))
+        figures |= val_baselines(self.dit, subject.source, subject.train, held_out, self.pyramid, loss)
         untrained = untrained_of(subject.record, self.dit.config).to(self.device)
         figures["val_loss_untrained"] = val_losses(untrained, held_out, self.pyramid, loss)["val_loss"]
         figures |= {"num_val": len(held_out.pairs), "num_bad": len(held_out.bad), "bad": held_out.bad[:20]}
@@ -180,13 +185,19 @@ class Evaluator:
         return reconstructions
 
     def vae_figures(self, reconstructions: Sequence[Reconstruction]) -> Figures:
-        """Held-out PSNR of the VAE; if it was trained here, also before its training and of the linear codec."""
+        """Held-out PSNR of the VAE and of the linear codec of its rate; if it was trained here, also untrained."""
         record = read_record(self.subject.models.vae.uri)
         if record and "val_psnr" in record.metrics:
             names = ("val_psnr", "val_psnr_untrained", "val_psnr_linear")
             return {name.replace("val_", "vae_"): record.metrics.get(name) for name in names}
-        measured = [reconstruction["psnr"] for reconstruction in reconstructions]
-        return {"vae_psnr": statistics.mean(measured) if measured else None}
+        if not reconstructions:
+            return {"vae_psnr": None}
+        from pyramid_model.metrics.linear_codec import LinearCodec
+
+        val = self.subject.val[: self.config.num_reconstructions]
+        codec = LinearCodec.fit(_frames(self.subject.train[:MAX_CODEC_CLIPS]), self.vae.config)
+        measured = statistics.mean(reconstruction["psnr"] for reconstruction in reconstructions)
+        return {"vae_psnr": measured, "vae_psnr_linear": codec.validate(list(_frames(val)))["val_psnr"]}
 
     def num_not_finite(self) -> int:
         """Number of weights of the candidate that are NaN or Inf."""
@@ -197,15 +208,13 @@ def _distinct_texts(pairs: Sequence[Pair]) -> list[Pair]:
     return list({pair.text: pair for pair in reversed(pairs)}.values())[::-1]
 
 
-def _frames(pairs: Sequence[Pair]) -> "list[np.ndarray]":
-    """Clips at the size of their bucket, (t h w 3) uint8 each."""
+def _frames(pairs: Sequence[Pair]) -> "Iterator[np.ndarray]":
+    """Clips at the size of their bucket, (t h w 3) uint8 each, one after another."""
     from pyramid_model.video.video import read_clip
 
-    buckets = [parse_bucket(pair.bucket) for pair in pairs]
-    return [
-        read_clip(pair.uri, height=b.height, width=b.width, fps=b.fps, num_frames=b.num_frames)
-        for pair, b in zip(pairs, buckets, strict=True)
-    ]
+    for pair in pairs:
+        b = parse_bucket(pair.bucket)
+        yield read_clip(pair.uri, height=b.height, width=b.width, fps=b.fps, num_frames=b.num_frames)
 
 
 def sized(request: GenerationRequest, shape: Sequence[int], space_factor: int) -> GenerationRequest:

@@ -19,9 +19,18 @@ class GateConfig(Config):
         gt=0,
         description="largest allowed validation loss, as a share of the champion's (with the same VAE)",
     )
+    max_loss_to_linear: float = Field(
+        default=1.0,
+        gt=0,
+        description="largest allowed validation loss, as a share of a linear predictor's, fitted to training clips",
+    )
+    max_loss_to_no_text: float = Field(
+        default=1.0,
+        gt=0,
+        description="largest allowed validation loss, as a share of the same model's with the empty text",
+    )
     min_psnr_over_linear_db: float = Field(
-        default=0.0,
-        description="least gain in held-out PSNR over the linear codec of its rate; only for VAEs trained here",
+        default=0.0, description="least gain in held-out PSNR over the linear codec of the VAE's rate"
     )
     motion_range: tuple[float, float] | None = Field(
         default=None, description="allowed motion of sampled clips, as shares of the data's median; null: no limit"
@@ -42,8 +51,9 @@ def decide(metrics: Mapping[str, object], config: GateConfig) -> list[Check]:
     """Compare the figures with the limits; a check whose figures are missing is left out.
 
     Args:
-        metrics: `num_not_finite`, `val_loss`, `val_loss_untrained`; where they apply `val_loss_champion` (the champion
-            on the same latents and noise), `vae_psnr` with `vae_psnr_linear`, `motion` with `motion_data`.
+        metrics: `num_not_finite`, `val_loss`, `val_loss_untrained`; where they apply `val_loss_champion`,
+            `val_loss_linear` and `val_loss_no_text` (all on the same latents and noise), `vae_psnr` with
+            `vae_psnr_linear`, `motion` with `motion_data`.
         config: the limits.
 
     Returns:
@@ -51,10 +61,15 @@ def decide(metrics: Mapping[str, object], config: GateConfig) -> list[Check]:
     """
     checks = [
         _at_most("finite", _number(metrics, "num_not_finite"), 0, "no weight, loss or sampled pixel may be NaN or Inf"),
-        _loss_check(metrics, "untrained", config.max_loss_to_untrained),
+        _loss_check(metrics, "untrained", config.max_loss_to_untrained, "that of the untrained model"),
     ]
-    if metrics.get("val_loss_champion") is not None:
-        checks.append(_loss_check(metrics, "champion", config.max_loss_to_champion))
+    for other, limit, whose in (
+        ("champion", config.max_loss_to_champion, "that of the champion"),
+        ("linear", config.max_loss_to_linear, "that of a linear predictor fitted to training clips"),
+        ("no_text", config.max_loss_to_no_text, "its own with the empty text in place of the captions"),
+    ):
+        if metrics.get(f"val_loss_{other}") is not None:
+            checks.append(_loss_check(metrics, other, limit, whose))
     if metrics.get("vae_psnr_linear") is not None:
         gain = _number(metrics, "vae_psnr") - _number(metrics, "vae_psnr_linear")
         rule = "the VAE must restore held-out clips at least as well as a linear codec with as many numbers (dB)"
@@ -81,9 +96,9 @@ def failures(checks: Sequence[Check]) -> str:
     )
 
 
-def _loss_check(metrics: Mapping[str, object], other: str, limit: float) -> Check:
+def _loss_check(metrics: Mapping[str, object], other: str, limit: float, whose: str) -> Check:
     share = _ratio(_number(metrics, "val_loss"), _number(metrics, f"val_loss_{other}"))
-    rule = f"validation loss as a share of that of the {other} model, on the same held-out latents and noise"
+    rule = f"validation loss as a share of {whose}, on the same held-out latents and noise"
     return _at_most(f"val_loss_to_{other}", share, limit, rule)
 
 

@@ -25,6 +25,7 @@ Curve = Sequence[Mapping[str, float]]  # points of a training: step, loss and ot
 CURVE_SIDE_COLUMNS = ("step", "lr", "grad_norm", "elapsed_s")
 MAX_EVALUATIONS = 4
 UNTRAINED = "_untrained"
+BASELINES = {"_linear": "linear predictor", "_no_text": "empty text", "_shuffled_text": "captions of other clips"}
 SHORT_LIST = 8
 
 
@@ -82,11 +83,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Gain:
-    """A figure before and after training."""
+    """A figure before and after training, and of what a trained model should beat: (name, value) pairs."""
 
     name: str
     untrained: float | None
     trained: float | None
+    baselines: list[Figure] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,17 @@ def trainings(root: str) -> list[Training]:
 def _training(row: ModelRow) -> Training:
     metrics = {name: value for name, value in loads(row["metrics"]).items() if not isinstance(value, dict | list)}
     paired = [name for name in metrics if f"{name}{UNTRAINED}" in metrics]
-    gains = [Gain(name, metrics[f"{name}{UNTRAINED}"], metrics[name]) for name in paired]
-    rest = [(name, value) for name, value in metrics.items() if name.removesuffix(UNTRAINED) not in paired]
+    gains = [Gain(name, metrics[f"{name}{UNTRAINED}"], metrics[name], baselines_of(name, metrics)) for name in paired]
+    shown = {f"{name}{ending}" for name in paired for ending in ("", UNTRAINED, *BASELINES)}
+    rest = [(name, value) for name, value in metrics.items() if name not in shown]
     name = {"vae": "VAE", "dit": "DiT"}.get(row["kind"]) or str(row["kind"])
     return Training(row, name, charts(row), gains, rest, flat_figures(loads(row["config"])))
+
+
+def baselines_of(name: str, metrics: Mapping[str, object]) -> list[Figure]:
+    """Baselines of a figure by what they are, such as ("linear predictor", 0.29)."""
+    words = BASELINES | {"_linear": "linear codec"} if name == "val_psnr" else BASELINES
+    return [(word, metrics[name + ending]) for ending, word in words.items() if name + ending in metrics]
 
 
 def charts(row: ModelRow) -> list[Chart]:

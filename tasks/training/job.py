@@ -119,8 +119,8 @@ class Training(Protocol[Objective]):
         """Figures on held-out data."""
         ...
 
-    def baselines(self) -> dict[str, float]:
-        """Figures of simple methods on the held-out data, which the model should beat; computed once, at the end."""
+    def baselines(self, objective: Objective) -> dict[str, float]:
+        """Held-out figures that the trained model should beat; computed once, at the end."""
         ...
 
     def save(self, objective: Objective, folder: str) -> None:

@@ -324,9 +324,12 @@ class DiTTraining:
 
         return val_losses(objective.dit, self.val, self.config.pyramid, self.config.loss)
 
-    def baselines(self) -> dict[str, float]:
-        """None yet."""
-        return {}
+    def baselines(self, objective: "DiTObjective") -> dict[str, float]:
+        """See `val_baselines`."""
+        from tasks.training.validation import val_baselines
+
+        config = self.config
+        return val_baselines(objective.dit, self.source, self.train.pairs, self.val, config.pyramid, config.loss)
 
     def save(self, objective: "DiTObjective", folder: str) -> None:
         """Write the DiT."""

@@ -222,7 +222,7 @@ class VAETraining:
         whole = [clip[: self.config.model.whole_frames(len(clip))] for clip in self.val]
         return validate_vae(objective.vae, whole)
 
-    def baselines(self) -> dict[str, float]:
+    def baselines(self, objective: "VAEObjective") -> dict[str, float]:
         """`val_psnr_linear`: dB of the linear codec with as many numbers as the VAE, fitted to training clips."""
         from pyramid_model.metrics.linear_codec import LinearCodec
 

@@ -339,7 +339,7 @@ def _save_model(
         "train_s": busy_s,
         "best_step": step,
         "skipped": facts["skipped"],
-    } | training.baselines()
+    } | training.baselines(objective)
     with writing_folder(job.uri, last=(TRAINING_FILE,)) as folder:
         training.save(objective, folder)
         record = TrainedModel(

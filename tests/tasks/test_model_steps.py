@@ -67,7 +67,9 @@ REQUEST = GenerationRequest(
     height=32, width=32, num_latent_frames=2, num_inference_steps=2, video_num_inference_steps=2, fps=8
 )
 JUDGE = {
-    "gate": GateConfig(max_loss_to_untrained=0.9999, min_psnr_over_linear_db=-30),
+    "gate": GateConfig(
+        max_loss_to_untrained=0.9999, max_loss_to_linear=10, max_loss_to_no_text=1.1, min_psnr_over_linear_db=-30
+    ),
     "num_samples": 1,
     "request": REQUEST,
 }
@@ -169,6 +171,9 @@ def test_the_dit_records_what_it_was_trained_on(chain):
     metrics = json.loads(row["metrics"])
     assert (metrics["num_train"], metrics["num_val"]) == (3, 2)  # one clip has no caption
     assert metrics["val_loss"] < metrics["val_loss_untrained"]
+    assert 0 < metrics["val_loss_linear"] < 2 * metrics["val_loss_untrained"]
+    assert metrics["val_loss_no_text"] != metrics["val_loss"]
+    assert metrics["val_loss_shuffled_text"] != metrics["val_loss"]
 
 
 def test_the_gate_refuses_the_untrained_model_and_lets_the_trained_one_pass(chain):

@@ -33,9 +33,18 @@ def test_a_candidate_may_be_at_most_one_percent_worse_than_the_champion(champion
     assert verdict(val_loss_champion=champion) is expected
 
 
-def test_a_vae_that_loses_to_linear_algebra_fails_but_a_released_one_is_not_asked():
+def test_a_vae_that_loses_to_linear_algebra_fails():
     assert not verdict(vae_psnr=24.5)
-    assert verdict(vae_psnr=None, vae_psnr_linear=None)
+    assert verdict(vae_psnr=24.6)
+
+
+@pytest.mark.parametrize(("baseline", "named"), [("linear", "linear predictor"), ("no_text", "empty text")])
+def test_a_dit_that_loses_to_a_linear_predictor_or_to_itself_without_text_fails_with_that_sentence(baseline, named):
+    figures = GOOD | {f"val_loss_{baseline}": 0.79}
+    check = next(check for check in decide(figures, CONFIG) if not check.passed)
+    assert check.name == f"val_loss_to_{baseline}"
+    assert named in check.rule
+    assert verdict(**{f"val_loss_{baseline}": 0.8})
 
 
 def test_frozen_and_wild_samples_fail_when_motion_is_judged():

@@ -115,7 +115,8 @@ def write_models(root: str) -> None:
             "weights_hash": content_id(kind, "weights"),
             "num_steps": 300,
         }
-        json_columns = {"curve": json.dumps(curve), "metrics": json.dumps({"val_loss": 0.12}), "config": "{}"}
+        metrics = {"val_loss": 0.12, "val_loss_untrained": 1.1, "val_loss_linear": 0.28, "val_loss_no_text": 0.13}
+        json_columns = {"curve": json.dumps(curve), "metrics": json.dumps(metrics), "config": "{}"}
         append_block(root, "models", [ok_row({}, **own, **json_columns)], kind, LINEAGE)
     for candidate in ("untrained", "trained"):
         write_evaluation(root, candidate)

@@ -61,7 +61,7 @@ def toy_class() -> type:
         def initialise(self, objective):
             pass
 
-        def baselines(self):
+        def baselines(self, objective):
             return {"val_loss_of_a_guess": 7.0}
 
         def batch(self, step, index):

@@ -264,7 +264,9 @@ class Checkpoints:
 
 
 def _cause(err: BaseException) -> str:
-    """The reason of an error; DCP keeps that of each rank in `failures`."""
+    """The reason of an error. DCP keeps that of each rank in `failures`; torch.save hides that of a full disk."""
     failures = getattr(err, "failures", None)
     first = next(iter(failures.values()))[0] if failures else err
-    return f"{type(first).__name__}: {first}"
+    hidden = first.__cause__ or first.__context__
+    reason = hidden if isinstance(hidden, OSError) else first
+    return f"{type(reason).__name__}: {reason}"

@@ -4,6 +4,9 @@ import io
 import json
 import os
 import pickle
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -20,10 +23,10 @@ DAMAGES = {
 }
 
 
-def state(step: int, width: int = 8) -> TrainState:
+def state(step: int, size: tuple[int, int] = (8, 4)) -> TrainState:
     """A state whose tensors all depend on the step."""
     torch.manual_seed(step)
-    made = TrainState.start(torch.nn.Linear(width, 4), OptimConfig())
+    made = TrainState.start(torch.nn.Linear(*size), OptimConfig())
     made.step, made.ema.num_updates, made.curve = step, step, [{"step": step}]
     made.first_step, made.untrained = step // 2, {"val_loss": float(step)}
     for moments in made.optimizer.state.values():
@@ -143,7 +146,7 @@ def test_the_last_two_and_the_best_are_kept(checkpoints):
 
 
 def test_a_checkpoint_of_another_training_is_refused(checkpoints):
-    checkpoints.save(state(3, width=16))
+    checkpoints.save(state(3, size=(16, 4)))
     with pytest.raises(DamagedCheckpoint, match="it is of another training"):
         checkpoints.load(state(0))
 
@@ -154,6 +157,40 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_training_with_a_sentence(
     checkpoints.save(state(3))
     with pytest.raises(OSError, match=r"a checkpoint could not be written to .*full: .*\. Free space"):
         checkpoints.wait()
+
+
+@pytest.mark.parametrize("free", [20000, 40000])  # with the second, torch.save hides the reason
+def test_a_disk_that_is_full_during_a_checkpoint_leaves_the_one_before_it_whole(tmp_path, free):
+    code = f"""
+import resource, signal, sys, torch
+from pyramid_model.train.checkpoints import Checkpoints
+from pyramid_model.train.config import OptimConfig
+from pyramid_model.train.loop import TrainState
+state = TrainState.start(torch.nn.Linear(64, 64), OptimConfig())
+checkpoints = Checkpoints({str(tmp_path)!r})
+state.step = 3
+checkpoints.save(state)
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({free}, {free}))  # as on a full disk, a write fails half-way
+state.step = 4
+checkpoints.save(state)
+try:
+    checkpoints.wait()
+except OSError as err:
+    print(err)
+"""
+    message = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert re.match(rf"a checkpoint could not be written to {tmp_path}: .*File too large.*Free space", message), message
+    resumed = state(0, size=(64, 64))
+    assert Checkpoints(str(tmp_path)).load(resumed)
+    assert resumed.step == 3
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000003"]
+    again = Checkpoints(str(tmp_path))
+    resumed.step = 4
+    again.save(resumed)
+    again.wait()
+    assert sorted(os.listdir(tmp_path)) == ["step-00000003", "step-00000004"]
 
 
 def test_the_mark_names_every_file(tmp_path):

@@ -8,7 +8,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -80,6 +80,8 @@ def _type(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(parts[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     if origin is Literal:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from tasks.evaluating.config import EvaluateResult
 from tasks.generating.config import GenerateResult
@@ -32,6 +32,11 @@ def _link_lines(links: Mapping[str, str]) -> list[str]:
         if identifier := links.get(name):
             lines.append(f"{title} [{identifier}]({links[url]})" if url in links else f"{title} `{identifier}`")
     return lines
+
+
+def publish_link(step: str, link: str) -> None:
+    """Address of the page where a running step can be watched, such as its run in MLflow."""
+    create_link_artifact(link=link, key=f"watch-{artifact_key(step)}", description=f"**{step}** while it runs")
 
 
 def publish_curation(run: Run, result: StepResult) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -15,13 +15,13 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from flows.alerts import watch_step
-from flows.artifacts import publish_counts
+from flows.artifacts import publish_counts, publish_link
 from flows.limits import has_server, is_cancelled, one_at_a_time
 from flows.recipe import Recipe, RecipeError, load_recipe
 from pyramid_model.config import Config
 from tasks.running.errors import machine_lost
 from tasks.running.jobs import stop_step
-from tasks.running.run import Run, Sparse, StepResult
+from tasks.running.run import PROGRESS, Run, Sparse, StepResult
 from tasks.running.step import StepFunction
 from tasks.tables.plain_text import visible
 from tasks.tables.url_secrets import text_without_secrets
@@ -51,7 +51,7 @@ def durable(step: StepFunction[C, R]) -> Task[[Run, C], R]:
     def with_counts(run: Run, config: C) -> R:
         slot = one_at_a_time(step.__name__, run.root) if has_server() else contextlib.nullcontext()
         try:
-            with slot:
+            with slot, _links_published():
                 result = step(run, config)
         except BaseException:
             # This process also ends when its worker ends or the server restarts; then the Ray job must continue.
@@ -63,6 +63,35 @@ def durable(step: StepFunction[C, R]) -> Task[[Run, C], R]:
         return result
 
     return with_counts
+
+
+@contextlib.contextmanager
+def _links_published() -> Iterator[None]:
+    """Publish the address of the page where the step can be watched as soon as a progress record has it."""
+    handler = LinkPublisher()
+    PROGRESS.addHandler(handler)
+    try:
+        yield
+    finally:
+        PROGRESS.removeHandler(handler)
+
+
+class LinkPublisher(logging.Handler):
+    """Publishes each link of the progress records of a step once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.published: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Publish the link of a record if it is new."""
+        step, link = getattr(record, "step", ""), getattr(record, "link", "")
+        if link and link not in self.published:
+            self.published.add(link)
+            try:
+                publish_link(step, link)
+            except Exception:  # the step must not fail because Prefect takes no artifact
+                self.handleError(record)
 
 
 def _failed_machine(_task: Any, _task_run: Any, state: Any) -> bool:

@@ -27,11 +27,12 @@ from torch.distributed.checkpoint.fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from pyramid_model.train.checkpoint_names import WHOLE, checkpoint_name, step_of
 from pyramid_model.train.checkpoint_reader import LIST, PlainPlanner, PlainReader
-from pyramid_model.train.ranks import num_ranks
+from pyramid_model.train.ranks import num_ranks, rank
 
 LOG = logging.getLogger("pyramid.training")
-WHOLE, PARTIAL = "whole.json", ".partial-"
+PARTIAL = ".partial-"
 BLOCK = 2**24  # bytes read at a time for a checksum
 # One process needs no process group.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
@@ -78,7 +79,7 @@ class Checkpoints:
         self.uri, self.keep_last, self.about = uri.rstrip("/"), keep_last, dict(about or {})
         self.fs, self.path = fsspec.core.url_to_fs(self.uri)
         self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
-        self.first = num_ranks() == 1 or dist.get_rank() == 0
+        self.first = rank() == 0
         # Its own group: a checkpoint in the background must not mix its collectives with those of the next steps.
         self.group: Any = dist.new_group(backend="gloo") if num_ranks() > 1 else None
         self._writing: Future | None = None
@@ -233,8 +234,8 @@ class Checkpoints:
         if not self.first or not self.fs.exists(self.path):
             return []
         names = [path.rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.path, detail=False)]
-        steps = [int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit()]
-        return [step for step in steps if self.fs.exists(f"{self._folder(step)}/{WHOLE}")]
+        steps = map(step_of, names)
+        return [step for step in steps if step is not None and self.fs.exists(f"{self._folder(step)}/{WHOLE}")]
 
     def _agreed(self, value: Any) -> Any:
         """The first rank's value, on every rank."""
@@ -253,7 +254,7 @@ class Checkpoints:
         return [size, checksum]
 
     def _folder(self, step: int, partial: bool = False) -> str:
-        return f"{self.path}/{PARTIAL if partial else ''}step-{step:08}"
+        return f"{self.path}/{PARTIAL if partial else ''}{checkpoint_name(step)}"
 
     def _url(self, folder: str) -> str:
         return self.fs.unstrip_protocol(folder) if not self.is_local else folder

@@ -96,6 +96,17 @@ class ParallelConfig(Config):
         """Number of workers that share one copy of the weights."""
         return self.share_weights or num_workers
 
+    def batches_of_rank(self, num_batches: int, rank: int, num_ranks: int) -> list[tuple[int, float]]:
+        """Index and weight of each batch of a step that a rank computes; ranks that share a batch have the same ones.
+
+        All ranks have the same number of batches. Where the ranks do not divide the batches, some compute their last
+        batch twice, the second time with the weight 0. There must be a batch for every group of ranks.
+        """
+        groups, group = num_ranks // self.share_batch, rank // self.share_batch
+        own = range(group * num_batches // groups, (group + 1) * num_batches // groups)
+        most = -(-num_batches // groups)
+        return [(index, most * groups / num_batches) for index in own] + [(own[-1], 0.0)] * (most - len(own))
+
     def check(self, num_workers: int) -> None:
         """Check that the workers divide.
 

@@ -37,10 +37,15 @@ JUDGED = ("val_loss", "val_mse")  # figures of a validation that say which step 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arguments of one call of the objective, `objective(*args)`, and the ids of its samples for error messages."""
+    """Arguments of one call of the objective, `objective(*args)`, and the ids of its samples for error messages.
+
+    weight: in the mean over the batches of all ranks; the mean of all weights is 1. A batch of weight 0 is computed
+        only so that every rank has the same number of batches.
+    """
 
     args: tuple[Any, ...]
     ids: list[str]
+    weight: float = 1.0
 
 
 @dataclass
@@ -246,9 +251,10 @@ def _backward(objective: nn.Module, batches: Sequence[Batch]) -> tuple[dict[str,
     for number, batch in enumerate(batches, 1):
         with accumulating(objective, last=number == len(batches)):
             loss, parts = objective(*batch.args)
-            (loss / len(batches)).backward()
+            (loss * batch.weight / len(batches)).backward()
         rows.append({"loss": loss.detach()} | parts)
-    means = {name: torch.stack([row[name].float() for row in rows]).mean() for name in rows[0]}
+    weighted = [(row, batch.weight) for row, batch in zip(rows, batches, strict=True)]
+    means = {name: torch.stack([row[name].float() * weight for row, weight in weighted]).mean() for name in rows[0]}
     finite = torch.stack([row["loss"] for row in rows]).isfinite().tolist()
     return means, [sample for batch, sound in zip(batches, finite, strict=True) if not sound for sample in batch.ids]
 

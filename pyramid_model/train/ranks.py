@@ -15,6 +15,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside a DistributedDataParallel wrapper, or itself."""
     return module.module if isinstance(module, DistributedDataParallel) else module

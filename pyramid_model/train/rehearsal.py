@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ class DoesNotFit(RuntimeError):
     """A step does not fit into the memory; the message has the plan and the settings to change."""
 
 
-def rehearse(objective: nn.Module, batch: Batch, sizes: Mapping[str, int]) -> int:
+def rehearse(objective: nn.Module, batch: Batch, sizes: Mapping[str, int]) -> int | None:
     """Compute the gradient of the largest batch and drop it. A collective call of all ranks.
 
     Args:
@@ -26,13 +26,13 @@ def rehearse(objective: nn.Module, batch: Batch, sizes: Mapping[str, int]) -> in
         sizes: bytes of the state, for the message (`guards.state_bytes`).
 
     Returns:
-        Bytes that the pass needed on top of weights and gradients.
+        Bytes that the pass needed on top of weights and gradients; None where the system does not tell them.
 
     Raises:
         DoesNotFit: the memory was not enough.
     """
     device = next(objective.parameters()).device
-    before = _most_bytes(device)
+    before = _bytes_in_use(device)
     try:
         with torch.random.fork_rng():
             objective(*batch.args)[0].backward()
@@ -49,7 +49,8 @@ def rehearse(objective: nn.Module, batch: Batch, sizes: Mapping[str, int]) -> in
         objective.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return max(0, _most_bytes(device) - before - sizes["gradients"])
+    most = _most_bytes(device)
+    return None if before is None or most is None else max(0, most - before - sizes["gradients"])
 
 
 def _is_out_of_memory(err: BaseException) -> bool:
@@ -57,10 +58,22 @@ def _is_out_of_memory(err: BaseException) -> bool:
     return isinstance(err, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(err)
 
 
-def _most_bytes(device: torch.device) -> int:
-    """Most bytes in use since the last call on a GPU; on a CPU, since the process started."""
+def _bytes_in_use(device: torch.device) -> int | None:
+    """Bytes in use now, from which `_most_bytes` counts; None if this system does not reset the peak of a process."""
     if device.type == "cuda":
-        most = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return most
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return _most_bytes(device)
+    return None
+
+
+def _most_bytes(device: torch.device) -> int | None:
+    """Most bytes in use since `_bytes_in_use`; on a CPU, of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return None

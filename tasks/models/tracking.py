@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from pyramid_model.train.checkpoint_names import checkpoint_name
 from tasks.models.hub import once_a_node
 from tasks.running.run import Run
 from tasks.tables import storage
@@ -178,7 +179,7 @@ class TrainingLog:
 
     def add_checkpoint(self, step: int, uri: str, figures: Mapping[str, object]) -> None:
         """Record a kept checkpoint as a LoggedModel of the run, with its figures as parameters; once for each step."""
-        name = f"step-{step:08}"
+        name = checkpoint_name(step)
         models = self.client.search_logged_models([self.experiment], filter_string=f"source_run_id = '{self.run_id}'")
         if any(model.name == name for model in models):
             return

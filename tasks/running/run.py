@@ -19,7 +19,7 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.rows import Lineage
 
 PROGRESS = logging.getLogger("pyramid.progress")
-PROGRESS_FIELDS = {"step": str, "done": int, "total": int, "detail": str}  # of a progress record
+PROGRESS_FIELDS = {"step": str, "done": int, "total": int, "detail": str, "link": str}  # of a progress record
 STEPS = logging.getLogger("pyramid.steps")
 
 
@@ -163,9 +163,17 @@ def lineage(run: Run, step: str, step_version: str, config: Config) -> Lineage:
     return Lineage(run.run_id, step, step_version, params_hash(config), code_version())
 
 
-def report_progress(step: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
-    """Log how far a step is, for the live line of the CLI and the log of Prefect. detail: further figures."""
-    counts = {"step": step, "done": done, "total": total, "detail": detail}
+def report_progress(step: str, done: int, total: int, unit: str = "", detail: str = "", link: str = "") -> None:
+    """Log how far a step is, for the live line of the CLI and the log of Prefect.
+
+    Args:
+        step: name.
+        done, total: counts.
+        unit: of the counts.
+        detail: further figures.
+        link: address of a page where the step can be watched; empty if there is none.
+    """
+    counts = {"step": step, "done": done, "total": total, "detail": detail, "link": link}
     PROGRESS.info("%s %d/%d %s", step, done, total, f"{unit}, {detail}" if detail else unit, extra=counts)
 
 

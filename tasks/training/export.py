@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pyramid_model.train.checkpoint_names import WHOLE
 from tasks.running.errors import StepError
 from tasks.tables import storage
 from tasks.tables.stored_folders import writing_folder
 from tasks.training.line import newest_checkpoint
 from tasks.training.train_dit import TrainDiTConfig, untrained_dit
-from tasks.training.train_vae import TrainVAEConfig, untrained_vae
+from tasks.training.train_vae import TrainVAEConfig, save_normalised, untrained_vae
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,19 +43,20 @@ class AveragedWeights:
 def export_checkpoint(checkpoint: str, folder: str) -> int:
     """Write the averaged weights of a checkpoint to a new folder, with config.json; returns the step.
 
-    A VAE has no `latent_norm` there: it is measured on training clips at the end of a training.
+    Shift and scale of a VAE's latents are measured on training clips, as at the end of a training.
 
     Args:
         checkpoint: folder `step-…` of a checkpoint, or a folder of checkpoints, of which the newest is used.
         folder: path or URI; it must not exist.
 
     Raises:
-        StepError: there is no checkpoint, or the folder exists.
+        StepError: there is no checkpoint, the folder exists, or no training clip of a VAE can be read any more.
         DamagedCheckpoint: the checkpoint cannot be used.
     """
     from pyramid_model.train.checkpoints import Checkpoints
     from pyramid_model.train.dit_loss import DiTObjective
-    from pyramid_model.weights.weights import save_dit, save_vae
+    from pyramid_model.weights.weights import save_dit
+    from tasks.training.clip_reader import ClipReader
 
     if storage.exists(folder):
         raise StepError(f"{folder} exists: give the name of a new folder")
@@ -66,17 +68,18 @@ def export_checkpoint(checkpoint: str, folder: str) -> int:
         if isinstance(objective, DiTObjective):
             save_dit(objective.dit, target)
         else:
-            save_vae(objective.vae, target)
+            clips = ClipReader(about["norm_clips"], cache_bytes=0)
+            save_normalised(objective.vae, clips, len(clips.clips), target)
     return averages.step
 
 
 def _find(checkpoint: str) -> tuple[str, int, dict[str, Any]]:
     """Folder of the checkpoints, the step, and what the checkpoint says about its training."""
     uri, content = checkpoint, newest_checkpoint(checkpoint)
-    if content is None and storage.exists(file := storage.join(checkpoint, "whole.json")):
+    if content is None and storage.exists(file := storage.join(checkpoint, WHOLE)):
         uri, content = checkpoint.rstrip("/").rpartition("/")[0], json.loads(storage.read_bytes(file))
     if content is None:
-        raise StepError(f"{checkpoint} has no checkpoint: give a folder step-… with whole.json, or the folder above it")
+        raise StepError(f"{checkpoint} has no checkpoint: give a folder step-… with {WHOLE}, or the folder above it")
     return uri, int(content["facts"]["step"]), content["about"]
 
 

@@ -4,19 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.train.config import OptimConfig, ParallelConfig
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult
-from tasks.training.line import Kind, TrainingIds, checkpoints_of
+from tasks.training.ids import Kind, TrainingIds, checkpoints_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pyramid_model.train.loop import Batch
+    from tasks.training.clip_reader import SelectedClip
 
 RAY_FOLDER = "ray"  # in the folder of the checkpoints
 
@@ -37,10 +38,10 @@ class TrainingConfig(Config):
     num_batches: int = Field(
         default=1, ge=1, description="batches of a step, each of optim.batch_size samples, which the workers divide"
     )
-    num_workers: int = Field(
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=1,
-        ge=1,
-        description="processes; a divisor of num_batches (with share_batch: of num_batches times that)",
+        description="processes; a divisor of num_batches (with share_batch: of num_batches times that); or fewest and "
+        "most, e.g. [4, 16]: as many as the cluster has room for, also when nodes come and go",
         json_schema_extra=NOT_IDENTITY,
     )
     parallel: ParallelConfig = Field(
@@ -55,8 +56,16 @@ class TrainingConfig(Config):
         default="auto", description="auto: if the cluster has a GPU for each worker", json_schema_extra=NOT_IDENTITY
     )
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which the training waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
     @model_validator(mode="after")
     def _check_workers(self) -> Self:
+        if not isinstance(self.num_workers, int):
+            self._check_range(*self.num_workers)
+            return self
         self.parallel.check(self.num_workers)
         groups = self.num_workers // self.parallel.share_batch
         if self.num_batches % groups:
@@ -67,10 +76,18 @@ class TrainingConfig(Config):
             )
         return self
 
-    def batches_of_rank(self, rank: int, num_ranks: int) -> range:
-        """Indices of the batches that a worker computes at a step; workers that share a batch have the same ones."""
-        groups, group = num_ranks // self.parallel.share_batch, rank // self.parallel.share_batch
-        return range(group * self.num_batches // groups, (group + 1) * self.num_batches // groups)
+    def _check_range(self, fewest: int, most: int) -> None:
+        if not fewest <= most <= self.num_batches:
+            raise ValueError(
+                f"num_workers [{fewest}, {most}] must rise, and be at most num_batches {self.num_batches}: lower "
+                "num_workers, or raise num_batches"
+            )
+        if self.parallel.share_batch > 1 or self.parallel.share_weights > 1:
+            raise ValueError(
+                f"num_workers [{fewest}, {most}] may become any number in between, which does not divide into the "
+                "groups of parallel.share_batch and share_weights: set one number, or share_batch 1 and share_weights "
+                "0 or 1"
+            )
 
 
 class TrainingResult(StepResult):
@@ -111,8 +128,8 @@ class Training(Protocol[Objective]):
         """Batch `index` of a step, of `num_batches`: a function of both, the same on every worker."""
         ...
 
-    def largest(self) -> "Batch":
-        """The batch that needs the most memory."""
+    def largest(self) -> "tuple[str, Batch]":
+        """The batch that needs the most memory, with the bucket of its clips."""
         ...
 
     def validate(self, objective: Objective) -> dict[str, float]:
@@ -133,7 +150,8 @@ class Job:
     """One training, as the driver describes it and the workers get it.
 
     kind: vae | dit. ids: of the training and of the one that it continues. training: builds the `Training` in a worker,
-    called as `training(device=…)`. trained_on: data and models that the record names.
+    called as `training(device=…)`. trained_on: data and models that the record names. norm_clips: training clips on
+    which shift and scale of a VAE's latents are measured.
     """
 
     kind: Kind
@@ -142,6 +160,7 @@ class Job:
     config: TrainingConfig
     training: Callable[..., Training[Any]]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
+    norm_clips: "Sequence[SelectedClip]" = ()
 
     @property
     def model_id(self) -> str:
@@ -167,7 +186,8 @@ class Job:
     def about(self) -> dict[str, Any]:
         """What every checkpoint says about its training, as JSON."""
         settings, data = self.config.model_dump(mode="json"), self.trained_on.model_dump(mode="json")
-        return {"kind": self.kind, "model_id": self.model_id, "settings": settings, "trained_on": data}
+        about = {"kind": self.kind, "model_id": self.model_id, "settings": settings, "trained_on": data}
+        return about | {"norm_clips": list(self.norm_clips)}
 
 
 def check_disjoint(train_ids: Sequence[str], val_ids: Sequence[str]) -> None:

@@ -7,12 +7,13 @@ optimiser, other clips or another number of workers: it starts from the last che
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pyramid_model.config import Config
+from pyramid_model.train.checkpoint_names import WHOLE, checkpoint_name, step_of
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.errors import StepError
 from tasks.running.run import Run, params_hash
@@ -21,37 +22,11 @@ from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, newest_row
 from tasks.tables.rows import ModelRow
+from tasks.training.ids import Kind, Parent, TrainingIds, checkpoints_of
 
-Kind = Literal["vae", "dit"]
 NEWEST = "newest"
 LINE_SETTINGS: dict[Kind, tuple[str, ...]] = {"vae": ("model", "loss"), "dit": ("model", "mmdit", "pyramid", "loss")}
 COLUMNS = ("model_id", "line_id", "data_id", "first_step", "num_steps", "config", "params_hash", *ORDER)
-
-
-class Parent(Config):
-    """The training that another one continues, from its checkpoint `step` in the folder `checkpoints`."""
-
-    model_id: str
-    step: int
-    checkpoints: str
-
-
-class TrainingIds(Config):
-    """Ids of a training.
-
-    model_id: hash of the other ids, the settings and the parent. line_id: hash of what all trainings of a line share.
-    data_id: hash of the ids of the data. parent: None: the training starts from initial weights.
-    """
-
-    model_id: str
-    line_id: str
-    data_id: str
-    parent: Parent | None = None
-
-
-def checkpoints_of(root: str, model_id: str) -> str:
-    """Folder of the checkpoints of a training."""
-    return storage.join(root, "checkpoints", model_id)
 
 
 def identify(
@@ -96,8 +71,9 @@ def identify(
 def newest_checkpoint(folder: str) -> dict[str, Any] | None:
     """Content of `whole.json` of the newest checkpoint in a folder of checkpoints; None if it has none."""
     fs, path = storage.filesystem(folder)
-    files = sorted(map(str, fs.glob(f"{path}/step-*/whole.json")))
-    return json.loads(fs.cat_file(files[-1])) if files else None
+    files = sorted(map(str, fs.glob(f"{path}/*/{WHOLE}")))
+    whole = [file for file in files if step_of(file.split("/")[-2]) is not None]
+    return json.loads(fs.cat_file(whole[-1])) if whole else None
 
 
 def check_parent(kind: Kind, parent: Parent) -> None:
@@ -106,7 +82,7 @@ def check_parent(kind: Kind, parent: Parent) -> None:
     Raises:
         StepError: it was removed.
     """
-    if not storage.exists(storage.join(parent.checkpoints, f"step-{parent.step:08}", "whole.json")):
+    if not storage.exists(storage.join(parent.checkpoints, checkpoint_name(parent.step), WHOLE)):
         raise StepError(
             f"training {parent.model_id} cannot be continued: its checkpoint of step {parent.step} is not in "
             f"{parent.checkpoints} any more. Set train_{kind}.continue_from to another training, or leave it empty to "
@@ -161,7 +137,7 @@ def _read_parent(root: str, kind: Kind, folder: str) -> tuple[Parent, dict[str, 
     if content is None:
         raise StepError(
             f"train_{kind}.continue_from {folder!r} is neither the model_id of a {kind} that was trained in {root} nor "
-            f"a folder with checkpoints (step-…/whole.json): pyramid manifest show {root} models lists the trainings"
+            f"a folder with checkpoints (step-…/{WHOLE}): pyramid manifest show {root} models lists the trainings"
         )
     about = content["about"]
     return Parent(model_id=about["model_id"], step=content["facts"]["step"], checkpoints=folder), about

@@ -278,13 +278,17 @@ class DiTTraining:
         # The batches of a sync group have the same clips, as if they were one batch.
         return self._batch_of(self.plan.pick(step, index // self.sync_group), step, index)
 
-    def largest(self) -> "Batch":
-        """The batch with the most tokens; its finest stage trains the last unit, which has the longest history."""
+    def largest(self) -> "tuple[str, Batch]":
+        """The batch with the most tokens, with its bucket.
+
+        Its finest stage trains the last unit, which has the longest history.
+        """
         from pyramid_model.flow.path import units_in
 
         positions = self.plan.largest()
         units = units_in(self.train.shapes[positions[0]][1], self.config.pyramid.frames_per_unit)
-        return self._batch_of(positions, max(1, units // self.sync_group) - 1, self.sync_group - 1)
+        batch = self._batch_of(positions, max(1, units // self.sync_group) - 1, self.sync_group - 1)
+        return self.train.pairs[positions[0]].bucket, batch
 
     def _batch_of(self, positions: Sequence[int], step: int, index: int) -> "Batch":
         from pyramid_model.train.batches import dit_batch, step_generator

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pyramid_model.train.mixture import BatchPlan
     from pyramid_model.train.vae_loss import VAEObjective
     from pyramid_model.vae.autoencoder import CausalVideoVAE
-    from tasks.training.clip_reader import SelectedClip
+    from tasks.training.clip_reader import ClipReader, SelectedClip
 
 VERSION = "4"
 NUM_INIT_EXCERPTS, MAX_INIT_FRAMES, MAX_INIT_SIDE = 64, 17, 128  # that the first weights are fitted to
@@ -77,6 +77,7 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
         config=config,
         training=partial(VAETraining, config=config, train=train_clips, val=val_clips),
         trained_on=trained_on,
+        norm_clips=train_clips[: config.num_norm_clips],
     )
     return run_training(job, "train_vae", VERSION)
 
@@ -191,10 +192,12 @@ class VAETraining:
         plan = self.plans[batch_size]
         return self._batch_of(plan, plan.pick(step, index), num_frames, step, index)
 
-    def largest(self) -> "Batch":
-        """Excerpts of the largest clips."""
+    def largest(self) -> "tuple[str, Batch]":
+        """Excerpts of the largest clips, and their bucket."""
         plan = self.plans[self.config.optim.batch_size]
-        return self._batch_of(plan, plan.largest(), self.config.batch.num_frames, 0, 0)
+        positions = plan.largest()
+        batch = self._batch_of(plan, positions, self.config.batch.num_frames, 0, 0)
+        return self.train.clips[positions[0]]["bucket"], batch
 
     def _batch_of(self, plan: "BatchPlan", positions: Sequence[int], num_frames: int, step: int, index: int) -> "Batch":
         from pyramid_model.train.batches import step_generator, vae_batch
@@ -231,24 +234,34 @@ class VAETraining:
         return {"val_psnr_linear": codec.validate(self.val)["val_psnr"]}
 
     def save(self, objective: "VAEObjective", folder: str) -> None:
-        """Measure shift and scale of the latents on training clips, and write the VAE with them."""
-        import torch
+        """Write the VAE, with shift and scale of its latents on training clips."""
+        save_normalised(objective.vae, self.train, self.config.num_norm_clips, folder)
 
-        from pyramid_model.vae.norm import measure_latent_norm
-        from pyramid_model.vae.pixels import to_unit_range
-        from pyramid_model.weights.weights import save_vae
 
-        vae = objective.vae.eval()
-        latents = []
-        with torch.inference_mode():
-            for clip in map(self.train.read, range(min(self.config.num_norm_clips, self.num_train))):
-                if clip is None:
-                    continue
+def save_normalised(vae: "CausalVideoVAE", clips: "ClipReader", num_clips: int, folder: str) -> None:
+    """Measure shift and scale of a VAE's latents on the first clips that can be read, and write the VAE with them.
+
+    Raises:
+        StepError: none of the clips can be read.
+    """
+    import torch
+
+    from pyramid_model.vae.norm import measure_latent_norm
+    from pyramid_model.vae.pixels import to_unit_range
+    from pyramid_model.weights.weights import save_vae
+
+    vae.eval()
+    device, latents = next(vae.parameters()).device, []
+    with torch.inference_mode():
+        for clip in map(clips.read, range(min(num_clips, len(clips.clips)))):
+            if clip is not None:
                 frames = to_unit_range(clip[: vae.config.whole_frames(len(clip))])[None]
-                latents.append(vae.encode(frames.to(self.device)).mode().cpu())
-        norm = measure_latent_norm(latents)
-        vae.config = VAEConfig.model_validate(vae.config.model_dump() | {"latent_norm": norm})
-        save_vae(vae, folder)
+                latents.append(vae.encode(frames.to(device)).mode().cpu())
+    if not latents:
+        raise StepError(f"no clip can be read to measure the latents, first: {(clips.bad or ['there is none'])[0]}")
+    norm = measure_latent_norm(latents)
+    vae.config = VAEConfig.model_validate(vae.config.model_dump() | {"latent_norm": norm})
+    save_vae(vae, folder)
 
 
 def untrained_vae(config: TrainVAEConfig) -> "CausalVideoVAE":

@@ -1,6 +1,7 @@
 """Common part of the trainings of VAE and DiT: settings, identity, and the record of a trained model.
 
-The training itself runs under Ray Train, see `tasks.training.workers`.
+The training itself runs under Ray Train, see `tasks.training.workers`, or on the ranks of torchrun, see
+`tasks.training.torchrun`.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
+from pyramid_model.train.checkpoint_names import checkpoint_name
 from pyramid_model.weights.record import TrainedModel
 from tasks.models.folders import read_record
 from tasks.models.tracking import TrainingLog, run_url
@@ -40,9 +42,9 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     if read_record(job.uri) is None:
         if job.ids.parent:
             check_parent(job.kind, job.ids.parent)
-        from tasks.training.workers import fit
+        from tasks.training import torchrun, workers
 
-        timings = fit(job, step)
+        timings = torchrun.fit(job, step) if torchrun.has_ranks() else workers.fit(job, step)
     record = read_record(job.uri)
     assert record is not None, "training ends with the record"
     started = time.time()
@@ -99,7 +101,7 @@ def _log(job: Job, record: TrainedModel) -> str:
     for row in record.curve:
         if row["step"] in kept_steps:
             step = int(row["step"])
-            log.add_checkpoint(step, storage.join(job.checkpoints, f"step-{step:08}"), row)
+            log.add_checkpoint(step, storage.join(job.checkpoints, checkpoint_name(step)), row)
     return log.finish(record.metrics, {"uri": job.uri, "weights_hash": record.weights_hash})
 
 

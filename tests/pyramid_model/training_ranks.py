@@ -1,6 +1,7 @@
 """Trainings of tiny models on one rank of several, for `parallel_ranks.py`."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -57,10 +58,8 @@ def batch(kind, step, index):
 
 def batches_of(kind, config):
     """Batches of this rank at a step: those of its group, in the order of the groups."""
-    groups = dist.get_world_size() // config.share_batch
-    group = dist.get_rank() // config.share_batch
-    indices = range(group * NUM_BATCHES // groups, (group + 1) * NUM_BATCHES // groups)
-    return lambda step: [batch(kind, step, index) for index in indices]
+    weights = config.batches_of_rank(NUM_BATCHES, dist.get_rank(), dist.get_world_size())
+    return lambda step: [replace(batch(kind, step, index), weight=weight) for index, weight in weights]
 
 
 def validation_of(kind, objective):

@@ -45,6 +45,11 @@ def test_shards_train_as_one_copy(curve, kind, num_ranks):
     assert same(curve(kind, num_ranks, share_weights=0), curve(kind, 1), **EXACT)
 
 
+@pytest.mark.parametrize(("kind", "share_weights"), [("dit", 0), ("dit", 1), ("vae", 1)])
+def test_ranks_that_do_not_divide_the_batches_train_as_one(curve, kind, share_weights):
+    assert same(curve(kind, 3, share_weights=share_weights), curve(kind, 1), **EXACT)
+
+
 @pytest.mark.parametrize("kind", ["dit", "vae"])
 @pytest.mark.parametrize(("num_ranks", "every"), [(1, 1), (1, 2), (2, 1), (4, 2)])
 def test_recomputed_activations_change_no_loss(curve, kind, num_ranks, every):

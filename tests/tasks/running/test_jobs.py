@@ -225,7 +225,7 @@ def test_lines_of_an_earlier_attempt_are_neither_taken_for_ours_nor_shown_again(
 
 def test_progress_that_a_step_prints_is_progress_for_the_driver_again(head, caplog):
     caplog.set_level("INFO", "pyramid.progress")
-    report_progress("train_dit", 3, 9, "steps", "loss 0.5")
+    report_progress("train_dit", 3, 9, "steps", "loss 0.5", "http://mlflow/#/runs/1")
     [record] = caplog.records
     line = LineFormatter("%(levelname)s %(message)s").format(record)
     caplog.clear()
@@ -233,6 +233,7 @@ def test_progress_that_a_step_prints_is_progress_for_the_driver_again(head, capl
     submit(head)
     [again] = [record for record in caplog.records if record.name == "pyramid.progress"]
     assert (again.step, again.done, again.total, again.detail) == ("train_dit", 3, 9, "loss 0.5")
+    assert again.link == "http://mlflow/#/runs/1"
 
 
 def test_lines_that_look_like_ours_and_line_separators_in_a_result_end_no_driver(head, caplog):

@@ -27,11 +27,17 @@ def test_an_epoch_on_two_numbers_of_workers_has_every_sample_once():
     for step in range(6):
         config = TrainingConfig(num_workers=4 if step < 3 else 2, num_batches=4)
         for rank in range(config.num_workers):
-            for index in config.batches_of_rank(rank, config.num_workers):
+            for index, _ in config.parallel.batches_of_rank(4, rank, config.num_workers):
                 seen += plan.pick(step, index)
     assert sorted(seen) == list(range(48))
 
 
-def test_workers_that_share_a_batch_compute_the_same_ones():
-    config = TrainingConfig.model_validate({"num_workers": 4, "num_batches": 4, "parallel": {"share_batch": 2}})
-    assert [list(config.batches_of_rank(rank, 4)) for rank in range(4)] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+def test_a_range_of_workers_rises_and_needs_no_groups():
+    config = TrainingConfig.model_validate({"num_workers": [2, 6], "num_batches": 6, "parallel": {"share_weights": 0}})
+    assert (config.num_workers, config.fewest_workers) == ((2, 6), 2)
+    for workers in ([4, 2], [2, 7]):
+        with pytest.raises(ValueError, match="must rise, and be at most num_batches 6"):
+            TrainingConfig.model_validate({"num_workers": workers, "num_batches": 6})
+    for parallel in ({"share_batch": 2}, {"share_weights": 2}):
+        with pytest.raises(ValueError, match="does not divide into the groups"):
+            TrainingConfig.model_validate({"num_workers": [2, 4], "num_batches": 4, "parallel": parallel})

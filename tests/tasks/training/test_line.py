@@ -11,7 +11,8 @@ from tasks.running.errors import StepError
 from tasks.running.run import Run, lineage
 from tasks.tables.appending import append_block
 from tasks.tables.rows import ok_row
-from tasks.training.line import Parent, TrainingIds, check_parent, identify
+from tasks.training.ids import Parent, TrainingIds
+from tasks.training.line import check_parent, identify
 from tasks.training.train_dit import TrainDiTConfig
 
 SIZES = {"latent_channels": 4, "num_heads": 1, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}

@@ -86,8 +86,8 @@ def test_a_step_trains_on_one_bucket_and_all_buckets_have_their_turn(sizes):
             assert objective(*batches[0].args)[0].isfinite()
         seen.add(trained)
     assert seen == set(BUCKETS)
-    largest = training.largest()
-    assert tuple(largest.args[0].shape) == (2, *latent_shape("32x64x17@8"))
+    name, largest = training.largest()
+    assert (name, tuple(largest.args[0].shape)) == ("32x64x17@8", (2, *latent_shape("32x64x17@8")))
     assert objective._units_to_train(*largest.args[3:], 3)[-1] == 3  # the last unit at the finest stage
     assert not bucket.keys() & {pair.clip_id for pair in val}
     assert training.describe()[0] == "18 clips; 1,000 steps of 2 batches are 222 epochs"

@@ -34,7 +34,8 @@ def test_batches_have_every_training_clip_equally_often_and_no_held_out_one(squa
     assert len(seen) == 24
     assert {seen.count(clip["clip_id"]) for clip in training.train.clips} == {6}
     assert not held_out & set(seen)
-    assert tuple(training.largest().args[0].shape) == (2, 3, 9, 32, 32)
+    bucket, largest = training.largest()
+    assert (bucket, tuple(largest.args[0].shape)) == ("32x32x9@8", (2, 3, 9, 32, 32))
     assert training.batch(3, 1).args[0].equal(batches[-1].args[0])
     assert training.describe() == [
         "4 clips; 998 steps of 2 batches are 998 epochs",

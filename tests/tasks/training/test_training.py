@@ -7,8 +7,8 @@ from tasks.running.run import Run, lineage
 from tasks.tables.appending import append_block
 from tasks.tables.delta import read_table
 from tasks.tables.rows import ok_row
+from tasks.training.ids import TrainingIds
 from tasks.training.job import Job
-from tasks.training.line import TrainingIds
 from tasks.training.train_vae import TrainVAEConfig, VAETraining
 from tasks.training.training import _log, run_training
 

@@ -1,6 +1,6 @@
-"""Training under Ray Train with a toy model: two gloo workers, a dead worker, a killed driver.
+"""Training under Ray Train with a toy model: two gloo workers, a dead worker, a killed driver, a lost node.
 
-About a minute on two free cores: each start of Ray Train costs ten to fifteen seconds.
+About three minutes on two free cores: each start of Ray Train costs ten to fifteen seconds.
 """
 
 import json
@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.weights.record import TrainedOn
@@ -22,10 +25,11 @@ from tasks.models.tracking import RegistryError
 from tasks.running.errors import StepError, machine_lost
 from tasks.running.run import RayConfig, Run
 from tasks.tables.delta import read_table
+from tasks.training.curve import Curve, progress_detail
 from tasks.training.job import Job, TrainingConfig
 from tasks.training.line import identify
 from tasks.training.training import run_training
-from tasks.training.workers import Curve, _machine_lost, on_gpu, progress_detail
+from tasks.training.workers import _machine_lost, on_gpu
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 OPTIM = OptimConfig(num_steps=8, batch_size=2, lr=0.01, warmup_steps=2, log_every=1, checkpoint_every=1)
@@ -83,7 +87,7 @@ def toy_class() -> type:
             from pyramid_model.train.batches import step_generator
             from pyramid_model.train.loop import Batch
 
-            return Batch((toy_samples(step_generator(0, 0, 0)),), ["clip-0"])
+            return "8x8x1@1", Batch((toy_samples(step_generator(0, 0, 0)),), ["clip-0"])
 
         def validate(self, objective):
             import torch
@@ -106,11 +110,17 @@ def toy_class() -> type:
 
 
 def toy_job(
-    root: Path | str, num_workers: int, num_batches: int = 0, clips=("a", "b"), continue_from="", **arguments
+    root: Path | str,
+    num_workers: int | tuple[int, int],
+    num_batches: int = 0,
+    clips=("a", "b"),
+    continue_from="",
+    address="local",
+    **arguments,
 ) -> Job:
     """A training of two clips. num_batches: 0: one for each worker."""
     config = TrainingConfig(optim=OPTIM, num_workers=num_workers, num_batches=num_batches or num_workers)
-    run = Run(root=str(root), ray=RayConfig(num_cpus=2))
+    run = Run(root=str(root), ray=RayConfig(address=address, num_cpus=2))
     ids = identify(run, "vae", "1", config, continue_from, TrainedOn(), clips)
     return Job("vae", ids, run, config, partial(toy_class(), **arguments))
 
@@ -199,7 +209,7 @@ def test_the_same_training_again_does_nothing_and_imports_nothing_heavy(trained)
 import sys
 from tasks.running.run import Run
 from tasks.training.job import Job, TrainingConfig
-from tasks.training.line import TrainingIds
+from tasks.training.ids import TrainingIds
 from tasks.training.training import run_training
 ids = TrainingIds(model_id={job.model_id!r}, line_id="", data_id="")
 job = Job("vae", ids, Run(root={job.run.root!r}), TrainingConfig(), object)
@@ -244,6 +254,42 @@ run_training(toy_job({str(tmp_path)!r}, 1, pause_s=0.3), "train_vae", "1")
     [row] = read_table(job.run.root, "models").to_pylist()
     assert row["weights_hash"] == undisturbed_weights(1, tmp_path / "model")
     assert [point["step"] for point in json.loads(row["curve"])] == list(range(9))
+
+
+def test_a_lost_node_makes_a_training_on_fewer_workers_with_the_same_model(tmp_path):
+    code = f"""
+import os, sys, threading, time; sys.path.insert(0, {os.path.dirname(__file__)!r})
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from test_workers import toy_job
+from tasks.training.training import run_training
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
+other = cluster.add_node(num_cpus=1)
+os.environ["RAY_ADDRESS"] = cluster.address
+job = toy_job({str(tmp_path)!r}, (1, 2), 3, address="auto", pause_s=0.5, log={str(tmp_path / "steps")!r})
+def lose_node():
+    while not list(Path(job.checkpoints).glob("step-*")):
+        time.sleep(0.1)
+    cluster.remove_node(other, allow_graceful=False)
+threading.Thread(target=lose_node, daemon=True).start()
+run_training(job, "train_vae", "1")
+import ray
+ray.shutdown()
+cluster.shutdown()
+"""
+    # Ray Train first tries to start two workers again, since its list of nodes is older than the loss.
+    environment = os.environ | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600, env=environment)
+    [row] = read_table(str(tmp_path), "models").to_pylist()
+    assert [point["step"] for point in json.loads(row["curve"])] == list(range(9))
+    calls = Counter((tmp_path / "steps").read_text().split())
+    assert calls["0"] == 4  # on two workers, each two of three batches
+    assert calls["7"] == 3  # on one worker
+    undisturbed_weights(3, tmp_path / "model")
+    files = [Path(folder, "diffusion_pytorch_model.safetensors") for folder in (row["uri"], tmp_path / "model")]
+    trained, undisturbed = map(load_file, files)
+    for name, weight in undisturbed.items():
+        torch.testing.assert_close(trained[name], weight)
 
 
 def test_a_diverged_training_names_step_and_clips_and_is_not_tried_again(ray_local, tmp_path):
@@ -299,8 +345,9 @@ def test_a_training_whose_curve_has_no_place_does_not_start(no_mlflow, tmp_path)
 
 
 def test_an_outage_of_mlflow_is_a_warning_and_its_rows_are_logged_afterwards(no_mlflow, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr("tasks.training.workers.LOG_AGAIN_S", 0.0)
-    curve = Curve(toy_job(tmp_path, 1))
+    monkeypatch.setattr("tasks.training.curve.LOG_AGAIN_S", 0.0)
+    job = toy_job(tmp_path, 1)
+    curve = Curve(job.run, job.kind, job.model_id, job.config.model_dump(mode="json"), 0)
     curve.add([{"step": 1, "loss": 0.5}])
     assert "MLflow does not take the curve" in caplog.text
 

@@ -235,7 +235,7 @@ def test_a_killed_driver_costs_no_bit_and_no_step_before_the_last_checkpoint(ray
 import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_workers import toy_job
 from tasks.training.training import run_training
-run_training(toy_job({str(tmp_path)!r}, 1, pause_s=0.3), "train_vae", "1")
+run_training(toy_job({str(tmp_path)!r}, 1, pause_s=2), "train_vae", "1")
 """
     driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     job = toy_job(tmp_path, 1, log=str(tmp_path / "steps"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from pyramid_model.foreign_code import loading_problem
 
 MAX_TOKENS, MAX_CLIP_TOKENS = 128, 77
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789,.'-"
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def build_tiny_text_encoder(
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=_unigram_tokenizer(texts, vocab_size),
+        tokenizer_object=_word_tokenizer(texts, vocab_size),
         model_max_length=MAX_TOKENS,
         **dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL_TOKENS, strict=True)),
     )
@@ -273,45 +274,32 @@ def build_tiny_text_encoder(
     (Path(folder) / ENCODER_FILE).write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
 
 
-def _unigram_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
-    """Train a lower-casing unigram tokenizer on the texts; it adds an end token to every text."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+def _word_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
+    """Lower-casing tokenizer with the most frequent words of the texts as tokens; it adds an end token to every text.
 
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        unk_token=SPECIAL_TOKENS[2],
-        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789 ,.'-"),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
-    tokenizer.model = _reproducible(tokenizer, texts)
+    Another word is split into the longest known pieces, if need be into letters.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.BertPreTokenizer()
+    pieces = (piece for text in texts for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    words = Counter(pieces)
+    letters = Counter("".join(words.elements()))
+    ranked = [*ALPHABET, *_ranked(letters)[: vocab_size // 2], *_ranked(words)]
+    tokens = list(dict.fromkeys([*SPECIAL_TOKENS, *ranked]))[:vocab_size]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=SPECIAL_TOKENS[2], continuing_subword_prefix=""))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
     end = SPECIAL_TOKENS[1]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, vocab[end])])
     return tokenizer
 
 
-def _reproducible(tokenizer: Any, texts: Sequence[str]) -> Any:
-    """Unigram model of the trained pieces, with an order and scores that are the same in every process.
-
-    The trainer uses a randomly seeded hash map, so its scores differ in the last digits, and the scores of letters that
-    it adds for completeness are arbitrary. Therefore scores are rounded, and those of letters are set by frequency.
-    """
-    from tokenizers import models
-
-    words = "\n".join("▁" + tokenizer.normalizer.normalize_str(text).replace(" ", "▁") for text in texts)
-    pieces = json.loads(tokenizer.to_str())["model"]["vocab"][len(SPECIAL_TOKENS) :]
-    scored = [
-        (piece, round(score if len(piece) > 1 else math.log((words.count(piece) + 0.5) / (len(words) + 1)), 6))
-        for piece, score in pieces
-    ]
-    ordered = sorted(scored, key=lambda piece: (-piece[1], piece[0]))
-    return models.Unigram([*((token, 0.0) for token in SPECIAL_TOKENS), *ordered], 2, False)
+def _ranked(counts: Counter[str]) -> list[str]:
+    """The most frequent first; those of one frequency by name."""
+    return sorted(counts, key=lambda text: (-counts[text], text))
 
 
 def stack_features(features: Sequence[tuple[Tensor, Tensor]]) -> TextFeatures:

@@ -35,7 +35,7 @@ class TinyEncoderConfig(Config):
 
     dim: int = Field(default=64, ge=8, description="width of the encoder `tiny`")
     num_layers: int = Field(default=2, ge=1, description="layers of the encoder `tiny`")
-    vocab_size: int = Field(default=512, ge=64, description="largest vocabulary of the unigram tokenizer of `tiny`")
+    vocab_size: int = Field(default=512, ge=64, description="largest vocabulary of the tokenizer of `tiny`")
     seed: int = Field(default=0, ge=0, description="seed of the random weights of `tiny`")
 
 

@@ -20,7 +20,7 @@ from tasks.tables.rows import TextFeatureRow
 from tasks.tables.stored_folders import local_folder, writing_folder
 
 TINY = "tiny"
-TINY_VERSION = "1"
+TINY_VERSION = "2"
 
 
 def find_encoder(run: Run, uri: str = "") -> ModelFolder:

@@ -35,6 +35,15 @@ def test_the_same_texts_and_seed_give_the_same_encoder_and_another_seed_another(
     assert text_encoder_hash(tmp_path / "same") == text_encoder_hash(folder) != text_encoder_hash(tmp_path / "other")
 
 
+def test_a_word_of_the_captions_is_one_token_and_another_word_is_split_into_known_pieces(tmp_path):
+    build_tiny_text_encoder(["Two bunnies run.", "A bunny runs, 你好"], tmp_path, dim=32, num_layers=1, vocab_size=128)
+    tokenizer = load_text_encoder(tmp_path).tokenizer
+    assert tokenizer.tokenize("Two bunnies run.") == ["two", "bunnies", "run", "."]
+    assert tokenizer.tokenize("runbunny 好") == ["run", "bunny", "好"]
+    assert tokenizer.tokenize("zoo") == ["z", "o", "o"]
+    assert len(tokenizer) <= 128
+
+
 def test_an_encoder_that_was_never_trained_says_so(folder, encoder):
     assert json.loads((folder / "encoder.json").read_text())["random_init"] is True
     assert encoder.info["random_init"] is True

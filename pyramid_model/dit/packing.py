@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pyramid_model.config import PATCH
-from pyramid_model.dit.attention import QKV, frame_attention
+from pyramid_model.dit.attention import QKV, frame_attention, frame_mask, masked_attention
 from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.rope import rotate, rotation_table
 
@@ -39,6 +39,7 @@ class Packing:
     clean_history: text and history have modulations of their own, apart from the noisy clip's.
     pads: for each column, the number of padding tokens at the start of each sample's text.
     cache_tokens: tokens at the start of the column that the KV cache must hold after the call.
+    masks: for each column, the mask with which its attention is one call; None: one call for each frame.
     """
 
     num_text: int
@@ -49,6 +50,7 @@ class Packing:
     clean_history: bool = False
     pads: tuple[tuple[int, ...], ...] = ()
     cache_tokens: int = 0
+    masks: tuple[Tensor | None, ...] = ()
 
     @cached_property
     def num_image(self) -> list[int]:
@@ -118,13 +120,19 @@ class Packing:
         q, k, v = rotate(qkv[0], self.rotation), rotate(qkv[1], self.rotation), qkv[2]
         if kv_cache is not None:
             k, v = kv_cache.extend(k, v, self.cache_tokens)
-            return frame_attention(q, k, v, self.ends[0], self.pads[0])
-        columns = zip(*(x.split(self.lengths, dim=1) for x in (q, k, v)), self.ends, self.pads, strict=True)
-        outputs = [frame_attention(*column) for column in columns]
+            return self._attend_column(0, q, k, v)
+        columns = zip(*(x.split(self.lengths, dim=1) for x in (q, k, v)), strict=True)
+        outputs = [self._attend_column(number, *column) for number, column in enumerate(columns)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
+    def _attend_column(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask, pads = self.masks[number], self.pads[number]
+        if mask is None:
+            return frame_attention(q, k, v, self.ends[number], pads)
+        return masked_attention(q, k, v, mask, pads)
 
-@lru_cache(maxsize=1024)
+
+@lru_cache(maxsize=64)
 def make_packing(
     columns: tuple[tuple[Size, ...], ...],
     num_valid: tuple[int, ...],
@@ -153,7 +161,14 @@ def make_packing(
     num_text = max(num_valid)
     packing = _packing(columns, num_text, rope_axes, causal, clean_history, device, first_frame, mode)
     pads = tuple(tuple(num_text - n for n in num_valid[i :: len(columns)]) for i in range(len(columns)))
-    return replace(packing, pads=pads, cache_tokens=packing.ends[0][num_cached - 1] if num_cached else 0)
+    with torch.inference_mode(False):  # the layout is cached, and a later call may need gradients
+        masks = tuple(
+            frame_mask(ends, column_pads, ends[-1] - length)
+            for ends, column_pads, length in zip(packing.ends, pads, packing.lengths, strict=True)
+        )
+    masks = tuple(None if mask is None else mask.to(device) for mask in masks)
+    cache_tokens = packing.ends[0][num_cached - 1] if num_cached else 0
+    return replace(packing, pads=pads, masks=masks, cache_tokens=cache_tokens)
 
 
 @lru_cache(maxsize=128)

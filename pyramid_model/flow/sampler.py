@@ -82,7 +82,7 @@ def sample_video(
     return torch.cat([*given, *sample_units(dit, text, negative, sampling, noise, given, reuse)], dim=2)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample_units(
     dit: DiT,
     text: TextFeatures,

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyramid_model.dit.attention import by_segment, frame_attention
+from pyramid_model.dit.attention import MAX_MASKED, by_segment, frame_attention, frame_mask, masked_attention
 
 ENDS = (5, 7, 10)  # three frames, the first together with the text
 
@@ -30,6 +30,25 @@ def test_one_call_a_frame_finds_what_a_dense_mask_finds(pads):
     torch.testing.assert_close(frame_attention(q, k, v, ENDS, pads), masked(q, k, v, pads))
 
 
+@pytest.mark.parametrize("pads", [(0, 0), (0, 3), (2, 4)])
+@pytest.mark.parametrize("first", [0, 5, 7])
+def test_one_call_with_a_mask_finds_what_one_call_a_frame_finds(pads, first):
+    q, k, v = qkv()
+    mask = frame_mask(ENDS, pads, first)
+    if mask is None:  # one call with the same keys for all
+        assert first == 7
+        assert pads == (0, 0)
+        return
+    expected = frame_attention(q[:, first:], k, v, ENDS, pads)
+    torch.testing.assert_close(masked_attention(q[:, first:], k, v, mask, pads), expected)
+
+
+def test_a_mask_is_made_only_for_short_sequences_that_need_several_calls():
+    assert frame_mask((MAX_MASKED // 2, MAX_MASKED), (0,), 0) is not None
+    assert frame_mask((MAX_MASKED // 2, MAX_MASKED + 1), (0,), 0) is None
+    assert frame_mask((10,), (3, 3), 0) is None
+
+
 @pytest.mark.parametrize("num_known", [5, 7])
 def test_the_last_queries_alone_find_what_they_find_together_with_the_others(num_known):
     q, k, v = qkv()
@@ -45,9 +64,13 @@ def test_no_more_is_computed_than_what_is_seen():
     assert counter.get_total_flops() == 2 * 2 * seen * 2 * 8  # scores and sums, 2 heads of 8 channels
 
 
-def test_padding_has_no_gradient():
+@pytest.mark.parametrize("masked_call", [False, True])
+def test_padding_has_no_gradient(masked_call):
     q, k, v = (x.requires_grad_() for x in qkv())
-    frame_attention(q, k, v, ENDS, (0, 3)).square().sum().backward()
+    pads = (0, 3)
+    mask = frame_mask(ENDS, pads, 0)
+    out = masked_attention(q, k, v, mask, pads) if masked_call else frame_attention(q, k, v, ENDS, pads)
+    out.square().sum().backward()
     for x in (q, k, v):
         assert not x.grad[1, :3].any()
         assert x.grad[0].abs().amin(dim=(1, 2)).all()

@@ -158,7 +158,10 @@ class MixConfig(Config):
     """Mixture of clips of different sizes and sources. All clips of a step have one size."""
 
     token_budget: int | None = Field(
-        default=None, ge=1, description="latent tokens of a batch, for clips of any size; null: batch_size samples"
+        default=None,
+        ge=1,
+        description="latent tokens of a batch of clips that need the most FLOPs; batches of other clips get as many "
+        "samples as take the same time; null: batch_size samples",
     )
     source_weights: dict[str, float] = Field(
         default={}, description="weight of each source in the samples; {}: proportional to its number of clips"

@@ -22,7 +22,9 @@ from pyramid_model.config import PATCH, MiniFluxConfig, MMDiTConfig, PyramidConf
 from pyramid_model.dit.packing import Size
 from pyramid_model.dit.transformer import TIMESTEP_CHANNELS, size_of
 from pyramid_model.flow.history import history_clips
+from pyramid_model.flow.path import units_in
 from pyramid_model.flow.sampler import Sampling
+from pyramid_model.train.config import DiTLossConfig
 
 Config = MiniFluxConfig | MMDiTConfig
 
@@ -91,6 +93,34 @@ def train_flops(
     Activation recomputation is not counted, as usual for MFU. Arguments as in `call_flops`.
     """
     return call_flops(config, columns, num_text, batch, dense) * 3
+
+
+def sample_flops(
+    config: Config, pyramid: PyramidConfig, loss: DiTLossConfig, shape: tuple[int, ...], num_text: int
+) -> float:
+    """FLOPs that a training needs for one sample in one step, as a mean over its stages and units.
+
+    This is the cost model of batches. It is far from proportional to the tokens of the clip, because a step trains one
+    unit whose history is compressed: sixteen frames of 384x640 px cost 2.6 times as much as one.
+
+    Args:
+        config: of the DiT.
+        pyramid: stages and units.
+        loss: samples of each stage; with or without units.
+        shape: (c t h w) of the latent.
+        num_text: text tokens.
+    """
+    size, ratios = (shape[1], shape[2], shape[3]), loss.ratios(pyramid)
+    units = units_in(size[0], pyramid.frames_per_unit) if loss.autoregressive else 1
+    total = 0
+    for stage, ratio in enumerate(ratios):
+        for unit in range(units):
+            num_frames = pyramid.frames_per_unit if unit else 1
+            noisy = frame_tokens([(num_frames if loss.autoregressive else size[0], *_sides(size, pyramid, stage))])
+            frames = history_frames(size, pyramid, stage, unit) + noisy
+            flops = _part(config, frames, num_text, 0, len(frames), dense=False) + _ends(config, sum(noisy))
+            total += ratio * flops.total
+    return 3 * total / units / sum(ratios)
 
 
 def generation_flops(

@@ -9,6 +9,7 @@ are fewer samples than a step needs.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -40,6 +41,7 @@ class BatchPlan:
         multiple_of: with a token budget, every batch size is a multiple of this.
         seed: seed of all shuffles.
         num_batches: batches of a step with different samples.
+        cost: of a sample of a shape; with a token budget, batches of all shapes cost the same.
 
     Raises:
         ValueError: there are no samples, the sources in `mix` are not those of the samples, or `mix.image_share` needs
@@ -55,6 +57,7 @@ class BatchPlan:
         multiple_of: int,
         seed: int,
         num_batches: int,
+        cost: Callable[[Shape], float] = num_tokens,
     ):
         if not shapes:
             raise ValueError("the training set is empty: select at least one clip for the split `train`")
@@ -73,7 +76,8 @@ class BatchPlan:
         self._group = np.full(len(shapes), -1, np.int32)  # of every sample
         for group, positions in enumerate(self.positions_by_group):
             self._group[positions] = group
-        self.batch_sizes = [_batch_size(shape, mix.token_budget, batch_size, multiple_of) for shape in self.shapes]
+        self.costs = [cost(shape) for shape in self.shapes]
+        self.batch_sizes = self._batch_sizes(mix.token_budget, batch_size, multiple_of)
         self.shares = [
             {source: weights[source] * len(positions) for source, positions in members.items()}
             for members in self.members
@@ -83,6 +87,15 @@ class BatchPlan:
         self.num_steps = [
             max(1, round(count)) if count else 0 for count in _with_images(self.shapes, steps, mix.image_share)
         ]
+
+    def _batch_sizes(self, token_budget: int | None, batch_size: int, multiple_of: int) -> list[int]:
+        """Samples in a batch of each shape."""
+        if token_budget is None:
+            return [batch_size] * len(self.shapes)
+        dearest = int(np.argmax(self.costs))
+        most = token_budget / num_tokens(self.shapes[dearest]) * self.costs[dearest]
+        # Rounded to 9 digits first: 7 samples that cost a seventh each are 7.
+        return [max(1, math.floor(round(most / cost, 9)) // multiple_of) * multiple_of for cost in self.costs]
 
     def pick(self, step: int, index: int) -> list[int]:
         """Positions of the samples of a batch, all of one shape."""
@@ -96,7 +109,7 @@ class BatchPlan:
     def largest(self) -> list[int]:
         """Positions of the samples of a batch that needs the most memory."""
         used = [group for group, steps in enumerate(self.num_steps) if steps]
-        group = max(used, key=lambda group: self.batch_sizes[group] * num_tokens(self.shapes[group]))
+        group = max(used, key=lambda group: self.batch_sizes[group] * self.costs[group])
         return np.resize(self.positions_by_group[group], self.batch_sizes[group]).tolist()
 
     def readable(self, position: int, read: Callable[[int], Sample | None]) -> tuple[int, Sample] | None:
@@ -174,12 +187,6 @@ class BatchPlan:
         """`count` samples of one source. A sample repeats only after every other one was drawn as often."""
         rounds = [shuffled(len(positions), self.seed, block + i) for i in range(-(-count // len(positions)))]
         return positions[torch.cat(rounds).numpy()[:count]] if rounds else positions[:0]
-
-
-def _batch_size(shape: Shape, token_budget: int | None, batch_size: int, multiple_of: int) -> int:
-    if token_budget is None:
-        return batch_size
-    return max(1, token_budget // num_tokens(shape) // multiple_of) * multiple_of
 
 
 def _sample_weights(sources: Sequence[str], shares: Mapping[str, float]) -> dict[str, float]:

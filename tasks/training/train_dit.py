@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pyramid_model.train.loop import Batch
     from pyramid_model.train.mixture import BatchPlan
 
-VERSION = "3"
+VERSION = "4"
 
 
 class DiTOptimConfig(OptimConfig):
@@ -231,13 +231,16 @@ class DiTTraining:
         self._check_text()
 
     def _plan(self, names: dict[str, str]) -> "BatchPlan":
+        from pyramid_model.train.flops import sample_flops
         from pyramid_model.train.mixture import BatchPlan
 
         config = self.config
         sources = [names[pair.clip_id] for pair in self.train.pairs]
-        batch = config.optim.batch_size, config.columns, config.optim.seed
+        batch = config.optim.batch_size, config.columns, config.optim.seed, config.num_batches // self.sync_group
+        sizes = config.dit, config.pyramid, config.loss
+        cost = partial(sample_flops, *sizes, num_text=self.null[0].shape[0])
         try:
-            return BatchPlan(self.train.shapes, sources, config.mix, *batch, config.num_batches // self.sync_group)
+            return BatchPlan(self.train.shapes, sources, config.mix, *batch, cost)
         except ValueError as err:
             raise StepError(f"train_dit.{err}") from err
 

@@ -8,10 +8,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.packing import clip_positions
+from pyramid_model.dit.transformer import size_of
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.sampler import Sampling, sample_video
-from pyramid_model.train.flops import Reuse, call_flops, generation_flops, history_frames, mfu, train_flops
+from pyramid_model.text import stack_features
+from pyramid_model.train.config import DiTLossConfig
+from pyramid_model.train.dit_loss import DiTObjective
+from pyramid_model.train.flops import (
+    Reuse,
+    call_flops,
+    generation_flops,
+    history_frames,
+    mfu,
+    sample_flops,
+    train_flops,
+)
 
 LINEAR = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution, torch.ops.aten.linear)
 FIVE_S, TEN_S, SMALL = (16, 96, 160), (31, 96, 160), (16, 48, 80)  # 768x1280 px twice, then 384x640 px
@@ -184,3 +196,17 @@ def test_mfu_is_the_share_of_the_peak():
     assert mfu(395e12, 1.0, 790e12) == 0.5
     with pytest.raises(ValueError, match="must both be more than 0"):
         mfu(1.0, 0.0, 790e12)
+
+
+@pytest.mark.parametrize("autoregressive", [True, False])
+def test_the_cost_of_a_sample_is_the_mean_of_what_steps_compute(dit, autoregressive):
+    pyramid, loss = PyramidConfig(num_stages=2), DiTLossConfig(autoregressive=autoregressive, sample_ratios=(1, 2))
+    latents, calls = torch.randn(3, dit.config.latent_channels, 3, 8, 8), []
+    dit.register_forward_pre_hook(lambda _, args: calls.append(args[0]))
+    objective = DiTObjective(dit, pyramid, loss)
+    text = stack_features([(torch.randn(5, dit.config.text_dim), torch.randn(dit.config.pooled_dim))] * 3)
+    for step in range(3):
+        objective(latents, text, torch.Generator(), step, 0)
+    columns = [[[size_of(clip) for clip in column] for column in call] for call in calls]
+    counted = [train_flops(dit.config, call, 5).total / 3 for call in columns]
+    assert sample_flops(dit.config, pyramid, loss, (4, 3, 8, 8), 5) == pytest.approx(sum(counted) / 3)

@@ -1,10 +1,13 @@
 """Batches of mixed sizes and sources: what a step sees depends on (seed, step, rank), and the shares come out right."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 
-from pyramid_model.train.config import MixConfig
+from pyramid_model.config import MiniFluxConfig, PyramidConfig
+from pyramid_model.train.config import DiTLossConfig, MixConfig
+from pyramid_model.train.flops import sample_flops
 from pyramid_model.train.mixture import BatchPlan, num_tokens
 
 LONG, SHORT, IMAGE = (16, 4, 8, 8), (16, 2, 8, 8), (16, 1, 8, 8)
@@ -23,6 +26,18 @@ def test_a_step_has_one_shape_and_as_many_samples_as_fill_the_budget():
         (shape,) = {SHAPES[i] for i in picked}
         sizes[shape] = len(picked)
     assert sizes == {LONG: 4, SHORT: 10, IMAGE: 20}  # multiples of two within the budget
+
+
+def test_batches_of_all_sizes_cost_the_same_by_counted_flops():
+    shapes = [(16, frames, *size) for frames in (1, 8, 16) for size in ((48, 80), (64, 64))]
+    released = partial(sample_flops, MiniFluxConfig(), PyramidConfig(), DiTLossConfig(), num_text=128)
+    spread = {}
+    for name, cost in (("counted", released), ("naive", num_tokens)):
+        plan = BatchPlan(shapes, [""] * 6, MixConfig(token_budget=600_000), 3, 3, 0, 1, cost)
+        costs = [size * released(shape) for shape, size in zip(plan.shapes, plan.batch_sizes, strict=True)]
+        spread[name] = max(costs) / min(costs) - 1
+    assert spread["counted"] <= 0.1
+    assert spread["naive"] > 4  # a batch of images of as many tokens takes five times as long
 
 
 def test_every_sample_comes_once_an_epoch_and_batches_never_share_one():

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, InstanceOf
 
 from pyramid_model.config import NOT_IDENTITY, CaptionsOfKind, Config
 from pyramid_model.generate.request import GenerationRequest
@@ -11,7 +11,8 @@ from tasks.models.folders import ModelSet
 from tasks.models.gate import GateConfig
 from tasks.models.registry import Champion
 from tasks.running.run import StepResult
-from tasks.training.pairs import Pair, PairSource
+from tasks.training.pair_columns import Pairs
+from tasks.training.pairs import PairSource
 
 
 class EvaluateConfig(Config):
@@ -80,8 +81,8 @@ class Subject(Config):
     models: ModelSet
     record: TrainedModel | None = Field(description="how the DiT was trained; null: it was not trained here")
     source: PairSource
-    train: list[Pair]
-    val: list[Pair]
+    train: InstanceOf[Pairs]
+    val: InstanceOf[Pairs]
     rival: Champion | None = Field(
         description="the champion to compare with; null: there is none, or the candidate is champion"
     )

@@ -16,7 +16,8 @@ from tasks.running.work import Produced
 from tasks.tables.rows import ok_row
 from tasks.tables.storage import file_crc32
 from tasks.tables.stored_folders import local_folder, writing_folder
-from tasks.training.pairs import Pair, load_null_text, load_pairs
+from tasks.training.pair_columns import Pair
+from tasks.training.pairs import load_null_text, load_pairs
 from tasks.training.validation import val_baselines, val_losses
 
 if TYPE_CHECKING:

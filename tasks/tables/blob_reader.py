@@ -37,18 +37,28 @@ class BlobReader:
         root: of the tables.
         table: one with binary columns: latents, text_features, embeddings.
         version: of the table.
-        ids: ids of the rows to read; `shapes` has the ids whose rows exist and are ok.
+        ids: ids of the rows to read.
+
+    ids: those whose rows exist and are ok, sorted.
     """
 
-    def __init__(self, root: str, table: str, version: int, ids: Iterable[str]):
+    def __init__(self, root: str, table: str, version: int, ids: Iterable[str] | pa.ChunkedArray):
         self.blobs = list(BLOB_COLUMNS[table])
-        self.uris, rows = _index(root, table, version, pa.array(sorted(set(ids)), pa.string()))
-        self._place = {row_id: place for place, row_id in enumerate(rows[ID_COLUMNS[table]].to_pylist())}
+        asked = ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.string())
+        self.uris, rows = _index(root, table, version, pc.unique(asked))
+        rows = rows.sort_by(ID_COLUMNS[table]).combine_chunks()
+        self.ids: pa.ChunkedArray = rows[ID_COLUMNS[table]]
+        self._keys = np.array(self.ids.to_pylist(), "S")
         self._file, self._group, self._row, self._crc32 = (
             rows[name].to_numpy() for name in ("file", "row_group", "row", "crc32")
         )
-        self._dtype = rows["dtype"].to_pylist()
-        self.shapes = dict(zip(self._place, map(tuple, rows["shape"].to_pylist()), strict=True))
+        self._dtype, self._shape = rows["dtype"], rows["shape"]
+
+    def shapes(self, ids: pa.ChunkedArray) -> list[tuple[int, ...]]:
+        """Shape of the first value of each of these rows, of which each must be among `ids`; equal ones are shared."""
+        distinct: dict[tuple[int, ...], tuple[int, ...]] = {}
+        of_ids = self._shape.take(pc.index_in(ids, self.ids))
+        return [distinct.setdefault(shape, shape) for shape in (tuple(value.as_py()) for value in of_ids)]
 
     def read(self, row_id: str, check: bool = True) -> tuple[Tensor, ...]:
         """The binary values of a row as read-only tensors that share the memory of the file buffer.
@@ -59,7 +69,9 @@ class BlobReader:
             KeyError: the row does not exist or is not ok.
             CorruptBlobError: checksum or length differ from those written, or the file cannot be read.
         """
-        place = self._place[row_id]
+        place = int(np.searchsorted(self._keys, row_id.encode()))
+        if place == len(self._keys) or self._keys[place] != row_id.encode():
+            raise KeyError(row_id)
         uri, group = self.uris[self._file[place]], int(self._group[place])
         try:
             columns = _open_file(uri, os.getpid()).read_row_group(group, self.blobs, use_threads=False)
@@ -68,7 +80,7 @@ class BlobReader:
         blobs = [columns[name].chunk(0)[int(self._row[place])].as_buffer() for name in self.blobs]
         if check and (sum32 := crc32(*map(memoryview, blobs))) != self._crc32[place]:
             raise CorruptBlobError(f"crc32 is {sum32:08x}, expected {int(self._crc32[place]):08x}")
-        shape, dtype = self.shapes[row_id], DTYPES[self._dtype[place]]
+        shape, dtype = self._shape[place].as_py(), DTYPES[self._dtype[place].as_py()]
         if blobs[0].size != math.prod(shape) * dtype.itemsize:
             raise CorruptBlobError(f"{blobs[0].size} bytes, expected {math.prod(shape)} of {dtype} for shape {shape}")
         first, *others = (_as_tensor(data).view(dtype) for data in blobs)

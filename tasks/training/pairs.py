@@ -1,9 +1,9 @@
 """Training data of the DiT: pairs of a clip's latent and its caption's features; also used to evaluate it."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,43 +17,13 @@ from tasks.running.run import Run
 from tasks.tables.current import captions_by_kind, selected_clips
 from tasks.tables.delta import read_table, table_version
 from tasks.tables.rows import SelectedClipRow, as_rows
+from tasks.training.pair_columns import Pair, Pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 POSTERIOR = "mean,logvar"  # latents stored with their log-variances after the means
 TABLES = ("clips", "selections", "captions", "latents", "text_features")
-
-
-class Choice(Config):
-    """One of several captions of a clip, and how often it is drawn beside the others."""
-
-    text_feature_id: str
-    weight: float
-
-
-class Pair(Config):
-    """One clip for the DiT: ids of its latent and of the features of its (preferred) caption."""
-
-    clip_id: str
-    uri: str
-    bucket: str
-    text: str
-    latent_id: str
-    text_feature_id: str
-    choices: tuple[Choice, ...] = ()  # training draws one of these; empty: always the preferred
-
-    @property
-    def text_ids(self) -> set[str]:
-        """Ids of the features of all its captions."""
-        return {self.text_feature_id, *(choice.text_feature_id for choice in self.choices)}
-
-    def drawn_text_id(self, chance: random.Random) -> str:
-        """Id of the features of one of its captions, drawn by weight."""
-        if not self.choices:
-            return self.text_feature_id
-        ids, weights = zip(*((choice.text_feature_id, choice.weight) for choice in self.choices), strict=True)
-        return chance.choices(ids, weights)[0]
 
 
 class PairSource(Config):
@@ -116,13 +86,16 @@ def latent_norm(vae_uri: str) -> LatentNorm:
     return norm
 
 
-def find_pairs(source: PairSource, split: str) -> list[Pair]:
+def find_pairs(source: PairSource, split: str) -> Pairs:
     """The pairs of a split, in the order of the selection; clips that lack a latent or a caption are left out."""
+    return Pairs.of(_pair_rows(source, split))
+
+
+def _pair_rows(source: PairSource, split: str) -> Iterator[dict[str, Any]]:
     clips = _clips(source, split)
     texts = _texts(source, clips)
     latents = _latent_ids(source)
     features = text_feature_ids(source)
-    pairs = []
     for clip in clips:
         captions: dict[Kind, str] = {
             kind: text for kind, text in texts.get(clip["clip_id"], {}).items() if text in features
@@ -136,19 +109,10 @@ def find_pairs(source: PairSource, split: str) -> list[Pair]:
         if not captions or not latent_id:
             continue
         preferred = next(iter(captions.values()))
-        choices = tuple(Choice(text_feature_id=features[captions[kind]], weight=weights[kind]) for kind in weights)
-        pairs.append(
-            Pair(
-                clip_id=clip["clip_id"],
-                uri=clip["uri"],
-                bucket=clip["bucket"],
-                text=preferred,
-                latent_id=latent_id,
-                text_feature_id=features[preferred],
-                choices=choices,
-            )
-        )
-    return pairs
+        choices = [{"text_feature_id": features[captions[kind]], "weight": weights[kind]} for kind in weights]
+        of_clip = {name: clip[name] for name in ("clip_id", "uri", "bucket")}
+        ids = {"latent_id": latent_id, "text_feature_id": features[preferred]}
+        yield {**of_clip, "text": preferred, **ids, "choices": choices}
 
 
 def _texts(source: PairSource, clips: Sequence[SelectedClipRow]) -> dict[str, dict[Kind, str]]:
@@ -203,41 +167,39 @@ def text_feature_ids(source: PairSource) -> dict[str, str]:
     return {row["text"]: row["text_feature_id"] for row in rows.to_pylist()}
 
 
-def sources_of(source: PairSource, pairs: Sequence[Pair]) -> list[str]:
+def sources_of(source: PairSource, pairs: Pairs) -> list[str]:
     """Name of the source that the clip of each pair comes from."""
-    of_clips = pc.field("clip_id").isin(pa.array([pair.clip_id for pair in pairs], pa.string()))
+    of_clips = pc.field("clip_id").isin(pairs.column("clip_id"))
     names = ["clip_id", "video_id"]
     clips = read_table(source.run.root, "clips", names, source.versions["clips"], of_clips).to_pylist()
     videos = read_table(source.run.root, "videos", ["video_id", "source"]).to_pylist()
     by_video = {row["video_id"]: row["source"] for row in videos}
     by_clip = {row["clip_id"]: by_video[row["video_id"]] for row in clips}
-    return [by_clip[pair.clip_id] for pair in pairs]
+    return [by_clip[clip_id] for clip_id in pairs.column("clip_id").to_pylist()]
 
 
 class PairReader:
     """Pairs on disk, each read on request, so that memory does not grow with the data.
 
-    pairs: pairs that have rows in both tables. bad: pairs that could not be read so far, "clip …: reason".
+    pairs: pairs that have rows in both tables. shapes: (c, t, h, w) of the latent of each. bad: pairs that could not be
+    read so far, "clip …: reason".
     """
 
     def __init__(self, source: PairSource, pairs: Sequence[Pair]):
         from tasks.tables.blob_reader import BlobReader
 
-        def reader(table: str, ids: Iterable[str]) -> BlobReader:
+        def reader(table: str, ids: pa.ChunkedArray) -> BlobReader:
             return BlobReader(source.run.root, table, source.versions[table], ids)
 
+        pairs = pairs if isinstance(pairs, Pairs) else Pairs.of(pairs)
         self._channels = source.latent_channels * (2 if source.sample_posterior else 1)
-        self._latents = reader("latents", (pair.latent_id for pair in pairs))
-        self._texts = reader("text_features", (text_id for pair in pairs for text_id in pair.text_ids))
-        latent_ids, text_ids = self._latents.shapes.keys(), self._texts.shapes.keys()
-        self.pairs = [pair for pair in pairs if pair.latent_id in latent_ids and text_ids >= pair.text_ids]
+        self._latents = reader("latents", pairs.column("latent_id"))
+        self._texts = reader("text_features", pairs.text_ids)
+        self.pairs = pairs.with_data(self._latents.ids, self._texts.ids)
+        of_latents = self._latents.shapes(self.pairs.column("latent_id"))
+        self.shapes = [(self._channels, *shape[1:]) for shape in of_latents]  # (c, t, h, w)
         self.bad: list[str] = []
         self._damaged: set[tuple[int, str]] = set()  # (position, id of the row)
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """(c, t, h, w) of every latent."""
-        return [(self._channels, *self._latents.shapes[pair.latent_id][1:]) for pair in self.pairs]
 
     def read(self, position: int, chance: random.Random | None = None) -> "tuple[Tensor, tuple[Tensor, Tensor]] | None":
         """The raw latent (c t h w) and the text (embeds (n d), pooled (p)) of a pair, as stored and read-only.

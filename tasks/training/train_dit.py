@@ -26,8 +26,8 @@ from tasks.running.run import Run
 from tasks.running.step import step
 from tasks.training.job import Job, TrainingConfig, TrainingResult, check_disjoint
 from tasks.training.line import identify
+from tasks.training.pair_columns import Pair, Pairs
 from tasks.training.pairs import (
-    Pair,
     PairReader,
     PairSource,
     explain_no_pairs,
@@ -168,8 +168,8 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
     for split, pairs in (("train", train), ("val", val)):
         if not pairs:
             raise StepError(explain_no_pairs(source, split))
-    check_disjoint([pair.clip_id for pair in train], [pair.clip_id for pair in val])
-    names = sources_of(source, train) if config.mix.source_weights else [""] * len(train)
+    check_disjoint(train.column("clip_id").to_pylist(), val.column("clip_id").to_pylist())
+    names = sources_of(source, train) if config.mix.source_weights else []
     null_id = text_feature_ids(source).get(NULL_TEXT, "")
     ids = [_data_ids(pair) for pair in (*train, *val)]
     trained_on = TrainedOn(
@@ -214,8 +214,8 @@ class DiTTraining:
         self,
         config: TrainDiTConfig,
         source: PairSource,
-        train: list[Pair],
-        val: list[Pair],
+        train: Pairs,
+        val: Pairs,
         names: list[str],
         device: "device",
     ):
@@ -225,9 +225,9 @@ class DiTTraining:
         self.num_train, self.num_val = len(self.train.pairs), len(self.val.pairs)
         if not self.num_train or not self.num_val:
             raise StepError(f"no latent of a split can be read ({', '.join(self.bad) or 'their rows are missing'})")
-        self.selected = Counter(pair.bucket for pair in train)
+        self.selected = Counter(train.column("bucket").to_pylist())
         self.sync_group = config.sync_group or 1
-        self.plan = self._plan(dict(zip((pair.clip_id for pair in train), names, strict=True)))
+        self.plan = self._plan(dict(zip(train.column("clip_id").to_pylist(), names, strict=True)) if names else {})
         self._check_text()
 
     def _plan(self, names: dict[str, str]) -> "BatchPlan":
@@ -235,7 +235,7 @@ class DiTTraining:
         from pyramid_model.train.mixture import BatchPlan
 
         config = self.config
-        sources = [names[pair.clip_id] for pair in self.train.pairs]
+        sources = [names.get(clip_id, "") for clip_id in self.train.pairs.column("clip_id").to_pylist()]
         batch = config.optim.batch_size, config.columns, config.optim.seed, config.num_batches // self.sync_group
         sizes = config.dit, config.pyramid, config.loss
         cost = partial(sample_flops, *sizes, num_text=self.null[0].shape[0])
@@ -251,7 +251,7 @@ class DiTTraining:
 
     def describe(self) -> list[str]:
         """See `BatchPlan.describe`."""
-        buckets = [pair.bucket for pair in self.train.pairs]
+        buckets = self.train.pairs.column("bucket").to_pylist()
         return self.plan.describe(buckets, self.selected, self.config.optim.num_steps)
 
     def _check_text(self) -> None:

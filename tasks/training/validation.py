@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from pyramid_model.config import PyramidConfig
 from pyramid_model.train.config import DiTLossConfig
-from tasks.training.pairs import LoadedPairs, Pair, PairSource, load_null_text, load_pairs
+from tasks.training.pair_columns import Pairs
+from tasks.training.pairs import LoadedPairs, PairSource, load_null_text, load_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ def val_losses(
 def val_baselines(
     dit: "DiT",
     source: PairSource,
-    train: Sequence[Pair],
+    train: Pairs,
     held_out: LoadedPairs,
     pyramid: PyramidConfig,
     loss: DiTLossConfig,

@@ -47,7 +47,7 @@ class BlobReader:
         asked = ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.string())
         self.uris, rows = _index(root, table, version, pc.unique(asked))
         rows = rows.sort_by(ID_COLUMNS[table]).combine_chunks()
-        self.ids: pa.ChunkedArray = rows[ID_COLUMNS[table]]
+        self.ids: pa.ChunkedArray = rows[ID_COLUMNS[table]].cast(pa.string())  # without rows it has no type
         self._keys = np.array(self.ids.to_pylist(), "S")
         self._file, self._group, self._row, self._crc32 = (
             rows[name].to_numpy() for name in ("file", "row_group", "row", "crc32")

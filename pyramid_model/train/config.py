@@ -16,6 +16,11 @@ class OptimConfig(Config):
         default=1000, ge=1, description="optimiser steps; a training that continues another does so many more"
     )
     batch_size: int = Field(default=4, ge=1, description="samples of a batch")
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: Muon (torch.optim.Muon) for the matrices of the blocks and AdamW for all other weights; "
+        "both have the same lr, since Muon's updates are scaled to the size of AdamW's",
+    )
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=50, ge=0, description="steps in which the learning rate rises linearly from 0")
     min_lr_ratio: float = Field(
@@ -23,6 +28,12 @@ class OptimConfig(Config):
         ge=0,
         le=1,
         description="learning rate of the last step, as a share of the peak; the decay is a cosine",
+    )
+    decay_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the steps, the last ones, in which the learning rate falls; before, it stays at the peak",
     )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(

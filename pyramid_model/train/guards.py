@@ -63,11 +63,14 @@ def note_skip(skipped: list[dict[str, Any]], reason: str, step: int, ids: Sequen
     LOG.warning("step %d is skipped: %s; samples: %s", step, reason, ", ".join(samples))
 
 
-def state_bytes(objective: nn.Module, optimizer: torch.optim.Optimizer, shadow: Mapping[str, Tensor]) -> dict[str, int]:
+def state_bytes(
+    objective: nn.Module, optimizers: Sequence[torch.optim.Optimizer], shadow: Mapping[str, Tensor]
+) -> dict[str, int]:
     """Bytes that this rank holds of weights, gradients, optimiser state and averages, for the whole training."""
     weights = sum(map(_bytes, objective.parameters()))
     gradients = sum(_bytes(weight) for weight in objective.parameters() if weight.requires_grad)
-    moments = sum(_bytes(tensor) for state in optimizer.state.values() for tensor in state.values())
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    moments = sum(_bytes(tensor) for state in states for tensor in state.values())
     return {
         "weights": weights,
         "gradients": gradients,

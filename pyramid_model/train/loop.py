@@ -53,7 +53,7 @@ class TrainState:
     """A training run between two steps.
 
     objective: module that returns (loss, parts); may be wrapped for data parallelism.
-    optimizer: updates the parameters of the objective.
+    optimizers: each updates some of the parameters of the objective.
     ema: averaged weights of the objective.
     step: number of finished steps, with those of the trainings that this one continues.
     first_step: step at which this training began.
@@ -64,7 +64,7 @@ class TrainState:
     """
 
     objective: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     ema: EMA
     step: int = 0
     first_step: int = 0
@@ -76,12 +76,12 @@ class TrainState:
     @classmethod
     def start(cls, objective: nn.Module, config: OptimConfig) -> Self:
         """State before the first step."""
-        return cls(objective, make_optimizer(objective, config), EMA(unwrapped(objective), config.ema_decay))
+        return cls(objective, make_optimizers(objective, config), EMA(unwrapped(objective), config.ema_decay))
 
     def tensors(self) -> dict[str, Any]:
         """All tensors of the training by role, for `Checkpoints`; shards stay shards."""
         model = unwrapped(self.objective)
-        weights, optimizer = get_state_dict(model, self.optimizer)
+        weights, optimizer = get_state_dict(model, self.optimizers)
         role = {"weights": weights, "optimizer": optimizer, "ema": self.ema.shadow}
         return {"model": role, "rng": torch.get_rng_state()}
 
@@ -96,7 +96,7 @@ class TrainState:
         role = tensors["model"]
         set_state_dict(
             unwrapped(self.objective),
-            self.optimizer,
+            self.optimizers,
             model_state_dict=role["weights"],
             optim_state_dict=role["optimizer"],
         )
@@ -115,9 +115,14 @@ class TrainState:
         """
         self.first_step, self.untrained = self.step, untrained
         self.curve, self.skipped, self.best = [], [], None
-        decaying, rest = self.optimizer.param_groups
-        decaying["weight_decay"], rest["weight_decay"] = config.weight_decay, 0.0
-        decaying["betas"] = rest["betas"] = config.betas
+        for group in self.param_groups():
+            group["weight_decay"] = config.weight_decay if group["params"][0].ndim > 1 else 0.0
+            if "betas" in group:
+                group["betas"] = config.betas
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters of all optimisers, with their settings."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def use_ema(self) -> None:
         """Replace the model's weights by the averaged weights; call once, after the last step."""
@@ -130,28 +135,44 @@ class TrainState:
         return get_model_state_dict(unwrapped(self.objective), options=options)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, not biases and norms."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest. Biases and norms do not decay."""
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    matrices = [weight for name, weight in named if config.name == "muon" and is_hidden_matrix(name, weight)]
+    ids = set(map(id, matrices))
+    rest = [weight for _, weight in named if id(weight) not in ids]
     groups = [
-        {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        {"params": [w for w in rest if w.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [w for w in rest if w.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
-    for weight in weights:  # from the start, so that a checkpoint has the same names at every step
+    groups = [group for group in groups if group["params"]]  # a checkpoint cannot hold an empty one
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
+    # Moments from the start, so that a checkpoint has the same names at every step.
+    for weight in rest:
         moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-        optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
-    return optimizer
+        adamw.state[weight] = {"step": torch.tensor(0.0), **moments}
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    for weight in matrices:
+        muon.state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
+    return [adamw, muon]
+
+
+def is_hidden_matrix(name: str, weight: Tensor) -> bool:
+    """Whether a weight is a matrix inside a block, which Muon is made for; those of modulations are not."""
+    return weight.ndim == 2 and "blocks." in name and "modulation" not in name
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
     """Learning rate of a step, counted from the first of the training.
 
-    It rises linearly, then falls by half a cosine to `min_lr_ratio` of the peak.
+    It rises linearly, stays at the peak until the decay begins, then falls by half a cosine to `min_lr_ratio` of it.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - 1 - config.warmup_steps)
+    decay_from = max(config.warmup_steps, round((1 - config.decay_share) * config.num_steps))
+    progress = max(0, step - decay_from) / max(1, config.num_steps - 1 - decay_from)
     share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * share
 
@@ -221,9 +242,10 @@ def train(
 def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]) -> dict[str, float]:
     """Do one optimiser step, or skip it if its numbers are not finite; returns its row of the curve."""
     lr = learning_rate(config, state.step - state.first_step)
-    for group in state.optimizer.param_groups:
+    for group in state.param_groups():
         group["lr"] = lr
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
     losses, suspects = _backward(state.objective, batches)
     grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.grad_clip)
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
@@ -235,7 +257,8 @@ def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]
         note_skip(state.skipped, reason, state.step + 1, ids, config.max_skips)
         state.step += 1
         return {"step": state.step, "lr": lr, "skipped": len(state.skipped)}
-    state.optimizer.step()
+    for optimizer in state.optimizers:
+        optimizer.step()
     state.ema.update(unwrapped(state.objective))
     state.step += 1
     return {"step": state.step, "loss": figures["loss"], "lr": lr, "grad_norm": figures["grad_norm"]} | figures

@@ -56,7 +56,7 @@ def train_rank(job: Job, device: "torch.device", on_row: Callable[[dict[str, flo
     state = TrainState.start(parallelise(objective, job.config.parallel, device), job.config.optim)
     validate = partial(training.validate, objective)
     _resume(job, state, checkpoints, validate)
-    sizes = state_bytes(state.objective, state.optimizer, state.ema.shadow)
+    sizes = state_bytes(state.objective, state.optimizers, state.ema.shadow)
     bucket, largest = training.largest()
     if activations := rehearse(state.objective, largest, sizes):
         sizes[f"activations of {len(largest.ids)} x {bucket}"] = activations

@@ -77,7 +77,7 @@ class Killed(Exception):
     """The end of a training that is killed."""
 
 
-def check_training(kind, folder=None, killed_at=None, poisoned=None, **options):
+def check_training(kind, folder=None, killed_at=None, poisoned=None, optimizer="adamw", **options):
     """The curve of a training, which continues from the checkpoints in `folder`; empty if it is killed on the way.
 
     poisoned: [step, rank] whose batches are not numbers; one step may be skipped.
@@ -85,7 +85,8 @@ def check_training(kind, folder=None, killed_at=None, poisoned=None, **options):
     config = ParallelConfig(**options)
     objective = objective_of(kind)
     module = parallelise(objective, config, torch.device("cpu"), compiler="eager")
-    state = TrainState.start(module, OPTIM)
+    optim = OptimConfig.model_validate(OPTIM.model_dump() | {"name": optimizer})
+    state = TrainState.start(module, optim)
     checkpoints = Checkpoints(folder) if folder else None
     batches = batches_of(kind, config)
 
@@ -100,7 +101,7 @@ def check_training(kind, folder=None, killed_at=None, poisoned=None, **options):
         assert state.step == 2, "the training was killed at step 2"
     validate = validation_of(kind, objective)
     try:
-        return train(state, OPTIM, until_killed, validate=validate, checkpoints=checkpoints)
+        return train(state, optim, until_killed, validate=validate, checkpoints=checkpoints)
     except Killed:
         checkpoints.wait()
         return []

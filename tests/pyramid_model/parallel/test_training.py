@@ -45,6 +45,13 @@ def test_shards_train_as_one_copy(curve, kind, num_ranks):
     assert same(curve(kind, num_ranks, share_weights=0), curve(kind, 1), **EXACT)
 
 
+@pytest.mark.parametrize("share_weights", [0, 1])
+def test_muon_trains_on_two_ranks_as_on_one(curve, share_weights):
+    """Muon computes its updates in bfloat16, so that shards round differently from whole matrices."""
+    one, two = curve("dit", 1, optimizer="muon"), curve("dit", 2, optimizer="muon", share_weights=share_weights)
+    assert same(two, one, **(EXACT if share_weights else {"rel": 1e-2}))
+
+
 @pytest.mark.parametrize(("kind", "share_weights"), [("dit", 0), ("dit", 1), ("vae", 1)])
 def test_ranks_that_do_not_divide_the_batches_train_as_one(curve, kind, share_weights):
     assert same(curve(kind, 3, share_weights=share_weights), curve(kind, 1), **EXACT)

@@ -24,14 +24,17 @@ DAMAGES = {
 
 
 def state(step: int, size: tuple[int, int] = (8, 4)) -> TrainState:
-    """A state whose tensors all depend on the step."""
+    """A state whose tensors all depend on the step, with two optimisers."""
     torch.manual_seed(step)
-    made = TrainState.start(torch.nn.Linear(*size), OptimConfig())
+    model = torch.nn.ModuleDict({"blocks": torch.nn.Sequential(torch.nn.Linear(*size))})
+    made = TrainState.start(model, OptimConfig(name="muon"))
+    assert len(made.optimizers) == 2
     made.step, made.ema.num_updates, made.curve = step, step, [{"step": step}]
     made.first_step, made.untrained = step // 2, {"val_loss": float(step)}
-    for moments in made.optimizer.state.values():
-        for tensor in moments.values():
-            tensor.fill_(step)
+    for optimizer in made.optimizers:
+        for moments in optimizer.state.values():
+            for tensor in moments.values():
+                tensor.fill_(step)
     return made
 
 
@@ -68,9 +71,13 @@ def test_everything_that_has_state_comes_back(checkpoints):
 def test_a_walk_over_the_state_meets_nothing_that_no_checkpoint_holds():
     made = state(3)
     held = {tensor.data_ptr() for tensor in flat(made.tensors()).values() if isinstance(tensor, torch.Tensor)}
-    owners = [made.objective.state_dict(), made.ema.shadow, *made.optimizer.state.values()]
+    owners = [
+        made.objective.state_dict(),
+        made.ema.shadow,
+        *(moments for optimizer in made.optimizers for moments in optimizer.state.values()),
+    ]
     assert all(tensor.data_ptr() in held for owner in owners for tensor in owner.values())
-    stated = {"objective", "optimizer", "ema", "step", "first_step", "untrained", "curve", "best", "skipped"}
+    stated = {"objective", "optimizers", "ema", "step", "first_step", "untrained", "curve", "best", "skipped"}
     assert set(vars(made)) == stated, "put what is new into tensors() or facts(), and its name here"
     assert set(vars(made.ema)) == {"decay", "num_updates", "shadow"}  # decay is a setting
 
@@ -166,7 +173,8 @@ import resource, signal, sys, torch
 from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import OptimConfig
 from pyramid_model.train.loop import TrainState
-state = TrainState.start(torch.nn.Linear(64, 64), OptimConfig())
+model = torch.nn.ModuleDict({{"blocks": torch.nn.Sequential(torch.nn.Linear(64, 64))}})
+state = TrainState.start(model, OptimConfig(name="muon"))
 checkpoints = Checkpoints({str(tmp_path)!r})
 state.step = 3
 checkpoints.save(state)

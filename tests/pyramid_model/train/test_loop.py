@@ -12,7 +12,7 @@ from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import DiTLossConfig, OptimConfig, VAELossConfig
 from pyramid_model.train.dit_loss import DiTObjective
 from pyramid_model.train.guards import TrainingDiverged
-from pyramid_model.train.loop import Batch, TrainState, learning_rate, make_optimizer, train
+from pyramid_model.train.loop import Batch, TrainState, learning_rate, make_optimizers, train
 from pyramid_model.train.vae_loss import VAEObjective
 
 OPTIM = OptimConfig(num_steps=4, batch_size=3, lr=1e-2, warmup_steps=1, log_every=1, ema_decay=0.5)
@@ -30,10 +30,34 @@ def test_learning_rate_rises_then_falls_to_its_floor():
 
 
 def test_biases_and_norms_do_not_decay(tiny_vae):
-    decaying, rest = make_optimizer(tiny_vae, OPTIM).param_groups
+    (adamw,) = make_optimizers(tiny_vae, OPTIM)
+    decaying, rest = adamw.param_groups
     assert all(weight.ndim > 1 for weight in decaying["params"])
     assert decaying["weight_decay"] > 0 == rest["weight_decay"]
     assert len(decaying["params"]) + len(rest["params"]) == len(list(tiny_vae.parameters()))
+
+
+def test_the_rate_stays_at_its_peak_until_the_decay_begins():
+    config = OptimConfig(num_steps=100, lr=1.0, warmup_steps=10, min_lr_ratio=0, decay_share=0.2)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert set(rates[10:81]) == {1.0}
+    assert rates[81:] == sorted(rates[81:], reverse=True)
+    assert rates[99] == pytest.approx(0)
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_other_weights(dit):
+    adamw, muon = make_optimizers(dit, OptimConfig(name="muon", lr=1e-2, warmup_steps=0, weight_decay=0))
+    names = {id(weight): name for name, weight in dit.named_parameters()}
+    groups = [[names[id(w)] for group in o.param_groups for w in group["params"]] for o in (adamw, muon)]
+    assert sorted(groups[0] + groups[1]) == sorted(names.values())
+    assert all("blocks" in name and "modulation" not in name and "norm" not in name for name in groups[1])
+    assert {"patch_out.weight", "text_in.weight"} <= set(groups[0])
+    matrix = muon.param_groups[0]["params"][0]
+    before = matrix.detach().clone()
+    matrix.grad = torch.randn_like(matrix)
+    muon.step()
+    singular = torch.linalg.svdvals(matrix.detach() - before)
+    assert singular.max() < 3 * singular.median()  # the update is nearly orthogonal, that of AdamW is not
 
 
 @pytest.fixture(params=["vae", "dit", "mmdit"])
@@ -171,8 +195,8 @@ def test_a_training_that_continues_another_counts_its_steps_on_and_has_its_own_s
     assert [row["step"] for row in curve] == [4, 5, 6]
     assert [row["lr"] for row in curve[1:]] == [learning_rate(other, 0), learning_rate(other, 1)]
     assert (state.untrained, state.best) == ({"val_loss": 9.0}, (4, 1.0))
-    assert {group["betas"] for group in state.optimizer.param_groups} == {(0.8, 0.9)}
-    assert [group["weight_decay"] for group in state.optimizer.param_groups] == [other.weight_decay, 0]
+    assert {group["betas"] for group in state.param_groups()} == {(0.8, 0.9)}
+    assert [group["weight_decay"] for group in state.param_groups()] == [other.weight_decay, 0]
 
 
 def test_a_missing_checkpoint_changes_nothing(training, tmp_path):

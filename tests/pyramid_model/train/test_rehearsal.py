@@ -24,7 +24,7 @@ class Wide(torch.nn.Module):
 
 def sizes_of(objective) -> dict[str, int]:
     state = TrainState.start(objective, OptimConfig())
-    return state_bytes(objective, state.optimizer, state.ema.shadow)
+    return state_bytes(objective, state.optimizers, state.ema.shadow)
 
 
 def test_weights_gradients_and_random_numbers_are_as_before():

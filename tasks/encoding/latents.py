@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.train.buckets import parse_bucket
+from pyramid_model.video.views import ViewsConfig
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import find_model, load_vae
 from tasks.running.pipeline import run_blocks
@@ -45,6 +46,7 @@ class LatentsConfig(Config):
     parts: Literal["mean", "mean,logvar"] = Field(
         default="mean", description="stored values; with logvar, at twice the size, a training can sample the posterior"
     )
+    views: ViewsConfig = Field(default=ViewsConfig(), json_schema_extra=NOT_IDENTITY)  # each has an id of its own
     window: int | None = Field(default=None, ge=8, description="frames that are encoded at a time; null: whole clips")
     batch_size: int = Field(
         default=1, ge=1, description="clips of one bucket that are encoded at a time", json_schema_extra=NOT_IDENTITY
@@ -76,6 +78,8 @@ class LatentItem(TypedDict):
     size_bytes: int
     crc32: int
     bucket: str
+    view: int
+    seconds: float
 
 
 class LatentEncoder:
@@ -107,7 +111,7 @@ class LatentEncoder:
         with ThreadPoolExecutor(self.config.decode_threads, "decode") as threads:
             reads: deque[list[Future[ReadClip]]] = deque()
             for batch in batches:
-                reads.append([threads.submit(_read, item) for item in batch])
+                reads.append([threads.submit(_read, item, self.config.views) for item in batch])
                 if len(reads) > num_ahead:
                     yield [future.result() for future in reads.popleft()]
             while reads:
@@ -125,7 +129,8 @@ class LatentEncoder:
         from tasks.tables.blobs import tensor_bytes
 
         item, config = read.item, self.config
-        columns = {name: item[name] for name in ("latent_id", "clip_id", "bucket")} | {"vae_hash": self.vae_hash}
+        names = ("latent_id", "clip_id", "bucket", "view")
+        columns = {name: item[name] for name in names} | {"vae_hash": self.vae_hash}
         if read.error:
             return bad_row(item, read.error, **columns)
         assert latent is not None, "a clip that was read has a latent"
@@ -161,14 +166,14 @@ class ReadClip:
     error: Exception | None = None
 
 
-def _read(item: LatentItem) -> ReadClip:
-    from pyramid_model.video.video import VideoError, read_clip
+def _read(item: LatentItem, views: ViewsConfig) -> ReadClip:
+    from pyramid_model.video.video import VideoError
+    from pyramid_model.video.views import View
 
-    bucket = parse_bucket(item["bucket"])
-    size = {"height": bucket.height, "width": bucket.width, "fps": bucket.fps, "num_frames": bucket.num_frames}
+    view = View.draw(item["clip_id"], item["view"], views)
     try:
         check_unchanged(item["uri"], item["size_bytes"], item["crc32"])
-        return ReadClip(item, read_clip(item["uri"], **size))
+        return ReadClip(item, view.read(item["uri"], parse_bucket(item["bucket"]), item["seconds"]))
     except (VideoError, ValueError) as err:
         return ReadClip(item, error=err)
 
@@ -210,18 +215,12 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
         StepError: the root has no VAE.
     """
     vae = find_model(run, "vae", config.vae)
-    columns = ("clip_id", "uri", "size_bytes", "crc32")
+    columns = ("clip_id", "uri", "size_bytes", "crc32", "num_frames", "fps_num", "fps_den")
     clips = as_rows(selected_clips(run.root, config.selection, columns=columns), SelectedClipRow)
-    all_items: list[LatentItem] = [
-        {
-            "latent_id": latent_id(clip["clip_id"], vae.hash, clip["bucket"], config.dtype, config.parts),
-            "clip_id": clip["clip_id"],
-            "uri": clip["uri"],
-            "size_bytes": clip["size_bytes"],
-            "crc32": clip["crc32"],
-            "bucket": clip["bucket"],
-        }
+    all_items = [
+        _item(clip, view, vae.hash, config)
         for clip in clips
+        for view in range(1 + (config.views.count if clip["split"] == "train" else 0))
     ]
     todo = pending(run.root, "latents", [item["latent_id"] for item in all_items], run.retry_failed)
     # Sorted, so that blocks and batches have clips of one size.
@@ -242,6 +241,20 @@ def latents(run: Run, config: LatentsConfig) -> LatentsResult:
     return LatentsResult(**dict(result, note=note), vae=vae.uri, vae_hash=vae.hash)
 
 
+def _item(clip: SelectedClipRow, view: int, vae_hash: str, config: LatentsConfig) -> LatentItem:
+    of_view = (view, config.views.max_zoom, config.views.flip) if view else ()
+    return {
+        "latent_id": latent_id(clip["clip_id"], vae_hash, clip["bucket"], config.dtype, config.parts, *of_view),
+        "clip_id": clip["clip_id"],
+        "uri": clip["uri"],
+        "size_bytes": clip["size_bytes"],
+        "crc32": clip["crc32"],
+        "bucket": clip["bucket"],
+        "view": view,
+        "seconds": clip["num_frames"] * clip["fps_den"] / clip["fps_num"],
+    }
+
+
 def _throughput(result: StepResult) -> str:
     """Clips per second, and the share of the time in which the VAE worked, not waiting for frames or commits."""
     busy_s, span_s = result.timings["vae_busy_s"], result.timings["vae_span_s"]
@@ -250,6 +263,6 @@ def _throughput(result: StepResult) -> str:
     return f"{result.num_ok / span_s:.3g} clips per second and actor, VAE busy {busy_s / span_s:.0%} of the time"
 
 
-def latent_id(clip_id: str, vae_hash: str, bucket: str, dtype: str, parts: str) -> str:
-    """Id of the latent of a clip: a hash of the clip, the VAE, the size and the stored form."""
-    return content_id(clip_id, vae_hash, bucket, dtype, parts)
+def latent_id(clip_id: str, vae_hash: str, bucket: str, dtype: str, parts: str, *view: float) -> str:
+    """Id of the latent of a clip: a hash of the clip, the VAE, the size, the stored form and the settings of a view."""
+    return content_id(clip_id, vae_hash, bucket, dtype, parts, *view)

@@ -214,6 +214,7 @@ class LatentRow(CommonRow):
     clip_id: str
     vae_hash: str
     bucket: str
+    view: int
     shape: list[int]
     dtype: str
     parts: str

@@ -159,6 +159,7 @@ _OWN: dict[str, dict[str, pa.DataType]] = {
         "clip_id": STRING,
         "vae_hash": STRING,
         "bucket": STRING,
+        "view": INT,  # 0: the clip itself; others: see latents.views; null: 0, in rows of older versions and imports
         "shape": pa.list_(pa.int32()),  # c t h w, or 2c t h w with the log-variances behind the means
         "dtype": STRING,
         "parts": STRING,  # mean | mean,logvar

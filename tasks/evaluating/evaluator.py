@@ -17,7 +17,7 @@ from tasks.tables.rows import ok_row
 from tasks.tables.storage import file_crc32
 from tasks.tables.stored_folders import local_folder, writing_folder
 from tasks.training.pair_columns import Pair
-from tasks.training.pairs import load_null_text, load_pairs
+from tasks.training.pairs import find_pairs, load_null_text, load_pairs
 from tasks.training.validation import val_baselines, val_losses
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Evaluator:
         held_out = load_pairs(subject.source, subject.val)
         loss = settings_of(subject.record).loss if subject.record else DiTLossConfig()
         figures: Figures = dict(val_losses(self.dit, held_out, self.pyramid, loss))
-        figures |= val_baselines(self.dit, subject.source, subject.train, held_out, self.pyramid, loss)
+        train = find_pairs(subject.source, "train", views=True)
+        figures |= val_baselines(self.dit, subject.source, train, held_out, self.pyramid, loss)
         untrained = untrained_of(subject.record, self.dit.config).to(self.device)
         figures["val_loss_untrained"] = val_losses(untrained, held_out, self.pyramid, loss)["val_loss"]
         figures |= {"num_val": len(held_out.pairs), "num_bad": len(held_out.bad), "bad": held_out.bad[:20]}

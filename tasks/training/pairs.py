@@ -86,12 +86,15 @@ def latent_norm(vae_uri: str) -> LatentNorm:
     return norm
 
 
-def find_pairs(source: PairSource, split: str) -> Pairs:
-    """The pairs of a split, in the order of the selection; clips that lack a latent or a caption are left out."""
-    return Pairs.of(_pair_rows(source, split))
+def find_pairs(source: PairSource, split: str, views: bool = False) -> Pairs:
+    """The pairs of a split, in the order of the selection; clips that lack a latent or a caption are left out.
+
+    views: also a pair for each view of a clip (see `latents.views`), with the clip's caption.
+    """
+    return Pairs.of(_pair_rows(source, split, views))
 
 
-def _pair_rows(source: PairSource, split: str) -> Iterator[dict[str, Any]]:
+def _pair_rows(source: PairSource, split: str, views: bool) -> Iterator[dict[str, Any]]:
     clips = _clips(source, split)
     texts = _texts(source, clips)
     latents = _latent_ids(source)
@@ -105,14 +108,15 @@ def _pair_rows(source: PairSource, split: str) -> Iterator[dict[str, Any]]:
         }
         if source.caption_weights:
             captions = {kind: captions[kind] for kind in sorted(weights, key=lambda kind: -weights[kind])}
-        latent_id = latents.get((clip["clip_id"], clip["bucket"]))
-        if not captions or not latent_id:
+        of_views = latents.get((clip["clip_id"], clip["bucket"]), {})
+        if not captions or 0 not in of_views:
             continue
         preferred = next(iter(captions.values()))
         choices = [{"text_feature_id": features[captions[kind]], "weight": weights[kind]} for kind in weights]
         of_clip = {name: clip[name] for name in ("clip_id", "uri", "bucket")}
-        ids = {"latent_id": latent_id, "text_feature_id": features[preferred]}
-        yield {**of_clip, "text": preferred, **ids, "choices": choices}
+        of_text = {"text": preferred, "text_feature_id": features[preferred], "choices": choices}
+        for view in sorted(of_views) if views else [0]:
+            yield {**of_clip, "latent_id": of_views[view], **of_text}
 
 
 def _texts(source: PairSource, clips: Sequence[SelectedClipRow]) -> dict[str, dict[Kind, str]]:
@@ -139,12 +143,15 @@ def explain_no_pairs(source: PairSource, split: str) -> str:
     return f"no text features by encoder {source.encoder_hash[:8]} for the split {split!r}: run the text_features step"
 
 
-def _latent_ids(source: PairSource) -> dict[tuple[str, str], str]:
-    """Latent id by (clip id, bucket). Of several: means alone unless log-variances are needed, then the widest type."""
+def _latent_ids(source: PairSource) -> dict[tuple[str, str], dict[int, str]]:
+    """Latent id by (clip id, bucket) and view.
+
+    Of several: means alone unless log-variances are needed, then the widest type.
+    """
     rows = read_table(
         source.run.root,
         "latents",
-        ["latent_id", "clip_id", "bucket", "dtype", "parts"],
+        ["latent_id", "clip_id", "bucket", "view", "dtype", "parts"],
         source.versions["latents"],
         (pc.field("status") == "ok") & (pc.field("vae_hash") == source.vae_hash),
     ).to_pylist()
@@ -152,7 +159,10 @@ def _latent_ids(source: PairSource) -> dict[tuple[str, str], str]:
         rows = [row for row in rows if row["parts"] == POSTERIOR]
     # Later rows replace earlier ones: bfloat16 sorts before float32.
     rows.sort(key=lambda row: (row["parts"] != POSTERIOR, row["dtype"], row["latent_id"]))
-    return {(row["clip_id"], row["bucket"]): row["latent_id"] for row in rows}
+    ids: dict[tuple[str, str], dict[int, str]] = {}
+    for row in rows:
+        ids.setdefault((row["clip_id"], row["bucket"]), {})[row["view"] or 0] = row["latent_id"]
+    return ids
 
 
 def text_feature_ids(source: PairSource) -> dict[str, str]:

@@ -163,7 +163,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
     _check_channels(config, vae.uri)
     sampled, weights = bool(config.sample_posterior), config.caption_weights
     source = pair_source(run, config.selection, config.captions, vae, encoder.hash, weights, sampled)
-    train = find_pairs(source, "train")
+    train = find_pairs(source, "train", views=True)
     val = find_pairs(source, "val")[: config.num_val_clips]
     for split, pairs in (("train", train), ("val", val)):
         if not pairs:

@@ -13,6 +13,7 @@ import pytest
 from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.config import OptimConfig, VAEBatchConfig
+from pyramid_model.video.views import ViewsConfig
 from tasks.captioning.captions import captions
 from tasks.captioning.config import CaptionsConfig
 from tasks.encoding.latents import LatentsConfig, latents
@@ -31,7 +32,7 @@ from tasks.models.tracking import RegistryError
 from tasks.running.errors import StepError
 from tasks.running.run import Run, StepResult
 from tasks.tables.appending import append_block
-from tasks.tables.delta import read_table
+from tasks.tables.delta import read_table, table_version
 from tasks.tables.root_paths import MARK
 from tasks.tables.rows import Lineage
 from tasks.tables.storage import file_crc32
@@ -330,3 +331,17 @@ def test_every_model_that_a_row_names_is_compared_with_its_hash(chain):
         assert (finding.level, finding.num_bad) == ("fail", 1)
         assert f"{file.parent} were changed" in finding.example
         file.write_bytes(data)
+
+
+def test_views_of_training_clips_are_further_samples_with_the_captions_of_their_clips(chain):
+    config = LatentsConfig(views=ViewsConfig(count=2, flip=False))
+    assert latents(chain.run, config).num_ok == 8  # 2 of each of the 4 training clips, none of the 2 held-out ones
+    assert latents(chain.run, config).num_ok == 0
+    source = training_of(chain).source
+    newest = {"versions": source.versions | {"latents": table_version(chain.run.root, "latents")}}
+    source = source.model_copy(update=newest)
+    clips, samples = find_pairs(source, "train"), find_pairs(source, "train", views=True)
+    assert (len(clips), len(samples)) == (3, 9)
+    assert len({pair.latent_id for pair in samples}) == 9
+    assert {(pair.clip_id, pair.text) for pair in samples} == {(pair.clip_id, pair.text) for pair in clips}
+    assert len(find_pairs(source, "val", views=True)) == len(find_pairs(source, "val")) == 2

@@ -38,7 +38,9 @@ def items(tmp_path_factory) -> list[dict]:
         data = path.read_bytes()
         bucket = ("32x32x9@8", "16x32x1@8")[number % 2]
         row = {"latent_id": f"latent{number}", "clip_id": f"clip{number}", "uri": str(path), "bucket": bucket}
-        clips.append(row | {"size_bytes": len(data), "crc32": zlib.crc32(data), "attempt": 1, "view": 0, "seconds": 9 / 8})
+        clips.append(
+            row | {"size_bytes": len(data), "crc32": zlib.crc32(data), "attempt": 1, "view": 0, "seconds": 9 / 8}
+        )
     return clips
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-VERSION = "1"
+VERSION = "2"
 
 
 class LatentsConfig(Config):

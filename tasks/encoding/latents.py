@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pyramid_model.config import NOT_IDENTITY, Config
 from pyramid_model.train.buckets import parse_bucket
-from pyramid_model.video.views import ViewsConfig
+from pyramid_model.train.views import ViewsConfig
 from pyramid_model.weights.record import ModelFolder
 from tasks.models.folders import find_model, load_vae
 from tasks.running.pipeline import run_blocks
@@ -167,8 +167,8 @@ class ReadClip:
 
 
 def _read(item: LatentItem, views: ViewsConfig) -> ReadClip:
+    from pyramid_model.train.views import View
     from pyramid_model.video.video import VideoError
-    from pyramid_model.video.views import View
 
     view = View.draw(item["clip_id"], item["view"], views)
     try:

@@ -13,7 +13,7 @@ import pytest
 from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
 from pyramid_model.generate.request import GenerationRequest
 from pyramid_model.train.config import OptimConfig, VAEBatchConfig
-from pyramid_model.video.views import ViewsConfig
+from pyramid_model.train.views import ViewsConfig
 from tasks.captioning.captions import captions
 from tasks.captioning.config import CaptionsConfig
 from tasks.encoding.latents import LatentsConfig, latents

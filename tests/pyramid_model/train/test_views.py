@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pyramid_model.train.buckets import parse_bucket
+from pyramid_model.train.views import View, ViewsConfig
 from pyramid_model.video.video import read_clip, write_video
-from pyramid_model.video.views import View, ViewsConfig
 
 CONFIG = ViewsConfig(count=8, max_zoom=1.5)
 BUCKET = parse_bucket("32x64x9@12")

@@ -167,7 +167,7 @@ class Checkpoints:
             DamagedCheckpoint: it cannot be used.
         """
         facts = state.facts()
-        if facts["best"] and facts["first_step"] < facts["best"][0] < state.step:
+        if facts["best"] and facts["first_step"] <= facts["best"][0] < state.step:
             self.load(state, step=facts["best"][0])
         return state.step
 

@@ -208,11 +208,8 @@ def train(
             before that step.
     """
     started, wait_s, stall_s, steps_s, watch = time.perf_counter(), 0.0, 0.0, [], PeakWatch()
-    if state.step == state.first_step and validate is not None:
-        figures = validated(state, validate)
-        state.untrained = state.untrained or figures
-        _note_best(state, figures)
-        _record(state, {"step": state.step, **figures}, on_log)
+    if validate is not None and not state.curve:
+        _judge_start(state, validate, on_log, checkpoints)
     last_step = state.first_step + config.num_steps
     while state.step < last_step:
         asked = time.perf_counter()
@@ -235,8 +232,26 @@ def train(
     if checkpoints:
         checkpoints.wait()
     if validate is not None and state.best and state.best[0] == state.first_step:
-        LOG.warning("the best validation is that before the first step: this training made the model worse")
+        LOG.warning(
+            "the best validation is that before the first step: this training made the model worse, and the model is "
+            "that before it"
+        )
     return state.curve
+
+
+def _judge_start(
+    state: TrainState,
+    validate: Callable[[], dict[str, float]],
+    on_log: Callable[[dict[str, float]], None] | None,
+    checkpoints: Checkpoints | None,
+) -> None:
+    """Validate the weights before the first step and save them: they are the model if no later step is better."""
+    figures = validated(state, validate)
+    state.untrained = state.untrained or figures
+    _note_best(state, figures)
+    _record(state, {"step": state.step, **figures}, on_log)
+    if checkpoints:
+        checkpoints.save(state, best=state.step)
 
 
 def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]) -> dict[str, float]:

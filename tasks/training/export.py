@@ -1,14 +1,15 @@
 """Export of the averaged weights of a checkpoint as a model folder in the released layout."""
 
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import ValidationError
 
 from pyramid_model.train.checkpoint_names import WHOLE
 from tasks.running.errors import StepError
 from tasks.tables import storage
 from tasks.tables.stored_folders import writing_folder
-from tasks.training.line import newest_checkpoint
+from tasks.training.marks import About, Mark, newest_mark, read_mark
 from tasks.training.train_dit import TrainDiTConfig, untrained_dit
 from tasks.training.train_vae import TrainVAEConfig, save_normalised, untrained_vae
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from pyramid_model.train.dit_loss import DiTObjective
     from pyramid_model.train.vae_loss import VAEObjective
+    from tasks.training.clip_reader import SelectedClip
 
 
 class AveragedWeights:
@@ -60,36 +62,47 @@ def export_checkpoint(checkpoint: str, folder: str) -> int:
 
     if storage.exists(folder):
         raise StepError(f"{folder} exists: give the name of a new folder")
-    uri, step, about = _find(storage.absolute(checkpoint))
-    objective = _objective(about)
+    uri, mark = _find(storage.absolute(checkpoint))
+    objective = _objective(mark.about)
     averages = AveragedWeights(objective)
-    Checkpoints(uri).load(averages, step=step)
+    Checkpoints(uri).load(averages, step=mark.facts.step)
     with writing_folder(folder) as target:
         if isinstance(objective, DiTObjective):
             save_dit(objective.dit, target)
         else:
-            clips = ClipReader(about["norm_clips"], cache_bytes=0)
+            clips = ClipReader(cast("list[SelectedClip]", mark.about.norm_clips), cache_bytes=0)
             save_normalised(objective.vae, clips, len(clips.clips), target)
     return averages.step
 
 
-def _find(checkpoint: str) -> tuple[str, int, dict[str, Any]]:
-    """Folder of the checkpoints, the step, and what the checkpoint says about its training."""
-    uri, content = checkpoint, newest_checkpoint(checkpoint)
-    if content is None and storage.exists(file := storage.join(checkpoint, WHOLE)):
-        uri, content = checkpoint.rstrip("/").rpartition("/")[0], json.loads(storage.read_bytes(file))
-    if content is None:
+def _find(checkpoint: str) -> tuple[str, Mark]:
+    """Folder of the checkpoints, and what the checkpoint says about itself."""
+    uri, mark = checkpoint, newest_mark(checkpoint)
+    if mark is None and storage.exists(file := storage.join(checkpoint, WHOLE)):
+        uri, mark = checkpoint.rstrip("/").rpartition("/")[0], read_mark(file)
+    if mark is None:
         raise StepError(f"{checkpoint} has no checkpoint: give a folder step-… with {WHOLE}, or the folder above it")
-    return uri, int(content["facts"]["step"]), content["about"]
+    return uri, mark
 
 
-def _objective(about: Mapping[str, Any]) -> "DiTObjective | VAEObjective":
-    """Model and loss of a training, with random weights."""
+def _objective(about: About) -> "DiTObjective | VAEObjective":
+    """Model and loss of a training, with random weights.
+
+    Raises:
+        StepError: its settings are not those of this version.
+    """
     from pyramid_model.train.dit_loss import DiTObjective
     from pyramid_model.train.vae_loss import VAEObjective
 
-    if about["kind"] == "dit":
-        dit = TrainDiTConfig.model_validate(about["settings"])
-        return DiTObjective(untrained_dit(dit), dit.pyramid, dit.loss)
-    vae = TrainVAEConfig.model_validate(about["settings"])
-    return VAEObjective(untrained_vae(vae), vae.loss)
+    try:
+        if about.kind == "dit":
+            dit = TrainDiTConfig.model_validate(about.settings)
+            return DiTObjective(untrained_dit(dit), dit.pyramid, dit.loss)
+        vae = TrainVAEConfig.model_validate(about.settings)
+        return VAEObjective(untrained_vae(vae), vae.loss)
+    except ValidationError as err:
+        place = ".".join(map(str, err.errors()[0]["loc"]))
+        raise StepError(
+            f"the checkpoint's settings are not those of a train_{about.kind} of this version ({place}: "
+            f"{err.errors()[0]['msg']}): export it with the version that trained it"
+        ) from err

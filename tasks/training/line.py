@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pyramid_model.config import Config
-from pyramid_model.train.checkpoint_names import WHOLE, checkpoint_name, step_of
+from pyramid_model.train.checkpoint_names import WHOLE, checkpoint_name
 from pyramid_model.weights.record import TrainedOn
 from tasks.running.errors import StepError
 from tasks.running.run import Run, params_hash
@@ -23,6 +23,7 @@ from tasks.tables.delta import read_table
 from tasks.tables.newest import ORDER, newest_row
 from tasks.tables.rows import ModelRow
 from tasks.training.ids import Kind, Parent, TrainingIds, checkpoints_of
+from tasks.training.marks import About, newest_mark
 
 NEWEST = "newest"
 LINE_SETTINGS: dict[Kind, tuple[str, ...]] = {"vae": ("model", "loss"), "dit": ("model", "mmdit", "pyramid", "loss")}
@@ -68,14 +69,6 @@ def identify(
     return TrainingIds(model_id=model_id, line_id=line_id, data_id=data_id, parent=parent)
 
 
-def newest_checkpoint(folder: str) -> dict[str, Any] | None:
-    """Content of `whole.json` of the newest checkpoint in a folder of checkpoints; None if it has none."""
-    fs, path = storage.filesystem(folder)
-    files = sorted(map(str, fs.glob(f"{path}/*/{WHOLE}")))
-    whole = [file for file in files if step_of(file.split("/")[-2]) is not None]
-    return json.loads(fs.cat_file(whole[-1])) if whole else None
-
-
 def check_parent(kind: Kind, parent: Parent) -> None:
     """Check that the checkpoint exists from which a training starts.
 
@@ -93,7 +86,7 @@ def check_parent(kind: Kind, parent: Parent) -> None:
 def _line_of(kind: Kind, settings: Mapping[str, Any], trained_on: TrainedOn) -> dict[str, Any]:
     """What the trainings of a line share, by the name that messages use. settings: JSON of the step's settings."""
     line = {f"train_{kind}.{name}": settings.get(name) for name in LINE_SETTINGS[kind]}
-    line[f"train_{kind}.optim.seed"] = settings["optim"]["seed"]
+    line[f"train_{kind}.optim.seed"] = settings.get("optim", {}).get("seed")
     models = {"VAE": trained_on.vae, "text encoder": trained_on.encoder}
     return line | {name: model.hash for name, model in models.items() if model}
 
@@ -116,12 +109,13 @@ def _find_parent(root: str, kind: Kind, continue_from: str, line: Mapping[str, A
     """
     row = newest_row(_trainings(root, kind).filter(pc.field("model_id") == continue_from), ModelRow)
     if row:
-        parent, about = _as_parent(root, row), {"kind": kind, **json.loads(row["config"])}
+        parent = _as_parent(root, row)
+        about = About.model_validate({"kind": kind, "model_id": row["model_id"], **json.loads(row["config"])})
     else:
         parent, about = _read_parent(root, kind, storage.absolute(continue_from))
-    if about["kind"] != kind:
-        raise StepError(f"train_{kind}.continue_from {continue_from!r} is the training of a {about['kind']}")
-    other = _line_of(kind, about["settings"], TrainedOn.model_validate(about["trained_on"]))
+    if about.kind != kind:
+        raise StepError(f"train_{kind}.continue_from {continue_from!r} is the training of a {about.kind}")
+    other = _line_of(kind, about.settings, about.trained_on)
     differing = [name for name in line if line[name] != other.get(name)]
     if differing:
         raise StepError(
@@ -131,13 +125,12 @@ def _find_parent(root: str, kind: Kind, continue_from: str, line: Mapping[str, A
     return parent
 
 
-def _read_parent(root: str, kind: Kind, folder: str) -> tuple[Parent, dict[str, Any]]:
+def _read_parent(root: str, kind: Kind, folder: str) -> tuple[Parent, About]:
     """The training whose checkpoints are in a folder, and what its newest one says about it."""
-    content = newest_checkpoint(folder)
-    if content is None:
+    mark = newest_mark(folder)
+    if mark is None:
         raise StepError(
             f"train_{kind}.continue_from {folder!r} is neither the model_id of a {kind} that was trained in {root} nor "
             f"a folder with checkpoints (step-…/{WHOLE}): pyramid manifest show {root} models lists the trainings"
         )
-    about = content["about"]
-    return Parent(model_id=about["model_id"], step=content["facts"]["step"], checkpoints=folder), about
+    return Parent(model_id=mark.about.model_id, step=mark.facts.step, checkpoints=folder), mark.about

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyramid_model.vae.autoencoder import CausalVideoVAE
     from tasks.training.clip_reader import ClipReader, SelectedClip
 
-VERSION = "4"
+VERSION = "5"
 NUM_INIT_EXCERPTS, MAX_INIT_FRAMES, MAX_INIT_SIDE = 64, 17, 128  # that the first weights are fitted to
 MAX_CODEC_CLIPS = 256  # that the linear codec is fitted to
 CLIP_COLUMNS = ("clip_id", "uri")  # `selected_clips` adds bucket and split

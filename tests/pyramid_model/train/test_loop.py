@@ -199,6 +199,20 @@ def test_a_training_that_continues_another_counts_its_steps_on_and_has_its_own_s
     assert [group["weight_decay"] for group in state.param_groups()] == [other.weight_decay, 0]
 
 
+def test_a_training_that_only_makes_its_model_worse_ends_with_the_model_from_before_it(training, tmp_path, caplog):
+    objective, batches_for_step = training()
+    before = {name: weight.clone() for name, weight in objective.named_parameters()}
+    state, checkpoints, judged = TrainState.start(objective, OPTIM), Checkpoints(str(tmp_path)), iter((1.0, 2.0))
+    train(state, OPTIM, batches_for_step, validate=lambda: {"val_loss": next(judged)}, checkpoints=checkpoints)
+    assert "the best validation is that before the first step" in caplog.text
+    assert checkpoints.load_best(state) == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in state.model_weights().items() if name in before)
+    resumed = TrainState.start(training()[0], OPTIM)
+    assert checkpoints.load(resumed, step=0)
+    curve = train(resumed, OPTIM, batches_for_step, validate=lambda: {"val_loss": 0.5})
+    assert [row["step"] for row in curve] == [0, 1, 2, 3, 4]  # killed before the first step, it is not judged again
+
+
 def test_a_missing_checkpoint_changes_nothing(training, tmp_path):
     objective, _ = training()
     assert not Checkpoints(str(tmp_path / "none")).load(TrainState.start(objective, OPTIM))

@@ -1,5 +1,7 @@
 """The averages of a checkpoint become a folder that the loaders of released models read."""
 
+import json
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from tasks.running.errors import StepError
 from tasks.tables.current import selected_clips
 from tasks.training.clip_reader import ClipReader
 from tasks.training.export import _objective, export_checkpoint
+from tasks.training.marks import About
 from tasks.training.train_dit import TrainDiTConfig
 from tasks.training.train_vae import TrainVAEConfig, save_normalised
 
@@ -33,7 +36,7 @@ def saved(request, tmp_path, squares):
     config = CONFIGS[request.param]
     about = {"kind": request.param, "model_id": "m", "settings": config.model_dump(mode="json"), "trained_on": {}}
     about["norm_clips"] = training_clips(squares)
-    state = TrainState.start(_objective(about), config.optim)
+    state = TrainState.start(_objective(About.model_validate(about)), config.optim)
     checkpoints = Checkpoints(str(tmp_path / "checkpoints"), about=about)
     for state.step in (3, 4):
         for average in state.ema.shadow.values():
@@ -66,3 +69,14 @@ def test_a_checkpoint_is_exported_by_its_own_folder(saved, tmp_path):
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(StepError, match="has no checkpoint: give a folder step-"):
         export_checkpoint(str(tmp_path), str(tmp_path / "model"))
+
+
+def test_settings_of_another_version_are_told_in_a_sentence(saved, tmp_path):
+    _, _, folder = saved
+    for file in folder.glob("*/whole.json"):
+        content = json.loads(file.read_text())
+        content["about"]["settings"]["nonsense"] = 1
+        file.write_text(json.dumps(content))
+    with pytest.raises(StepError, match=r"are not those of a train_\w+ of this version \(nonsense: Extra inputs"):
+        export_checkpoint(str(folder), str(tmp_path / "model"))
+    assert not (tmp_path / "model").exists()

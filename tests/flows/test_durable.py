@@ -61,3 +61,31 @@ assert (run.ray.address, run.ray.num_cpus, plan.clips.crf) == ("jobs:http://head
 assert prepare("/data/none", "smoke", ray="")[0].ray.address == "local"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.server
+def test_the_page_where_a_step_can_be_watched_is_an_artifact_from_its_first_progress_on(prefect_server, tmp_path):
+    code = f"""
+from prefect import flow
+from flows.durable import durable, forward_logs
+from pyramid_model.config import Config
+from tasks.running.run import Run, StepResult, report_progress
+class Nothing(Config):
+    pass
+def watched(run: Run, config: Nothing) -> StepResult:
+    for done in range(3):
+        report_progress("watched", done, 3, link="http://mlflow:5000/#/runs/7")
+    raise RuntimeError("stopped in the middle")
+@flow
+def watching():
+    forward_logs()
+    durable(watched)(Run(root={str(tmp_path)!r}), Nothing())
+watching()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=prefect_server.environment
+    )
+    assert "stopped in the middle" in done.stderr
+    body = {"artifacts": {"key": {"any_": ["watch-watched"]}}}
+    [artifact] = prefect_server.call("POST", "/artifacts/filter", body)
+    assert "http://mlflow:5000/#/runs/7" in artifact["data"]

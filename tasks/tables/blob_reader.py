@@ -27,6 +27,7 @@ from tasks.tables.newest import ORDER, newest_ok_by
 from tasks.tables.schemas import BLOB_COLUMNS, ID_COLUMNS
 
 OPEN_FILES = 128  # the limit of a process is about a thousand, and each file keeps its footer in memory
+PLACE = ("file", "row_group", "row", "crc32", "dtype", "shape")  # what a reader keeps of each row
 FACTS = ("status", "shape", "dtype", "crc32", *ORDER)
 
 
@@ -46,7 +47,8 @@ class BlobReader:
         self.blobs = list(BLOB_COLUMNS[table])
         asked = ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.string())
         self.uris, rows = _index(root, table, version, pc.unique(asked))
-        rows = rows.sort_by(ID_COLUMNS[table]).combine_chunks()
+        rows = rows.select([ID_COLUMNS[table], *PLACE]).sort_by(ID_COLUMNS[table]).combine_chunks()
+        pa.default_memory_pool().release_unused()  # the index of all rows was several times as large
         self.ids: pa.ChunkedArray = rows[ID_COLUMNS[table]].cast(pa.string())  # without rows it has no type
         self._keys = np.array(self.ids.to_pylist(), "S")
         self._file, self._group, self._row, self._crc32 = (

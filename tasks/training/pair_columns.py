@@ -97,7 +97,8 @@ class Pairs(Sequence[Pair]):
         has_choices = pc.invert(pc.is_in(pa.array(range(len(self)), pa.int64()), lacking))
         has_text = pc.is_in(self.column("text_feature_id"), text_ids)
         has_latent = pc.is_in(self.column("latent_id"), latent_ids)
-        return Pairs(self.table.filter(pc.and_(pc.and_(has_latent, has_text), has_choices)))
+        complete = pc.and_(pc.and_(has_latent, has_text), has_choices)
+        return self if pc.all(complete).as_py() else Pairs(self.table.filter(complete))
 
     @property
     def _chosen(self) -> pa.ChunkedArray:

@@ -189,9 +189,9 @@ def sources_of(source: PairSource, pairs: Pairs) -> list[str]:
 
 
 class PairReader:
-    """Pairs on disk, each read on request, so that memory does not grow with the data.
+    """Pairs on disk, each read on request, so that memory grows by about 1 kB a clip only.
 
-    pairs: pairs that have rows in both tables. shapes: (c, t, h, w) of the latent of each. bad: pairs that could not be
+    pairs: pairs that have rows in both tables. shapes: (c t h w) of the latent of each. bad: pairs that could not be
     read so far, "clip …: reason".
     """
 
@@ -206,8 +206,9 @@ class PairReader:
         self._latents = reader("latents", pairs.column("latent_id"))
         self._texts = reader("text_features", pairs.text_ids)
         self.pairs = pairs.with_data(self._latents.ids, self._texts.ids)
-        of_latents = self._latents.shapes(self.pairs.column("latent_id"))
-        self.shapes = [(self._channels, *shape[1:]) for shape in of_latents]  # (c, t, h, w)
+        stored = self._latents.shapes(self.pairs.column("latent_id"))
+        read = {shape: (self._channels, *shape[1:]) for shape in set(stored)}
+        self.shapes = [read[shape] for shape in stored]
         self.bad: list[str] = []
         self._damaged: set[tuple[int, str]] = set()  # (position, id of the row)
 

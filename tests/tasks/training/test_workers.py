@@ -240,7 +240,7 @@ run_training(toy_job({str(tmp_path)!r}, 1, pause_s=2), "train_vae", "1")
     driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     job = toy_job(tmp_path, 1, log=str(tmp_path / "steps"))
     give_up = time.monotonic() + 300
-    while not list(Path(job.checkpoints).glob("step-*")) and time.monotonic() < give_up:
+    while not Path(job.checkpoints, "step-00000002").exists() and time.monotonic() < give_up:
         assert driver.poll() is None
         time.sleep(0.1)
     os.killpg(driver.pid, signal.SIGKILL)
@@ -268,8 +268,8 @@ other = cluster.add_node(num_cpus=1)
 os.environ["RAY_ADDRESS"] = cluster.address
 job = toy_job({str(tmp_path)!r}, (1, 2), 3, address="auto", pause_s=0.5, log={str(tmp_path / "steps")!r})
 def lose_node():
-    while not list(Path(job.checkpoints).glob("step-*")):
-        time.sleep(0.1)
+    while not Path(job.checkpoints, "step-00000002").exists():
+        time.sleep(0.05)
     cluster.remove_node(other, allow_graceful=False)
 threading.Thread(target=lose_node, daemon=True).start()
 run_training(job, "train_vae", "1")

@@ -72,15 +72,14 @@ def show(
     where: Where = None,
     columns: Columns = None,
 ) -> None:
-    """List the tables of a root, or rows of one table."""
+    """List the tables of a root, or rows of one table; exit code 1 if a table of the list is damaged."""
     from tasks.tables import manifest
 
     with explained(uri):
         root, table = manifest.locate(uri, table)
         if table is None:
             _refuse_row_options({"--where": where, "--columns": columns, "--version": version})
-            print_overview(root)
-            return
+            raise typer.Exit(0 if print_overview(root) else 1)
         manifest.check_written(root, table)
         rows = manifest.select_rows(root, table, _filters(where), _names(columns), version)
         print_rows(root, table, rows.slice(0, limit), every_column=columns is not None)
@@ -107,11 +106,13 @@ def stats(uri: Uri, table: TableName = None, version: Version = None) -> None:
             manifest.check_written(root, table)
             print_stats(root, table, version)
             return
-        for facts in manifest.overview(root):
+        tables = manifest.overview(root)
+        for facts in tables:
             if facts.damage:
                 echo(facts.damage)
             else:
                 print_stats(root, facts.table, version)
+        raise typer.Exit(1 if any(facts.damage for facts in tables) else 0)
 
 
 @app.command()

@@ -38,8 +38,8 @@ def print_grid(names: list[str], rows: "Sequence[Sequence[str | Text]]", right: 
     PlainConsole().print(grid(names, rows, right))
 
 
-def print_overview(root: str) -> None:
-    """Print one line for each table: rows, statuses, versions, size, time of the last write."""
+def print_overview(root: str) -> bool:
+    """Print one line for each table: rows, statuses, versions, size, last write. Returns whether all are undamaged."""
     from flows.cli.console import echo, styled
     from tasks.inspecting.table_stats import file_size
     from tasks.tables.manifest import overview
@@ -56,6 +56,7 @@ def print_overview(root: str) -> None:
     for facts in tables:
         if facts.damage:
             echo(facts.damage)
+    return not any(facts.damage for facts in tables)
 
 
 def print_rows(root: str, table: str, rows: "pa.Table", every_column: bool) -> None:

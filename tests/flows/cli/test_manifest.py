@@ -150,10 +150,10 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(root, damage):
         what = f"{file} has 100 bytes, expected {size}"
     sentence = f"table 'captions' is damaged: {what}. To list all damage: pyramid manifest verify {root}"
     for command in ("show", "stats"):
-        output = run(command, root)
+        output = run(command, root, code=1)
         assert sentence in output
         assert "sources" in output
-    assert "damaged" in run("show", root).split("table 'captions'")[0]
+    assert "damaged" in run("show", root, code=1).split("table 'captions'")[0]
     assert "a.mp4" in run("show", root, "sources")
     for arguments in (("show", root, "captions"), ("diff", root, "captions", "1", "2"), ("report", root)):
         assert sentence in run(*arguments, code=2)
@@ -169,7 +169,7 @@ def test_a_damaged_log_is_a_sentence_and_repair_mends_it(root, command):
     newest = Path(root, "tables", "captions", "_delta_log", f"{2:020d}.json")
     newest.write_bytes(newest.read_bytes()[:200])
     name, *table = command
-    output = run(name, root, *table, code=2 if table else 0)
+    output = run(name, root, *table, code=2 if table else 1)
     assert "table 'captions' is damaged" in output.replace("\n", " ")
     assert f"{newest.name} is damaged: line" in output.replace("\n", "")
     assert "Traceback" not in output

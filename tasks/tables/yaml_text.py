@@ -1,8 +1,11 @@
 """YAML from elsewhere: size, depth, aliases and numbers are checked before Python values are built."""
 
+from collections import Counter
 from typing import Any
 
 import yaml
+
+from tasks.tables.plain_text import shown
 
 MAX_DEPTH = 50
 MAX_NODES = 10**6  # values, with those that aliases repeat
@@ -13,7 +16,15 @@ _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C is
 
 
 class _Loader(_Safe):
-    """Safe loader that refuses long numbers, whose conversion takes time quadratic in their length."""
+    """Safe loader that refuses long numbers, whose conversion takes time quadratic in their length, and double keys."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        if double := next((key for key, count in keys.items() if count > 1), None):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {shown(double)} stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def _bounded(loader: Any, node: Any) -> Any:

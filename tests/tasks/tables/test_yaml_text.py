@@ -28,6 +28,8 @@ MERGES = "m0: &m0 {k: 1, l: 2}\n" + "".join(
         ("name: " + "9" * 5000, "a number or date of 5000 characters"),
         ("name: " + "1:" * 5000 + "1", "a number or date"),
         ("[a, b", "is not YAML"),
+        ("name: x\nfiles: []\nname: y", "the key 'name' stands there twice"),
+        ("a: {<<: {b: 1}, c: 1, c: 2}", "the key 'c' stands there twice"),
         ("? [a]\n: b", "is not YAML"),
         ("name: \x07", "is not YAML"),
         ("a: !!python/object/apply:os.system [ls]", "is not YAML"),

@@ -53,6 +53,7 @@ def connect(config: RayConfig) -> float:
                     include_dashboard=False if embedded else None,
                 )
             if embedded:
+                os.chmod(context.address_info["session_dir"], 0o700)  # Ray lets every user write into it
                 atexit.register(_remove_session, context.address_info["session_dir"])
             break
         except Exception:

@@ -9,16 +9,19 @@ import pytest
 SCRIPT = """
 from tasks.running.cluster import connect
 from tasks.running.run import RayConfig
-import ray
+import os, ray
 connect(RayConfig(num_cpus=1))
-print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
+folder = ray._private.worker._global_node.get_session_dir_path()
+assert ray.get(ray.remote(lambda: 7).remote()) == 7
+print(oct(os.stat(folder).st_mode)[-3:], folder, flush=True)
 """
 
 
 @pytest.mark.ray
-def test_the_folder_of_an_embedded_ray_goes_with_its_driver():
+def test_the_folder_of_an_embedded_ray_is_for_its_owner_and_goes_with_its_driver():
     result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, check=True)
-    folder = result.stdout.strip().splitlines()[-1]
+    mode, folder = result.stdout.strip().splitlines()[-1].split()
+    assert mode == "700"
     assert "session_" in folder
     assert not os.path.exists(folder)
 

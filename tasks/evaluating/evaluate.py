@@ -23,7 +23,7 @@ from tasks.tables.delta import read_table
 from tasks.training.pairs import explain_no_pairs, find_pairs, pair_source
 from tasks.training.train_dit import TrainDiTConfig
 
-VERSION = "4"
+VERSION = "5"
 
 
 @step

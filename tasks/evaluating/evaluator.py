@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Figures = dict[str, object]  # measured values by name, as JSON in `evaluations.metrics`
 MAX_CODEC_CLIPS = 64  # training clips on which the linear codec of a VAE that was not trained here is fitted
+MAX_RETRIEVED = 64  # training clips among which samples should find their own
 NUM_MOTION_CLIPS = 8  # training clips whose median motion is compared with that of samples
 
 
@@ -145,7 +146,8 @@ class Evaluator:
         pipeline = pipeline_of(subject.record, self.dit, self.vae, device=self.device)
         loaded = load_pairs(subject.source, _distinct_texts(subject.train)[: config.num_samples])
         samples: list[Sample] = []
-        motions, num_not_finite = [], 0
+        sampled: list[tuple[Pair, np.ndarray]] = []
+        num_not_finite = 0
         null = stack_features([load_null_text(subject.source)])
         for pair, latent, text in zip(loaded.pairs, loaded.latents, loaded.texts, strict=True):
             request = sized(config.request, latent.shape, self.vae.config.space_factor)
@@ -159,14 +161,40 @@ class Evaluator:
                 continue
             uri = f"{self.folder}/sample-{len(samples)}.mp4"
             write_video(uri, clips.videos[0], fps=parse_bucket(pair.bucket).fps)
-            motions.append(motion_magnitude(clips.videos[0]))
+            sampled.append((pair, clips.videos[0]))
             samples.append({"prompt": pair.text, "seed": config.seed, "uri": uri, "clip_id": pair.clip_id})
         data = [motion_magnitude(frames) for frames in _frames(subject.train[:NUM_MOTION_CLIPS])]
+        motions = [motion_magnitude(frames) for _, frames in sampled]
         figures: Figures = {
             "motion": statistics.median(motions) if motions else None,
             "motion_data": statistics.median(data) if data else None,
         }
-        return samples, figures, num_not_finite
+        return samples, figures | self.retrieval(sampled), num_not_finite
+
+    def retrieval(self, sampled: "Sequence[tuple[Pair, np.ndarray]]") -> Figures:
+        """Whether samples of the first one's size are nearer to the training clip of their caption than to others.
+
+        Returns:
+            `retrieval`: share of the samples for which this is so. `retrieval_chance`: share by chance. `sample_psnr`:
+            mean PSNR to the own clip, dB.
+        """
+        from pyramid_model.metrics.quality import psnr
+        from pyramid_model.metrics.retrieval import retrieval_rate
+
+        if not sampled:
+            return {}
+        bucket = sampled[0][0].bucket
+        sampled = [(pair, frames) for pair, frames in sampled if pair.bucket == bucket]
+        others = [pair for pair in self.subject.train[:MAX_RETRIEVED] if pair.bucket == bucket]
+        pairs = list({pair.clip_id: pair for pair in (*(pair for pair, _ in sampled), *others)}.values())
+        clips, videos = list(_frames(pairs)), [frames for _, frames in sampled]
+        own = list(range(len(sampled)))
+        similar = [psnr(clip[: len(video)], video) for video, clip in zip(videos, clips, strict=False)]
+        return {
+            "retrieval": retrieval_rate(videos, own, clips),
+            "retrieval_chance": 1 / len(clips),
+            "sample_psnr": statistics.mean(similar),
+        }
 
     def reconstructions(self) -> list[Reconstruction]:
         """Held-out clips (left) beside their reconstructions by the VAE (right)."""

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -177,6 +178,7 @@ class Evaluation:
     psnr: float | None  # of the VAE on held-out clips, dB
     psnr_untrained: float | None
     psnr_linear: float | None  # of the linear codec with as many numbers
+    summary: str  # what the model has learnt, in a sentence; "" without figures
 
 
 def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
@@ -217,9 +219,27 @@ def evaluations(root: str, budget: MediaBudget) -> list[Evaluation]:
             metrics.get("vae_psnr"),
             metrics.get("vae_psnr_untrained"),
             metrics.get("vae_psnr_linear"),
+            summary(metrics),
         )
         lines.append(evaluation)
     return lines
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """What a model has learnt, beside what chance, linear algebra and the model without text reach."""
+    parts = []
+    if metrics.get("retrieval") is not None:
+        parts.append(
+            f"{metrics['retrieval']:.0%} of the clips sampled from training captions are nearest to the training clip "
+            f"of their caption ({metrics['retrieval_chance']:.0%} by chance), at {metrics['sample_psnr']:.1f} dB PSNR"
+        )
+    if metrics.get("val_loss_linear") and metrics.get("val_loss_no_text"):
+        parts.append(
+            f"the loss on held-out clips is {metrics['val_loss']:.3g}, that of a linear predictor "
+            f"{metrics['val_loss_linear']:.3g}, without text {metrics['val_loss_no_text']:.3g}"
+        )
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def bucket_shape(bucket: str) -> str:

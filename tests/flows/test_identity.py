@@ -65,7 +65,7 @@ IDENTITY: dict[str, dict[str, str]] = {
         "train_vae": "dfc507b00bcb2900f9a8228d835eb889",
         "latents": "78edd1be2c0a7e5cec9dfb203ede0965",
         "train_dit": "e9385340376bca37c0ab2accf9f02047",
-        "evaluate": "b660cbd84787b2b7a33a9142bcf5c894",
+        "evaluate": "5dc2af99a36959a08b6a92277cc02bf4",
         "generate": "acb0dd8ad7288fa2100826d46b811307",
         "report": "7e92be256adffd2488a7b3c5741c5965",
     },

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.models.gate import Check
-from tasks.report.models import bucket_shape, flat_figures, sign
+from tasks.report.models import bucket_shape, flat_figures, sign, summary
 
 
 def test_nested_settings_become_lines_and_only_long_lists_are_left_out():
@@ -20,3 +20,15 @@ def test_a_training_clip_is_shown_in_the_shape_of_its_bucket():
 )
 def test_the_side_of_a_limit_is_told_from_the_verdict(value, limit, passed, expected):
     assert sign(Check(name="loss", value=value, limit=limit, passed=passed, rule="")) == expected
+
+
+def test_what_a_model_has_learnt_stands_beside_chance_linear_algebra_and_no_text():
+    samples = {"retrieval": 0.75, "retrieval_chance": 1 / 19, "sample_psnr": 17.24}
+    losses = {"val_loss": 0.25, "val_loss_linear": 0.284, "val_loss_no_text": 0.251}
+    assert summary(samples | losses) == (
+        "75% of the clips sampled from training captions are nearest to the training clip of their caption "
+        "(5% by chance), at 17.2 dB PSNR; the loss on held-out clips is 0.25, that of a linear predictor 0.284, "
+        "without text 0.251."
+    )
+    assert summary(losses).startswith("The loss on held-out clips is 0.25")
+    assert summary({}) == ""

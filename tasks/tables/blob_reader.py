@@ -48,7 +48,6 @@ class BlobReader:
         asked = ids if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.string())
         self.uris, rows = _index(root, table, version, pc.unique(asked))
         rows = rows.select([ID_COLUMNS[table], *PLACE]).sort_by(ID_COLUMNS[table]).combine_chunks()
-        pa.default_memory_pool().release_unused()  # the index of all rows was several times as large
         self.ids: pa.ChunkedArray = rows[ID_COLUMNS[table]].cast(pa.string())  # without rows it has no type
         self._keys = np.array(self.ids.to_pylist(), "S")
         self._file, self._group, self._row, self._crc32 = (
@@ -111,9 +110,8 @@ def _index(root: str, table: str, version: int, ids: pa.Array) -> tuple[list[str
     return uris, newest_ok_by(pa.concat_tables(by_file), [id_column])
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def _rows_of(uri: str, id_column: str) -> pa.Table:
-    """All rows of one file without their binary values; cached, since files never change."""
+    """All rows of one file without their binary values."""
     file = _open_file(uri, os.getpid())
     names = [id_column, *FACTS]
     rows = file.read([name for name in names if name in file.schema_arrow.names], use_threads=False)

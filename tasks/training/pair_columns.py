@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
         ("choices", pa.list_(pa.struct([("text_feature_id", pa.string()), ("weight", pa.float64())]))),
     ]
 )
-ROWS = 10_000  # that are Python objects at the same time
+ROWS = 1_000  # that are Python objects at the same time
 
 
 class Choice(Config):

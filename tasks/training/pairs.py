@@ -209,6 +209,7 @@ class PairReader:
         stored = self._latents.shapes(self.pairs.column("latent_id"))
         read = {shape: (self._channels, *shape[1:]) for shape in set(stored)}
         self.shapes = [read[shape] for shape in stored]
+        pa.default_memory_pool().release_unused()  # columns and indices of all rows were several times as large
         self.bad: list[str] = []
         self._damaged: set[tuple[int, str]] = set()  # (position, id of the row)
 

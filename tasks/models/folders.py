@@ -16,6 +16,7 @@ from tasks.tables import storage
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
 from tasks.tables.newest import newest_row
+from tasks.tables.root_paths import MARK
 from tasks.tables.rows import ModelRow
 from tasks.tables.stored_folders import local_folder
 
@@ -43,13 +44,18 @@ def find_model(run: Run, kind: str, uri: str = "") -> ModelFolder:
     """The model at `uri`, or the newest one of that kind in this root.
 
     Raises:
-        StepError: there is no model; the message names the setting or the step that provides one.
+        StepError: there is no model, or the newest is outside of the root; the message names what to set or to run.
     """
     where = (pc.field("status") == "ok") & (pc.field("kind") == kind)
     if uri:
         uri = storage.absolute(uri)
         where &= pc.field("uri") == uri
     model = newest_row(read_table(run.root, "models", where=where), ModelRow)
+    if model and model["uri"].startswith(MARK):
+        raise StepError(
+            f"the newest {kind} of {run.root} is at {model['uri'].removeprefix(MARK)}, outside of this root: rows name "
+            "the place where they were written, so put a root that was copied or moved back, or train in it again"
+        )
     if model:
         return ModelFolder(uri=model["uri"], hash=model["weights_hash"])
     if not uri:

@@ -12,9 +12,12 @@ from tasks.encoding.latents import LatentsConfig, latents
 from tasks.encoding.text_features import TextFeaturesConfig, text_features
 from tasks.evaluating.config import EvaluateConfig
 from tasks.evaluating.evaluate import evaluate
-from tasks.models.folders import changed_weights, folder_hash, load_vae
+from tasks.models.folders import changed_weights, find_model, folder_hash, load_vae
 from tasks.running.errors import StepError
 from tasks.running.run import Run
+from tasks.tables.appending import append_block
+from tasks.tables.content_ids import content_id
+from tasks.tables.rows import Lineage, ok_row
 from tasks.training.train_dit import TrainDiTConfig, train_dit
 
 
@@ -32,6 +35,13 @@ def test_steps_say_which_step_must_run_first(squares):
 def test_a_folder_without_a_model_is_named(squares):
     with pytest.raises(StepError, match="there is no model folder '/nowhere'"):
         latents(squares, LatentsConfig(vae="/nowhere"))
+
+
+def test_a_root_that_was_moved_is_told_with_the_place_of_its_model(tmp_path):
+    row = ok_row({}, model_id=content_id("dit"), kind="dit", weights_hash="0", uri="/old/root/models/dit-1")
+    append_block(str(tmp_path), "models", [row], "1", Lineage("run", "train_dit", "1", "", ""))
+    with pytest.raises(StepError, match=r"is at /old/root/models/dit-1, outside of this root: .* put a root that was"):
+        find_model(Run(root=str(tmp_path)), "dit")
 
 
 def test_files_that_changed_and_kept_size_and_time_have_another_hash(tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flows.cli.console import echo
 from flows.cli.launch import BAD_INPUT, FAILURE, complain
 from flows.cli.options import DATA_ROOT, RecipeName, Root, Settings
 from flows.cli.settings import command_recipe
@@ -57,7 +58,7 @@ def _run(step: str, root: str, recipe: str, settings: list[str] | None) -> None:
     except EXPECTED_ERRORS as err:
         complain(str(err))
         raise typer.Exit(FAILURE) from err
-    typer.echo(f"{result.uri}\n{result.note}")
+    echo(f"{result.uri}\n{result.note}")
 
 
 def _trained(step: str, root: str, plan: "Recipe") -> "TrainingResult":

@@ -3,6 +3,8 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at import, so pyright does not know them.
 
+import random
+import time
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -56,7 +58,9 @@ def make_newest(
         StepError: another run replaced scores at each try.
     """
     num_rows = 0
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
+        # Two runs that take the same time for a turn would replace each other's scores at every turn.
+        time.sleep(random.uniform(0, 0.1 * attempt))
         version = table_version(run.root, "scores")
         replaced = _replaced(score_ids, _scores_of(run.root, clip_ids, version)) if score_ids else []
         if not replaced:

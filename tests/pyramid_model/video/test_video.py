@@ -111,7 +111,10 @@ def test_a_video_written_in_parts_is_the_video_written_at_once(tmp_path, clip):
             video.write(part)
             assert [name for name in os.listdir(tmp_path) if not name.startswith(".writing-")] == []
     assert os.listdir(tmp_path) == ["parts.mp4"]
-    assert np.array_equal(*(read_clip(uri, height=96, width=160) for uri in (str(tmp_path / "parts.mp4"), clip[0])))
+    parts, whole = (read_clip(uri, height=96, width=160) for uri in (str(tmp_path / "parts.mp4"), clip[0]))
+    assert len(parts) == len(whole) == 30
+    # Not bit for bit: of some thousand encodings of the same frames with one thread, a few have other bits.
+    assert min(map(psnr, parts, whole)) > 40
 
 
 @pytest.mark.parametrize("remote", [False, True])

@@ -51,6 +51,11 @@ class TextFeatures:
         embeds, pooled = self.embeds.expand(num_rows, -1, -1), self.pooled.expand(num_rows, -1)
         return TextFeatures(embeds, self.mask.expand(num_rows, -1), pooled)
 
+    def rows(self, indices: Sequence[int]) -> TextFeatures:
+        """The rows with these indices, in their order; a row may occur several times."""
+        index = list(indices)
+        return TextFeatures(self.embeds[index], self.mask[index], self.pooled[index])
+
     def to(self, *args: object, **kwargs: object) -> TextFeatures:
         """As `Tensor.to`, for the features; the mask stays on the CPU."""
         embeds, pooled = self.embeds.to(*args, **kwargs), self.pooled.to(*args, **kwargs)  # pyright: ignore

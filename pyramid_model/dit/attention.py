@@ -123,7 +123,7 @@ def by_segment(
 
     Args:
         apply: takes each of `tokens`, sliced to one segment, then that segment's entry of each of `vectors`, (b 1 d).
-        lengths: number of tokens in each segment; their sum is n.
+        lengths: number of tokens in each segment; their sum is n. Segments without tokens are skipped.
         tokens: (b n d) each.
         vectors: (b s d) each, s the number of segments.
 
@@ -133,4 +133,7 @@ def by_segment(
     if len(lengths) == 1:
         return apply(*tokens, *vectors)
     segments = [x.split(list(lengths), dim=1) for x in tokens] + [x.split(1, dim=1) for x in vectors]
-    return torch.cat([apply(*segment) for segment in zip(*segments, strict=True)], dim=1)
+    pairs = list(zip(*segments, strict=True))
+    filled = [pair for pair, n in zip(pairs, lengths, strict=True) if n]
+    # A rank without any token computes an empty segment, so that all parameters have a gradient on every rank.
+    return torch.cat([apply(*pair) for pair in filled or pairs[:1]], dim=1)

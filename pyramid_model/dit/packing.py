@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pyramid_model.config import PATCH
 from pyramid_model.dit.attention import QKV, frame_attention, frame_mask, masked_attention
+from pyramid_model.dit.branch_attention import Span, branch_attention, flex_attention
 from pyramid_model.dit.kv_cache import BlockKVCache
 from pyramid_model.dit.rope import rotate, rotation_table
 
@@ -39,7 +41,11 @@ class Packing:
     clean_history: text and history have modulations of their own, apart from the noisy clip's.
     pads: for each column, the number of padding tokens at the start of each sample's text.
     cache_tokens: tokens at the start of the column that the KV cache must hold after the call.
-    masks: for each column, the mask with which its attention is one call; None: one call for each frame.
+    masks: for each column, the mask with which its attention is one call, a tensor or a `BlockMask` of FlexAttention;
+        None: one call for each frame.
+    num_branches: noisy clips of each column; empty: one each. `num_history` and `num_noisy` have an entry for each
+        noisy clip. The history of a column's first noisy clip contains the clip that its branches share.
+    spans: keys of each column's tokens in place of `ends`; empty for a column with one noisy clip. See `branches`.
     """
 
     num_text: int
@@ -50,17 +56,29 @@ class Packing:
     clean_history: bool = False
     pads: tuple[tuple[int, ...], ...] = ()
     cache_tokens: int = 0
-    masks: tuple[Tensor | None, ...] = ()
+    masks: tuple[Any, ...] = ()
+    num_branches: tuple[int, ...] = ()
+    spans: tuple[tuple[Span, ...], ...] = ()
 
     @cached_property
     def num_image(self) -> list[int]:
-        """Image tokens of each column."""
+        """Image tokens of each noisy clip with its history."""
         return [history + noisy for history, noisy in zip(self.num_history, self.num_noisy, strict=True)]
+
+    @cached_property
+    def num_texts(self) -> list[int]:
+        """Text tokens before each noisy clip: those of its column for the first noisy clip of the column, else 0."""
+        branches = self.num_branches or [1] * len(self.num_noisy)
+        return [0 if index else self.num_text for number in branches for index in range(number)]
 
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each column in the joined sequence."""
-        return [self.num_text + n for n in self.num_image]
+        of_noisy = [text + image for text, image in zip(self.num_texts, self.num_image, strict=True)]
+        if not self.num_branches:
+            return of_noisy
+        bounds = accumulate(self.num_branches, initial=0)
+        return [sum(of_noisy[start:stop]) for start, stop in pairwise(bounds)]
 
     @cached_property
     def image_segments(self) -> list[int]:
@@ -70,12 +88,13 @@ class Packing:
     @cached_property
     def text_segments(self) -> list[int]:
         """Number of text tokens in each segment."""
-        return self._segments([self.num_text] * len(self.num_noisy), [0] * len(self.num_noisy))
+        return self._segments(self.num_texts, [0] * len(self.num_noisy))
 
     @cached_property
     def joined_segments(self) -> list[int]:
         """Number of tokens of the joined sequence in each segment."""
-        return self._segments([self.num_text + n for n in self.num_history], self.num_noisy)
+        before = [text + history for text, history in zip(self.num_texts, self.num_history, strict=True)]
+        return self._segments(before, self.num_noisy)
 
     def _segments(self, before: Sequence[int], noisy: Sequence[int]) -> list[int]:
         pairs = zip(before, noisy, strict=True)
@@ -87,24 +106,24 @@ class Packing:
             return image
         if len(self.num_image) == 1:
             return torch.cat([text, image], dim=1)
-        texts, images = text.split(self.num_text, dim=1), image.split(self.num_image, dim=1)
+        texts, images = text.split(self.num_texts, dim=1), image.split(self.num_image, dim=1)
         return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair], dim=1)
 
     def split(self, joined: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of `join`: (text, image)."""
-        sizes = [size for n in self.num_image for size in (self.num_text, n)]
+        sizes = [size for pair in zip(self.num_texts, self.num_image, strict=True) for size in pair]
         parts = joined.split(sizes, dim=1)
         if len(parts) == 2:
             return parts[0], parts[1]
         return torch.cat(parts[::2], dim=1), torch.cat(parts[1::2], dim=1)
 
     def noisy(self, image: Tensor) -> list[Tensor]:
-        """Tokens of each column's noisy clip, cut out of the image tokens (b n d) of all columns."""
+        """Tokens of each noisy clip, cut out of the image tokens (b n d) of all columns."""
         columns = image.split(self.num_image, dim=1)
         return [column[:, -n:] for column, n in zip(columns, self.num_noisy, strict=True)]
 
     def noisy_segments(self, vectors: Tensor) -> Tensor:
-        """Vectors of the noisy clips, (b g d) for g columns, out of the vectors of all segments, (b s d)."""
+        """Vectors of the g noisy clips, (b g d), out of the vectors of all segments, (b s d)."""
         return vectors[:, 1::2] if self.clean_history else vectors
 
     def attend(self, qkv: QKV, kv_cache: BlockKVCache | None) -> Tensor:
@@ -127,9 +146,14 @@ class Packing:
 
     def _attend_column(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask, pads = self.masks[number], self.pads[number]
-        if mask is None:
+        spans = self.spans[number] if self.spans else ()
+        if isinstance(mask, Tensor):
+            return masked_attention(q, k, v, mask, pads)
+        if not spans:
             return frame_attention(q, k, v, self.ends[number], pads)
-        return masked_attention(q, k, v, mask, pads)
+        if mask is None:
+            return branch_attention(q, k, v, spans, pads)
+        return flex_attention(q, k, v, mask, pads)
 
 
 @lru_cache(maxsize=64)
@@ -213,14 +237,14 @@ def tokens_of(size: Size) -> int:
     return t * (h // PATCH) * (w // PATCH)
 
 
-def clip_positions(column: tuple[Size, ...]) -> Tensor:
+def clip_positions(column: tuple[Size, ...], first_frame: int = 0) -> Tensor:
     """Coordinates (t, h, w) of a column's image tokens, in patches of the noisy clip; (n 3) float64.
 
-    t counts frames through all clips. A history clip of another resolution shows the same picture, so each of its
-    patches gets the centre of the area that it covers: two patches that cover four lie at 0.5 and 2.5.
+    t counts frames through all clips, from `first_frame`. A history clip of another resolution shows the same picture,
+    so each of its patches gets the centre of the area that it covers: two patches that cover four lie at 0.5 and 2.5.
     """
     _, noisy_h, noisy_w = column[-1]
-    parts, start = [], 0
+    parts, start = [], first_frame
     for t, h, w in column:
         time = torch.arange(start, start + t, dtype=torch.float64)
         rows, cols = patch_centres(h // PATCH, noisy_h // PATCH), patch_centres(w // PATCH, noisy_w // PATCH)

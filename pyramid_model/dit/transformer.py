@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pyramid_model.config import PATCH, DiTConfig
 from pyramid_model.dit.attention import modulate
 from pyramid_model.dit.blocks import MLP
+from pyramid_model.dit.branches import Branches, make_branch_packing, noisy_clips
 from pyramid_model.dit.kv_cache import BlockKVCache, KVCache
 from pyramid_model.dit.packing import Packing, Size, frame_ends, make_packing, unpatchify, without_first_frames
 from pyramid_model.text import TextFeatures
@@ -55,26 +56,32 @@ class DiT(nn.Module):
         text: TextFeatures,
         kv_cache: KVCache | None = None,
         num_cached: int = 0,
+        branches: Sequence[Branches] = (),
     ) -> list[Tensor]:
-        """Velocity of the noisy clip of each column.
+        """Velocity of each noisy clip.
 
         Args:
             columns: clips (b c t h w) of each column: history first, oldest and coarsest at the front; the noisy clip
                 last. h and w are even, and all columns have the same b.
-            timestep: 0..1000, (rows,), rows = b * number of columns; row = sample * number of columns + column.
-            text: one row for each row of `timestep`.
+            timestep: of each noisy clip, 0..1000, (b * number of noisy clips,), the noisy clip being the fast index.
+            text: of each column, b * number of columns rows; row = sample * number of columns + column.
             kv_cache: keys and values of this text and of the first frames of the only column, from earlier calls. These
                 tokens are not computed again. A new cache is empty.
             num_cached: history frames that the cache must hold after this call; at least those that it holds already.
+            branches: of each column, for columns with several noisy clips; see `dit.branches`. Empty: one in each.
 
         Returns:
-            One velocity for each column, in the shape of its last clip.
+            One velocity for each noisy clip, in its shape.
         """
         b, g, first = columns[0][0].shape[0], len(columns), kv_cache.num_frames if kv_cache else 0
         assert kv_cache is None or (g == 1 and self.config.causal), "a KV cache needs a causal model and one column"
         text = text.padded_first
-        packing = self.packing(columns, text, first, num_cached)
-        cond = self.conditioning(timestep, text.pooled, b)
+        packing = self.packing(columns, text, first, num_cached, tuple(branches))
+        pooled = text.pooled
+        if packing.num_branches:
+            repeats = torch.tensor(packing.num_branches, device=pooled.device)
+            pooled = pooled.unflatten(0, (b, g)).repeat_interleave(repeats, dim=1).flatten(0, 1)
+        cond = self.conditioning(timestep, pooled, b)
         if first:
             columns = [without_first_frames(columns[0], first)]
         embeds = text.embeds[:, : packing.num_text]
@@ -88,7 +95,8 @@ class DiT(nn.Module):
         scale, shift = self.modulation_out(packing.noisy_segments(cond)).chunk(2, dim=-1)
         noisy = torch.cat(packing.noisy(image_tokens), dim=1)
         out = self.patch_out(modulate(noisy, shift, scale, packing.num_noisy)).split(packing.num_noisy, dim=1)
-        return [unpatchify(o, size_of(column[-1])) for o, column in zip(out, columns, strict=True)]
+        clips = noisy_clips(columns, branches) if branches else [column[-1] for column in columns]
+        return [unpatchify(o, size_of(clip)) for o, clip in zip(out, clips, strict=True)]
 
     def conditioning(self, timestep: Tensor, pooled: Tensor, batch: int) -> Tensor:
         """Embedding of timestep and pooled text for each segment of the tokens, after SiLU: (b s d).
@@ -124,11 +132,21 @@ class DiT(nn.Module):
         raise NotImplementedError
 
     def packing(
-        self, columns: list[list[Tensor]], text: TextFeatures, first_frame: int = 0, num_cached: int = 0
+        self,
+        columns: list[list[Tensor]],
+        text: TextFeatures,
+        first_frame: int = 0,
+        num_cached: int = 0,
+        branches: tuple[Branches, ...] = (),
     ) -> Packing:
-        """Token layout of a batch. See `make_packing`."""
+        """Token layout of a batch. See `make_packing`, and `make_branch_packing` for columns with branches."""
         sizes = tuple(tuple(size_of(clip) for clip in column) for column in columns)
         config, clip = self.config, columns[0][0]
+        if branches:
+            assert config.causal, "a history that several noisy clips share must not attend to them"
+            assert config.clean_history, "a history that several noisy clips share must not depend on their timesteps"
+            mode = getattr(clip, "fake_mode", None)
+            return make_branch_packing(sizes, branches, text.lengths, self.rope_axes, clip.device, mode)
         options = (self.rope_axes, config.causal, config.clean_history, clip.device)
         return make_packing(sizes, text.lengths, *options, first_frame, num_cached, getattr(clip, "fake_mode", None))
 

@@ -121,12 +121,12 @@ class Share:
         attend: as `Packing.attend`, for the tokens of the range.
 
     Attributes:
-        num_text, num_image: text and image tokens of each column in the range.
+        num_text, num_image: text and image tokens in the range, of each noisy clip with its history.
         text_segments, image_segments, joined_segments: as in `Packing`, for the tokens of the range.
     """
 
     def __init__(self, whole: Packing, start: int, stop: int, attend: Attend):
-        parts = zip([whole.num_text] * len(whole.num_noisy), whole.num_history, whole.num_noisy, strict=True)
+        parts = zip(whole.num_texts, whole.num_history, whole.num_noisy, strict=True)
         counts = overlaps([n for part in parts for n in part], start, stop)
         text, history, noisy = counts[0::3], counts[1::3], counts[2::3]
         self.num_text, self.num_image = text, _sums(history, noisy)

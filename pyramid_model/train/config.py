@@ -205,6 +205,13 @@ class DiTLossConfig(Config):
         default=True, description="train one unit at a time, conditioned on the earlier ones; false: all frames at once"
     )
 
+    packed_units: int | None = Field(
+        default=None,
+        ge=1,
+        description="most units of a clip that a step trains, drawn at random, if the model's history_time is clean: "
+        "such a model trains all units of a clip in one sequence, which needs memory; null: all",
+    )
+
     def ratios(self, pyramid: PyramidConfig) -> tuple[int, ...]:
         """Number of columns of each stage, coarse to fine."""
         return self.sample_ratios or (1,) * pyramid.num_stages

@@ -1,4 +1,4 @@
-"""Loss of the DiT: error of the velocity of one unit at every stage, conditioned on the units before it."""
+"""Loss of the DiT: error of the velocity of units at every stage, each conditioned on the units before it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pyramid_model.config import PyramidConfig
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
+from pyramid_model.flow.packed import packed_columns
 from pyramid_model.flow.path import noisy_columns, units_in, units_to_train
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.metrics.linear_predictor import LinearPredictor
@@ -44,11 +45,45 @@ def dit_loss(
         (loss, parts): parts {"loss_stage0": …} is the loss of each stage without gradient.
     """
     batch = noisy_columns(latents, schedule, noise, sample_ratios, num_units)
-    velocities = dit(batch.columns, batch.timestep, text)
-    losses = [F.mse_loss(v.float(), target.float()) for v, target in zip(velocities, batch.targets, strict=True)]
+    return _mean_error(dit(batch.columns, batch.timestep, text), batch.targets, batch.stages)
+
+
+def packed_loss(
+    dit: nn.Module,
+    latents: Tensor,
+    text: TextFeatures,
+    schedule: Schedule,
+    noise: Noise,
+    sample_ratios: tuple[int, ...],
+    units: Sequence[int],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared error of the velocities of several units of each clip, in one call; see `flow.packed`.
+
+    Each unit of each sample has the same weight.
+
+    Args:
+        dit: predicts the velocity; causal, with clean history time.
+        units: units to train, counted from 0, in ascending order.
+        latents, text, schedule, noise, sample_ratios: as in `dit_loss`.
+
+    Returns:
+        As `dit_loss`.
+    """
+    packed = packed_columns(latents, schedule, noise, sample_ratios, units)
+    rows = [row for of_columns in zip(*packed.rows, strict=True) for row in of_columns]
+    timestep = torch.stack(packed.timestep, dim=1).flatten()
+    velocities = dit(packed.columns, timestep, text.rows(rows), branches=packed.branches)
+    return _mean_error(velocities, packed.targets, packed.stages)
+
+
+def _mean_error(
+    velocities: Sequence[Tensor], targets: Sequence[Tensor], stages: Sequence[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over the clips, and the mean of each stage without gradient."""
+    losses = [F.mse_loss(v.float(), target.float()) for v, target in zip(velocities, targets, strict=True)]
     parts = {
-        f"loss_stage{stage}": torch.stack([loss for loss, s in zip(losses, batch.stages, strict=True) if s == stage])
-        for stage in sorted(set(batch.stages))
+        f"loss_stage{stage}": torch.stack([loss for loss, s in zip(losses, stages, strict=True) if s == stage])
+        for stage in sorted(set(stages))
     }
     return torch.stack(losses).mean(), {name: values.detach().mean() for name, values in parts.items()}
 
@@ -75,6 +110,7 @@ class DiTObjective(nn.Module):
         self.schedule = Schedule(pyramid)
         self.config = config
         self.sync_group = sync_group
+        self.is_packed = config.autoregressive and dit.config.causal and dit.config.clean_history
         self.max_units = units_in(longest, pyramid.frames_per_unit) if longest else sync_group
         if self.max_units < sync_group:
             raise ValueError(
@@ -85,15 +121,18 @@ class DiTObjective(nn.Module):
     def forward(
         self, latents: Tensor, text: TextFeatures, generator: Generator, step: int, rank: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `dit_loss`. The unit to train depends on rank and step, so that over time all units are trained."""
+        """See `dit_loss`, and `packed_loss` for a DiT with clean history time.
+
+        Without packing, the unit to train depends on rank and step, so that over time all units are trained.
+        """
         units = units_in(latents.shape[2], self.schedule.config.frames_per_unit)
-        num_units = None
-        if self.config.autoregressive:
-            num_units = self._units_to_train(step, rank, units)
-        noise = Noise(generator, latents.device)
-        return dit_loss(
-            self.dit, latents, text, self.schedule, noise, self.config.ratios(self.schedule.config), num_units
-        )
+        noise, ratios = Noise(generator, latents.device), self.config.ratios(self.schedule.config)
+        if self.is_packed:
+            order = torch.randperm(units, generator=generator)
+            chosen = sorted(order[: self.config.packed_units or units].tolist())
+            return packed_loss(self.dit, latents, text, self.schedule, noise, ratios, chosen)
+        num_units = self._units_to_train(step, rank, units) if self.config.autoregressive else None
+        return dit_loss(self.dit, latents, text, self.schedule, noise, ratios, num_units)
 
     def _units_to_train(self, step: int, rank: int, units: int) -> tuple[int, ...]:
         num_stages = self.schedule.config.num_stages

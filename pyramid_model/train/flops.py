@@ -112,15 +112,31 @@ def sample_flops(
     """
     size, ratios = (shape[1], shape[2], shape[3]), loss.ratios(pyramid)
     units = units_in(size[0], pyramid.frames_per_unit) if loss.autoregressive else 1
+    is_packed = loss.autoregressive and config.causal and config.clean_history
+    num_trained = min(units, loss.packed_units or units) if is_packed else 1
     total = 0
     for stage, ratio in enumerate(ratios):
         for unit in range(units):
-            num_frames = pyramid.frames_per_unit if unit else 1
-            noisy = frame_tokens([(num_frames if loss.autoregressive else size[0], *_sides(size, pyramid, stage))])
-            frames = history_frames(size, pyramid, stage, unit) + noisy
-            flops = _part(config, frames, num_text, 0, len(frames), dense=False) + _ends(config, sum(noisy))
-            total += ratio * flops.total
-    return 3 * total / units / sum(ratios)
+            num_frames = (pyramid.frames_per_unit if unit else 1) if loss.autoregressive else size[0]
+            noisy = frame_tokens([(num_frames, *_sides(size, pyramid, stage))])
+            history = history_frames(size, pyramid, stage, unit)
+            total += (
+                ratio * _unit(config, history, noisy, num_text, is_packed and unit > stage, unit + 1 == units).total
+            )
+    return 3 * total * num_trained / units / sum(ratios)
+
+
+def _unit(
+    config: Config, history: list[int], noisy: list[int], num_text: int, is_branch: bool, with_shared: bool
+) -> Flops:
+    """FLOPs of one unit, per row. history, noisy: tokens of each frame.
+
+    is_branch: the history at the coarsest stage is computed by another unit (`flow.packed`), unless with_shared.
+    """
+    frames = history + noisy
+    start = history.count(history[0]) if is_branch else 0
+    flops = _part(config, frames, num_text, start, len(frames), dense=False) + _ends(config, sum(noisy))
+    return flops + _part(config, frames, num_text, 0, start, dense=False) if is_branch and with_shared else flops
 
 
 def generation_flops(

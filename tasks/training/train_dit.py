@@ -120,6 +120,11 @@ class TrainDiTConfig(TrainingConfig):
                 f"num_batches {self.num_batches} does not divide into groups of sync_group {self.sync_group}: set one "
                 "of them so that it does"
             )
+        if self.sync_group and self.dit.clean_history and self.loss.autoregressive:
+            raise ValueError(
+                f"sync_group {self.sync_group}: a model whose history_time is clean trains all units of a clip in one "
+                "sequence, so no batches need to share clips: set sync_group to null"
+            )
         if self.dit.num_heads % self.parallel.share_batch:
             raise ValueError(
                 f"parallel.share_batch {self.parallel.share_batch} does not divide the {self.dit.num_heads} heads of "

@@ -23,8 +23,10 @@ from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.flow.noise import Noise
+from pyramid_model.flow.packed import packed_columns
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.sampler import Sampling, sample_units
+from pyramid_model.flow.schedule import Schedule
 from pyramid_model.parallel.compiling import compile_blocks
 from pyramid_model.parallel.guidance import guidance_parallel
 from pyramid_model.parallel.layout import Layout, share_sampling
@@ -73,6 +75,21 @@ def inputs(case, samples=2, seed=0):
     return columns, 1000 * torch.rand(rows, generator=generator), text_rows(rows)
 
 
+def packed_inputs():
+    """Arguments of a DiT with clean history time: all five units of two stages, two samples each."""
+    schedule, generator = Schedule(PyramidConfig(num_stages=2)), torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 4, 5, 8, 8, generator=generator)
+    packed = packed_columns(latents, schedule, Noise(generator), (1, 1), range(5))
+    timestep = torch.stack(packed.timestep, dim=1).flatten()
+    return packed.columns, timestep, text_rows(2 * len(packed.columns)), None, 0, packed.branches
+
+
+def all_inputs(dit, with_packed=True):
+    """Arguments of several calls of a DiT."""
+    cases = [inputs(case) for case in CLIPS]
+    return [*cases, packed_inputs()] if dit.config.clean_history and with_packed else cases
+
+
 def close(actual, expected, atol=1e-5):
     # not torch.testing: among ranks it loads what takes ten seconds
     assert torch.allclose(actual, expected, atol=atol, rtol=1e-5), f"{(actual - expected).abs().max():.2g} apart"
@@ -83,8 +100,7 @@ def check_forward(ulysses, ring):
     for dit in models():
         shared = copy.deepcopy(dit)
         sequence_parallel(shared, ulysses, ring)
-        for case in CLIPS:
-            args = inputs(case)
+        for args in all_inputs(dit, with_packed=ring == 1):  # units are packed in training alone
             for own, alone in zip(shared(*args), dit(*args), strict=True):
                 close(own, alone)
 
@@ -141,7 +157,8 @@ def check_gradients(ulysses):
         shared = copy.deepcopy(dit)
         sequence_parallel(shared, ulysses)
         for model in (shared, dit):
-            sum(out.square().mean() for out in model(*inputs("columns"))).backward()
+            calls = [inputs("columns"), *([packed_inputs()] if dit.config.clean_history else [])]
+            sum(out.square().mean() for args in calls for out in model(*args)).backward()
         names, sizes = zip(*((name, x.numel()) for name, x in dit.named_parameters()), strict=True)
         own, alone = (torch.cat([x.grad.flatten() for x in model.parameters()]) for model in (shared, dit))
         dist.all_reduce(own)

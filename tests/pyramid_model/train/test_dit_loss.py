@@ -44,3 +44,19 @@ def test_validation_of_a_dit_is_the_same_every_time(dit, latents):
     figures = [validate_dit(dit, *latents, PYRAMID, DiTLossConfig(), num_draws=2) for _ in range(2)]
     assert figures[0] == figures[1]
     assert set(figures[0]) == {"val_loss", "val_loss_stage0", "val_loss_stage1"}
+
+
+@pytest.mark.parametrize(("packed_units", "expected"), [(None, 3), (2, 2), (9, 3)])
+def test_with_clean_history_time_a_step_trains_several_units_of_every_clip(dit, latents, packed_units, expected):
+    dit = type(dit)(type(dit.config).model_validate(dit.config.model_dump() | {"history_time": "clean"}))
+    objective = DiTObjective(dit, PYRAMID, DiTLossConfig(packed_units=packed_units))
+    called = []
+    dit.register_forward_pre_hook(
+        lambda _, args, kwargs: called.append((args[1], kwargs["branches"])), with_kwargs=True
+    )
+    clips, texts = latents
+    generator = step_generator(0, 0)
+    loss, parts = objective(*dit_batch(clips, texts, texts[0], [0, 1, 2, 3], generator), generator, 0, 0)
+    assert loss.isfinite()
+    assert set(parts) == {"loss_stage0", "loss_stage1"}
+    assert [len(timestep) for timestep, _ in called] == [2 * 2 * expected]  # two samples of each of two stages

@@ -52,7 +52,7 @@ def guidance_parallel(dit: DiT, distance: int = 1) -> None:
         half_text = TextFeatures(text.embeds[half_rows], text.mask[half_rows], text.pooled[half_rows])
         return [_gather(v, group) for v in forward(half_columns, timestep[half_rows], half_text, kv_cache, num_cached)]
 
-    dit.forward = forward_half
+    dit.forward = forward_half  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _gather(velocity: Tensor, group: ProcessGroup) -> Tensor:

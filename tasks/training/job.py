@@ -124,6 +124,10 @@ class Training(Protocol[Objective]):
         """Set the weights that a new training starts with, the same on every worker; may use the training data."""
         ...
 
+    def probe(self, objective: Objective) -> None:
+        """Check that the model is causal, if it has to be; raises `NotCausal`."""
+        ...
+
     def batch(self, step: int, index: int) -> "Batch":
         """Batch `index` of a step, of `num_batches`: a function of both, the same on every worker."""
         ...

@@ -53,6 +53,7 @@ def train_rank(job: Job, device: "torch.device", on_row: Callable[[dict[str, flo
     checkpoints = Checkpoints(job.checkpoints, about=job.about)
     if not checkpoints.exist() and not job.ids.parent:
         training.initialise(objective)
+    training.probe(objective)
     state = TrainState.start(parallelise(objective, job.config.parallel, device), job.config.optim)
     validate = partial(training.validate, objective)
     _resume(job, state, checkpoints, validate)
@@ -85,10 +86,13 @@ def train_rank(job: Job, device: "torch.device", on_row: Callable[[dict[str, flo
 
 def is_final(err: Exception) -> bool:
     """Whether new ranks would fail in the same way. Other errors may be caused by the death of another rank."""
+    from pyramid_model.train.causality import NotCausal
     from pyramid_model.train.guards import TrainingDiverged
     from pyramid_model.train.rehearsal import DoesNotFit
 
-    return isinstance(err, TrainingDiverged | DoesNotFit | StepError) or not isinstance(err, RuntimeError | OSError)
+    return isinstance(err, TrainingDiverged | DoesNotFit | NotCausal | StepError) or not isinstance(
+        err, RuntimeError | OSError
+    )
 
 
 def _resume(

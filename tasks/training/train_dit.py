@@ -281,6 +281,12 @@ class DiTTraining:
     def initialise(self, objective: "DiTObjective") -> None:
         """A DiT starts with its random weights."""
 
+    def probe(self, objective: "DiTObjective") -> None:
+        """See `probe_dit`."""
+        from pyramid_model.train.causality import probe_dit
+
+        probe_dit(objective.dit)
+
     def batch(self, step: int, index: int) -> "Batch":
         """Latents of one shape, with their texts."""
         # The batches of a sync group have the same clips, as if they were one batch.

@@ -163,6 +163,12 @@ class VAETraining:
 
         return VAEObjective(untrained_vae(self.config), self.config.loss)
 
+    def probe(self, objective: "VAEObjective") -> None:
+        """See `probe_vae`."""
+        from pyramid_model.train.causality import probe_vae
+
+        probe_vae(objective.vae)
+
     def initialise(self, objective: "VAEObjective") -> None:
         """Fit the VAE to excerpts of training clips as a linear codec."""
         import torch

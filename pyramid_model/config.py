@@ -299,3 +299,23 @@ class PyramidConfig(Config):
     def bounds(self) -> tuple[float, ...]:
         """Boundaries of the stages on the unshifted path: num_stages + 1 numbers from 0 (noise) to 1 (data)."""
         return self.stage_bounds or tuple(i / self.num_stages for i in range(self.num_stages + 1))
+
+
+class LoRAConfig(Config):
+    """A LoRA adapter (arXiv:2106.09685): low-rank updates of linear layers, which alone are trained."""
+
+    rank: int = Field(default=16, ge=1, description="rank of the updates")
+    alpha: float | None = Field(
+        default=None, gt=0, description="the update is scaled by alpha / rank; null: alpha is the rank, the scale is 1"
+    )
+    targets: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out", "fc1", "fc2", "mlp_in", "out"),
+        description="layers of the blocks that have one: attention and MLP; `modulation` adds those of the timestep",
+    )
+
+
+class UsedLoRA(Config):
+    """An adapter that generation adds to the DiT."""
+
+    folder: str = Field(description="folder with adapter_config.json and adapter_model.safetensors")
+    weight: float = Field(default=1.0, ge=-10, le=10, description="multiple of the adapter that is added")

@@ -98,6 +98,15 @@ class Models:
     variant: Annotated[
         str, typer.Option("--variant", help="Which DiT of DIR: 384p, 768p or image.", rich_help_panel=WHERE)
     ] = ""
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="DIR[:WEIGHT]",
+            help="LoRA adapter to add, e.g. ./style:0.8; may be given several times.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None
     max_memory: Annotated[
         str,
         typer.Option(
@@ -141,6 +150,8 @@ def generate(
     Example: `pyramid generate "a lighthouse" --weights ~/pyramid-flow-miniflux --variant 768p --frames 1`
 
     Example: `pyramid generate "it starts to rain" --image garden.jpg --weights ~/pyramid-flow-miniflux --variant 384p`
+
+    Example: `pyramid generate "a cat in my style" --weights ~/pyramid-flow-miniflux --variant 384p --lora ./style:0.8`
 
     Example: `pyramid generate "the boat turns" --video boat.mp4 --weights ~/pyramid-flow-sd3 --variant 768p`
 
@@ -235,7 +246,17 @@ def asked_settings(content: Content, look: Look, models: Models, fps: int) -> di
         "num_latent_frames": asked_latent_frames(look.seconds, look.frames, fps),
     }
     request |= asked_steps(look.steps) | asked_guidance(look.guidance)
+    step |= {"loras": [used_lora(text) for text in models.lora]} if models.lora else {}
     return dotted("generate", step) | dotted("generate.request", request)
+
+
+def used_lora(text: str) -> dict[str, Any]:
+    """`DIR:0.8`, or `DIR` for the weight 1; what follows the last colon is the weight if it is a number."""
+    folder, colon, weight = text.rpartition(":")
+    try:
+        return {"folder": folder, "weight": float(weight)} if colon and folder else {"folder": text}
+    except ValueError:
+        return {"folder": text}
 
 
 def dotted(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

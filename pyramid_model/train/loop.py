@@ -81,7 +81,8 @@ class TrainState:
     def tensors(self) -> dict[str, Any]:
         """All tensors of the training by role, for `Checkpoints`; shards stay shards."""
         model = unwrapped(self.objective)
-        weights, optimizer = get_state_dict(model, self.optimizers)
+        options = StateDictOptions(ignore_frozen_params=True)
+        weights, optimizer = get_state_dict(model, self.optimizers, options=options)
         role = {"weights": weights, "optimizer": optimizer, "ema": self.ema.shadow}
         return {"model": role, "rng": torch.get_rng_state()}
 
@@ -99,6 +100,7 @@ class TrainState:
             self.optimizers,
             model_state_dict=role["weights"],
             optim_state_dict=role["optimizer"],
+            options=StateDictOptions(ignore_frozen_params=True, strict=False),
         )
         torch.set_rng_state(tensors["rng"])
         self.ema.num_updates = facts["ema_updates"]
@@ -129,9 +131,12 @@ class TrainState:
         self.ema.swap(unwrapped(self.objective))
 
     def model_weights(self) -> dict[str, Any]:
-        """The averaged weights, whole and on the CPU, on the first rank only; a collective call, once at the end."""
+        """The averaged weights that were trained, whole and on the CPU, on the first rank only.
+
+        A collective call, once at the end.
+        """
         self.use_ema()
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(unwrapped(self.objective), options=options)
 
 

@@ -29,6 +29,7 @@ class TrainedOn(Config):
 
     selection, captions: the selection and captions that were read, at the table versions `versions`.
     vae, encoder: for a DiT, the models of its latents and text features. latent_norm: shift and scale of these latents.
+    init: for a DiT, the one whose weights it started from; None: random weights.
     """
 
     selection: str = ""
@@ -36,6 +37,7 @@ class TrainedOn(Config):
     versions: dict[str, int] = Field(default_factory=dict)
     vae: ModelFolder | None = None
     encoder: ModelFolder | None = None
+    init: ModelFolder | None = None
     latent_norm: LatentNorm | None = None
 
 

@@ -270,23 +270,25 @@ def settings_of(record: TrainedModel) -> "TrainDiTConfig":
 
 
 def untrained_of(record: TrainedModel | None, model: DiTConfig) -> "DiT":
-    """The DiT of a record with its initial weights; without a record, a new DiT with the config `model`."""
-    from tasks.training.train_dit import TrainDiTConfig, untrained_dit
+    """The DiT of a record with its initial weights; without a record, a new DiT with the config `model`.
+
+    Of a DiT that was trained with an adapter it is the one without the adapter.
+    """
+    from tasks.training.train_dit import TrainDiTConfig
 
     setting = "mmdit" if isinstance(model, MMDiTConfig) else "model"
     config = settings_of(record) if record else TrainDiTConfig.model_validate({setting: model})
-    return untrained_dit(config).eval()
+    return config.untrained(with_lora=False).eval()
 
 
 def save_untrained(subject: "Subject") -> ModelFolder:
     """Write the initial weights of the candidate into a folder beside the trained model."""
     from pyramid_model.weights.weights import save_dit, weights_hash
-    from tasks.training.train_dit import untrained_dit
 
     assert subject.record is not None, "`find_subject` refuses it"
 
     uri = subject.models.dit.uri.rstrip("/") + "-untrained"
     with writing_folder(uri) as folder:
-        save_dit(untrained_dit(settings_of(subject.record)), folder)
+        save_dit(settings_of(subject.record).untrained(with_lora=False), folder)
     with local_folder(uri) as folder:
         return ModelFolder(uri=uri, hash=weights_hash(folder), random_init=True)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pyramid_model.config import Config
 from pyramid_model.generate.byte_sizes import format_bytes, parse_bytes
+from tasks.generating.loras import add_loras
 from tasks.models.folders import load_dit, load_encoder, load_vae, pipeline_of, read_record
 from tasks.running.work import Produced
 from tasks.tables import storage
@@ -87,6 +88,7 @@ class ClipGenerator:
         self.progress = f"{progress}-{uuid.uuid4().hex}"
         self.num_units = 0
         self.pipeline = load_pipeline(models, config.dtype, device)
+        add_loras(self.pipeline.dit, config.loras)
         if config.compile:
             self.pipeline.compile()
         self.notes = (FLOAT16_WARNING,) if config.dtype == "float16" else ()

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pyramid_model.config import NOT_IDENTITY, Config
+from pyramid_model.config import NOT_IDENTITY, Config, UsedLoRA
 from pyramid_model.generate.byte_sizes import parse_bytes
 from pyramid_model.generate.request import GenerationRequest
 from tasks.captioning.endpoint import EndpointConfig
@@ -35,6 +35,9 @@ class GenerateConfig(Config):
         default="", description="directory of released weights, or one of the same layout; empty: the champion"
     )
     variant: str = Field(default="", description="DiT in that directory: 384p, 768p or image")
+    loras: tuple[UsedLoRA, ...] = Field(
+        default=(), description="LoRA adapters that are added to the DiT, e.g. [{folder: ./style, weight: 0.8}]"
+    )
     request: GenerationRequest = GenerationRequest()
     dtype: Literal["", "bfloat16", "float16", "float32"] = Field(
         default="", description="type of weights; empty: bfloat16 for released weights, float32 for the champion"

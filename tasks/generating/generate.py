@@ -18,6 +18,7 @@ from tasks.captioning.prompts import read_prompts
 from tasks.captioning.rewriting import Rewrite, rewrite_prompts
 from tasks.generating.clip_generator import ClipGenerator, GenerationItem, ModelFolders, given_files
 from tasks.generating.config import GenerateConfig, GenerateResult
+from tasks.generating.loras import absolute, checked_hashes
 from tasks.models.folders import ModelSet, changed_weights, folder_hash, read_record, vae_config
 from tasks.models.registry import champion
 from tasks.running.cluster import connect
@@ -52,10 +53,13 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
             loaded.
         FileNotFoundError: the image or video does not exist, or the directory of weights is incomplete.
     """
+    config = config.model_copy(update={"loras": absolute(config.loras)})
     prompts = _checked_prompts(config)
     checkpoint = _checkpoint(config) if config.weights else None
     models = _named_models(run, checkpoint) if checkpoint else _champion(run)
     extra = _extra_settings(config, checkpoint)
+    if hashes := checked_hashes(config.loras, models.dit.uri):
+        extra["loras"] = hashes
     rewrites = _rewrites(run, config, prompts)
     requested = [
         _item(rewrite, seed, config, models, extra)
@@ -221,7 +225,7 @@ def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
     )
 
 
-def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, str]:
+def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, object]:
     """Settings that change the clips besides the request: given files by their hash ("" for none), variant, type."""
     return {
         "image_hash": _given_hash(config.image),
@@ -295,7 +299,7 @@ def _note(result: StepResult, rows: Sequence[GenerationRow], rewrites: Sequence[
 
 
 def _item(
-    rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, str]
+    rewrite: Rewrite, seed: int, config: GenerateConfig, models: ModelSet, extra: Mapping[str, object]
 ) -> GenerationItem:
     settings = identity(config.request) | dict(extra)
     if rewrite.text:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from pyramid_model.config import Config, VAEConfig
+from pyramid_model.config import Config, MiniFluxConfig, MMDiTConfig, VAEConfig
 from pyramid_model.weights.record import TRAINING_FILE, ModelFolder, TrainedModel, parse_record
 from tasks.running.errors import StepError
 from tasks.running.run import Run
@@ -139,6 +139,29 @@ def vae_config(uri: str) -> VAEConfig:
     return vae_config_from_released(json.loads(storage.read_bytes(storage.join(uri, CONFIG_FILE))))
 
 
+def dit_config(uri: str) -> MiniFluxConfig | MMDiTConfig:
+    """Config of the DiT in a folder at any URI; its weights are not read.
+
+    Raises:
+        OSError: the folder has no config.json.
+        ValueError: it is not that of a DiT.
+    """
+    from pyramid_model.weights.released_names import (
+        CONFIG_FILE,
+        MINIFLUX_CLASS,
+        MMDIT_CLASS,
+        miniflux_config_from_released,
+        mmdit_config_from_released,
+    )
+    from pyramid_model.weights.weights import class_of
+
+    released = json.loads(storage.read_bytes(storage.join(uri, CONFIG_FILE)))
+    readers = {MINIFLUX_CLASS: miniflux_config_from_released, MMDIT_CLASS: mmdit_config_from_released}
+    if class_of(released) not in readers:
+        raise ValueError(f"it holds a {class_of(released) or 'model of no class'}, not one of {', '.join(readers)}")
+    return readers[class_of(released)](released)
+
+
 def changed_weights(uri: str, expected_hash: str, kind: str = "weights") -> str:
     """What is wrong with the files of a model, as a sentence; empty if they have the hash. Reads all bytes.
 
@@ -179,6 +202,14 @@ def load_vae(uri: str, device: str = "cpu", expected_hash: str = "") -> "CausalV
     with local_folder(uri) as folder:
         _check_weights(folder, uri, expected_hash)
         return weights.load_vae(folder, device)
+
+
+def read_dit(uri: str) -> "DiT":
+    """A DiT of its own for the caller, on the CPU."""
+    from pyramid_model.weights import weights
+
+    with local_folder(uri) as folder:
+        return weights.load_dit(folder)
 
 
 @functools.cache

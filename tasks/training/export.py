@@ -9,8 +9,9 @@ from pyramid_model.train.checkpoint_names import WHOLE
 from tasks.running.errors import StepError
 from tasks.tables import storage
 from tasks.tables.stored_folders import writing_folder
+from tasks.training.dit_weights import save_trained_dit
 from tasks.training.marks import About, Mark, newest_mark, read_mark
-from tasks.training.train_dit import TrainDiTConfig, untrained_dit
+from tasks.training.train_dit import TrainDiTConfig
 from tasks.training.train_vae import TrainVAEConfig, save_normalised, untrained_vae
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ class AveragedWeights:
     """The averages of a checkpoint, without weights, moments and random numbers (`checkpoints.Saved`)."""
 
     def __init__(self, objective: "nn.Module"):
+        from pyramid_model.train.ema import trained_weights
+
         self.objective, self.step = objective, 0
-        self.shadow = {name: weight.detach().float().clone() for name, weight in objective.named_parameters()}
+        self.shadow = {name: weight.detach().float().clone() for name, weight in trained_weights(objective)}
 
     def tensors(self) -> dict[str, Any]:
         """The averages, which are filled in place."""
@@ -57,7 +60,6 @@ def export_checkpoint(checkpoint: str, folder: str) -> int:
     """
     from pyramid_model.train.checkpoints import Checkpoints
     from pyramid_model.train.dit_loss import DiTObjective
-    from pyramid_model.weights.weights import save_dit
     from tasks.training.clip_reader import ClipReader
 
     if storage.exists(folder):
@@ -68,7 +70,8 @@ def export_checkpoint(checkpoint: str, folder: str) -> int:
     Checkpoints(uri).load(averages, step=mark.facts.step)
     with writing_folder(folder) as target:
         if isinstance(objective, DiTObjective):
-            save_dit(objective.dit, target)
+            config = TrainDiTConfig.model_validate(mark.about.settings)
+            save_trained_dit(objective.dit, target, config.init_from, config.lora)
         else:
             clips = ClipReader(cast("list[SelectedClip]", mark.about.norm_clips), cache_bytes=0)
             save_normalised(objective.vae, clips, len(clips.clips), target)
@@ -97,7 +100,7 @@ def _objective(about: About) -> "DiTObjective | VAEObjective":
     try:
         if about.kind == "dit":
             dit = TrainDiTConfig.model_validate(about.settings)
-            return DiTObjective(untrained_dit(dit), dit.pyramid, dit.loss)
+            return DiTObjective(dit.untrained(), dit.pyramid, dit.loss)
         vae = TrainVAEConfig.model_validate(about.settings)
         return VAEObjective(untrained_vae(vae), vae.loss)
     except ValidationError as err:

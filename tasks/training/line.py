@@ -26,7 +26,10 @@ from tasks.training.ids import Kind, Parent, TrainingIds, checkpoints_of
 from tasks.training.marks import About, newest_mark
 
 NEWEST = "newest"
-LINE_SETTINGS: dict[Kind, tuple[str, ...]] = {"vae": ("model", "loss"), "dit": ("model", "mmdit", "pyramid", "loss")}
+LINE_SETTINGS: dict[Kind, tuple[str, ...]] = {
+    "vae": ("model", "loss"),
+    "dit": ("model", "mmdit", "pyramid", "loss", "lora"),
+}
 COLUMNS = ("model_id", "line_id", "data_id", "first_step", "num_steps", "config", "params_hash", *ORDER)
 
 
@@ -87,7 +90,7 @@ def _line_of(kind: Kind, settings: Mapping[str, Any], trained_on: TrainedOn) -> 
     """What the trainings of a line share, by the name that messages use. settings: JSON of the step's settings."""
     line = {f"train_{kind}.{name}": settings.get(name) for name in LINE_SETTINGS[kind]}
     line[f"train_{kind}.optim.seed"] = settings.get("optim", {}).get("seed")
-    models = {"VAE": trained_on.vae, "text encoder": trained_on.encoder}
+    models = {"VAE": trained_on.vae, "text encoder": trained_on.encoder, "train_dit.init_from": trained_on.init}
     return line | {name: model.hash for name, model in models.items() if model}
 
 
@@ -116,7 +119,7 @@ def _find_parent(root: str, kind: Kind, continue_from: str, line: Mapping[str, A
     if about.kind != kind:
         raise StepError(f"train_{kind}.continue_from {continue_from!r} is the training of a {about.kind}")
     other = _line_of(kind, about.settings, about.trained_on)
-    differing = [name for name in line if line[name] != other.get(name)]
+    differing = [name for name in (*line, *(set(other) - set(line))) if line.get(name) != other.get(name)]
     if differing:
         raise StepError(
             f"train_{kind}.continue_from {continue_from!r} is a training with another {', '.join(differing)}: only a "

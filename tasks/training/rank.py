@@ -79,7 +79,7 @@ def train_rank(job: Job, device: "torch.device", on_row: Callable[[dict[str, flo
     weights = state.model_weights()
     if first:
         model = training.objective()
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, strict=False)  # without the frozen weights, which it has
         _save_model(job, training, model.to(device), facts, step, time.time() - started)
         checkpoints.retire(step, keep_last=1)
 

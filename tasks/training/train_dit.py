@@ -13,6 +13,7 @@ from pyramid_model.config import (
     NULL_TEXT,
     CaptionsOfKind,
     Kind,
+    LoRAConfig,
     MiniFluxConfig,
     MMDiTConfig,
     PyramidConfig,
@@ -24,6 +25,7 @@ from tasks.models.folders import find_model, vae_config
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.running.step import step
+from tasks.training.dit_weights import initial_model, save_trained_dit, untrained_dit
 from tasks.training.job import Job, TrainingConfig, TrainingResult, check_disjoint
 from tasks.training.line import identify
 from tasks.training.pair_columns import Pair, Pairs
@@ -90,6 +92,16 @@ class TrainDiTConfig(TrainingConfig):
         default=None,
         description="sizes of an MMDiT, the SD3 variant, to train in place of `model`; null: train `model`",
     )
+    init_from: str = Field(
+        default="",
+        description="folder of a DiT, released or trained here, whose weights the training starts from; its sizes must "
+        "be those of `model` or `mmdit`. Empty: random weights",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    lora: LoRAConfig | None = Field(
+        default=None,
+        description="train a LoRA adapter on the DiT of init_from, and nothing else; null: train all weights",
+    )
     pyramid: PyramidConfig = PyramidConfig()
     loss: DiTLossConfig = DiTLossConfig()
     text_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of captions replaced by the empty text")
@@ -115,6 +127,8 @@ class TrainDiTConfig(TrainingConfig):
                 "(loss.sample_ratios, or one per stage): set it to "
                 f"{-(-self.optim.batch_size // self.columns) * self.columns}"
             )
+        if self.lora and not self.init_from:
+            raise ValueError("lora changes a DiT that exists: set train_dit.init_from to its folder")
         if self.sync_group and self.num_batches % self.sync_group:
             raise ValueError(
                 f"num_batches {self.num_batches} does not divide into groups of sync_group {self.sync_group}: set one "
@@ -142,6 +156,10 @@ class TrainDiTConfig(TrainingConfig):
         """The transformer that is trained."""
         return self.mmdit or self.model
 
+    def untrained(self, with_lora: bool = True) -> "DiT":
+        """The DiT before the first step, with its new adapter if it gets one and `with_lora`."""
+        return untrained_dit(self.dit, self.optim.seed, self.init_from, self.lora if with_lora else None)
+
     @property
     def dit_setting(self) -> str:
         """Dotted name of its section in a recipe."""
@@ -166,6 +184,8 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
     vae = find_model(run, "vae", config.vae)
     encoder = find_encoder(run, config.encoder)
     _check_channels(config, vae.uri)
+    if init := initial_model(run, config.init_from, config.dit, config.dit_setting):
+        config = config.model_copy(update={"init_from": init.uri})  # workers have other working directories
     sampled, weights = bool(config.sample_posterior), config.caption_weights
     source = pair_source(run, config.selection, config.captions, vae, encoder.hash, weights, sampled)
     train = find_pairs(source, "train", views=True)
@@ -183,6 +203,7 @@ def train_dit(run: Run, config: TrainDiTConfig) -> TrainDiTResult:
         versions=source.versions,
         vae=vae,
         encoder=encoder,
+        init=init,
         latent_norm=source.norm,
     )
     data_ids = [*ids, len(train), null_id]
@@ -276,10 +297,10 @@ class DiTTraining:
 
         longest = max(shape[1] for shape in self.train.shapes)
         sizes = self.config.pyramid, self.config.loss, self.sync_group, longest
-        return DiTObjective(untrained_dit(self.config), *sizes)
+        return DiTObjective(self.config.untrained(), *sizes)
 
     def initialise(self, objective: "DiTObjective") -> None:
-        """A DiT starts with its random weights."""
+        """A DiT starts with the weights that `untrained_dit` gives it."""
 
     def probe(self, objective: "DiTObjective") -> None:
         """See `probe_dit`."""
@@ -350,18 +371,5 @@ class DiTTraining:
         return val_baselines(objective.dit, self.source, self.train.pairs, self.val, config.pyramid, config.loss)
 
     def save(self, objective: "DiTObjective", folder: str) -> None:
-        """Write the DiT."""
-        from pyramid_model.weights.weights import save_dit
-
-        save_dit(objective.dit, folder)
-
-
-def untrained_dit(config: TrainDiTConfig) -> "DiT":
-    """The DiT of a training with this config, before its first step."""
-    import torch
-
-    from pyramid_model.dit.miniflux import MiniFlux
-    from pyramid_model.dit.mmdit import MMDiT
-
-    torch.manual_seed(config.optim.seed)
-    return MMDiT(config.mmdit) if config.mmdit else MiniFlux(config.model)
+        """See `save_trained_dit`."""
+        save_trained_dit(objective.dit, folder, self.config.init_from, self.config.lora)

@@ -25,7 +25,7 @@ from tasks.exchange.official_files import ImportConfig, export_official, import_
 from tasks.generating.config import GenerateConfig
 from tasks.generating.generate import generate
 from tasks.inspecting.verify import check_weights
-from tasks.models.folders import find_model, folder_hash, load_encoder, load_vae
+from tasks.models.folders import find_model, folder_hash, load_dit, load_encoder, load_vae, read_record
 from tasks.models.gate import GateConfig
 from tasks.models.registry import champion
 from tasks.models.tracking import RegistryError
@@ -345,3 +345,60 @@ def test_views_of_training_clips_are_further_samples_with_the_captions_of_their_
     assert len({pair.latent_id for pair in samples}) == 9
     assert {(pair.clip_id, pair.text) for pair in samples} == {(pair.clip_id, pair.text) for pair in clips}
     assert len(find_pairs(source, "val", views=True)) == len(find_pairs(source, "val")) == 2
+
+
+def test_an_adapter_is_trained_on_a_given_model_and_added_when_clips_are_generated(chain):
+    import torch
+    from safetensors.torch import load_file
+
+    base = chain.results["train_dit"].uri
+    settings = DIT.model_dump() | {"init_from": base, "lora": {"rank": 2, "alpha": 4}}
+    settings["optim"] |= {"num_steps": 12, "lr": 1e-3}
+    result = train_dit(chain.run, TrainDiTConfig.model_validate(settings))
+    assert train_dit(chain.run, TrainDiTConfig.model_validate(settings)).num_new == 0
+    folder = Path(result.uri)
+    record = read_record(result.uri)
+    assert record.trained_on.init.hash == chain.results["train_dit"].weights_hash
+    before, after = (load_dit(uri).state_dict() for uri in (base, result.uri))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("blocks" in name and "modulation" not in name for name in changed)
+    stored = load_file(folder / "lora" / "adapter_model.safetensors")
+    assert 2 * len(changed) == len(stored)
+    of_base, of_adapter = (
+        sum(file.stat().st_size for file in Path(chain.run.root, "checkpoints", model).rglob("*.distcp"))
+        for model in (chain.results["train_dit"].model_id, result.model_id)
+    )
+    assert of_adapter < 0.6 * of_base  # without the weights that do not change
+
+    champions = generate(chain.run, CLIPS)
+    used = {"loras": [{"folder": str(folder / "lora"), "weight": 2.0}]}
+    clips = generate(chain.run, GenerateConfig.model_validate(CLIPS.model_dump() | used))
+    assert (champions.num_new, clips.num_new, len(clips.files)) == (0, 2, 2)
+    assert not set(clips.files) & set(champions.files)
+    again = generate(chain.run, GenerateConfig.model_validate(CLIPS.model_dump() | used))
+    assert (again.num_new, again.files) == (0, clips.files)
+    with pytest.raises(FileNotFoundError, match=r"there is no adapter_config\.json in .*: give the folder of a LoRA"):
+        generate(chain.run, GenerateConfig.model_validate(CLIPS.model_dump() | {"loras": [{"folder": base}]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": "/nowhere"}, "there is no model folder '/nowhere'"),
+        ({"model": {"num_single_blocks": 7}}, r"has other sizes than train_dit\.model: --set .*num_single_blocks=\d+"),
+        ({"mmdit": {"latent_channels": 4}}, r"is a MiniFlux: set train_dit\.model, and train_dit\.mmdit to null"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_anything_starts(chain, changes, message):
+    settings = DIT.model_dump() | {"init_from": chain.results["train_dit"].uri}
+    settings["model"] = settings["model"] | changes.pop("model", {})
+    if "mmdit" in changes:
+        changes["mmdit"]["latent_channels"] = settings["model"]["latent_channels"]
+    with pytest.raises(StepError, match=message):
+        train_dit(chain.run, TrainDiTConfig.model_validate(settings | changes))
+
+
+def test_an_adapter_without_a_model_is_refused():
+    with pytest.raises(ValueError, match=r"lora changes a DiT that exists: set train_dit\.init_from"):
+        TrainDiTConfig.model_validate({"lora": {}})

@@ -19,6 +19,7 @@ from flows.cli.generate import (
     lone_variant,
     own_defaults,
     suiting_recipe,
+    used_lora,
 )
 from flows.recipe import load_recipe
 
@@ -168,3 +169,17 @@ def test_only_what_was_given_becomes_a_setting_and_an_empty_negative_prompt_coun
     overrides = dotted("generate.request", values)
     assert overrides == {"generate.request.negative_prompt": "", "generate.request.fps": 12}
     assert load_recipe("demo", overrides).generate.request.negative_prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "folder", "weight"),
+    [
+        ("./style", "./style", None),
+        ("./style:0.8", "./style", 0.8),
+        ("s3://bucket/style", "s3://bucket/style", None),
+        ("s3://bucket/style:-1", "s3://bucket/style", -1.0),
+        ("odd:name", "odd:name", None),
+    ],
+)
+def test_an_adapter_has_a_folder_and_may_have_a_weight(text, folder, weight):
+    assert used_lora(text) == {"folder": folder} | ({} if weight is None else {"weight": weight})

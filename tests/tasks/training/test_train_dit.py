@@ -19,7 +19,7 @@ from tasks.tables.content_ids import crc32
 from tasks.tables.delta import table_version
 from tasks.tables.rows import Lineage, ok_row
 from tasks.training.pairs import TABLES, PairSource, find_pairs
-from tasks.training.train_dit import DiTTraining, TrainDiTConfig, train_dit, untrained_dit
+from tasks.training.train_dit import DiTTraining, TrainDiTConfig, train_dit
 
 SIZES = {"latent_channels": 4, "num_heads": 1, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
 MINIFLUX = MiniFluxConfig(**SIZES, num_double_blocks=1, num_single_blocks=1, rope_axes=(2, 2, 4))
@@ -30,8 +30,8 @@ def test_the_section_mmdit_stands_in_place_of_model():
     config = TrainDiTConfig(model=MINIFLUX)
     other = TrainDiTConfig.model_validate(config.model_dump(mode="json") | {"mmdit": MMDIT.model_dump(mode="json")})
     assert (config.dit, other.dit) == (MINIFLUX, MMDIT)
-    assert isinstance(untrained_dit(config), MiniFlux)
-    assert isinstance(untrained_dit(other), MMDiT)
+    assert isinstance(config.untrained(), MiniFlux)
+    assert isinstance(other.untrained(), MMDiT)
 
 
 BUCKETS = ("32x64x9@8", "64x32x9@8", "32x64x17@8")

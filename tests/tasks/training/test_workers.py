@@ -62,6 +62,9 @@ def toy_class() -> type:
             torch.manual_seed(0)
             return Objective()
 
+        def probe(self, objective):
+            pass
+
         def initialise(self, objective):
             pass
 

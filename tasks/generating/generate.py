@@ -57,9 +57,7 @@ def generate(run: Run, config: GenerateConfig) -> GenerateResult:
     prompts = _checked_prompts(config)
     checkpoint = _checkpoint(config) if config.weights else None
     models = _named_models(run, checkpoint) if checkpoint else _champion(run)
-    extra = _extra_settings(config, checkpoint)
-    if hashes := checked_hashes(config.loras, models.dit.uri):
-        extra["loras"] = hashes
+    extra = _extra_settings(config, checkpoint, models.dit.uri)
     rewrites = _rewrites(run, config, prompts)
     requested = [
         _item(rewrite, seed, config, models, extra)
@@ -225,9 +223,13 @@ def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
     )
 
 
-def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None") -> dict[str, object]:
-    """Settings that change the clips besides the request: given files by their hash ("" for none), variant, type."""
-    return {
+def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None", dit: str) -> dict[str, object]:
+    """Settings that change the clips besides the request: given files by their hash ("" for none), variant, type.
+
+    dit: folder of the DiT, with which adapters are compared.
+    """
+    loras = checked_hashes(config.loras, dit)
+    return ({"loras": loras} if loras else {}) | {
         "image_hash": _given_hash(config.image),
         "video_hash": _given_hash(config.video),
         "variant": checkpoint.name if checkpoint else "",

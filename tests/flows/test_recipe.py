@@ -54,7 +54,7 @@ def test_a_long_shot_of_any_common_aspect_and_rate_is_trained_on(name, fps):
     assert duration is None or num_frames / fps <= duration.max
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "384p", "768p"])
+@pytest.mark.parametrize("name", ["demo", "smoke", "384p", "768p", "image", "finetune-lora"])
 def test_prompts_are_sampled_at_a_size_that_was_trained(name):
     recipe = load_recipe(name)
     buckets = map(parse_bucket, recipe.select.buckets)

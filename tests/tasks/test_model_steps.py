@@ -397,8 +397,3 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_starts(chain, chan
         changes["mmdit"]["latent_channels"] = settings["model"]["latent_channels"]
     with pytest.raises(StepError, match=message):
         train_dit(chain.run, TrainDiTConfig.model_validate(settings | changes))
-
-
-def test_an_adapter_without_a_model_is_refused():
-    with pytest.raises(ValueError, match=r"lora changes a DiT that exists: set train_dit\.init_from"):
-        TrainDiTConfig.model_validate({"lora": {}})

@@ -112,3 +112,8 @@ def test_a_vae_with_other_channels_than_the_dit_is_refused(squares, tmp_path, se
 def test_a_batch_that_does_not_divide_into_the_stages_is_refused_at_once():
     with pytest.raises(ValueError, match=r"optim\.batch_size 4 does not divide into 3 columns.* set it to 6"):
         TrainDiTConfig.model_validate({"optim": {"batch_size": 4}})
+
+
+def test_an_adapter_without_a_model_is_refused():
+    with pytest.raises(ValueError, match=r"lora changes a DiT that exists: set train_dit\.init_from"):
+        TrainDiTConfig.model_validate({"lora": {}})

@@ -223,7 +223,7 @@ def _named_models(run: Run, checkpoint: "Checkpoint") -> ModelSet:
     )
 
 
-def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None", dit: str) -> dict[str, object]:
+def _extra_settings(config: GenerateConfig, checkpoint: "Checkpoint | None", dit: str) -> Mapping[str, object]:
     """Settings that change the clips besides the request: given files by their hash ("" for none), variant, type.
 
     dit: folder of the DiT, with which adapters are compared.

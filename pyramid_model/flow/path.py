@@ -68,6 +68,7 @@ def noisy_columns(
     noise: Noise,
     sample_ratios: tuple[int, ...] = (1, 1, 1),
     num_units: tuple[int, ...] | None = None,
+    part: tuple[float, float] = (0, 1),
 ) -> TrainingColumns:
     """Make training columns from a batch of clips.
 
@@ -81,6 +82,7 @@ def noisy_columns(
         sample_ratios: columns per stage, coarse to fine; their sum is the number of columns.
         num_units: unit to train at each stage, counted from 1; the units before it are its history.
             None trains all frames of a clip at once, without history.
+        part: of each stage's path, from 0, the noisy end, to 1; positions are drawn from it.
 
     Raises:
         ValueError: the batch does not divide into columns, or `sample_ratios` or `num_units` does not have one entry
@@ -99,7 +101,8 @@ def noisy_columns(
     columns, targets, positions, timesteps = [], [], [], []
     for column, stage in enumerate(stages):
         own_clean, own_noises = ([tensor[column::g] for tensor in pyramid] for pyramid in (clean, noises))
-        index = (noise.uniform(latents.shape[0] // g) * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
+        position = part[0] + (part[1] - part[0]) * noise.uniform(latents.shape[0] // g)
+        index = (position * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
         local_t = local_times().to(index.device)[index].to(latents.dtype)
         coarse = own_clean[stage - 1] if stage else None
         start, end = stage_endpoints(own_clean[stage], coarse, own_noises[stage], schedule.stages[stage])

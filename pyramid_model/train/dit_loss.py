@@ -14,11 +14,8 @@ from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.packed import packed_columns
 from pyramid_model.flow.path import noisy_columns, units_in, units_to_train
 from pyramid_model.flow.schedule import Schedule
-from pyramid_model.metrics.linear_predictor import LinearPredictor
-from pyramid_model.text import TextFeatures, stack_features
+from pyramid_model.text import TextFeatures
 from pyramid_model.train.config import DiTLossConfig
-
-MAX_UNITS = 3  # of a clip that a validation covers
 
 
 def dit_loss(
@@ -29,6 +26,7 @@ def dit_loss(
     noise: Noise,
     sample_ratios: tuple[int, ...],
     num_units: tuple[int, ...] | None,
+    part: tuple[float, float] = (0, 1),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the velocity; every sample has the same weight.
 
@@ -40,11 +38,12 @@ def dit_loss(
         noise: source of random numbers.
         sample_ratios: columns per stage, coarse to fine.
         num_units: unit to train at each stage, counted from 1; None: all frames at once, without history.
+        part: of each stage's path, see `noisy_columns`.
 
     Returns:
         (loss, parts): parts {"loss_stage0": …} is the loss of each stage without gradient.
     """
-    batch = noisy_columns(latents, schedule, noise, sample_ratios, num_units)
+    batch = noisy_columns(latents, schedule, noise, sample_ratios, num_units, part)
     return _mean_error(dit(batch.columns, batch.timestep, text), batch.targets, batch.stages)
 
 
@@ -139,55 +138,3 @@ class DiTObjective(nn.Module):
         if self.sync_group == 1:
             return units_to_train(step + rank, 0, 1, units, units, num_stages)
         return units_to_train(step, rank, self.sync_group, self.max_units, units, num_stages)
-
-
-@torch.no_grad()
-def validate_dit(
-    dit: DiT | LinearPredictor,
-    latents: Sequence[Tensor],
-    texts: Sequence[tuple[Tensor, Tensor]],
-    pyramid: PyramidConfig,
-    config: DiTLossConfig,
-    num_draws: int = 4,
-    max_units: int = MAX_UNITS,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Loss on held-out clips at every stage and at several units, with the same noise in every call.
-
-    Args:
-        dit: the model.
-        latents: normalised, (c t h w), all of one shape.
-        texts: features of the caption of each, (embeds (n d), pooled (p)).
-        pyramid: stages and units.
-        config: see `DiTLossConfig`.
-        num_draws: draws of path position and noise for each clip, stage and unit.
-        max_units: units to evaluate: the first, the last, and others at equal distances.
-        seed: seed of the noise.
-
-    Returns:
-        {"val_loss", "val_loss_stage0", …}.
-    """
-    schedule, device = Schedule(pyramid), next(dit.parameters()).device
-    # Column c has the rows c::g of the batch: with every clip repeated g times, each column contains every clip.
-    clips = torch.stack(list(latents)).float().to(device).repeat_interleave(pyramid.num_stages, dim=0)
-    text = stack_features([row for row in texts for _ in range(pyramid.num_stages)]).to(device)
-    generator = torch.Generator().manual_seed(seed)
-    losses: list[dict[str, Tensor]] = []
-    for unit in units_to_validate(clips.shape[2], pyramid, config, max_units):
-        num_units = unit if unit is None else (unit,) * pyramid.num_stages
-        for _ in range(num_draws):
-            noise = Noise(generator, device)
-            loss, parts = dit_loss(dit, clips, text, schedule, noise, (1,) * pyramid.num_stages, num_units)
-            losses.append({"val_loss": loss} | {f"val_{name}": part for name, part in parts.items()})
-    return {name: float(torch.stack([parts[name] for parts in losses]).mean()) for name in losses[0]}
-
-
-def units_to_validate(
-    num_frames: int, pyramid: PyramidConfig, config: DiTLossConfig, max_units: int = MAX_UNITS
-) -> list[int] | list[None]:
-    """Units of a clip of `num_frames` latent frames that a validation covers; [None]: all frames at once."""
-    if not config.autoregressive:
-        return [None]
-    units = units_in(num_frames, pyramid.frames_per_unit)
-    count = min(units, max_units)
-    return sorted({1 + round(i * (units - 1) / max(1, count - 1)) for i in range(count)})

@@ -42,7 +42,7 @@ class Series:
     name: str
     points: list[tuple[float, float]]
     kind: Literal["raw", "line", "dots"] = "line"  # raw: thin; dots: a line with its points
-    colour: int = 1  # number of a colour in the style sheet, 1 or 2
+    colour: int = 1  # number of a colour in the style sheet, 1 to 3
 
 
 # (column, row) of each box; row 1 is the middle line

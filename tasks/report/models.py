@@ -1,6 +1,7 @@
 """The sections of the report on text, training, evaluation and generation, made from rows of the tables."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ CURVE_SIDE_COLUMNS = ("step", "lr", "grad_norm", "elapsed_s")
 MAX_EVALUATIONS = 4
 UNTRAINED = "_untrained"
 BASELINES = {"_linear": "linear predictor", "_no_text": "empty text", "_shuffled_text": "captions of other clips"}
+BIN = re.compile(r"_stage(\d+)_bin(\d+)")  # in the name of a validation figure, see `dit_validation`
+ROLLOUT = re.compile(r"val_loss_unit(\d+)(?:_rollout)?$")
 SHORT_LIST = 8
 
 
@@ -112,12 +115,36 @@ def trainings(root: str) -> list[Training]:
 
 def _training(row: ModelRow) -> Training:
     metrics = {name: value for name, value in loads(row["metrics"]).items() if not isinstance(value, dict | list)}
-    paired = [name for name in metrics if f"{name}{UNTRAINED}" in metrics]
+    drawn = [name for name in metrics if BIN.search(name) or ROLLOUT.match(name)]
+    paired = [name for name in metrics if f"{name}{UNTRAINED}" in metrics and name not in drawn]
     gains = [Gain(name, metrics[f"{name}{UNTRAINED}"], metrics[name], baselines_of(name, metrics)) for name in paired]
     shown = {f"{name}{ending}" for name in paired for ending in ("", UNTRAINED, *BASELINES)}
-    rest = [(name, value) for name, value in metrics.items() if name not in shown]
+    rest = [(name, value) for name, value in metrics.items() if name not in shown and name not in drawn]
     name = {"vae": "VAE", "dit": "DiT"}.get(row["kind"]) or str(row["kind"])
-    return Training(row, name, charts(row), gains, rest, flat_figures(loads(row["config"])))
+    every_chart = [*charts(row), *validation_charts(metrics)]
+    return Training(row, name, every_chart, gains, rest, flat_figures(loads(row["config"])))
+
+
+def validation_charts(metrics: Mapping[str, Any]) -> list[Chart]:
+    """Held-out loss of the trained DiT along the path of each stage, and of each unit with both kinds of history."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, value in sorted(metrics.items()):
+        if (match := BIN.search(name)) and not name.endswith(UNTRAINED):
+            lines.setdefault(f"stage {match[1]}", []).append((float(match[2]), value))
+    charts = []
+    if lines:
+        series = [Series(name, points, "dots", 1 + index % 3) for index, (name, points) in enumerate(lines.items())]
+        legend = [(name, f"c{1 + index % 3}") for index, name in enumerate(lines)]
+        title = "held-out loss by quarter of each stage's path, from noise (0) to data (3)"
+        charts.append(Chart(title, line_chart(series, height=150, width=360), legend))
+    units = sorted({int(match[1]) for name in metrics if (match := ROLLOUT.match(name))})
+    if units:
+        true, made = ([(float(u), metrics[f"val_loss_unit{u}{end}"]) for u in units] for end in ("", "_rollout"))
+        series = [Series("true history", true, "dots", 1), Series("history of its own", made, "dots", 2)]
+        title = "held-out loss by unit, with the true history and with one that the model made"
+        legend = [("true history", "c1"), ("history of its own", "c2")]
+        charts.append(Chart(title, line_chart(series, height=150, width=360), legend))
+    return charts
 
 
 def baselines_of(name: str, metrics: Mapping[str, object]) -> list[Figure]:
@@ -141,7 +168,9 @@ def charts(row: ModelRow) -> list[Chart]:
         drawn.append(Chart("loss", line_chart(series, log=True), legend))
     names = dict.fromkeys(name for point in curve for name in point)
     for name in names:
-        if name not in (*CURVE_SIDE_COLUMNS, "loss", "val_loss") and len(points := _column(curve, name)) > 1:
+        if name in (*CURVE_SIDE_COLUMNS, "loss", "val_loss") or BIN.search(name):
+            continue
+        if len(points := _column(curve, name)) > 1:
             kind = "dots" if len(points) <= 20 else "line"
             chart = line_chart([Series(name, points, kind, 2 if name.startswith("val_") else 1)], height=150, width=360)
             drawn.append(Chart(name, chart, []))

@@ -364,11 +364,12 @@ class DiTTraining:
         return val_losses(objective.dit, self.val, self.config.pyramid, self.config.loss)
 
     def baselines(self, objective: "DiTObjective") -> dict[str, float]:
-        """See `val_baselines`."""
-        from tasks.training.validation import val_baselines
+        """See `val_baselines` and `rollout_curve`."""
+        from tasks.training.validation import rollout_curve, val_baselines
 
-        config = self.config
-        return val_baselines(objective.dit, self.source, self.train.pairs, self.val, config.pyramid, config.loss)
+        config, dit = self.config, objective.dit
+        figures = val_baselines(dit, self.source, self.train.pairs, self.val, config.pyramid, config.loss)
+        return figures | (rollout_curve(dit, self.val, config.pyramid) if config.loss.autoregressive else {})
 
     def save(self, objective: "DiTObjective", folder: str) -> None:
         """See `save_trained_dit`."""

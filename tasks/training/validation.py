@@ -1,5 +1,6 @@
 """Validation loss of a DiT over latents of several shapes, and of what it is held against."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pyramid_model.metrics.linear_predictor import LinearPredictor
 
 
+MAX_ROLLED_OUT = 4
 MAX_FITTED = 64  # training clips on which the linear predictor is fitted, evenly spaced
 
 
@@ -25,11 +27,11 @@ def val_losses(
     loss: DiTLossConfig,
     texts: "Sequence[tuple[Tensor, Tensor]] | None" = None,
 ) -> dict[str, float]:
-    """`val_loss` and its parts. All clips have the same weight, and every call uses the same noise.
+    """`val_loss` and its parts, as means over all elements of the latents; every call uses the same noise.
 
     texts: features to use in place of the clips' own.
     """
-    from pyramid_model.train.dit_loss import validate_dit
+    from pyramid_model.train.dit_validation import validate_dit
 
     texts = texts or held_out.texts
     members: dict[tuple[int, ...], list[int]] = {}
@@ -39,8 +41,18 @@ def val_losses(
     for group in members.values():
         latents, of_group = [held_out.latents[i] for i in group], [texts[i] for i in group]
         for name, value in validate_dit(dit, latents, of_group, pyramid, loss).items():
-            totals[name] = totals.get(name, 0.0) + value * len(group)
-    return {name: total / len(held_out.shapes) for name, total in totals.items()}
+            totals[name] = totals.get(name, 0.0) + value * len(group) * math.prod(latents[0].shape)
+    num_elements = sum(map(math.prod, held_out.shapes))
+    return {name: total / num_elements for name, total in totals.items()}
+
+
+def rollout_curve(dit: "DiT", held_out: LoadedPairs, pyramid: PyramidConfig) -> dict[str, float]:
+    """See `rollout_gap`: of up to `MAX_ROLLED_OUT` of the longest held-out clips of one shape."""
+    from pyramid_model.train.dit_validation import rollout_gap
+
+    longest = max(held_out.shapes, key=lambda shape: shape[1])
+    chosen = [position for position, shape in enumerate(held_out.shapes) if shape == longest][:MAX_ROLLED_OUT]
+    return rollout_gap(dit, [held_out.latents[i] for i in chosen], [held_out.texts[i] for i in chosen], pyramid)
 
 
 def val_baselines(
@@ -58,7 +70,7 @@ def val_baselines(
         empty text. `val_loss_shuffled_text`: of the DiT with captions of other clips; left out if all are the same.
     """
     from pyramid_model.metrics.linear_predictor import LinearPredictor
-    from pyramid_model.train.dit_loss import units_to_validate
+    from pyramid_model.train.dit_validation import units_to_validate
 
     fitted = load_pairs(source, train[:: max(1, -(-len(train) // MAX_FITTED))]).latents
     frames = {shape[1] for shape in held_out.shapes}

@@ -14,7 +14,8 @@ from pyramid_model.text import stack_features
 from pyramid_model.train.batches import step_generator
 from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import DiTLossConfig, OptimConfig, ParallelConfig, VAELossConfig
-from pyramid_model.train.dit_loss import DiTObjective, validate_dit
+from pyramid_model.train.dit_loss import DiTObjective
+from pyramid_model.train.dit_validation import validate_dit
 from pyramid_model.train.loop import Batch, TrainState, train
 from pyramid_model.train.vae_loss import VAEObjective, validate_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE

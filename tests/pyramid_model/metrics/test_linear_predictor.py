@@ -7,7 +7,7 @@ from pyramid_model.config import PyramidConfig
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.metrics.linear_predictor import NUM_BINS, LinearPredictor, time_bins
 from pyramid_model.train.config import DiTLossConfig
-from pyramid_model.train.dit_loss import validate_dit
+from pyramid_model.train.dit_validation import validate_dit
 
 ONE_STAGE = PyramidConfig(num_stages=1)
 TEXT = (torch.zeros(1, 4), torch.zeros(4))

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.models.gate import Check
-from tasks.report.models import bucket_shape, flat_figures, sign, summary
+from tasks.report.models import bucket_shape, flat_figures, sign, summary, validation_charts
 
 
 def test_nested_settings_become_lines_and_only_long_lists_are_left_out():
@@ -32,3 +32,15 @@ def test_what_a_model_has_learnt_stands_beside_chance_linear_algebra_and_no_text
     )
     assert summary(losses).startswith("The loss on held-out clips is 0.25")
     assert summary({}) == ""
+
+
+def test_losses_along_the_path_and_by_unit_are_two_charts():
+    figures = {
+        f"val_loss_stage{s}_bin{b}{end}": 0.1 * b for s in range(3) for b in range(4) for end in ("", "_untrained")
+    }
+    units = {f"val_loss_unit{u}{end}": 0.2 for u in (1, 2) for end in ("", "_rollout")}
+    path, by_unit = validation_charts(figures | units | {"val_loss": 1.0})
+    assert path.legend == [("stage 0", "c1"), ("stage 1", "c2"), ("stage 2", "c3")]
+    assert path.svg.count("<circle") == 12
+    assert by_unit.svg.count("<circle") == 4
+    assert validation_charts({"val_loss": 1.0}) == []

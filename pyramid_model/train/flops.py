@@ -19,6 +19,7 @@ from itertools import accumulate, takewhile
 import torch
 
 from pyramid_model.config import PATCH, MiniFluxConfig, MMDiTConfig, PyramidConfig
+from pyramid_model.dit.branches import Branches, clips_of
 from pyramid_model.dit.packing import Size
 from pyramid_model.dit.transformer import TIMESTEP_CHANNELS, size_of
 from pyramid_model.flow.history import history_clips
@@ -67,7 +68,12 @@ class Reuse:
 
 
 def call_flops(
-    config: Config, columns: Sequence[Sequence[Size]], num_text: int, batch: int = 1, dense: bool = False
+    config: Config,
+    columns: Sequence[Sequence[Size]],
+    num_text: int,
+    batch: int = 1,
+    dense: bool = False,
+    branches: Sequence[Branches] = (),
 ) -> Flops:
     """FLOPs of one forward call of a DiT.
 
@@ -77,22 +83,33 @@ def call_flops(
         num_text: text tokens of a row, padding included.
         batch: number of samples; each has one row per column.
         dense: count all pairs of tokens, including those that must not attend.
+        branches: of each column, as in `DiT.forward`.
     """
     total = Flops()
-    for column in columns:
-        frames, noisy = frame_tokens(column), frame_tokens(column[-1:])
-        total += _part(config, frames, num_text, 0, len(frames), dense) + _ends(config, sum(noisy))
+    for column, own in zip(columns, branches or [()] * len(columns), strict=True):
+        shared = frame_tokens(column[:1]) if own else []
+        total += _part(config, shared, num_text, 0, len(shared), dense) if own else Flops()
+        starts = [branch.num_shared for branch in own] or [0]
+        for start, clips in zip(starts, clips_of(column, own) if own else [column], strict=True):
+            frames = shared[:start] + frame_tokens(clips)
+            total += _part(config, frames, num_text, start, len(frames), dense)
+            total += _ends(config, sum(frame_tokens(clips[-1:])))
     return total * batch
 
 
 def train_flops(
-    config: Config, columns: Sequence[Sequence[Size]], num_text: int, batch: int = 1, dense: bool = False
+    config: Config,
+    columns: Sequence[Sequence[Size]],
+    num_text: int,
+    batch: int = 1,
+    dense: bool = False,
+    branches: Sequence[Branches] = (),
 ) -> Flops:
     """FLOPs of a forward and a backward pass; the backward pass needs twice as many as the forward pass.
 
     Activation recomputation is not counted, as usual for MFU. Arguments as in `call_flops`.
     """
-    return call_flops(config, columns, num_text, batch, dense) * 3
+    return call_flops(config, columns, num_text, batch, dense, branches) * 3
 
 
 def sample_flops(

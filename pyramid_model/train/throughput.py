@@ -29,7 +29,7 @@ class Throughput:
         self.share_batch, self.peak_flops = share_batch, peak_flops
         self._tokens = self._flops = 0
         if isinstance(objective, DiTObjective):
-            objective.dit.register_forward_pre_hook(self._count_dit)
+            objective.dit.register_forward_pre_hook(self._count_dit, with_kwargs=True)
         elif isinstance(objective, VAEObjective):
             objective.register_forward_pre_hook(self._count_vae)
 
@@ -45,14 +45,15 @@ class Throughput:
         speed = {"tokens_per_s": num_ranks() * tokens / seconds} if tokens else {}
         return speed | {"mfu": mfu(flops, seconds, self.peak_flops)}
 
-    def _count_dit(self, dit: DiT, args: tuple[Any, ...]) -> None:
+    def _count_dit(self, dit: DiT, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return
         assert isinstance(dit.config, MiniFluxConfig | MMDiTConfig), "FLOPs are known for these two"
         columns, _, text = args
         sizes, batch = [[size_of(clip) for clip in column] for column in columns], len(columns[0][0])
         self._tokens += batch * sum(sum(frame_tokens(column)) for column in sizes)
-        self._flops += train_flops(dit.config, sizes, text.embeds.shape[1], batch).total
+        branches = options.get("branches", ())
+        self._flops += train_flops(dit.config, sizes, text.embeds.shape[1], batch, branches=branches).total
 
     def _count_vae(self, objective: VAEObjective, args: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled():

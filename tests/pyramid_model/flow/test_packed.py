@@ -14,7 +14,7 @@ from pyramid_model.flow.packed import packed_columns
 from pyramid_model.flow.path import units_in
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.train.config import DiTLossConfig
-from pyramid_model.train.flops import sample_flops
+from pyramid_model.train.flops import call_flops, sample_flops
 
 FRAMES = 7
 
@@ -114,6 +114,8 @@ def test_torch_counts_the_operations_of_the_closed_form_and_fewer_than_unit_by_u
         alone = counted(lambda: unit_by_unit(clean_dit, columns, text))
     each = sample_flops(clean_dit.config, PyramidConfig(), DiTLossConfig(), (4, 31, 16, 16), num_text=4)
     assert together == pytest.approx(each, rel=1e-3)
+    sizes = [[size_of(clip) for clip in column] for column in columns.columns]
+    assert call_flops(clean_dit.config, sizes, 4, branches=columns.branches).total == together
     assert alone > 1.5 * together
 
 

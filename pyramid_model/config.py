@@ -203,11 +203,25 @@ class DiTConfig(Config):
         return self.num_heads * self.head_dim
 
 
+class LPIPSConfig(Config):
+    """Files of LPIPS, which the user provides."""
+
+    network: Literal["vgg16", "alexnet"] = Field(default="vgg16", description="network whose features are compared")
+    files: tuple[str, ...] = Field(
+        min_length=1,
+        max_length=2,
+        description="weights of the network (torchvision's) and of LPIPS (`vgg.pth` or `alex.pth` of its authors), or "
+        "one .npz file with those of AlexNet and LPIPS",
+        json_schema_extra=NOT_IDENTITY,
+    )
+
+
 class VAEGANConfig(Config):
-    """Weights of the terms of the published VAE loss. Frames are in [-1, 1]."""
+    """The published VAE loss: weights of its terms, and the discriminator. Frames are in [-1, 1]."""
 
     pixel_weight: float = Field(default=10.0, ge=0, description="weight of the squared error")
-    perceptual_weight: float = Field(default=1.0, ge=0, description="weight of LPIPS on VGG16")
+    perceptual_weight: float = Field(default=1.0, ge=0, description="weight of LPIPS; 0: LPIPS is not needed")
+    lpips: LPIPSConfig | None = Field(default=None, description="files of LPIPS; needed if perceptual_weight is not 0")
     logvar: float = Field(default=0.0, description="log variance of the reconstruction; not trained")
     kl_weight: float = Field(
         default=1e-12, ge=0, description="weight of the KL divergence from the unit normal, per latent channel"
@@ -216,6 +230,16 @@ class VAEGANConfig(Config):
         default=0.5, ge=0, description="weight of the adversarial loss, relative to the gradient of the reconstruction"
     )
     adversarial_start: int = Field(default=250_000, ge=0, description="step at which the adversarial loss starts")
+    discriminator_layers: int = Field(default=4, ge=1, le=6, description="strided layers of the PatchGAN")
+    discriminator_channels: int = Field(default=64, ge=1, description="channels of its first layer")
+    discriminator_lr_scale: float = Field(
+        default=1.0, gt=0, description="learning rate of the discriminator as a multiple of that of the VAE"
+    )
+
+    @property
+    def smallest_side(self) -> int:
+        """Least height and width in px of frames that the discriminator can judge."""
+        return 3 * 2**self.discriminator_layers
 
 
 class MiniFluxConfig(DiTConfig):

@@ -26,7 +26,7 @@ def share_clips(objective: VAEObjective, size: int) -> None:
     group = own_group([range(first, first + size) for first in range(0, dist.get_world_size(), size)])
     vae, config = objective.vae, objective.config
 
-    def forward(frames: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(frames: Tensor, generator: Generator, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """See `VAEObjective.forward`."""
         if frames.shape[2] == 1:
             return vae_loss(vae, frames, config, generator)

@@ -158,11 +158,16 @@ class VAEBatchConfig(Config):
         ge=0,
         description="number of steps at the start that train on single frames only, which are much faster",
     )
+    image_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the later steps that train on single frames, at equal distances"
+    )
     image_batch_size: int = Field(default=8, ge=1, description="single frames of a batch")
 
     def at(self, step: int, batch_size: int) -> tuple[int, int]:
         """(samples, frames per sample) of a step; batch_size: samples of a step on video."""
-        return (self.image_batch_size, 1) if step < self.image_steps else (batch_size, self.num_frames)
+        later = step - self.image_steps
+        on_images = later < 0 or int((later + 1) * self.image_share) > int(later * self.image_share)
+        return (self.image_batch_size, 1) if on_images else (batch_size, self.num_frames)
 
 
 class MixConfig(Config):

@@ -32,6 +32,7 @@ from pyramid_model.train.ranks import accumulating, mean_over_ranks, unwrapped
 LOG = logging.getLogger("pyramid.training")
 
 
+DISCRIMINATOR = "discriminator."  # names of its weights begin so
 JUDGED = ("val_loss", "val_mse")  # figures of a validation that say which step is best; lower is better
 
 
@@ -76,7 +77,8 @@ class TrainState:
     @classmethod
     def start(cls, objective: nn.Module, config: OptimConfig) -> Self:
         """State before the first step."""
-        return cls(objective, make_optimizers(objective, config), EMA(unwrapped(objective), config.ema_decay))
+        model = unwrapped(objective)
+        return cls(objective, make_optimizers(model, config), EMA(model, config.ema_decay))
 
     def tensors(self) -> dict[str, Any]:
         """All tensors of the training by role, for `Checkpoints`; shards stay shards."""
@@ -141,27 +143,41 @@ class TrainState:
 
 
 def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest. Biases and norms do not decay."""
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest. Biases and norms do not decay.
+
+    A discriminator has an AdamW of its own, with the learning rate `lr_scale` of the model times that of the others.
+    """
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    judging = [weight for name, weight in named if name.startswith(DISCRIMINATOR)]
+    named = [(name, weight) for name, weight in named if not name.startswith(DISCRIMINATOR)]
     matrices = [weight for name, weight in named if config.name == "muon" and is_hidden_matrix(name, weight)]
     ids = set(map(id, matrices))
-    rest = [weight for _, weight in named if id(weight) not in ids]
+    optimizers: list[torch.optim.Optimizer] = [_adamw([weight for _, weight in named if id(weight) not in ids], config)]
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        for weight in matrices:
+            muon.state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
+        optimizers.append(muon)
+    if judging:
+        optimizers.append(_adamw(judging, config, lr_scale=model.lr_scale))
+    return optimizers
+
+
+def _adamw(weights: Sequence[nn.Parameter], config: OptimConfig, **more: Any) -> torch.optim.AdamW:
+    """more: further entries of its groups."""
     groups = [
-        {"params": [w for w in rest if w.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [w for w in rest if w.ndim <= 1], "weight_decay": 0.0},
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay, **more},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0, **more},
     ]
     groups = [group for group in groups if group["params"]]  # a checkpoint cannot hold an empty one
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8)
     # Moments from the start, so that a checkpoint has the same names at every step.
-    for weight in rest:
+    for weight in weights:
         moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
         adamw.state[weight] = {"step": torch.tensor(0.0), **moments}
-    if not matrices:
-        return [adamw]
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-    for weight in matrices:
-        muon.state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
-    return [adamw, muon]
+    return adamw
 
 
 def is_hidden_matrix(name: str, weight: Tensor) -> bool:
@@ -263,14 +279,12 @@ def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]
     """Do one optimiser step, or skip it if its numbers are not finite; returns its row of the curve."""
     lr = learning_rate(config, state.step - state.first_step)
     for group in state.param_groups():
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1)
     for optimizer in state.optimizers:
         optimizer.zero_grad(set_to_none=True)
     losses, suspects = _backward(state.objective, batches)
-    grad_norm = nn.utils.clip_grad_norm_(state.objective.parameters(), config.grad_clip)
-    grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     figures = dict(zip(losses, mean_over_ranks(torch.stack(list(losses.values()))).tolist(), strict=True))
-    figures |= {"grad_norm": float(grad_norm)}
+    figures |= _clip(state, config.grad_clip)
     if reason := not_finite(figures):
         everything = [sample for batch in batches for sample in batch.ids]
         ids = everything if math.isfinite(figures["loss"]) else suspects
@@ -282,6 +296,21 @@ def _train_step(state: TrainState, config: OptimConfig, batches: Sequence[Batch]
     state.ema.update(unwrapped(state.objective))
     state.step += 1
     return {"step": state.step, "loss": figures["loss"], "lr": lr, "grad_norm": figures["grad_norm"]} | figures
+
+
+def _clip(state: TrainState, limit: float) -> dict[str, float]:
+    """Scale the gradients of the model, and of a discriminator, down to the norm `limit` each; their norms before."""
+    groups = state.param_groups()
+    sides = {
+        "grad_norm": [weight for group in groups if "lr_scale" not in group for weight in group["params"]],
+        "grad_norm_discriminator": [weight for group in groups if "lr_scale" in group for weight in group["params"]],
+    }
+    norms = {}
+    for name, weights in sides.items():
+        if any(weight.grad is not None for weight in weights):
+            norm = nn.utils.clip_grad_norm_(weights, limit)
+            norms[name] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norms
 
 
 def _backward(objective: nn.Module, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], list[str]]:

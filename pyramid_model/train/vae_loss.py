@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pyramid_model.metrics.quality import psnr, ssim
 from pyramid_model.train.config import VAELossConfig
 from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.vae.loss import PerceptualDistance, single_frames
 from pyramid_model.vae.pixels import to_uint8, to_unit_range
 
 
@@ -54,8 +55,8 @@ class VAEObjective(nn.Module):
         self.vae = vae
         self.config = config
 
-    def forward(self, frames: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `vae_loss`."""
+    def forward(self, frames: Tensor, generator: Generator, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `vae_loss`. step: optimiser step; without effect here."""
         return vae_loss(self.vae, frames, self.config, generator)
 
 
@@ -67,16 +68,30 @@ def reconstruct(vae: CausalVideoVAE, clip: np.ndarray) -> np.ndarray:
     return to_uint8(restored)[0]
 
 
-def validate_vae(vae: CausalVideoVAE, clips: Sequence[np.ndarray]) -> dict[str, float]:
+def validate_vae(
+    vae: CausalVideoVAE, clips: Sequence[np.ndarray], perceptual: PerceptualDistance | None = None
+) -> dict[str, float]:
     """Mean quality of the reconstructions of held-out clips, uint8 (t h w 3) each.
 
     Returns:
-        {"val_psnr": dB, "val_ssim": -1..1, "val_mse": squared error of frames in [-1, 1]}, mean over the clips.
+        {"val_psnr": dB, "val_ssim": -1..1, "val_mse": squared error of frames in [-1, 1]}, and with `perceptual`
+        {"val_lpips": from 0, lower is better}, mean over the clips.
     """
-    psnrs, ssims, errors = [], [], []
+    psnrs, ssims, errors, distances = [], [], [], []
     for clip in clips:
         restored = reconstruct(vae, clip)
         psnrs.append(psnr(clip, restored))
         ssims.append(ssim(clip, restored))
         errors.append(float(np.square((clip.astype(np.float32) - restored) / 127.5).mean()))
-    return {"val_psnr": float(np.mean(psnrs)), "val_ssim": float(np.mean(ssims)), "val_mse": float(np.mean(errors))}
+        if perceptual:
+            distances.append(_lpips(perceptual, clip, restored))
+    figures = {"val_psnr": psnrs, "val_ssim": ssims, "val_mse": errors, "val_lpips": distances}
+    return {name: float(np.mean(values)) for name, values in figures.items() if values}
+
+
+@torch.no_grad()
+def _lpips(perceptual: PerceptualDistance, clip: np.ndarray, other: np.ndarray) -> float:
+    """Mean distance of the frames of two clips, uint8 (t h w 3) each."""
+    device = perceptual.shift.device
+    pairs = zip(*(single_frames(to_unit_range(x)[None]).to(device).split(1) for x in (clip, other)), strict=True)
+    return float(torch.stack([perceptual(a, b) for a, b in pairs]).mean())

@@ -1,10 +1,13 @@
 """Loss of the published VAE: pixel error, perceptual distance, adversarial loss, and divergence of the latents.
 
-It needs `PerceptualDistance` with weights that the user provides (`weights.load_perceptual`). `train.vae_loss` is a
-simpler loss without pretrained networks.
+It compares frames by `PerceptualDistance`, whose weights the user provides (`weights.load_perceptual`).
+`train.vae_loss` is a simpler loss without pretrained networks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -15,32 +18,42 @@ from pyramid_model.config import VAEGANConfig
 from pyramid_model.vae.discriminator import PatchDiscriminator
 from pyramid_model.vae.posterior import Posterior
 
-VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
-TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}  # layers of VGG16 whose features are compared: number of channels
+# Layers of torchvision's networks: (channels, kernel, stride, padding) of a convolution with ReLU, or the side of a max
+# pooling of stride 2. taps: the layers whose features are compared.
+VGG16 = tuple(
+    (n, 3, 1, 1) if n else 2 for n in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
+)
+ALEXNET = ((64, 11, 4, 2), 3, (192, 5, 1, 2), 3, (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
+NETWORKS = {"vgg16": (VGG16, (3, 8, 15, 22, 29)), "alexnet": (ALEXNET, (1, 4, 7, 9, 11))}
 MAX_BALANCE = 1e4
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS: distance of two frames in VGG16 features, weighted to agree with human judgement. Has no gradients.
+    """LPIPS: distance of two frames in the features of a network, weighted to agree with human judgement. Not trained.
 
     Source: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv:1801.03924, equation 1.
+
+    network: vgg16 or alexnet.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self):
+    def __init__(self, network: Literal["vgg16", "alexnet"] = "vgg16"):
         super().__init__()
+        shapes, self.taps = NETWORKS[network]
         layers: list[nn.Module] = []
-        before = 3
-        for width in VGG16:
-            if isinstance(width, int):
-                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
-                before = width
+        channels = [3]
+        for shape in shapes:
+            if isinstance(shape, int):
+                layers.append(nn.MaxPool2d(shape, stride=2))
             else:
-                layers.append(nn.MaxPool2d(2))
+                width, *sizes = shape
+                layers += [nn.Conv2d(channels[-1], width, *sizes), nn.ReLU()]
+                channels.append(width)
         self.features = nn.Sequential(*layers)
-        self.weights = nn.ModuleList(nn.Conv2d(channels, 1, 1, bias=False) for channels in TAPS.values())
+        widths = [layers[tap - 1].out_channels for tap in self.taps]
+        self.weights = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
         # mean and standard deviation of ImageNet, for frames in [-1, 1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
@@ -53,7 +66,7 @@ class PerceptualDistance(nn.Module):
         weights = iter(self.weights)
         for i, layer in enumerate(self.features):
             x, y = layer(x), layer(y)
-            if i in TAPS:
+            if i in self.taps:
                 difference = (unit_length(x) - unit_length(y)).square()
                 distance = distance + next(weights)(difference).mean(dim=(2, 3), keepdim=True)
         return distance
@@ -69,8 +82,8 @@ def restoration_loss(
     restored: Tensor,
     posterior: Posterior,
     last_layer: Tensor,
-    perceptual: PerceptualDistance,
-    discriminator: PatchDiscriminator,
+    perceptual: PerceptualDistance | None,
+    discriminator: Callable[[Tensor], Tensor],
     config: VAEGANConfig,
     step: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,18 +94,19 @@ def restoration_loss(
         restored: reconstruction of `frames`, with gradient.
         posterior: over the latents of `frames`.
         last_layer: weight of the decoder's last convolution; its gradients set the weight of the adversarial loss.
-        perceptual, discriminator: networks that compare or classify single frames.
+        perceptual, discriminator: networks that compare or classify single frames; without the first, its term is 0.
         config: weights of the terms.
         step: optimiser step, from 0; the adversarial loss starts at `config.adversarial_start`.
 
     Returns:
         The loss, and its terms without gradient: {"pixel", "perceptual", "reconstruction" (the weighted sum of the
-        two), "kl"}, and from `config.adversarial_start` on {"adversarial", "adversarial_weight"}. All terms but
-        "reconstruction" are before weighting.
+        two), "kl"}, and from `config.adversarial_start` on {"adversarial", "adversarial_weight"} and the norms of both
+        gradients at the last layer, {"reconstruction_grad", "adversarial_grad"}. All terms but "reconstruction" are
+        before weighting.
     """
     real, fake = single_frames(frames), single_frames(restored)
     pixel = (real - fake).square().mean(dim=(1, 2, 3), keepdim=True)
-    distance = perceptual(real, fake)
+    distance = perceptual(real, fake) if perceptual else torch.zeros_like(pixel)
     error = config.pixel_weight * pixel + config.perceptual_weight * distance
     reconstruction = (error / torch.tensor(config.logvar).exp() + config.logvar).mean()
     kl = posterior.kl().mean()
@@ -100,9 +114,11 @@ def restoration_loss(
     parts = {"pixel": pixel.mean(), "perceptual": distance.mean(), "reconstruction": reconstruction, "kl": kl}
     if step >= config.adversarial_start:
         adversarial = -discriminator(fake).mean()
-        weight = config.adversarial_weight * balance(reconstruction, adversarial, last_layer)
+        pull, push = (gradient_norm(term, last_layer) for term in (reconstruction, adversarial))
+        weight = config.adversarial_weight * balance(pull, push)
         loss = loss + weight * adversarial
         parts |= {"adversarial": adversarial, "adversarial_weight": weight}
+        parts |= {"reconstruction_grad": pull, "adversarial_grad": push}
     return loss, {name: part.detach() for name, part in parts.items()}
 
 
@@ -119,14 +135,19 @@ def discriminator_loss(
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def balance(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Weight of the adversarial loss that makes its gradient at the last layer as large as the reconstruction's.
+def gradient_norm(term: Tensor, last_layer: Tensor) -> Tensor:
+    """Norm of a term's gradient at the last layer, without gradient."""
+    (gradient,) = torch.autograd.grad(term, last_layer, retain_graph=True)
+    return gradient.norm().detach()
 
-    Source: Taming Transformers for High-Resolution Image Synthesis, arXiv:2012.09841, equation 7.
+
+def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+    """Weight of the adversarial loss with which its gradient at the last layer is as large as the reconstruction's.
+
+    Both are norms of gradients. Source: Taming Transformers for High-Resolution Image Synthesis, arXiv:2012.09841,
+    equation 7.
     """
-    (reconstruction_grad,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (adversarial_grad,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (reconstruction_grad.norm() / (adversarial_grad.norm() + 1e-4)).clamp(0, MAX_BALANCE).detach()
+    return (reconstruction / (adversarial + 1e-4)).clamp(0, MAX_BALANCE)
 
 
 def single_frames(clips: Tensor) -> Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -133,19 +136,49 @@ def load_dit(
     return dit.eval()
 
 
-def load_perceptual(vgg16: str | Path, lpips: str | Path, device: Device = "cpu") -> PerceptualDistance:
-    """Load LPIPS from the two files in which it is published: torchvision's VGG16, and `vgg.pth` of the LPIPS authors.
+def load_perceptual(
+    files: Sequence[str | Path], network: Literal["vgg16", "alexnet"] = "vgg16", device: Device = "cpu"
+) -> PerceptualDistance:
+    """Load LPIPS from the files in which it is published.
 
-    Each may be a safetensors file or a file of torch.save, which is read without running code.
+    Args:
+        files: torchvision's weights of the network, and `vgg.pth` or `alex.pth` of the LPIPS authors, each as
+            safetensors or as a file of torch.save, which is read without running code; or one .npz file with the
+            kernels of AlexNet and LPIPS in the layout of Flax.
+        network: whose features are compared.
+        device: of the network.
 
     Raises:
         FileNotFoundError: one of the files is missing.
         ValueError: the files do not contain these weights.
     """
-    perceptual = PerceptualDistance()
-    tensors = {name: value for name, value in open_tensors([Path(vgg16)]).items() if not name.startswith("classifier.")}
-    load_released(perceptual, PERCEPTUAL_NAMES, tensors | open_tensors([Path(lpips)]), f"{vgg16} with {lpips}")
+    perceptual, paths = PerceptualDistance(network), [Path(file) for file in files]
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= _flax_lpips(path) if path.suffix == ".npz" else open_tensors([path])
+    tensors = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
+    load_released(perceptual, PERCEPTUAL_NAMES, tensors, " with ".join(map(str, paths)))
     return perceptual.to(device).eval()
+
+
+def _flax_lpips(path: Path) -> dict[str, Tensor]:
+    """Tensors of an .npz file by the names of torchvision and LPIPS."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = {name: torch.from_numpy(np.array(arrays[name])).float() for name in arrays}
+    except (zipfile.BadZipFile, ValueError) as err:
+        raise ValueError(f"{path} is not an .npz file of arrays: {err}") from err
+    tensors = {}
+    for name, value in stored.items():
+        if match := re.fullmatch(r"AlexNet_0/Conv_(\d)/(kernel|bias)", name):
+            layer = f"features.{(0, 3, 6, 8, 10)[int(match[1])]}"
+            kernel = match[2] == "kernel"
+            tensors[f"{layer}.{'weight' if kernel else 'bias'}"] = value.permute(3, 2, 0, 1) if kernel else value
+        elif match := re.fullmatch(r"NetLinLayer_(\d)/Conv_0/kernel", name):
+            tensors[f"lin{match[1]}.model.1.weight"] = value.permute(3, 2, 0, 1)
+        else:
+            tensors[name] = value  # unexpected: `load_released` names it
+    return tensors
 
 
 def weights_hash(folder: str | Path) -> str:

@@ -204,6 +204,14 @@ def load_vae(uri: str, device: str = "cpu", expected_hash: str = "") -> "CausalV
         return weights.load_vae(folder, device)
 
 
+def read_vae(uri: str) -> "CausalVideoVAE":
+    """A VAE of its own for the caller, on the CPU."""
+    from pyramid_model.weights import weights
+
+    with local_folder(uri) as folder:
+        return weights.load_vae(folder)
+
+
 def read_dit(uri: str) -> "DiT":
     """A DiT of its own for the caller, on the CPU."""
     from pyramid_model.weights import weights

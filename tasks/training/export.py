@@ -12,7 +12,7 @@ from tasks.tables.stored_folders import writing_folder
 from tasks.training.dit_weights import save_trained_dit
 from tasks.training.marks import About, Mark, newest_mark, read_mark
 from tasks.training.train_dit import TrainDiTConfig
-from tasks.training.train_vae import TrainVAEConfig, save_normalised, untrained_vae
+from tasks.training.train_vae import TrainVAEConfig, save_normalised, untrained_objective
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,14 +95,12 @@ def _objective(about: About) -> "DiTObjective | VAEObjective":
         StepError: its settings are not those of this version.
     """
     from pyramid_model.train.dit_loss import DiTObjective
-    from pyramid_model.train.vae_loss import VAEObjective
 
     try:
         if about.kind == "dit":
             dit = TrainDiTConfig.model_validate(about.settings)
             return DiTObjective(dit.untrained(), dit.pyramid, dit.loss)
-        vae = TrainVAEConfig.model_validate(about.settings)
-        return VAEObjective(untrained_vae(vae), vae.loss)
+        return untrained_objective(TrainVAEConfig.model_validate(about.settings))
     except ValidationError as err:
         place = ".".join(map(str, err.errors()[0]["loc"]))
         raise StepError(

@@ -90,7 +90,7 @@ def _line_of(kind: Kind, settings: Mapping[str, Any], trained_on: TrainedOn) -> 
     """What the trainings of a line share, by the name that messages use. settings: JSON of the step's settings."""
     line = {f"train_{kind}.{name}": settings.get(name) for name in LINE_SETTINGS[kind]}
     line[f"train_{kind}.optim.seed"] = settings.get("optim", {}).get("seed")
-    models = {"VAE": trained_on.vae, "text encoder": trained_on.encoder, "train_dit.init_from": trained_on.init}
+    models = {"VAE": trained_on.vae, "text encoder": trained_on.encoder, "init_from": trained_on.init}
     return line | {name: model.hash for name, model in models.items() if model}
 
 

@@ -1,19 +1,22 @@
 """Training of the video VAE on the selected clips."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pyramid_model.config import NOT_IDENTITY, VAEConfig
+from pyramid_model.config import NOT_IDENTITY, VAEConfig, VAEGANConfig
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import MixConfig, VAEBatchConfig, VAELossConfig
-from pyramid_model.weights.record import TrainedOn
+from pyramid_model.weights.record import ModelFolder, TrainedOn
+from tasks.models.folders import find_model, read_vae, vae_config
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 from tasks.running.step import step
+from tasks.tables import storage
 from tasks.tables.current import selected_clips
 from tasks.tables.delta import table_version
 from tasks.training.job import Job, TrainingConfig, TrainingResult, check_disjoint
@@ -40,7 +43,17 @@ class TrainVAEConfig(TrainingConfig):
     """Sizes and training of the VAE."""
 
     model: VAEConfig = VAEConfig()
+    init_from: str = Field(
+        default="",
+        description="folder of a VAE, released or trained here, whose weights the training starts from; its sizes must "
+        "be those of `model`. Empty: a linear codec that is fitted to training clips",
+        json_schema_extra=NOT_IDENTITY,
+    )
     loss: VAELossConfig = VAELossConfig()
+    gan: VAEGANConfig | None = Field(
+        default=None,
+        description="the published loss, with LPIPS and a discriminator, in place of `loss`; null: `loss`",
+    )
     batch: VAEBatchConfig = VAEBatchConfig()
     num_val_clips: int = Field(default=16, ge=1, description="held-out clips for validation")
     num_norm_clips: int = Field(
@@ -52,6 +65,23 @@ class TrainVAEConfig(TrainingConfig):
         description="decoded clips that a worker keeps in memory, GB; others are decoded again in each epoch",
         json_schema_extra=NOT_IDENTITY,
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainVAEConfig":
+        if self.gan is None:
+            return self
+        if self.gan.perceptual_weight and not self.gan.lpips:
+            raise ValueError(
+                "gan.perceptual_weight needs LPIPS, whose weights you provide: set train_vae.gan.lpips.files to the "
+                "files of the network and of LPIPS, or train_vae.gan.perceptual_weight to 0"
+            )
+        parallel = self.parallel
+        if parallel.share_batch > 1 or parallel.share_weights != 1 or parallel.precision != "float32":
+            raise ValueError(
+                "gan trains with whole weights in float32 on every worker: leave parallel.share_batch and "
+                "parallel.share_weights at 1 and parallel.precision at float32"
+            )
+        return self
 
 
 @step
@@ -67,9 +97,13 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
     check_splits(len(train_clips), len(val_clips), "clips")
     check_disjoint([clip["clip_id"] for clip in train_clips], [clip["clip_id"] for clip in val_clips])
     _check_frames(config, train_clips)
+    if config.gan:
+        config = config.model_copy(update={"gan": _checked_gan(config.gan, config.batch.crop, train_clips)})
+    if init := _initial_model(run, config):
+        config = config.model_copy(update={"init_from": init.uri})  # workers have other working directories
     ids = [[clip["clip_id"], clip["bucket"]] for clip in (*train_clips, *val_clips)]
     versions = {name: table_version(run.root, name) for name in ("clips", "selections")}
-    trained_on = TrainedOn(selection=config.selection, versions=versions)
+    trained_on = TrainedOn(selection=config.selection, versions=versions, init=init)
     job = Job(
         kind="vae",
         ids=identify(run, "vae", VERSION, config, config.continue_from, trained_on, [*ids, len(train_clips)]),
@@ -110,6 +144,49 @@ def _check_frames(config: TrainVAEConfig, clips: "Sequence[SelectedClip]") -> No
             f"clips of {shortest} frames are selected and train_vae.batch.num_frames is {num_frames}: "
             "lower it, or select longer clips (select.buckets)"
         )
+
+
+def _initial_model(run: Run, config: TrainVAEConfig) -> ModelFolder | None:
+    """The VAE that the training starts from; None for a fitted linear codec.
+
+    Raises:
+        StepError: there is no VAE, or it has other sizes.
+    """
+    if not config.init_from:
+        return None
+    model = find_model(run, "vae", config.init_from)
+    try:
+        its = vae_config(model.uri).model_dump(mode="json")
+    except (OSError, ValueError) as err:
+        raise StepError(f"train_vae.init_from {config.init_from!r} cannot be used: {err}") from err
+    mine = config.model.model_dump(mode="json")
+    if differing := [name for name in mine if name != "latent_norm" and mine[name] != its[name]]:
+        changes = " ".join(f"--set train_vae.model.{name}='{json.dumps(its[name])}'" for name in differing)
+        raise StepError(f"the VAE {config.init_from!r} has other sizes than train_vae.model: {changes} would fit it")
+    return model
+
+
+def _checked_gan(gan: VAEGANConfig, crop: int | None, clips: "Sequence[SelectedClip]") -> VAEGANConfig:
+    """The settings with absolute paths of LPIPS.
+
+    Raises:
+        StepError: a file of LPIPS does not exist, or frames are too small for the discriminator.
+    """
+    sides = [crop] if crop else [min(b.height, b.width) for b in (parse_bucket(clip["bucket"]) for clip in clips)]
+    if min(sides) < gan.smallest_side:
+        raise StepError(
+            f"frames of {min(sides)} px are too small for a discriminator of {gan.discriminator_layers} layers, which "
+            f"needs {gan.smallest_side} px: lower train_vae.gan.discriminator_layers, or train on larger clips"
+        )
+    if gan.lpips is None:
+        return gan
+    files = tuple(map(storage.absolute, gan.lpips.files))
+    for file in files:
+        if not (storage.is_local(file) and storage.exists(file)):
+            raise StepError(
+                f"there is no file {file} on this machine: set train_vae.gan.lpips.files to the weights of LPIPS"
+            )
+    return gan.model_copy(update={"lpips": gan.lpips.model_copy(update={"files": files})})
 
 
 class VAETraining:
@@ -159,9 +236,7 @@ class VAETraining:
 
     def objective(self) -> "VAEObjective":
         """The VAE with its loss; the same weights in every worker."""
-        from pyramid_model.train.vae_loss import VAEObjective
-
-        return VAEObjective(untrained_vae(self.config), self.config.loss)
+        return untrained_objective(self.config)
 
     def probe(self, objective: "VAEObjective") -> None:
         """See `probe_vae`."""
@@ -170,7 +245,9 @@ class VAETraining:
         probe_vae(objective.vae)
 
     def initialise(self, objective: "VAEObjective") -> None:
-        """Fit the VAE to excerpts of training clips as a linear codec."""
+        """Fit the VAE to excerpts of training clips as a linear codec, unless it has given weights."""
+        if self.config.init_from:
+            return
         import torch
 
         from pyramid_model.train.batches import step_generator, vae_batch
@@ -214,7 +291,7 @@ class VAETraining:
         clips = [frames for _, frames in readable]
         frames = vae_batch(clips, range(len(clips)), num_frames, generator, self.config.batch.crop)
         ids = [self.train.clips[position]["clip_id"] for position, _ in readable]
-        return Batch((frames.to(self.device), generator), ids)
+        return Batch((frames.to(self.device), generator, step), ids)
 
     def _readable(self, plan: "BatchPlan", position: int) -> "tuple[int, np.ndarray]":
         """A clip with its position. One that cannot be read is replaced by the next of its size."""
@@ -229,7 +306,7 @@ class VAETraining:
         from pyramid_model.train.vae_loss import validate_vae
 
         whole = [clip[: self.config.model.whole_frames(len(clip))] for clip in self.val]
-        return validate_vae(objective.vae, whole)
+        return validate_vae(objective.vae, whole, getattr(objective, "perceptual", None))
 
     def baselines(self, objective: "VAEObjective") -> dict[str, float]:
         """`val_psnr_linear`: dB of the linear codec with as many numbers as the VAE, fitted to training clips."""
@@ -270,11 +347,17 @@ def save_normalised(vae: "CausalVideoVAE", clips: "ClipReader", num_clips: int, 
     save_vae(vae, folder)
 
 
-def untrained_vae(config: TrainVAEConfig) -> "CausalVideoVAE":
-    """The VAE of a training with this config, with random weights."""
+def untrained_objective(config: TrainVAEConfig) -> "VAEObjective":
+    """The VAE of a training with this config, with given or random weights, and its loss."""
     import torch
 
+    from pyramid_model.train.vae_gan import VAEGANObjective
+    from pyramid_model.train.vae_loss import VAEObjective
     from pyramid_model.vae.autoencoder import CausalVideoVAE
+    from pyramid_model.weights.weights import load_perceptual
 
     torch.manual_seed(config.optim.seed)
-    return CausalVideoVAE(config.model)
+    vae, gan = read_vae(config.init_from).train() if config.init_from else CausalVideoVAE(config.model), config.gan
+    if gan is None:
+        return VAEObjective(vae, config.loss)
+    return VAEGANObjective(vae, gan, load_perceptual(gan.lpips.files, gan.lpips.network) if gan.lpips else None)

@@ -80,10 +80,10 @@ def test_the_metric_is_read_from_the_two_published_files(judges, tmp_path):
     assert sorted(lpips) == [f"lin{i}.model.1.weight" for i in range(5)]
     torch.save(vgg | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
     save_file(lpips, tmp_path / "vgg.safetensors")
-    loaded = load_perceptual(tmp_path / "vgg16.pth", tmp_path / "vgg.safetensors")
+    loaded = load_perceptual([tmp_path / "vgg16.pth", tmp_path / "vgg.safetensors"])
     x, y = torch.rand(2, 1, 3, 32, 32)
     assert torch.equal(loaded(x, y), judges[0](x, y))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
-        load_perceptual(tmp_path / "nowhere.pth", tmp_path / "vgg.safetensors")
+        load_perceptual([tmp_path / "nowhere.pth", tmp_path / "vgg.safetensors"])
     with pytest.raises(ValueError, match=r"missing: features\.0\.weight"):
-        load_perceptual(tmp_path / "vgg.safetensors", tmp_path / "vgg.safetensors")
+        load_perceptual([tmp_path / "vgg.safetensors", tmp_path / "vgg.safetensors"])

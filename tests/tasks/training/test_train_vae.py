@@ -1,9 +1,16 @@
 """What a training of the VAE refuses before it starts, and its batches."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from pyramid_model.config import VAEConfig, VAEStackConfig
 from pyramid_model.train.config import VAEBatchConfig
+from pyramid_model.vae.autoencoder import CausalVideoVAE
+from pyramid_model.weights.weights import save_vae
+from tasks.models.folders import read_record
 from tasks.running.errors import StepError
 from tasks.tables.current import selected_clips
 from tasks.training.train_vae import TrainVAEConfig, VAETraining, train_vae
@@ -50,3 +57,72 @@ def test_a_clip_that_cannot_be_read_is_replaced_by_another_of_its_size(squares):
     assert len(training.bad) == 3
     with pytest.raises(StepError, match=r"no clip of a size can be read, first: .*nowhere\.mp4"):
         training_of(squares, damaged=4).batch(0, 0)
+
+
+STACK = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
+TINY = {
+    "model": VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK).model_dump(),
+    "batch": {"num_frames": 9, "image_share": 0.34},
+    "optim": {"num_steps": 3, "batch_size": 2, "warmup_steps": 0, "lr": 1e-4, "log_every": 1},
+}
+GAN = {"perceptual_weight": 0, "adversarial_start": 1, "discriminator_layers": 2, "discriminator_channels": 4}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_second_stage_starts_from_the_vae_of_the_first_and_has_an_adversary(squares):
+    first = train_vae(squares, TrainVAEConfig.model_validate(TINY))
+    second = train_vae(squares, TrainVAEConfig.model_validate(TINY | {"init_from": first.uri, "gan": GAN}))
+    before, after = read_record(first.uri), read_record(second.uri)
+    assert after.metrics["val_psnr_untrained"] == pytest.approx(before.metrics["val_psnr"])
+    assert after.trained_on.init.hash == first.weights_hash
+    assert "discriminator" not in after.curve[1]
+    assert {"discriminator", "adversarial_grad", "grad_norm_discriminator"} <= set(after.curve[2])
+    assert not any(
+        "discriminator" in name for name in load_file(Path(second.uri, "diffusion_pytorch_model.safetensors"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gan": GAN | {"discriminator_layers": 4}}, "frames of 32 px are too small .* which needs 48 px: lower"),
+        (
+            {"gan": GAN | {"lpips": {"files": ["/nowhere/vgg.pth"]}}},
+            r"there is no file /nowhere/vgg\.pth on this machine: set",
+        ),
+        ({"init_from": "/nowhere"}, "there is no model folder '/nowhere'"),
+    ],
+)
+def test_what_a_training_lacks_is_told_before_anything_starts(squares, changes, message):
+    with pytest.raises(StepError, match=message):
+        train_vae(squares, TrainVAEConfig.model_validate(TINY | changes))
+
+
+def test_a_vae_of_other_sizes_is_refused_with_the_settings_that_fit(squares, tmp_path):
+    save_vae(CausalVideoVAE(VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK)), tmp_path / "vae")
+    config = TINY | {"init_from": str(tmp_path / "vae"), "model": TINY["model"] | {"latent_channels": 8}}
+    with pytest.raises(StepError, match=r"has other sizes than train_vae\.model: --set .*latent_channels=.4."):
+        train_vae(squares, TrainVAEConfig.model_validate(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gan": {}}, "gan.perceptual_weight needs LPIPS, whose weights you provide"),
+        ({"gan": GAN, "num_workers": 2, "parallel": {"share_batch": 2}}, "gan trains with whole weights in float32"),
+        ({"gan": GAN, "parallel": {"precision": "bfloat16"}}, "gan trains with whole weights in float32"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainVAEConfig.model_validate(changes)
+
+
+@pytest.mark.parametrize(("image_share", "expected"), [(0, 0), (0.1, 10), (0.25, 25), (0.5, 50)])
+def test_a_share_of_the_steps_trains_on_single_frames(image_share, expected):
+    batch = VAEBatchConfig(image_share=image_share, image_steps=3, num_frames=9)
+    frames = [batch.at(step, 2)[1] for step in range(103)]
+    assert frames[:3] == [1, 1, 1]
+    assert frames[3:].count(1) == expected

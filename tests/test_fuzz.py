@@ -21,8 +21,9 @@ from tasks.captioning.human import read_sidecar
 from tasks.running.errors import StepError
 from tasks.sources.archives import Member, members
 from tasks.sources.card import SourceCard, read_card
+from tasks.sources.list_formats import BadEntry, Entry
 from tasks.sources.listing import source_files
-from tasks.sources.lists import BadEntry, Entry, list_kind, read_list
+from tasks.sources.lists import list_kind, read_list
 from tasks.tables.appending import append_block
 from tasks.tables.delta import TableError, read_table
 from tasks.tables.manifest import OPERATORS, filter_expression, parse_filter

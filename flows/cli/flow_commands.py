@@ -1,7 +1,7 @@
 """One command for each flow. A command reads the results of earlier flows from the tables of `--root`."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,13 +20,24 @@ def curate(
     settings: Settings = None,
     ray: RayAddress = None,
     retry_failed: RetryFailed = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what the source would give, and write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")] = False,
 ) -> None:
     """Find videos, cut them into clips at shots, score the clips, find duplicates, select the good clips.
 
     Example: `pyramid curate --source ~/videos --root /data/pyramid`
+
+    Example: `pyramid curate --source ~/dataset/metadata.csv --dry-run`
     """
     from flows.cli.launch import launch
 
+    if dry_run or as_json:
+        from flows.cli.dry_run import show_source
+
+        show_source(lambda: _curate_recipe(recipe, settings, common_options(source, ray, retry_failed)), root, as_json)
+        return
     launch("curate", root, lambda: _curate_recipe(recipe, settings, common_options(source, ray, retry_failed)))
 
 

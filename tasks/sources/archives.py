@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, cast
 
-from tasks.sources.lists import Annotation
+from tasks.sources.list_formats import Annotation
 from tasks.tables import storage
 from tasks.tables.plain_text import cut, shown
 from tasks.tables.web_hosts import Allowed

@@ -27,8 +27,9 @@ from tasks.running.work import PerItemWork, Produced
 from tasks.sources.card import card_uri
 from tasks.sources.fetch import FetchConfig, FetchError, Sink, fetch, is_web, read_file
 from tasks.sources.folder_cards import CardUnreachableError, FolderCards
-from tasks.sources.listing import IMAGES, NON_MEDIA, Source, SourceFile, source_files
-from tasks.sources.lists import Annotation
+from tasks.sources.list_formats import Annotation
+from tasks.sources.listing import Source, SourceFile, source_files
+from tasks.sources.trees import IMAGES, NON_MEDIA
 from tasks.tables import storage
 from tasks.tables.content_ids import content_id
 from tasks.tables.delta import read_table
@@ -52,6 +53,10 @@ class IngestConfig(Config):
     media_root: str = Field(default="", description="folder of relative paths in a list; empty: that of the list")
     non_media: tuple[str, ...] = Field(default=NON_MEDIA, description="suffixes of files that are ignored in folders")
     images: bool = Field(default=False, description="also read pictures in folders; each is a video of one frame")
+    columns: dict[Literal["media", "text", "start", "end"], str] = Field(
+        default={},
+        description="columns of a list whose names are not known, e.g. {media: clip_name, text: words, start: from_s}",
+    )
     copies: Literal["web", "remote", "none"] = Field(
         default="web", description="which files are copied to media/sources: from the web, all remote files, or none"
     )
@@ -208,7 +213,7 @@ def ingest(run: Run, config: IngestConfig) -> IngestResult:
     """
     typed, media_root = from_environment(config.source), from_environment(config.media_root)
     web = config.fetch.trusting(typed, media_root)
-    source = source_files(typed, run.root, config.left_out, media_root, web)
+    source = source_files(typed, run.root, config.left_out, media_root, web, config.columns)
     items_by_id = {
         row["source_id"]: row
         for row in _rows(source.folder, source.files, _ids_of_urls(run, source.files), web.allow_hosts)
@@ -283,6 +288,7 @@ def _with_note(run: Run, result: StepResult, source: Source, source_ids: Iterabl
     notes = [result.note] if result.note else []
     if source.form not in ("a folder", "one file"):
         notes.append(f"read as {source.form}")
+    notes += source.notes
     copies = same_videos(run.root, source_ids)
     num_copies = sum(len(paths) - 1 for paths in copies.values())
     if copies:

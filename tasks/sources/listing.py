@@ -1,9 +1,7 @@
 """The files of a source: all files of a folder, the entries of a list, the videos of an archive, or one file."""
 
-import functools
 import itertools
 import os
-import posixpath
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +13,16 @@ from urllib.parse import urlsplit
 from tasks.sources.archives import members
 from tasks.sources.entry_names import foreign, is_of_this_machine, printable
 from tasks.sources.fetch import FetchConfig, FetchError, Look, is_web, look
-from tasks.sources.lists import HEAD_BYTES, Annotation, BadEntry, Entry, is_page, list_kind, read_list
-from tasks.sources.trees import SHARD, is_candidate, local_tree, remote_tree
+from tasks.sources.folder_captions import captions_beside, with_prompts
+from tasks.sources.list_formats import Annotation, BadEntry, Columns, Entry, is_page
+from tasks.sources.lists import HEAD_BYTES, list_kind, read_list
+from tasks.sources.media_folder import MediaFolder, absolute_name
+from tasks.sources.trees import NON_MEDIA, SHARD, is_candidate, local_tree, remote_tree
 from tasks.tables import storage
 from tasks.tables.content_ids import content_id
 from tasks.tables.url_secrets import text_without_secrets, without_secrets
 from tasks.tables.web_hosts import Allowed
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
-NON_MEDIA = (
-    *("yaml", "yml", "json", "jsonl", "csv", "tsv", "parquet", "xml", "toml", "ini", "cfg", "md", "txt", "log", "pdf"),
-    *("html", "htm", "srt", "vtt", "ass", "ssa", "sub", "nfo", "sha256", "md5", "part", "py", "sh", "zip", "gz", "tar"),
-    "svg",
-    *IMAGES,
-)
 WEB = FetchConfig()
 LOOKS = 16  # files whose size is requested at once, since object stores answer slowly
 PACKED = (".tar.gz", ".tgz")  # suffixes of compressed archives, which are an error: they must be unpacked first
@@ -61,11 +55,12 @@ class SourceFile:
 
 
 class Source(NamedTuple):
-    """Folder and files of a source. form: kind of the source, for messages."""
+    """Folder and files of a source. form: kind of the source, for messages. notes: sentences for people."""
 
     folder: str
     files: list[SourceFile]
     form: str
+    notes: tuple[str, ...] = ()
 
 
 def source_files(
@@ -74,6 +69,7 @@ def source_files(
     non_media: tuple[str, ...] = NON_MEDIA,
     media_root: str = "",
     web: FetchConfig = WEB,
+    columns: Columns | None = None,
 ) -> Source:
     """The folder, the files and the kind of a source.
 
@@ -83,6 +79,7 @@ def source_files(
         non_media: suffixes of files in folders that are left out; hidden files are left out, too.
         media_root: folder that the relative names of a list start from; empty: the folder of the list.
         web: limits for requests to web hosts.
+        columns: of lists, as `list_formats.renamed`.
 
     Raises:
         ValueError: the source does not exist, cannot be reached, or contains no file.
@@ -98,8 +95,19 @@ def source_files(
         raise _no_source(source)
     is_folder = _reachable(source, "isdir", hosts) if not beginning or beginning.is_html else False
     head = beginning.head if beginning else None
-    folder, files, form = _contents(source, is_folder, head, root, non_media, media_root, hosts)
-    return Source(printable(folder), files, form)
+    options = Options(root, non_media, media_root, hosts, columns or {})
+    found = _folder(source, options) if is_folder else _file(source, head, options)
+    return found._replace(folder=printable(found.folder))
+
+
+class Options(NamedTuple):
+    """How a source is read: arguments of `source_files`; hosts as in `storage.filesystem`."""
+
+    root: str
+    non_media: tuple[str, ...]
+    media_root: str
+    hosts: Allowed
+    columns: Columns
 
 
 def _no_source(source: str) -> ValueError:
@@ -159,36 +167,55 @@ def _reachable(source: str, question: Literal["exists", "isdir"], hosts: Allowed
         ) from err
 
 
-def _contents(
-    source: str,
-    is_folder: bool,
-    head: bytes | None,
-    root: str,
-    non_media: tuple[str, ...],
-    media_root: str,
-    hosts: Allowed,
-) -> Source:
-    if is_folder:
-        candidates = [file for file in _walk(source, root, hosts) if is_candidate(file.path, non_media)]
-        files = _with_members(candidates, hosts)
-        if not files:
-            raise _no_video(source, non_media)
-        return Source(source, files, SHARDS if any(file.archive for file in files) else "a folder")
-    folder = source.rpartition("/")[0]
+def _folder(source: str, options: Options) -> Source:
+    """All videos below a folder, with the captions beside them; or, without videos, all lists of the folder."""
+    everything = list(_walk(source, options.root, options.hosts))
+    candidates = [file for file in everything if is_candidate(file.path, options.non_media)]
+    files = _with_members(candidates, options.hosts)
+    if files:
+        told = captions_beside(files, [file.uri for file in everything if not file.error_type], options)
+        described = [replace(file, annotations=file.annotations or told.of.get(file.uri, ())) for file in files]
+        form = SHARDS if any(file.archive for file in files) else "a folder"
+        return Source(source, described, ", ".join([form, *told.forms]), told.notes)
+    lists = [file.uri for file in everything if file.uri.lower().endswith(".parquet")]
+    if not lists:
+        raise _no_video(source, options.non_media)
+    parts = [_list(uri, "parquet", options) for uri in lists]
+    joined = [file for part in parts for file in part.files]
+    return Source(source, list(_with_distinct_uris(joined)), f"{parts[0].form} in {len(parts)} files")
+
+
+def _file(source: str, head: bytes | None, options: Options) -> Source:
+    """An archive, a list or a single video. head: its first bytes; None: they are read."""
+    folder, name = source.rpartition("/")[0], PurePosixPath(source).name
     kind = list_kind(source, head)
     if kind == "tar" or source.lower().endswith((SHARD, *PACKED)):  # a damaged archive is not detected by its content
-        files = list(_members(_look(source, PurePosixPath(source).name), hosts))
+        files = list(_members(_look(source, name), options.hosts))
         if not files:
             raise ValueError(f"archive {source!r} holds no video: no member has the suffix of a video")
         return Source(folder, files, SHARDS)
+    if name.lower().endswith((".toml", ".yaml", ".yml")):
+        raise ValueError(
+            f"{source!r} is a file of settings, not a list: name the folder of videos that it points to "
+            "(video_directory or path in it), whose captions are found beside the videos"
+        )
     if not kind:
-        return Source(folder, [_look(source, PurePosixPath(source).name)], "one file")
-    form, entries = read_list(source, kind, hosts)
-    media = MediaFolder(_media_folder(media_root, hosts) or folder, form.from_dataset)
-    files = _with_members(_listed(source, folder, entries, media), hosts)
+        if name.lower().endswith((".json", ".jsonl", ".csv", ".tsv")):
+            raise ValueError(f"{source!r} is no list of videos: an array or a map of names is expected (ingest.source)")
+        return Source(folder, [_look(source, name)], "one file")
+    return _list(source, kind, options)
+
+
+def _list(source: str, kind: str, options: Options) -> Source:
+    """The files that a list names."""
+    folder = source.rpartition("/")[0]
+    form, entries = read_list(source, kind, options.hosts, options.columns)
+    prompts, entries = with_prompts(source, kind, entries, options.hosts)
+    media = MediaFolder(_media_folder(options.media_root, options.hosts) or folder, form.from_dataset)
+    files = _with_members(_listed(source, folder, entries, media), options.hosts)
     if not files:
         raise ValueError(f"list {source!r} names no file: write one path or URI per line (ingest.source)")
-    return Source(folder, files, f"{form.name} ({kind.upper()})")
+    return Source(folder, files, f"{form.name} ({kind.upper()})" + (f" with captions in {prompts}" if prompts else ""))
 
 
 def _media_folder(media_root: str, hosts: Allowed) -> str:
@@ -338,60 +365,9 @@ def _entry_file(uri: str, folder: str, entry: Entry | BadEntry, media: "MediaFol
             "file: download the video yourself"
         )
         return _bad(entry.url, entry.name, "not_downloaded", error)
-    full = full or entry.url or _absolute(entry.name, media.folder)
+    full = full or entry.url or absolute_name(entry.name, media.folder)
     is_inside = full.startswith(f"{folder}/")
     public = without_secrets(full)
     path = public.removeprefix(f"{without_secrets(folder)}/") if is_inside else PurePosixPath(public).name
     file = _look(full, path)
     return replace(file, annotations=entry.annotations, sha256=entry.sha256, md5=entry.md5)
-
-
-class MediaFolder:
-    """Finds the files that the relative names of a list mean.
-
-    Args:
-        folder: media_root, or the folder of the list.
-        anywhere: also look in subfolders and for names without suffix, as for lists of published data sets.
-    """
-
-    def __init__(self, folder: str, anywhere: bool):
-        self.folder, self.anywhere = folder, anywhere and not is_web(folder)
-
-    def find(self, name: str) -> str:
-        """Path or URI of a named file; "" if `anywhere` is set and no single file has that name."""
-        direct = _absolute(name, self.folder)
-        if not self.anywhere or printable(name) != name or "://" in name or name.startswith(("/", "~")):
-            return direct
-        if storage.is_local(direct) and os.path.isfile(direct):
-            return direct
-        keys = (direct, PurePosixPath(name).name, f"{name}/")
-        return next((uri for key in keys if (uri := self._below.get(key, ""))), "")
-
-    @functools.cached_property
-    def _below(self) -> dict[str, str]:
-        """URI of every file in the folder and its subfolders, by URI, by name, and by name without suffix plus a slash.
-
-        A name that several files have maps to "", since it is ambiguous.
-        """
-        fs, top = storage.filesystem(self.folder)
-        uris: dict[str, str] = {}
-        for path in fs.find(top) if fs.isdir(top) else []:
-            name, uri = PurePosixPath(path), path if storage.is_local(self.folder) else fs.unstrip_protocol(path)
-            if name.suffix[1:].lower() not in NON_MEDIA and printable(uri) == uri:
-                for key in (uri, name.name, f"{name.stem}/"):
-                    uris[key] = "" if key in uris else uri
-        return uris
-
-
-def _absolute(entry: str, folder: str) -> str:
-    """Absolute path or URI of an entry, without `~` and `..`, so that equal files have equal names."""
-    if printable(entry) != entry:
-        return entry
-    entry = os.path.expanduser(entry.removeprefix("file://"))
-    uri = entry if "://" in entry or entry.startswith("/") else f"{folder}/{entry}"
-    has_parents = ".." in uri.split("/")
-    if "://" in uri:
-        scheme, _, rest = uri.partition("://")
-        return f"{scheme}://{posixpath.normpath(rest)}" if has_parents else uri
-    parent, name = os.path.split(uri)
-    return os.path.join(os.path.realpath(parent) if has_parents else os.path.normpath(parent), name)

@@ -10,6 +10,13 @@ from tasks.tables.web_hosts import Allowed
 SHARD = ".tar"  # suffix of archives; in a folder, the videos in an archive count
 # Entries of a root (docs/tables.md): the pipeline wrote these files, so they are not sources.
 OWN = ("tables", "media", "models", "checkpoints", "cache", "runs", "mlflow", "prefect", "report.html")
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+NON_MEDIA = (
+    *("yaml", "yml", "json", "jsonl", "csv", "tsv", "parquet", "xml", "toml", "ini", "cfg", "md", "txt", "log", "pdf"),
+    *("html", "htm", "srt", "vtt", "ass", "ssa", "sub", "nfo", "caption", "sha256", "md5", "part", "py", "sh", "zip"),
+    *("gz", "zst", "tar", "svg", "thm"),
+    *IMAGES,
+)
 
 
 def is_candidate(path: str, non_media: tuple[str, ...]) -> bool:

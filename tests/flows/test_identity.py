@@ -27,7 +27,7 @@ HOW_NAMES = re.compile(
 
 IDENTITY: dict[str, dict[str, str]] = {
     "384p": {
-        "ingest": "328fdb07305aedc74688ae9744282123",
+        "ingest": "95a5efdb1264b73d88501e3c5148281b",
         "clips": "6a0fb6fe038cf224cc7f6f618ddacb74",
         "scores": "caf095eb1e4eff5d06b15fdc59410e5e",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
@@ -41,7 +41,7 @@ IDENTITY: dict[str, dict[str, str]] = {
         "report": "01f602550a1b043bde57458f73de0676",
     },
     "768p": {
-        "ingest": "328fdb07305aedc74688ae9744282123",
+        "ingest": "95a5efdb1264b73d88501e3c5148281b",
         "clips": "06c0387f52a8a5f15c291cf74a6ca61c",
         "scores": "caf095eb1e4eff5d06b15fdc59410e5e",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
@@ -55,7 +55,7 @@ IDENTITY: dict[str, dict[str, str]] = {
         "report": "01f602550a1b043bde57458f73de0676",
     },
     "demo": {
-        "ingest": "bace50fa0725cf59ff234fdf52c44dd0",
+        "ingest": "5429ed878e89d3d43908c15d38a91016",
         "clips": "ca8e28498b36c4dc334a0fd9203e5aa6",
         "scores": "ac2622f2bd95547dd230aff2151be624",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
@@ -70,7 +70,7 @@ IDENTITY: dict[str, dict[str, str]] = {
         "report": "7e92be256adffd2488a7b3c5741c5965",
     },
     "smoke": {
-        "ingest": "328fdb07305aedc74688ae9744282123",
+        "ingest": "95a5efdb1264b73d88501e3c5148281b",
         "clips": "298c6c9cffc1a8da8615193c6fdbc728",
         "scores": "ac2622f2bd95547dd230aff2151be624",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
@@ -85,7 +85,7 @@ IDENTITY: dict[str, dict[str, str]] = {
         "report": "01f602550a1b043bde57458f73de0676",
     },
     "finetune-lora": {
-        "ingest": "328fdb07305aedc74688ae9744282123",
+        "ingest": "95a5efdb1264b73d88501e3c5148281b",
         "clips": "6a0fb6fe038cf224cc7f6f618ddacb74",
         "scores": "caf095eb1e4eff5d06b15fdc59410e5e",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",
@@ -99,7 +99,7 @@ IDENTITY: dict[str, dict[str, str]] = {
         "report": "01f602550a1b043bde57458f73de0676",
     },
     "image": {
-        "ingest": "42367974478a2530216f0d2454894a6b",
+        "ingest": "8e6e5e042af97ddb3a09b89756b887d2",
         "clips": "8b00337c70c76d8d9f33600af0d62bc2",
         "scores": "caf095eb1e4eff5d06b15fdc59410e5e",
         "duplicates": "d64db7e52232d8ae7c15231b407e0793",

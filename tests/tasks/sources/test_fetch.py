@@ -188,8 +188,8 @@ def test_a_part_that_is_not_the_one_that_was_asked_for_is_not_appended(host):
 
 
 def test_one_request_tells_what_a_source_is(host, tmp_path):
-    ((file,), form) = source_files(f"{host}/slow.mp4", str(tmp_path), web=QUICK)[1:]
-    assert (file.uri, form) == (f"{host}/slow.mp4", "one file")
+    source = source_files(f"{host}/slow.mp4", str(tmp_path), web=QUICK)
+    assert ([file.uri for file in source.files], source.form) == ([f"{host}/slow.mp4"], "one file")
     assert Host.asked == {"/slow.mp4": 1}
     with pytest.raises(ValueError, match="does not exist"):
         source_files(f"{host}/gone.mp4", str(tmp_path), web=QUICK)

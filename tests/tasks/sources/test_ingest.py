@@ -115,7 +115,7 @@ def reasons(source, root="/elsewhere") -> list[tuple[str, str]]:
 def test_a_line_that_csv_cannot_read_fails_alone(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     (tmp_path / "list.csv").write_text(f"title,path\n{'x' * 200_000},b.mp4\nshort\nA,a.mp4\n")
-    assert reasons(tmp_path / "list.csv") == [("line 2", "bad_entry"), ("short,", "bad_entry"), ("a.mp4", "")]
+    assert reasons(tmp_path / "list.csv") == [("line 2", "bad_entry"), ("line 3", "bad_entry"), ("a.mp4", "")]
 
 
 def test_what_is_no_url_fails_alone(tmp_path):
@@ -255,8 +255,8 @@ def test_one_file_is_a_source(tmp_path):
         ("{}/nowhere", "nowhere' does not exist: give a folder of videos, a list, or a file"),
         ("{}/empty", "holds no video: no file in it or in its subfolders can be one"),
         ("{}/empty.txt", "names no file: write one path or URI per line"),
-        ("{}/wrong.csv", "has no column 'uri' or 'path': its first line is \\['name'\\]"),
-        ("{}/wrong.jsonl", "has no column 'uri' or 'path': its first line is \\['image'\\]"),
+        ("{}/wrong.csv", "has no column 'uri' or 'path', nor .*: its first line is \\['name'\\]"),
+        ("{}/wrong.jsonl", "has no column 'uri' or 'path', nor .*: its first line is \\['picture'\\]"),
         ("{}/utf16.txt", r"list .*utf16.txt is not UTF-8 \(invalid start byte at byte 0\): save it as UTF-8"),
         ("{}/latin1.csv", r"list .*latin1.csv is not UTF-8 .*: save it as UTF-8"),
         ("{}/folder.txt/list.jsonl", r"list.jsonl' does not exist"),
@@ -268,7 +268,7 @@ def test_a_source_that_cannot_be_used_is_explained(tmp_path, source, message):
     (tmp_path / "empty" / "notes.md").write_text("only notes")
     (tmp_path / "empty.txt").write_text("# nothing yet\n")
     (tmp_path / "wrong.csv").write_text("name\na.mp4\n")
-    (tmp_path / "wrong.jsonl").write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
+    (tmp_path / "wrong.jsonl").write_text('{"picture": "a.jpg"}\n{"picture": "b.jpg"}\n')
     (tmp_path / "utf16.txt").write_text("a.mp4\n", "utf-16")
     (tmp_path / "latin1.csv").write_text("path\nVögel.mp4\n", "latin-1")
     with pytest.raises(ValueError, match=message):
@@ -348,7 +348,8 @@ def test_a_file_that_grows_while_it_is_read_is_no_video_yet(tmp_path):
 
 
 def test_pictures_count_where_they_are_asked_for(tmp_path):
-    from tasks.sources.listing import IMAGES, NON_MEDIA, source_files
+    from tasks.sources.listing import source_files
+    from tasks.sources.trees import IMAGES, NON_MEDIA
 
     for name in ("a.mp4", "b.JPG", "c.svg"):
         (tmp_path / name).write_bytes(b"x")

@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.sources import parquet_rows
-from tasks.sources.lists import BadEntry, Entry, read_list
+from tasks.sources.list_formats import BadEntry, Entry
+from tasks.sources.lists import read_list
 
 
 def entries_of(path) -> list:

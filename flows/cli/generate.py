@@ -31,7 +31,12 @@ class Content:
     """Options for the content of the clip."""
 
     prompts: Annotated[
-        str, typer.Option("--prompts", help="Text file with one prompt a line.", rich_help_panel=WHAT)
+        str,
+        typer.Option(
+            "--prompts",
+            help="File of prompts: text with one a line, CSV, TSV, JSON or JSON lines.",
+            rich_help_panel=WHAT,
+        ),
     ] = ""
     image: Annotated[str, typer.Option("--image", help="Picture that the clip starts from.", rich_help_panel=WHAT)] = ""
     video: Annotated[

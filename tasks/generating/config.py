@@ -19,7 +19,9 @@ class GenerateConfig(Config):
     """Prompts, weights, request and resources of the generate step."""
 
     prompts: tuple[str, ...] = Field(default=(), description="prompts; each gives num_per_prompt clips")
-    prompts_file: str = Field(default="", description="text file of more prompts, one per line")
+    prompts_file: str = Field(
+        default="", description="file of more prompts: text with one per line, CSV, TSV, JSON or JSON lines"
+    )
     num_per_prompt: int = Field(default=1, ge=1, description="clips for each prompt, with the seeds seed, seed + 1, …")
     seed: int = Field(default=0, ge=0, le=MAX_SEED, description="seed of the first clip of each prompt")
     rewrite: Literal["", Mode] = Field(

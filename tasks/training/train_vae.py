@@ -170,7 +170,7 @@ def _checked_gan(gan: VAEGANConfig, crop: int | None, clips: "Sequence[SelectedC
     """The settings with absolute paths of LPIPS.
 
     Raises:
-        StepError: a file of LPIPS does not exist, or frames are too small for the discriminator.
+        StepError: a file of LPIPS does not exist or is none of LPIPS, or frames are too small for the discriminator.
     """
     sides = [crop] if crop else [min(b.height, b.width) for b in (parse_bucket(clip["bucket"]) for clip in clips)]
     if min(sides) < gan.smallest_side:
@@ -186,6 +186,17 @@ def _checked_gan(gan: VAEGANConfig, crop: int | None, clips: "Sequence[SelectedC
             raise StepError(
                 f"there is no file {file} on this machine: set train_vae.gan.lpips.files to the weights of LPIPS"
             )
+    from pyramid_model.weights.weights import load_perceptual
+
+    try:
+        load_perceptual(files, gan.lpips.network)
+    except ValueError as err:
+        first, *missing = str(err).splitlines()
+        raise StepError(
+            f"{', '.join(files)} do not hold the weights of LPIPS on {gan.lpips.network} "
+            f"({missing[0].strip() if missing else first}): set train_vae.gan.lpips.files to its files, or "
+            "train_vae.gan.lpips.network to the network of these files"
+        ) from err
     return gan.model_copy(update={"lpips": gan.lpips.model_copy(update={"files": files})})
 
 

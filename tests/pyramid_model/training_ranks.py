@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, VAEConfig, VAEStackConfig
+from pyramid_model.config import MiniFluxConfig, MMDiTConfig, PyramidConfig, VAEConfig, VAEGANConfig, VAEStackConfig
 from pyramid_model.dit.miniflux import MiniFlux
 from pyramid_model.dit.mmdit import MMDiT
 from pyramid_model.parallel.training import parallelise
@@ -17,6 +17,7 @@ from pyramid_model.train.config import DiTLossConfig, OptimConfig, ParallelConfi
 from pyramid_model.train.dit_loss import DiTObjective
 from pyramid_model.train.dit_validation import validate_dit
 from pyramid_model.train.loop import Batch, TrainState, train
+from pyramid_model.train.vae_gan import VAEGANObjective
 from pyramid_model.train.vae_loss import VAEObjective, validate_vae
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 
@@ -26,15 +27,20 @@ OPTIM = OptimConfig(
 )
 # 4 heads for Ulysses on 4 ranks; shards are uneven too: the last convolution of the VAE has 3 output channels
 SIZES = {"latent_channels": 4, "num_heads": 4, "head_dim": 8, "text_dim": 6, "pooled_dim": 5}
+GAN = VAEGANConfig(
+    perceptual_weight=0, kl_weight=0.1, adversarial_start=1, discriminator_layers=2, discriminator_channels=4
+)
 PYRAMID = PyramidConfig(num_stages=2)
 
 
 def objective_of(kind):
     """A freshly initialised objective; the same weights on every rank."""
     torch.manual_seed(0)
-    if kind == "vae":
+    if kind in ("vae", "gan"):
         stack = VAEStackConfig(channels=(4, 4, 8, 8), layers=(1, 1, 1, 1), norm_groups=2)
         vae = CausalVideoVAE(VAEConfig(latent_channels=4, encoder=stack, decoder=stack))
+        if kind == "gan":
+            return VAEGANObjective(vae, GAN)
         return VAEObjective(vae, VAELossConfig(l1_weight=0.5, kl_weight=0.1))
     dit = (
         MMDiT(MMDiTConfig(**SIZES, num_blocks=2, position_grid=8, position_base=4))
@@ -50,8 +56,9 @@ def objective_of(kind):
 def batch(kind, step, index):
     """Batch `index` of a step: two latents with texts, or a clip of 33 frames."""
     generator = step_generator(0, step, index)
-    if kind == "vae":
-        return Batch((torch.rand(1, 3, 33, 16, 16, generator=generator) * 2 - 1, generator), [f"clip{index}"])
+    if kind in ("vae", "gan"):
+        frames = torch.rand(1, 3, 33, 16, 16, generator=generator) * 2 - 1
+        return Batch((frames, generator, step), [f"clip{index}"])
     rows = [(torch.randn(2 + i, 6, generator=generator), torch.randn(5, generator=generator)) for i in range(2)]
     latents = torch.randn(2, 4, 3, 8, 8, generator=generator)
     return Batch((latents, stack_features(rows), generator, step, index), [f"clip{index}"])
@@ -65,7 +72,7 @@ def batches_of(kind, config):
 
 def validation_of(kind, objective):
     """A function that validates the objective's model."""
-    if kind == "vae":
+    if kind in ("vae", "gan"):
         clip = torch.randint(256, (9, 16, 16, 3), dtype=torch.uint8, generator=step_generator(1, 0)).numpy()
         return lambda: validate_vae(objective.vae, [clip])
     generator = step_generator(1, 0)

@@ -35,7 +35,9 @@ def same(rows, others, **tolerance):
     return True
 
 
-@pytest.mark.parametrize(("kind", "num_ranks"), [("dit", 2), ("dit", 4), ("vae", 2), ("vae", 4), ("mmdit", 4)])
+@pytest.mark.parametrize(
+    ("kind", "num_ranks"), [("dit", 2), ("dit", 4), ("vae", 2), ("vae", 4), ("mmdit", 4), ("gan", 2)]
+)
 def test_copies_on_several_ranks_train_as_one(curve, kind, num_ranks):
     assert same(curve(kind, num_ranks), curve(kind, 1), **EXACT)
 

@@ -100,6 +100,15 @@ def test_what_a_training_lacks_is_told_before_anything_starts(squares, changes, 
         train_vae(squares, TrainVAEConfig.model_validate(TINY | changes))
 
 
+def test_weights_of_another_network_are_refused_before_anything_starts(squares, shared_assets):
+    alexnet = str(shared_assets / "weights" / "lpips_alexnet.npz")
+    gan = GAN | {"lpips": {"network": "vgg16", "files": [alexnet]}}
+    config = TrainVAEConfig.model_validate(TINY | {"gan": gan})
+    message = r"lpips_alexnet\.npz do not hold the weights of LPIPS on vgg16 \(missing: features\.2\.weight\): set"
+    with pytest.raises(StepError, match=message):
+        train_vae(squares, config)
+
+
 def test_a_vae_of_other_sizes_is_refused_with_the_settings_that_fit(squares, tmp_path):
     save_vae(CausalVideoVAE(VAEConfig(latent_channels=4, encoder=STACK, decoder=STACK)), tmp_path / "vae")
     config = TINY | {"init_from": str(tmp_path / "vae"), "model": TINY["model"] | {"latent_channels": 8}}

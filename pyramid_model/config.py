@@ -308,6 +308,15 @@ class PyramidConfig(Config):
     corrupt_ratio: float = Field(
         default=1 / 3, ge=0, le=1, description="largest share of noise that training adds to the history"
     )
+    corrupt_blur: float = Field(
+        default=0.0, ge=0, le=1, description="largest share of blur (half the resolution) of the history in training"
+    )
+    corrupt_contrast: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="the contrast of the latents of the history is changed by up to this share in training, both ways",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PyramidConfig:

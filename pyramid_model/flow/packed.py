@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pyramid_model.dit.branches import Branch, Branches
+from pyramid_model.flow.corruption import Corruption
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.noise import Noise
 from pyramid_model.flow.path import noise_pyramid, stage_endpoints
@@ -114,13 +115,11 @@ def _noisy_units(
 
 
 def _corrupted(clean: list[Tensor], stage: int, units: Sequence[int], schedule: Schedule, noise: Noise) -> list[Tensor]:
-    """The history of the last unit at the stages up to `stage`, with some noise added, see `flow.path`."""
-    sigma = (noise.uniform(clean[0].shape[0]).to(clean[0].dtype) * schedule.config.corrupt_ratio)[
-        :, None, None, None, None
-    ]
+    """The history of the last unit at the stages up to `stage`, corrupted."""
+    corruption = Corruption.draw(noise, clean[0], schedule.config)
     num_frames = frames_of(units[-1], schedule.config.frames_per_unit).start
     past = [latents[:, :, :num_frames] for latents in clean[: stage + 1]]
-    return [sigma * noise.normal(*clip.shape).to(clip.dtype) + (1 - sigma) * clip for clip in past]
+    return [corruption.apply(clip, noise) for clip in past]
 
 
 def _append_columns(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyramid_model.flow.corruption import Corruption
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import downsample, upsample
 from pyramid_model.flow.noise import Noise
@@ -118,13 +119,9 @@ def noisy_columns(
 def _corrupted_history(
     clean: list[Tensor], stage: int, num_units: tuple[int, ...] | None, schedule: Schedule, noise: Noise
 ) -> tuple[list[Tensor], slice]:
-    """History clips with some noise added, and the range of frames that they condition.
-
-    The noise makes the model robust against errors in units that it generated itself.
-    """
+    """Corrupted history clips, and the range of frames that they condition."""
     config = schedule.config
-    # drawn even if there is no history, as in the published code
-    sigma = _per_sample(noise.uniform(clean[0].shape[0]).to(clean[0].dtype) * config.corrupt_ratio)
+    corruption = Corruption.draw(noise, clean[0], config)  # even if there is no history, as in the published code
     if num_units is None:
         return [], slice(None)
     num_earlier = num_units[stage] - 1
@@ -134,8 +131,7 @@ def _corrupted_history(
     start = stop - config.frames_per_unit
     past = [latents[:, :, :start] for latents in clean]
     clips = history_clips(past, stage, num_earlier, config.frames_per_unit)
-    noisy = [sigma * noise.normal(*clip.shape).to(clip.dtype) + (1 - sigma) * clip for clip in reversed(clips)]
-    return noisy[::-1], slice(start, stop)
+    return corruption.apply_newest_first(clips, noise), slice(start, stop)
 
 
 def _per_sample(values: Tensor) -> Tensor:

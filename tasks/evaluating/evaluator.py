@@ -169,7 +169,19 @@ class Evaluator:
             "motion": statistics.median(motions) if motions else None,
             "motion_data": statistics.median(data) if data else None,
         }
-        return samples, figures | self.retrieval(sampled), num_not_finite
+        return samples, figures | self.drifts(sampled) | self.retrieval(sampled), num_not_finite
+
+    def drifts(self, sampled: "Sequence[tuple[Pair, np.ndarray]]") -> Figures:
+        """Mean drift of the samples, and of the training clips of their captions under `…_data`; see `drift`."""
+        from pyramid_model.metrics.drift import drift
+
+        of_samples = [drift(frames) for _, frames in sampled if len(frames) > 1]
+        of_data = [drift(frames) for frames in _frames([pair for pair, _ in sampled]) if len(frames) > 1]
+        figures: Figures = {}
+        for ending, drifts in (("", of_samples), ("_data", of_data)):
+            for name in drifts[0] if drifts else ():
+                figures[name + ending] = statistics.mean(one[name] for one in drifts)
+        return figures
 
     def retrieval(self, sampled: "Sequence[tuple[Pair, np.ndarray]]") -> Figures:
         """Whether samples of the first one's size are nearer to the training clip of their caption than to others.

@@ -1,8 +1,8 @@
 """Corruption of the history in training, so that a model bears the errors in units that it generated itself.
 
-The published training adds noise. Blur and a change of contrast are options, since long clips mostly lose detail and gain
-contrast. They act on normalised latents, not on pixels, so contrast means the distance of a channel from its mean over
-the picture. The ranges are ours.
+The published training adds noise. Blur and a change of contrast are options, since long clips mostly lose detail and
+gain contrast. They act on normalised latents, not on pixels, so contrast means the distance of a channel from its mean
+over the picture. The ranges are ours.
 """
 
 from __future__ import annotations

@@ -12,24 +12,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from baseline import Habits, Straightforward, padded, plain_convolutions
 from torch import Tensor
-from torch.nn import functional as F
 
-from pyramid_model.config import VAEConfig, VAEStackConfig
+from pyramid_model.config import MiniFluxConfig, PyramidConfig, VAEConfig, VAEStackConfig
+from pyramid_model.dit.miniflux import MiniFlux
+from pyramid_model.flow.noise import Noise
+from pyramid_model.flow.schedule import Schedule
+from pyramid_model.text import TextFeatures
 from pyramid_model.train.checkpoints import Checkpoints
 from pyramid_model.train.config import MixConfig, VAELossConfig
+from pyramid_model.train.dit_loss import dit_loss
 from pyramid_model.train.loop import TrainState, train
 from pyramid_model.train.mixture import BatchPlan
 from pyramid_model.train.read_ahead import ReadAhead
 from pyramid_model.train.vae_loss import VAEObjective
-from pyramid_model.vae import autoencoder, conv
+from pyramid_model.vae import autoencoder
 from pyramid_model.vae.autoencoder import CausalVideoVAE
 from pyramid_model.video.video import write_video
 from tasks.training.clip_reader import SelectedClip
@@ -65,7 +70,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for line in (*steps(Path(folder)), *lookup(), *memory(), vae_step()):
+        for line in (*steps(Path(folder)), *lookup(), *memory(), vae_step(), *dit_steps()):
             print(f"{line.name:<58} {line.value:>10}  {line.target}", flush=True)
 
 
@@ -143,7 +148,11 @@ def vae_step() -> Line:
     losses = {}
     for _ in range(4):
         for name, spent in times.items():
-            with plain_convolutions() if name == "plain" else nullcontext():
+            contiguous = patch.object(autoencoder, "store_by_frame", torch.Tensor.contiguous)
+            with ExitStack() as stack:
+                if name == "plain":
+                    stack.enter_context(plain_convolutions())
+                    stack.enter_context(contiguous)
                 started = time.process_time()
                 loss, _ = objective(frames, torch.Generator().manual_seed(0))
                 loss.backward()
@@ -156,19 +165,50 @@ def vae_step() -> Line:
     )
 
 
-@contextmanager
-def plain_convolutions() -> Iterator[None]:
-    """The VAE by F.conv3d on contiguous clips, whose past is padded with zeros."""
+def dit_steps() -> Iterator[Line]:
+    """CPU time of loss and gradients of a DiT in a straightforward version, as a multiple of ours.
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], num_zeros: int) -> Tensor:
-        side_h, side_w = weight.shape[3] // 2, weight.shape[4] // 2
-        return F.conv3d(F.pad(x, (side_w, side_w, side_h, side_h, num_zeros, 0)), weight, bias, stride)
+    The straightforward version pads texts to 128 tokens, computes each stage by a call of its own with a dense mask and
+    makes masks, positions and rotations anew. Weights, noise and loss are the same; the least of several times in turn.
+    """
+    sizes = {"num_heads": 4, "head_dim": 32, "text_dim": 64, "pooled_dim": 64, "rope_axes": (8, 12, 12)}
+    dit = MiniFlux(MiniFluxConfig(**sizes, num_double_blocks=2, num_single_blocks=2))
+    for parameter in dit.parameters():  # a new DiT predicts zero, whatever its blocks compute
+        torch.nn.init.normal_(parameter, std=0.05)
+    latents, schedule = torch.randn(3, 16, 16, 16, 16), Schedule(PyramidConfig())
+    mask = torch.arange(32) < torch.tensor([12, 20, 32])[:, None]
+    text = TextFeatures(torch.randn(3, 32, 64), mask, torch.randn(3, 64))
+    column_by_column = ColumnByColumn(dit)
+    for name, units, target in (("autoregressive", (8, 8, 16), ">= 2.5x"), ("full-sequence", None, ">= 2x")):
+        times: dict[str, list[float]] = {"straightforward": [], "ours": []}
+        losses = {}
+        for _ in range(4):
+            for version, model in (("straightforward", column_by_column), ("ours", dit)):
+                noise, started = Noise(torch.Generator().manual_seed(0)), time.process_time()
+                loss, _ = dit_loss(model, latents, text, schedule, noise, (1, 1, 1), units)
+                loss.backward()
+                times[version].append(time.process_time() - started)
+                losses[version] = float(loss.detach())
+                dit.zero_grad()
+        assert abs(losses["straightforward"] / losses["ours"] - 1) < 1e-4, losses
+        ratio = min(times["straightforward"]) / min(times["ours"])
+        yield Line(f"{name} DiT step, straightforward, to ours", f"{ratio:.2f}x", target)
 
-    with (
-        patch.object(conv, "causal_conv3d", plain),
-        patch.object(autoencoder, "store_by_frame", torch.Tensor.contiguous),
-    ):
-        yield
+
+class ColumnByColumn(torch.nn.Module):
+    """The straightforward DiT, one call for each column of a batch."""
+
+    def __init__(self, dit: MiniFlux):
+        super().__init__()
+        self.one = Straightforward(dit, Habits())
+
+    def forward(self, columns: list[list[Tensor]], timestep: Tensor, text: TextFeatures) -> list[Tensor]:
+        """As `DiT.forward`."""
+        rows = [range(number, len(timestep), len(columns)) for number in range(len(columns))]
+        return [
+            self.one([column], timestep[list(own)], padded(text.rows(own)))[0]
+            for column, own in zip(columns, rows, strict=True)
+        ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checks of captions: introductory phrases are removed; answers that are not captions get an error type."""
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,9 @@ OPENINGS = tuple(
     for pattern in (
         r"(?:sure|certainly|of course|okay)\s*[,.!:-]+\s*",
         r"here(?:'s| is| are)\b[^.:]{0,60}\b(?:caption|description|sentence|paragraph|summary)\b[^.:]{0,40}:\s*",
-        r"(?:caption|description|answer|summary)\s*:\s*",
+        r"(?:(?:final|detailed|dense|short|brief|video|image|scene|revised|rewritten)\s+){0,3}"
+        r"(?:caption|description|answer|summary|prompt|output|response|text)\s*(?:\([^)]{0,40}\)\s*)?[:：]\s*",
+        r"(?:描述|字幕|标题|答案|视频描述|説明|キャプション|설명|캡션)\s*[:：]\s*",
         rf"(?:in|throughout|across) (?:the|this|these)(?: \w+)? {_THING}\s*,\s*(?:we (?:can )?see (?:that )?)?",
         rf"(?:the|this|these)(?: \w+)? {_THING} {_SHOWS}\s+(?:that )?",
         rf"(?:a|an)(?: \w+)? {_THING} {_SHOWS}\s+(?:that )?",
@@ -36,7 +39,22 @@ REFUSALS = re.compile(
     r"please (?:provide|upload|share)\b",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)]?(?=\s|$)")
+# Full stops of Latin, Greek and Cyrillic scripts end a sentence before a space; those of other scripts always do.
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’»)]?(?=\s|$)|[。！？｡؟۔।॥។։][\"'”’」』）»]?")
+CLOSINGS = re.compile(
+    r"\s*(?:let me know|(?:please )?feel free|i hope (?:this|that)|is there anything else|would you like)\b[^\n]*$",
+    re.IGNORECASE,
+)
+_CHAT_TOKENS = re.compile(
+    r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:start|end)_of_turn>(?:model\b|assistant\b)?|\[/?INST\]|<(?:eos|bos|pad|unk)>"
+    r"|<(?:begin|end)_of_(?:text|box)>|<｜[^｜<>\n]{1,40}｜>"
+)
+_FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)(?:```|$)", re.DOTALL)
+_HEADING = re.compile(r"\A\s*#{1,6}\s+[^\n]{1,80}\n+(?=\S)")
+_EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
+_MARKS = re.compile(r"^[ \t]*(?:>[ \t]+|[-*•][ \t]+|-{3,}[ \t]*$|#{1,6}[ \t]+)", re.MULTILINE)
+_KEYS = ("caption", "description", "text", "prompt", "answer", "output", "response", "summary")
+_THOUGHT = r"(?:think|thinking|thought|thoughts|reasoning|reflection)"
 
 
 @dataclass(frozen=True)
@@ -91,8 +109,12 @@ def _fault(answer: Answer, text: str, caption: str) -> tuple[str, str]:
 
 
 def without_opening(text: str) -> tuple[str, str]:
-    """Remove code fences, quotation marks and openings such as "The video shows": (text, removed openings)."""
-    rest = " ".join(re.sub(r"^```\w*\s*|\s*```$", "", text.strip()).split())
+    """Remove what stands around a caption: (text, removed openings).
+
+    These are tokens of chat templates, code fences, JSON, headings and marks of Markdown, quotation marks, openings
+    such as "The video shows" and closings such as "Let me know …".
+    """
+    rest = " ".join(CLOSINGS.sub("", _plain_text(_CHAT_TOKENS.sub("", text))).split())
     removed = ""
     while True:
         rest = _unquoted(rest)
@@ -102,13 +124,52 @@ def without_opening(text: str) -> tuple[str, str]:
         removed, rest = removed + match[0], rest[match.end() :]
 
 
+def _plain_text(text: str) -> str:
+    """The text without code fences, JSON and Markdown around it."""
+    if (fenced := _FENCE.search(text)) and fenced[1].strip():
+        text = fenced[1]
+    text = _of_json(text.strip())
+    while heading := _HEADING.match(text):
+        text = text[heading.end() :]
+    return _MARKS.sub("", _EMPHASIS.sub(r"\2", text)).strip()
+
+
+def _of_json(text: str) -> str:
+    """The caption in a JSON object or array with one text; any other text unchanged."""
+    if text[:1] not in ("{", "["):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    while isinstance(value, dict | list):
+        if isinstance(value, dict):
+            named = [value[key] for key in _KEYS if key in value]
+            values = named[:1] or list(value.values())
+        else:
+            values = value
+        if len(values) != 1:
+            return text
+        value = values[0]
+    return value if isinstance(value, str) else text
+
+
 def _unquoted(text: str) -> str:
     return text[1:-1].strip() if len(text) > 1 and text[0] in "\"“'" and text[-1] in "\"”'" else text
 
 
 def without_thoughts(text: str) -> str:
-    """Remove the reasoning that a reasoning model puts before its answer, in `<think>` tags."""
-    return re.sub(r"^\s*<think>.*?(?:</think>|$)", "", text, flags=re.DOTALL).strip()
+    """Remove the reasoning that a reasoning model puts before its answer.
+
+    It stands in tags such as `<think>`, of which servers may have removed the first one, or in the channel `analysis`
+    before the channel `final`. Reasoning without an end leaves nothing.
+    """
+    if "<|channel|>" in text:
+        _, final, answer = text.rpartition("<|channel|>final<|message|>")
+        return re.split(r"<\|(?:end|return)\|>", answer)[0].strip() if final else ""
+    text = re.sub(rf"<{_THOUGHT}>.*?(?:</{_THOUGHT}>|$)", "", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(r"◁think▷.*?(?:◁/think▷|$)", "", text, flags=re.DOTALL)
+    return re.split(rf"</{_THOUGHT}>|◁/think▷", text, flags=re.IGNORECASE)[-1].strip()
 
 
 def is_refusal(text: str) -> bool:

@@ -79,7 +79,7 @@ def read_sidecar(uri: str) -> dict[str, list[Span]]:
     except UnicodeDecodeError as err:
         line = err.object[: err.start].count(b"\n") + 1
         raise StepError(f"caption file {uri}, line {line}: it is not UTF-8 ({err.reason}); save it as UTF-8") from err
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(text, newline=None), strict=True)
     try:
         return _spans(reader, uri)
     except csv.Error as err:
@@ -94,10 +94,14 @@ def _spans(reader: csv.DictReader, uri: str) -> dict[str, list[Span]]:
     spans = defaultdict(list)
     for row in reader:
         try:
+            if None in row:
+                raise ValueError("it has more cells than the first line: put a text with commas in quotes")
             span = Span(float(row["start_s"]), float(row["end_s"]), row["text"].strip())
+            if span.text and not span.start_s < span.end_s:
+                raise ValueError(f"start_s {span.start_s:g} is not before end_s {span.end_s:g}")
         except (TypeError, ValueError, AttributeError) as err:
             raise StepError(f"caption file {uri}, line {reader.line_num}: {err}; expected {','.join(COLUMNS)}") from err
-        if span.text and span.end_s > span.start_s:
+        if span.text:
             spans[row["file"]].append(span)
     return dict(spans)
 

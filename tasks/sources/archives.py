@@ -49,6 +49,7 @@ def members(uri: str, hosts: Allowed = ()) -> Iterator[Member]:
     fs, path = storage.filesystem(uri, hosts)
     descriptions: dict[str, dict[str, bytes]] = {}  # by key and suffix
     videos: list[tuple[str, tarfile.TarInfo]] = []  # (key, member)
+    shared: dict[str, bool] = {}  # whether several videos have this key
     damage, num_bytes = "", 0
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=cast(Any, _BoundedReads(file)), mode="r:") as archive:
@@ -59,9 +60,12 @@ def members(uri: str, hosts: Allowed = ()) -> Iterator[Member]:
                 key, suffix = _key(member.name)
                 if suffix in VIDEO:
                     videos.append((key, member))
+                    shared[key] = key in shared
                 elif suffix in (".json", ".txt") and member.isreg() and member.size <= MAX_TEXT_BYTES:
                     content = archive.extractfile(member)
-                    descriptions.setdefault(key, {})[suffix] = content.read() if content else b""
+                    text = content.read() if content else b""
+                    for name in {key, member.name.removesuffix(PurePosixPath(member.name).suffix)}:
+                        descriptions.setdefault(name, {})[suffix] = text
                     num_bytes += member.size
                     if num_bytes > MAX_TEXTS_BYTES:
                         raise ValueError(f"its texts have more than {MAX_TEXTS_BYTES} bytes: split the archive")
@@ -71,7 +75,10 @@ def members(uri: str, hosts: Allowed = ()) -> Iterator[Member]:
     except (RecursionError, TypeError, AttributeError) as err:
         damage = f"{uri} cannot be read as an uncompressed tar file: {type(err).__name__}: {cut(str(err), 500)}"
     for key, member in videos:
-        yield _video(member, descriptions.get(key, {}), fs.size(path))
+        # The whole name without its suffix counts before the key, which several videos may share.
+        stem = member.name.removesuffix(PurePosixPath(member.name).suffix)
+        described = descriptions.get(stem) or ({} if shared[key] else descriptions.get(key, {}))
+        yield _video(member, described, fs.size(path))
     if damage:
         raise ValueError(damage)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from tasks.tables.plain_text import MAX_VALUE, cut
+
 MAX_CAPTIONS = 100  # of one row
 OWN_KEYS = ("start_s", "end_s", "sha256", "md5")  # columns that have the same meaning in every format
 VIDEO_HOSTS = ("youtube.com", "youtu.be")  # their URLs lead to pages and not to video files
@@ -142,13 +144,15 @@ def _captions(row: Row, names: Sequence[str]) -> tuple[str, list[str]]:
         found = [text.strip() for text in texts if isinstance(text, str) and text.strip() and text.strip() != "nan"]
         if found:
             return name, found[:MAX_CAPTIONS]
+        if isinstance(value, dict | list) and value:
+            raise ValueError(f"the column {name!r} holds no caption but {cut(str(value), MAX_VALUE)}")
     return "", []
 
 
 def _content(value: object) -> object:
     """The text of a caption that is an object, as in ShareGPT4Video."""
     if isinstance(value, dict):
-        return next((value[name] for name in ("content", "caption", "text") if value.get(name)), None)
+        return next((value[name] for name in ("content", "caption", "text", "en") if value.get(name)), None)
     return value
 
 

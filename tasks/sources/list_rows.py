@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import pyarrow as pa
 
@@ -48,9 +49,14 @@ def unpacked(uri: str, data: bytes, most: int | None = None) -> bytes:
     return content
 
 
-def text_rows(text: str, _: str) -> Rows:
-    """One path or URI a line; lines that begin with # are comments."""
-    lines = (line.strip() for line in io.StringIO(text, newline=None) if not line.startswith("#"))
+def text_rows(text: str, uri: str) -> Rows:
+    """One path or URI a line; lines that begin with # are comments, unless a file beside the list has that name."""
+    folder = os.path.dirname(uri) if storage.is_local(uri) else ""
+    lines = (
+        line.strip()
+        for line in io.StringIO(text, newline=None)
+        if not line.startswith("#") or (folder and os.path.isfile(os.path.join(folder, line.strip())))
+    )
     return ["path"], ((line, {"path": line}) for line in lines if line)
 
 
@@ -72,8 +78,14 @@ def csv_rows(text: str, uri: str) -> Rows:
             except StopIteration:
                 return
             except csv.Error as err:
-                number = reader.reader.line_num  # the DictReader's own line_num is that of the line before
-                yield "", BadEntry(f"line {number}", f"list {uri}, line {number}: {err}")
+                # The DictReader's own line_num is that of the row before, the reader's that at which it gave up.
+                number, last = reader.line_num + 1, reader.reader.line_num
+                is_open = "unexpected end" in str(err) and last > number
+                reason = (
+                    f"a quotation mark is not closed; {last - number} further lines are lost" if is_open else str(err)
+                )
+                number = number if is_open else last
+                yield "", BadEntry(f"line {number}", f"list {uri}, line {number}: {reason}")
                 continue
             number = reader.line_num
             if REST in row or None in row.values():

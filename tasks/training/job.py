@@ -155,7 +155,8 @@ class Job:
 
     kind: vae | dit. ids: of the training and of the one that it continues. training: builds the `Training` in a worker,
     called as `training(device=…)`. trained_on: data and models that the record names. norm_clips: training clips on
-    which shift and scale of a VAE's latents are measured.
+    which shift and scale of a VAE's latents are measured. check: called once before workers start, if the model does
+    not exist yet; raises StepError for what they would fail at.
     """
 
     kind: Kind
@@ -165,6 +166,7 @@ class Job:
     training: Callable[..., Training[Any]]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     norm_clips: "Sequence[SelectedClip]" = ()
+    check: Callable[[], None] | None = None
 
     @property
     def model_id(self) -> str:

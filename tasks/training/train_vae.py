@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from pyramid_model.config import NOT_IDENTITY, VAEConfig, VAEGANConfig
+from pyramid_model.config import NOT_IDENTITY, LPIPSConfig, VAEConfig, VAEGANConfig
 from pyramid_model.train.buckets import parse_bucket
 from pyramid_model.train.config import MixConfig, VAEBatchConfig, VAELossConfig
 from pyramid_model.weights.record import ModelFolder, TrainedOn
@@ -112,6 +112,7 @@ def train_vae(run: Run, config: TrainVAEConfig) -> TrainingResult:
         training=partial(VAETraining, config=config, train=train_clips, val=val_clips),
         trained_on=trained_on,
         norm_clips=train_clips[: config.num_norm_clips],
+        check=partial(_check_lpips, config.gan.lpips) if config.gan and config.gan.lpips else None,
     )
     return run_training(job, "train_vae", VERSION)
 
@@ -170,7 +171,7 @@ def _checked_gan(gan: VAEGANConfig, crop: int | None, clips: "Sequence[SelectedC
     """The settings with absolute paths of LPIPS.
 
     Raises:
-        StepError: a file of LPIPS does not exist or is none of LPIPS, or frames are too small for the discriminator.
+        StepError: a file of LPIPS does not exist, or frames are too small for the discriminator.
     """
     sides = [crop] if crop else [min(b.height, b.width) for b in (parse_bucket(clip["bucket"]) for clip in clips)]
     if min(sides) < gan.smallest_side:
@@ -186,18 +187,26 @@ def _checked_gan(gan: VAEGANConfig, crop: int | None, clips: "Sequence[SelectedC
             raise StepError(
                 f"there is no file {file} on this machine: set train_vae.gan.lpips.files to the weights of LPIPS"
             )
+    return gan.model_copy(update={"lpips": gan.lpips.model_copy(update={"files": files})})
+
+
+def _check_lpips(lpips: LPIPSConfig) -> None:
+    """Read the files of LPIPS once. Imports torch.
+
+    Raises:
+        StepError: they hold something else.
+    """
     from pyramid_model.weights.weights import load_perceptual
 
     try:
-        load_perceptual(files, gan.lpips.network)
+        load_perceptual(lpips.files, lpips.network)
     except ValueError as err:
         first, *missing = str(err).splitlines()
         raise StepError(
-            f"{', '.join(files)} do not hold the weights of LPIPS on {gan.lpips.network} "
+            f"{', '.join(lpips.files)} do not hold the weights of LPIPS on {lpips.network} "
             f"({missing[0].strip() if missing else first}): set train_vae.gan.lpips.files to its files, or "
             "train_vae.gan.lpips.network to the network of these files"
         ) from err
-    return gan.model_copy(update={"lpips": gan.lpips.model_copy(update={"files": files})})
 
 
 class VAETraining:

@@ -42,6 +42,8 @@ def run_training(job: Job, step: str, step_version: str) -> TrainingResult:
     if read_record(job.uri) is None:
         if job.ids.parent:
             check_parent(job.kind, job.ids.parent)
+        if job.check:
+            job.check()
         from tasks.training import torchrun, workers
 
         timings = torchrun.fit(job, step) if torchrun.has_ranks() else workers.fit(job, step)

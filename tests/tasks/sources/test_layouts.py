@@ -1,7 +1,9 @@
 """Layouts in which people keep captioned videos: every video has its caption, and what is not used is told."""
 
 import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -209,6 +211,57 @@ def test_captions_that_are_not_used_are_told(folder):
     (folder / "clips" / "b.v2.txt").write_text("A hut leans.")
     seen = preview(IngestConfig(source=str(folder)), "/elsewhere")
     assert "1 videos have a caption file without a caption, first: " in seen.problems[1]["error"]
+
+
+def test_an_open_quotation_mark_is_named_where_it_was_opened(folder):
+    (folder / "list.csv").write_text(
+        'path,caption\nclips/a.mp4,"A stream.\nclips/b.v2.mp4,A hut.\nclips/c.mp4,Towers.\n'
+    )
+    files = source_files(str(folder / "list.csv"), "/elsewhere").files
+    assert [file.error_type for file in files] == ["bad_entry"]
+    assert "line 2: a quotation mark is not closed; 2 further lines are lost" in files[0].error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "error"),
+    [
+        (["A cat", "A feline"], ["A cat", "A feline"], ""),
+        ({"en": "A dog"}, ["A dog"], ""),
+        ({"fr": 3}, [], "the column 'text' holds no caption but {'fr': 3}"),
+        ([3], [], "the column 'text' holds no caption but [3]"),
+    ],
+)
+def test_captions_of_other_types_are_read_or_refused(folder, text, expected, error):
+    (folder / "list.jsonl").write_text(lines([{"video": "clips/a.mp4", "text": text}]))
+    [file] = source_files(str(folder / "list.jsonl"), "/elsewhere").files
+    assert [said["text"] for said in file.annotations] == expected
+    assert error in file.error
+
+
+def test_a_file_whose_name_begins_with_a_hash_is_no_comment(folder):
+    (folder / "#1 best cats.mp4").write_bytes(b"x")
+    (folder / "list.txt").write_text("# my list\n#1 best cats.mp4\nclips/a.mp4\n#clips/c.mp4\n")
+    assert list(captions_of(folder / "list.txt")) == ["#1 best cats.mp4", "a.mp4"]
+
+
+def test_videos_of_an_archive_that_share_a_key_keep_their_own_captions(folder):
+    with tarfile.open(folder / "shard.tar", "w") as archive:
+        for name, content in (
+            ("Track 2.0 (Clean).mp4", b"1"), ("Track 2.0 (Clean).txt", b"A quiet room."),
+            ("Track 2.5 (Live).mp4", b"2"), ("Track 2.5 (Live).txt", b"A loud crowd."),
+            ("Track 2.9.mp4", b"3"), ("other.seg1.mp4", b"4"), ("other.txt", b"A river."),
+        ):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    files = source_files(str(folder / "shard.tar"), "/elsewhere").files
+    texts = {file.path.rpartition("/")[2]: [said["text"] for said in file.annotations] for file in files}
+    assert texts == {
+        "Track 2.0 (Clean).mp4": ["A quiet room."],
+        "Track 2.5 (Live).mp4": ["A loud crowd."],
+        "Track 2.9.mp4": [],
+        "other.seg1.mp4": ["A river."],
+    }
 
 
 SHARED = [

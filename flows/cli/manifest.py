@@ -302,7 +302,7 @@ def _export_dataset(root: str, form: str, output: str, where: list[str] | None, 
 
     result = export_dataset(root, form, output, _filters(where), shard_mb * 1e6)
     shards = f" in {result.num_shards} shards ({result.num_written} new)" if result.num_shards else ""
-    left_out = ", which are left out" if form == "pyramid-flow" else ""
+    left_out = "" if form == "webdataset" else ", which are left out"
     uncaptioned = f"; {result.num_without_caption:,} have no caption{left_out}" if result.num_without_caption else ""
     return f"{result.num_clips:,} clips{shards} -> {output}{uncaptioned}"
 

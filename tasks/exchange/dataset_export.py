@@ -85,8 +85,8 @@ def export_dataset(
         lines = [json.dumps({"video": clip["uri"], "text": clip["caption"]}, ensure_ascii=False) for clip in captioned]
         storage.write_bytes(output, "".join(f"{line}\n" for line in lines).encode())
         return Exported(len(captioned), num_without)
-    _write_open_sora(clips, output)
-    return Exported(len(clips), num_without)
+    _write_open_sora(captioned, output)  # its reader drops or refuses rows without a text
+    return Exported(len(captioned), num_without)
 
 
 def _clips(root: str, filters: Sequence[Filter]) -> list[ExportedClip]:
@@ -195,5 +195,6 @@ def _write_shard(uri: str, shard: Sequence[Sample]) -> None:
             except FileNotFoundError as err:
                 message = f"clip {sample['clip_id']}: {sample['uri']} does not exist (pyramid manifest verify)"
                 raise TableError(message) from err
-            text = {"txt": sample["text"].encode()} if sample["text"] else {}
+            # An empty text for a clip without a caption: readers expect the same members in every sample.
+            text = {"txt": sample["text"].encode()}
             archive.write({"__key__": sample["clip_id"], "mp4": clip, "json": sample["json"].encode()} | text)

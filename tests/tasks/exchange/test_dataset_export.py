@@ -51,7 +51,8 @@ def test_shards_hold_each_clip_with_its_caption_and_what_is_known_of_it(root, tm
         archive.extractall(tmp_path, filter="data")
     contents = {name: (tmp_path / name).read_bytes() for name in names}
     assert [name for name in names if name.endswith(".mp4")] == [f"{clip}.mp4" for clip in CLIPS]
-    assert {name[:-4]: text.decode() for name, text in contents.items() if name.endswith(".txt")} == TEXTS
+    texts = {name[:-4]: text.decode() for name, text in contents.items() if name.endswith(".txt")}
+    assert texts == dict.fromkeys(CLIPS, "") | TEXTS  # readers expect the same members in every sample
     about = json.loads(contents[f"{CLIPS[3]}.json"])
     assert (about["scores"], about["num_frames"], about["video_end_s"]) == ({"motion": 3 / 8}, 9, 9 / 8)
     uri = dict(zip(*(read_table(root, "clips")[name].to_pylist() for name in ("clip_id", "uri")), strict=True))
@@ -87,7 +88,7 @@ def test_the_csv_has_the_columns_of_open_sora_and_all_scores(root, tmp_path):
     header = "path,text,num_frames,height,width,aspect_ratio,fps,resolution,motion"
     assert ",".join(rows[0]) == header
     assert [(Path(row["path"]).stem, float(row["motion"])) for row in rows] == [
-        (clip, index / 8) for index, clip in enumerate(CLIPS) if index / 8 > 0.3
+        (clip, index / 8) for index, clip in enumerate(CLIPS) if index / 8 > 0.3 and clip in TEXTS
     ]
 
 
@@ -122,9 +123,9 @@ def test_exported_shards_and_lines_can_be_ingested_again_with_their_captions(ray
     export_dataset(root, "webdataset", str(tmp_path / "shards"))
     export_dataset(root, "open-sora", str(tmp_path / "train.csv"))
     run = Run(root=str(tmp_path / "again"), ray=RayConfig(num_cpus=2))
-    for source in ("shards", "train.csv"):
+    for source, count in (("shards", 6), ("train.csv", 5)):
         result = ingest(run, IngestConfig(source=str(tmp_path / source)))
-        assert (result.num_ok, result.num_failed) == (6, 0)
+        assert (result.num_ok, result.num_failed) == (count, 0)
     rows = read_table(run.root, "sources").to_pylist()
     assert len({row["video_id"] for row in rows}) == 6
     texts = [(Path(row["path"]).stem, json.loads(row["annotations"])[0]["text"]) for row in rows if row["annotations"]]

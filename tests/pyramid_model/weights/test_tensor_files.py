@@ -27,7 +27,7 @@ class RunsCode:
 def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
     torch.save({"features.0.weight": RunsCode()}, tmp_path / "vgg16.pth")
     with pytest.raises(ValueError, match="without running code"):
-        load_perceptual(tmp_path / "vgg16.pth", tmp_path / "vgg16.pth")
+        load_perceptual([tmp_path / "vgg16.pth", tmp_path / "vgg16.pth"])
     assert not capsys.readouterr().out
 
 

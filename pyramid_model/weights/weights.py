@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
+from numpy.lib.format import read_array
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -164,8 +164,11 @@ def load_perceptual(
 def _flax_lpips(path: Path) -> dict[str, Tensor]:
     """Tensors of an .npz file by the names of torchvision and LPIPS."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            stored = {name: torch.from_numpy(np.array(arrays[name])).float() for name in arrays}
+        with zipfile.ZipFile(path) as archive:
+            stored = {
+                name.removesuffix(".npy"): torch.from_numpy(read_array(archive.open(name), allow_pickle=False)).float()
+                for name in archive.namelist()
+            }
     except (zipfile.BadZipFile, ValueError) as err:
         raise ValueError(f"{path} is not an .npz file of arrays: {err}") from err
     tensors = {}

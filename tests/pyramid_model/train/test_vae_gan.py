@@ -133,6 +133,9 @@ def test_an_npz_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match="unexpected: a"):
         load_perceptual([tmp_path / "other.npz"], "alexnet")
+    np.savez(tmp_path / "code.npz", a=np.array([print], dtype=object))
+    with pytest.raises(ValueError, match=r"code\.npz is not an \.npz file of arrays: Object arrays cannot be loaded"):
+        load_perceptual([tmp_path / "code.npz"], "alexnet")
     Path(tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.npz is not an \.npz file"):
         load_perceptual([tmp_path / "text.npz"], "alexnet")

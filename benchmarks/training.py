@@ -148,11 +148,10 @@ def vae_step() -> Line:
     losses = {}
     for _ in range(4):
         for name, spent in times.items():
-            contiguous = patch.object(autoencoder, "store_by_frame", torch.Tensor.contiguous)
-            with ExitStack() as stack:
+            with ExitStack() as contexts:
                 if name == "plain":
-                    stack.enter_context(plain_convolutions())
-                    stack.enter_context(contiguous)
+                    contexts.enter_context(plain_convolutions())
+                    contexts.enter_context(patch.object(autoencoder, "store_by_frame", torch.Tensor.contiguous))
                 started = time.process_time()
                 loss, _ = objective(frames, torch.Generator().manual_seed(0))
                 loss.backward()

@@ -34,12 +34,20 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], pads: 
     Returns:
         (b n h*d).
     """
+    query_ends = [end for end in ends if end > k.shape[1] - q.shape[1]]
+    return by_padding(lambda q, k, v, pad: _attend_frames(q, k, v, query_ends, pad), q, k, v, pads)
+
+
+def by_padding(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, pads: Sequence[int]) -> Tensor:
+    """Call `attend(q, k, v, pad=…)` for consecutive samples with the same padding.
+
+    q, k, v: (b n h d) each; `attend` gets them as (b h n d). Returns its results, concatenated along b.
+    """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    query_ends = [end for end in ends if end > k.shape[2] - q.shape[2]]
     outputs, first = [], 0
-    for pad, samples in groupby(pads):  # consecutive samples with the same padding share the calls
+    for pad, samples in groupby(pads):
         stop = first + len(list(samples))
-        outputs.append(_attend_frames(q[first:stop], k[first:stop], v[first:stop], query_ends, pad))
+        outputs.append(attend(q[first:stop], k[first:stop], v[first:stop], pad=pad))
         first = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -84,12 +92,15 @@ def frame_mask(ends: Sequence[int], pads: Sequence[int], first: int) -> Tensor |
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, pads: Sequence[int]) -> Tensor:
     """As `frame_attention`, in one call with the mask of `frame_mask`."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
-    out = out.transpose(1, 2).flatten(2)
-    first = k.shape[1] - q.shape[1]
+    return without_padding(out.transpose(1, 2).flatten(2), pads, first=k.shape[1] - q.shape[1])
+
+
+def without_padding(out: Tensor, pads: Sequence[int], first: int = 0) -> Tensor:
+    """The attention output (b n d) with zeros at padding; first: index of its first token in the sequence."""
     if max(pads) <= first:
         return out
-    token = torch.arange(first, k.shape[1], device=q.device)
-    return out.masked_fill((token < torch.tensor(pads, device=q.device)[:, None])[..., None], 0)
+    token = torch.arange(first, first + out.shape[1], device=out.device)
+    return out.masked_fill((token < torch.tensor(pads, device=out.device)[:, None])[..., None], 0)
 
 
 def in_chunks(apply: Callable[..., Tensor], *tokens: Tensor) -> Tensor:

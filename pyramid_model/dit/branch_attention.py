@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyramid_model.dit.attention import MAX_MASKED
+from pyramid_model.dit.attention import MAX_MASKED, by_padding, without_padding
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,7 @@ def branch_attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], pad
     Returns:
         (b n h*d).
     """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    outputs, first = [], 0
-    for pad, samples in groupby(pads):  # consecutive samples with the same padding share the calls
-        stop = first + len(list(samples))
-        outputs.append(_attend_spans(q[first:stop], k[first:stop], v[first:stop], spans, pad))
-        first = stop
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return by_padding(lambda q, k, v, pad: _attend_spans(q, k, v, spans, pad), q, k, v, pads)
 
 
 def _attend_spans(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span], pad: int) -> Tensor:
@@ -118,11 +111,7 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, pads: Seque
     """As `branch_attention`, in one call with the mask of `flex_mask`."""
     call = _compiled() if q.is_cuda else _flex_attention()
     out = call(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=block_mask)
-    out = out.transpose(1, 2).flatten(2)
-    if not any(pads):
-        return out
-    token = torch.arange(out.shape[1], device=q.device)
-    return out.masked_fill((token < torch.tensor(pads, device=q.device)[:, None])[..., None], 0)
+    return without_padding(out.transpose(1, 2).flatten(2), pads)
 
 
 def _flex_attention() -> Any:

@@ -25,7 +25,7 @@ from pyramid_model.dit.rope import rotation_table
 
 @dataclass(frozen=True)
 class Branch:
-    """One noisy clip of a column, with the clips that it does not share.
+    """A noisy clip of a column, with the history clips that belong to it alone.
 
     num_clips: clips of the branch, its noisy clip the last.
     num_shared: first frames of the column's shared clip that come before them.

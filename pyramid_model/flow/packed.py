@@ -21,7 +21,7 @@ from pyramid_model.dit.branches import Branch, Branches
 from pyramid_model.flow.corruption import Corruption
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.noise import Noise
-from pyramid_model.flow.path import noise_pyramid, stage_endpoints
+from pyramid_model.flow.path import frames_of, noise_pyramid, stage_endpoints
 from pyramid_model.flow.schedule import NUM_TIMESTEPS, Schedule, local_times
 
 
@@ -79,12 +79,6 @@ def packed_columns(
         rows = list(range(column, latents.shape[0], g))
         _append_columns(packed, noisy, past, stage, rows, schedule.config.frames_per_unit)
     return packed
-
-
-def frames_of(unit: int, frames_per_unit: int) -> slice:
-    """Range of latent frames of a unit, counted from 0; the first unit has one frame."""
-    stop = 1 + unit * frames_per_unit
-    return slice(max(0, stop - frames_per_unit) if unit else 0, stop)
 
 
 def _noisy_units(

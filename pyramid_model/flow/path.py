@@ -144,6 +144,12 @@ def units_in(num_frames: int, frames_per_unit: int) -> int:
     return 1 + (num_frames - 1) // frames_per_unit
 
 
+def frames_of(unit: int, frames_per_unit: int) -> slice:
+    """Range of latent frames of a unit, counted from 0; the first unit has one frame."""
+    stop = 1 + unit * frames_per_unit
+    return slice(max(0, stop - frames_per_unit) if unit else 0, stop)
+
+
 def units_to_train(
     call: int, rank: int, sync_group: int, max_units: int, available_units: int, num_stages: int = 3
 ) -> tuple[int, ...]:

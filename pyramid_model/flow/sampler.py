@@ -13,7 +13,7 @@ from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.history import history_clips, latent_pyramid
 from pyramid_model.flow.jump import jump
 from pyramid_model.flow.noise import Noise
-from pyramid_model.flow.path import noise_pyramid, units_in
+from pyramid_model.flow.path import frames_of, noise_pyramid, units_in
 from pyramid_model.flow.reuse import HistoryReuse
 from pyramid_model.flow.schedule import Schedule, euler_step, sampling_local_times
 from pyramid_model.text import TextFeatures
@@ -65,8 +65,7 @@ class Sampling:
         """Range of latent frames of a unit, counted from 0."""
         if self.at_once:
             return slice(0, self.size[0])
-        stop = 1 + unit * self.pyramid.frames_per_unit
-        return slice(max(0, stop - self.pyramid.frames_per_unit) if unit else 0, stop)
+        return frames_of(unit, self.pyramid.frames_per_unit)
 
 
 def sample_video(

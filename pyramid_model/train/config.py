@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pyramid_model.config import NOT_IDENTITY, Config, PyramidConfig
+from pyramid_model.config import NOT_IDENTITY, Config, DiTConfig, PyramidConfig
 
 
 class OptimConfig(Config):
@@ -216,6 +216,10 @@ class DiTLossConfig(Config):
         description="most units of a clip that a step trains, drawn at random, if the model's history_time is clean: "
         "such a model trains all units of a clip in one sequence, which needs memory; null: all",
     )
+
+    def packs(self, dit: DiTConfig) -> bool:
+        """Whether a step trains several units of a clip in one sequence (`flow.packed`)."""
+        return self.autoregressive and dit.causal and dit.clean_history
 
     def ratios(self, pyramid: PyramidConfig) -> tuple[int, ...]:
         """Number of columns of each stage, coarse to fine."""

@@ -109,7 +109,7 @@ class DiTObjective(nn.Module):
         self.schedule = Schedule(pyramid)
         self.config = config
         self.sync_group = sync_group
-        self.is_packed = config.autoregressive and dit.config.causal and dit.config.clean_history
+        self.is_packed = config.packs(dit.config)
         self.max_units = units_in(longest, pyramid.frames_per_unit) if longest else sync_group
         if self.max_units < sync_group:
             raise ValueError(

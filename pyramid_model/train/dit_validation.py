@@ -10,8 +10,7 @@ from torch import Tensor
 from pyramid_model.config import PyramidConfig
 from pyramid_model.dit.transformer import DiT
 from pyramid_model.flow.noise import Noise
-from pyramid_model.flow.packed import frames_of
-from pyramid_model.flow.path import units_in
+from pyramid_model.flow.path import frames_of, units_in
 from pyramid_model.flow.sampler import Sampling, sample_video
 from pyramid_model.flow.schedule import Schedule
 from pyramid_model.metrics.linear_predictor import LinearPredictor

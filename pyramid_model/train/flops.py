@@ -129,7 +129,7 @@ def sample_flops(
     """
     size, ratios = (shape[1], shape[2], shape[3]), loss.ratios(pyramid)
     units = units_in(size[0], pyramid.frames_per_unit) if loss.autoregressive else 1
-    is_packed = loss.autoregressive and config.causal and config.clean_history
+    is_packed = loss.packs(config)
     num_trained = min(units, loss.packed_units or units) if is_packed else 1
     total = 0
     for stage, ratio in enumerate(ratios):

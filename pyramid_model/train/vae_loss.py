@@ -54,6 +54,7 @@ class VAEObjective(nn.Module):
         super().__init__()
         self.vae = vae
         self.config = config
+        self.perceptual: PerceptualDistance | None = None  # LPIPS for validation, where the loss has it
 
     def forward(self, frames: Tensor, generator: Generator, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """See `vae_loss`. step: optimiser step; without effect here."""

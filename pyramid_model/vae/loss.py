@@ -136,7 +136,7 @@ def discriminator_loss(
 
 
 def gradient_norm(term: Tensor, last_layer: Tensor) -> Tensor:
-    """Norm of a term's gradient at the last layer, without gradient."""
+    """Norm of the gradient of a loss term with respect to the last layer; a constant."""
     (gradient,) = torch.autograd.grad(term, last_layer, retain_graph=True)
     return gradient.norm().detach()
 

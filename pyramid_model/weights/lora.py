@@ -173,7 +173,7 @@ class Adapters:
             self.layers[name].weight.copy_(original.float() + self._update(name, original, adapters))
 
     def _update(self, name: str, original: Tensor, adapters: Sequence[tuple[LoRA, float]]) -> Tensor:
-        """Sum of all adapters of a layer, float32."""
+        """What all adapters together add to the weight of a layer, float32."""
         update = torch.zeros_like(original, dtype=torch.float32)
         for lora, weight in adapters:
             for released, (a, b) in lora.pairs.items():

@@ -72,7 +72,7 @@ def _of_table(text: str, file: str) -> list[str]:
 
 
 def _column(names: Iterable[str]) -> str:
-    """The first of COLUMNS among these names, as it is written there; "" if none is."""
+    """The first of COLUMNS that occurs in these names, in their upper and lower case; "" if none does."""
     written = {name.strip().lower(): name for name in names}
     return next((written[name] for name in COLUMNS if name in written), "")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyramid_model.config import UsedLoRA
-from tasks.models.folders import dit_config
+from tasks.models.folders import empty_dit
 from tasks.tables import storage
 from tasks.tables.stored_folders import local_folder
 
@@ -27,21 +27,12 @@ def checked_hashes(loras: Sequence[UsedLoRA], dit: str) -> list[list[str | float
     """
     if not loras:
         return []
-    import torch
+    from pyramid_model.weights.lora import Adapters, load_lora, lora_hash
 
-    from pyramid_model.config import MMDiTConfig
-    from pyramid_model.dit.miniflux import MiniFlux
-    from pyramid_model.dit.mmdit import MMDiT
-    from pyramid_model.weights.lora import Adapters, lora_hash
-
-    config = dit_config(dit)
-    with torch.device("meta"):
-        adapters = Adapters(MMDiT(config) if isinstance(config, MMDiTConfig) else MiniFlux(config))
-    for lora in loras:
-        adapters.check(_load(lora))
-    hashes: list[list[str | float]] = []
+    adapters, hashes = Adapters(empty_dit(dit)), []
     for lora in loras:
         with local_folder(lora.folder) as folder:
+            adapters.check(load_lora(folder))
             hashes.append([lora_hash(folder), lora.weight])
     return hashes
 

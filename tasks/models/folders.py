@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from pyramid_model.config import Config, MiniFluxConfig, MMDiTConfig, VAEConfig
+from pyramid_model.config import Config, VAEConfig
 from pyramid_model.weights.record import TRAINING_FILE, ModelFolder, TrainedModel, parse_record
 from tasks.running.errors import StepError
 from tasks.running.run import Run
@@ -139,27 +139,24 @@ def vae_config(uri: str) -> VAEConfig:
     return vae_config_from_released(json.loads(storage.read_bytes(storage.join(uri, CONFIG_FILE))))
 
 
-def dit_config(uri: str) -> MiniFluxConfig | MMDiTConfig:
-    """Config of the DiT in a folder at any URI; its weights are not read.
+def empty_dit(uri: str) -> "DiT":
+    """The DiT of the config in a folder at any URI, without weights.
 
     Raises:
         OSError: the folder has no config.json.
         ValueError: it is not that of a DiT.
     """
-    from pyramid_model.weights.released_names import (
-        CONFIG_FILE,
-        MINIFLUX_CLASS,
-        MMDIT_CLASS,
-        miniflux_config_from_released,
-        mmdit_config_from_released,
-    )
-    from pyramid_model.weights.weights import class_of
+    from pyramid_model.dit.transformer import DiT
+    from pyramid_model.weights.released_names import CONFIG_FILE, MINIFLUX_CLASS, MMDIT_CLASS
+    from pyramid_model.weights.weights import class_of, empty_model
 
     released = json.loads(storage.read_bytes(storage.join(uri, CONFIG_FILE)))
-    readers = {MINIFLUX_CLASS: miniflux_config_from_released, MMDIT_CLASS: mmdit_config_from_released}
-    if class_of(released) not in readers:
-        raise ValueError(f"it holds a {class_of(released) or 'model of no class'}, not one of {', '.join(readers)}")
-    return readers[class_of(released)](released)
+    if class_of(released) not in (MINIFLUX_CLASS, MMDIT_CLASS):
+        kinds = f"{MINIFLUX_CLASS}, {MMDIT_CLASS}"
+        raise ValueError(f"it holds a {class_of(released) or 'model of no class'}, not one of {kinds}")
+    dit, _ = empty_model(released)
+    assert isinstance(dit, DiT), "its class is one of these two"
+    return dit
 
 
 def changed_weights(uri: str, expected_hash: str, kind: str = "weights") -> str:

@@ -127,7 +127,7 @@ def _list_of_card(folder: str) -> str:
 
 
 def _read_sidecars(videos: set[str], beside: Mapping[str, list[str]], told: Told, hosts: Allowed) -> None:
-    """Add the captions of files with the names of videos."""
+    """Add captions from files that have the name of a video and another suffix."""
     missing = [uri for uri in sorted(videos) if uri not in told.of and _stem(uri) in beside]
     with ThreadPoolExecutor(READS) as pool:
         read = list(pool.map(lambda uri: _of_video(beside[_stem(uri)], hosts), missing))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from tasks.sources.card import card_uri
 from tasks.sources.folder_cards import CardUnreachableError, FolderCards
 from tasks.sources.ingest import IngestConfig
 from tasks.sources.list_formats import Entry
@@ -67,7 +66,7 @@ def _captions_of_cards(source: Source, hosts: Allowed) -> tuple[dict[str, str], 
             continue
         if not card or not card.captions:
             continue
-        uri = storage.join(card_uri(folder).rpartition("/")[0], card.captions)
+        uri = storage.join(folder, card.captions)
         if uri not in names:
             names[uri] = _texts(uri, hosts)
         captions[file.place] = names[uri].get(file.path, "")

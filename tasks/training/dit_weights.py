@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pyramid_model.config import LoRAConfig, MiniFluxConfig, MMDiTConfig
 from pyramid_model.weights.record import ModelFolder
-from tasks.models.folders import dit_config, find_model, read_dit
+from tasks.models.folders import empty_dit, find_model, read_dit
 from tasks.running.errors import StepError
 from tasks.running.run import Run
 
@@ -32,7 +32,7 @@ def initial_model(run: Run, init_from: str, sizes: MiniFluxConfig | MMDiTConfig,
         return None
     model = find_model(run, "dit", init_from)
     try:
-        its = dit_config(model.uri)
+        its = empty_dit(model.uri).config
     except (OSError, ValueError) as err:
         raise StepError(f"train_dit.init_from {init_from!r} cannot be used: {err}") from err
     if type(its) is not type(sizes):

@@ -326,7 +326,7 @@ class VAETraining:
         from pyramid_model.train.vae_loss import validate_vae
 
         whole = [clip[: self.config.model.whole_frames(len(clip))] for clip in self.val]
-        return validate_vae(objective.vae, whole, getattr(objective, "perceptual", None))
+        return validate_vae(objective.vae, whole, objective.perceptual)
 
     def baselines(self, objective: "VAEObjective") -> dict[str, float]:
         """`val_psnr_linear`: dB of the linear codec with as many numbers as the VAE, fitted to training clips."""
